@@ -1,0 +1,25 @@
+"""The failures a user can meet, each with a name. ``exit_status`` is what the command line returns for it."""
+
+
+class SaecacheError(Exception):
+    """A failure that is told to the user as one message, without a stack trace."""
+
+    exit_status = 1
+
+
+class UsageError(SaecacheError, ValueError):
+    """Bad usage, configuration or input, found before any long work. The message says expected, got, where, fix."""
+
+    exit_status = 2
+
+
+class CorruptCacheError(SaecacheError):
+    """Stored bytes are not what the manifest or their checksum says. The message names the file."""
+
+
+class IncompleteCacheError(SaecacheError):
+    """The folder holds an unfinished cache: there is no manifest yet."""
+
+
+class BadActivationError(SaecacheError):
+    """NaN, Inf or overflow in the activations. The message names the hook, the document and the position."""

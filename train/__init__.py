@@ -1,0 +1,41 @@
+"""Store -> SAEs. ``saecache.train(config, cache)`` calls this module."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .pairs import Pairs as Pairs
+    from .runner import TrainResult as TrainResult
+    from .runner import run as run
+    from .sae import SAE as SAE
+    from .sae import load_sae as load_sae
+
+__all__ = ["SAE", "Pairs", "TrainConfig", "TrainResult", "load_sae", "run"]
+
+_LAZY = {  # these import torch, so they wait until they are used
+    "Pairs": ".pairs",
+    "SAE": ".sae",
+    "TrainResult": ".runner",
+    "load_sae": ".sae",
+    "run": ".runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _CallableModule(ModuleType):
+    """Lets the package be called: its name is also the public function's name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
