@@ -44,6 +44,11 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         module, attribute = _PUBLIC[name]
         return getattr(import_module(module, __name__), attribute)
+    if name in (
+        "harvest",
+        "train",
+    ):  # packages that can be called: the folder and the function share the name
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'saecache' has no attribute {name!r}")
 
 

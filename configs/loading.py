@@ -129,7 +129,9 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
         valid = f"; known keys here: {', '.join(known)}" if known else ""
         return f"{place}: unknown key{_suggest(key, known)}{valid}"
     if detail["type"] in ("union_tag_invalid", "literal_error"):
-        expected = str(detail.get("ctx", {}).get("expected_tags") or detail.get("ctx", {}).get("expected", ""))
+        expected = str(
+            detail.get("ctx", {}).get("expected_tags") or detail.get("ctx", {}).get("expected", "")
+        )
         got = str(detail.get("ctx", {}).get("tag", detail.get("input")))
         names = [name.strip(" '\"") for name in expected.replace(" or ", ", ").split(",")]
         return f"{place}: got {got!r}{_suggest(got, names)}; expected one of {', '.join(names)}"
