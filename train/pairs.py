@@ -1,0 +1,90 @@
+"""Sparse codes: the (row, latent, value) triples of a batch, in compressed rows.
+
+Legend: B rows of the batch, F latents, P pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """The nonzero entries of a [B, F] code matrix, by rows (CSR). ``P`` is what a step costs, not ``B * F``.
+
+    Attributes:
+        row_ptr: int64 [B + 1]; the pairs of row ``b`` are ``row_ptr[b]:row_ptr[b + 1]``.
+        latent: int64 [P], ascending within a row, at most once per row.
+        value: float32 [P].
+        num_latents: F.
+    """
+
+    row_ptr: Tensor
+    latent: Tensor
+    value: Tensor
+    num_latents: int
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.row_ptr.numel() - 1
+
+    def __len__(self) -> int:
+        """P."""
+        return self.latent.numel()
+
+    def rows(self) -> Tensor:
+        """The row of every pair: int64 [P], ascending."""
+        index = torch.arange(self.num_rows, device=self.row_ptr.device)
+        return torch.repeat_interleave(index, self.row_ptr.diff(), output_size=len(self))
+
+    def with_value(self, value: Tensor) -> "Pairs":
+        """The same places with other values, [P]."""
+        return Pairs(row_ptr=self.row_ptr, latent=self.latent, value=value, num_latents=self.num_latents)
+
+    def keep(self, mask: Tensor) -> "Pairs":
+        """Only the pairs where ``mask`` (bool [P]) holds; the rows stay."""
+        if bool(mask.all()):
+            return self
+        kept = torch.zeros(len(self) + 1, dtype=torch.int64, device=mask.device)
+        torch.cumsum(mask, 0, out=kept[1:])
+        return Pairs(
+            row_ptr=kept[self.row_ptr],
+            latent=self.latent[mask],
+            value=self.value[mask],
+            num_latents=self.num_latents,
+        )
+
+    def slice_rows(self, start: int, stop: int) -> "Pairs":
+        """Rows ``start:stop`` as views of the same memory (``row_ptr`` is new)."""
+        first, last = int(self.row_ptr[start]), int(self.row_ptr[stop])
+        return Pairs(
+            row_ptr=self.row_ptr[start : stop + 1] - first,
+            latent=self.latent[first:last],
+            value=self.value[first:last],
+            num_latents=self.num_latents,
+        )
+
+    def count_per_latent(self) -> Tensor:
+        """How many rows use each latent: int64 [F]."""
+        return torch.bincount(self.latent, minlength=self.num_latents)
+
+    def to_dense(self) -> Tensor:
+        """float32 [B, F], for tests and small batches."""
+        dense = torch.zeros(self.num_rows, self.num_latents, dtype=self.value.dtype, device=self.value.device)
+        dense[self.rows(), self.latent] = self.value
+        return dense
+
+    @staticmethod
+    def from_dense(dense: Tensor) -> "Pairs":
+        """The nonzero entries of ``dense`` [B, F]."""
+        rows, latent = dense.nonzero(as_tuple=True)
+        return Pairs.from_rows(rows, latent, dense[rows, latent], dense.shape[0], dense.shape[1])
+
+    @staticmethod
+    def from_rows(rows: Tensor, latent: Tensor, value: Tensor, num_rows: int, num_latents: int) -> "Pairs":
+        """From triples in ascending (row, latent) order: ``rows`` int64 [P], ``latent`` int64 [P], ``value`` [P]."""
+        row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(torch.bincount(rows, minlength=num_rows), 0, out=row_ptr[1:])
+        return Pairs(row_ptr=row_ptr, latent=latent, value=value, num_latents=num_latents)
