@@ -1,7 +1,6 @@
-"""YAML + ``key.sub=value`` overrides -> a frozen pydantic model, with errors that name the place and the fix."""
+"""YAML + ``key.sub=value`` overrides -> a frozen config, with errors that name the place and the fix."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..store.errors import UsageError
-from .recipes import Recipe, list_recipes
+from .recipes import find_recipe, suggest
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -54,19 +53,11 @@ def _read(name_or_path: str | Path, kinds: tuple[str, ...]) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.is_file():
         return path.read_text("utf-8"), str(path)
-    recipes: dict[str, Recipe] = {}
-    for kind in kinds:
-        for recipe in list_recipes(kind):
-            recipes[recipe.name] = recipe
-            recipes[f"{recipe.kind}/{recipe.name}"] = recipe
-    name = str(name_or_path).removesuffix(".yaml")
-    if name in recipes:
-        return recipes[name].text, f"recipe {name}"
-    hint = _suggest(name, recipes)
-    raise UsageError(
-        f"no config {str(name_or_path)!r}: it is neither a file here nor a shipped recipe{hint}. "
-        "'saecache recipes' lists the recipes."
-    )
+    try:
+        recipe = find_recipe(str(name_or_path), kinds)
+    except UsageError as error:
+        raise UsageError(f"{str(name_or_path)!r} is not a file here, and {error}") from None
+    return recipe.text, f"recipe {recipe.name}"
 
 
 def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
@@ -127,14 +118,14 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
         known = _known_keys(model, detail["loc"][:-1])
         key = str(detail["loc"][-1])
         valid = f"; known keys here: {', '.join(known)}" if known else ""
-        return f"{place}: unknown key{_suggest(key, known)}{valid}"
+        return f"{place}: unknown key{suggest(key, known)}{valid}"
     if detail["type"] in ("union_tag_invalid", "literal_error"):
         expected = str(
             detail.get("ctx", {}).get("expected_tags") or detail.get("ctx", {}).get("expected", "")
         )
         got = str(detail.get("ctx", {}).get("tag", detail.get("input")))
         names = [name.strip(" '\"") for name in expected.replace(" or ", ", ").split(",")]
-        return f"{place}: got {got!r}{_suggest(got, names)}; expected one of {', '.join(names)}"
+        return f"{place}: got {got!r}{suggest(got, names)}; expected one of {', '.join(names)}"
     if detail["type"] == "missing":
         return f"{place}: this setting is required"
     message = detail["msg"].removeprefix("Value error, ")
@@ -173,8 +164,3 @@ def _models_in(annotation: Any) -> list[Any]:
     if _is_model(annotation):
         return [annotation]
     return [found for argument in get_args(annotation) for found in _models_in(argument)]
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=3)
-    return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""

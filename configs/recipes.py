@@ -1,8 +1,12 @@
 """The recipes shipped in the wheel: ``configs/{harvest,train,papers}/*.yaml``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+
+from ..store.errors import UsageError
 
 KINDS = ("harvest", "train", "papers")
 
@@ -33,3 +37,28 @@ def list_recipes(kind: str | None = None) -> list[Recipe]:
                 name = entry.name.removesuffix(".yaml")
                 found.append(Recipe(kind=folder_name, name=name, text=entry.read_text("utf-8")))
     return found
+
+
+def find_recipe(name: str, kinds: tuple[str, ...] = KINDS) -> Recipe:
+    """The recipe called ``name`` or ``kind/name`` among ``kinds``.
+
+    Raises:
+        UsageError: there is none, or several kinds have one of that name.
+    """
+    wanted = name.removesuffix(".yaml")
+    recipes = [recipe for kind in kinds for recipe in list_recipes(kind)]
+    found = [r for r in recipes if wanted in (r.name, f"{r.kind}/{r.name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(f"{r.kind}/{r.name}" for r in found)
+        raise UsageError(f"{name!r} names several recipes; write one of {choices}")
+    raise UsageError(
+        f"no recipe {name!r}{suggest(wanted, [r.name for r in recipes])}; 'saecache recipes' lists them"
+    )
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'a' or 'b'?)``, or nothing when no known name is close."""
+    close = get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""

@@ -8,7 +8,7 @@ class SaecacheError(Exception):
 
 
 class UsageError(SaecacheError, ValueError):
-    """Bad usage, configuration or input, found before any long work. The message says expected, got, where, fix."""
+    """Bad usage, configuration or input, found before any long work: expected, got, where, fix."""
 
     exit_status = 2
 

@@ -1,0 +1,40 @@
+# Two commands for a fresh clone: "make demo" and "make test". Each makes its own environment first;
+# all they need is Python 3.11 or newer with pip.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint types check bench wheel clean
+
+demo: $(VENV)/.installed
+	$(BIN)/saecache demo --out $(DEMO)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy takes a package's name from its folder, and a clone may be called anything: hence the link.
+PACKAGES := saecache saecache.cli saecache.pipeline saecache.configs saecache.store saecache.harvest saecache.train saecache.evaluate
+types: $(VENV)/.installed
+	@mkdir -p build/types && ln -sfn ../.. build/types/saecache
+	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+check: lint types test
+
+bench: $(VENV)/.installed
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@

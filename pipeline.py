@@ -1,0 +1,106 @@
+"""The stages put together, for the commands that need more than one: ``evaluate`` with a model, and ``demo``.
+
+This is the one place above harvest, train and evaluate, which never import one another upwards.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .configs import load_config
+
+if TYPE_CHECKING:
+    from .evaluate.results import Results
+    from .harvest import LanguageModel
+    from .store import ActivationCache
+
+SHORT_DEMO = {  # what "saecache demo --short" changes
+    "harvest": ("num_tokens=60000",),
+    "train": ("epochs=1",),
+    "ce_tokens": 4_000,
+}
+
+
+def evaluate(
+    targets: Sequence[Path],
+    cache_path: Path | str,
+    *,
+    out: Path | None = None,
+    with_model: bool = True,
+    ce_tokens: int = 50_000,
+) -> "Results":
+    """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
+    from .evaluate import run
+    from .harvest import load_model_of
+    from .store import open_cache
+
+    cache = open_cache(cache_path)
+    model = load_model_of(cache.manifest) if with_model and _names_model(cache) else None
+    decode = None if model is None else _token_decoder(model)
+    return run(list(targets), cache, model=model, decode_token=decode, out=out, ce_tokens=ce_tokens)
+
+
+def _names_model(cache: "ActivationCache") -> bool:
+    return "model" in cache.manifest.identity
+
+
+def _token_decoder(model: "LanguageModel") -> Callable[[int], str]:
+    tokenizer = model.tokenizer
+    return lambda token: str(tokenizer.decode([token]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSummary:
+    """What the demo made: ``text`` for people, ``facts`` for ``--json``."""
+
+    text: str
+    facts: dict[str, Any]
+
+
+def demo(out: Path, *, short: bool = False) -> DemoSummary:
+    """Harvest the built-in model on the standard library's text, train five SAEs, evaluate, report.
+
+    Makes ``out/cache``, ``out/runs/demo``, ``out/results.json``, ``out/report.html``. Running it again on an
+    interrupted folder continues; on a finished one it only measures and reports again.
+    """
+    from .evaluate import format_table, write_report
+    from .harvest import HarvestConfig
+    from .harvest import run as run_harvest
+    from .train import TrainConfig
+    from .train import run as run_train
+
+    started = monotonic()
+    overrides = SHORT_DEMO if short else {}
+    harvest_config = load_config(HarvestConfig, "demo", overrides.get("harvest", ()), kinds=("harvest",))
+    train_config = load_config(TrainConfig, "demo", overrides.get("train", ()), kinds=("train",))
+    cache_path, run_dir = out / "cache", out / "runs" / "demo"
+    run_harvest(harvest_config, cache_path)
+    run_train(train_config, cache_path, run_dir)
+    ce_tokens = overrides.get("ce_tokens", 20_000)
+    results = evaluate([run_dir], cache_path, out=out / "results.json", ce_tokens=ce_tokens)
+    write_report([run_dir], out / "report.html", results=out / "results.json")
+    lines = [
+        "",
+        format_table(results),
+        "",
+        f"made in {monotonic() - started:.0f} s:",
+        f"  {cache_path}    the cache (any Zarr reader opens it)",
+        f"  {run_dir}    the SAEs, each in <name>/sae",
+        f"  {out / 'results.json'}    the figures above, and more",
+        f"  {out / 'report.html'}    open it in a browser",
+        "",
+        "try next:",
+        f"  saecache cache info {cache_path}",
+        f"  saecache train topk --cache {cache_path} --set variants.0.k=8 --out {out / 'runs' / 'topk-8'}",
+        "  saecache recipes",
+    ]
+    facts = {
+        "cache": str(cache_path),
+        "run": str(run_dir),
+        "results": json.loads(results.model_dump_json()),
+        "report": str(out / "report.html"),
+    }
+    return DemoSummary(text="\n".join(lines), facts=facts)

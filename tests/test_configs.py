@@ -1,0 +1,122 @@
+"""Every shipped recipe loads, every setting is read somewhere, and mistakes are told with the way out."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import saecache
+from saecache.configs import list_recipes, load_config
+from saecache.configs.loading import apply_override
+from saecache.harvest import HarvestConfig
+from saecache.store.errors import UsageError
+from saecache.train import TrainConfig
+
+ROOT = Path(saecache.__file__).parent
+PACKAGES = ("store", "harvest", "train", "evaluate")
+CLASS_OF_KIND = {"harvest": HarvestConfig, "train": TrainConfig, "papers": TrainConfig}
+
+
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda r: f"{r.kind}/{r.name}")
+def test_recipe_loads_and_says_what_it_is(recipe) -> None:
+    config = load_config(CLASS_OF_KIND[recipe.kind], f"{recipe.kind}/{recipe.name}", kinds=(recipe.kind,))
+    assert recipe.summary
+    assert type(config).model_validate(config.model_dump()) == config
+
+
+def test_the_ordered_recipes_are_there() -> None:
+    names = {recipe.name for recipe in list_recipes("harvest")}
+    assert "demo" in names
+    for model in ("pythia-160m", "gpt2", "qwen3", "pythia-2.8b"):
+        assert any(name.startswith(model) for name in names), (
+            f"no harvest recipe for {model}: {sorted(names)}"
+        )
+
+
+def config_classes() -> list[type[BaseModel]]:
+    found = {}
+    for package in PACKAGES:
+        folder = importlib.import_module(f"saecache.{package}")
+        for info in pkgutil.walk_packages(folder.__path__, f"saecache.{package}."):
+            if info.name.startswith("saecache.harvest.builtin.train_"):
+                continue
+            module = importlib.import_module(info.name)
+            for value in vars(module).values():
+                if (
+                    isinstance(value, type)
+                    and issubclass(value, BaseModel)
+                    and value.__module__.startswith("saecache.")
+                    and value.model_config.get("extra") == "forbid"
+                ):
+                    found[f"{value.__module__}.{value.__name__}"] = value
+    return list(found.values())
+
+
+def attributes_read() -> set[str]:
+    read = set()
+    for package in (*PACKAGES, "."):
+        pattern = "*.py" if package == "." else "**/*.py"
+        for path in (ROOT / package).glob(pattern):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    read.add(node.attr)
+    return read
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    classes = config_classes()
+    assert {HarvestConfig, TrainConfig} <= set(classes)
+    read = attributes_read()
+    unread = [f"{c.__name__}.{f}" for c in classes for f in c.model_fields if f not in read and f != "kind"]
+    assert not unread
+
+
+def test_configs_are_frozen_and_refuse_unknown_keys() -> None:
+    for config_class in config_classes():
+        assert config_class.model_config.get("frozen"), config_class
+
+
+def test_unknown_recipe_suggests(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'demo'"):
+        load_config(HarvestConfig, "dmeo")
+
+
+def test_unknown_key_names_the_known_ones() -> None:
+    with pytest.raises(
+        UsageError, match=r"sead: unknown key \(did you mean 'seed'\?\); known keys here: .*seed"
+    ):
+        load_config(HarvestConfig, "demo", ["sead=3"])
+
+
+def test_unknown_kind_lists_the_kinds() -> None:
+    with pytest.raises(
+        UsageError, match=r"(?s)got 'tokp'.*did you mean 'topk'.*expected one of .*batch_topk"
+    ):
+        load_config(TrainConfig, "demo", ["variants.0.kind=tokp"], kinds=("train",))
+
+
+def test_overrides_reach_nested_settings_and_items() -> None:
+    values = {"a": {"b": 1}, "items": [{"k": 1}, {"k": 2}]}
+    apply_override(values, "a.b=2")
+    apply_override(values, "new.deep=[1, 2]")
+    apply_override(values, "items.1.k=32")
+    assert values == {"a": {"b": 2}, "new": {"deep": [1, 2]}, "items": [{"k": 1}, {"k": 32}]}
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "items.7.k=1", "items.x.k=1", "a.b.c=1"])
+def test_bad_overrides_are_told(override: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        apply_override({"a": {"b": 1}, "items": [{"k": 1}]}, override)
+
+
+def test_bad_yaml_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1, 2")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_config(HarvestConfig, path)
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(UsageError, match="must hold a mapping"):
+        load_config(HarvestConfig, path)

@@ -1,0 +1,82 @@
+"""The house rules that a reader relies on: who imports whom, what stays light, which settings are read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import saecache
+
+ROOT = Path(saecache.__file__).parent
+LAYERS = {  # package -> the packages of ours it may import
+    "store": set(),
+    "configs": {"store"},
+    "harvest": {"store"},
+    "train": {"store"},
+    "evaluate": {"store", "train"},
+}
+
+
+def source_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages of ours that a file imports, relatively or absolutely, at any depth of its code."""
+    found = set()
+    package = ("saecache", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("saecache.")}
+    return found & {*LAYERS, "cli", "pipeline"}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_run_downwards(package: str) -> None:
+    assert source_files(package)
+    for path in source_files(package):
+        foreign = imported_packages(path) - LAYERS[package] - {package}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def test_the_import_check_sees_relative_and_absolute_imports(tmp_path: Path) -> None:
+    assert imported_packages(ROOT / "pipeline.py") >= {"harvest", "train", "evaluate", "store", "configs"}
+
+
+@pytest.mark.parametrize("module", ["saecache", "saecache.cli", "saecache.configs", "saecache.store.errors"])
+def test_light_modules_do_not_load_heavy_ones(module: str) -> None:
+    heavy = ["torch", "transformers", "datasets", "zarr", "numba", "numpy", "scipy"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_training_loads_no_language_model_library() -> None:
+    code = (
+        "import sys, saecache.train.runner, saecache.train.sae, saecache.store.reader;"
+        "print([name for name in ('transformers', 'datasets', 'tokenizers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_nothing_stored_is_unpickled_or_evaluated() -> None:
+    forbidden = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    for package in LAYERS:
+        for path in source_files(package):
+            tree = ast.parse(path.read_text("utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    assert not forbidden & {a.name.split(".")[0] for a in node.names}, path
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in {"eval", "exec"}, path
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "np.load"}:
+                    raise AssertionError(f"{path} loads pickles")
