@@ -1,0 +1,97 @@
+"""The command line as a user meets it: exit statuses, messages without stack traces, JSON on stdout."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["harvest", "train", "evaluate", "report", "recipes", "demo", "cache info", "cache verify"]
+
+
+def saecache(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from saecache.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def told(result: subprocess.CompletedProcess[str]) -> str:
+    """The message of a failed command; a stack trace is never one."""
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.startswith(("error: ", "Usage: ")), result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command: str) -> None:
+    result = saecache(*command.split(), "--help")
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) >= 5
+
+
+def test_help_is_quick() -> None:
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert saecache("--help").returncode == 0
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 0.3  # the best of five: what the code costs, not what the machine was doing
+
+
+def test_no_command_shows_the_help_and_fails() -> None:
+    assert saecache().returncode == 2
+
+
+def test_unknown_command_and_option_are_usage_errors() -> None:
+    assert saecache("harvset").returncode == 2
+    assert saecache("recipes", "--jsno").returncode == 2
+
+
+def test_recipes_as_text_and_json() -> None:
+    text = saecache("recipes")
+    assert text.returncode == 0
+    assert "demo" in text.stdout
+    listed = json.loads(saecache("recipes", "--json").stdout)
+    assert {"harvest", "train"} <= {entry["kind"] for entry in listed}
+    assert all(entry["summary"] for entry in listed)
+
+
+def test_recipe_is_printed_as_yaml() -> None:
+    result = saecache("recipes", "harvest/demo")
+    assert result.returncode == 0
+    assert "builtin:demo" in result.stdout
+
+
+def test_ambiguous_recipe_asks_which() -> None:
+    result = saecache("recipes", "demo")
+    assert result.returncode == 2
+    assert "harvest/demo" in told(result)
+
+
+def test_unknown_recipe_suggests(tmp_path: Path) -> None:
+    result = saecache("harvest", "dmeo", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "did you mean 'demo'" in told(result)
+    assert not any(tmp_path.iterdir())
+
+
+def test_unknown_key_suggests_and_leaves_nothing(tmp_path: Path) -> None:
+    result = saecache("harvest", "demo", "--set", "sede=1", "--out", tmp_path / "cache")
+    assert result.returncode == 2
+    assert "did you mean 'seed'" in told(result)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["cache", "info"], ["cache", "verify"]])
+def test_no_such_cache(command: list[str], tmp_path: Path) -> None:
+    result = saecache(*command, tmp_path / "nowhere")
+    assert result.returncode in (1, 2)
+    assert "nowhere" in told(result)
+
+
+def test_train_without_a_cache_is_told(tmp_path: Path) -> None:
+    result = saecache("train", "topk", "--cache", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert result.returncode in (1, 2)
+    assert "nowhere" in told(result)
+    assert not (tmp_path / "run").exists()
