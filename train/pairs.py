@@ -70,6 +70,11 @@ class Pairs:
         """How many rows use each latent: int64 [F]."""
         return torch.bincount(self.latent, minlength=self.num_latents)
 
+    def sum_per_latent(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` [P] over the pairs of each latent: [F], in the dtype of ``values``."""
+        summed = torch.bincount(self.latent, weights=values, minlength=self.num_latents)
+        return summed.to(values.dtype)
+
     def to_dense(self) -> Tensor:
         """float32 [B, F], for tests and small batches."""
         dense = torch.zeros(self.num_rows, self.num_latents, dtype=self.value.dtype, device=self.value.device)
@@ -84,7 +89,7 @@ class Pairs:
 
     @staticmethod
     def from_rows(rows: Tensor, latent: Tensor, value: Tensor, num_rows: int, num_latents: int) -> "Pairs":
-        """From triples in ascending (row, latent) order: ``rows`` int64 [P], ``latent`` int64 [P], ``value`` [P]."""
+        """From triples in ascending (row, latent) order: ``rows`` and ``latent`` int64 [P], ``value`` [P]."""
         row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=rows.device)
         torch.cumsum(torch.bincount(rows, minlength=num_rows), 0, out=row_ptr[1:])
         return Pairs(row_ptr=row_ptr, latent=latent, value=value, num_latents=num_latents)

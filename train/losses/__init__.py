@@ -1,0 +1,1 @@
+"""Loss terms beside the reconstruction, each once."""

@@ -1,0 +1,35 @@
+"""AuxK: dead latents reconstruct what the living ones left over. Gao et al. 2024, section 3.1 and appendix A.2."""
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from ..batch import Batch
+from ..selection import select_per_row
+from ..step import backpropagate, reconstruct
+
+
+class AuxK(BaseModel):
+    """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed, and ê = the decoding
+    of the top ``k`` dead latents of each row after ReLU, without bias. Its gradient reaches W_dec and the encoder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coefficient: PositiveFloat = 1 / 32
+    k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
+
+    def __call__(self, part: Batch, error: Tensor) -> None:
+        """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
+        dead = part.dead.nonzero().flatten()
+        if dead.numel() == 0:
+            return
+        k = min(self.k or default_k(error.shape[1]), dead.numel())
+        chosen = select_per_row(part.blocks(dead), part.num_rows, dead.numel(), k)
+        codes = part.relabelled(chosen.keep(chosen.value > 0), dead)
+        _, d_value = reconstruct(part, codes, -error, weight=self.coefficient, name="auxk")
+        backpropagate(part, codes, d_value)
+
+
+def default_k(d_model: int) -> int:
+    """The largest power of two that is at most half of ``d_model``: 256 for 768."""
+    return 1 << max((d_model // 2).bit_length() - 1, 0)

@@ -1,0 +1,165 @@
+"""A trained SAE: weights, how it encodes, and where it comes from. ``load_sae(folder)`` and ``sae.save(folder)``.
+
+A folder holds ``cfg.json`` and ``weights.safetensors``; nothing in it is ever unpickled.
+Legend: B rows, D model width, F latents, P pairs.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ..store.durable import write_bytes
+from ..store.errors import UsageError
+from ..store.normalization import Normalizer
+from .batch import Rows
+from .kernels import decode
+from .pairs import Pairs
+from .variants import AnyVariant
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
+ENCODE_ROWS = 16384  # rows encoded at a time by forward()
+Space = Literal["normalized", "raw"]
+
+
+class SAEConfig(BaseModel):
+    """``cfg.json``. ``variant`` holds every setting of the kind; the fields before it are there to be read easily."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    kind: str
+    name: str
+    d_model: int
+    num_latents: int
+    k: float | None  # active latents per row that training asked for
+    inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
+    hook: str
+    normalization: dict[str, Any]  # of store.normalization.Normalizer
+    variant: SerializeAsAny[AnyVariant]
+    cache: dict[str, Any]  # fingerprint, model, ... of the rows it was trained on
+    training: dict[str, Any]  # steps, rows, seed, learning rate, ...
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder: x ≈ codes @ W_dec + b_dec.
+
+    Attributes:
+        W_enc, W_dec: float32 [F, D]; b_enc [F]; b_dec [D]. Further tensors of the variant (``threshold``) beside them.
+    """
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+
+    def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.normalizer = Normalizer.from_dict(cfg.normalization)
+        expected = {
+            "W_enc": (cfg.num_latents, cfg.d_model),
+            "W_dec": (cfg.num_latents, cfg.d_model),
+            "b_enc": (cfg.num_latents,),
+            "b_dec": (cfg.d_model,),
+        }
+        for name, shape in expected.items():
+            got = tuple(tensors[name].shape) if name in tensors else None
+            if got != shape:
+                raise UsageError(f"SAE {cfg.name}: tensor {name} should have shape {shape}, got {got}")
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """The inference threshold, [] or [F]; None for rules without one."""
+        return cast("Tensor | None", self._buffers.get("threshold"))
+
+    @torch.no_grad()
+    def encode(
+        self, x: Tensor, *, input: Space = "normalized", sparse: bool = False, as_trained: bool = False
+    ) -> Tensor | Pairs:
+        """Codes of rows ``x`` [B, D].
+
+        Args:
+            input: ``normalized`` when x comes as the cache hands it out under ``cfg.normalization``, ``raw`` when it
+                comes from the model: it is then normalized here.
+            sparse: :class:`Pairs` instead of a dense float32 [B, F].
+            as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.
+        """
+        pairs = self._encode(self._normalized(x, input)[0], as_trained)
+        return pairs if sparse else pairs.to_dense()
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor | Pairs) -> Tensor:
+        """Codes (dense [B, F] or pairs) to normalized rows [B, D]."""
+        if isinstance(codes, Tensor):
+            return codes @ self.W_dec + self.b_dec
+        return decode(codes, self.W_dec, self.b_dec)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:
+        """The reconstruction of ``x`` [..., D], in the space x came in: raw in, raw out (normalization inverted)."""
+        flat = x.reshape(-1, self.cfg.d_model)
+        return torch.cat([self._reconstruct(part, input) for part in flat.split(ENCODE_ROWS)]).reshape(
+            x.shape
+        )
+
+    def _reconstruct(self, x: Tensor, input: Space) -> Tensor:
+        normalized, removed = self._normalized(x, input)
+        reconstruction = self.decode(self._encode(normalized, as_trained=False))
+        if input == "raw":
+            reconstruction = self.normalizer.invert(reconstruction, removed)
+        return reconstruction.to(x.dtype)
+
+    def _normalized(self, x: Tensor, input: Space) -> tuple[Tensor, Any]:
+        if x.dim() != 2 or x.shape[1] != self.cfg.d_model:
+            raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
+        if input == "raw":
+            return self.normalizer.apply(x.float())
+        if input == "normalized":
+            return x.float(), None
+        raise UsageError(f"input must be 'normalized' or 'raw', got {input!r}")
+
+    def _encode(self, x: Tensor, as_trained: bool) -> Pairs:
+        tensors = dict(self.named_buffers())
+        rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors)
+        return self.cfg.variant.encode(rows, as_trained=as_trained)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``weights.safetensors``, then ``cfg.json``, each whole or not at all. Equal SAEs give equal bytes."""
+        folder = Path(folder)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.named_buffers()}
+        write_bytes(folder / WEIGHTS_FILE, save_tensors(tensors, metadata={"format": "pt"}))
+        write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
+
+
+def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
+    """The SAE in ``folder``: a run's ``<variant>/sae``, or one of its checkpoints.
+
+    Raises:
+        UsageError: no SAE there, an unknown kind, a newer format, or weights that contradict the config.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"{folder}: SAE format {version}; this version of saecache reads {FORMAT_VERSION}"
+            )
+        cfg = SAEConfig.model_validate(values)
+        tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+    except (ValidationError, json.JSONDecodeError, SafetensorError) as error:
+        raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
+    return SAE(cfg, tensors).to(device)

@@ -1,0 +1,93 @@
+"""What one kind of SAE is: its settings (the fields) and its rules (the methods).
+
+A variant is frozen and holds no tensors. What changes while it trains lives in named tensors that the engine
+owns (``parameters`` and ``state``), so that checkpoints hold everything and no variant has to save itself.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor
+
+from .batch import Batch, Rows
+from .optimizer_config import OptimizerOverrides
+from .pairs import Pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known before the first step; what a variant's settings are checked against."""
+
+    d_model: int
+    num_latents: int
+    batch_rows: int
+    num_steps: int
+
+
+class Variant(BaseModel, ABC):
+    """One kind of SAE. A new one is a subclass with its own ``kind`` in a new file of ``train/variants/``.
+
+    The engine calls :meth:`forward_backward` once a step; whatever it does, it is built from
+    :mod:`.step`: pairs are selected, :func:`.step.reconstruct` decodes them and returns the gradient of their
+    values, :func:`.step.backpropagate` carries gradients of pre-activations into the encoder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")
+    num_latents: PositiveInt | None = None
+    seed: int | None = None
+    optimizer: OptimizerOverrides = OptimizerOverrides()
+
+    inference: ClassVar[str]
+    """How codes are found outside training: ``topk`` (k per row), ``threshold`` (pre-activation above the tensor
+    ``threshold``), or a name of the variant's own."""
+    unit_norm_decoder: ClassVar[bool] = True
+    frozen_parameters: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def default_name(self) -> str:
+        """The name of the run's folder when the config gives none; says the settings that set it apart."""
+
+    @property
+    @abstractmethod
+    def expected_l0(self) -> float | None:
+        """Active latents per row that the rule asks for; None when a penalty decides it."""
+
+    @abstractmethod
+    def forward_backward(self, batch: Batch) -> None:
+        """One batch: add the loss terms and the gradients to ``batch``, and tell it the codes (``batch.record``)."""
+
+    @abstractmethod
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        """Codes outside training: deterministic, row by row, unless ``as_trained`` asks for the training rule."""
+
+    def problems(self, plan: Plan) -> list[str]:
+        """What is impossible about these settings for this plan, each with the way out; empty when all is well."""
+        return []
+
+    def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
+        """Trained tensors beside W_enc, W_dec, b_enc and b_dec, at their initial values."""
+        return {}
+
+    def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
+        """Running values that are not trained (thresholds, hints, densities), at their initial values."""
+        return {}
+
+    def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What :meth:`encode` needs beside the parameters, saved with the weights (``threshold``: [] or [F])."""
+        return {}
+
+    @property
+    def run_name(self) -> str:
+        """The name of the variant's folder in a run."""
+        if self.name is not None:
+            return self.name
+        latents = "" if self.num_latents is None else f"_f{self.num_latents}"
+        seed = "" if self.seed is None else f"_seed{self.seed}"
+        return f"{self.default_name}{latents}{seed}"

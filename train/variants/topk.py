@@ -1,0 +1,45 @@
+"""TopK: the k largest pre-activations of each row. Gao et al. 2024, "Scaling and evaluating sparse autoencoders"."""
+
+from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from ..batch import Batch, Rows
+from ..losses.auxk import AuxK
+from ..pairs import Pairs
+from ..selection import select_per_row
+from ..step import train_selected
+from ..variant import Plan, Variant
+
+
+class TopK(Variant):
+    """codes = ReLU(TopK_k(W_enc (x - b_dec) + b_enc)), loss = |x - reconstruction|² + AuxK on dead latents.
+
+    ``k = 32`` and AuxK's coefficient 1/32 are the paper's; inference is the same rule.
+    """
+
+    kind: Literal["topk"] = "topk"
+    k: PositiveInt = 32
+    auxk: AuxK | None = AuxK()
+
+    inference: ClassVar[str] = "topk"
+
+    @property
+    def default_name(self) -> str:
+        return f"topk_k{self.k}"
+
+    @property
+    def expected_l0(self) -> float:
+        return float(self.k)
+
+    def problems(self, plan: Plan) -> list[str]:
+        if self.k >= plan.num_latents:
+            return [f"k={self.k} must be smaller than the number of latents, {plan.num_latents}"]
+        return []
+
+    def forward_backward(self, batch: Batch) -> None:
+        train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk])
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        chosen = select_per_row(rows.blocks(), rows.num_rows, rows.num_latents, self.k)
+        return chosen.keep(chosen.value > 0)
