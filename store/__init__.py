@@ -1,1 +1,76 @@
-"""The cache on disk and in object storage; knows nothing of models or SAEs. The format is in ``README.md`` here."""
+"""The cache on disk and in object storage; knows nothing of models or SAEs. The format is in ``README.md`` here.
+
+Names are imported on first use: what the command line needs for ``--help`` and ``cache info`` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BadActivationError,
+    CorruptCacheError,
+    IncompleteCacheError,
+    SaecacheError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .config import StorageConfig as StorageConfig
+    from .disk import PlannedSize as PlannedSize
+    from .disk import check_disk_space as check_disk_space
+    from .disk import inspect_output as inspect_output
+    from .disk import plan_size as plan_size
+    from .info import describe as describe
+    from .info import read_manifest as read_manifest
+    from .keys import is_heldout as is_heldout
+    from .keys import row_keys as row_keys
+    from .manifest import HookInfo as HookInfo
+    from .manifest import Manifest as Manifest
+    from .normalization import Normalizer as Normalizer
+    from .reader import ActivationCache as ActivationCache
+    from .reader import open_cache as open_cache
+    from .sharded_array import ShardedArray as ShardedArray
+    from .statistics import HookStatistics as HookStatistics
+    from .verify import VerifyReport as VerifyReport
+    from .verify import verify_cache as verify_cache
+    from .writer import CacheWriter as CacheWriter
+
+_LAZY = {  # public name -> module of this package
+    "ActivationCache": "reader",
+    "CacheWriter": "writer",
+    "HookInfo": "manifest",
+    "HookStatistics": "statistics",
+    "Manifest": "manifest",
+    "Normalizer": "normalization",
+    "PlannedSize": "disk",
+    "ShardedArray": "sharded_array",
+    "StorageConfig": "config",
+    "VerifyReport": "verify",
+    "check_disk_space": "disk",
+    "describe": "info",
+    "inspect_output": "disk",
+    "is_heldout": "keys",
+    "open_cache": "reader",
+    "plan_size": "disk",
+    "read_manifest": "info",
+    "row_keys": "keys",
+    "verify_cache": "verify",
+}
+__all__ = [
+    "BadActivationError",
+    "CorruptCacheError",
+    "IncompleteCacheError",
+    "SaecacheError",
+    "UsageError",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,58 @@
+"""What makes two caches the same: the canonical identity, its fingerprint, and how two of them differ."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import UsageError
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, no NaN: equal values give equal text.
+
+    Raises:
+        UsageError: a value that JSON cannot hold.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"expected plain JSON values (no NaN, no objects), got: {error}") from None
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the canonical JSON of ``identity``."""
+    return hashlib.sha256(canonical_json(identity).encode("utf-8")).hexdigest()
+
+
+def differences(expected: Any, got: Any, where: str = "") -> list[str]:
+    """Lines ``key.sub: <expected> there, <got> here`` for every leaf in which two identities differ."""
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        lines: list[str] = []
+        for key in sorted({*expected, *got}):
+            place = f"{where}.{key}" if where else str(key)
+            lines += differences(expected.get(key, _ABSENT), got.get(key, _ABSENT), place)
+        return lines
+    if _same(expected, got):
+        return []
+    return [f"{where}: {_show(expected)} there, {_show(got)} here"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(nothing)"
+
+
+_ABSENT = _Absent()
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return bool(a == b)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,219 @@
+"""Which arrays a cache has, and the Zarr v3 metadata of each: everything here follows from a few numbers.
+
+Every array is cut along its first axis only: shards of ``shard_rows``, each of inner chunks of ``chunk_rows``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import UsageError
+
+TokensKind = Literal["ids and documents", "documents", "none"]
+SPLITS = ("train", "heldout")
+SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
+PROVENANCE_GROUP = "provenance"
+TOKENS_PER_CHUNK = 1 << 16
+
+_HOOK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
+_RESERVED_NAMES = {"token", "zarr.json"}
+_BYTES_AND_CRC = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One sharded array: its place in the cache, shape, number type and cut."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+    shard_rows: int
+    dimension_names: tuple[str, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row: one index along the first axis."""
+        return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk, its crc32c not counted."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def chunks_per_shard(self) -> int:
+        return self.shard_rows // self.chunk_rows
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.shape[0] // self.shard_rows)
+
+    def rows_of_shard(self, shard: int) -> int:
+        """Rows that shard number ``shard`` really holds (the last one may be short)."""
+        return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
+
+    def chunks_of_shard(self, shard: int) -> int:
+        """Inner chunks that are present in shard number ``shard``."""
+        return -(-self.rows_of_shard(shard) // self.chunk_rows)
+
+    def shard_size(self, shard: int) -> int:
+        """Bytes of the shard file: chunks with their crc32c, then the index with its crc32c."""
+        return self.chunks_of_shard(shard) * (self.chunk_bytes + 4) + index_size(self.chunks_per_shard)
+
+    def shard_path(self, shard: int) -> str:
+        """Path of the shard file inside the cache."""
+        return f"{self.path}/c/{shard}" + "/0" * (len(self.shape) - 1)
+
+    @property
+    def metadata_path(self) -> str:
+        return f"{self.path}/zarr.json"
+
+    def metadata(self) -> dict[str, Any]:
+        """The array's zarr.json."""
+        inner, outer = [self.chunk_rows, *self.shape[1:]], [self.shard_rows, *self.shape[1:]]
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0 if self.dtype.startswith("float") else 0,
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": inner,
+                        "codecs": _BYTES_AND_CRC,
+                        "index_codecs": _BYTES_AND_CRC,
+                        "index_location": "end",
+                    },
+                }
+            ],
+            "attributes": {},
+            "dimension_names": list(self.dimension_names),
+        }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The numbers from which every array of a cache follows."""
+
+    hooks: Mapping[str, int]  # name -> d_model
+    context: int
+    train_rows: int
+    heldout_rows: int
+    sequences: int
+    tokens: TokensKind
+    dtype: str
+    chunk_rows: int
+    shard_rows: int
+    chunk_sequences: int
+    shard_sequences: int
+
+    def rows(self, split: str) -> int:
+        return self.train_rows if split == "train" else self.heldout_rows
+
+    def token(self, split: str) -> ArraySpec:
+        """rows/token: uint64 [N]."""
+        return self._rows(split, "token", (), "uint64")
+
+    def activations(self, split: str, hook: str) -> ArraySpec:
+        """rows/<hook>/activations: [N, D]."""
+        return self._rows(split, f"{hook}/activations", (self.hooks[hook],), self.dtype)
+
+    def norm(self, split: str, hook: str) -> ArraySpec:
+        """rows/<hook>/norm: float32 [N]."""
+        return self._rows(split, f"{hook}/norm", (), "float32")
+
+    def mean(self, split: str, hook: str) -> ArraySpec:
+        """rows/<hook>/mean: float32 [N]."""
+        return self._rows(split, f"{hook}/mean", (), "float32")
+
+    def ids(self) -> ArraySpec:
+        """tokens/ids: int32 [S, context]."""
+        return self._tokens("tokens/ids")
+
+    def documents(self) -> ArraySpec:
+        """tokens/document: int32 [S, context]."""
+        return self._tokens("tokens/document")
+
+    def statistic(self, hook: str, name: str) -> ArraySpec:
+        """stats/<hook>/<name>: float64 [D]."""
+        d_model = self.hooks[hook]
+        return ArraySpec(f"stats/{hook}/{name}", (d_model,), "float64", d_model, d_model, ("dimension",))
+
+    def arrays(self) -> list[ArraySpec]:
+        """Every array of the cache."""
+        specs: list[ArraySpec] = []
+        for split in SPLITS:
+            specs.append(self.token(split))
+            for hook in self.hooks:
+                specs += [self.activations(split, hook), self.norm(split, hook), self.mean(split, hook)]
+        if self.tokens != "none":
+            specs.append(self.documents())
+        if self.tokens == "ids and documents":
+            specs.append(self.ids())
+        for hook in self.hooks:
+            specs += [self.statistic(hook, "mean"), self.statistic(hook, "second_moment")]
+        return specs
+
+    def groups(self) -> list[str]:
+        """Paths of the nested groups (the root not counted)."""
+        hook_groups = [f"{root}/{hook}" for root in ("rows", "heldout", "stats") for hook in self.hooks]
+        tokens = [] if self.tokens == "none" else ["tokens"]
+        return ["rows", "heldout", "stats", *tokens, *hook_groups]
+
+    def _rows(self, split: str, name: str, tail: tuple[int, ...], dtype: str) -> ArraySpec:
+        names = ("row", "dimension")[: 1 + len(tail)]
+        path = f"{SPLIT_FOLDER[split]}/{name}"
+        return ArraySpec(path, (self.rows(split), *tail), dtype, self.chunk_rows, self.shard_rows, names)
+
+    def _tokens(self, path: str) -> ArraySpec:
+        shape, names = (self.sequences, self.context), ("sequence", "position")
+        return ArraySpec(path, shape, "int32", self.chunk_sequences, self.shard_sequences, names)
+
+
+def choose_shard_rows(widest_row_bytes: int, chunk_rows: int, shard_bytes: int) -> int:
+    """Rows of one shard: whole chunks of the widest array, at most ``shard_bytes`` but at least one chunk."""
+    return chunk_rows * max(1, shard_bytes // (chunk_rows * widest_row_bytes))
+
+
+def choose_sequence_cut(context: int, shard_bytes: int) -> tuple[int, int]:
+    """(sequences per chunk, sequences per shard) of the token arrays."""
+    chunk_sequences = max(1, TOKENS_PER_CHUNK // context)
+    return chunk_sequences, choose_shard_rows(4 * context, chunk_sequences, shard_bytes)
+
+
+def index_size(chunks_per_shard: int) -> int:
+    """Bytes of a shard's index: (offset, size) of each chunk as uint64, then crc32c."""
+    return 16 * chunks_per_shard + 4
+
+
+def group_metadata(attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A group's zarr.json."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
+
+
+def metadata_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """A zarr.json as it is written: indented, for people."""
+    return (json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def check_hook_name(name: str) -> None:
+    """Hook names are folder names in the cache.
+
+    Raises:
+        UsageError: the name is not letters, digits, ``_ . -``, or would collide with the format's own names.
+    """
+    if not _HOOK_NAME.fullmatch(name) or ".." in name or name.lower() in _RESERVED_NAMES:
+        raise UsageError(
+            f"hook name {name!r} cannot be a folder of the cache: expected 1 to 200 letters, digits, '_', '.', '-', "
+            f"starting with a letter or digit, without '..', and none of {sorted(_RESERVED_NAMES)}"
+        )

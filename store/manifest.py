@@ -1,0 +1,183 @@
+"""The manifest: what a cache is and what it is made of. Written last, as attribute ``saecache`` of the root group.
+
+A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names, paths, and
+that its own checksum, its fingerprint and its table of files agree with the rest.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .config import StorageConfig
+from .errors import CorruptCacheError, IncompleteCacheError, UsageError
+from .identity import canonical_json, fingerprint
+from .layout import Layout, TokensKind, check_hook_name
+
+FORMAT_VERSION = 1
+MANIFEST_ATTRIBUTE = "saecache"
+MAX_MANIFEST_BYTES = 256 << 20
+
+_Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=0, le=2**48)]
+_Finite = Annotated[float, Field(allow_inf_nan=False, ge=0)]
+
+
+class FileInfo(BaseModel):
+    """One file of the cache."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: _Count
+    sha256: _Hex64
+
+
+class HookInfo(BaseModel):
+    """One hook: its width, and the scalars of its statistics over all training rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_model: Annotated[int, Field(ge=1, le=2**24)]
+    mean_square_norm: _Finite = Field(description="mean over rows of the squared L2 norm of the raw row")
+    norm_quantiles: dict[str, _Finite] = Field(
+        description="quantile of the stored norms (L2 norm of the centered row), keyed by its level"
+    )
+
+
+class Cut(BaseModel):
+    """How arrays are cut into inner chunks and shards, in indices along the first axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chunk_rows: Annotated[int, Field(ge=1, le=2**24)]
+    shard_rows: Annotated[int, Field(ge=1, le=2**40)]
+    chunk_sequences: Annotated[int, Field(ge=1, le=2**24)]
+    shard_sequences: Annotated[int, Field(ge=1, le=2**40)]
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> "Cut":
+        if self.shard_rows % self.chunk_rows or self.shard_sequences % self.chunk_sequences:
+            raise ValueError("a shard must hold a whole number of chunks")
+        return self
+
+
+class Manifest(BaseModel):
+    """See ``README.md`` in this folder for each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    fingerprint: _Hex64
+    identity: dict[str, Any]
+    hooks: dict[str, HookInfo] = Field(min_length=1, max_length=4096)
+    context: Annotated[int, Field(ge=1, le=2**24)]
+    sequences: _Count
+    train_rows: _Count
+    heldout_rows: _Count
+    counts: dict[str, _Count]
+    tokens: TokensKind
+    storage: StorageConfig
+    cut: Cut
+    files: list[FileInfo]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        for name in self.hooks:
+            check_hook_name(name)
+        if self.fingerprint != fingerprint(self.identity):
+            raise ValueError("the fingerprint is not that of the identity")
+        expected = {
+            spec.shard_path(i): spec.shard_size(i)
+            for spec in self.layout.arrays()
+            for i in range(spec.num_shards)
+        }
+        listed = {file.path: file.size for file in self.files}
+        if len(listed) != len(self.files):
+            raise ValueError("files: a path is listed twice")
+        if listed != expected:
+            wrong = sorted(set(listed.items()) ^ set(expected.items()))[0]
+            raise ValueError(f"files: the table is not the one that follows from the numbers, e.g. {wrong}")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """The arrays that follow from the manifest's numbers."""
+        return Layout(
+            hooks={name: info.d_model for name, info in self.hooks.items()},
+            context=self.context,
+            train_rows=self.train_rows,
+            heldout_rows=self.heldout_rows,
+            sequences=self.sequences,
+            tokens=self.tokens,
+            dtype=self.storage.dtype,
+            chunk_rows=self.cut.chunk_rows,
+            shard_rows=self.cut.shard_rows,
+            chunk_sequences=self.cut.chunk_sequences,
+            shard_sequences=self.cut.shard_sequences,
+        )
+
+    def to_attribute(self) -> dict[str, Any]:
+        """The manifest as JSON values, with ``checksum``: the sha256 of the canonical JSON of all the rest."""
+        values = self.model_dump(mode="json")
+        return {**values, "checksum": _checksum(values)}
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of the cache in folder ``path``, checked.
+
+    Raises:
+        UsageError: no such folder, something else than a cache, or a newer format.
+        IncompleteCacheError: the cache is still being written.
+        CorruptCacheError: the manifest contradicts itself.
+    """
+    root = path / "zarr.json"
+    if not path.is_dir():
+        raise UsageError(f"no cache at {path}: there is no such folder")
+    if not root.is_file():
+        if (path / ".writing").is_dir():
+            raise IncompleteCacheError(
+                f"the cache at {path} is unfinished: run the command that writes it again, it continues where it stopped"
+            )
+        raise UsageError(f"{path} is not a cache: it has no zarr.json")
+    if root.stat().st_size > MAX_MANIFEST_BYTES:
+        raise CorruptCacheError(f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large")
+    return parse_manifest(root.read_bytes(), str(root))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest inside the bytes of a root zarr.json, checked; ``where`` names them in errors."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCacheError(f"{where} is not valid JSON: {error}") from None
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    values = attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} has no attribute {MANIFEST_ATTRIBUTE!r}: this is not a saecache cache")
+    version = values.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"{where} has format version {version}; this saecache reads up to version {FORMAT_VERSION}: upgrade saecache"
+        )
+    checksum = values.pop("checksum", None)
+    try:
+        if checksum != _checksum(values):
+            raise CorruptCacheError(f"{where}: the manifest does not match its own checksum")
+        return Manifest.model_validate(values)
+    except (ValidationError, RecursionError, UsageError) as error:
+        raise CorruptCacheError(f"{where}: the manifest is not valid: {_first_problem(error)}") from None
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    detail = error.errors()[0]
+    place = ".".join(str(part) for part in detail["loc"])
+    return f"{place}: {detail['msg']}" if place else str(detail["msg"])
