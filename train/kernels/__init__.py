@@ -1,0 +1,8 @@
+"""Sparse linear algebra on pairs: one operation per file, each the same on every device."""
+
+from .accumulate import accumulate_by_latent
+from .decode import decode
+from .encode import Blocks, encode_blocks
+from .sddmm import sddmm
+
+__all__ = ["Blocks", "accumulate_by_latent", "decode", "encode_blocks", "sddmm"]
