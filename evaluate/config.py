@@ -1,0 +1,28 @@
+"""Settings of an evaluation. They are recorded with the results."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluateConfig(BaseModel):
+    """What is measured, on how much, and how many latents are shown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_rows: int = Field(500_000, ge=1)
+    """At most this many rows, the first of the held-out split in reading order."""
+    rows_per_block: int = Field(4096, ge=1)
+    """Rows encoded at once. Bounds memory; the figures do not depend on it."""
+    ce_tokens: int = Field(50_000, ge=1)
+    """CE and KL: whole sequences are taken until this many tokens are scored, or the held-out rows end."""
+    logit_bytes: int = Field(256 * 2**20, ge=1)
+    """CE and KL: float32 logits of one forward take at most this (one sequence is the least)."""
+    num_latents: int = Field(24, ge=0)
+    """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""
+    num_contexts: int = Field(8, ge=1)
+    """Top activating contexts per shown latent."""
+    context_radius: int = Field(16, ge=0)
+    """Tokens shown on each side of the peak."""
+    seed: int = 0
+    """Chooses the shown latents and the scored sequences."""
+    device: str | None = None
+    """Where SAEs are evaluated; None takes CUDA or MPS when there is one, else the CPU."""

@@ -1,0 +1,217 @@
+"""Top activating contexts of sampled latents: where in the text they fire most, with the tokens around.
+
+Only the activations of the sampled latents are kept while the rows stream by (their places and values), so
+memory is a few dozen sparse columns, and what is chosen from them is exact.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from ..store import ActivationCache
+from ..train import Pairs
+from .results import Context, Histogram, LatentResult
+
+DecodeToken = Callable[[int], str]
+
+_HISTOGRAM_BINS = 24
+_ROWS_AT_ONCE = 16384
+
+
+def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
+    """Alive latents, densest first: the densest, and one drawn from each of ``num_latents`` equal rank
+    groups.
+
+    All alive latents when there are no more than that.
+    """
+    density = density_F.numpy()
+    by_rank = np.argsort(-density, kind="stable")[: int((density > 0).sum())]
+    if num_latents == 0 or len(by_rank) == 0:
+        return []
+    if len(by_rank) <= num_latents + 1:
+        return [int(latent) for latent in by_rank]
+    random = np.random.default_rng(seed)
+    groups = np.array_split(np.arange(1, len(by_rank)), num_latents)
+    ranks = [0, *(int(random.choice(group)) for group in groups)]
+    return [int(by_rank[rank]) for rank in ranks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One latent's positive activations: ``rows`` int64 ascending (0 is the first measured row), ``values``
+    float32.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The activation on each of ``rows``, 0 where the latent is silent."""
+        if len(self.rows) == 0:
+            return np.zeros(len(rows), dtype=np.float32)
+        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        return np.where(self.rows[place] == rows, self.values[place], np.float32(0))
+
+
+@dataclass
+class ColumnStream:
+    """Gathers the columns of chosen latents from blocks of codes."""
+
+    latents: Sequence[int]
+    _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def update(self, codes: Pairs, first_row: int) -> None:
+        """Add the codes of rows ``first_row, first_row + 1, ...``."""
+        latent, value = codes.latent.cpu().numpy(), codes.value.float().cpu().numpy()
+        wanted = np.flatnonzero(np.isin(latent, self.latents) & (value > 0))
+        rows = codes.rows().cpu().numpy()[wanted] + first_row
+        self._parts.append((latent[wanted], rows, value[wanted]))
+
+    def columns(self) -> dict[int, Column]:
+        """By latent."""
+        if not self._parts:
+            empty = Column(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
+            return dict.fromkeys(self.latents, empty)
+        latent, rows, values = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        found = {}
+        for wanted in self.latents:
+            here = np.flatnonzero(latent == wanted)
+            here = here[np.argsort(rows[here], kind="stable")]
+            found[wanted] = Column(rows=rows[here], values=values[here])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the measured rows are in the text: those from ``first_row`` on of ``split``.
+
+    Attributes:
+        token_index: int64 [N], sequence * context + position of each measured row.
+        document: int32 [N].
+        order: int64 [N], what sorts ``token_index`` (held-out rows are in reading order already).
+    """
+
+    split: str
+    first_row: int
+    token_index: np.ndarray
+    document: np.ndarray
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.token_index)
+
+    def find(self, token_index: np.ndarray) -> np.ndarray:
+        """Place (row - first_row) of each token among the measured rows, -1 where none holds it."""
+        place = np.searchsorted(self.token_index, token_index, sorter=self.order).clip(max=len(self) - 1)
+        row = self.order[place]
+        return np.where(self.token_index[row] == token_index, row, -1)
+
+
+def measured_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
+    """Of rows ``first_row`` to ``first_row + num_rows`` of ``split``."""
+    token_index = np.asarray(cache.token_index(split)[first_row : first_row + num_rows]).astype(np.int64)
+    document = np.empty(len(token_index), dtype=np.int32)
+    for start in range(0, len(token_index), _ROWS_AT_ONCE):
+        sequence, position = np.divmod(token_index[start : start + _ROWS_AT_ONCE], cache.context)
+        needed, where = np.unique(sequence, return_inverse=True)
+        document[start : start + _ROWS_AT_ONCE] = cache.documents[needed][where, position]
+    return Places(
+        split=split,
+        first_row=first_row,
+        token_index=token_index,
+        document=document,
+        order=np.argsort(token_index, kind="stable"),
+    )
+
+
+def choose_peaks(
+    values: np.ndarray, documents: np.ndarray, token_index: np.ndarray, most: int, apart: int
+) -> np.ndarray:
+    """Places of the largest ``values``, at most one per document and neighbourhood; ties go to the earlier
+    token.
+
+    Args:
+        values, documents, token_index: [P], one per activation.
+        apart: two chosen activations of one document are more than this many tokens apart.
+    """
+    order = np.lexsort((token_index, -values))
+    documents, token_index = documents[order], token_index[order]
+    free = np.ones(len(order), dtype=bool)
+    chosen: list[int] = []
+    while len(chosen) < most and free.any():
+        first = int(free.argmax())
+        chosen.append(int(order[first]))
+        near = np.abs(token_index - token_index[first]) <= apart
+        free &= ~(near & (documents == documents[first]))
+    return np.asarray(chosen, dtype=np.int64)
+
+
+def describe_latent(
+    cache: ActivationCache,
+    places: Places,
+    latent: int,
+    column: Column,
+    *,
+    rank: int,
+    num_contexts: int,
+    radius: int,
+    decode_token: DecodeToken,
+) -> LatentResult:
+    """Density, distribution of activations and the top contexts of one latent."""
+    peaks = choose_peaks(
+        column.values, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
+    )
+    largest = float(column.values.max(initial=0))
+    counts, edges = np.histogram(column.values, _HISTOGRAM_BINS, (0, largest))
+    return LatentResult(
+        index=latent,
+        rank=rank,
+        density=len(column.rows) / len(places),
+        max_activation=_short(largest),
+        mean_activation=_short(float(column.values.mean())) if len(column.values) else 0.0,
+        activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),
+        contexts=[
+            context_around(cache, places, column, int(column.rows[peak]), radius, decode_token)
+            for peak in peaks
+        ],
+    )
+
+
+def context_around(
+    cache: ActivationCache,
+    places: Places,
+    column: Column,
+    place: int,
+    radius: int,
+    decode_token: DecodeToken,
+) -> Context:
+    """The tokens within ``radius`` of the measured row ``place``, of its document only, with the latent's
+    activations.
+    """
+    sequence, position = divmod(int(places.token_index[place]), cache.context)
+    document = int(places.document[place])
+    ids, documents = cache.tokens[sequence], cache.documents[sequence]
+    window = np.arange(max(0, position - radius), min(cache.context, position + radius + 1))
+    # Packed sequences hold several documents: the window ends where its own ends.
+    window = window[(ids[window] >= 0) & (documents[window] == document)]
+    rows = places.find(sequence * cache.context + window)
+    return Context(
+        row=places.first_row + place,
+        sequence=sequence,
+        position=position,
+        document=document,
+        peak=int(np.flatnonzero(window == position)[0]),
+        token_ids=[int(i) for i in ids[window]],
+        tokens=[decode_token(int(i)) for i in ids[window]],
+        activations=[
+            None if row < 0 else _short(float(value))
+            for row, value in zip(rows, column.at(rows), strict=True)
+        ],
+    )
+
+
+def _short(value: float) -> float:
+    """Four significant digits: what a reader can use, at a third of the bytes."""
+    return float(f"{value:.4g}")

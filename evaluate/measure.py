@@ -1,0 +1,165 @@
+"""One SAE over the measured rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
+
+Legend: B rows of a block, D model width, F latents.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from ..store import ActivationCache
+from ..store.errors import UsageError
+from ..train import SAE, Pairs
+from .config import EvaluateConfig
+from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample_latents
+from .curves import density_curve, l0_histogram
+from .metrics import CodeStream, ReconstructionStream
+from .results import LatentResult, SaeResult
+
+_TRAIN_SHARE = 0.1  # without held-out rows: this share of the training rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRows:
+    """Rows ``first`` to ``first + count`` of ``split``."""
+
+    split: str
+    first: int
+    count: int
+
+    def blocks(self, rows_per_block: int) -> Iterator[range]:
+        """In order, as row numbers of the split."""
+        last = self.first + self.count
+        for start in range(self.first, last, rows_per_block):
+            yield range(start, min(start + rows_per_block, last))
+
+
+def choose_rows(cache: ActivationCache, max_rows: int) -> tuple[MeasuredRows, list[str]]:
+    """The first ``max_rows`` held-out rows; without held-out rows the last tenth of the training rows, and a
+    warning.
+    """
+    heldout = cache.num_rows("heldout")
+    if heldout:
+        return MeasuredRows(split="heldout", first=0, count=min(heldout, max_rows)), []
+    count = min(max_rows, max(1, round(len(cache) * _TRAIN_SHARE)))
+    warning = (
+        f"The cache has no held-out rows: measured were the last {count:,} training rows, which the SAEs may "
+        "have been trained on. Harvest with a held-out fraction to measure on unseen documents."
+    )
+    return MeasuredRows(split="train", first=len(cache) - count, count=count), [warning]
+
+
+def measure_sae(
+    sae: SAE,
+    name: str,
+    cache: ActivationCache,
+    rows: MeasuredRows,
+    places: Places | None,
+    settings: EvaluateConfig,
+    decode_token: DecodeToken,
+    *,
+    show_progress: bool,
+) -> SaeResult:
+    """All that the cache alone can tell of ``sae``; its ``sae_dir`` and ``language_model`` are left open.
+
+    The rows stream by once for the metrics, and once more for the contexts (when ``places`` are given),
+    because which latents are shown depends on their densities.
+    """
+    cfg = sae.cfg
+    normalized, raw = ReconstructionStream(cfg.d_model), ReconstructionStream(cfg.d_model)
+    codes = CodeStream(cfg.num_latents)
+    passes = 1 if places is None else 2
+    with tqdm(
+        total=passes * rows.count, desc=name, unit="row", unit_scale=True, disable=not show_progress
+    ) as progress:
+        for block in rows.blocks(settings.rows_per_block):
+            x_BD, raw_BD = _read(sae, cache, rows.split, block)
+            pairs = _encode(sae, x_BD)
+            reconstruction_BD = sae.decode(pairs)
+            normalized.update(x_BD, reconstruction_BD)
+            _, removed = sae.normalizer.apply(raw_BD)
+            raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed))
+            codes.update(pairs)
+            progress.update(len(block))
+        latents = []
+        if places is not None:
+            latents = _latents(sae, cache, rows, places, codes, settings, decode_token, progress)
+    if not isfinite(normalized.result().mse):
+        raise UsageError(f"SAE {name} reconstructs values that are not finite: its weights are damaged")
+    return SaeResult(
+        name=name,
+        sae_dir="",
+        kind=cfg.kind,
+        hook=cfg.hook,
+        d_model=cfg.d_model,
+        num_latents=cfg.num_latents,
+        k=cfg.k,
+        normalization=sae.normalizer.kind,
+        config=cfg.model_dump(mode="json"),
+        normalized=normalized.result(),
+        raw=raw.result(),
+        codes=codes.result(),
+        language_model=None,
+        density=density_curve(codes.density(), codes.num_rows),
+        features_per_token=l0_histogram(codes.rows_by_l0),
+        latents=latents,
+    )
+
+
+def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[Tensor, Tensor]:
+    """A block of rows in the SAE's normalization, and raw: float32 [B, D] each, on the SAE's device."""
+    index = np.arange(block.start, block.stop)
+    device = sae.W_dec.device
+    x_BD = cache.rows(sae.cfg.hook, index, split=split, normalization=sae.normalizer.kind)
+    raw_BD = x_BD
+    if sae.normalizer.kind != "none":
+        raw_BD = cache.rows(sae.cfg.hook, index, split=split, normalization="none")
+    return x_BD.to(device), raw_BD.to(device)
+
+
+def _encode(sae: SAE, x_BD: Tensor) -> Pairs:
+    pairs = sae.encode(x_BD, sparse=True)
+    assert isinstance(pairs, Pairs)
+    return pairs
+
+
+def _latents(
+    sae: SAE,
+    cache: ActivationCache,
+    rows: MeasuredRows,
+    places: Places,
+    codes: CodeStream,
+    settings: EvaluateConfig,
+    decode_token: DecodeToken,
+    progress: "tqdm[Any]",
+) -> list[LatentResult]:
+    density = codes.density()
+    sampled = sample_latents(density, settings.num_latents, settings.seed)
+    stream = ColumnStream(sampled)
+    for block in rows.blocks(settings.rows_per_block):
+        index = np.arange(block.start, block.stop)
+        x_BD = cache.rows(sae.cfg.hook, index, split=rows.split, normalization=sae.normalizer.kind)
+        stream.update(_encode(sae, x_BD.to(sae.W_dec.device)), block.start - rows.first)
+        progress.update(len(block))
+    columns = stream.columns()
+    by_rank = np.argsort(-density.numpy(), kind="stable")
+    rank_of = np.empty(len(by_rank), dtype=np.int64)
+    rank_of[by_rank] = np.arange(1, len(by_rank) + 1)
+    return [
+        describe_latent(
+            cache,
+            places,
+            latent,
+            columns[latent],
+            rank=int(rank_of[latent]),
+            num_contexts=settings.num_contexts,
+            radius=settings.context_radius,
+            decode_token=decode_token,
+        )
+        for latent in sampled
+    ]

@@ -1,0 +1,127 @@
+"""Fidelity and sparsity of one SAE over a stream of rows, in float64, whatever the block size.
+
+Legend: B rows of a block, D model width, F latents.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..train import Pairs
+from .results import CodeMetrics, ReconstructionMetrics
+
+L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DENSE = 0.1  # a latent that fires on more than this share of the rows counts as dense
+
+
+class ReconstructionStream:
+    """E‖e‖², the centered variance of x and the cosine, summed block by block.
+
+    The variance E‖x‖² − ‖E x‖² is kept as a sum of squares about a running mean (Chan, Golub and LeVeque
+    1979), so it stays exact for rows whose mean is far larger than their spread.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        self._rows = 0
+        self._mean_D = torch.zeros(d_model, dtype=torch.float64)
+        self._squares_about_mean = 0.0
+        self._squared_error = 0.0
+        self._cosine = 0.0
+
+    def update(self, x_BD: Tensor, reconstruction_BD: Tensor) -> None:
+        """Add a block: ``x_BD`` and ``reconstruction_BD`` [B, D] in one space, any float dtype and device."""
+        if x_BD.shape != reconstruction_BD.shape:
+            raise ValueError(f"x is {tuple(x_BD.shape)}, its reconstruction {tuple(reconstruction_BD.shape)}")
+        num_rows = x_BD.shape[0]
+        if num_rows == 0:
+            return
+        x = x_BD.double().cpu()
+        reconstruction = reconstruction_BD.double().cpu()
+        block_mean = x.mean(0)
+        shift = block_mean - self._mean_D
+        total = self._rows + num_rows
+        self._squares_about_mean += float((x - block_mean).square().sum())
+        self._squares_about_mean += float(shift.square().sum()) * self._rows * num_rows / total
+        self._mean_D += shift * (num_rows / total)
+        self._squared_error += float((x - reconstruction).square().sum())
+        norms = x.norm(dim=1) * reconstruction.norm(dim=1)
+        dots = (x * reconstruction).sum(1)
+        self._cosine += float(torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0).sum())
+        self._rows = total
+
+    def result(self) -> ReconstructionMetrics:
+        """The figures so far; FVU is None where the rows do not vary."""
+        if self._rows == 0:
+            raise ValueError("no rows were measured")
+        fvu = self._squared_error / self._squares_about_mean if self._squares_about_mean > 0 else None
+        return ReconstructionMetrics(
+            fvu=fvu,
+            explained_variance=None if fvu is None else 1 - fvu,
+            mse=self._squared_error / (self._rows * self._mean_D.numel()),
+            cosine=self._cosine / self._rows,
+        )
+
+
+class CodeStream:
+    """L0, L1 and how often each latent fires, from sparse codes. Memory is a few numbers per latent."""
+
+    def __init__(self, num_latents: int) -> None:
+        self.num_rows = 0
+        self.fires_F = torch.zeros(num_latents, dtype=torch.int64)
+        """Rows on which each latent is above 0."""
+        self.sum_F = torch.zeros(num_latents, dtype=torch.float64)
+        """Sum of each latent's positive activations."""
+        self.max_F = torch.zeros(num_latents, dtype=torch.float32)
+        """Largest activation of each latent, 0 when it never fires."""
+        self.rows_by_l0 = torch.zeros(num_latents + 1, dtype=torch.int64)
+        """How many rows have 0, 1, ..., F latents that are not 0."""
+        self._l1 = 0.0
+
+    def update(self, codes: Pairs) -> None:
+        """Add the codes of a block of rows."""
+        num_latents = self.fires_F.numel()
+        if codes.num_latents != num_latents:
+            raise ValueError(f"expected codes over {num_latents} latents, got {codes.num_latents}")
+        rows, latent, value = codes.rows().cpu(), codes.latent.cpu(), codes.value.float().cpu()
+        l0_B = torch.bincount(rows[value != 0], minlength=codes.num_rows)
+        self.rows_by_l0 += torch.bincount(l0_B, minlength=num_latents + 1)
+        self._l1 += float(value.abs().sum(dtype=torch.float64))
+        positive = value > 0
+        fired, strength = latent[positive], value[positive]
+        self.fires_F += torch.bincount(fired, minlength=num_latents)
+        self.sum_F += torch.bincount(fired, weights=strength.double(), minlength=num_latents)
+        self.max_F.scatter_reduce_(0, fired, strength, "amax")
+        self.num_rows += codes.num_rows
+
+    def density(self) -> Tensor:
+        """Share of the rows on which each latent fires: float64 [F]."""
+        return self.fires_F.double() / max(self.num_rows, 1)
+
+    def result(self) -> CodeMetrics:
+        """The figures so far."""
+        if self.num_rows == 0:
+            raise ValueError("no rows were measured")
+        num_latents = self.fires_F.numel()
+        counts = self.rows_by_l0.numpy()
+        values = np.arange(num_latents + 1)
+        present = np.flatnonzero(counts)
+        alive = int((self.fires_F > 0).sum())
+        return CodeMetrics(
+            l0=float((counts * values).sum() / self.num_rows),
+            l0_quantiles={str(q): quantile_of_counts(counts, q) for q in L0_QUANTILES},
+            l0_min=int(present[0]),
+            l0_max=int(present[-1]),
+            l1=self._l1 / self.num_rows,
+            alive=alive,
+            dead=num_latents - alive,
+            alive_share=alive / num_latents,
+            dense_share=float((self.density() > DENSE).double().mean()),
+        )
+
+
+def quantile_of_counts(counts: np.ndarray, q: float) -> int:
+    """The smallest value v such that at least a share ``q`` of the rows is <= v; ``counts[v]`` rows have
+    value v.
+    """
+    cumulative = np.cumsum(counts)
+    return int(np.searchsorted(cumulative, q * cumulative[-1], side="left"))

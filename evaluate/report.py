@@ -1,0 +1,139 @@
+"""``report.html`` from ``results.json`` and ``metrics.jsonl``: one file, no network, no measuring."""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from ..store.durable import write_bytes
+from .report_data import (
+    COLUMNS,
+    Entry,
+    cache_block,
+    model_name,
+    sae_data,
+    script_safe_json,
+    table_row,
+)
+from .results import RESULTS_NAME, Results, SaeResult, read_results
+from .training_log import LOG_NAME, Curves, read_training_curves
+
+_SECTIONS = (
+    ("cache", "Cache"),
+    ("results", "Results"),
+    ("pareto", "Sparsity and fidelity"),
+    ("training", "Training"),
+    ("density", "Density"),
+    ("features", "Features per token"),
+    ("latents", "Latents"),
+    ("definitions", "Definitions"),
+)
+
+
+def write_report(
+    run_dirs: Sequence[Path | str], out_html: Path | str, *, results: Path | str | None = None
+) -> Path:
+    """Draw what was measured as one HTML file.
+
+    Args:
+        run_dirs: run folders; each holds ``results.json`` unless ``results`` is given, and ``metrics.jsonl``.
+        out_html: the file to write, as a whole or not at all.
+        results: one results file instead of those in the run folders.
+
+    Raises:
+        UsageError: no results there, or not results of this version.
+    """
+    folders = [Path(folder) for folder in run_dirs]
+    paths = [folder / RESULTS_NAME for folder in folders] if results is None else [Path(results)]
+    measured = [(path, read_results(path)) for path in paths]
+    html = render(measured, _entries(measured, folders))
+    out_html = Path(out_html)
+    write_bytes(out_html, html.encode("utf-8"))
+    return out_html
+
+
+def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path]) -> list[Entry]:
+    names = Counter(sae.name for _, results in measured for sae in results.saes)
+    logs: dict[Path, dict[str, Curves]] = {}
+    entries = []
+    for number, (path, results) in enumerate(measured, start=1):
+        for sae in results.saes:
+            run_name = path.resolve().parent.name or str(number)
+            name = sae.name if names[sae.name] == 1 else f"{run_name}/{sae.name}"
+            entries.append(Entry(name=name, result=sae, training=_training(sae, path.parent, run_dirs, logs)))
+    return entries
+
+
+def _training(
+    sae: SaeResult, results_folder: Path, run_dirs: Sequence[Path], logs: dict[Path, dict[str, Curves]]
+) -> Curves | None:
+    """Its curves: from the run it lies in, or, when the folders were moved apart, one of ``run_dirs``."""
+    variant = (results_folder / sae.sae_dir).resolve().parent
+    for run_dir in (variant.parent, *run_dirs):
+        path = (run_dir / LOG_NAME).resolve()
+        if path not in logs:
+            logs[path] = read_training_curves(path) if path.is_file() else {}
+        if variant.name in logs[path]:
+            return logs[path][variant.name]
+    return None
+
+
+def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -> str:
+    """The page as text."""
+    caches = {results.cache.fingerprint: (results.cache, results) for _, results in measured}
+    first = measured[0][1]
+    warnings = [warning for _, results in measured for warning in results.warnings]
+    if len(caches) > 1:
+        warnings.append(
+            f"These SAEs were trained from {len(caches)} different caches: compare their figures with care."
+        )
+    models = dict.fromkeys(model_name(results.cache) for _, results in measured)
+    hooks = dict.fromkeys(entry.result.hook for entry in entries)
+    count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
+    script = _resource("charts.js") + _resource("report.js")
+    template = _environment().from_string(_resource("report.html.j2"))
+    return template.render(
+        title=f"{count} on {', '.join(hooks)}",
+        subtitle=f"{', '.join(models)} · measured {first.created[:10]}",
+        sections=_SECTIONS,
+        warnings=list(dict.fromkeys(warnings)),
+        caches=[cache_block(cache, results) for cache, results in caches.values()],
+        columns=COLUMNS,
+        rows=[
+            {"index": index, "cells": table_row(entry), "where": entry.result.sae_dir}
+            for index, entry in enumerate(entries)
+        ],
+        definitions=list(first.definitions.items()),
+        configurations=json.dumps(
+            {entry.name: entry.result.config for entry in entries}, indent=2, ensure_ascii=False
+        ),
+        provenance=json.dumps(
+            {"settings": first.settings, "software": first.software},
+            indent=2,
+            ensure_ascii=False,
+        ),
+        created=first.created,
+        version=first.software.get("saecache", ""),
+        style=_resource("report.css"),
+        script=script,
+        script_hash=_source_hash(script),
+        data=script_safe_json({"saes": [sae_data(entry) for entry in entries]}),
+    )
+
+
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath("templates", name).read_text("utf-8")
+
+
+def _source_hash(script: str) -> str:
+    """For the page's content security policy: no other script than this one runs, whatever the data say."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}"

@@ -1,0 +1,191 @@
+"""What an evaluation found, as it is written to ``results.json``. Reading it needs neither torch nor the
+cache.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..store.durable import write_bytes
+from ..store.errors import UsageError
+
+FORMAT_VERSION = 1
+RESULTS_NAME = "results.json"
+
+
+class _Record(BaseModel):
+    # Unknown keys are left alone: a later version may add some, and an older report still draws the rest.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Histogram(_Record):
+    """``counts[i]`` items lie in ``[edges[i], edges[i + 1])``; the last bin holds its right edge too."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class ReconstructionMetrics(_Record):
+    """Fidelity in one space (normalized rows as trained, or raw rows). FVU is None for constant rows."""
+
+    fvu: float | None
+    explained_variance: float | None
+    mse: float
+    cosine: float
+
+
+class CodeMetrics(_Record):
+    """Sparsity and use of the latents."""
+
+    l0: float
+    l0_quantiles: dict[str, int]
+    l0_min: int
+    l0_max: int
+    l1: float
+    alive: int
+    dead: int
+    alive_share: float
+    dense_share: float
+
+
+class LanguageModelMetrics(_Record):
+    """What the reconstruction costs the language model. Losses and KL in nats per scored token.
+
+    A score is None where it has no meaning: its denominator, clean against ablated, is not positive.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    ce_clean: float
+    ce_sae: float
+    ce_zero: float
+    ce_mean: float
+    ce_recovered: float | None
+    ce_recovered_standard_error: float | None
+    ce_recovered_mean_ablation: float | None
+    kl_sae: float
+    kl_zero: float
+    kl_score: float | None
+    activation_mismatch: float
+
+
+class DensityCurve(_Record):
+    """Density of the alive latents by rank (1 = densest), and its histogram over log10."""
+
+    rank: list[int]
+    density: list[float]
+    log10_histogram: Histogram
+
+
+class Context(_Record):
+    """One place in the text where a latent is active, with the tokens around it.
+
+    ``activations[i]`` belongs to ``tokens[i]``; None where the measured rows do not hold that token.
+    ``peak`` is the place in the window of the activation that was chosen.
+    """
+
+    row: int
+    sequence: int
+    position: int
+    document: int
+    peak: int
+    token_ids: list[int]
+    tokens: list[str]
+    activations: list[float | None]
+
+
+class LatentResult(_Record):
+    """A sampled latent. ``rank`` 1 is the densest; ``mean_activation`` is over the rows on which it fires."""
+
+    index: int
+    rank: int
+    density: float
+    max_activation: float
+    mean_activation: float
+    activation_histogram: Histogram
+    contexts: list[Context]
+
+
+class SaeResult(_Record):
+    """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible."""
+
+    name: str
+    sae_dir: str
+    kind: str
+    hook: str
+    d_model: int
+    num_latents: int
+    k: float | None
+    normalization: str
+    config: dict[str, Any]
+    normalized: ReconstructionMetrics
+    raw: ReconstructionMetrics
+    codes: CodeMetrics
+    language_model: LanguageModelMetrics | None
+    density: DensityCurve
+    features_per_token: Histogram
+    latents: list[LatentResult]
+
+
+class CacheSummary(_Record):
+    """The cache that was measured on. ``split`` and ``rows`` say which of its rows, ``heldout`` being the
+    rule.
+    """
+
+    path: str
+    fingerprint: str
+    identity: dict[str, Any]
+    counts: dict[str, int]
+    hooks: dict[str, int]
+    context: int
+    normalization: str
+    train_rows: int
+    heldout_rows: int
+    split: str
+    rows: int
+
+
+class Results(_Record):
+    """Everything in ``results.json``."""
+
+    format_version: int = FORMAT_VERSION
+    created: str
+    software: dict[str, str]
+    settings: dict[str, Any]
+    cache: CacheSummary
+    definitions: dict[str, str]
+    warnings: list[str]
+    saes: list[SaeResult]
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write ``path`` as a whole or not at all."""
+    write_bytes(path, results.model_dump_json().encode("utf-8"))
+
+
+def read_results(path: Path) -> Results:
+    """The results in ``path``.
+
+    Raises:
+        UsageError: no such file, or not results of a version this one reads.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"no results at {path}: measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
+        ) from None
+    try:
+        results = Results.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise UsageError(
+            f"{path} is not a results file of saecache evaluate ({first['msg']} at {where}); measure again"
+        ) from None
+    if results.format_version != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format version {results.format_version}, expected {FORMAT_VERSION}; measure again"
+        )
+    return results

@@ -1,0 +1,194 @@
+"""One evaluation: SAEs and the cache they were trained from in, ``results.json`` out."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from ..store import ActivationCache, open_cache
+from ..store.errors import UsageError
+from ..train import SAE
+from .config import EvaluateConfig
+from .contexts import DecodeToken, measured_places
+from .definitions import DEFINITIONS
+from .language_model import Spliced, SplicedModel, measure_language_model
+from .measure import MeasuredRows, choose_rows, measure_sae
+from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
+from .scored import choose_sequences
+from .targets import Target, check_belongs, default_output, find_targets
+
+_SOFTWARE = ("saecache", "torch", "numpy", "transformers")
+
+
+def run(
+    targets: Sequence[Path | str],
+    cache: ActivationCache | Path | str,
+    *,
+    model: SplicedModel | None = None,
+    decode_token: DecodeToken | None = None,
+    out: Path | str | None = None,
+    show_progress: bool = True,
+    **settings: Any,
+) -> Results:
+    """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
+
+    Without held-out rows, the last tenth of the training rows is taken, and the results say so.
+
+    Args:
+        targets: SAE folders, or run folders (every SAE in them).
+        cache: the cache the SAEs were trained from.
+        model: the language model of the cache; without it there is no CE and no KL.
+        decode_token: token id -> text, for the contexts; without it they show numbers.
+        out: the file to write; ``RUN_DIR/results.json`` when None.
+        show_progress: progress bars and warnings on stderr.
+        settings: fields of :class:`EvaluateConfig`, as ``max_rows=100_000``.
+
+    Raises:
+        UsageError: no SAE there, another cache than the SAE's, a model that is not the cache's, bad settings.
+    """
+    config = _config(settings)
+    folders = [Path(target) for target in targets]
+    found = find_targets(folders)
+    out = default_output(folders) if out is None else Path(out)
+    if not isinstance(cache, ActivationCache):
+        cache = open_cache(cache)
+    for target in found:
+        check_belongs(target.load(), target, cache)
+    rows, warnings = choose_rows(cache, config.max_rows)
+    has_tokens = cache.manifest.tokens == "ids and documents"
+    if not has_tokens:
+        warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
+    if show_progress:
+        for warning in warnings:
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+    places = None
+    if has_tokens and config.num_latents:
+        places = measured_places(cache, rows.split, rows.first, rows.count)
+    device = config.device or _best_device()
+    decode_token = decode_token or "⟨{}⟩".format
+    measured = [
+        measure_sae(
+            target.load(device),
+            target.name,
+            cache,
+            rows,
+            places,
+            config,
+            decode_token,
+            show_progress=show_progress,
+        )
+        for target in found
+    ]
+    costs: dict[str, LanguageModelMetrics] = {}
+    if model is not None and has_tokens:
+        costs = _language_model(model, cache, found, rows, config, device, show_progress)
+    results = Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=_software(),
+        settings=config.model_dump(),
+        cache=_summary(cache, rows),
+        definitions=DEFINITIONS,
+        warnings=warnings,
+        saes=[
+            _complete(result, target, costs, out.parent)
+            for result, target in zip(measured, found, strict=True)
+        ],
+    )
+    write_results(results, out)
+    return results
+
+
+def _config(settings: dict[str, Any]) -> EvaluateConfig:
+    try:
+        return EvaluateConfig(**settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, d['loc']))}: {d['msg']} (got {d['input']!r})" for d in error.errors()
+        )
+        known = ", ".join(EvaluateConfig.model_fields)
+        raise UsageError(f"bad evaluation settings: {problems}. The settings are {known}.") from None
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _language_model(
+    model: SplicedModel,
+    cache: ActivationCache,
+    targets: Sequence[Target],
+    rows: MeasuredRows,
+    config: EvaluateConfig,
+    device: str,
+    show_progress: bool,
+) -> dict[str, LanguageModelMetrics]:
+    sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
+    spliced = [_spliced(target.name, target.load(device)) for target in targets]
+    return measure_language_model(
+        model,
+        cache,
+        spliced,
+        sequences,
+        split=rows.split,
+        logit_bytes=config.logit_bytes,
+        show_progress=show_progress,
+    )
+
+
+def _spliced(name: str, sae: SAE) -> Spliced:
+    def reconstruct(raw_PD: torch.Tensor) -> torch.Tensor:
+        reconstruction: torch.Tensor = sae(raw_PD.to(sae.W_dec.device), input="raw")
+        return reconstruction
+
+    return Spliced(name=name, hook=sae.cfg.hook, reconstruct=reconstruct)
+
+
+def _complete(
+    result: SaeResult, target: Target, costs: dict[str, LanguageModelMetrics], results_folder: Path
+) -> SaeResult:
+    where = {"sae_dir": _relative(target.sae_dir, results_folder), "language_model": costs.get(target.name)}
+    return result.model_copy(update=where)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """With forward slashes; absolute where there is no way from ``folder`` (another drive)."""
+    try:
+        return Path(relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
+
+
+def _summary(cache: ActivationCache, rows: MeasuredRows) -> CacheSummary:
+    manifest = cache.manifest
+    return CacheSummary(
+        path=str(cache.path),
+        fingerprint=cache.fingerprint,
+        identity=manifest.identity,
+        counts=manifest.counts,
+        hooks={name: hook.d_model for name, hook in manifest.hooks.items()},
+        context=cache.context,
+        normalization=cache.normalization,
+        train_rows=len(cache),
+        heldout_rows=cache.num_rows("heldout"),
+        split=rows.split,
+        rows=rows.count,
+    )
+
+
+def _software() -> dict[str, str]:
+    versions = {}
+    for name in _SOFTWARE:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree, or without the optional package
+            continue
+    return versions

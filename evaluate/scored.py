@@ -1,0 +1,134 @@
+"""Which sequences a cache's measured rows lie in, where in them a reconstruction is spliced, where losses are
+taken.
+
+Legend: n sequences, T context.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..store import ActivationCache
+from ..store.errors import UsageError
+
+_BLOCK_SEQUENCES = 256
+_BLOCK_ROWS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSequences:
+    """Whole sequences with the places of their rows.
+
+    Attributes:
+        ids: int64 [n, T], padding as 0 (it only ever follows the text, so a causal model does not see it).
+        rows: int64 [n, T], the row that each position holds in the measured split, -1 for none.
+        scored: bool [n, T], the positions whose next-token loss counts.
+    """
+
+    ids: np.ndarray
+    rows: np.ndarray
+    scored: np.ndarray
+
+    @property
+    def spliced(self) -> np.ndarray:
+        """bool [n, T]: the positions whose activation is replaced."""
+        return self.rows >= 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, start: int, stop: int) -> "ScoredSequences":
+        """Sequences ``start:stop``."""
+        part = slice(start, stop)
+        return ScoredSequences(ids=self.ids[part], rows=self.rows[part], scored=self.scored[part])
+
+
+def choose_sequences(
+    cache: ActivationCache, split: str, num_rows: int, ce_tokens: int, seed: int
+) -> ScoredSequences:
+    """Sequences drawn without replacement until ``ce_tokens`` positions are scored, in reading order.
+
+    A position is scored when it holds a row and the next token is there and belongs to the same document.
+
+    Args:
+        split: "heldout": sequences that hold one of its first ``num_rows`` rows. "train": any sequence, with
+        all
+            the training rows in it.
+
+    Raises:
+        UsageError: no row is followed by a token of its document.
+    """
+    order = np.random.default_rng(seed)
+    parts: list[ScoredSequences] = []
+    total = 0
+    if split == "heldout":
+        token_index = cache.token_index("heldout")[:num_rows].astype(np.int64)
+        candidates = order.permutation(np.unique(token_index // cache.context))
+    else:
+        candidates = order.permutation(cache.tokens.shape[0])
+        token_index = np.zeros(0, dtype=np.int64)
+    # Training rows are found by a pass over all of them, so that one block should be enough.
+    block = max(_BLOCK_SEQUENCES, 2 * ce_tokens // cache.context if split == "train" else 0)
+    for start in range(0, len(candidates), block):
+        sequences = np.sort(candidates[start : start + block])
+        rows = (
+            _heldout_rows(token_index, sequences, cache.context)
+            if split == "heldout"
+            else _train_rows(cache, sequences)
+        )
+        part = _read(cache, sequences, rows)
+        scored_each = part.scored.sum(1)
+        # Whole sequences, in the drawn order, only as many as are still wanted.
+        drawn = np.searchsorted(sequences, candidates[start : start + block])
+        enough = int(np.searchsorted(np.cumsum(scored_each[drawn]), ce_tokens - total)) + 1
+        keep = np.sort(drawn[:enough])
+        keep = keep[scored_each[keep] > 0]
+        parts.append(ScoredSequences(ids=part.ids[keep], rows=part.rows[keep], scored=part.scored[keep]))
+        total += int(parts[-1].scored.sum())
+        if total >= ce_tokens:
+            break
+    if total == 0:
+        raise UsageError(
+            f"{cache.path}: CE and KL need rows that are followed by a token of their document; its "
+            f"{split} rows have none. Measure without the model."
+        )
+    return ScoredSequences(
+        ids=np.concatenate([part.ids for part in parts]),
+        rows=np.concatenate([part.rows for part in parts]),
+        scored=np.concatenate([part.scored for part in parts]),
+    )
+
+
+def _read(cache: ActivationCache, sequences: np.ndarray, rows: np.ndarray) -> ScoredSequences:
+    ids = np.asarray(cache.tokens[sequences]).astype(np.int64)
+    documents = np.asarray(cache.documents[sequences])
+    followed = np.zeros(ids.shape, dtype=bool)
+    followed[:, :-1] = (ids[:, 1:] >= 0) & (documents[:, 1:] == documents[:, :-1])
+    return ScoredSequences(ids=np.maximum(ids, 0), rows=rows, scored=(rows >= 0) & followed)
+
+
+def _heldout_rows(token_index: np.ndarray, sequences: np.ndarray, context: int) -> np.ndarray:
+    """int64 [n, T] from the ascending ``token_index`` of the held-out rows."""
+    wanted = sequences[:, None] * context + np.arange(context)
+    place = np.searchsorted(token_index, wanted)
+    found = place < len(token_index)
+    found[found] = token_index[place[found]] == wanted[found]
+    return np.where(found, place, -1)
+
+
+def _train_rows(cache: ActivationCache, sequences: np.ndarray) -> np.ndarray:
+    """int64 [n, T], by looking through the shuffled index of all training rows, a block at a time."""
+    rows = np.full((len(sequences), cache.context), -1, dtype=np.int64)
+    for start, token_index in _train_index_blocks(cache):
+        sequence, position = np.divmod(token_index, cache.context)
+        place = np.searchsorted(sequences, sequence).clip(max=len(sequences) - 1)
+        here = np.flatnonzero(sequences[place] == sequence)
+        rows[place[here], position[here]] = start + here
+    return rows
+
+
+def _train_index_blocks(cache: ActivationCache) -> Iterator[tuple[int, np.ndarray]]:
+    index = cache.token_index("train")
+    for start in range(0, len(cache), _BLOCK_ROWS):
+        yield start, np.asarray(index[start : start + _BLOCK_ROWS]).astype(np.int64)

@@ -1,0 +1,105 @@
+"""Which SAEs are meant by the folders a user names, and whether the cache is theirs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..store import ActivationCache
+from ..store.errors import UsageError
+from ..train import SAE, load_sae
+from .results import RESULTS_NAME
+
+_SAE_FOLDER, _CONFIG_NAME = "sae", "cfg.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One SAE to measure; ``name`` is unique among the targets."""
+
+    name: str
+    sae_dir: Path
+
+    def load(self, device: str = "cpu") -> SAE:
+        return load_sae(self.sae_dir, device)
+
+
+def find_targets(folders: Sequence[Path]) -> list[Target]:
+    """The SAEs in ``folders``: SAE folders themselves, or all ``<variant>/sae`` of a run folder, by name.
+
+    Two SAEs of one name, from different runs, are told apart by their run folder: ``run/name``.
+
+    Raises:
+        UsageError: a folder that holds no SAE, or the same SAE named twice.
+    """
+    found = [sae_dir for folder in folders for sae_dir in _saes_in(folder)]
+    doubled = [str(path) for path, count in Counter(path.resolve() for path in found).items() if count > 1]
+    if doubled:
+        raise UsageError(f"the same SAE is named twice: {', '.join(doubled)}")
+    short = [_short_name(path) for path in found]
+    names = [
+        f"{path.resolve().parent.parent.name}/{name}" if short.count(name) > 1 else name
+        for path, name in zip(found, short, strict=True)
+    ]
+    clashing = sorted(name for name, count in Counter(names).items() if count > 1)
+    if clashing:
+        raise UsageError(f"several SAEs would be called {', '.join(clashing)}: rename a run folder")
+    return [Target(name=name, sae_dir=path) for name, path in zip(names, found, strict=True)]
+
+
+def _saes_in(folder: Path) -> list[Path]:
+    if (folder / _CONFIG_NAME).is_file():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob(f"*/{_SAE_FOLDER}/{_CONFIG_NAME}"))
+    if not inside:
+        what = "there is no such folder" if not folder.exists() else f"it has no {_CONFIG_NAME}"
+        raise UsageError(
+            f"no SAE in {folder}: {what}; expected an SAE folder (with {_CONFIG_NAME}) or a run folder "
+            f"(with NAME/{_SAE_FOLDER}/{_CONFIG_NAME})"
+        )
+    return inside
+
+
+def _short_name(sae_dir: Path) -> str:
+    resolved = sae_dir.resolve()
+    return resolved.parent.name if resolved.name == _SAE_FOLDER else resolved.name
+
+
+def default_output(folders: Sequence[Path]) -> Path:
+    """``RUN_DIR/results.json``; for one SAE folder ``<variant>/results.json``, so that the run's own stay.
+
+    Raises:
+        UsageError: several folders, so that no place is the obvious one.
+    """
+    if len(folders) != 1:
+        raise UsageError(
+            f"{len(folders)} folders are measured together: say where the results go, with --out FILE.json"
+        )
+    folder = folders[0]
+    is_sae = (folder / _CONFIG_NAME).is_file()
+    return (
+        folder.resolve().parent if is_sae and folder.resolve().name == _SAE_FOLDER else folder
+    ) / RESULTS_NAME
+
+
+def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
+    """
+    Raises:
+        UsageError: the SAE was trained from another cache, or the cache lacks its hook or its width.
+    """
+    trained_on = sae.cfg.cache.get("fingerprint")
+    if trained_on != cache.fingerprint:
+        raise UsageError(
+            f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on}, but "
+            f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache."
+        )
+    if sae.cfg.hook not in cache.hooks:
+        raise UsageError(
+            f"{target.sae_dir} was trained on hook {sae.cfg.hook!r}; {cache.path} has "
+            f"{', '.join(cache.hooks)}"
+        )
+    if sae.cfg.d_model != cache.d_model(sae.cfg.hook):
+        raise UsageError(
+            f"{target.sae_dir} expects rows of width {sae.cfg.d_model}; {cache.path} holds width "
+            f"{cache.d_model(sae.cfg.hook)} at {sae.cfg.hook}"
+        )
