@@ -3,17 +3,14 @@
 Legend: R rows of the step, B rows of one part of it, D model width, F latents, P pairs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from .kernels import encode_blocks, sddmm
+from .kernels import Blocks, encode_blocks, sddmm
 from .pairs import Pairs
-
-Blocks = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Each call streams (first row, pre-activations [b, F] in a buffer that the next block overwrites), rows ascending."""
 
 BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
 PART_ROWS = 8192  # rows whose errors are in memory at a time in the backward pass
@@ -48,9 +45,9 @@ class Rows:
         return self.parameters["W_enc"].shape[0]
 
     def blocks(self, latents: Tensor | None = None) -> Blocks:
-        """Pre-activations x_centered @ W_enc.T + b_enc by blocks of rows; of ``latents`` (int64 [n]) only, if given.
+        """Pre-activations x_centered @ W_enc.T + b_enc, by blocks of rows.
 
-        With ``latents`` the columns are numbered 0..n-1: :meth:`relabelled` gives pairs their own numbers back.
+        ``latents`` (int64 [n]) asks for those only, as columns 0..n-1; see :meth:`relabelled`.
         """
         W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
         if latents is not None:
@@ -58,7 +55,7 @@ class Rows:
         return encode_blocks(self.x_centered, W_enc, b_enc, block_rows(W_enc.shape[0]))
 
     def relabelled(self, pairs: Pairs, latents: Tensor) -> Pairs:
-        """Pairs over the columns of ``blocks(latents)`` as pairs over all F latents; ``latents`` ascending."""
+        """Pairs over the columns of ``blocks(latents)``, over all F latents; ``latents`` ascending."""
         return replace(pairs, latent=latents[pairs.latent], num_latents=self.num_latents)
 
     def pre_activations_at(self, pairs: Pairs) -> Tensor:
@@ -77,7 +74,7 @@ class Outcome:
         squared_error: sum over rows of |reconstruction - x|², float64 [].
         firing: rows on which each latent is active, int64 [F].
         row_l0: active latents of each row, int64 [R], part by part.
-        through_encoder: sum over pairs of d loss / d pre-activation, [F]; what reaches ``b_dec`` through x_centered.
+        through_encoder: sum over pairs of d loss / d pre-activation, [F]; reaches ``b_dec`` at the end.
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -139,11 +136,12 @@ class Batch(Rows):
         self.outcome.squared_error += sum_of_squares(error)
 
     def generator(self, purpose: int = 0) -> torch.Generator:
-        """Random numbers of this step: a pure function of (seed, step, purpose), so that resuming repeats them."""
+        """Random numbers of this step, a pure function of (seed, step, purpose): resuming repeats them."""
         mixed = ((self.seed * 1_000_003 + self.step) * 1_000_003 + purpose) % 2**63
         return torch.Generator(device=self.x_centered.device).manual_seed(mixed)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """Sum of the squares of ``x`` [B, D], added up in float64: float64 []."""
-    return torch.linalg.vector_norm(x, dim=1).double().square().sum()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return norms.double().square().sum()

@@ -1,4 +1,4 @@
-"""The settings of a training run. Facts of the cache (width, number of rows) come from the cache, never from here."""
+"""The settings of a training run. What is a fact of the cache (width, rows) comes from the cache."""
 
 from typing import Annotated, Literal, Self
 

@@ -43,7 +43,7 @@ class OptimizerOverrides(BaseModel):
 
 
 class ScheduleConfig(BaseModel):
-    """Factor on the learning rate over the run. Numbers below 1 are fractions of the run, others are steps."""
+    """Factor on the learning rate over the run. Numbers below 1 are fractions of it, others are steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

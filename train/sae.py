@@ -1,4 +1,4 @@
-"""A trained SAE: weights, how it encodes, and where it comes from. ``load_sae(folder)`` and ``sae.save(folder)``.
+"""A trained SAE: its weights, how it encodes, and where it comes from.
 
 A folder holds ``cfg.json`` and ``weights.safetensors``; nothing in it is ever unpickled.
 Legend: B rows, D model width, F latents, P pairs.
@@ -7,13 +7,11 @@ Legend: B rows, D model width, F latents, P pairs.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ..store.durable import write_bytes
@@ -22,6 +20,7 @@ from ..store.normalization import Normalizer
 from .batch import Rows
 from .kernels import decode
 from .pairs import Pairs
+from .tensor_file import read_tensors, write_tensors
 from .variants import AnyVariant
 
 FORMAT_VERSION = 1
@@ -31,7 +30,7 @@ Space = Literal["normalized", "raw"]
 
 
 class SAEConfig(BaseModel):
-    """``cfg.json``. ``variant`` holds every setting of the kind; the fields before it are there to be read easily."""
+    """``cfg.json``. ``variant`` holds every setting of the kind; what comes before it is easy to read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,13 +52,15 @@ class SAE(nn.Module):
     """A sparse autoencoder: x ≈ codes @ W_dec + b_dec.
 
     Attributes:
-        W_enc, W_dec: float32 [F, D]; b_enc [F]; b_dec [D]. Further tensors of the variant (``threshold``) beside them.
+        W_enc, W_dec: float32 [F, D]; b_enc: [F]; b_dec: [D]; threshold: [], [F] or None. Further tensors of the
+            variant beside them.
     """
 
     W_enc: Tensor
     W_dec: Tensor
     b_enc: Tensor
     b_dec: Tensor
+    threshold: Tensor | None  # [] or [F]; None when the inference rule has none
 
     def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -75,23 +76,23 @@ class SAE(nn.Module):
             got = tuple(tensors[name].shape) if name in tensors else None
             if got != shape:
                 raise UsageError(f"SAE {cfg.name}: tensor {name} should have shape {shape}, got {got}")
-        for name, tensor in tensors.items():
+        for name, tensor in {"threshold": None, **tensors}.items():
             self.register_buffer(name, tensor)
-
-    @property
-    def threshold(self) -> Tensor | None:
-        """The inference threshold, [] or [F]; None for rules without one."""
-        return cast("Tensor | None", self._buffers.get("threshold"))
 
     @torch.no_grad()
     def encode(
-        self, x: Tensor, *, input: Space = "normalized", sparse: bool = False, as_trained: bool = False
+        self,
+        x: Tensor,
+        *,
+        input: Space = "normalized",  # noqa: A002 - the public name
+        sparse: bool = False,
+        as_trained: bool = False,
     ) -> Tensor | Pairs:
         """Codes of rows ``x`` [B, D].
 
         Args:
-            input: ``normalized`` when x comes as the cache hands it out under ``cfg.normalization``, ``raw`` when it
-                comes from the model: it is then normalized here.
+            input: ``normalized`` when x comes as the cache hands it out under ``cfg.normalization``; ``raw`` when
+                it comes from the model, to be normalized here.
             sparse: :class:`Pairs` instead of a dense float32 [B, F].
             as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.
         """
@@ -106,28 +107,28 @@ class SAE(nn.Module):
         return decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:
-        """The reconstruction of ``x`` [..., D], in the space x came in: raw in, raw out (normalization inverted)."""
+    def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
+        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out."""
         flat = x.reshape(-1, self.cfg.d_model)
-        return torch.cat([self._reconstruct(part, input) for part in flat.split(ENCODE_ROWS)]).reshape(
+        return torch.cat([self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]).reshape(
             x.shape
         )
 
-    def _reconstruct(self, x: Tensor, input: Space) -> Tensor:
-        normalized, removed = self._normalized(x, input)
+    def _reconstruct(self, x: Tensor, space: Space) -> Tensor:
+        normalized, removed = self._normalized(x, space)
         reconstruction = self.decode(self._encode(normalized, as_trained=False))
-        if input == "raw":
+        if space == "raw":
             reconstruction = self.normalizer.invert(reconstruction, removed)
         return reconstruction.to(x.dtype)
 
-    def _normalized(self, x: Tensor, input: Space) -> tuple[Tensor, Any]:
+    def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:
         if x.dim() != 2 or x.shape[1] != self.cfg.d_model:
             raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
-        if input == "raw":
+        if space == "raw":
             return self.normalizer.apply(x.float())
-        if input == "normalized":
+        if space == "normalized":
             return x.float(), None
-        raise UsageError(f"input must be 'normalized' or 'raw', got {input!r}")
+        raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
 
     def _encode(self, x: Tensor, as_trained: bool) -> Pairs:
         tensors = dict(self.named_buffers())
@@ -135,10 +136,9 @@ class SAE(nn.Module):
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``weights.safetensors``, then ``cfg.json``, each whole or not at all. Equal SAEs give equal bytes."""
+        """Write the weights, then the config, each whole or not at all. Equal SAEs give equal bytes."""
         folder = Path(folder)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.named_buffers()}
-        write_bytes(folder / WEIGHTS_FILE, save_tensors(tensors, metadata={"format": "pt"}))
+        write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
         write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
 
 
@@ -159,7 +159,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
                 f"{folder}: SAE format {version}; this version of saecache reads {FORMAT_VERSION}"
             )
         cfg = SAEConfig.model_validate(values)
-        tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+        tensors = read_tensors(folder / WEIGHTS_FILE, device)
     except (ValidationError, json.JSONDecodeError, SafetensorError) as error:
         raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
-    return SAE(cfg, tensors).to(device)
+    return SAE(cfg, tensors)

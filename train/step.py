@@ -1,6 +1,6 @@
 """The exact sparse gradients, written by hand: everything after selection costs P, not B * F.
 
-With codes c = pre-activations at the selected pairs, x' = x - b_dec and e = c W_dec - x' (= reconstruction - x):
+With codes c = pre-activations at the selected pairs, x' = x - b_dec, e = c W_dec - x' = reconstruction - x:
 
     loss            = weight / R * sum over rows |e|²
     d loss / d c    = 2 weight / R * <e[row], W_dec[latent]>                      (at the pairs only)
@@ -29,7 +29,7 @@ class AuxiliaryLoss(Protocol):
 
 
 def train_selected(batch: Batch, codes: Pairs, auxiliary: Iterable[AuxiliaryLoss] = ()) -> None:
-    """The whole forward and backward of a variant whose codes are the pre-activations of the selected pairs."""
+    """Forward and backward of a variant whose codes are the pre-activations of the selected pairs."""
     auxiliary = tuple(auxiliary)
     for rows, part in batch.split():
         part_codes = codes.slice_rows(rows.start, rows.stop)
@@ -53,8 +53,8 @@ def reconstruct(
 
     Args:
         codes: [B, F].
-        target: [B, D]. None is x itself: the decoder's bias is added, and learns; anything else (a residual) is
-            reconstructed without the bias.
+        target: [B, D]. None is x itself: the decoder's bias is added, and learns. Anything else (a residual)
+            is reconstructed without the bias.
         name: under which the term is reported.
         into_decoder: False leaves W_dec and b_dec without gradient, as if they were detached.
 
@@ -74,7 +74,7 @@ def reconstruct(
 
 
 def backpropagate(batch: Batch, codes: Pairs, d_pre: Tensor, d_bias: Tensor | None = None) -> None:
-    """Carry d loss / d pre-activation at the pairs [P] into W_enc and b_enc, and into b_dec through x - b_dec.
+    """Carry d loss / d pre-activation at the pairs [P] into W_enc, b_enc, and b_dec through x - b_dec.
 
     ``d_bias`` [P] is given when the encoder's bias sees another gradient than x W_enc does.
     """

@@ -29,7 +29,7 @@ class RunningThreshold(BaseModel):
         return {SUM: torch.zeros(shape), WEIGHT: torch.zeros(shape)}
 
     def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int) -> None:
-        """Take in the codes of a batch (values above 0 only); what was not selected leaves its threshold alone."""
+        """Take in the codes of a batch, all above 0; a latent that was not selected keeps its threshold."""
         if step < self.start_step or len(codes) == 0:
             return
         if state[SUM].dim() == 0:

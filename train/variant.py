@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from .batch import Batch, Rows
+from .optimizer import Optimizer
 from .optimizer_config import OptimizerOverrides
 from .pairs import Pairs
 
@@ -44,8 +45,8 @@ class Variant(BaseModel, ABC):
     optimizer: OptimizerOverrides = OptimizerOverrides()
 
     inference: ClassVar[str]
-    """How codes are found outside training: ``topk`` (k per row), ``threshold`` (pre-activation above the tensor
-    ``threshold``), or a name of the variant's own."""
+    """How codes are found outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the
+    tensor ``threshold``), or a name of the variant's own."""
     unit_norm_decoder: ClassVar[bool] = True
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
 
@@ -61,14 +62,14 @@ class Variant(BaseModel, ABC):
 
     @abstractmethod
     def forward_backward(self, batch: Batch) -> None:
-        """One batch: add the loss terms and the gradients to ``batch``, and tell it the codes (``batch.record``)."""
+        """One batch: add losses and gradients to ``batch``, and tell it the codes (``batch.record``)."""
 
     @abstractmethod
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        """Codes outside training: deterministic, row by row, unless ``as_trained`` asks for the training rule."""
+        """Codes outside training: deterministic, row by row; ``as_trained`` asks for the training rule."""
 
     def problems(self, plan: Plan) -> list[str]:
-        """What is impossible about these settings for this plan, each with the way out; empty when all is well."""
+        """What is impossible about these settings under this plan, with the way out; empty if nothing is."""
         return []
 
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
@@ -80,8 +81,11 @@ class Variant(BaseModel, ABC):
         return {}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What :meth:`encode` needs beside the parameters, saved with the weights (``threshold``: [] or [F])."""
+        """What :meth:`encode` needs beside the parameters (``threshold``: [] or [F]); saved with them."""
         return {}
+
+    def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        """What changes parameters outside the gradient, after the update on ``batch`` (resampling)."""
 
     @property
     def run_name(self) -> str:

@@ -1,4 +1,4 @@
-"""AuxK: dead latents reconstruct what the living ones left over. Gao et al. 2024, section 3.1 and appendix A.2."""
+"""AuxK: dead latents reconstruct what the living ones left over. Gao et al. 2024, appendix A.2."""
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -9,8 +9,10 @@ from ..step import backpropagate, reconstruct
 
 
 class AuxK(BaseModel):
-    """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed, and ê = the decoding
-    of the top ``k`` dead latents of each row after ReLU, without bias. Its gradient reaches W_dec and the encoder.
+    """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
+
+    ê decodes, without bias, the top ``k`` dead latents of each row after ReLU. The gradient reaches W_dec and
+    the encoder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

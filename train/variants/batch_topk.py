@@ -16,10 +16,10 @@ from ..variant import Plan, Variant
 
 
 class BatchTopK(Variant):
-    """codes = ReLU(the k * B largest of all pre-activations of the batch), loss = |x - reconstruction|² + AuxK.
+    """codes = ReLU(the k * B largest pre-activations of the batch), loss = |x - reconstruction|² + AuxK.
 
-    Rows share one budget, so that hard rows use more latents than easy ones. Inference cannot see a batch: a latent is
-    active above the running mean of the least selected value.
+    Rows share one budget, so that hard rows use more latents than easy ones. Inference cannot see a batch: a
+    latent is active above the running mean of the least selected value.
     """
 
     kind: Literal["batch_topk"] = "batch_topk"

@@ -1,5 +1,6 @@
-"""Feature Choice: each latent chooses the rows that match it best. "Adaptive Sparse Allocation with Mutual Choice &
-Feature Choice Sparse Autoencoders", sections 3.1, 4.1 and 4.3.
+"""Feature Choice: each latent chooses the rows that match it best.
+
+"Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.1, 4.1, 4.3.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ from ..variant import Plan, Variant
 
 
 class FeatureChoice(Variant):
-    """codes = ReLU(for each latent i, its m_i largest pre-activations over the batch), loss = |x - reconstruction|².
+    """codes = ReLU(each latent i's m_i largest pre-activations in the batch), loss = |x - reconstruction|².
 
-    Uniform m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents per row, as for TopK; where
-    M / F is no whole number, the first M mod F latents take one row more. Every latent is active in every batch, so
-    none dies and there is no auxiliary loss; the batch must be large enough that M >= F. Inference cannot see a
-    batch: latent i is active above the running mean of its own least selected value.
+    Uniform m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents of a row, as for
+    TopK; where M / F is no whole number, the first M mod F latents take one row more. Every latent is active in
+    every batch, so none dies and there is no auxiliary loss; the batch must be so large that M >= F. Inference
+    cannot see a batch: latent i is active above the running mean of its own least selected value.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
@@ -42,9 +43,10 @@ class FeatureChoice(Variant):
 
     def problems(self, plan: Plan) -> list[str]:
         if self.k >= plan.num_latents:
+            chosen = self.k * plan.batch_rows / plan.num_latents
             return [
-                f"k={self.k} must be smaller than the number of latents, {plan.num_latents}: each latent would have "
-                f"to choose {self.k * plan.batch_rows / plan.num_latents:.0f} of {plan.batch_rows} rows"
+                f"k={self.k} must be smaller than the number of latents, {plan.num_latents}: "
+                f"each latent would have to choose {chosen:.0f} of {plan.batch_rows} rows"
             ]
         if self.k * plan.batch_rows < plan.num_latents:
             return [
@@ -77,7 +79,7 @@ class FeatureChoice(Variant):
 
 
 def uniform_counts(total: int, num_latents: int, num_rows: int) -> Tensor:
-    """m_i: ``total`` matches over the latents, as evenly as whole numbers allow, at most ``num_rows`` each. int64 [F]."""
+    """m_i, int64 [F]: ``total`` matches, as evenly as whole numbers allow, at most ``num_rows`` for each."""
     counts = torch.full((num_latents,), total // num_latents, dtype=torch.int64)
     counts[: total % num_latents] += 1
     return counts.clamp_(max=num_rows)

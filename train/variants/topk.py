@@ -1,4 +1,4 @@
-"""TopK: the k largest pre-activations of each row. Gao et al. 2024, "Scaling and evaluating sparse autoencoders"."""
+"""TopK: the k largest pre-activations of each row. Gao et al. 2024."""
 
 from typing import ClassVar, Literal
 

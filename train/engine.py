@@ -1,0 +1,82 @@
+"""The training loop: every batch is read once, and each variant takes a step on it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .metrics import InputSums, reset
+from .schedule import learning_rate_factor
+from .trainee import DivergedError, Trainee
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """What the loop tells; the step counts finished steps, the trainees are those still running."""
+
+    log: Callable[[int, Sequence[Trainee], "Clock"], None]
+    save: Callable[[int, Sequence[Trainee]], None]
+    failed: Callable[[int, Trainee, DivergedError], None]
+    stop_asked: Callable[[], bool]
+
+
+@dataclass
+class Clock:
+    """Where the time of an interval went."""
+
+    started: float = field(default_factory=perf_counter)
+    waiting: float = 0.0  # seconds without a batch
+    steps: int = 0
+
+    def waited_for(self, stream: Iterator[Tensor]) -> Tensor | None:
+        """The next batch, its waiting time added; None at the end."""
+        before = perf_counter()
+        batch = next(stream, None)
+        self.waiting += perf_counter() - before
+        self.steps += 1
+        return batch
+
+    @property
+    def elapsed(self) -> float:
+        return perf_counter() - self.started
+
+
+@torch.no_grad()
+def train(
+    config: TrainConfig,
+    trainees: Sequence[Trainee],
+    stream: Iterator[Tensor],
+    inputs: InputSums,
+    first_step: int,
+    num_steps: int,
+    events: Events,
+) -> bool:
+    """Run steps ``first_step`` to ``num_steps`` (0-based). False when it was asked to stop before the end."""
+    running, clock = list(trainees), Clock()
+    x_centered = inputs.sum.new_empty(config.batch_rows, inputs.sum.shape[0], dtype=torch.float32)
+    for step in range(first_step, num_steps):
+        x = clock.waited_for(stream)
+        assert x is not None, "the feed yields exactly the planned steps"
+        inputs.add(x)
+        rate_factor = learning_rate_factor(config.schedule, step, num_steps)
+        for trainee in tuple(running):
+            torch.sub(x, trainee.parameters["b_dec"], out=x_centered)
+            try:
+                trainee.step(x_centered, step, rate_factor, config.dead_after_rows)
+            except DivergedError as error:
+                running.remove(trainee)
+                events.failed(step, trainee, error)
+        done = step + 1
+        stopping = events.stop_asked() and done < num_steps
+        if done % config.log.every_steps == 0 or done == num_steps:
+            events.log(done, running, clock)
+            reset(inputs, [trainee.interval for trainee in running])
+            clock = Clock()
+        if done % config.checkpoint.every_steps == 0 or done == num_steps or stopping:
+            events.save(done, running)
+        if stopping or not running:
+            return not stopping
+    return True

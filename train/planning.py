@@ -1,0 +1,128 @@
+"""Config + cache -> what the run will do, with everything that is impossible found before the first step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..store.errors import UsageError
+from ..store.reader import ActivationCache
+from .config import ExpectedCache, TrainConfig
+from .feed import num_steps
+from .variant import Plan
+
+MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run whose settings fit its cache. ``variants`` goes with ``config.variants``."""
+
+    hook: str
+    device: torch.device
+    num_steps: int
+    variants: tuple[Plan, ...]
+
+
+def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
+    """Check ``config`` against ``cache``.
+
+    Raises:
+        UsageError: listing every setting that cannot work, with the way out.
+    """
+    problems = unexpected(config.expect, cache)
+    hook = choose_hook(config, cache)
+    if config.batch_rows > len(cache):
+        problems.append(
+            f"batch_rows={config.batch_rows} is more than the {len(cache)} training rows of the cache"
+        )
+        raise UsageError(_listed(problems))
+    steps = num_steps(config, len(cache))
+    if steps < 1:
+        problems.append(
+            f"the run would be shorter than one batch of {config.batch_rows} rows: "
+            "raise epochs, num_rows or steps, or lower batch_rows"
+        )
+    plans = []
+    for variant in config.variants:
+        plan = Plan(
+            d_model=cache.d_model(hook),
+            num_latents=variant.num_latents or config.num_latents or _expanded(config, cache.d_model(hook)),
+            batch_rows=config.batch_rows,
+            num_steps=steps,
+        )
+        plans.append(plan)
+        problems += [f"variant {variant.run_name}: {problem}" for problem in variant.problems(plan)]
+    if (
+        config.log.heldout_rows
+        and cache.num_rows("heldout") == 0
+        and config.log.heldout_every_steps is not None
+    ):
+        problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
+    device = choose_device(config.device)
+    if problems:
+        raise UsageError(_listed(problems))
+    return RunPlan(hook=hook, device=device, num_steps=steps, variants=tuple(plans))
+
+
+def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
+    """The configured hook, or the only one there is.
+
+    Raises:
+        UsageError: the cache has no such hook, or several and the config names none.
+    """
+    if config.hook is not None:
+        cache.d_model(config.hook)  # says which hooks there are when this is none of them
+        return config.hook
+    if len(cache.hooks) == 1:
+        return cache.hooks[0]
+    raise UsageError(f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}")
+
+
+def choose_device(name: str) -> torch.device:
+    """A torch device; ``auto`` is the best one here.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:
+    """How the cache is not the one that the config was written for."""
+    problems = []
+    if expect.fingerprint is not None:
+        if len(expect.fingerprint) < MIN_FINGERPRINT:
+            problems.append(f"expect.fingerprint needs at least {MIN_FINGERPRINT} characters")
+        elif not cache.fingerprint.startswith(expect.fingerprint):
+            problems.append(
+                f"expect.fingerprint is {expect.fingerprint}, but the cache is {cache.fingerprint}"
+            )
+    if expect.model is not None:
+        model = model_name(cache)
+        if model != expect.model:
+            problems.append(f"expect.model is {expect.model}, but the cache was harvested from {model}")
+    return problems
+
+
+def model_name(cache: ActivationCache) -> str | None:
+    """The model that the cache names, if it names one."""
+    model = cache.manifest.identity.get("model")
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def _expanded(config: TrainConfig, d_model: int) -> int:
+    assert config.expansion_factor is not None, "the config gives one of the two"
+    return config.expansion_factor * d_model
+
+
+def _listed(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "the config does not fit the cache:\n" + "\n".join(f"  - {problem}" for problem in problems)

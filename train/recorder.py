@@ -1,0 +1,146 @@
+"""What a run writes while it trains: metrics, checkpoints, failures, the progress bar."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..store.reader import ActivationCache
+from .checkpoint import prune, record_failure, save_checkpoint
+from .config import TrainConfig
+from .dead import dead_latents
+from .engine import Clock
+from .metrics import METRICS_FILE, InputSums, MetricsFile, heldout_metrics
+from .planning import RunPlan, model_name
+from .sae import SAE, SAEConfig
+from .schedule import learning_rate_factor
+from .trackers import open_trackers
+from .trainee import DivergedError, Trainee
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5  # variants whose figures fit beside the progress bar
+
+
+class Recorder:
+    """The events of the loop, turned into files of the run folder ``out``."""
+
+    def __init__(
+        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: InputSums
+    ) -> None:
+        self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
+        self.metrics = MetricsFile(out / METRICS_FILE)
+        self.heldout = _heldout_rows(config, cache, plan)
+        self.bar: Any = None
+
+    @contextmanager
+    def watching(self, stream: Iterator[Tensor], first_step: int) -> Iterator[Iterator[Tensor]]:
+        """The batches from ``first_step`` on, under a progress bar; later metrics are cut off before."""
+        self.metrics.cut_after(first_step)
+        self.trackers = open_trackers(self.config, self.out, first_step)
+        hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
+        total = self.plan.num_steps
+        try:
+            with tqdm(stream, "train", total, initial=first_step, unit="step", disable=hidden) as self.bar:
+                yield iter(self.bar)
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+
+    def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
+        """One line per variant for the interval that ends after ``step`` steps."""
+        seconds = clock.elapsed
+        timing = {
+            "rows_per_second": round(clock.steps * self.config.batch_rows / seconds, 1),
+            "data_wait_fraction": round(clock.waiting / seconds, 4),
+            "seconds": round(seconds, 3),
+        }
+        lines = [self._line(step, trainee) | timing for trainee in trainees]
+        self.metrics.append(lines)
+        for tracker in self.trackers:
+            for line in lines:
+                tracker.write(line)
+        figures = ("/".join(f"{line[key]:.3g}" for line in lines[:SHOWN]) for key in ("fvu", "l0", "dead"))
+        self.bar.set_postfix_str("fvu {} l0 {} dead {}".format(*figures), refresh=False)
+
+    def save(self, step: int, trainees: Sequence[Trainee]) -> None:
+        """A checkpoint of every variant; older ones go only when all have the new one."""
+        for trainee in trainees:
+            save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
+        for trainee in trainees:
+            prune(self.out / trainee.name, self.config.checkpoint.keep)
+
+    def failed(self, step: int, trainee: Trainee, error: DivergedError) -> None:
+        """Say which variant stopped in 0-based ``step``, in which batch and why."""
+        epoch, batch = divmod(step, len(self.cache) // self.config.batch_rows)
+        reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
+        record_failure(self.out / trainee.name, step, reason)
+        logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
+
+    def sae(self, trainee: Trainee, step: int) -> SAE:
+        """The SAE as it stands after ``step`` steps; its tensors are the trainee's own, not copies."""
+        variant, plan = trainee.variant, trainee.plan
+        identity = self.cache.manifest.identity
+        cfg = SAEConfig(
+            kind=variant.kind,
+            name=trainee.name,
+            d_model=plan.d_model,
+            num_latents=plan.num_latents,
+            k=variant.expected_l0,
+            inference=variant.inference,
+            hook=self.plan.hook,
+            normalization=self.cache.normalizer(self.plan.hook, self.config.normalization).to_dict(),
+            variant=variant,
+            cache={
+                "fingerprint": self.cache.fingerprint,
+                "hook": self.plan.hook,
+                "model": identity.get("model"),
+                "model_name": model_name(self.cache),
+            },
+            training={
+                "step": step,
+                "rows": step * self.config.batch_rows,
+                "batch_rows": self.config.batch_rows,
+                "planned_steps": self.plan.num_steps,
+                "seed": trainee.seed,
+                "learning_rate": trainee.peak_learning_rate,
+                "optimizer": trainee.optimizer_config.model_dump(mode="json"),
+                "schedule": self.config.schedule.model_dump(mode="json"),
+            },
+        )
+        return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})
+
+    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
+        dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
+        factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
+        line: dict[str, Any] = {
+            "step": step,
+            "rows": step * self.config.batch_rows,
+            "variant": trainee.name,
+            **trainee.interval.summary(self.inputs),
+            "dead": dead,
+            "alive": trainee.plan.num_latents - dead,
+            "lr": trainee.peak_learning_rate * factor,
+        }
+        sae = self.sae(trainee, step)
+        if sae.threshold is not None:
+            finite = sae.threshold[sae.threshold.isfinite()]
+            line["threshold"] = float(finite.mean()) if finite.numel() else None
+        every = self.config.log.heldout_every_steps or self.plan.num_steps
+        if self.heldout is not None and (step % every == 0 or step == self.plan.num_steps):
+            line |= heldout_metrics(sae, self.heldout)
+        return line
+
+
+def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> Tensor | None:
+    """The first held-out rows, [n, D], normalized as for training; None when there are none to measure."""
+    rows = min(config.log.heldout_rows, cache.num_rows("heldout"))
+    if rows == 0:
+        return None
+    x = cache.rows(plan.hook, torch.arange(rows).numpy(), "heldout", config.normalization)
+    return x.to(plan.device)

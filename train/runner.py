@@ -1,0 +1,127 @@
+"""``run(config, cache, out)``: plan, start or resume, train, save. ``saecache.train`` calls it."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..store.reader import ActivationCache, open_cache
+from .checkpoint import failure_before, load_checkpoint, resume_step
+from .config import TrainConfig
+from .engine import Events, train
+from .feed import batches
+from .initialisation import geometric_median, initial_parameters
+from .metrics import InputSums
+from .planning import RunPlan, plan_run
+from .recorder import Recorder
+from .run_folder import claim, mark_finished
+from .trainee import Trainee
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run made. ``failed``: variants that stopped early, and why; their last checkpoint is kept."""
+
+    run_dir: Path
+    saes: dict[str, Path]
+    failed: dict[str, str]
+    reused: bool
+
+
+def run(
+    config: TrainConfig, cache: ActivationCache | Path | str, out: Path | str | None = None
+) -> TrainResult:
+    """Train every variant of ``config`` on ``cache``; continue if ``out`` holds an unfinished run of both.
+
+    Ctrl-C finishes the step, saves a checkpoint of everything and raises KeyboardInterrupt. The same call
+    continues, and ends with the same bytes as a run that was never stopped.
+
+    Raises:
+        UsageError: settings that do not fit the cache, or a folder that holds something else; before writing.
+    """
+    cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    plan = plan_run(config, cache)
+    out = Path(out) if out is not None else default_folder(config, cache)
+    with claim(out, config, cache.fingerprint) as finished:
+        if not finished:
+            _train(config, cache, plan, out)
+            mark_finished(out)
+        failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+        return TrainResult(
+            run_dir=out,
+            saes={name: out / name / "sae" for name, reason in failed.items() if reason is None},
+            failed={name: reason for name, reason in failed.items() if reason is not None},
+            reused=finished,
+        )
+
+
+def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
+    """``runs/<first variant>-<hash>``, the same for the same config and cache: running again resumes."""
+    identity = cache.fingerprint + config.model_dump_json()
+    return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
+
+
+def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
+    """Everything between an empty or interrupted folder and a finished one."""
+    inputs = InputSums(cache.d_model(plan.hook), plan.device)
+    trainees = _trainees(config, cache, plan)
+    first_step = resume_step([out / trainee.name for trainee in trainees])
+    running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
+    if first_step:
+        for trainee in running:
+            load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+        logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
+    per_epoch = len(cache) // config.batch_rows
+    if plan.num_steps > per_epoch:
+        logger.info("every training row is used %.1f times", plan.num_steps / per_epoch)
+    recorder = Recorder(config, cache, plan, out, inputs)
+    stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
+    with _interruptible() as stop_asked, recorder.watching(stream, first_step) as watched:
+        events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
+        done = train(config, running, watched, inputs, first_step, plan.num_steps, events)
+    if not done:
+        raise KeyboardInterrupt
+    for trainee in running:
+        if failure_before(out / trainee.name, plan.num_steps) is None:
+            recorder.sae(trainee, plan.num_steps).save(out / trainee.name / "sae")
+
+
+def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> list[Trainee]:
+    b_dec = torch.zeros(cache.d_model(plan.hook))
+    if config.initialisation.decoder_bias == "geometric_median":
+        rows = min(config.initialisation.median_rows, len(cache))
+        b_dec = geometric_median(next(cache.batches(plan.hook, rows, normalization=config.normalization)))
+    trainees = []
+    for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
+        seed = config.seed if variant.seed is None else variant.seed
+        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device))
+        trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
+    return trainees
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C lets the step finish and asks to stop; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+        yield asked.is_set
+        return
+
+    def ask(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)

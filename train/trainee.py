@@ -1,0 +1,92 @@
+"""One SAE in training: its tensors, its optimizer, and one step of it."""
+
+import torch
+from torch import Tensor
+
+from ..store.errors import SaecacheError
+from .batch import Batch, Outcome
+from .dead import count_rows, dead_latents
+from .metrics import Interval
+from .optimizer import Optimizer
+from .optimizer_config import OptimizerConfig
+from .schedule import peak_learning_rate
+from .step import finish_gradients
+from .variant import Plan, Variant
+
+
+class DivergedError(SaecacheError):
+    """The loss or the gradient of a variant is no longer finite. Nothing of that step was applied."""
+
+
+class Trainee:
+    """A variant with its tensors. :meth:`step` is the only thing that changes them."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        plan: Plan,
+        seed: int,
+        optimizer: OptimizerConfig,
+        parameters: dict[str, Tensor],
+    ) -> None:
+        """``parameters``: W_enc, W_dec, b_enc, b_dec at their initial values; the variant's own are added."""
+        device = parameters["b_dec"].device
+        self.variant, self.plan, self.seed = variant, plan, seed
+        self.parameters = parameters | {n: t.to(device) for n, t in variant.extra_parameters(plan).items()}
+        self.state = {n: t.to(device) for n, t in variant.initial_state(plan).items()}
+        self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.optimizer_config = variant.optimizer.applied_to(optimizer)
+        self.optimizer = Optimizer(
+            self.optimizer_config,
+            self.parameters,
+            unit_norm_decoder=variant.unit_norm_decoder,
+            frozen=variant.frozen_parameters,
+        )
+        self.peak_learning_rate = peak_learning_rate(self.optimizer_config, plan.num_latents)
+        self.rows_since_active = torch.zeros(plan.num_latents, dtype=torch.int64, device=device)
+        self.interval = Interval(plan.num_latents, device)
+
+    @property
+    def name(self) -> str:
+        return self.variant.run_name
+
+    def step(self, x_centered: Tensor, step: int, rate_factor: float, dead_after_rows: int) -> None:
+        """Train on one batch: ``x_centered`` [R, D] is the batch minus this SAE's ``b_dec``.
+
+        Raises:
+            DivergedError: NaN or infinity in the loss or the gradient; the parameters are as before the step.
+        """
+        for gradient in self.gradients.values():
+            gradient.zero_()
+        batch = Batch(
+            x_centered=x_centered,
+            parameters=self.parameters,
+            state=self.state,
+            gradients=self.gradients,
+            outcome=Outcome.empty(self.plan.num_latents, x_centered.device),
+            dead=dead_latents(self.rows_since_active, dead_after_rows),
+            step=step,
+            num_steps=self.plan.num_steps,
+            seed=self.seed,
+            step_rows=x_centered.shape[0],
+        )
+        self.variant.forward_backward(batch)
+        finish_gradients(batch)
+        norm = self.optimizer.prepare(self.gradients)
+        loss = batch.outcome.loss
+        if not (bool(loss.isfinite()) and bool(norm.isfinite())):
+            raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")
+        self.optimizer.step(self.gradients, norm, self.peak_learning_rate * rate_factor)
+        self.variant.after_step(batch, self.optimizer)
+        count_rows(self.rows_since_active, batch.outcome.firing, x_centered.shape[0])
+        self.interval.add(batch.outcome, norm)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every live tensor that training changes, by group and name: what a checkpoint holds."""
+        return {
+            "parameters": self.parameters,
+            "state": self.state,
+            "optimizer": self.optimizer.tensors(),
+            "interval": self.interval.tensors(),
+            "dead": {"rows_since_active": self.rows_since_active},
+        }
