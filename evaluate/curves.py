@@ -1,5 +1,7 @@
 """What the report draws of a distribution: few numbers, whatever the number of latents and rows."""
 
+from math import ceil, log10
+
 import numpy as np
 from torch import Tensor
 
@@ -20,8 +22,9 @@ def density_curve(density_F: Tensor, num_rows: int) -> DensityCurve:
     density = np.sort(density_F.numpy())[::-1]
     density = density[density > 0]
     ranks = log_spaced_integers(len(density), CURVE_POINTS)
-    lowest = np.floor(np.log10(1 / num_rows) * BINS_PER_DECADE) / BINS_PER_DECADE
-    edges = np.linspace(lowest, 0, round(-lowest * BINS_PER_DECADE) + 1)
+    num_bins = max(1, ceil(log10(num_rows) * BINS_PER_DECADE))
+    lowest = -num_bins / BINS_PER_DECADE
+    edges = np.linspace(lowest, 0, num_bins + 1)
     # Rounding of log10 must not push a density of exactly 1, or of 1/num_rows, out of the range.
     counts, _ = np.histogram(np.clip(np.log10(density), lowest, 0), edges)
     return DensityCurve(

@@ -199,8 +199,8 @@ def _check_activations(seen_PD: Tensor, stored_PD: Tensor, hook: str, cache: Act
     if not mismatch <= MAX_MISMATCH:
         raise UsageError(
             f"the model does not give the activations that {cache.path} holds at {hook}: median relative "
-            f"distance {mismatch:.3g}, expected at most {MAX_MISMATCH}. Pass the model the cache was harvested "
-            "from."
+            f"distance {mismatch:.3g}, expected at most {MAX_MISMATCH}. Pass the model the cache was "
+            "harvested from."
         )
     return mismatch
 

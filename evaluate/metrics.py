@@ -35,8 +35,8 @@ class ReconstructionStream:
         num_rows = x_BD.shape[0]
         if num_rows == 0:
             return
-        x = x_BD.double().cpu()
-        reconstruction = reconstruction_BD.double().cpu()
+        x = x_BD.cpu().double()  # in this order: not every device has float64
+        reconstruction = reconstruction_BD.cpu().double()
         block_mean = x.mean(0)
         shift = block_mean - self._mean_D
         total = self._rows + num_rows

@@ -12,13 +12,12 @@ from jinja2 import Environment, StrictUndefined
 
 from ..store.durable import write_bytes
 from .report_data import (
-    COLUMNS,
     Entry,
     cache_block,
     model_name,
     sae_data,
     script_safe_json,
-    table_row,
+    table,
 )
 from .results import RESULTS_NAME, Results, SaeResult, read_results
 from .training_log import LOG_NAME, Curves, read_training_curves
@@ -95,6 +94,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
     models = dict.fromkeys(model_name(results.cache) for _, results in measured)
     hooks = dict.fromkeys(entry.result.hook for entry in entries)
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
+    columns, rows = table(entries)
     script = _resource("charts.js") + _resource("report.js")
     template = _environment().from_string(_resource("report.html.j2"))
     return template.render(
@@ -103,10 +103,10 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
         sections=_SECTIONS,
         warnings=list(dict.fromkeys(warnings)),
         caches=[cache_block(cache, results) for cache, results in caches.values()],
-        columns=COLUMNS,
+        columns=columns,
         rows=[
-            {"index": index, "cells": table_row(entry), "where": entry.result.sae_dir}
-            for index, entry in enumerate(entries)
+            {"index": index, "cells": cells, "where": entry.result.sae_dir}
+            for index, (entry, cells) in enumerate(zip(entries, rows, strict=True))
         ],
         definitions=list(first.definitions.items()),
         configurations=json.dumps(

@@ -3,7 +3,7 @@ its cache.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Cell:
     error: str = ""
 
 
-COLUMNS = (
+_COLUMNS = (
     Column(label="SAE", help="name of the variant", css="text"),
     Column(label="kind", help="kind of SAE", css="text"),
     Column(label="hook", help="where in the model", css="text"),
@@ -55,15 +55,21 @@ COLUMNS = (
         first="descending",
     ),
     Column(label="KL score", help="1 - KL with the SAE / KL with zero ablation", first="descending"),
-    Column(label="CE SAE", help="next-token cross-entropy with the SAE spliced in, nats"),
     Column(label="alive", help="share of latents that fire on the measured rows", first="descending"),
     Column(label="dead", help="latents that never fire on the measured rows"),
     Column(label="> 10 %", help="share of latents that fire on more than 10 % of rows"),
 )
 
 
-def table_row(entry: Entry) -> list[Cell]:
-    """The cells of :data:`COLUMNS`."""
+def table(entries: Sequence[Entry]) -> tuple[list[Column], list[list[Cell]]]:
+    """Columns and rows; the hook is a column only where there are several."""
+    rows = [_table_row(entry) for entry in entries]
+    several_hooks = len({entry.result.hook for entry in entries}) > 1
+    shown = [i for i, column in enumerate(_COLUMNS) if several_hooks or column.label != "hook"]
+    return [_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def _table_row(entry: Entry) -> list[Cell]:
     result = entry.result
     codes, normalized, cost = result.codes, result.normalized, result.language_model
     error = None if cost is None else cost.ce_recovered_standard_error
@@ -79,7 +85,6 @@ def table_row(entry: Entry) -> list[Cell]:
         _cell(normalized.cosine, ".4f"),
         _cell(None if cost is None else cost.ce_recovered, ".4f", "" if error is None else f"{error:.1g}"),
         _cell(None if cost is None else cost.kl_score, ".4f"),
-        _cell(None if cost is None else cost.ce_sae, ".4f"),
         Cell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
         _cell(codes.dead, ",d"),
         Cell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),

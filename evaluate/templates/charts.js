@@ -4,7 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "9 3 2 3"];
 const MARKERS = ["circle", "square", "triangle", "diamond", "cross", "down", "star", "plus"];
-const MARGIN = { left: 58, right: 16, top: 12, bottom: 42 };
+const EDGE = { right: 16, top: 12, bottom: 42 };
 
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const seriesColor = (i) => cssColor(`--c${i % 8}`);
@@ -72,7 +72,7 @@ function short(value, digits = 4) {
 }
 const trim = (value, digits) => String(Number(value.toPrecision(digits)));
 const whole = (value) => Math.round(value).toLocaleString("en-US");
-const percent = (share) => (share >= 0.1 ? (100 * share).toFixed(1) : trim(100 * share, 3)) + " %";
+const percent = (share) => trim(100 * share, 3) + " %";
 
 // ---- scales
 
@@ -113,7 +113,7 @@ function makeScale(values, { log = false, zero = false, pad = 0.04, from = null,
   const [start, end] = pixels;
   const room = Math.abs(end - start);
   const scale = (v) => start + ((forward(v) - a) / (b - a)) * (end - start);
-  scale.ticks = log ? logTicks(low, high, room / 48) : linearTicks(low, high, Math.max(2, Math.round(room / 62)));
+  scale.ticks = log ? logTicks(low, high, room / 48) : linearTicks(low, high, Math.max(2, Math.round(room / 52)));
   scale.format = log ? (v) => (v >= 0.01 && v < 1e4 ? short(v) : Number.isInteger(Math.log10(v)) ? power(Math.round(Math.log10(v))) : short(v, 2)) : (v) => short(v);
   return scale;
 }
@@ -142,7 +142,8 @@ function tipRow(series, text) {
 
 // One figure. spec: { title, note, x: {label, log, zero, say}, y: {...}, kind: "line" | "step" | "scatter",
 // series: [{name, index, points: [[x, y, extra lines to tell], ...]}], links: [[[x, y], ...], ...], better: text }.
-// A "step" series is a histogram: each point is [left edge, height], and `end` is the right edge of the last bin.
+// A "step" series is a histogram: each point is [left edge, height], and `end` is the right edge of the last bin;
+// `outline` draws only its upper edge.
 function figure(spec, isShown) {
   const plot = element("div", { class: "plot" });
   const save = (kind, make) => element("button", { type: "button", title: `Save this figure as ${kind}`, onclick: make }, kind);
@@ -155,30 +156,33 @@ function figure(spec, isShown) {
   return { node, draw, emphasize: (index) => { emphasis = index; draw(); } };
 }
 
+let frames = 0;
 function drawChart(spec, plot, isShown, emphasis) {
   const [width, height] = [plot.clientWidth, plot.clientHeight];
   const svg = shape("svg", { xmlns: SVG, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": describe(spec),
     "font-family": "system-ui, sans-serif", "font-size": 11.5 });
   const series = spec.series.filter((s) => isShown(s.index) && s.points.length);
   const text = cssColor("--muted");
+  const y = makeScale(series.flatMap((s) => s.points.map((p) => p[1])), spec.y, [height - EDGE.bottom, EDGE.top]);
+  const tickText = spec.y.tell ?? y.format;
+  const left = 32 + 6.4 * Math.max(2, ...y.ticks.map((tick) => tickText(tick).length));
   const xs = series.flatMap((s) => [...s.points.map((p) => p[0]), ...(s.end !== undefined ? [s.end] : [])]);
-  const x = makeScale(xs, spec.x, [MARGIN.left, width - MARGIN.right]);
-  const y = makeScale(series.flatMap((s) => s.points.map((p) => p[1])), spec.y, [height - MARGIN.bottom, MARGIN.top]);
+  const x = makeScale(xs, spec.x, [left, width - EDGE.right]);
   for (const tick of y.ticks) {
-    svg.append(shape("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick), stroke: cssColor("--grid") }));
-    svg.append(shape("text", { x: MARGIN.left - 7, y: y(tick) + 4, "text-anchor": "end", fill: text }, (spec.y.tell ?? y.format)(tick)));
+    svg.append(shape("line", { x1: left, x2: width - EDGE.right, y1: y(tick), y2: y(tick), stroke: cssColor("--grid") }));
+    svg.append(shape("text", { x: left - 7, y: y(tick) + 4, "text-anchor": "end", fill: text }, tickText(tick)));
   }
   for (const tick of x.ticks) {
-    svg.append(shape("line", { x1: x(tick), x2: x(tick), y1: MARGIN.top, y2: height - MARGIN.bottom, stroke: cssColor("--grid") }));
-    svg.append(shape("text", { x: x(tick), y: height - MARGIN.bottom + 16, "text-anchor": "middle", fill: text }, x.format(tick)));
+    svg.append(shape("line", { x1: x(tick), x2: x(tick), y1: EDGE.top, y2: height - EDGE.bottom, stroke: cssColor("--grid") }));
+    svg.append(shape("text", { x: x(tick), y: height - EDGE.bottom + 16, "text-anchor": "middle", fill: text }, x.format(tick)));
   }
-  svg.append(shape("path", { d: `M${MARGIN.left},${MARGIN.top}V${height - MARGIN.bottom}H${width - MARGIN.right}`, fill: "none", stroke: cssColor("--faint") }));
-  svg.append(shape("text", { x: (MARGIN.left + width - MARGIN.right) / 2, y: height - 6, "text-anchor": "middle", fill: text }, spec.x.label));
-  const middle = (MARGIN.top + height - MARGIN.bottom) / 2;
+  svg.append(shape("path", { d: `M${left},${EDGE.top}V${height - EDGE.bottom}H${width - EDGE.right}`, fill: "none", stroke: cssColor("--faint") }));
+  svg.append(shape("text", { x: (left + width - EDGE.right) / 2, y: height - 6, "text-anchor": "middle", fill: text }, spec.x.label));
+  const middle = (EDGE.top + height - EDGE.bottom) / 2;
   svg.append(shape("text", { x: 13, y: middle, "text-anchor": "middle", fill: text, transform: `rotate(-90 13 ${middle})` }, spec.y.label));
   if (spec.better) {
     const upper = spec.better.startsWith("↖");
-    svg.append(shape("text", { x: MARGIN.left + 9, y: upper ? MARGIN.top + 15 : height - MARGIN.bottom - 9, fill: cssColor("--faint") }, spec.better));
+    svg.append(shape("text", { x: left + 9, y: upper ? EDGE.top + 15 : height - EDGE.bottom - 9, fill: cssColor("--faint") }, spec.better));
   }
   if (!series.length) svg.append(shape("text", { x: width / 2, y: middle, "text-anchor": "middle", fill: text }, "nothing to show"));
   for (const link of spec.links ?? []) {
@@ -186,7 +190,10 @@ function drawChart(spec, plot, isShown, emphasis) {
     if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: cssColor("--faint"), "stroke-dasharray": "3 3" }));
   }
   const labels = [];
-  for (const s of series) drawSeries(svg, s, spec, x, y, emphasis !== null && emphasis !== s.index ? 0.18 : 1, labels, [width, height]);
+  const frame = shape("clipPath", { id: `frame${++frames}` });
+  frame.append(shape("rect", { x: left, y: EDGE.top - 8, width: width - left, height: height - EDGE.top - EDGE.bottom + 9 }));
+  svg.append(frame);
+  for (const s of series) drawSeries(svg, s, spec, x, y, emphasis !== null && emphasis !== s.index ? 0.18 : 1, labels, [left, width]);
   const marks = shape("g", { "pointer-events": "none" });
   svg.append(marks);
   addPointer(svg, marks, spec, series, x, y, plot);
@@ -198,7 +205,7 @@ const linePath = (points, x, y) => "M" + points.map((p) => `${x(p[0]).toFixed(1)
 
 function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
   const color = seriesColor(s.index);
-  const group = shape("g", { opacity, class: "series" });
+  const group = shape("g", { opacity, class: "series", ...(spec.kind === "scatter" ? {} : { "clip-path": `url(#frame${frames})` }) });
   const usable = s.points.filter((p) => (!spec.x.log || p[0] > 0) && (!spec.y.log || p[1] > 0) && p[1] !== null);
   if (spec.kind === "scatter") {
     for (const [px, py] of usable) {
@@ -206,11 +213,11 @@ function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
       placeLabel(group, s.name, x(px), y(py), labels, size);
     }
   } else if (spec.kind === "step" && usable.length) {
-    const base = y.ticks.length ? Math.max(y(0), 0) : y(0);
+    const base = y(0);
     const path = [`M${x(usable[0][0]).toFixed(1)},${base}`];
     s.points.forEach((p, i) => path.push(`V${y(p[1]).toFixed(1)}H${x(i + 1 < s.points.length ? s.points[i + 1][0] : s.end).toFixed(1)}`));
-    path.push(`V${base}`);
-    group.append(shape("path", { d: path.join(""), fill: color, "fill-opacity": 0.09, stroke: color, "stroke-width": 1.8, "stroke-dasharray": seriesDash(s.index) }));
+    if (!spec.outline) path.push(`V${base}`);
+    group.append(shape("path", { d: path.join(""), fill: spec.outline ? "none" : color, "fill-opacity": 0.09, stroke: color, "stroke-width": 1.8, "stroke-dasharray": seriesDash(s.index) }));
   } else if (usable.length) {
     group.append(shape("path", { d: linePath(usable, x, y), fill: "none", stroke: color, "stroke-width": 2, "stroke-linejoin": "round", "stroke-dasharray": seriesDash(s.index) }));
     // A few markers on the line, so that it can be told by its shape as well; a lone point is only a marker.
@@ -220,13 +227,13 @@ function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
   svg.append(group);
 }
 
-function placeLabel(group, name, px, py, labels, [width]) {
+function placeLabel(group, name, px, py, labels, [first, last]) {
   const label = name.length > 22 ? name.slice(0, 21) + "…" : name;
   const reach = label.length * 6.3;
   for (const [dx, dy, anchor] of [[10, 4, "start"], [-10, 4, "end"], [0, -12, "middle"], [0, 19, "middle"], [10, -9, "start"], [-10, 17, "end"]]) {
     const left = px + dx - (anchor === "end" ? reach : anchor === "middle" ? reach / 2 : 0);
     const box = [left, py + dy - 10, left + reach, py + dy + 3];
-    const inside = box[0] > MARGIN.left && box[2] < width - 4 && box[1] > 0;
+    const inside = box[0] > first && box[2] < last - 4 && box[1] > 0;
     if (!inside || labels.some((o) => box[0] < o[2] && o[0] < box[2] && box[1] < o[3] && o[1] < box[3])) continue;
     labels.push(box);
     group.append(shape("text", { x: px + dx, y: py + dy, "text-anchor": anchor, fill: cssColor("--text") }, label));
@@ -240,7 +247,7 @@ function addPointer(svg, marks, spec, series, x, y, plot) {
     ? series.flatMap((s) => s.points.map((p) => ({ x: p[0], y: p[1], s, p }))).sort((a, b) => a.x - b.x)
     : [...new Set(series.flatMap((s) => s.points.map((p) => p[0])))].sort((a, b) => a - b).map((v) => ({ x: v }));
   if (!stops.length) return;
-  const at = (stop) => (spec.kind === "step" ? x(stop.x) : x(stop.x));
+  const at = (stop) => x(stop.x);
   let current = -1;
   const show = (i, client, say) => {
     current = i;
@@ -248,7 +255,7 @@ function addPointer(svg, marks, spec, series, x, y, plot) {
     const box = svg.getBoundingClientRect();
     const [nodes, dots] = spec.kind === "scatter" ? tellPoint(stop, spec) : tellColumn(stop.x, spec, series);
     marks.replaceChildren();
-    if (spec.kind !== "scatter") marks.append(shape("line", { x1: at(stop), x2: at(stop), y1: MARGIN.top, y2: plot.clientHeight - MARGIN.bottom, stroke: cssColor("--faint"), "stroke-dasharray": "2 2" }));
+    if (spec.kind !== "scatter") marks.append(shape("line", { x1: at(stop), x2: at(stop), y1: EDGE.top, y2: plot.clientHeight - EDGE.bottom, stroke: cssColor("--faint"), "stroke-dasharray": "2 2" }));
     for (const [s, px, py] of dots) {
       if (spec.y.log && !(py > 0)) continue;
       marks.append(shape("circle", { cx: x(px), cy: y(py), r: spec.kind === "scatter" ? 10 : 4, fill: spec.kind === "scatter" ? "none" : seriesColor(s.index), stroke: spec.kind === "scatter" ? seriesColor(s.index) : cssColor("--panel"), "stroke-width": 1.5 }));
@@ -328,7 +335,8 @@ function saveSvg(plot, spec) {
 }
 
 function saveCsv(spec) {
-  const cell = (v) => (typeof v === "string" ? `"${v.replaceAll('"', '""')}"` : String(v));
+  // A leading = + - @ would make a spreadsheet take a name for a formula.
+  const cell = (v) => (typeof v === "string" ? `"${v.replace(/^[=+\-@]/, "'$&").replaceAll('"', '""')}"` : String(v));
   const lines = [["sae", spec.x.label, spec.y.label], ...spec.series.flatMap((s) => s.points.map((p) => [s.name, p[0], p[1]]))];
   saveAs(`${fileName(spec)}.csv`, "text/csv", lines.map((line) => line.map(cell).join(",")).join("\n") + "\n");
 }

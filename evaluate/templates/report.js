@@ -108,17 +108,28 @@ function density() {
 }
 
 function features() {
-  const series = seriesOf((s) => {
-    const { edges, counts } = s.features_per_token;
+  const bins = saes.map(({ features_per_token: { edges, counts } }) => {
     const total = counts.reduce((a, b) => a + b, 0);
-    return counts.map((c, i) => [edges[i], c / total / (edges[i + 1] - edges[i])]);
+    return { edges, shares: counts.map((c) => c / total), heights: counts.map((c, i) => c / total / (edges[i + 1] - edges[i])) };
   });
-  series.forEach((h, i) => { h.end = saes[i].features_per_token.edges.at(-1); });
-  return [{
-    title: "Active latents per token", note: "a spike where the number is fixed, as for TopK", kind: "step",
-    x: { label: "active latents (L0 of a token)", pad: 0.02, say: (v) => `${short(v)} active latents` },
-    y: { label: "share of tokens", zero: true, tell: percent }, series,
-  }];
+  const histogram = seriesOf(() => []);
+  const cumulative = seriesOf(() => []);
+  bins.forEach(({ edges, shares, heights }, i) => {
+    let sum = 0;
+    histogram[i].points = heights.map((h, j) => [edges[j], h]);
+    histogram[i].end = edges.at(-1);
+    cumulative[i].points = [...(edges[1] > 1 ? [[0, 0]] : []), ...shares.map((s, j) => [edges[j + 1] - 1, (sum += s)])];
+    cumulative[i].end = Math.max(...bins.map((b) => b.edges.at(-1)));
+  });
+  // Where the number is fixed, as for TopK, all tokens are in one bin: its spike must not flatten the others.
+  const highest = bins.map(({ heights }) => Math.max(...heights));
+  const spread = highest.filter((h) => h < 0.5);
+  const cut = spread.length && spread.length < highest.length ? 1.25 * Math.max(...spread) : null;
+  const x = { label: "active latents of a token", pad: 0.02, say: (v) => `${short(v)} active latents` };
+  return [
+    { title: "Active latents per token", note: cut ? "spikes of fixed L0 are cut" : "", kind: "step", x, y: { label: "share of tokens", zero: true, tell: percent, to: cut }, series: histogram },
+    { title: "Cumulative", note: "tokens with at most so many", kind: "step", outline: true, x: { ...x, say: (v) => `at most ${short(v)} active latents` }, y: { label: "share of tokens", zero: true, tell: percent, to: 1.02 }, series: cumulative },
+  ];
 }
 
 // ---- the table
