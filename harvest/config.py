@@ -1,0 +1,158 @@
+"""What a harvest is: model, text, tokens, hooks, how much, and where it runs. Reading it touches nothing."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..store.config import StorageConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Config):
+    """Which language model."""
+
+    name: str = Field(min_length=1, description="hub name (org/model), a local folder, or 'builtin:demo'")
+    revision: str | None = Field(
+        default=None,
+        description="hub branch, tag or commit; None is the default branch, pinned by the first run",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="number type of the forward; 'auto' takes the fastest that is safe"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+
+
+class HubText(_Config):
+    """A dataset of the Hugging Face hub, streamed."""
+
+    kind: Literal["hub"] = "hub"
+    dataset: str = Field(min_length=1, description="hub name (org/dataset)")
+    subset: str | None = Field(default=None, description="the dataset's configuration, when it has several")
+    split: str = Field(default="train", min_length=1)
+    revision: str | None = Field(
+        default=None,
+        description="branch, tag or commit; None is the default branch, pinned by the first run",
+    )
+    column: str = Field(default="text", min_length=1)
+
+
+class FilesText(_Config):
+    """Local files, in the order of their paths."""
+
+    kind: Literal["files"] = "files"
+    paths: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="files, folders (searched through) or globs ('data/**/*.jsonl')"
+    )
+    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
+        default="auto", description="'auto' goes by the extension; a text file is one document"
+    )
+    column: str = Field(default="text", min_length=1, description="of jsonl and parquet files")
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class BuiltinText(_Config):
+    """Text that needs no download."""
+
+    kind: Literal["builtin"] = "builtin"
+    name: Literal["stdlib"] = Field(default="stdlib", description="the running Python's own library")
+
+
+TextConfig = Annotated[HubText | FilesText | BuiltinText, Field(discriminator="kind")]
+
+
+class TokensConfig(_Config):
+    """How documents become sequences of ``context`` positions."""
+
+    context: int = Field(ge=1, le=1 << 20, description="positions of a sequence")
+    packing: Literal["packed", "per_document"] = Field(
+        default="packed",
+        description="'packed' joins documents and cuts the stream; 'per_document' gives each document one "
+        "sequence, cut or padded",
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        default="auto", description="begin every sequence with BOS; 'auto': if the tokenizer has one"
+    )
+    separator: str = Field(
+        default="auto",
+        min_length=1,
+        description="after each packed document: 'eos', 'bos', 'none' or the text of one token; "
+        "'auto': 'eos' when packed",
+    )
+    min_document_tokens: int = Field(default=1, ge=1, description="shorter documents are left out")
+    max_document_tokens: int | None = Field(
+        default=None, ge=1, description="longer documents are cut to this many tokens; None: no limit"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TokensConfig":
+        if self.packing == "per_document" and self.separator not in ("auto", "none"):
+            raise ValueError("separator has no effect with packing=per_document: leave it out")
+        if self.bos == "always" and self.context < 2:
+            raise ValueError("context must be at least 2 when every sequence begins with BOS")
+        if self.max_document_tokens is not None and self.max_document_tokens < self.min_document_tokens:
+            raise ValueError("max_document_tokens must not be below min_document_tokens")
+        return self
+
+
+class SelectionConfig(_Config):
+    """Which positions become rows. Padding never does."""
+
+    exclude_bos: bool = Field(default=True, description="leave out the BOS that begins a sequence")
+    exclude_separator: bool = Field(default=True, description="leave out the tokens between documents")
+    sink_ratio: float | None = Field(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="leave out attention sinks: rows whose norm at any hook exceeds this many times the "
+        "hook's "
+        "median norm",
+    )
+
+
+class HarvestConfig(_Config):
+    """One harvest. ``num_tokens`` counts the positions run through the model, padding not counted."""
+
+    model: ModelConfig
+    text: TextConfig
+    tokens: TokensConfig
+    selection: SelectionConfig = SelectionConfig()
+    hooks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="resid_pre.L, resid_post.L, mlp_out.L, attn_out.L (L counts from 0), or module paths"
+    )
+    num_tokens: int = Field(
+        ge=1,
+        description="tokens to read (BOS and separators included, padding not): the harvest ends with "
+        "the first "
+        "whole sequence that reaches it",
+    )
+    heldout_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="share of documents kept for evaluation"
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the shuffle and the held-out split")
+    storage: StorageConfig = StorageConfig()
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="sequences per step; does not change the cache"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    commit_seconds: float = Field(
+        default=30.0, ge=0, description="how often progress is made durable; does not change the cache"
+    )
+
+    @field_validator("hooks", mode="before")
+    @classmethod
+    def _one_hook_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("hooks")
+    @classmethod
+    def _hooks_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"hooks are listed twice: {', '.join(twice)}")
+        return value

@@ -1,0 +1,78 @@
+"""Where the model runs and with which number type, when that is left to us."""
+
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ..store.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
+_MIN_WIDTH_FOR_CPU_BF16 = 512
+_WORTHWHILE_SPEEDUP = 1.3
+
+
+def resolve_device(device: str) -> torch.device:
+    """'auto' is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: a device that this machine (or this build of torch) does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[device]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UsageError(f"device={device}: torch finds none here; available: {there}")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
+    """'auto' is bfloat16 where the hardware has it, else float16 on GPUs and float32 on CPUs.
+
+    On a CPU bfloat16 is taken only when its instructions are there, the model is wide enough to gain, and a
+    matmul of its width is measurably faster.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "mps":
+        return "float16"
+    if (
+        width >= _MIN_WIDTH_FOR_CPU_BF16
+        and _cpu_has_bf16()
+        and cpu_bf16_speedup(width) >= _WORTHWHILE_SPEEDUP
+    ):
+        return "bfloat16"
+    return "float32"
+
+
+def device_name(device: torch.device) -> str:
+    """For the provenance: which hardware this was."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _cpu_has_bf16() -> bool:
+    """AMX or AVX512-BF16; torch has no public question for it yet."""
+    questions: list[Any] = [
+        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    ]
+    return any(question is not None and question() for question in questions)
+
+
+def cpu_bf16_speedup(width: int, rows: int = 256) -> float:
+    """How many times faster the MLP matmul of a model of this width is in bfloat16; the best of interleaved
+    tries.
+    """
+    times: dict[torch.dtype, float] = {}
+    x = torch.randn(rows, width)
+    weight = torch.randn(4 * width, width)
+    for _ in range(6):
+        for dtype in (torch.float32, torch.bfloat16):
+            a, b = x.to(dtype), weight.to(dtype)
+            started = perf_counter()
+            torch.nn.functional.linear(a, b)
+            times[dtype] = min(times.get(dtype, float("inf")), perf_counter() - started)
+    return times[torch.float32] / times[torch.bfloat16]

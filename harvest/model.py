@@ -1,0 +1,261 @@
+"""A language model to read activations from, and to run with activations replaced."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..store.errors import UsageError
+from .config import ModelConfig
+from .devices import DTYPES, resolve_device, resolve_dtype
+from .hooks import HookPoint, check_layers, read_hooks, replaced, resolve_hook
+from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
+from .probe import probe
+from .tokenizer import load_tokenizer
+
+
+class LanguageModel:
+    """An ``AutoModelForCausalLM`` in evaluation mode. Token ids are int [n, T]; negative ids are padding at
+    the end of a sequence, which causal attention keeps from every position before it."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, name: str, revision: str | None, weights_sha256: str
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.weights_sha256 = weights_sha256
+        self.num_layers = num_layers_of(model.config)
+        self.max_positions = max_positions_of(model.config)
+        self._widths: dict[str, int] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load by hub name, local folder or ``builtin:demo``; safetensors only.
+
+        Raises:
+            UsageError: no such model, or weights that do not fit it.
+        """
+        files = locate_model(name, revision, trust_remote_code=trust_remote_code)
+        config = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
+        settings = read_model_settings(files, config)
+        place = resolve_device(device)
+        dtype = resolve_dtype(dtype, place, settings.get_text_config().hidden_size)
+        return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
+
+    @classmethod
+    def from_files(
+        cls,
+        files: ModelFiles,
+        *,
+        dtype: str,
+        device: torch.device,
+        trust_remote_code: bool = False,
+        sha256: str | None = None,
+        tokenizer: Any = None,
+    ) -> Self:
+        """Load located files. ``sha256`` and ``tokenizer`` save doing again what was done already."""
+        paths = fetch_weights(files)
+        return cls(
+            _load_weights(files, DTYPES[dtype], device, trust_remote_code),
+            tokenizer or load_tokenizer(files.folder, trust_remote_code=trust_remote_code),
+            name=files.name,
+            revision=files.revision,
+            weights_sha256=sha256 or weights_sha256(paths),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def d_model(self, hook: str) -> int:
+        """Width of ``hook``.
+
+        Raises:
+            UsageError: no such hook, or one that gives no activations.
+        """
+        return self.widths([hook])[hook]
+
+    def widths(self, hooks: Iterable[str]) -> dict[str, int]:
+        """Width of each hook; all are checked with one small forward. Errors as :meth:`d_model`."""
+        hooks = list(hooks)
+        if any(hook not in self._widths for hook in hooks):
+            points = self._points(hooks)
+            with torch.no_grad():
+                found = probe(
+                    self.model,
+                    points,
+                    lambda ids: self._forward(ids, points),
+                    num_layers=self.num_layers,
+                    model_name=self.name,
+                    max_positions=self.max_positions,
+                )
+            self._widths.update(found)
+        return {hook: self._widths[hook] for hook in hooks}
+
+    def logits(self, ids: Any) -> torch.Tensor:
+        """Next-token logits [n, T, V]."""
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(input_ids=self._ids(ids), use_cache=False).logits
+            return logits
+
+    def logits_with(
+        self, ids: Any, hook: str, replace: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Next-token logits [n, T, V] when the activation [n, T, D] at ``hook`` is replaced."""
+        with torch.no_grad(), replaced(self.model, self._points([hook])[0], replace):
+            logits: torch.Tensor = self.model(input_ids=self._ids(ids), use_cache=False).logits
+            return logits
+
+    def activations(self, ids: Any, hooks: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Activations [n, T, D] at each hook, from one forward that stops after the last of them."""
+        found: dict[str, torch.Tensor] = {}
+
+        def receive(name: str, x: torch.Tensor) -> None:
+            found[name] = x.clone()
+
+        self.read(ids, hooks, receive)
+        return found
+
+    def read(self, ids: Any, hooks: Iterable[str], receive: Callable[[str, torch.Tensor], None]) -> None:
+        """Hand the activation [n, T, D] of each hook to ``receive(hook, x)``, which copies what it keeps.
+
+        One forward, which stops after the last hook.
+        """
+        points = self._points(hooks)
+        with torch.no_grad():
+            prepared = self._ids(ids)
+            read_hooks(lambda: self._forward(prepared, points), self.model, points, receive)
+
+    def _points(self, hooks: Iterable[str]) -> list[HookPoint]:
+        return [resolve_hook(self.model, hook, self.num_layers, self.name) for hook in hooks]
+
+    def _forward(self, ids: torch.Tensor, points: list[HookPoint]) -> object:
+        """Without the output head, unless a hook is in it."""
+        base = self.model.base_model
+        inside = set(base.modules())  # type: ignore[union-attr]
+        only_base = all(self.model.get_submodule(point.module_path) in inside for point in points)
+        return (base if only_base else self.model)(input_ids=ids, use_cache=False)  # type: ignore[operator]
+
+    def _ids(self, ids: Any) -> torch.Tensor:
+        tensor = torch.as_tensor(ids, device=self.device).long()
+        if tensor.ndim != 2:
+            raise UsageError(f"token ids: expected shape [sequences, positions], got {tuple(tensor.shape)}")
+        if self.max_positions is not None and tensor.shape[1] > self.max_positions:
+            raise UsageError(
+                f"{tensor.shape[1]} positions are more than the {self.max_positions} of {self.name}"
+            )
+        return tensor.clamp(min=0)
+
+
+def load_model_of(cache: Any, *, name: str | None = None, device: str = "auto") -> LanguageModel:
+    """The model that a cache was harvested from, checked by the hash of its weights.
+
+    Args:
+        cache: an ``ActivationCache``.
+        name: where the model is now, when it was a local folder that has moved.
+        device: where it shall run.
+
+    Raises:
+        UsageError: the cache names no model, the model is not there, or its weights are others.
+    """
+    from ..store.info import read_provenance
+
+    identity: Mapping[str, Any] = cache.manifest.identity
+    facts = identity.get("model")
+    if not isinstance(facts, Mapping) or "name" not in facts:
+        raise UsageError(f"{cache.path} names no language model: its rows were not harvested from one")
+    path = name or str(read_provenance(cache.path).get("model_folder") or facts["name"])
+    try:
+        files = locate_model(path, facts.get("revision") if name is None else None)
+    except UsageError as error:
+        raise UsageError(
+            f"the model {facts['name']!r} of {cache.path} cannot be opened again: {error}. "
+            "If it is elsewhere now, give its place as name=..."
+        ) from None
+    model = LanguageModel.from_files(files, dtype=str(facts["dtype"]), device=resolve_device(device))
+    if model.weights_sha256 != facts["weights_sha256"]:
+        raise UsageError(
+            f"{path} is not the model of {cache.path}: its weights have sha256 {model.weights_sha256}, "
+            f"the cache was harvested from {facts['weights_sha256']}"
+        )
+    return model
+
+
+def read_model_settings(files: ModelFiles, config: ModelConfig) -> Any:
+    """The model's own configuration (a transformers config).
+
+    Raises:
+        UsageError: transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"model {files.name!r}: its config.json cannot be used: {error}") from None
+
+
+def num_layers_of(settings: Any) -> int:
+    """Number of decoder blocks that a transformers config states."""
+    return int(settings.get_text_config().num_hidden_layers)
+
+
+def max_positions_of(settings: Any) -> int | None:
+    """Longest sequence that a transformers config states, None when it states none."""
+    found = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context: int) -> None:
+    """What can be told before the weights are there.
+
+    Raises:
+        UsageError: a block beyond the model, or a context longer than the model's.
+    """
+    check_layers(hooks, num_layers_of(settings), files.name)
+    longest = max_positions_of(settings)
+    if longest is not None and context > longest:
+        raise UsageError(
+            f"tokens.context={context} is longer than the {longest} positions of {files.name}; lower it"
+        )
+
+
+def _load_weights(
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"model {files.name!r} cannot be loaded: {error}") from None
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:  # transformers fills such weights with random numbers and goes on
+        raise UsageError(
+            f"the weights of model {files.name!r} do not fit its config.json; {len(wrong)} are missing "
+            "or of another "
+            f"shape, such as {', '.join(wrong[:3])}"
+        )
+    loaded: nn.Module = model.to(device).eval().requires_grad_(False)
+    return loaded

@@ -1,0 +1,123 @@
+"""Everything about a harvest that can be settled, and refused, before the weights are loaded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..store.errors import UsageError
+from .config import HarvestConfig
+from .devices import resolve_device, resolve_dtype
+from .identity import Existing, check_same, look_at_output, pinned
+from .model import LanguageModel, check_model, read_model_settings
+from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
+from .packing import PackingRule
+from .sources import TextSource, open_source
+from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A harvest with every 'auto' settled but the batch size."""
+
+    config: HarvestConfig
+    path: Path
+    existing: Existing | None
+    hooks: list[str]
+    files: ModelFiles
+    dtype: str
+    device: torch.device
+    tokenizer: Any
+    rule: PackingRule
+    source: TextSource
+    identity: dict[str, Any]
+
+    @property
+    def planned_sequences(self) -> int:
+        """Sequences of the whole harvest; with one document each it is what their tokens would fill."""
+        return -(-self.config.num_tokens // self.rule.context)
+
+    def load_model(self) -> LanguageModel:
+        """The model, with its weights."""
+        return LanguageModel.from_files(
+            self.files,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.config.model.trust_remote_code,
+            sha256=self.identity["model"]["weights_sha256"],
+            tokenizer=self.tokenizer,
+        )
+
+
+def make_plan(config: HarvestConfig, path: Path) -> Plan:
+    """Look at the output, the text and the model's configuration; cheap checks first, then the weights' hash.
+
+    Raises:
+        UsageError: anything that makes this harvest impossible as configured.
+    """
+    existing = look_at_output(path)
+    before = pinned(existing, "model")
+    device = resolve_device(config.device)
+    revision = config.model.revision
+    if revision is None and before.get("name") == config.model.name:
+        revision = before.get("revision")
+    remote_code = config.model.trust_remote_code
+    files = locate_model(config.model.name, revision, trust_remote_code=remote_code)
+    settings = read_model_settings(files, config.model)
+    check_model(files, settings, config.hooks, config.tokens.context)
+    tokenizer = load_tokenizer(files.folder, trust_remote_code=remote_code)
+    rule = packing_rule(config.tokens, tokenizer)
+    vocabulary = settings.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UsageError(
+            f"the tokenizer in {files.folder} has {len(tokenizer)} tokens, but the model embeds only "
+            f"{vocabulary}: "
+            "they do not belong together"
+        )
+    source = open_source(config.text, pinned(existing, "text"))
+    dtype = config.model.dtype
+    if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
+        dtype = before["dtype"]
+    dtype = resolve_dtype(dtype, device, settings.get_text_config().hidden_size)
+    identity = {
+        "model": {
+            "name": files.name,
+            "revision": files.revision,
+            "weights_sha256": weights_sha256(fetch_weights(files)),
+            "class": _class_name(settings),
+            "dtype": dtype,
+        },
+        "tokenizer": {"sha256": tokenizer_sha256(files.folder, tokenizer)},
+        "text": source.identity(),
+        "packing": rule.identity(),
+        "selection": config.selection.model_dump(mode="json"),
+        "num_tokens": config.num_tokens,
+    }
+    if existing is not None:
+        check_same(existing, identity, config, path)
+    return Plan(
+        config=config,
+        path=path,
+        existing=existing,
+        hooks=sorted(config.hooks, key=_natural),
+        files=files,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        rule=rule,
+        source=source,
+        identity=identity,
+    )
+
+
+def _class_name(settings: Any) -> str:
+    """The model's class as its config.json states it, else its type."""
+    architectures = getattr(settings, "architectures", None)
+    return str(architectures[0] if architectures else settings.model_type)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 'resid_post.2' before 'resid_post.10': one order of hooks, however they were listed."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,149 @@
+"""Local files as text: globs and folders, in the order of their paths, identified by their content."""
+
+import codecs
+import glob
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...store.errors import UsageError
+from ..config import FilesText
+from .base import Document
+from .formats import FileFormat, JsonLinesFormat, ParquetFormat, TextFormat
+
+FORMAT_OF_EXTENSION = {
+    **dict.fromkeys((".txt", ".md", ".rst", ".py", ".tex", ".html"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+}
+_READ_BYTES = 1 << 22
+
+
+class FilesSource:
+    """Documents of the files that match ``config.paths``; numbers run on from file to file."""
+
+    def __init__(self, config: FilesText) -> None:
+        self._paths = _matching(config)
+        self._config = config
+        self._kinds = [_format_of(path, config.format) for path in self._paths]
+        if "column" in config.model_fields_set and set(self._kinds) == {"text"}:
+            raise UsageError("text.column has no effect on text files: leave it out")
+        self._identity: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self._paths)} files from {self._paths[0]} on"
+
+    def identity(self) -> dict[str, Any]:
+        """Names, sizes and sha256 of the files; every byte is read the first time.
+
+        Names are relative to the files' common folder, so a copy elsewhere is the same text.
+        """
+        if self._identity is None:
+            self._identity = self._make_identity()
+        return self._identity
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        number = start
+        skip = start
+        for path, kind in zip(self._paths, self._kinds, strict=True):
+            reader = self._reader(kind)
+            if skip:
+                count = reader.count(path)
+                if count <= skip:
+                    skip -= count
+                    continue
+            for text in reader.texts(path, skip):
+                yield Document(number, text)
+                number += 1
+            skip = 0
+
+    def _reader(self, kind: str) -> FileFormat:
+        if kind == "text":
+            return TextFormat()
+        return JsonLinesFormat(self._config.column) if kind == "jsonl" else ParquetFormat(self._config.column)
+
+    def _make_identity(self) -> dict[str, Any]:
+        common = Path(os.path.commonpath([path.parent for path in self._paths]))
+        digest = hashlib.sha256()
+        num_bytes = 0
+        for path, kind in zip(self._paths, self._kinds, strict=True):
+            sha256, size = _digest(path, is_text=kind != "parquet")
+            name = path.relative_to(common).as_posix()
+            digest.update(f"{sha256} {size} {kind} {name}\n".encode())
+            num_bytes += size
+        columns = {} if set(self._kinds) == {"text"} else {"column": self._config.column}
+        facts = {"files": len(self._paths), "bytes": num_bytes, "sha256": digest.hexdigest()}
+        return {"kind": "files", **columns, **facts}
+
+
+def _matching(config: FilesText) -> list[Path]:
+    found: set[Path] = set()
+    for pattern in config.paths:
+        matched = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]  # noqa: PTH111, PTH207
+        files = [path for path in matched if path.is_file()]
+        for folder in matched:
+            if folder.is_dir() and not _is_glob(pattern):
+                files += _readable_files(folder, config.format)
+        if not files:
+            raise UsageError(
+                f"text.paths: no file matches {pattern!r} (looked from {Path.cwd()}); give files, "
+                "folders with "
+                f"{_extensions()} files, or globs like 'data/**/*.jsonl'"
+            )
+        found.update(path.resolve() for path in files)
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _readable_files(folder: Path, chosen: str) -> list[Path]:
+    """Files at any depth that the configured format can be; hidden ones are left out."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    shown = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    kinds = ((path, FORMAT_OF_EXTENSION.get(path.suffix.lower())) for path in shown)
+    return [path for path, kind in kinds if kind is not None and chosen in ("auto", kind)]
+
+
+def _format_of(path: Path, chosen: str) -> str:
+    if chosen != "auto":
+        return chosen
+    kind = FORMAT_OF_EXTENSION.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"text: cannot tell the format of {path} from its extension (known: {_extensions()}); "
+            "set text.format to text, jsonl or parquet"
+        )
+    return kind
+
+
+def _digest(path: Path, *, is_text: bool) -> tuple[str, int]:
+    """(sha256, size) of a file; text is checked to be UTF-8 on the way, so that no long run trips over it."""
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            if is_text:
+                _check_utf8(decoder, block, path, size)
+            size += len(block)
+        if is_text:
+            _check_utf8(decoder, b"", path, size)
+    return digest.hexdigest(), size
+
+
+def _check_utf8(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset: int) -> None:
+    pending = len(decoder.getstate()[0])
+    try:
+        decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        place = offset - pending + error.start
+        raise UsageError(f"{path} is not UTF-8 text (byte {place}); convert it, or leave it out") from None
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[")
+
+
+def _extensions() -> str:
+    return ", ".join(FORMAT_OF_EXTENSION)

@@ -1,0 +1,120 @@
+"""How one file becomes documents: text (one document), JSON lines, Parquet."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...store.errors import UsageError
+
+
+class FileFormat(Protocol):
+    """Documents of one file, in its own order."""
+
+    def count(self, path: Path) -> int:
+        """How many documents the file has."""
+        ...
+
+    def texts(self, path: Path, skip: int) -> Iterator[str]:
+        """Texts of the documents from number ``skip`` of the file on."""
+        ...
+
+
+class TextFormat:
+    """The whole file is one document, UTF-8."""
+
+    def count(self, path: Path) -> int:
+        return 1
+
+    def texts(self, path: Path, skip: int) -> Iterator[str]:
+        if skip == 0:
+            yield path.read_text("utf-8-sig")
+
+
+class JsonLinesFormat:
+    """One JSON object per line; blank lines do not count."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def count(self, path: Path) -> int:
+        return sum(1 for _ in _lines(path))
+
+    def texts(self, path: Path, skip: int) -> Iterator[str]:
+        for position, (number, line) in enumerate(_lines(path)):
+            if position >= skip:
+                yield self._text(line, f"{path}:{number}")
+
+    def _text(self, line: str, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{where} is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise UsageError(f"{where}: expected a JSON object, got {type(record).__name__}")
+        if self.column not in record:
+            raise missing_column(where, self.column, record)
+        return text_value(record[self.column], self.column, where)
+
+
+class ParquetFormat:
+    """One document per row."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def count(self, path: Path) -> int:
+        return int(self._open(path).metadata.num_rows)
+
+    def texts(self, path: Path, skip: int) -> Iterator[str]:
+        file = self._open(path)
+        names = file.schema_arrow.names
+        if self.column not in names:
+            raise missing_column(str(path), self.column, names)
+        row = 0
+        for group in range(file.num_row_groups):
+            group_rows = file.metadata.row_group(group).num_rows
+            if row + group_rows <= skip:
+                row += group_rows
+                continue
+            for batch in file.iter_batches(1024, row_groups=[group], columns=[self.column]):
+                for value in batch.column(0).to_pylist():
+                    if row >= skip:
+                        yield text_value(value, self.column, f"{path}, row {row}")
+                    row += 1
+
+    def _open(self, path: Path) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.ParquetFile(path)
+        except pyarrow.ArrowException as error:
+            raise UsageError(f"{path} is not a Parquet file: {error}") from None
+
+
+def missing_column(where: str, column: str, found: Any) -> UsageError:
+    """The error for data without the configured column."""
+    names = ", ".join(sorted(map(str, found))) or "none"
+    return UsageError(f"{where} has no column {column!r}; it has: {names}. Set text.column to one of them")
+
+
+def text_value(value: object, column: str, where: str) -> str:
+    """A document's text; a missing value is an empty document.
+
+    Raises:
+        UsageError: the column holds something else than text.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: column {column!r} holds {type(value).__name__}, expected text")
+    return value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of every line that is not blank."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                yield number, line

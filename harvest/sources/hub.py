@@ -1,0 +1,95 @@
+"""A dataset of the Hugging Face hub, streamed: never more on disk or in memory than is being read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...store.errors import SaecacheError, UsageError
+from ..config import HubText
+from ..network import network_errors
+from .base import Document
+from .formats import missing_column, text_value
+
+
+class HubSource:
+    """Documents in the order of the dataset's files, at one commit."""
+
+    def __init__(self, config: HubText, pinned: dict[str, Any] | None = None) -> None:
+        """``pinned``: the text identity of a harvest to be continued; it settles a revision left open."""
+        self._config = config
+        same = pinned is not None and pinned.get("dataset") == config.dataset
+        revision = pinned.get("revision") if same and pinned and config.revision is None else config.revision
+        self._commit = resolve_commit(config.dataset, revision)
+
+    def __str__(self) -> str:
+        subset = f" ({self._config.subset})" if self._config.subset else ""
+        return f"dataset {self._config.dataset}{subset}, split {self._config.split}"
+
+    def identity(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "kind": "hub",
+            "dataset": config.dataset,
+            "subset": config.subset,
+            "split": config.split,
+            "revision": self._commit,
+            "column": config.column,
+        }
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        column = self._config.column
+        stream = self._load()
+        if start:
+            stream = stream.skip(start)
+        number = start
+        try:
+            for record in stream:
+                if column not in record:
+                    raise missing_column(str(self), column, record)
+                yield Document(number, text_value(record[column], column, f"{self}, document {number}"))
+                number += 1
+        except (
+            *network_errors(),
+            RuntimeError,
+        ) as error:  # datasets has retried by itself before it gives up
+            raise SaecacheError(
+                f"{self}: reading stopped at document {number}: {error}; run the same command again to "
+                "continue"
+            ) from error
+
+    def _load(self) -> Any:
+        import datasets
+
+        config = self._config
+        try:
+            return datasets.load_dataset(
+                config.dataset, config.subset, split=config.split, revision=self._commit, streaming=True
+            )
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            raise UsageError(f"cannot open {self}: {error}") from None
+
+
+def resolve_commit(dataset: str, revision: str | None) -> str:
+    """The commit that ``revision`` (None: the default branch) stands for now.
+
+    Raises:
+        UsageError: no such dataset or revision, no access, or no connection.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        commit = HfApi().dataset_info(dataset, revision=revision).sha
+    except GatedRepoError:
+        raise UsageError(
+            f"dataset {dataset}: access must be asked for on the hub; then log in ('hf auth login')"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UsageError(
+            f"the hub has no dataset {dataset!r} (or it is private and you are not logged in); "
+            "for local files set text.kind=files"
+        ) from None
+    except network_errors() as error:
+        raise UsageError(f"cannot look up dataset {dataset!r} on the hub: {error}") from None
+    if commit is None:
+        raise UsageError(f"the hub states no commit for dataset {dataset!r}, revision {revision!r}")
+    return str(commit)

@@ -1,0 +1,37 @@
+"""From a text config to its source, with the mistakes found before any long work."""
+
+from typing import Any
+
+from ...store.errors import UsageError
+from ..config import BuiltinText, FilesText, HubText
+from .base import TextSource
+
+
+def open_source(
+    config: HubText | FilesText | BuiltinText, pinned: dict[str, Any] | None = None
+) -> TextSource:
+    """The source that ``config`` describes; its first document has been read once.
+
+    Args:
+        config: which text.
+        pinned: the identity of the text of a harvest to be continued; a revision left open is taken from it.
+
+    Raises:
+        UsageError: nothing there, no such column or split, or not a single document.
+    """
+    source: TextSource
+    if isinstance(config, HubText):
+        from .hub import HubSource
+
+        source = HubSource(config, pinned)
+    elif isinstance(config, FilesText):
+        from .files import FilesSource
+
+        source = FilesSource(config)
+    else:
+        from .stdlib import StdlibSource
+
+        source = StdlibSource()
+    if next(iter(source.documents()), None) is None:
+        raise UsageError(f"the text is empty: {source} has not a single document")
+    return source

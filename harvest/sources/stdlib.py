@@ -1,0 +1,29 @@
+"""The running Python's own standard library as text."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from ...store.errors import UsageError
+from ..builtin.stdlib_text import stdlib_documents, stdlib_fingerprint
+from .base import Document
+
+
+class StdlibSource:
+    """Source and documentation of the standard library; differs between Python versions."""
+
+    def __init__(self) -> None:
+        try:
+            self._fingerprint = stdlib_fingerprint()
+        except FileNotFoundError as error:
+            raise UsageError(f"text.name=stdlib: {error}; use text.kind=files instead") from None
+
+    def __str__(self) -> str:
+        return "the standard library"
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "builtin", "name": "stdlib", "sha256": self._fingerprint}
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        for number, (_, text) in islice(enumerate(stdlib_documents()), start, None):
+            yield Document(number, text)

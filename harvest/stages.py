@@ -1,0 +1,86 @@
+"""Three stages at once: one thread reads text ahead, this one runs the model, another writes rows."""
+
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+_END: Any = object()
+
+
+def run_overlapped(
+    produce: Iterator[T],
+    transform: Callable[[T], U],
+    consume: Callable[[U], None],
+    *,
+    should_stop: Callable[[], bool],
+    depth: int = 2,
+) -> None:
+    """``consume(transform(item))`` for every item, in order, until the end or until ``should_stop()``.
+
+    At most ``depth`` items wait before and after ``transform``. However it ends (an exception of any stage
+    is raised here), everything that was transformed has been consumed, up to a failure of ``consume``.
+    """
+    failed = False
+
+    def consume_in_order(item: U) -> None:
+        nonlocal failed
+        if failed:  # an earlier item is missing, so this one must not go in
+            return
+        try:
+            consume(item)
+        except BaseException:
+            failed = True
+            raise
+
+    reader = ThreadPoolExecutor(1, thread_name_prefix="harvest-read")
+    writer = ThreadPoolExecutor(1, thread_name_prefix="harvest-write")
+    try:
+        ahead = deque(reader.submit(next, produce, _END) for _ in range(depth))
+        pending: deque[Future[None]] = deque()
+        while not should_stop():
+            item = ahead.popleft().result()
+            if item is _END:
+                break
+            ahead.append(reader.submit(next, produce, _END))
+            pending.append(writer.submit(consume_in_order, transform(item)))
+            while pending and (len(pending) > depth or pending[0].done()):
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+        writer.shutdown(wait=True)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C and SIGTERM only ask for a stop at the next good moment; a second one interrupts at
+    once.
+
+    Yields a function that tells whether a stop was asked for. Outside the main thread, where Python delivers
+    no signals, nothing changes.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

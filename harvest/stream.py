@@ -1,0 +1,39 @@
+"""The text of a harvest as batches of sequences, from anywhere in it to the target."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .packing import Cursor, Sequences, pack
+from .plan import Plan
+from .selection import keep_by_role
+from .tokenizer import tokenized
+
+
+class Batch(NamedTuple):
+    """Consecutive sequences, and which of their positions become rows as far as roles go."""
+
+    sequences: Sequences
+    keep: NDArray[np.bool_]
+
+
+def batches(plan: Plan, start: Cursor, tokens_done: int, batch_size: int) -> Iterator[Batch]:
+    """Batches of ``batch_size`` from ``start`` on, up to the first sequence that reaches ``num_tokens``.
+
+    Ends earlier when the text does. The sequences do not depend on ``batch_size``.
+    """
+    documents = tokenized(plan.source.documents(start.document), plan.tokenizer)
+    wanted = plan.config.num_tokens - tokens_done
+    if wanted <= 0:
+        return
+    for sequences in pack(documents, plan.rule, start, batch_size):
+        ends = np.cumsum(sequences.token_counts())
+        enough = int(np.searchsorted(ends, wanted)) + 1
+        if enough <= len(sequences):
+            sequences = sequences.first(enough)
+        yield Batch(sequences, keep_by_role(sequences.roles, plan.config.selection))
+        wanted -= int(ends[len(sequences) - 1])
+        if wanted <= 0:
+            return

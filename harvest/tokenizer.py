@@ -1,0 +1,131 @@
+"""The model's tokenizer: text -> ids in batches, the special tokens by their role, and its identity."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..store.errors import SaecacheError, UsageError
+from .config import TokensConfig
+from .packing import PackingRule, TokenDocument
+from .sources import Document
+
+_BATCH_CHARACTERS = 1 << 18
+_BATCH_DOCUMENTS = 256
+# What defines the ids, most specific first; the other files only say which tokens have which role.
+_VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",))
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in ``folder``, without truncation or padding of its own.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"no usable tokenizer in {folder}: {error}") from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
+def tokenizer_sha256(folder: Path, tokenizer: Any) -> str:
+    """sha256 of the files that define the vocabulary; of the vocabulary itself when there are none."""
+    for names in _VOCABULARY_FILES:
+        paths = [folder / name for name in names]
+        if all(path.is_file() for path in paths):
+            return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(vocabulary).encode("utf-8")).hexdigest()
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[NDArray[np.int32]]:
+    """Token ids of each text, without special tokens of the tokenizer's own. int32 [n] each."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+
+def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDocument]:
+    """Documents with their token ids, encoded many at a time, in order.
+
+    An error of the source comes after every document before it.
+    """
+    group: list[Document] = []
+    failure: SaecacheError | None = None
+    characters = 0
+    while failure is None:
+        try:
+            document = next(documents, None)
+        except SaecacheError as error:
+            document, failure = None, error
+        if document is not None:
+            group.append(document)
+            characters += len(document.text)
+        if document is None or characters >= _BATCH_CHARACTERS or len(group) >= _BATCH_DOCUMENTS:
+            for (number, _), ids in zip(group, encode(tokenizer, [d.text for d in group]), strict=True):
+                yield TokenDocument(number, ids)
+            group, characters = [], 0
+        if document is None:
+            break
+    if failure is not None:
+        raise failure
+
+
+def packing_rule(config: TokensConfig, tokenizer: Any) -> PackingRule:
+    """``config`` with every 'auto' and token name resolved for ``tokenizer``.
+
+    Raises:
+        UsageError: a token that the tokenizer does not have.
+    """
+    bos_id = tokenizer.bos_token_id
+    if config.bos == "always" and bos_id is None:
+        raise UsageError("tokens.bos=always, but this model's tokenizer has no BOS token; use auto or never")
+    if config.bos == "never":
+        bos_id = None
+    if bos_id is not None and config.context < 2:
+        raise UsageError(
+            "tokens.context must be at least 2 when every sequence begins with BOS; or set tokens.bos=never"
+        )
+    return PackingRule(
+        context=config.context,
+        packing=config.packing,
+        bos_id=bos_id,
+        separator_id=_separator_id(config, tokenizer),
+        min_document_tokens=config.min_document_tokens,
+        max_document_tokens=config.max_document_tokens,
+    )
+
+
+def _separator_id(config: TokensConfig, tokenizer: Any) -> int | None:
+    if config.separator == "none" or config.packing == "per_document":
+        return None
+    if config.separator in ("auto", "eos", "bos"):
+        role = "bos" if config.separator == "bos" else "eos"
+        token_id = tokenizer.bos_token_id if role == "bos" else tokenizer.eos_token_id
+        if token_id is None:
+            raise UsageError(
+                f"tokens.separator={config.separator}, but this model's tokenizer has no {role.upper()} "
+                "token; give "
+                "the text of a token of its vocabulary, or 'none'"
+            )
+        return int(token_id)
+    token_id = tokenizer.get_vocab().get(config.separator)
+    if token_id is None:
+        raise UsageError(
+            f"tokens.separator={config.separator!r} is not a token of this model's vocabulary; "
+            "expected 'auto', 'eos', 'bos', 'none' or the text of one token"
+        )
+    return int(token_id)
