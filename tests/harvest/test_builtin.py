@@ -38,6 +38,15 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A model this small gains little from a second thread, and loses much when another test holds the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(loading_complaints: list[str]) -> PreTrainedModel:
     with _Complaints(loading_complaints):
