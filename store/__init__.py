@@ -1,4 +1,4 @@
-"""The cache on disk and in object storage; knows nothing of models or SAEs. The format is in ``README.md`` here.
+"""The cache on disk and in object storage; knows nothing of models or SAEs. The format: ``README.md`` here.
 
 Names are imported on first use: what the command line needs for ``--help`` and ``cache info`` loads no torch.
 """
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .config import StorageConfig as StorageConfig
     from .disk import PlannedSize as PlannedSize
     from .disk import check_disk_space as check_disk_space
-    from .disk import inspect_output as inspect_output
     from .disk import plan_size as plan_size
     from .info import describe as describe
     from .info import read_manifest as read_manifest
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from .manifest import HookInfo as HookInfo
     from .manifest import Manifest as Manifest
     from .normalization import Normalizer as Normalizer
+    from .output import inspect_output as inspect_output
     from .reader import ActivationCache as ActivationCache
     from .reader import open_cache as open_cache
     from .sharded_array import ShardedArray as ShardedArray
@@ -48,7 +48,7 @@ _LAZY = {  # public name -> module of this package
     "VerifyReport": "verify",
     "check_disk_space": "disk",
     "describe": "info",
-    "inspect_output": "disk",
+    "inspect_output": "output",
     "is_heldout": "keys",
     "open_cache": "reader",
     "plan_size": "disk",

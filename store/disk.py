@@ -1,20 +1,16 @@
-"""Before any work: how large a cache will be, whether it fits, and what an output folder already holds."""
+"""Before any work: how large a cache will be, and whether it fits."""
 
-import json
+import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from .config import GIB, StorageConfig
-from .errors import UsageError
-from .journal import WORK_FOLDER, journal_path
-from .layout import Layout, choose_sequence_cut, choose_shard_rows
-from .manifest import MANIFEST_ATTRIBUTE
-from .spill import RecordLayout
-
-OutputState = Literal["absent", "empty", "incomplete", "complete", "foreign"]
+from .errors import DiskFullError, UsageError
+from .layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
+from .records import RecordLayout
 
 
 @dataclass(frozen=True)
@@ -33,35 +29,74 @@ def plan_size(
     *,
     tokens: bool = True,
 ) -> PlannedSize:
-    """An upper bound: every position of every sequence kept.
+    """What a cache will take if every position of every sequence is kept; fewer rows take less.
 
     Args:
         hooks: name -> d_model.
         context: positions of a sequence.
         sequences: how many sequences will be written.
-        storage: how.
+        storage: how they are stored.
         tokens: whether token ids and documents are stored too.
     """
+    rows = sequences * context
+    kind: TokensKind = "ids and documents" if tokens else "none"
+    layout = plan_layout(
+        hooks, context, storage, train_rows=rows, heldout_rows=1, sequences=sequences, tokens=kind
+    )
+    records = sum(RecordLayout(width, storage.dtype).record_bytes for width in hooks.values())
+    spill = rows * (records + 8 + (8 if tokens else 0))
+    return PlannedSize(final_bytes=layout.total_bytes(), peak_bytes=layout.total_bytes() + spill)
+
+
+def plan_layout(
+    hooks: Mapping[str, int],
+    context: int,
+    storage: StorageConfig,
+    *,
+    train_rows: int,
+    heldout_rows: int = 0,
+    sequences: int = 0,
+    tokens: TokensKind = "none",
+) -> Layout:
+    """The arrays of a cache that is stored as ``storage`` says.
+
+    Raises:
+        UsageError: one chunk would be larger than the format allows.
+    """
     widest = max(hooks.values()) * storage.itemsize
-    shard_rows = choose_shard_rows(widest, storage.chunk_rows, storage.shard_bytes)
+    if storage.chunk_rows * widest > MAX_CHUNK_BYTES:
+        raise UsageError(
+            f"chunk_rows={storage.chunk_rows} rows of {widest} bytes make chunks of more than "
+            f"{MAX_CHUNK_BYTES} bytes; expected chunk_rows of at most {max(1, MAX_CHUNK_BYTES // widest)}"
+        )
     chunk_sequences, shard_sequences = choose_sequence_cut(context, storage.shard_bytes)
-    layout = Layout(
+    return Layout(
         hooks=hooks,
         context=context,
-        train_rows=sequences * context,
-        heldout_rows=0,
+        train_rows=train_rows,
+        heldout_rows=heldout_rows,
         sequences=sequences,
-        tokens="ids and documents" if tokens else "none",
+        tokens=tokens,
         dtype=storage.dtype,
         chunk_rows=storage.chunk_rows,
-        shard_rows=shard_rows,
+        shard_rows=choose_shard_rows(widest, storage.chunk_rows, storage.shard_bytes),
         chunk_sequences=chunk_sequences,
         shard_sequences=shard_sequences,
     )
-    final = sum(spec.shard_size(i) for spec in layout.arrays() for i in range(spec.num_shards))
-    records = sum(RecordLayout(d_model, storage.dtype).record_bytes for d_model in hooks.values())
-    spill = sequences * context * (records + 8) + (8 * sequences * context if tokens else 0)
-    return PlannedSize(final_bytes=final, peak_bytes=final + spill)
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
+            "make room and run the same command again, it continues there"
+        ) from error
 
 
 def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: int = 0) -> None:
@@ -77,34 +112,7 @@ def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: i
     needed = planned.peak_bytes - already_bytes
     if needed > free:
         raise UsageError(
-            f"not enough disk space at {existing}: the cache needs {needed / GIB:.1f} GiB while it is written "
-            f"({planned.final_bytes / GIB:.1f} GiB when finished), {free / GIB:.1f} GiB are free; "
+            f"not enough disk space at {existing}: the cache needs {needed / GIB:.1f} GiB while it "
+            f"is written ({planned.final_bytes / GIB:.1f} GiB when finished), {free / GIB:.1f} GiB are free; "
             "harvest fewer tokens or hooks, or choose another output folder"
         )
-
-
-def inspect_output(path: Path | str) -> OutputState:
-    """What the folder ``path`` holds.
-
-    ``incomplete``: a cache whose writing stopped, to be continued by the same command. A cache is ``complete`` when
-    its manifest is there and nothing of its writing is left.
-    """
-    path = Path(path)
-    if not path.exists():
-        return "absent"
-    if not path.is_dir():
-        return "foreign"
-    names = {entry.name for entry in path.iterdir()}
-    if not names:
-        return "empty"
-    if journal_path(path).is_file() or (WORK_FOLDER in names and "zarr.json" not in names):
-        return "incomplete"
-    root = path / "zarr.json"
-    if root.is_file():
-        try:
-            attributes = json.loads(root.read_bytes()).get("attributes")
-        except (ValueError, AttributeError):
-            return "foreign"
-        if isinstance(attributes, dict) and MANIFEST_ATTRIBUTE in attributes:
-            return "complete"
-    return "foreign"

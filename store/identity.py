@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .config import StorageConfig
 from .errors import UsageError
 
 
@@ -24,6 +25,32 @@ def canonical_json(value: Any) -> str:
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """sha256, in hex, of the canonical JSON of ``identity``."""
     return hashlib.sha256(canonical_json(identity).encode("utf-8")).hexdigest()
+
+
+def whole_identity(
+    source: Mapping[str, Any],
+    hooks: Mapping[str, int],
+    context: int,
+    seed: int,
+    heldout_fraction: float,
+    storage: StorageConfig,
+) -> dict[str, Any]:
+    """Facts about the source, and everything else that decides the bytes of a cache, as plain JSON.
+
+    Raises:
+        UsageError: the source uses a key of ours, or holds what is not JSON.
+    """
+    own = {
+        "hooks": dict(hooks),
+        "context": context,
+        "seed": seed,
+        "heldout_fraction": float(heldout_fraction),
+        "storage": storage.model_dump(mode="json", exclude={"memory_bytes"}),
+    }
+    if clash := sorted(own.keys() & source.keys()):
+        raise UsageError(f"identity: {', '.join(clash)}: the writer adds these, leave them out")
+    whole: dict[str, Any] = json.loads(canonical_json({**source, **own}))
+    return whole
 
 
 def differences(expected: Any, got: Any, where: str = "") -> list[str]:

@@ -32,7 +32,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         ("training rows", f"{manifest.train_rows:,}"),
         ("held-out rows", f"{manifest.heldout_rows:,}"),
         ("sequences", f"{manifest.sequences:,} of {manifest.context:,} positions"),
-        ("stored as", f"{manifest.storage.dtype}, normalization {manifest.storage.normalization}"),
+        ("stored as", f"{manifest.dtype}, normalization {manifest.normalization}"),
         ("size", f"{size / GIB:.2f} GiB in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .durable import write_bytes
 from .errors import CorruptCacheError
+from .layout import TokensKind
 from .spill import SpillLengths
 
 WORK_FOLDER = ".writing"
@@ -21,7 +22,7 @@ class Journal(BaseModel):
     version: Literal[1] = 1
     identity: dict[str, Any]
     num_buckets: int = Field(ge=1)
-    tokens: str | None = None  # which token arrays exist; None before the first write
+    tokens: TokensKind | None = None  # which token arrays exist; None before the first write
     sequences: int = Field(default=0, ge=0)
     blocks: int = Field(default=0, ge=0)
     train_rows: int = Field(default=0, ge=0)
@@ -46,7 +47,8 @@ def read_journal(cache: Path) -> Journal | None:
         return Journal.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CorruptCacheError(
-            f"{path} is damaged or of another version; remove {cache} to start again: {error.errors()[0]['msg']}"
+            f"{path} is damaged or of another version ({error.errors()[0]['msg']}); "
+            f"remove {cache} to start again"
         ) from None
 
 

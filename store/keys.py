@@ -1,8 +1,8 @@
 """Counter-based hashes: where a row goes in the shuffle, and which documents are held out.
 
 Both are pure functions of (seed, index), so they do not depend on batch size, workers or interruptions. The
-mixer is the 64-bit finalizer of SplitMix64, applied twice with two seed-dependent constants. For a given seed it
-is a bijection of the 64-bit integers: two rows never have the same key.
+mixer is the 64-bit finalizer of SplitMix64, applied twice with two seed-dependent constants. For a given seed
+it is a bijection of the 64-bit integers: two rows never have the same key.
 """
 
 import numpy as np

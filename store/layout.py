@@ -1,11 +1,12 @@
 """Which arrays a cache has, and the Zarr v3 metadata of each: everything here follows from a few numbers.
 
-Every array is cut along its first axis only: shards of ``shard_rows``, each of inner chunks of ``chunk_rows``.
+Every array is cut along its first axis only: shards of ``shard_rows``, each of inner chunks of
+``chunk_rows``.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -19,6 +20,9 @@ SPLITS = ("train", "heldout")
 SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
 PROVENANCE_GROUP = "provenance"
 TOKENS_PER_CHUNK = 1 << 16
+MAX_WIDTH = MAX_CONTEXT = 1 << 24
+MAX_CHUNK_BYTES = 1 << 30
+MAX_CHUNKS_PER_SHARD = 1 << 20
 
 _HOOK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 _RESERVED_NAMES = {"token", "zarr.json"}
@@ -149,6 +153,16 @@ class Layout:
         d_model = self.hooks[hook]
         return ArraySpec(f"stats/{hook}/{name}", (d_model,), "float64", d_model, d_model, ("dimension",))
 
+    def sequence_arrays(self) -> dict[str, ArraySpec]:
+        """The token arrays that this cache has, by their name below ``tokens/``."""
+        if self.tokens == "none":
+            return {}
+        return {"document": self.documents()} | ({"ids": self.ids()} if self.tokens != "documents" else {})
+
+    def total_bytes(self) -> int:
+        """Bytes of all shard files."""
+        return sum(spec.shard_size(i) for spec in self.arrays() for i in range(spec.num_shards))
+
     def arrays(self) -> list[ArraySpec]:
         """Every array of the cache."""
         specs: list[ArraySpec] = []
@@ -156,10 +170,7 @@ class Layout:
             specs.append(self.token(split))
             for hook in self.hooks:
                 specs += [self.activations(split, hook), self.norm(split, hook), self.mean(split, hook)]
-        if self.tokens != "none":
-            specs.append(self.documents())
-        if self.tokens == "ids and documents":
-            specs.append(self.ids())
+        specs += self.sequence_arrays().values()
         for hook in self.hooks:
             specs += [self.statistic(hook, "mean"), self.statistic(hook, "second_moment")]
         return specs
@@ -206,14 +217,20 @@ def metadata_bytes(metadata: Mapping[str, Any]) -> bytes:
     return (json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def check_hook_name(name: str) -> None:
+def check_hook_names(names: Sequence[str]) -> None:
     """Hook names are folder names in the cache.
 
     Raises:
-        UsageError: the name is not letters, digits, ``_ . -``, or would collide with the format's own names.
+        UsageError: a name that is not letters, digits, ``_ . -``, that the format uses itself, or that
+            differs from
+            another only in upper and lower case (some file systems do not tell them apart).
     """
-    if not _HOOK_NAME.fullmatch(name) or ".." in name or name.lower() in _RESERVED_NAMES:
-        raise UsageError(
-            f"hook name {name!r} cannot be a folder of the cache: expected 1 to 200 letters, digits, '_', '.', '-', "
-            f"starting with a letter or digit, without '..', and none of {sorted(_RESERVED_NAMES)}"
-        )
+    for name in names:
+        if not _HOOK_NAME.fullmatch(name) or ".." in name or name.lower() in _RESERVED_NAMES:
+            raise UsageError(
+                f"hook name {name!r} cannot be a folder of the cache: expected 1 to 200 letters, digits, "
+                f"'_', '.', '-', starting with a letter or digit, without '..', "
+                f"and none of {sorted(_RESERVED_NAMES)}"
+            )
+    if len({name.lower() for name in names}) < len(names):
+        raise UsageError(f"hook names must differ in more than upper and lower case, got {sorted(names)}")

@@ -1,7 +1,8 @@
-"""The manifest: what a cache is and what it is made of. Written last, as attribute ``saecache`` of the root group.
+"""The manifest: what a cache is and what it is made of. Written last, as attribute ``saecache`` of the root
+group.
 
-A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names, paths, and
-that its own checksum, its fingerprint and its table of files agree with the rest.
+A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names,
+paths, and that its own checksum, its fingerprint and its table of files agree with the rest.
 """
 
 import hashlib
@@ -11,10 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .config import StorageConfig
 from .errors import CorruptCacheError, IncompleteCacheError, UsageError
 from .identity import canonical_json, fingerprint
-from .layout import Layout, TokensKind, check_hook_name
+from .layout import (
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS_PER_SHARD,
+    MAX_CONTEXT,
+    MAX_WIDTH,
+    Layout,
+    TokensKind,
+    check_hook_names,
+)
 
 FORMAT_VERSION = 1
 MANIFEST_ATTRIBUTE = "saecache"
@@ -40,7 +48,7 @@ class HookInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    d_model: Annotated[int, Field(ge=1, le=2**24)]
+    d_model: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     mean_square_norm: _Finite = Field(description="mean over rows of the squared L2 norm of the raw row")
     norm_quantiles: dict[str, _Finite] = Field(
         description="quantile of the stored norms (L2 norm of the centered row), keyed by its level"
@@ -69,37 +77,42 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     fingerprint: _Hex64
     identity: dict[str, Any]
     hooks: dict[str, HookInfo] = Field(min_length=1, max_length=4096)
-    context: Annotated[int, Field(ge=1, le=2**24)]
+    context: Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
     sequences: _Count
     train_rows: _Count
     heldout_rows: _Count
     counts: dict[str, _Count]
     tokens: TokensKind
-    storage: StorageConfig
+    dtype: Literal["float16", "float32"]
+    normalization: Literal["unit", "none"]
     cut: Cut
     files: list[FileInfo]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        for name in self.hooks:
-            check_hook_name(name)
+        check_hook_names(list(self.hooks))
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError("the fingerprint is not that of the identity")
-        expected = {
-            spec.shard_path(i): spec.shard_size(i)
-            for spec in self.layout.arrays()
-            for i in range(spec.num_shards)
-        }
+        arrays = self.layout.arrays()
+        for spec in arrays:
+            if spec.chunk_bytes > MAX_CHUNK_BYTES or spec.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
+                raise ValueError(f"{spec.path}: chunks or shards larger than the format allows")
         listed = {file.path: file.size for file in self.files}
-        if len(listed) != len(self.files):
-            raise ValueError("files: a path is listed twice")
-        if listed != expected:
-            wrong = sorted(set(listed.items()) ^ set(expected.items()))[0]
-            raise ValueError(f"files: the table is not the one that follows from the numbers, e.g. {wrong}")
+        num_shards = sum(spec.num_shards for spec in arrays)
+        if not len(self.files) == len(listed) == num_shards:  # before anything as long as num_shards is made
+            raise ValueError(f"files: expected {num_shards} different shards, got {len(self.files)}")
+        for spec in arrays:
+            for shard in range(spec.num_shards):
+                if listed.get(spec.shard_path(shard)) != spec.shard_size(shard):
+                    got = listed.get(spec.shard_path(shard), "nothing")
+                    raise ValueError(
+                        f"files: expected {spec.shard_path(shard)} with {spec.shard_size(shard)} bytes, "
+                        f"got {got}"
+                    )
         return self
 
     @property
@@ -112,7 +125,7 @@ class Manifest(BaseModel):
             heldout_rows=self.heldout_rows,
             sequences=self.sequences,
             tokens=self.tokens,
-            dtype=self.storage.dtype,
+            dtype=self.dtype,
             chunk_rows=self.cut.chunk_rows,
             shard_rows=self.cut.shard_rows,
             chunk_sequences=self.cut.chunk_sequences,
@@ -120,7 +133,7 @@ class Manifest(BaseModel):
         )
 
     def to_attribute(self) -> dict[str, Any]:
-        """The manifest as JSON values, with ``checksum``: the sha256 of the canonical JSON of all the rest."""
+        """The manifest as JSON values, with ``checksum``: sha256 of the canonical JSON of the rest."""
         values = self.model_dump(mode="json")
         return {**values, "checksum": _checksum(values)}
 
@@ -143,7 +156,8 @@ def load_manifest(path: Path) -> Manifest:
     if not root.is_file():
         if (path / ".writing").is_dir():
             raise IncompleteCacheError(
-                f"the cache at {path} is unfinished: run the command that writes it again, it continues where it stopped"
+                f"the cache at {path} is unfinished: run the command that writes it again, "
+                "it continues where it stopped"
             )
         raise UsageError(f"{path} is not a cache: it has no zarr.json")
     if root.stat().st_size > MAX_MANIFEST_BYTES:
@@ -164,7 +178,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     version = values.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UsageError(
-            f"{where} has format version {version}; this saecache reads up to version {FORMAT_VERSION}: upgrade saecache"
+            f"{where} has format version {version}; this saecache reads up to version {FORMAT_VERSION}: "
+            "upgrade saecache"
         )
     checksum = values.pop("checksum", None)
     try:
@@ -173,6 +188,23 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         return Manifest.model_validate(values)
     except (ValidationError, RecursionError, UsageError) as error:
         raise CorruptCacheError(f"{where}: the manifest is not valid: {_first_problem(error)}") from None
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Every file is there and has its size; nothing is read.
+
+    Raises:
+        CorruptCacheError: naming the first that is not.
+    """
+    for file in manifest.files:
+        try:
+            size = (path / file.path).stat().st_size
+        except FileNotFoundError:
+            raise CorruptCacheError(f"{path / file.path} is missing: the cache is not whole") from None
+        if size != file.size:
+            raise CorruptCacheError(
+                f"{path / file.path} has {size} bytes, expected {file.size}: truncated or altered"
+            )
 
 
 def _first_problem(error: Exception) -> str:

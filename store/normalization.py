@@ -1,6 +1,7 @@
 """Normalizations of a row, each invertible.
 
-Legend: x raw row [D]; mean = mean of x over D; norm = L2 norm of x - mean; u = (x - mean) / norm (0 where norm is 0).
+Legend: x raw row [D]; mean = mean of x over D; norm = L2 norm of x - mean; u = (x - mean) / norm (0 where
+norm is 0).
 
 =============  ==========================  ==========================
 kind           y                           x again
@@ -29,7 +30,7 @@ NORMALIZATIONS: tuple[str, ...] = get_args(NormalizationKind)
 
 @dataclass(frozen=True)
 class RowState:
-    """What ``apply`` removed from each row: mean and norm, float [..., 1]; empty for kinds that need neither."""
+    """What ``apply`` removed from each row: mean and norm [..., 1]; None where the kind needs neither."""
 
     mean: Tensor | None = None
     norm: Tensor | None = None

@@ -1,7 +1,7 @@
 """The order in which an epoch hands out rows: a pure function of (number of rows, seed, epoch).
 
-Epoch 0 is the stored order, which is already a uniform shuffle. A later epoch permutes the chunks, takes them in
-windows of ``WINDOW_CHUNKS``, and permutes the rows of each window.
+Epoch 0 is the stored order, which is already a uniform shuffle. A later epoch puts the chunks in a random
+order, takes them in windows of ``WINDOW_CHUNKS``, and puts the rows of each window in a random order.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ WINDOW_CHUNKS = 16
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Windows of rows, one after the other; ``epoch`` is 0 for reading in stored order."""
+    """The rows 0 to ``num_rows`` - 1, window after window; ``epoch`` 0 is the stored order."""
 
     num_rows: int
     chunk_rows: int
@@ -25,32 +25,46 @@ class EpochOrder:
     epoch: int
 
     @property
-    def window_rows(self) -> int:
-        return self.chunk_rows * WINDOW_CHUNKS
+    def window_chunks(self) -> int:
+        return WINDOW_CHUNKS if self.epoch else 1
 
     @property
     def num_windows(self) -> int:
-        return -(-self.num_rows // self.window_rows)
+        return -(-self.num_rows // (self.chunk_rows * self.window_chunks))
 
-    @cached_property
-    def _chunks(self) -> NDArray[np.int64]:
-        count = -(-self.num_rows // self.chunk_rows)
+    def chunks(self, window: int) -> NDArray[np.int64]:
+        """Numbers of the chunks of a window."""
+        first = window * self.window_chunks
         if self.epoch == 0:
-            return np.arange(count)
-        return epoch_permutation(self.seed, self.epoch, count)
+            return np.arange(first, first + 1)
+        return self._permuted[first : first + self.window_chunks]
 
-    @cached_property
-    def window_starts(self) -> NDArray[np.int64]:
-        """First place in the epoch of each window, and the total at the end: int64 [num_windows + 1]."""
-        sizes = np.minimum(self.chunk_rows, self.num_rows - self._chunks * self.chunk_rows)
-        per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), WINDOW_CHUNKS)) if len(sizes) else sizes
-        return np.concatenate([[0], np.cumsum(per_window)])
-
-    def window(self, number: int) -> NDArray[np.int64]:
-        """Row numbers of one window in the order they are handed out."""
-        chunks = self._chunks[number * WINDOW_CHUNKS : (number + 1) * WINDOW_CHUNKS]
-        rows = (chunks[:, None] * self.chunk_rows + np.arange(self.chunk_rows)).reshape(-1)
+    def rows(self, window: int) -> NDArray[np.int64]:
+        """Row numbers of a window in the order in which they are handed out."""
+        starts = self.chunks(window)[:, None] * self.chunk_rows
+        rows = (starts + np.arange(self.chunk_rows)).reshape(-1)
         rows = rows[rows < self.num_rows]
         if self.epoch == 0:
             return rows
         return rows[np.argsort(window_keys(self.seed, self.epoch, rows))]
+
+    def find(self, row: int) -> tuple[int, int]:
+        """(window, place in it) of the row that is handed out as number ``row``."""
+        window = int(np.searchsorted(self._window_ends, row, side="right"))
+        return window, row - (int(self._window_ends[window - 1]) if window else 0)
+
+    @cached_property
+    def _permuted(self) -> NDArray[np.int64]:
+        return epoch_permutation(self.seed, self.epoch, -(-self.num_rows // self.chunk_rows))
+
+    @cached_property
+    def _window_ends(self) -> NDArray[np.int64]:
+        """Rows handed out up to the end of each window: only the window with the last chunk may be short."""
+        ends = np.arange(1, self.num_windows + 1) * (self.chunk_rows * self.window_chunks)
+        missing = -self.num_rows % self.chunk_rows
+        short = self.num_windows - 1
+        if self.epoch and missing:
+            short = int(np.flatnonzero(self._permuted == len(self._permuted) - 1)[0]) // self.window_chunks
+        ends[short:] -= missing
+        ends[-1:] = self.num_rows
+        return ends

@@ -1,4 +1,4 @@
-"""Reading a cache."""
+"""Reading a finished cache: rows by batch, by number, and where each came from."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -10,28 +10,39 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .batches import BatchPlan, iterate
+from .buffers import BufferPool
 from .errors import UsageError
+from .info import read_provenance
 from .layout import SPLITS
-from .manifest import Manifest, load_manifest
-from .normalization import NORMALIZATIONS, Normalizer
+from .manifest import Manifest, check_files, load_manifest
+from .normalization import NORMALIZATIONS, NormalizationKind, Normalizer
 from .order import EpochOrder
 from .sharded_array import ShardedArray
 from .statistics import HookStatistics
 
 
 def open_cache(path: Path | str) -> "ActivationCache":
-    """Open a finished cache.
+    """Open a finished cache. Reads its manifest and looks at the sizes of its files.
 
     Raises:
         UsageError: no such folder, not a cache, or a newer format.
         IncompleteCacheError: the cache is still being written.
-        CorruptCacheError: the manifest contradicts itself.
+        CorruptCacheError: the manifest contradicts itself, or a file is missing or of the wrong size.
     """
-    return ActivationCache(Path(path), load_manifest(Path(path)))
+    path = Path(path)
+    manifest = load_manifest(path)
+    check_files(path, manifest)
+    return ActivationCache(path, manifest)
 
 
 class ActivationCache:
-    """A finished cache: rows by batch, by number, and where each came from."""
+    """A finished cache, see :func:`open_cache`. Safe to use from several threads.
+
+    Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
+    (rows of held-out documents, in reading order). ``normalization`` is one of ``unit``, ``none``, ``scale``,
+    ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -39,34 +50,27 @@ class ActivationCache:
         self.fingerprint = manifest.fingerprint
         self.hooks = list(manifest.hooks)
         self.context = manifest.context
-        self.normalization: str = manifest.storage.normalization
+        self.normalization: str = manifest.normalization
         self._layout = manifest.layout
-        self._arrays: dict[str, ShardedArray] = {
-            spec.path: ShardedArray(path, spec) for spec in self._layout.arrays()
-        }
+        self._arrays = {spec.path: ShardedArray(path, spec) for spec in self._layout.arrays()}
 
     def __len__(self) -> int:
         """Training rows."""
         return self.manifest.train_rows
 
     def num_rows(self, split: str = "train") -> int:
-        self._check_split(split)
+        _check_one_of("split", split, SPLITS)
         return self._layout.rows(split)
 
     def d_model(self, hook: str) -> int:
+        """Width of the rows of ``hook``."""
         self._check_hook(hook)
         return self.manifest.hooks[hook].d_model
 
-    def num_batches(
-        self,
-        rows_per_batch: int = 4096,
-        split: str = "train",
-        *,
-        drop_last: bool = False,
-        num_rows: int | None = None,
-    ) -> int:
-        rows = self.num_rows(split) if num_rows is None else num_rows
-        return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Facts that do not make it another cache: when, by what software, how fast."""
+        return read_provenance(self.path)
 
     def batches(
         self,
@@ -84,56 +88,79 @@ class ActivationCache:
         num_rows: int | None = None,
         sink_ratio: float | None = None,
     ) -> Iterator[torch.Tensor]:
-        """One epoch of batches [B, D]; the last one is shorter unless ``drop_last``."""
-        self._check_hook(hook)
-        self._check_split(split)
-        rows = self.num_rows(split)
-        if num_rows is not None:
-            if not 0 < num_rows <= rows:
-                raise UsageError(
-                    f"num_rows must be from 1 to the {rows} rows of split {split}, got {num_rows}"
-                )
-            rows = num_rows
-        if not 0 < rows_per_batch <= rows:
-            raise UsageError(
-                f"rows_per_batch must be from 1 to the {rows} rows of split {split}, got {rows_per_batch}"
-            )
-        kind = self._check_normalization(normalization)
-        order = EpochOrder(rows, self._layout.chunk_rows, seed, 0 if split == "heldout" else epoch)
-        return self._iterate(
-            order, hook, split, kind, dtype, rows_per_batch, start_batch, drop_last, device, sink_ratio
-        )
+        """One epoch of batches [B, D], made ahead in threads. Their order is a pure function of (seed,
+        epoch).
 
-    def _iterate(
+        Epoch 0 is the stored order, a uniform shuffle of the whole cache; later epochs permute chunks, and
+        rows within windows of chunks. Held-out rows always come in reading order.
+
+        Args:
+            hook: name of the hook.
+            rows_per_batch: B; the last batch is shorter unless ``drop_last``.
+            seed: of the order of later epochs.
+            epoch: from 0.
+            split: ``train`` or ``heldout``.
+            normalization: what is handed out, None = as stored.
+            dtype: floating type of the batches.
+            start_batch: begin with this batch of the epoch; those before it are not read.
+            drop_last: leave out a last batch that is shorter.
+            device: where the batches go.
+            num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
+            sink_ratio: leave out rows whose norm is above this multiple of the median training norm
+                (attention
+                sinks). Batches stay full, so there are fewer of them: see :meth:`num_batches`.
+
+        Raises:
+            UsageError: no such hook, split or normalization; a batch larger than the rows there are.
+            CorruptCacheError: while iterating, naming the shard.
+        """
+        array = self._activations(hook, split)
+        kind = self._check_normalization(normalization)
+        rows = self._limit_rows(split, num_rows)
+        if epoch < 0 or start_batch < 0:
+            raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
+        plan = BatchPlan(
+            order=EpochOrder(rows, self._layout.chunk_rows, seed, epoch if split == "train" else 0),
+            rows_per_batch=rows_per_batch,
+            start_batch=start_batch,
+            drop_last=drop_last,
+            keep=None if sink_ratio is None else self._sink_filter(hook, split, sink_ratio),
+        )
+        available = rows if sink_ratio is None else self._count_kept(plan)
+        if not 0 < rows_per_batch <= available:
+            raise UsageError(
+                f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
+                f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
+            )
+        pool = BufferPool()
+        width = self.d_model(hook)
+
+        def make(numbers: NDArray[np.int64]) -> torch.Tensor:
+            batch = pool.take(len(numbers), width, dtype)
+            self._fill(batch, array, hook, split, numbers, kind, release=False)
+            return batch.to(device)
+
+        return iterate(array, plan, make)
+
+    def num_batches(
         self,
-        order: EpochOrder,
-        hook: str,
-        split: str,
-        kind: str,
-        dtype: torch.dtype,
-        rows_per_batch: int,
-        start_batch: int,
-        drop_last: bool,
-        device: str | torch.device,
-        sink_ratio: float | None,
-    ) -> Iterator[torch.Tensor]:
-        limit = None
+        rows_per_batch: int = 4096,
+        split: str = "train",
+        *,
+        drop_last: bool = False,
+        num_rows: int | None = None,
+        hook: str | None = None,
+        sink_ratio: float | None = None,
+    ) -> int:
+        """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
+        rows = self._limit_rows(split, num_rows)
         if sink_ratio is not None:
-            limit = sink_ratio * self.manifest.hooks[hook].norm_quantiles["0.5"]
-        rest = np.empty(0, dtype=np.int64)
-        skip = start_batch * rows_per_batch
-        for window in range(order.num_windows):
-            rows = order.window(window)
-            if limit is not None:
-                rows = rows[self._array(self._layout.norm(split, hook).path).gather(rows) <= limit]
-            taken = min(skip, len(rows))
-            skip -= taken
-            rest = np.concatenate([rest, rows[taken:]])
-            while len(rest) >= rows_per_batch:
-                yield self.rows(hook, rest[:rows_per_batch], split, kind, dtype).to(device)
-                rest = rest[rows_per_batch:]
-        if len(rest) and not drop_last:
-            yield self.rows(hook, rest, split, kind, dtype).to(device)
+            if hook is None:
+                raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
+            keep = self._sink_filter(hook, split, sink_ratio)
+            order = EpochOrder(rows, self._layout.chunk_rows, 0, 0)
+            rows = self._count_kept(BatchPlan(order, rows_per_batch, 0, drop_last, keep))
+        return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
     def rows(
         self,
@@ -143,65 +170,55 @@ class ActivationCache:
         normalization: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Rows by number: [n, D]."""
-        self._check_hook(hook)
-        self._check_split(split)
+        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D]."""
+        array = self._activations(hook, split)
         kind = self._check_normalization(normalization)
-        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
-        stored = torch.from_numpy(self._array(self._layout.activations(split, hook).path).gather(indices))
-        if kind == self.normalization:
-            return stored.to(dtype)
-        return self._renormalize(stored.float(), hook, split, indices, kind).to(dtype)
-
-    def _renormalize(
-        self, y: torch.Tensor, hook: str, split: str, indices: NDArray[np.int64], kind: str
-    ) -> torch.Tensor:
-        norm = torch.from_numpy(self._array(self._layout.norm(split, hook).path).gather(indices))[:, None]
-        mean = torch.from_numpy(self._array(self._layout.mean(split, hook).path).gather(indices))[:, None]
-        if kind in ("unit", "layer_norm"):
-            if self.normalization == "none":
-                y = torch.where(norm > 0, (y - mean) / norm, torch.zeros_like(y))
-            return y * sqrt(self.d_model(hook)) if kind == "layer_norm" else y
-        if self.normalization == "unit":
-            y = y * norm + mean
-        return y * self.normalizer(hook, "scale").scale if kind == "scale" else y
+        if isinstance(indices, torch.Tensor):
+            indices = indices.cpu().numpy()
+        numbers = array.check_rows(np.asarray(indices, dtype=np.int64).reshape(-1))
+        out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
+        self._fill(out, array, hook, split, numbers, kind, release=True)
+        return out
 
     @property
     def tokens(self) -> ShardedArray:
         """Token ids int32 [S, context], -1 = padding."""
         if self.manifest.tokens != "ids and documents":
             raise UsageError(f"{self.path} has no token ids: its rows do not come from text")
-        return self._array("tokens/ids")
+        return self._arrays["tokens/ids"]
 
     @property
     def documents(self) -> ShardedArray:
         """Document of each position, int32 [S, context], -1 = padding."""
         if self.manifest.tokens == "none":
             raise UsageError(f"{self.path} stores no documents: every row is its own")
-        return self._array("tokens/document")
+        return self._arrays["tokens/document"]
 
     def token_index(self, split: str = "train") -> ShardedArray:
         """uint64 [N]: sequence * context + position of each row."""
-        self._check_split(split)
-        return self._array(self._layout.token(split).path)
+        _check_one_of("split", split, SPLITS)
+        return self._arrays[self._layout.token(split).path]
 
     def locate(
         self, rows: Any, split: str = "train"
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where rows come from: (sequence, position, document), int64 [n] each."""
-        token = self.token_index(split).gather(np.asarray(rows, dtype=np.int64).reshape(-1)).astype(np.int64)
+        numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
+        token = self.token_index(split).gather(numbers).astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token
-        document = self.documents.gather(sequence)[np.arange(len(token)), position].astype(np.int64)
-        return sequence, position, document
+        distinct, places = np.unique(sequence, return_inverse=True)
+        document = self.documents.gather(distinct)[places, position]
+        return sequence, position, document.astype(np.int64)
 
     def statistics(self, hook: str) -> HookStatistics:
+        """Statistics over all training rows."""
         self._check_hook(hook)
         info = self.manifest.hooks[hook]
         return HookStatistics(
-            mean=self._array(f"stats/{hook}/mean")[:],
-            second_moment=self._array(f"stats/{hook}/second_moment")[:],
+            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
+            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
             mean_square_norm=info.mean_square_norm,
             norm_quantiles=dict(info.norm_quantiles),
             rows=self.manifest.train_rows,
@@ -209,27 +226,94 @@ class ActivationCache:
 
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        kind = self._check_normalization(kind)
-        d_model = self.d_model(hook)
-        mean_square = self.manifest.hooks[hook].mean_square_norm
-        scale = sqrt(d_model / mean_square) if kind == "scale" and mean_square > 0 else 1.0
-        return Normalizer(kind=kind, d_model=d_model, scale=scale)  # type: ignore[arg-type]
+        checked = self._check_normalization(kind)
+        d_model, mean_square = self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
+        scale = sqrt(d_model / mean_square) if checked == "scale" and mean_square > 0 else 1.0
+        return Normalizer(kind=checked, d_model=d_model, scale=scale)
 
-    def _array(self, path: str) -> ShardedArray:
-        return self._arrays[path]
+    def _activations(self, hook: str, split: str) -> ShardedArray:
+        self._check_hook(hook)
+        _check_one_of("split", split, SPLITS)
+        return self._arrays[self._layout.activations(split, hook).path]
+
+    def _fill(
+        self,
+        out: torch.Tensor,
+        array: ShardedArray,
+        hook: str,
+        split: str,
+        numbers: NDArray[np.int64],
+        kind: NormalizationKind,
+        *,
+        release: bool,
+    ) -> None:
+        """Rows by number into ``out`` [n, D], renormalized in float32 unless they are stored as ``kind``."""
+        same = kind == self.normalization
+        work = out if same or out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
+        for piece in array.pieces(numbers, release=release):
+            source = torch.from_numpy(piece.source)
+            if piece.picks is not None:
+                source = source.index_select(0, torch.from_numpy(piece.picks))
+            if isinstance(piece.target, slice):
+                work[piece.target].copy_(source)
+            else:
+                work.index_copy_(0, torch.from_numpy(piece.target), source.to(work.dtype))
+        if not same:
+            norm = self._column(self._layout.norm(split, hook).path, numbers)
+            mean = self._column(self._layout.mean(split, hook).path, numbers)
+            self._renormalize(work, norm, mean, kind, self.normalizer(hook, kind).scale)
+        if work is not out:
+            out.copy_(work)
+
+    def _renormalize(
+        self, y: torch.Tensor, norm: torch.Tensor, mean: torch.Tensor, kind: NormalizationKind, scale: float
+    ) -> None:
+        """Stored rows float32 [n, D] -> rows of ``kind``, in place; norm and mean are [n, 1]."""
+        wants_unit = kind in ("unit", "layer_norm")
+        if self.normalization == "unit" and not wants_unit:
+            y.mul_(norm).add_(mean)
+        elif self.normalization == "none" and wants_unit:
+            y.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+        if kind == "layer_norm":
+            y.mul_(sqrt(y.shape[1]))
+        elif kind == "scale":
+            y.mul_(scale)
+
+    def _column(self, path: str, numbers: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(self._arrays[path].gather(numbers))[:, None]
+
+    def _sink_filter(self, hook: str, split: str, ratio: float) -> Any:
+        """Which of some row numbers are not attention sinks."""
+        if not ratio > 0:
+            raise UsageError(f"sink_ratio must be positive, got {ratio}")
+        norms = self._arrays[self._layout.norm(split, hook).path]
+        limit = np.float32(ratio * self.manifest.hooks[hook].norm_quantiles["0.5"])
+        return lambda numbers: norms.gather(numbers) <= limit
+
+    def _count_kept(self, plan: BatchPlan) -> int:
+        assert plan.keep is not None
+        order = EpochOrder(plan.order.num_rows, plan.order.chunk_rows, 0, 0)
+        return sum(int(plan.keep(order.rows(window)).sum()) for window in range(order.num_windows))
+
+    def _limit_rows(self, split: str, num_rows: int | None) -> int:
+        rows = self.num_rows(split)
+        if num_rows is None:
+            return rows
+        if not 0 < num_rows <= rows:
+            raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
+        return num_rows
 
     def _check_hook(self, hook: str) -> None:
-        if hook not in self.manifest.hooks:
-            close = get_close_matches(hook, self.hooks, n=3)
-            hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-            raise UsageError(f"no hook {hook!r} in {self.path}{hint}; it has {', '.join(self.hooks)}")
+        _check_one_of("hook", hook, self.hooks)
 
-    def _check_split(self, split: str) -> None:
-        if split not in SPLITS:
-            raise UsageError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-
-    def _check_normalization(self, kind: str | None) -> str:
+    def _check_normalization(self, kind: str | None) -> NormalizationKind:
         kind = self.normalization if kind is None else kind
-        if kind not in NORMALIZATIONS:
-            raise UsageError(f"normalization {kind!r}: expected one of {', '.join(NORMALIZATIONS)}")
-        return kind
+        _check_one_of("normalization", kind, NORMALIZATIONS)
+        return kind  # type: ignore[return-value]
+
+
+def _check_one_of(what: str, name: str, known: Any) -> None:
+    if name not in known:
+        close = get_close_matches(str(name), known, n=3)
+        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+        raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")

@@ -1,87 +1,131 @@
-"""One shard file: inner chunks, each followed by its crc32c, then the index (offset, size of each) with its crc32c.
+"""One shard file: inner chunks, each followed by its crc32c, then the index (offset, size of each) with its
+own.
 
 This is Zarr v3 ``sharding_indexed`` with codecs ``bytes`` + ``crc32c`` and the index at the end.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
+from concurrent import futures
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import write_file
+from .durable import EarlySync, write_all, write_file
 from .errors import CorruptCacheError
 from .layout import ArraySpec, index_size
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
+CHUNKS_IN_FLIGHT = 2
+_CRC_STEP = 1 << 20  # google_crc32c holds the GIL: other threads get their turn in between
 
 
-def crc32c(payload: bytes | NDArray[np.generic]) -> bytes:
+def crc32c(payload: bytes | NDArray[Any]) -> bytes:
     """The four bytes that follow ``payload`` (C-contiguous): its crc32c, little-endian."""
-    return int(google_crc32c.value(payload)).to_bytes(CRC_BYTES, "little")
+    if isinstance(payload, bytes):
+        return int(google_crc32c.value(payload)).to_bytes(CRC_BYTES, "little")
+    flat, value = payload.reshape(-1).view(np.uint8), 0
+    for start in range(0, len(flat), _CRC_STEP):
+        value = google_crc32c.extend(value, flat[start : start + _CRC_STEP])
+    return int(value).to_bytes(CRC_BYTES, "little")
 
 
-def write_shard(path: Path, chunks: Iterable[NDArray[np.generic]], chunks_per_shard: int) -> tuple[int, str]:
-    """Write one shard file durably from its inner chunks, in order; chunks that are not given are absent.
-
-    Args:
-        path: where the shard goes; it appears there whole or not at all.
-        chunks: C-contiguous arrays, one inner chunk each, padded to full size.
-        chunks_per_shard: slots of the index.
-
-    Returns:
-        The file's size in bytes and its sha256 in hex.
+class ShardWriter:
+    """Writes shard files, hashing and writing in threads of their own while the caller prepares the next
+    chunk.
     """
-    digest = hashlib.sha256()
-    index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
-    size = 0
 
-    def write(file: BinaryIO) -> None:
-        nonlocal size
+    def __init__(self) -> None:
+        self._writing = futures.ThreadPoolExecutor(1, "saecache-write")
+        self._hashing = futures.ThreadPoolExecutor(1, "saecache-sha256")
+        self._early = EarlySync()
 
-        def put(block: bytes | NDArray[np.generic]) -> None:
+    def write(self, path: Path, chunks: Iterable[NDArray[Any]], chunks_per_shard: int) -> tuple[int, str]:
+        """Write one shard file durably from its inner chunks, in order; chunks that are not given are absent.
+
+        Args:
+            path: where the shard goes; it appears there whole or not at all.
+            chunks: C-contiguous arrays, one inner chunk each, padded to full size. A chunk may be overwritten
+                once
+                ``CHUNKS_IN_FLIGHT`` more were taken.
+            chunks_per_shard: slots of the index.
+
+        Returns:
+            The file's size in bytes and its sha256 in hex.
+        """
+        digest = hashlib.sha256()
+        index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
+        size = 0
+
+        def write(file: BinaryIO) -> None:
             nonlocal size
-            view = memoryview(block).cast("B")
-            file.write(view)
-            digest.update(view)
-            size += len(view)
+            under_way: deque[futures.Future[None]] = deque()
 
-        for slot, chunk in enumerate(chunks):
-            index[slot] = size, chunk.nbytes + CRC_BYTES
-            put(chunk)
-            put(crc32c(chunk))
-        table = index.tobytes()
-        put(table)
-        put(crc32c(table))
+            def put(*parts: bytes | memoryview) -> None:
+                nonlocal size
+                size += sum(len(part) for part in parts)
+                under_way.append(self._writing.submit(_write_parts, file, parts))
+                under_way.append(self._hashing.submit(_hash_parts, digest, parts))
 
-    write_file(path, write)
-    return size, digest.hexdigest()
+            try:
+                for slot, chunk in enumerate(chunks):
+                    while len(under_way) >= 2 * CHUNKS_IN_FLIGHT:
+                        under_way.popleft().result()
+                    index[slot] = size, chunk.nbytes + CRC_BYTES
+                    put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
+                    if len(under_way) == 2 * CHUNKS_IN_FLIGHT:
+                        self._early.hint(Path(file.name))
+                table = index.tobytes()
+                put(table, crc32c(table))
+            finally:
+                futures.wait(under_way)  # nothing may write on when the file is closed
+                self._early.wait()
+            for future in under_way:
+                future.result()
+
+        write_file(path, write)
+        return size, digest.hexdigest()
+
+    def close(self) -> None:
+        self._writing.shutdown()
+        self._hashing.shutdown()
+        self._early.close()
 
 
-def parse_index(tail: bytes | memoryview, spec: ArraySpec, shard: int, file_size: int) -> NDArray[np.int64]:
+def _write_parts(file: BinaryIO, parts: tuple[bytes | memoryview, ...]) -> None:
+    for part in parts:
+        write_all(file, part)
+
+
+def _hash_parts(digest: Any, parts: tuple[bytes | memoryview, ...]) -> None:
+    for part in parts:
+        digest.update(part)
+
+
+def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDArray[np.int64]:
     """The offset of each inner chunk of a shard, -1 where it is absent.
 
     Args:
         tail: the last bytes of the file, as many as ``index_size`` says.
         spec: the array the shard belongs to.
-        shard: number of the shard.
-        file_size: bytes of the whole file.
+        where: the file, for errors.
+        file_size: its bytes.
 
     Returns:
         int64 [chunks_per_shard].
 
     Raises:
-        CorruptCacheError: the index has a wrong checksum, or an entry that is not one whole chunk inside the file.
+        CorruptCacheError: a wrong checksum, or an entry that is not one whole chunk inside the file.
     """
-    where = spec.shard_path(shard)
     length = index_size(spec.chunks_per_shard)
     if len(tail) != length:
         raise CorruptCacheError(f"{where}: {file_size} bytes is too short for its index of {length} bytes")
-    table, checksum = bytes(tail[:-CRC_BYTES]), bytes(tail[-CRC_BYTES:])
+    table, checksum = tail[:-CRC_BYTES], tail[-CRC_BYTES:]
     if crc32c(table) != checksum:
         raise CorruptCacheError(f"{where}: the shard index does not match its crc32c")
     entries = np.frombuffer(table, dtype="<u8").reshape(-1, 2)
@@ -91,8 +135,10 @@ def parse_index(tail: bytes | memoryview, spec: ArraySpec, shard: int, file_size
     wrong = ~absent & ((entries[:, 1] != stored) | (entries[:, 0] > max(limit, 0)) | (limit < 0))
     if wrong.any():
         slot = int(np.flatnonzero(wrong)[0])
+        offset, size = entries[slot].tolist()
         raise CorruptCacheError(
-            f"{where}: index entry {slot} is (offset {entries[slot, 0]}, size {entries[slot, 1]}), expected {stored} "
-            f"bytes inside the {file_size} bytes of the file"
+            f"{where}: index entry {slot} says {size} bytes from {offset}; "
+            f"expected {stored} bytes inside the {file_size} bytes of the file"
         )
-    return np.where(absent, np.uint64(0), entries[:, 0]).astype(np.int64) - absent
+    offsets: NDArray[np.int64] = np.where(absent, np.uint64(2**64 - 1), entries[:, 0]).view(np.int64)
+    return offsets

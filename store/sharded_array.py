@@ -3,6 +3,8 @@
 import mmap
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,27 @@ from .shard_file import CRC_BYTES, crc32c, parse_index
 MAX_OPEN_SHARDS = 32
 
 
+@dataclass
+class _Shard:
+    path: Path
+    mapped: mmap.mmap
+    offsets: NDArray[np.int64]  # of each inner chunk, -1 = absent
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a request that lies in one inner chunk: ``out[target] = source[picks]``."""
+
+    target: slice | NDArray[np.int64]
+    source: NDArray[Any]  # a view of the file: copy it, never write to it
+    picks: NDArray[np.int64] | None  # None: all of ``source``
+
+
 class ShardedArray:
     """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads.
 
-    Every inner chunk is checked against its crc32c the first time it is touched; a shard of the wrong size, a bad
-    index or a bad chunk raises :class:`CorruptCacheError` with its name.
+    Every inner chunk is checked against its crc32c the first time this object touches it; a shard that is
+    missing, of the wrong size, or has a bad index or chunk raises :class:`CorruptCacheError` with its name.
     """
 
     def __init__(self, root: Path, spec: ArraySpec) -> None:
@@ -29,70 +47,140 @@ class ShardedArray:
         self.dtype = np.dtype(spec.dtype)
         self._root = root
         self._lock = threading.Lock()
-        self._open: OrderedDict[int, tuple[mmap.mmap, NDArray[np.int64]]] = OrderedDict()
-        self._checked = np.zeros(spec.num_shards * spec.chunks_per_shard, dtype=np.bool_)
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            rows = np.arange(start, stop, step)
-            return self.gather(rows)
+            return self.gather(np.arange(*key.indices(len(self))))
         if isinstance(key, int | np.integer):
-            return self.gather(np.array([key]))[0]
+            row: NDArray[Any] = self.gather(np.array([key]))[0]
+            return row
         return self.gather(np.asarray(key))
 
     def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
         """Rows by number, int [n] -> [n, ...]; negative numbers count from the end."""
-        rows = np.asarray(rows, dtype=np.int64)
-        rows = np.where(rows < 0, rows + len(self), rows)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"row out of range for {self.spec.path} with {len(self)} rows")
+        rows = self.check_rows(rows)
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        chunk_numbers = rows // self.spec.chunk_rows
-        order = np.argsort(chunk_numbers, kind="stable")
-        cuts = np.flatnonzero(np.diff(chunk_numbers[order])) + 1
-        for group in np.split(order, cuts) if len(order) else []:
-            number = int(chunk_numbers[group[0]])
-            out[group] = self.chunk(number)[rows[group] - number * self.spec.chunk_rows]
+        for piece in self.pieces(rows):
+            out[piece.target] = piece.source if piece.picks is None else piece.source[piece.picks]
         return out
 
+    def check_rows(self, rows: Any) -> NDArray[np.int64]:
+        """Row numbers as int64 [n], all from 0 to N - 1.
+
+        Raises:
+            IndexError: a number outside the array.
+            TypeError: not a list of whole numbers.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise TypeError(
+                f"{self.spec.path}: rows are addressed by a slice, a number, or a list of numbers"
+            )
+        numbers = given.astype(np.int64)
+        numbers[numbers < 0] += len(self)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
+            raise IndexError(
+                f"{self.spec.path} has {len(self)} rows, got row numbers {numbers.min()} to {numbers.max()}"
+            )
+        return numbers
+
+    def pieces(self, rows: NDArray[np.int64], *, release: bool = True) -> Iterator[Piece]:
+        """Cut a request by inner chunk; ``release`` lets go of a chunk's memory once the next piece is asked
+        for.
+        """
+        numbers = rows // self.spec.chunk_rows
+        order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
+        if order is not None:
+            numbers = numbers[order]
+        cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
+        for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            if start == stop:
+                continue
+            number = int(numbers[start])
+            target = slice(start, stop) if order is None else order[start:stop]
+            picks = rows[target] - number * self.spec.chunk_rows
+            chunk = self.chunk(number)
+            first, last = int(picks[0]), int(picks[-1])
+            if last - first == len(picks) - 1 and bool((np.diff(picks) == 1).all()):
+                yield Piece(target, chunk[first : last + 1], None)
+            else:
+                yield Piece(target, chunk, picks)
+            if release:
+                self.release([number])
+
     def chunk(self, number: int) -> NDArray[Any]:
-        """Inner chunk ``number`` of the array as a view of the file, [chunk_rows, ...] (padding included)."""
-        shard, slot = divmod(number, self.spec.chunks_per_shard)
-        mapped, offsets = self._shard(shard)
+        """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked."""
+        shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         shape = (self.spec.chunk_rows, *self.shape[1:])
-        offset = int(offsets[slot])
+        with self._lock:
+            shard = self._shard(shard_number)
+            checked = self._checked[shard_number]
+        offset = int(shard.offsets[slot])
         if offset < 0:
             return np.zeros(shape, dtype=self.dtype)
-        stored = np.frombuffer(mapped, np.uint8, self.spec.chunk_bytes + CRC_BYTES, offset)
+        stored = np.frombuffer(shard.mapped, np.uint8, self.spec.chunk_bytes + CRC_BYTES, offset)
         payload = stored[:-CRC_BYTES]
-        if not self._checked[number]:
+        if not checked[slot]:
             if crc32c(payload) != stored[-CRC_BYTES:].tobytes():
-                raise CorruptCacheError(
-                    f"{self._root / self.spec.shard_path(shard)}: chunk {slot} does not match its crc32c"
-                )
-            self._checked[number] = True
+                raise CorruptCacheError(f"{shard.path}: chunk {slot} does not match its crc32c")
+            checked[slot] = True
         return payload.view(self.dtype).reshape(shape)
 
-    def _shard(self, shard: int) -> tuple[mmap.mmap, NDArray[np.int64]]:
+    def prepare(self, number: int) -> None:
+        """Have inner chunk ``number`` checked and in memory, or at least on its way."""
+        shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
-            path = self._root / self.spec.shard_path(shard)
-            try:
+            shard = self._shard(shard_number)
+            checked = bool(self._checked[shard_number][slot])
+        if not checked:
+            self.chunk(number)
+        elif hasattr(mmap, "MADV_WILLNEED"):
+            self._advise(shard, slot, mmap.MADV_WILLNEED)
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Let go of the memory behind inner chunks; the system's file cache keeps them while it has room."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for number in numbers:
+            shard_number, slot = divmod(number, self.spec.chunks_per_shard)
+            with self._lock:
+                shard = self._open.get(shard_number)
+            if shard is not None:
+                self._advise(shard, slot, mmap.MADV_DONTNEED)
+
+    def _advise(self, shard: _Shard, slot: int, advice: int) -> None:
+        offset = int(shard.offsets[slot])
+        if offset >= 0:
+            start = offset - offset % mmap.PAGESIZE
+            shard.mapped.madvise(advice, start, offset + self.spec.chunk_bytes - start)
+
+    def _shard(self, number: int) -> _Shard:
+        """Open a shard, or find it among those that are; the lock is held."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        path = self._root / self.spec.shard_path(number)
+        expected = self.spec.shard_size(number)
+        try:
+            with path.open("rb") as file:
                 size = path.stat().st_size
-                if size < index_size(self.spec.chunks_per_shard):
-                    raise CorruptCacheError(f"{path}: truncated to {size} bytes")
-                with path.open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except FileNotFoundError:
-                raise CorruptCacheError(f"{path}: the shard is missing") from None
-            tail = mapped[size - index_size(self.spec.chunks_per_shard) :]
-            self._open[shard] = mapped, parse_index(tail, self.spec, shard, size)
-            while len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-            return self._open[shard]
+                if size != expected:
+                    raise CorruptCacheError(
+                        f"{path}: {size} bytes, expected {expected}: truncated or altered"
+                    )
+                # A private map: torch wants memory that looks writable, and nothing written would reach the
+                # file.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise CorruptCacheError(f"{path}: the shard is missing") from None
+        tail = mapped[size - index_size(self.spec.chunks_per_shard) :]
+        self._open[number] = _Shard(path, mapped, parse_index(tail, self.spec, str(path), size))
+        self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, dtype=np.bool_))
+        if len(self._open) > MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)  # views of it that are still in use keep their memory
+        return self._open[number]

@@ -1,50 +1,28 @@
-"""Rows on their way to the shuffle: append-only files, cut into blocks, each block sorted by bucket.
+"""Rows on their way to the shuffle: append-only files, in blocks, each block ordered by bucket.
 
-While writing, rows arrive in token order. They are gathered into blocks; inside a block, rows are ordered by bucket
-(the top bits of their shuffle key; held-out rows come last, in arrival order), and the block is appended as one large
-write to one file per hook. ``segments`` says how many rows of each bucket a block has, so that one bucket can later be
-read from its segments.
+Rows arrive in token order and are collected into blocks. Inside a block they are ordered by bucket (the top
+bits of the shuffle key; held-out rows come last, in arrival order), and the block is appended to one file per
+hook with large writes. ``segments`` says how many rows of each bucket a block has, so that one bucket can be
+read back.
 
-    token       uint64 [rows]                    sequence * context + position
-    hook.<i>    record [rows]                    see ``RecordLayout``
-    segments    uint32 [blocks, buckets + 1]     rows per bucket, the last column is held out
-    ids, document   int32 [sequences, context]   in reading order
+    token           uint64 [rows]                   sequence * context + position
+    hook.<i>        record [rows]                   see ``records.py``
+    segments        uint32 [blocks, buckets + 1]    rows per bucket; the last column is held out
+    ids, document   int32 [sequences, context]      in reading order
 """
 
-import os
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .durable import EarlySync, fsync_file, fsync_folder, write_all
+from .records import RecordLayout
 
-@dataclass(frozen=True)
-class RecordLayout:
-    """Bytes of one spilled row of one hook: the stored row, padding to 8, norm float32, mean float32."""
-
-    d_model: int
-    dtype: str
-
-    @property
-    def row_bytes(self) -> int:
-        return self.d_model * np.dtype(self.dtype).itemsize
-
-    @property
-    def record_bytes(self) -> int:
-        return -(-self.row_bytes // 8) * 8 + 8
-
-    def rows(self, records: NDArray[np.uint8]) -> NDArray[np.generic]:
-        """The stored rows [n, D] inside records uint8 [n, record_bytes]; a view."""
-        return records[:, : self.row_bytes].view(self.dtype)
-
-    def norm(self, records: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [n]; a view."""
-        return records[:, -8:-4].view(np.float32)[:, 0]
-
-    def mean(self, records: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [n]; a view."""
-        return records[:, -4:].view(np.float32)[:, 0]
+_WRITE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -56,60 +34,90 @@ class SpillLengths:
     sequences: int = 0
 
 
-class Spill:
-    """The spill files of one cache being written. Appending is not durable before :meth:`sync`."""
+class Block:
+    """Room for ``capacity`` rows of every hook, filled from the front."""
 
-    def __init__(
-        self, folder: Path, records: list[RecordLayout], num_buckets: int, token_arrays: dict[str, int]
-    ) -> None:
-        """``token_arrays``: name -> bytes of one sequence, of ``ids`` and ``document`` as far as they exist."""
-        self.folder = folder
-        self.records = records
-        self.num_buckets = num_buckets
-        self._row_bytes = {"token": 8} | {
-            f"hook.{i}": record.record_bytes for i, record in enumerate(records)
-        }
-        self._sequence_bytes = token_arrays
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, capacity: int, records: list[RecordLayout]) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self.token = np.empty(capacity, np.uint64)
+        self.bucket = np.empty(capacity, np.int32)
+        self.records = [np.empty((capacity, record.record_bytes), np.uint8) for record in records]
+        self.sequences: list[dict[str, NDArray[np.int32]]] = []
 
-    def truncate(self, lengths: SpillLengths) -> None:
+    def clear(self) -> None:
+        self.used = 0
+        self.sequences = []
+
+
+@dataclass
+class SpillWriter:
+    """Appends blocks in a background thread. Nothing is durable before :meth:`sync`."""
+
+    folder: Path
+    records: list[RecordLayout]
+    num_buckets: int
+    sequence_arrays: tuple[str, ...]  # of "ids" and "document", those that exist
+    context: int
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saecache-spill"))
+    _early: EarlySync = field(default_factory=EarlySync)
+    _flushing: Future[None] | None = None
+
+    def begin(self, lengths: SpillLengths) -> None:
         """Cut every file to ``lengths``: what came after the last durable point is written again."""
-        for name, size in self._sizes(lengths).items():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        row_bytes = {"token": 8} | {f"hook.{i}": record.record_bytes for i, record in enumerate(self.records)}
+        sizes = {name: size * lengths.rows for name, size in row_bytes.items()}
+        sizes |= dict.fromkeys(self.sequence_arrays, 4 * self.context * lengths.sequences)
+        sizes["segments"] = 4 * (self.num_buckets + 1) * lengths.blocks
+        for name, size in sizes.items():
             with (self.folder / name).open("ab") as file:
+                assert file.tell() >= size, f"spill file {name} is shorter than its journal says"
                 file.truncate(size)
+        fsync_folder(self.folder)
 
-    def append_block(
-        self, token: NDArray[np.uint64], records: list[NDArray[np.uint8]], bucket: NDArray[np.integer]
-    ) -> None:
-        """Append rows: token [n], one uint8 [n, record_bytes] per hook, bucket [n] (``num_buckets`` = held out)."""
-        order = np.argsort(bucket, kind="stable")
-        counts = np.bincount(bucket, minlength=self.num_buckets + 1).astype(np.uint32)
-        self._append("token", token[order])
-        for i, record in enumerate(records):
-            self._append(f"hook.{i}", record[order])
-        self._append("segments", counts)
+    def submit(self, block: Block) -> None:
+        """Append a block; the caller may refill it once :meth:`wait` or the next ``submit`` has returned."""
+        self.wait()
+        self._flushing = self._thread.submit(self._append_block, block)
 
-    def append_sequences(self, arrays: dict[str, NDArray[np.int32]]) -> None:
-        """Append token arrays int32 [n, context], by name."""
-        for name, array in arrays.items():
-            self._append(name, np.ascontiguousarray(array))
+    def wait(self) -> None:
+        """Until the last submitted block is written; raises what went wrong with it."""
+        if self._flushing is not None:
+            flushing, self._flushing = self._flushing, None
+            flushing.result()
 
     def sync(self) -> None:
-        """Make everything appended so far durable."""
-        for path in self.folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Make everything submitted so far durable."""
+        self.wait()
+        self._early.wait()
+        for path in sorted(self.folder.iterdir()):
+            fsync_file(path)
 
-    def _sizes(self, lengths: SpillLengths) -> dict[str, int]:
-        return (
-            {name: size * lengths.rows for name, size in self._row_bytes.items()}
-            | {name: size * lengths.sequences for name, size in self._sequence_bytes.items()}
-            | {"segments": lengths.blocks * (self.num_buckets + 1) * 4}
-        )
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._early.close()
 
-    def _append(self, name: str, block: NDArray[np.generic]) -> None:
+    def _append_block(self, block: Block) -> None:
+        n = block.used
+        order = np.argsort(block.bucket[:n], kind="stable")
+        counts = np.bincount(block.bucket[:n], minlength=self.num_buckets + 1).astype("<u4")
+        for i, records in enumerate(block.records):
+            self._append(f"hook.{i}", records, order)
+        self._append("token", block.token, order)
+        self._append("segments", counts[None])
+        for arrays in block.sequences:
+            for name, array in arrays.items():
+                self._append(name, array)
+
+    def _append(self, name: str, rows: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
+        """Append ``rows`` (in ``order``) in large writes."""
+        step = max(1, _WRITE_BYTES // (rows.nbytes // max(1, len(rows)) or 1))
+        total = len(rows) if order is None else len(order)
         with (self.folder / name).open("ab", buffering=0) as file:
-            view = memoryview(block).cast("B")
-            written = 0
-            while written < len(view):
-                written += file.write(view[written:])
+            for start in range(0, total, step):
+                part = slice(start, min(start + step, total))
+                block = rows[part] if order is None else rows.take(order[part], axis=0)
+                write_all(file, np.ascontiguousarray(block).data)
+                if block.nbytes >= _WRITE_BYTES // 2:
+                    self._early.hint(self.folder / name)

@@ -1,7 +1,7 @@
 """Statistics of one hook over all training rows, from the rows as they are stored.
 
-Sums are float64, one partial sum per shard in storage order, added in order of the shards: the bytes do not depend on
-batch sizes or interruptions. Quantiles of the norms are exact.
+Sums are float64, one partial sum per shard in storage order, added in order of the shards: the bytes do not
+depend on batch sizes or interruptions. Quantiles of the norms are exact.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,10 +27,11 @@ class HookStatistics:
 
 
 def exact_quantiles(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> dict[str, float]:
-    """Quantiles of non-negative float32 values that need not fit in memory: the value of rank ``level * (rows - 1)``.
+    """Quantiles of non-negative float32 values that need not fit in memory: the value of rank ``level * (rows
+    - 1)``.
 
-    Two passes: non-negative float32 sort like their bits, so a histogram of the upper 16 bits finds the group of each
-    rank, and one of the lower 16 bits in that group the value itself.
+    Two passes: non-negative float32 sort like their bits, so a histogram of the upper 16 bits finds the group
+    of each rank, and one of the lower 16 bits in that group the value itself.
 
     Args:
         blocks: called for each pass; yields float32 arrays that hold ``rows`` values in all.

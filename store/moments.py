@@ -1,0 +1,90 @@
+"""Kernels of finalizing: rows out of the spill in stored order, and their float64 moments."""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import RecordLayout
+
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+def gather_records(
+    records: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+    layout: RecordLayout,
+    rows: NDArray[Any],
+    norm: NDArray[np.float32],
+    mean: NDArray[np.float32],
+) -> None:
+    """Take records by position apart: ``rows`` [n, D] as words, ``norm`` [n] and ``mean`` [n] are filled.
+
+    Args:
+        records: uint8 [R, record_bytes], C-contiguous (a memory map).
+        positions: int64 [n], each below R.
+    """
+    assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(records))
+    _gather(layout.words(records), records.view(np.float32), positions, rows, norm, mean)
+
+
+def add_moments(
+    rows: NDArray[Any],
+    norm: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    unit: bool,
+    sums: NDArray[np.float64],
+) -> None:
+    """Add the raw rows x and x * x to ``sums`` float64 [2, D], row after row.
+
+    x is float32 ``row * norm + mean`` where ``unit``, else the stored row. ``rows`` are words [n, D].
+    """
+    if rows.dtype.itemsize == 2:
+        _moments_of_half(rows, norm, mean, unit, sums[0], sums[1])
+    else:
+        _moments_of_single(rows.view(np.float32), norm, mean, unit, sums[0], sums[1])
+
+
+@_jit
+def _gather(words, floats, positions, rows, norm, mean):  # type: ignore[no-untyped-def]
+    width, tail = rows.shape[1], floats.shape[1] - 2
+    for i in range(positions.shape[0]):
+        source, target = words[positions[i]], rows[i]
+        for j in range(width):
+            target[j] = source[j]
+        norm[i] = floats[positions[i], tail]
+        mean[i] = floats[positions[i], tail + 1]
+
+
+@_jit
+def _moments_of_half(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
+    """float16 bits << 13 are the float32 of value / 2^112, subnormals included."""
+    n, width = rows.shape
+    row = np.empty(width, np.float32)
+    bits = row.view(np.uint32)
+    for i in range(n):
+        source = rows[i]
+        for j in range(width):
+            half = np.uint32(source[j])
+            magnitude = np.uint32(np.uint32(half & np.uint32(0x7FFF)) << np.uint32(13))
+            bits[j] = magnitude | np.uint32(np.uint32(half & np.uint32(0x8000)) << np.uint32(16))
+        for j in range(width):
+            row[j] = row[j] * np.float32(2.0**112)
+        _add(row, norm[i], mean[i], unit, total, squares)
+
+
+@_jit
+def _moments_of_single(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
+    for i in range(rows.shape[0]):
+        _add(rows[i], norm[i], mean[i], unit, total, squares)
+
+
+@_jit
+def _add(row, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
+    if not unit:
+        norm, mean = np.float32(1), np.float32(0)
+    for j in range(row.shape[0]):
+        x = np.float64(np.float32(np.float32(row[j] * norm) + mean))
+        total[j] += x
+        squares[j] += x * x
