@@ -92,6 +92,11 @@ def record_failure(folder: Path, step: int, reason: str) -> None:
     write_bytes(folder / FAILURE_FILE, json.dumps({"step": step, "reason": reason}).encode("utf-8"))
 
 
+def forget_failure(folder: Path) -> None:
+    """A variant that goes on from before its failure may fail again, or not."""
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
+
+
 def failure_before(folder: Path, step: int) -> str | None:
     """Why a variant had stopped before ``step`` steps were done; None when it had not."""
     path = folder / FAILURE_FILE

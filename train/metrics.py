@@ -97,7 +97,8 @@ class Interval:
 
 def reset(inputs: InputSums, intervals: Iterable[Interval]) -> None:
     """Start the next interval."""
-    for sums in (inputs, *intervals):
+    everything: list[InputSums | Interval] = [inputs, *intervals]
+    for sums in everything:
         for tensor in sums.tensors().values():
             tensor.zero_()
 

@@ -8,6 +8,7 @@ from ..store.errors import UsageError
 from ..store.reader import ActivationCache
 from .config import ExpectedCache, TrainConfig
 from .feed import num_steps
+from .trackers import missing_trackers
 from .variant import Plan
 
 MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
@@ -58,6 +59,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         and config.log.heldout_every_steps is not None
     ):
         problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
+    problems += missing_trackers(config.log)
     device = choose_device(config.device)
     if problems:
         raise UsageError(_listed(problems))

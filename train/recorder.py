@@ -46,11 +46,16 @@ class Recorder:
         hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
         total = self.plan.num_steps
         try:
-            with tqdm(stream, "train", total, initial=first_step, unit="step", disable=hidden) as self.bar:
-                yield iter(self.bar)
+            with tqdm(desc="train", total=total, initial=first_step, unit="step", disable=hidden) as self.bar:
+                yield self._counted(stream)
         finally:
             for tracker in self.trackers:
                 tracker.close()
+
+    def _counted(self, stream: Iterator[Tensor]) -> Iterator[Tensor]:
+        for x in stream:
+            self.bar.update()
+            yield x
 
     def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
         """One line per variant for the interval that ends after ``step`` steps."""

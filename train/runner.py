@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..store.reader import ActivationCache, open_cache
-from .checkpoint import failure_before, load_checkpoint, resume_step
+from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
 from .config import TrainConfig
 from .engine import Events, train
 from .feed import batches
@@ -73,9 +73,11 @@ def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
     inputs = InputSums(cache.d_model(plan.hook), plan.device)
-    trainees = _trainees(config, cache, plan)
-    first_step = resume_step([out / trainee.name for trainee in trainees])
+    first_step = resume_step([out / variant.run_name for variant in config.variants])
+    trainees = _trainees(config, cache, plan, fresh=first_step == 0)
     running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
+    for trainee in running:
+        forget_failure(out / trainee.name)
     if first_step:
         for trainee in running:
             load_checkpoint(out / trainee.name, first_step, trainee, inputs)
@@ -95,9 +97,9 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
             recorder.sae(trainee, plan.num_steps).save(out / trainee.name / "sae")
 
 
-def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> list[Trainee]:
+def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool) -> list[Trainee]:
     b_dec = torch.zeros(cache.d_model(plan.hook))
-    if config.initialisation.decoder_bias == "geometric_median":
+    if fresh and config.initialisation.decoder_bias == "geometric_median":
         rows = min(config.initialisation.median_rows, len(cache))
         b_dec = geometric_median(next(cache.batches(plan.hook, rows, normalization=config.normalization)))
     trainees = []

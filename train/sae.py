@@ -52,8 +52,8 @@ class SAE(nn.Module):
     """A sparse autoencoder: x ≈ codes @ W_dec + b_dec.
 
     Attributes:
-        W_enc, W_dec: float32 [F, D]; b_enc: [F]; b_dec: [D]; threshold: [], [F] or None. Further tensors of the
-            variant beside them.
+        W_enc, W_dec: float32 [F, D]; b_enc: [F]; b_dec: [D]; threshold: [], [F] or None. The variant's own
+            tensors are beside them.
     """
 
     W_enc: Tensor
@@ -91,7 +91,7 @@ class SAE(nn.Module):
         """Codes of rows ``x`` [B, D].
 
         Args:
-            input: ``normalized`` when x comes as the cache hands it out under ``cfg.normalization``; ``raw`` when
+            input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw`` when
                 it comes from the model, to be normalized here.
             sparse: :class:`Pairs` instead of a dense float32 [B, F].
             as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.

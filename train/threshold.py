@@ -23,6 +23,12 @@ class RunningThreshold(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start_step: NonNegativeInt = 0  # steps before this one are not averaged
 
+    def problems(self, num_steps: int) -> list[str]:
+        """What is impossible about these settings in a run of ``num_steps``."""
+        if self.start_step >= num_steps:
+            return [f"threshold.start_step={self.start_step} is after the last of the {num_steps} steps: lower it"]
+        return []
+
     def initial_state(self, num_latents: int | None) -> dict[str, Tensor]:
         """For one threshold (``None``), or for one per latent."""
         shape = () if num_latents is None else (num_latents,)

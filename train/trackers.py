@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..store.errors import UsageError
-from .config import TrainConfig
+from .config import LogConfig, TrainConfig
 
 
 class Tracker(Protocol):
@@ -21,7 +21,7 @@ class TensorBoard:
     """Event files in ``RUN/tensorboard``; every variant is a curve of each chart."""
 
     def __init__(self, run_dir: Path, first_step: int) -> None:
-        module = _load("torch.utils.tensorboard", "tensorboard")
+        module = import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Wandb:
     """One W&B run per training run, resumed under the same id."""
 
     def __init__(self, run_dir: Path, project: str, config: Mapping[str, Any]) -> None:
-        module = _load("wandb", "wandb")
+        module = import_module("wandb")
         name = run_dir.name
         self._run = module.init(
             project=project, name=name, id=name, dir=str(run_dir), config=config, resume="allow"
@@ -50,12 +50,18 @@ class Wandb:
         self._run.finish()
 
 
-def open_trackers(config: TrainConfig, run_dir: Path, first_step: int) -> list[Tracker]:
-    """The trackers that ``config.log`` asks for.
+def missing_trackers(log: LogConfig) -> list[str]:
+    """What cannot be logged to here, with the way out; found before the first step."""
+    wanted = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
+    return [
+        f"log: {package} is not installed; pip install 'saecache[{package}]'"
+        for package, asked in wanted.items()
+        if asked and find_spec(package) is None
+    ]
 
-    Raises:
-        UsageError: the package that one of them needs is not installed.
-    """
+
+def open_trackers(config: TrainConfig, run_dir: Path, first_step: int) -> list[Tracker]:
+    """The trackers that ``config.log`` asks for."""
     trackers: list[Tracker] = []
     if config.log.tensorboard:
         trackers.append(TensorBoard(run_dir, first_step))
@@ -67,12 +73,3 @@ def open_trackers(config: TrainConfig, run_dir: Path, first_step: int) -> list[T
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """What can be drawn of a line."""
     return {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "variant")}
-
-
-def _load(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UsageError(
-            f"log: {extra} is not installed ({error}); pip install 'saecache[{extra}]'"
-        ) from None

@@ -38,9 +38,10 @@ class BatchTopK(Variant):
         return float(self.k)
 
     def problems(self, plan: Plan) -> list[str]:
+        problems = self.threshold.problems(plan.num_steps)
         if self.k >= plan.num_latents:
-            return [f"k={self.k} must be smaller than the number of latents, {plan.num_latents}"]
-        return []
+            problems.append(f"k={self.k} must be smaller than the number of latents, {plan.num_latents}")
+        return problems
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return self.threshold.initial_state(None)

@@ -22,9 +22,9 @@ class FeatureChoice(Variant):
     """codes = ReLU(each latent i's m_i largest pre-activations in the batch), loss = |x - reconstruction|².
 
     Uniform m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents of a row, as for
-    TopK; where M / F is no whole number, the first M mod F latents take one row more. Every latent is active in
-    every batch, so none dies and there is no auxiliary loss; the batch must be so large that M >= F. Inference
-    cannot see a batch: latent i is active above the running mean of its own least selected value.
+    TopK; where M / F is no whole number, the first M mod F latents take one row more. Every latent is active
+    in every batch, so none dies and there is no auxiliary loss; the batch must be so large that M >= F.
+    Inference cannot see a batch: latent i is active above the running mean of its own least selected value.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
@@ -42,18 +42,19 @@ class FeatureChoice(Variant):
         return float(self.k)
 
     def problems(self, plan: Plan) -> list[str]:
+        problems = self.threshold.problems(plan.num_steps)
         if self.k >= plan.num_latents:
             chosen = self.k * plan.batch_rows / plan.num_latents
-            return [
+            problems.append(
                 f"k={self.k} must be smaller than the number of latents, {plan.num_latents}: "
                 f"each latent would have to choose {chosen:.0f} of {plan.batch_rows} rows"
-            ]
+            )
         if self.k * plan.batch_rows < plan.num_latents:
-            return [
+            problems.append(
                 f"k * batch_rows = {self.k * plan.batch_rows} gives less than one row to each of "
                 f"{plan.num_latents} latents: set batch_rows to {-(-plan.num_latents // self.k)} or more"
-            ]
-        return []
+            )
+        return problems
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return self.threshold.initial_state(plan.num_latents)

@@ -1,0 +1,63 @@
+"""Starting points: the geometric median against a general minimizer, the decoder against its promises."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from saecache.store.errors import SaecacheError
+from saecache.train import initialisation
+from saecache.train.initialisation import geometric_median, initial_parameters
+from saecache.train.variant import Plan
+
+
+def total_distance(point: np.ndarray, rows: torch.Tensor) -> float:
+    return float((rows.double() - torch.from_numpy(point)).norm(dim=1).sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_geometric_median_minimizes_the_sum_of_distances(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(200, 5, generator=generator).exp()  # skewed: mean and median are far apart
+    found = geometric_median(rows).double().numpy()
+    best = minimize(total_distance, rows.mean(0).double().numpy(), args=(rows,), tol=1e-12)
+    assert total_distance(found, rows) <= best.fun * (1 + 1e-9)
+    assert np.linalg.norm(found - rows.mean(0).numpy()) > 0.1
+
+
+def test_far_outliers_do_not_move_it() -> None:
+    rows = torch.zeros(101, 3)
+    rows[:20] = 1000.0
+    assert float(geometric_median(rows).abs().max()) < 1e-4
+
+
+def test_an_estimate_that_falls_on_a_row_moves_on_or_stays_rightly() -> None:
+    corners = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    on_the_mean = torch.cat([corners, torch.zeros(1, 2)])
+    assert torch.equal(geometric_median(on_the_mean), torch.zeros(2))
+    lopsided = torch.tensor([[0.0], [0.0], [0.0], [6.0], [-6.0], [9.0], [9.0], [-18.0]])  # mean 0 is a row
+    assert float(geometric_median(lopsided).abs()) < 1e-6
+
+
+def test_equal_rows() -> None:
+    assert geometric_median(torch.full((4, 2), 3.0)).tolist() == [3.0, 3.0]
+
+
+def test_no_convergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialisation, "MEDIAN_ITERATIONS", 1)
+    with pytest.raises(
+        SaecacheError, match="did not settle in 1 steps; set initialisation.decoder_bias=zeros"
+    ):
+        geometric_median(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).exp())
+
+
+def test_encoder_is_the_decoder_transposed_but_not_shared() -> None:
+    plan = Plan(d_model=8, num_latents=32, batch_rows=4, num_steps=1)
+    parameters = initial_parameters(plan, 7, torch.arange(8.0))
+    torch.testing.assert_close(parameters["W_dec"].norm(dim=1), torch.ones(32))
+    assert torch.equal(parameters["W_enc"], parameters["W_dec"])
+    assert parameters["W_enc"].data_ptr() != parameters["W_dec"].data_ptr()
+    assert parameters["b_enc"].tolist() == [0] * 32
+    assert parameters["b_dec"].tolist() == list(range(8))
+    assert torch.equal(initial_parameters(plan, 7, torch.zeros(8))["W_dec"], parameters["W_dec"])
+    assert not torch.equal(initial_parameters(plan, 8, torch.zeros(8))["W_dec"], parameters["W_dec"])

@@ -1,0 +1,107 @@
+"""The optimizer against torch's own, and against the definition of a unit-norm decoder."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saecache.train.optimizer import Optimizer, global_norm, normalize_rows, remove_parallel_part
+from saecache.train.optimizer_config import OptimizerConfig, OptimizerOverrides
+
+
+def example() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (6, 4), "W_dec": (6, 4), "b_enc": (6,), "b_dec": (4,)}
+    return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_equals_torch_without_constraints(kind: Any) -> None:
+    config = OptimizerConfig(kind=kind, weight_decay=0.1, clip_norm=None, betas=(0.8, 0.99))
+    ours = example()
+    theirs = {name: tensor.clone().requires_grad_() for name, tensor in ours.items()}
+    optimizer = Optimizer(config, ours, unit_norm_decoder=False)
+    plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](
+        list(theirs.values()), lr=0.01, betas=(0.8, 0.99), weight_decay=0.1, foreach=False
+    )
+    for step in range(5):
+        gradients = {name: tensor.detach() * (step + 1) + 0.1 for name, tensor in theirs.items()}
+        for name, tensor in theirs.items():
+            tensor.grad = gradients[name].clone()
+        plain.step()
+        with torch.no_grad():
+            optimizer.step(gradients, optimizer.prepare(gradients), 0.01)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name].detach())
+
+
+def test_clipping_scales_all_gradients_alike() -> None:
+    gradients = {name: 100 * tensor for name, tensor in example().items()}
+    norm = global_norm(gradients.values())
+    assert float(norm) == pytest.approx(float(torch.cat([g.flatten() for g in gradients.values()]).norm()))
+    optimizer = Optimizer(OptimizerConfig(clip_norm=2.0), example(), unit_norm_decoder=False)
+    with torch.no_grad():
+        optimizer.step(gradients, norm, 0.01)
+    assert float(global_norm(gradients.values())) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_decoder_stays_on_the_sphere() -> None:
+    parameters = example()
+    normalize_rows(parameters["W_dec"])
+    optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=True)
+    gradients = example()
+    with torch.no_grad():
+        norm = optimizer.prepare(gradients)
+        along = (gradients["W_dec"] * parameters["W_dec"]).sum(1)
+        torch.testing.assert_close(along, torch.zeros(6), atol=1e-6, rtol=0)
+        optimizer.step(gradients, norm, 0.1)
+    torch.testing.assert_close(parameters["W_dec"].norm(dim=1), torch.ones(6))
+
+
+def test_parallel_part_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, gradient = example()["W_dec"], example()["W_enc"]
+    normalize_rows(weights)
+    wanted = gradient - (gradient * weights).sum(1, keepdim=True) * weights
+    monkeypatch.setattr("saecache.train.optimizer.NORM_ROWS", 4)
+    remove_parallel_part(gradient, weights)
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_a_row_of_zeros_stays_finite() -> None:
+    weights = torch.zeros(2, 3)
+    normalize_rows(weights)
+    assert weights.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_frozen_parameters_do_not_move_nor_count() -> None:
+    parameters = example()
+    optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=False, frozen=["b_enc"])
+    before = parameters["b_enc"].clone()
+    gradients = example()
+    with torch.no_grad():
+        norm = optimizer.prepare(gradients)
+        optimizer.step(gradients, norm, 0.1)
+    assert torch.equal(parameters["b_enc"], before)
+    rest = [gradient for name, gradient in example().items() if name != "b_enc"]
+    assert float(norm) == pytest.approx(float(global_norm(rest)))
+    assert not any("b_enc" in name for name in optimizer.tensors())
+
+
+def test_forget_clears_the_moments_of_some_latents_only() -> None:
+    parameters = example()
+    optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=False)
+    gradients = example()
+    with torch.no_grad():
+        optimizer.step(gradients, optimizer.prepare(gradients), 0.1)
+    optimizer.forget(torch.tensor([1, 4]))
+    moments = optimizer.tensors()
+    for name in ("W_enc", "W_dec", "b_enc"):
+        touched = (moments[f"exp_avg_sq.{name}"].reshape(6, -1) != 0).any(1)
+        assert touched.tolist() == [True, False, True, True, False, True]
+    assert bool((moments["exp_avg_sq.b_dec"] != 0).all())
+
+
+def test_overrides_change_only_what_they_name() -> None:
+    config = OptimizerOverrides(learning_rate=0.5).applied_to(OptimizerConfig(weight_decay=0.1))
+    assert config == OptimizerConfig(weight_decay=0.1, learning_rate=0.5)

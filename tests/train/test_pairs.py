@@ -1,0 +1,53 @@
+"""Pairs against dense matrices."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saecache.train.pairs import Pairs
+
+
+def random_dense(rows: int, latents: int, density: float, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, latents, generator=generator)
+    return values * (torch.rand(rows, latents, generator=generator) < density)
+
+
+@given(st.integers(1, 9), st.integers(1, 7), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+def test_round_trip_and_sums(rows: int, latents: int, density: float, seed: int) -> None:
+    dense = random_dense(rows, latents, density, seed)
+    pairs = Pairs.from_dense(dense)
+    assert torch.equal(pairs.to_dense(), dense)
+    assert (pairs.num_rows, pairs.num_latents, len(pairs)) == (rows, latents, int((dense != 0).sum()))
+    assert torch.equal(pairs.rows(), dense.nonzero()[:, 0])
+    assert torch.equal(pairs.count_per_latent(), (dense != 0).sum(0))
+    torch.testing.assert_close(pairs.sum_per_latent(pairs.value), dense.sum(0))
+
+
+@given(st.integers(0, 99), st.data())
+def test_slices_and_masks(seed: int, data: st.DataObject) -> None:
+    dense = random_dense(8, 6, 0.5, seed)
+    pairs = Pairs.from_dense(dense)
+    start = data.draw(st.integers(0, 8))
+    stop = data.draw(st.integers(start, 8))
+    assert torch.equal(pairs.slice_rows(start, stop).to_dense(), dense[start:stop])
+    assert torch.equal(pairs.keep(pairs.value > 0).to_dense(), dense.clamp(min=0))
+    assert torch.equal(pairs.with_value(2 * pairs.value).to_dense(), 2 * dense)
+
+
+def test_sums_keep_their_dtype_even_without_pairs() -> None:
+    pairs = Pairs.from_dense(torch.zeros(3, 4))
+    assert pairs.sum_per_latent(pairs.value).dtype == torch.float32
+    assert pairs.sum_per_latent(pairs.value).tolist() == [0, 0, 0, 0]
+    assert pairs.keep(pairs.value > 0).to_dense().tolist() == [[0] * 4] * 3
+
+
+def test_keeping_everything_copies_nothing() -> None:
+    pairs = Pairs.from_dense(torch.ones(2, 2))
+    assert pairs.keep(pairs.value > 0) is pairs
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_rows(rows: int) -> None:
+    assert Pairs.from_dense(torch.zeros(rows, 5)).to_dense().shape == (rows, 5)

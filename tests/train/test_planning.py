@@ -1,0 +1,82 @@
+"""Settings against a cache: everything impossible is found before the first step, and nothing is left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saecache.store.errors import UsageError
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, run
+from saecache.train.planning import plan_run
+
+TOPK = {"kind": "topk", "k": 4}
+
+
+@pytest.mark.parametrize(
+    ("variants", "changes", "told"),
+    [
+        ([TOPK], {"hook": "resdi"}, "did you mean 'resid'"),
+        ([TOPK], {"batch_rows": 5000}, r"batch_rows=5000 is more than the \d+ training rows"),
+        ([TOPK], {"steps": None, "num_rows": 100}, "shorter than one batch of 256 rows"),
+        ([{"kind": "topk", "k": 96}], {}, "variant topk_k96: k=96 must be smaller"),
+        ([{"kind": "batch_topk", "k": 200}], {}, "k=200 must be smaller"),
+        ([{"kind": "feature_choice", "k": 100}], {}, "each latent would have to choose 267 of 256 rows"),
+        ([{"kind": "feature_choice", "k": 1}], {"batch_rows": 50}, "set batch_rows to 96 or more"),
+        (
+            [{"kind": "batch_topk", "k": 4, "threshold": {"start_step": 8}}],
+            {},
+            "after the last of the 8 steps",
+        ),
+        ([TOPK], {"expect": {"model": "gpt2"}}, "expect.model is gpt2, but the cache was harvested from toy"),
+        ([TOPK], {"expect": {"fingerprint": "00000000"}}, "expect.fingerprint is 00000000, but the cache is"),
+        ([TOPK], {"expect": {"fingerprint": "00"}}, "at least 8 characters"),
+        ([TOPK], {"device": "abacus"}, "device='abacus' cannot be used here"),
+        ([TOPK], {"log": {"wandb_project": "p"}}, r"pip install 'saecache\[wandb\]'"),
+    ],
+)
+def test_what_cannot_work_is_told(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    variants: list[dict[str, Any]],
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        run(make_config(*variants, **changes), cache, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_are_told_at_once(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config({"kind": "topk", "k": 96}, {"kind": "batch_topk", "k": 97}, expect={"model": "gpt2"})
+    with pytest.raises(UsageError, match=r"(?s)expect.model.*topk_k96.*batch_topk_k97"):
+        plan_run(config, cache)
+
+
+def test_several_hooks_need_a_choice(tmp_path: Path, make_config: Callable[..., TrainConfig]) -> None:
+    import torch
+
+    from saecache import CacheWriter, open_cache
+
+    rows = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    with CacheWriter(tmp_path / "cache", hooks={"a": 4, "b": 4}, identity={}) as writer:
+        writer.write_rows({"a": rows, "b": rows + 1})
+    cache = open_cache(tmp_path / "cache")
+    with pytest.raises(UsageError, match="several hooks; set hook to one of a, b"):
+        plan_run(make_config(TOPK), cache)
+    assert plan_run(make_config(TOPK, hook="b"), cache).hook == "b"
+    with pytest.raises(UsageError, match="no held-out rows"):
+        plan_run(make_config(TOPK, hook="b", log={"every_steps": 2, "heldout_every_steps": 2}), cache)
+
+
+def test_widths_come_from_the_cache(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(TOPK, {**TOPK, "num_latents": 50}, num_latents=None, expansion_factor=3)
+    plan = plan_run(config, cache)
+    assert [p.num_latents for p in plan.variants] == [72, 50]
+    assert {p.d_model for p in plan.variants} == {24}
+    expected = make_config(TOPK, expect={"fingerprint": cache.fingerprint[:8], "model": "toy"})
+    assert plan_run(expected, cache).hook == "resid"

@@ -1,0 +1,188 @@
+"""Whole runs: one pass for several variants, finished runs, folders that hold something else, failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from saecache.store.errors import UsageError
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, load_sae, run
+
+from .variant_contract import folder_bytes, metrics
+
+TOPK, BATCH_TOPK = {"kind": "topk", "k": 4}, {"kind": "batch_topk", "k": 4}
+FEATURE_CHOICE = {"kind": "feature_choice", "k": 4}
+
+
+def test_variants_in_one_pass_equal_separate_runs(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    variants = [TOPK, BATCH_TOPK, FEATURE_CHOICE]
+    together = run(make_config(*variants), cache, tmp_path / "together")
+    assert list(together.saes) == ["topk_k4", "batch_topk_k4", "feature_choice_k4"]
+    for variant in variants:
+        (name, alone), *_ = run(make_config(variant), cache, tmp_path / str(variant["kind"])).saes.items()
+        assert folder_bytes(together.saes[name]) == folder_bytes(alone)
+
+
+def test_a_run_leaves_what_the_contract_says(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    result = run(make_config(TOPK, BATCH_TOPK, normalization="layer_norm"), cache, tmp_path / "run")
+    assert (result.run_dir, result.failed, result.reused) == (tmp_path / "run", {}, False)
+    lines = metrics(tmp_path / "run")
+    assert [(line["step"], line["variant"]) for line in lines] == [
+        (step, name) for step in (2, 4, 6, 8) for name in ("topk_k4", "batch_topk_k4")
+    ]
+    for key in (
+        "rows",
+        "loss",
+        "fvu",
+        "l0",
+        "dead",
+        "alive",
+        "grad_norm",
+        "lr",
+        "rows_per_second",
+        "data_wait_fraction",
+    ):
+        assert all(key in line for line in lines)
+    assert all(line["rows"] == 256 * line["step"] for line in lines)
+    assert "threshold" in lines[1] and "threshold" not in lines[0]
+    assert [("heldout_fvu" in line) for line in lines] == [False] * 6 + [True] * 2
+    sae = load_sae(result.saes["batch_topk_k4"])
+    assert (sae.cfg.kind, sae.cfg.name, sae.cfg.hook, sae.cfg.k) == (
+        "batch_topk",
+        "batch_topk_k4",
+        "resid",
+        4,
+    )
+    assert sae.cfg.cache["fingerprint"] == cache.fingerprint
+    assert sae.cfg.normalization["kind"] == "layer_norm"
+    assert sae.cfg.training["step"] == 8
+    heldout = cache.rows("resid", range(cache.num_rows("heldout")), "heldout", "layer_norm")
+    fvu = float((sae(heldout) - heldout).square().sum() / (heldout - heldout.mean(0)).square().sum())
+    assert lines[-1]["heldout_fvu"] == pytest.approx(fvu, rel=1e-4)
+
+
+def test_a_finished_run_is_left_alone(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(TOPK)
+    first = run(config, cache, tmp_path / "run")
+    before = folder_bytes(tmp_path / "run")
+    second = run(config, cache.path, tmp_path / "run")
+    assert second.reused and second.saes == first.saes
+    assert folder_bytes(tmp_path / "run") == before
+
+
+def test_another_config_or_cache_is_refused_and_named(
+    cache: ActivationCache,
+    make_cache: Callable[..., ActivationCache],
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+) -> None:
+    run(make_config(TOPK), cache, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"(?s)holds another run.*config.batch_rows: 256 there, 128 here"):
+        run(make_config(TOPK, batch_rows=128), cache, tmp_path / "run")
+    other = make_cache(seed=1)
+    with pytest.raises(UsageError, match=rf"cache.fingerprint: '{cache.fingerprint}' there"):
+        run(make_config(TOPK), other, tmp_path / "run")
+    quiet = make_config(TOPK, log={"every_steps": 2, "progress": True})
+    assert run(quiet, cache, tmp_path / "run").reused  # how a run is shown does not make it another
+
+
+@pytest.mark.parametrize("content", ["a file", "a folder with a file"])
+def test_something_else_is_never_touched(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, content: str
+) -> None:
+    out = tmp_path / "mine"
+    if content == "a file":
+        out.write_text("precious")
+    else:
+        out.mkdir()
+        (out / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="must name a folder|is not empty and holds no training run"):
+        run(make_config(TOPK), cache, out)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]
+
+
+def test_two_processes_do_not_share_a_folder(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UsageError, match="written by another process"):
+        run(make_config(TOPK), cache, tmp_path / "run")
+
+
+def test_a_failing_variant_stops_alone(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wild = {**BATCH_TOPK, "name": "wild", "optimizer": {"learning_rate": 1e37}}
+    config = make_config(TOPK, wild, checkpoint={"every_steps": 1, "keep": 2})
+    result = run(config, cache, tmp_path / "run")
+    assert list(result.saes) == ["topk_k4"]
+    assert "variant wild stopped" in caplog.text
+    assert "(batch 1 of epoch 0)" in result.failed["wild"] and "in step 2" in result.failed["wild"]
+    assert not (tmp_path / "run" / "wild" / "sae").exists()
+    last_good = load_sae(tmp_path / "run" / "wild" / "checkpoints" / "step_00000001")
+    assert last_good.cfg.training["step"] == 1
+    alone = run(make_config(TOPK), cache, tmp_path / "alone").saes["topk_k4"]
+    assert folder_bytes(alone) == folder_bytes(result.saes["topk_k4"])
+    assert run(config, cache, tmp_path / "run").failed == result.failed
+
+
+def test_when_all_fail_the_run_ends(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(TOPK, optimizer={"learning_rate": 1e37}, steps=500)
+    result = run(config, cache, tmp_path / "run")
+    assert result.saes == {} and list(result.failed) == ["topk_k4"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_a_failure_is_repeated_after_resuming_from_before_it(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    wild = {**TOPK, "name": "wild", "optimizer": {"learning_rate": 1e37}}
+    config = make_config(TOPK, wild)
+    result = run(config, cache, tmp_path / "run")
+    run_json = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run_json, "finished": False}))
+    again = run(config, cache, tmp_path / "run")
+    assert again.failed == result.failed and list(again.saes) == ["topk_k4"]
+
+
+def test_several_epochs_read_new_orders(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig]
+) -> None:
+    from saecache.train.feed import batches
+
+    config = make_config(TOPK, steps=None, epochs=2)
+    per_epoch = len(cache) // 256
+    seen = list(batches(config, cache, "resid", torch.device("cpu"), 0, 2 * per_epoch))
+    assert len(seen) == 2 * per_epoch and {tuple(x.shape) for x in seen} == {(256, 24)}
+    assert not torch.equal(seen[0], seen[per_epoch])
+    late = list(batches(config, cache, "resid", torch.device("cpu"), per_epoch - 1, per_epoch + 2))
+    assert all(torch.equal(a, b) for a, b in zip(late, seen[per_epoch - 1 :], strict=False))
+
+
+def test_default_folder_is_the_same_for_the_same_run(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = run(make_config(TOPK), cache)
+    assert first.run_dir.parent == Path("runs") and first.run_dir.name.startswith("topk_k4-")
+    assert run(make_config(TOPK), cache).reused
+    assert not run(make_config(TOPK, seed=1), cache).reused

@@ -1,0 +1,270 @@
+"""What every variant must fulfil. A variant's test file inherits ``VariantContract`` and adds its dense definition."""
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from saecache.store.errors import UsageError
+from saecache.store.normalization import NORMALIZATIONS
+from saecache.store.reader import ActivationCache
+from saecache.train import SAE, TrainConfig, load_sae, run
+from saecache.train.batch import Batch, Outcome
+from saecache.train.pairs import Pairs
+from saecache.train.sae import SAEConfig
+from saecache.train.step import finish_gradients
+from saecache.train.trainee import Trainee
+from saecache.train.variant import Plan, Variant
+from saecache.train.variants import VARIANTS
+
+PLAN = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
+TIMING = ("seconds", "rows_per_second", "data_wait_fraction")
+Losses = dict[str, Tensor]
+
+
+class VariantContract(ABC):
+    """Tests of one kind. Subclasses are named ``Test...`` and are found by pytest."""
+
+    settings: ClassVar[dict[str, Any]]
+    """As in a config, ``kind`` included; small enough for 96 latents and 256 rows."""
+    has_dead_term: ClassVar[bool] = False
+
+    @abstractmethod
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        """The definition, dense, differentiable, in float64: weighted loss terms by name, and the codes [B, F]."""
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.settings["kind"]].model_validate(self.settings)
+
+    # ---- gradients
+
+    @pytest.mark.parametrize("dead_share", [0.0, 0.3])
+    @pytest.mark.parametrize("part_rows", [64, 1000], ids=["in parts", "whole"])
+    def test_gradients_match_dense_autograd(
+        self, dead_share: float, part_rows: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Batch.split, "__defaults__", (part_rows,))
+        parameters, x = self.example()
+        dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(3)) < dead_share
+        batch = self.step_on(parameters, x, dead)
+        exact = {name: t.double().requires_grad_() for name, t in parameters.items()}
+        losses, codes = self.reference(exact, x.double(), dead)
+        total = torch.stack(list(losses.values())).sum()
+        wanted = torch.autograd.grad(total, list(exact.values()), allow_unused=True)
+
+        assert {n: float(v) for n, v in batch.outcome.losses.items()} == pytest.approx(
+            {name: float(value.detach()) for name, value in losses.items()}, rel=1e-5
+        )
+        assert ("auxk" in losses) == (self.has_dead_term and dead_share > 0)
+        for name, gradient in zip(exact, wanted, strict=True):
+            gradient = torch.zeros_like(exact[name]) if gradient is None else gradient
+            error = (batch.gradients[name].double() - gradient).norm() / gradient.norm().clamp_min(1e-12)
+            assert float(error) < 1e-5, f"{name}: relative error {float(error):.1e}"
+        error_BD = (codes @ exact["W_dec"] + exact["b_dec"] - x.double()).detach()
+        assert float(batch.outcome.squared_error) == pytest.approx(float(error_BD.square().sum()), rel=1e-5)
+        assert torch.equal(batch.outcome.firing, (codes != 0).sum(0))
+        assert torch.equal(torch.cat(batch.outcome.row_l0), (codes != 0).sum(1))
+
+    def test_a_step_without_rows_to_learn_from_is_told(self) -> None:
+        """NaN anywhere stops the step before it changes a parameter."""
+        from saecache.train.trainee import DivergedError
+
+        parameters, x = self.example()
+        config = TrainConfig.model_validate({"variants": [self.settings], "num_latents": 96, "steps": 8})
+        trainee = Trainee(self.variant, PLAN, 0, config.optimizer, parameters)
+        before = {name: tensor.clone() for name, tensor in trainee.parameters.items()}
+        x[3, 5] = torch.nan
+        with torch.no_grad(), pytest.raises(DivergedError):
+            trainee.step(x - trainee.parameters["b_dec"], 0, 1.0, 10**9)
+        assert all(torch.equal(before[name], trainee.parameters[name]) for name in before)
+
+    # ---- codes
+
+    def test_training_codes_are_the_definition(self) -> None:
+        sae, x = self.trained_sae()
+        tensors = {name: t.double() for name, t in sae.named_buffers()}
+        _, wanted = self.reference(tensors, x.double(), torch.zeros(PLAN.num_latents, dtype=torch.bool))
+        torch.testing.assert_close(sae.encode(x, as_trained=True).double(), wanted, rtol=1e-4, atol=1e-5)
+
+    def test_sparse_codes_are_the_dense_codes(self) -> None:
+        sae, x = self.trained_sae()
+        for as_trained in (False, True):
+            pairs = sae.encode(x, sparse=True, as_trained=as_trained)
+            dense = sae.encode(x, as_trained=as_trained)
+            assert isinstance(pairs, Pairs) and pairs.num_rows == x.shape[0]
+            assert dense.shape == (x.shape[0], PLAN.num_latents)
+            assert torch.equal(pairs.to_dense(), dense)
+            torch.testing.assert_close(sae.decode(pairs), sae.decode(dense))
+
+    def test_inference_looks_at_one_row_at_a_time(self) -> None:
+        sae, x = self.trained_sae()
+        x = 0.9 * x  # not the batch of the thresholds, where some values are a threshold
+        together = sae.encode(x)
+        alone = torch.cat([sae.encode(x[i : i + 1]) for i in range(16)])
+        torch.testing.assert_close(alone, together[:16])
+
+    @pytest.mark.parametrize("kind", NORMALIZATIONS)
+    def test_raw_in_raw_out(self, kind: str) -> None:
+        sae, x = self.trained_sae(normalization={"kind": kind, "d_model": PLAN.d_model, "scale": 3.0})
+        raw = 5 * x + 2
+        normalized, removed = sae.normalizer.apply(raw)
+        torch.testing.assert_close(sae.encode(raw, input="raw"), sae.encode(normalized))
+        wanted = sae.normalizer.invert(sae(normalized), removed)
+        torch.testing.assert_close(sae(raw, input="raw"), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae(raw[None], input="raw"), wanted[None], rtol=1e-4, atol=1e-4)
+
+    # ---- files
+
+    def test_save_and_load(self, tmp_path: Path) -> None:
+        sae, x = self.trained_sae()
+        sae.save(tmp_path / "a")
+        loaded = load_sae(tmp_path / "a")
+        assert loaded.cfg == sae.cfg
+        assert torch.equal(loaded.encode(x), sae.encode(x))
+        loaded.save(tmp_path / "b")
+        assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+        assert sorted(folder_bytes(tmp_path / "a")) == ["cfg.json", "weights.safetensors"]
+
+    def test_config_round_trip(self) -> None:
+        variant = self.variant
+        assert type(variant).model_validate(variant.model_dump()) == variant
+        assert type(variant).model_validate_json(variant.model_dump_json()) == variant
+        config = TrainConfig.model_validate({"variants": [self.settings], "num_latents": 96, "steps": 8})
+        assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+        assert type(config.variants[0]) is type(variant)
+
+    # ---- runs
+
+    def test_same_seed_same_bytes_and_resume_is_exact(
+        self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+    ) -> None:
+        config = make_config(self.settings)
+        name = config.variants[0].run_name
+        first, again = tmp_path / "first", tmp_path / "again"
+        assert run(config, cache, first).saes == {name: first / name / "sae"}
+        run(config, cache, again)
+        assert run_bytes(first) == run_bytes(again)
+        rewind(again, name, to_step=3)
+        assert run(config, cache, again).reused is False
+        assert run_bytes(first) == run_bytes(again)
+
+    def test_another_seed_gives_another_sae(
+        self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+    ) -> None:
+        config = make_config(self.settings, {**self.settings, "seed": 1}, steps=1)
+        saes = [load_sae(folder) for folder in run(config, cache, tmp_path / "run").saes.values()]
+        assert not torch.equal(saes[0].W_dec, saes[1].W_dec)
+
+    def test_training_lowers_the_heldout_error(
+        self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+    ) -> None:
+        config = make_config(self.settings, steps=60, log={"every_steps": 30, "heldout_every_steps": 30})
+        run(config, cache, tmp_path / "run")
+        lines = metrics(tmp_path / "run")
+        assert [line["step"] for line in lines] == [30, 60]
+        assert lines[1]["fvu"] < lines[0]["fvu"] < 1
+        assert lines[1]["heldout_fvu"] < 0.6
+
+    def test_more_active_latents_than_there_are_is_refused(
+        self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+    ) -> None:
+        if "k" not in type(self.variant).model_fields:
+            pytest.skip("this kind has no k")
+        config = make_config({**self.settings, "k": 96})
+        with pytest.raises(UsageError, match="k=96 must be smaller than the number of latents, 96"):
+            run(config, cache, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    # ---- helpers
+
+    def example(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Parameters at a generic point (nothing tied, nothing zero), and rows: float32."""
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return scale * torch.randn(*shape, generator=generator)
+
+        directions = normal(PLAN.num_latents, PLAN.d_model)
+        directions /= directions.norm(dim=1, keepdim=True)
+        parameters = {
+            "W_enc": directions + normal(PLAN.num_latents, PLAN.d_model, scale=0.05),
+            "W_dec": directions,
+            "b_enc": normal(PLAN.num_latents, scale=0.05),
+            "b_dec": normal(PLAN.d_model, scale=0.1),
+        }
+        extra = self.variant.extra_parameters(PLAN)
+        parameters |= {name: t + normal(*t.shape, scale=0.05) for name, t in extra.items()}
+        return parameters, normal(PLAN.batch_rows, PLAN.d_model)
+
+    def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
+        """Forward and backward of one batch through the engine's parts."""
+        batch = Batch(
+            x_centered=x - parameters["b_dec"],
+            parameters=parameters,
+            state=dict(self.variant.initial_state(PLAN)),
+            gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
+            outcome=Outcome.empty(PLAN.num_latents, x.device),
+            dead=dead,
+            step=0,
+            num_steps=PLAN.num_steps,
+            seed=0,
+            step_rows=x.shape[0],
+        )
+        with torch.no_grad():
+            self.variant.forward_backward(batch)
+            finish_gradients(batch)
+        return batch
+
+    def trained_sae(self, normalization: dict[str, Any] | None = None) -> tuple[SAE, Tensor]:
+        """An SAE that has seen one batch (so that thresholds exist), and that batch."""
+        parameters, x = self.example()
+        batch = self.step_on(parameters, x, torch.zeros(PLAN.num_latents, dtype=torch.bool))
+        cfg = SAEConfig(
+            kind=self.variant.kind,
+            name=self.variant.run_name,
+            d_model=PLAN.d_model,
+            num_latents=PLAN.num_latents,
+            k=self.variant.expected_l0,
+            inference=self.variant.inference,
+            hook="resid",
+            normalization=normalization or {"kind": "none", "d_model": PLAN.d_model, "scale": 1.0},
+            variant=self.variant,
+            cache={"fingerprint": "0" * 64},
+            training={"step": 1},
+        )
+        return SAE(cfg, {**parameters, **self.variant.inference_tensors(batch.state)}), x
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, by its relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def run_bytes(run_dir: Path) -> dict[str, Any]:
+    """Everything a run leaves, without the measured times."""
+    found: dict[str, Any] = dict(folder_bytes(run_dir))
+    found["metrics.jsonl"] = [{k: v for k, v in m.items() if k not in TIMING} for m in metrics(run_dir)]
+    assert "run.json" in found and ".lock" in found
+    return found
+
+
+def rewind(run_dir: Path, name: str, to_step: int) -> None:
+    """Make a finished run look as if it had been killed after the checkpoint of ``to_step``."""
+    run_json = json.loads((run_dir / "run.json").read_text("utf-8"))
+    (run_dir / "run.json").write_text(json.dumps({**run_json, "finished": False}))
+    shutil.rmtree(run_dir / name / "sae")
+    for checkpoint in (run_dir / name / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step_")) > to_step:
+            shutil.rmtree(checkpoint)
+    assert (run_dir / name / "checkpoints" / f"step_{to_step:08d}").is_dir()
