@@ -1,4 +1,4 @@
-"""Settings against a cache: everything impossible is found before the first step, and nothing is left behind."""
+"""Settings against a cache: what is impossible is found before the first step, and nothing is left behind."""
 
 from collections.abc import Callable
 from pathlib import Path

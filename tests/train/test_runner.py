@@ -105,7 +105,7 @@ def test_something_else_is_never_touched(
     else:
         out.mkdir()
         (out / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="must name a folder|is not empty and holds no training run"):
+    with pytest.raises(UsageError, match=r"must name a folder|is not empty and holds no training run"):
         run(make_config(TOPK), cache, out)
     assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]
 

@@ -1,4 +1,4 @@
-"""What every variant must fulfil. A variant's test file inherits ``VariantContract`` and adds its dense definition."""
+"""What every variant must fulfil: its test inherits ``VariantContract`` and adds the dense definition."""
 
 import json
 import shutil
@@ -34,10 +34,12 @@ class VariantContract(ABC):
     settings: ClassVar[dict[str, Any]]
     """As in a config, ``kind`` included; small enough for 96 latents and 256 rows."""
     has_dead_term: ClassVar[bool] = False
+    heldout_fvu_below: ClassVar[float] = 0.6
+    """After 60 steps; more for rules of training that inference cannot follow."""
 
     @abstractmethod
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """The definition, dense, differentiable, in float64: weighted loss terms by name, and the codes [B, F]."""
+        """The definition, dense and differentiable, in float64: weighted losses by name, and codes [B, F]."""
 
     @property
     def variant(self) -> Variant:
@@ -158,7 +160,7 @@ class VariantContract(ABC):
     def test_another_seed_gives_another_sae(
         self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
     ) -> None:
-        config = make_config(self.settings, {**self.settings, "seed": 1}, steps=1)
+        config = make_config(self.settings, {**self.settings, "seed": 1}, steps=3)
         saes = [load_sae(folder) for folder in run(config, cache, tmp_path / "run").saes.values()]
         assert not torch.equal(saes[0].W_dec, saes[1].W_dec)
 
@@ -169,8 +171,8 @@ class VariantContract(ABC):
         run(config, cache, tmp_path / "run")
         lines = metrics(tmp_path / "run")
         assert [line["step"] for line in lines] == [30, 60]
-        assert lines[1]["fvu"] < lines[0]["fvu"] < 1
-        assert lines[1]["heldout_fvu"] < 0.6
+        assert lines[1]["fvu"] < min(1.0, lines[0]["fvu"])  # dense codes start above 1
+        assert lines[1]["heldout_fvu"] < self.heldout_fvu_below
 
     def test_more_active_latents_than_there_are_is_refused(
         self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path

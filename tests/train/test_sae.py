@@ -1,0 +1,94 @@
+"""SAE folders that are not what they should be, and inputs of the wrong shape."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from saecache.store.errors import UsageError
+from saecache.store.reader import ActivationCache
+from saecache.train import SAE, TrainConfig, load_sae, run
+
+
+@pytest.fixture(scope="module")
+def folder(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = TrainConfig.model_validate(
+        {
+            "variants": [{"kind": "batch_topk", "k": 3}],
+            "num_latents": 48,
+            "batch_rows": 128,
+            "steps": 2,
+            "log": {"progress": False},
+        }
+    )
+    return run(config, cache, tmp_path_factory.mktemp("run") / "run").saes["batch_topk_k3"]
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Callable[[], Path]:
+    def make() -> Path:
+        load_sae(folder).save(tmp_path / "copy")
+        return tmp_path / "copy"
+
+    return make
+
+
+def test_no_sae_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no SAE in .*expected cfg.json and weights.safetensors"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format_version": 99}, "SAE format 99; this version of saecache reads 1"),
+        ({"num_latents": 47}, r"tensor W_enc should have shape \(47, 24\), got \(48, 24\)"),
+        ({"variant": {"kind": "quantum"}}, "quantum"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_config_that_contradicts_is_told(
+    copy: Callable[[], Path], changes: dict[str, object], told: str
+) -> None:
+    path = copy() / "cfg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UsageError, match=told):
+        load_sae(path.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors at all, whatever they say", b"\x80\x02."])
+def test_torn_weights_are_told(copy: Callable[[], Path], content: bytes) -> None:
+    path = copy() / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="does not hold a readable SAE"):
+        load_sae(path.parent)
+
+
+def test_wrong_inputs_are_told(folder: Path) -> None:
+    sae = load_sae(folder)
+    with pytest.raises(UsageError, match=r"expects \[rows, 24\], got \(5, 23\)"):
+        sae.encode(torch.zeros(5, 23))
+    with pytest.raises(UsageError, match="input must be 'normalized' or 'raw', got 'cooked'"):
+        sae.encode(torch.zeros(5, 24), input="cooked")  # type: ignore[arg-type]
+
+
+def test_forward_in_parts_and_in_half_precision(
+    folder: Path, cache: ActivationCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = load_sae(folder)
+    x = next(cache.batches("resid", 100))
+    whole = sae(x)
+    monkeypatch.setattr("saecache.train.sae.ENCODE_ROWS", 7)
+    torch.testing.assert_close(sae(x), whole)
+    assert sae(x.half()).dtype == torch.float16
+    assert sae(x.reshape(4, 25, 24)).shape == (4, 25, 24)
+
+
+def test_it_is_a_module_without_trainable_surprises(folder: Path) -> None:
+    sae = load_sae(folder)
+    assert isinstance(sae, SAE) and isinstance(sae, torch.nn.Module)
+    assert set(sae.state_dict()) == {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+    assert not list(sae.parameters())
+    assert not sae(torch.zeros(2, 24, requires_grad=True)).requires_grad
