@@ -204,12 +204,17 @@ def context_around(
         document=document,
         peak=int(np.flatnonzero(window == position)[0]),
         token_ids=[int(i) for i in ids[window]],
-        tokens=[decode_token(int(i)) for i in ids[window]],
+        tokens=[_writable(decode_token(int(i))) for i in ids[window]],
         activations=[
             None if row < 0 else _short(float(value))
             for row, value in zip(rows, column.at(rows), strict=True)
         ],
     )
+
+
+def _writable(text: str) -> str:
+    """Half surrogates, which a tokenizer may give for half a character, cannot be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _short(value: float) -> float:

@@ -64,8 +64,14 @@ function spreadsWidely(values, factor) {
 
 function pareto() {
   const logL0 = spreadsWidely(saes.map((s) => s.l0), 4);
-  const links = (value) => Object.values(Object.groupBy(saes.map((s, i) => ({ s, i })).filter(({ s }) => value(s) !== null), ({ s }) => `${s.hook} ${s.kind} ${s.num_latents}`))
-    .map((g) => g.map(({ s, i }) => [s.l0, value(s), i]).sort((a, b) => a[0] - b[0]));
+  const links = (value) => {
+    const groups = new Map();
+    saes.forEach((s, i) => {
+      const key = JSON.stringify([s.hook, s.kind, s.num_latents]);
+      if (value(s) !== null) groups.set(key, [...(groups.get(key) ?? []), [s.l0, value(s), i]]);
+    });
+    return [...groups.values()].map((group) => group.sort((a, b) => a[0] - b[0]));
+  };
   const spec = (title, note, value, y, better) => ({
     title, note, kind: "scatter", better, links: links(value), x: { label: "L0 (active latents per token)", log: logL0, pad: 0.12 }, y,
     series: seriesOf((s) => (value(s) === null ? [] : [[s.l0, value(s), [["alive latents", whole(s.alive)]]]])),
@@ -176,7 +182,7 @@ function tokenNodes(text, token) {
 }
 
 function contextLine(context, most) {
-  const words = element("span", { class: "words", tabindex: 0, role: "text", "aria-label": context.tokens.join("") });
+  const words = element("span", { class: "words", tabindex: 0, role: "img", "aria-label": context.tokens.join("") });
   const spans = context.tokens.map((token, i) => {
     const a = context.activations[i];
     const span = element("span", { class: `t${i === context.peak ? " peak" : ""}${a === null ? " none" : ""}` }, ...tokenNodes(token, token));

@@ -103,6 +103,15 @@ def test_contexts_are_those_of_brute_force(cache, dense, radius: int) -> None:
             )
 
 
+def test_what_cannot_be_written_as_utf8_is_replaced(cache, dense) -> None:
+    places = measured_places(cache, "heldout", 0, len(dense))
+    column = gather(dense, [40], 100)[40]
+    result = describe_latent(
+        cache, places, 40, column, rank=1, num_contexts=1, radius=2, decode_token=lambda token: "a\ud83d"
+    )
+    assert set(result.contexts[0].tokens) == {"a?"}
+
+
 def test_windows_of_shuffled_training_rows(cache_without_heldout) -> None:
     """Without held-out rows a token's neighbours are found by their place in the text, where measured."""
     cache = cache_without_heldout
