@@ -1,4 +1,6 @@
-"""Which pairs of a batch are active: one rule per file. ``reference`` holds their slow, obvious definitions."""
+"""Which pairs of a batch are active: one rule per file. ``reference`` holds their slow, obvious
+definitions.
+"""
 
 from .per_batch import select_per_batch
 from .per_latent import select_per_latent

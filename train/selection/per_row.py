@@ -1,18 +1,121 @@
-"""TopK: the k largest pre-activations of each row."""
+"""TopK: the k largest pre-activations of each row.
 
+Legend: B rows, b rows of a block, F latents.
+"""
+
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
-from ..kernels import Blocks
+from ..kernels.compile import compiled
+from ..kernels.encode import Blocks
 from ..pairs import Pairs
+from .errors import check_not_nan
+from .float_bits import key, kth_key
+from .pieces import Piece, assemble
+from .scan import CHUNK, OVERFLOW, scan_for_largest
+from .scores import ScoredBlock, each_block
+
+CANDIDATES_PER_K = 8  # room for a row's candidates; a row that has more is looked at again by itself
 
 
-def select_per_row(blocks: Blocks, num_rows: int, num_latents: int, k: int, state: object = None) -> Pairs:
-    """The ``k`` largest of each row; the lowest latent first among equals."""
-    latents, values = [], []
-    for _, pre in blocks():
-        order = torch.sort(pre, dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
-        latents.append(order)
-        values.append(pre.gather(1, order))
-    row_ptr = torch.arange(0, num_rows * k + 1, k)
-    latent, value = torch.cat(latents).flatten(), torch.cat(values).flatten()
-    return Pairs(row_ptr=row_ptr.to(latent.device), latent=latent, value=value, num_latents=num_latents)
+def select_per_row(blocks: Blocks, num_rows: int, num_latents: int, k: int) -> Pairs:
+    """The ``k`` largest of each row; the lowest latent first among equals. Negative ones too: k in every row.
+
+    From :func:`..kernels.encode_blocks`, "largest" is by the pre-activations that ``sddmm(pairs, x, W_enc) +
+    b_enc`` gives, and these are the pairs' values, bit for bit, whatever product screened them
+    (:mod:`.bounds`); other blocks are taken as they are.
+
+    Raises:
+        NonFiniteError: a pre-activation is NaN.
+    """
+    if not 1 <= k <= num_latents:
+        raise ValueError(f"k must be from 1 to the number of latents, {num_latents}, got {k}")
+    if num_rows == 0:
+        return assemble([_no_rows()], num_latents)
+    pieces = each_block(blocks, lambda block: _select(block, k), lambda row, pre: _select_torch(row, pre, k))
+    return assemble(pieces, num_latents)
+
+
+def _no_rows() -> Piece:
+    none = torch.zeros(0, dtype=torch.int64)
+    return Piece(0, none, none, torch.zeros(0))
+
+
+def _select_torch(first_row: int, pre: Tensor, k: int) -> Piece:
+    check_not_nan(first_row, pre)
+    least = pre.topk(k, dim=1, sorted=True).values[:, -1:]
+    above, equal = pre > least, pre == least
+    wanted = k - above.sum(1, keepdim=True)
+    latent = (above | (equal & (equal.cumsum(1) <= wanted))).nonzero()[:, 1]
+    count = torch.full((pre.shape[0],), k, dtype=torch.int64, device=pre.device)
+    return Piece(first_row, count, latent, pre.gather(1, latent.view(-1, k)).flatten())
+
+
+def _select(block: ScoredBlock, k: int) -> Piece:
+    num_rows, num_latents = block.scores.shape
+    latent, value = torch.empty(num_rows, k, dtype=torch.int64), torch.empty(num_rows, k)
+    capacity = min(CANDIDATES_PER_K * k + CHUNK, num_latents)
+    count = _select_rows(block, k, capacity, 0, num_rows, latent.numpy(), value.numpy())
+    for row in np.flatnonzero(
+        count == OVERFLOW
+    ):  # many equal scores, or loose bounds: every latent may be a candidate
+        _select_rows(block, k, num_latents, row, row + 1, latent.numpy(), value.numpy())
+    return Piece(block.first_row, torch.full((num_rows,), k), latent.flatten(), value.flatten())
+
+
+def _select_rows(
+    block: ScoredBlock, k: int, capacity: int, first: int, last: int, latent: Any, value: Any
+) -> Any:
+    """Select in rows ``first`` to ``last - 1`` of the block, into ``latent`` and ``value`` [b, k].
+
+    Returns:
+        The number of candidates of every row of the block, or OVERFLOW where they were more than
+        ``capacity`` and the row is left as it was.
+    """
+    num_rows, stride = block.scores.shape[0], capacity + CHUNK
+    count = np.zeros(num_rows, np.int64)
+    candidate = np.empty((last - first, stride), np.int64)
+    scan_for_largest(
+        block.scores[first:last],
+        block.latents,
+        block.slack[first:last],
+        block.relative,
+        k,
+        candidate,
+        count[first:last],
+        0,
+        last - first,
+    )
+    start = np.arange(-first, num_rows - first) * stride  # rows before `first` have no candidates
+    score = np.empty(candidate.size, np.float32)
+    block.exact(start, start + np.maximum(count, 0), candidate.reshape(-1), score)
+    _keep_largest(
+        candidate, score.reshape(candidate.shape), count[first:last], k, latent[first:last], value[first:last]
+    )
+    return count
+
+
+@compiled
+def _keep_largest(candidate: Any, score: Any, count: Any, k: int, latent: Any, value: Any) -> None:
+    """The ``k`` largest of each row's candidates, in their order; the first of equal ones."""
+    keys = np.empty(candidate.shape[1], np.int32)
+    for row in range(count.shape[0]):
+        if count[row] < k:
+            continue
+        above = 0
+        for i in range(count[row]):
+            keys[i] = key(score[row, i])
+        least = kth_key(keys, count[row], k)
+        for i in range(count[row]):
+            above += keys[i] > least
+        equal_left = k - above
+        n = 0
+        for i in range(count[row]):
+            if keys[i] > least or (keys[i] == least and equal_left > 0):
+                equal_left -= keys[i] == least
+                latent[row, n] = candidate[row, i]
+                value[row, n] = score[row, i]
+                n += 1

@@ -30,7 +30,9 @@ def per_batch(pre_BF: Tensor, total: int, allowed: Tensor | None = None) -> Tens
 
 
 def per_latent(pre_BF: Tensor, counts: Tensor) -> Tensor:
-    """Feature Choice: the ``counts[i]`` (int64 [F]) largest of latent i; the lowest row first among equals."""
+    """Feature Choice: the ``counts[i]`` (int64 [F]) largest of latent i; the lowest row first among
+    equals.
+    """
     columns = [largest(column, int(count)) for column, count in zip(pre_BF.T, counts, strict=True)]
     return torch.stack(columns, dim=1)
 

@@ -1,0 +1,91 @@
+"""Order statistics of floats through integers: loops over integers become vector instructions without any
+licence to reorder floating-point sums, and NaN cannot hide in them.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic, overload
+
+from ..kernels.compile import compiled
+
+LOWEST = np.int32(-(2**31))  # below the key of every float
+MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_bits(typing_context: Any, value: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return numba.types.int32(numba.types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.types.float32(numba.types.int32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bfloat16_bits(typing_context: Any, value: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return numba.types.float32(numba.types.uint16), code
+
+
+def as_float(score: Any) -> Any:
+    """The float32 that a stored score stands for: itself, or the bits of a bfloat16 in a uint16."""
+    raise NotImplementedError("only inside compiled loops")
+
+
+@overload(as_float)  # type: ignore[untyped-decorator]
+def _as_float(score: Any) -> Any:
+    def widened(score: Any) -> Any:
+        return _float_of_bfloat16_bits(score)
+
+    def unchanged(score: Any) -> Any:
+        return score
+
+    return widened if score == numba.types.uint16 else unchanged
+
+
+@compiled
+def key(value: Any) -> Any:
+    """int32 that orders float32 as ``<`` does: -0.0 and 0.0 share one key."""
+    bits = _float_bits(value + np.float32(0))
+    return bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
+
+
+@compiled
+def float_of_key(ordered: Any) -> Any:
+    """The float32 whose :func:`key` it is."""
+    return _float_of_bits(ordered ^ ((ordered >> np.int32(31)) & MAGNITUDE))
+
+
+@compiled
+def kth_key(keys: Any, count: int, k: int) -> Any:
+    """A key that at least ``k`` of the first ``count`` of ``keys`` (int32) reach: the k-th largest of them,
+    or, when exactly k reach a lower one, possibly that.
+
+    Bisection over the 32 bits: every step is one count over the keys, so time does not depend on their order.
+    """
+    sign = np.uint32(0x80000000)
+    found = np.uint32(0)  # bits of the answer, in the order of unsigned integers
+    for bit in range(31, -1, -1):
+        candidate = np.uint32(found | (np.uint32(1) << np.uint32(bit)))
+        least = np.int32(candidate ^ sign)
+        reached = np.int32(0)
+        for i in range(count):
+            reached = np.int32(reached + (keys[i] >= least))
+        if reached >= k:
+            found = candidate
+            if reached == k:
+                break
+    return np.int32(found ^ sign)

@@ -1,0 +1,204 @@
+"""Compiled scans of a block of scores for the pairs that a rule could select: candidates, a superset.
+
+A score q of row r and latent j stands for a pre-activation p with |p - v| <= e, where v = q + bias[j] and
+
+    e = slack[r] * norm[j] + relative * |q| + ROUNDING * |v| + FLOOR          (:mod:`.bounds`)
+
+Latents are looked at in chunks first. In a chunk with largest v = m, all p <= m + E, and the p of the
+largest v is at least m - E, where E is e with m for v, |m| + max |bias| for |q| and max norm for norm: v + e
+grows with v.
+
+Legend: b rows of the block, F latents.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..kernels.compile import compiled
+from .bounds import FLOOR, ROUNDING
+from .float_bits import LOWEST, as_float, float_of_key, key, kth_key
+
+CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
+CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
+
+OVERFLOW = -1  # in place of a number of candidates
+
+
+class Latents(NamedTuple):
+    """What a scan knows of every latent, numpy float32 [F], and the largest over each chunk (the last one
+    may be short).
+    """
+
+    bias: Any
+    norm: Any
+    bias_of_chunk: Any
+    norm_of_chunk: Any
+
+
+def describe_latents(bias: Any, norm: Any) -> Latents:
+    """``bias`` and ``norm``: numpy float32 [F]."""
+    starts = np.arange(0, bias.shape[0], CHUNK)
+    return Latents(
+        bias=bias,
+        norm=norm,
+        bias_of_chunk=np.maximum.reduceat(np.abs(bias), starts),
+        norm_of_chunk=np.maximum.reduceat(norm, starts),
+    )
+
+
+def least_of_chunks(threshold: Any) -> Any:
+    """The smallest ``threshold`` (numpy float32 [F]) of each chunk."""
+    return np.minimum.reduceat(threshold, np.arange(0, threshold.shape[0], CHUNK))
+
+
+@compiled
+def scan_for_largest(
+    scores: Any,
+    latents: Any,
+    slack: Any,
+    relative: Any,
+    k: int,
+    candidate: Any,
+    count: Any,
+    first: int,
+    last: int,
+) -> None:
+    """For rows ``first`` to ``last - 1``: every latent that could be among the row's ``k`` largest,
+    ascending.
+
+    Candidates are the latents whose upper bound v + e reaches the k-th largest of some lower bounds. For few
+    k those are the chunks' m - E: one cheap pass over the row, and then only about k chunks in detail.
+
+    Args:
+        scores: float32 or bfloat16 bits [b, F], without NaN.
+        slack: float32 [b].
+        candidate: int64 [b, capacity + CHUNK], written; capacity >= k.
+        count: int64 [b], written: of candidates, or OVERFLOW.
+    """
+    capacity = candidate.shape[1] - CHUNK
+    num_latents = scores.shape[1]
+    num_chunks = latents.norm_of_chunk.shape[0]
+    by_chunks = num_chunks >= CHUNKS_PER_K * k
+    lower = np.empty(num_chunks if by_chunks else num_latents, np.int32)
+    upper = np.empty(num_chunks, np.int32)
+    keys = np.empty(CHUNK, np.int32)
+    for row in range(first, last):
+        _bound_chunks(scores[row], latents, slack[row], relative, lower[:num_chunks], upper)
+        if not by_chunks:
+            _bound_latents(scores[row], latents, slack[row], relative, lower)
+        least = kth_key(lower, lower.shape[0], k)
+        n = 0
+        for chunk in range(num_chunks):
+            if upper[chunk] >= least and n <= capacity:
+                start = chunk * CHUNK
+                width = _upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(width):
+                    if keys[j] >= least:
+                        candidate[row, n] = start + j
+                        n += 1
+        count[row] = n if n <= capacity else OVERFLOW
+
+
+@compiled
+def scan_above(
+    scores: Any,
+    latents: Any,
+    slack: Any,
+    relative: Any,
+    threshold: Any,
+    threshold_of_chunk: Any,
+    candidate: Any,
+    row_ptr: Any,
+) -> int:
+    """Every pair whose pre-activation could reach the threshold of its latent, by rows, latents ascending.
+
+    Args:
+        scores: float32 or bfloat16 bits [b, F], without NaN.
+        slack: float32 [b].
+        threshold: int32 [F], the :func:`.float_bits.key` of it; that of infinity excludes a latent.
+        threshold_of_chunk: int32, the least of each chunk.
+        candidate: int64 [capacity + CHUNK], the latents, written.
+        row_ptr: int64 [b + 1], written: row r has candidates ``row_ptr[r]:row_ptr[r + 1]``.
+
+    Returns:
+        The number of candidates, or OVERFLOW.
+    """
+    capacity = candidate.shape[0] - CHUNK
+    num_chunks = latents.norm_of_chunk.shape[0]
+    lower = np.empty(num_chunks, np.int32)
+    upper = np.empty(num_chunks, np.int32)
+    keys = np.empty(CHUNK, np.int32)
+    n = 0
+    row_ptr[0] = 0
+    for row in range(scores.shape[0]):
+        _bound_chunks(scores[row], latents, slack[row], relative, lower, upper)
+        for chunk in range(num_chunks):
+            if upper[chunk] >= threshold_of_chunk[chunk]:
+                if n > capacity:
+                    return OVERFLOW
+                start = chunk * CHUNK
+                width = _upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(width):
+                    if keys[j] >= threshold[start + j]:
+                        candidate[n] = start + j
+                        n += 1
+        row_ptr[row + 1] = n
+    return n if n <= capacity else OVERFLOW
+
+
+@compiled
+def _error(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
+    return slack * norm + relative * abs(q) + ROUNDING * abs(v) + FLOOR
+
+
+@compiled
+def _bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
+    """Keys of m - E into ``lower``, of m + E into ``upper``, of every chunk."""
+    bias = latents.bias
+    num_latents = scores.shape[0]
+    for chunk in range(upper.shape[0]):
+        start = chunk * CHUNK
+        top = LOWEST
+        if start + CHUNK <= num_latents:
+            for j in range(CHUNK):
+                top = max(top, key(as_float(scores[start + j]) + bias[start + j]))
+        else:
+            for j in range(start, num_latents):
+                top = max(top, key(as_float(scores[j]) + bias[j]))
+        upper[chunk] = top
+    for chunk in range(upper.shape[0]):
+        m = float_of_key(upper[chunk])
+        most = _error(abs(m) + latents.bias_of_chunk[chunk], m, latents.norm_of_chunk[chunk], slack, relative)
+        upper[chunk] = key(m + most)
+        lower[chunk] = key(m - most)
+
+
+@compiled
+def _bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any) -> None:
+    """Keys of v - e of every latent."""
+    bias, norm = latents.bias, latents.norm
+    for j in range(lower.shape[0]):
+        q = as_float(scores[j])
+        v = q + bias[j]
+        lower[j] = key(v - _error(q, v, norm[j], slack, relative))
+
+
+@compiled
+def _upper_keys(scores: Any, latents: Any, slack: Any, relative: Any, start: int, keys: Any) -> int:
+    """Keys of v + e of the chunk that starts at latent ``start``; returns how many there are."""
+    bias, norm = latents.bias, latents.norm
+    if start + CHUNK > scores.shape[0]:
+        for j in range(scores.shape[0] - start):
+            q = as_float(scores[start + j])
+            v = q + bias[start + j]
+            keys[j] = key(v + _error(q, v, norm[start + j], slack, relative))
+        return int(scores.shape[0] - start)
+    for j in range(CHUNK):
+        i = np.uintp(
+            start + j
+        )  # unsigned: an index that may count from the end would not become vector instructions
+        q = as_float(scores[i])
+        v = q + bias[i]
+        keys[j] = key(v + _error(q, v, norm[i], slack, relative))
+    return CHUNK
