@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from .optimizer_config import OptimizerConfig, ScheduleConfig
 from .variants import AnyVariant
 
+RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
+
 
 class ExpectedCache(BaseModel):
     """What the cache must be; a cache that is something else is refused before the first step."""
@@ -71,7 +73,7 @@ class TrainConfig(BaseModel):
     dead_after_rows: PositiveInt = 10_000_000  # a latent not active on so many rows is dead, Gao et al. 2024
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    device: str = "auto"  # auto: cuda, else mps, else cpu
+    device: str = "auto"  # auto: cuda if there is a GPU, else cpu
     expect: ExpectedCache = ExpectedCache()
 
     @model_validator(mode="after")
@@ -86,7 +88,9 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
             )
-        names = [variant.run_name for variant in self.variants]
+        names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
+        if taken := sorted(RESERVED_NAMES.intersection(names)):
+            raise ValueError(f"a variant cannot be called {taken[0]}: the run's own files are")
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(

@@ -5,14 +5,18 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from .kernels.adam import AdamSettings, adam_step, gradient_norm
 from .optimizer_config import OptimizerConfig
 
-TINY = 1e-12  # keeps a decoder row of zeros from becoming NaN
-NORM_ROWS = 4096  # rows of a matrix worked on at a time, so that temporaries stay small
+TINY = 1e-12  # keeps a row of zeros from becoming NaN
 
 
 class Optimizer:
-    """Adam or AdamW (torch's fused ones) over named parameters, with their moments as plain tensors."""
+    """Adam or AdamW over named parameters, with its moments as plain tensors.
+
+    With ``unit_norm_decoder`` the rows of ``W_dec`` keep norm 1: the gradient's part along each row is left
+    out, of the global norm too, and the updated row is divided by its norm.
+    """
 
     def __init__(
         self,
@@ -22,73 +26,51 @@ class Optimizer:
         unit_norm_decoder: bool,
         frozen: Iterable[str] = (),
     ) -> None:
-        self.clip_norm = config.clip_norm
-        self.unit_norm_decoder = unit_norm_decoder
+        self.config = config
+        self.unit_norm = {"W_dec"} if unit_norm_decoder else set()
         self.parameters = {name: tensor for name, tensor in parameters.items() if name not in set(frozen)}
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.kind]
-        self._adam = kind(
-            list(self.parameters.values()),
-            lr=0.0,  # every step brings its own
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        for tensor in self.parameters.values():
-            self._adam.state[tensor] = {
-                "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
-                "exp_avg": torch.zeros_like(tensor),
-                "exp_avg_sq": torch.zeros_like(tensor),
-            }
+        self.steps = torch.zeros((), dtype=torch.int64)
+        self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
-    def prepare(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """Make the decoder's gradient tangential, in place; the global norm of what is left, float64 []."""
-        if self.unit_norm_decoder:
-            remove_parallel_part(gradients["W_dec"], self.parameters["W_dec"])
-        return global_norm(gradients[name] for name in self.parameters)
+    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The global norm of the gradients as a step uses them, float64 []; not finite when one is not."""
+        norms = [
+            gradient_norm(gradients[name], tensor if name in self.unit_norm else None)
+            for name, tensor in self.parameters.items()
+        ]
+        return torch.stack(norms).square().sum().sqrt()
 
     def step(self, gradients: Mapping[str, Tensor], norm: Tensor, learning_rate: float) -> None:
-        """Clip to ``clip_norm``, update every parameter, and put the decoder's rows back to norm 1."""
-        clip = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (float(norm) + 1e-6))
+        """Update every parameter in place; gradients of a global ``norm`` above ``clip_norm`` are scaled."""
+        self.steps += 1
+        limit = self.config.clip_norm
+        settings = AdamSettings(
+            learning_rate=learning_rate,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=self.config.weight_decay,
+            decoupled=self.config.kind == "adamw",
+            gradient_scale=1.0 if limit is None else min(1.0, limit / (float(norm) + 1e-6)),
+        )
         for name, tensor in self.parameters.items():
-            tensor.grad = gradients[name].mul_(clip) if clip < 1 else gradients[name]
-        self._adam.param_groups[0]["lr"] = learning_rate
-        self._adam.step()
-        for tensor in self.parameters.values():
-            tensor.grad = None
-        if self.unit_norm_decoder:
-            normalize_rows(self.parameters["W_dec"])
+            moments = self.exp_avg[name], self.exp_avg_sq[name]
+            unit_rows = name in self.unit_norm
+            adam_step(tensor, gradients[name], *moments, int(self.steps), settings, unit_rows=unit_rows)
 
     def forget(self, latents: Tensor) -> None:
-        """Set the moments of some latents (int64 [n]) to zero in every tensor that has a row per latent."""
-        num_latents = self.parameters["W_enc"].shape[0]
-        for tensor in self.parameters.values():
-            if tensor.shape[0] == num_latents:
-                self._adam.state[tensor]["exp_avg"][latents] = 0
-                self._adam.state[tensor]["exp_avg_sq"][latents] = 0
+        """Set the moments of some latents (int64 [n]) to zero in every tensor that has latents."""
+        for name in self.parameters.keys() - {"b_dec"}:  # the one tensor without latents
+            self.exp_avg[name][latents] = 0
+            self.exp_avg_sq[name][latents] = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The live state, by name, for checkpoints."""
-        return {
-            f"{key}.{name}": self._adam.state[tensor][key]
-            for name, tensor in self.parameters.items()
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-
-
-def remove_parallel_part(gradient: Tensor, weights: Tensor) -> None:
-    """Take from each row of ``gradient`` [F, D] its part along the unit row of ``weights``, in place."""
-    for g, w in zip(torch.split(gradient, NORM_ROWS), torch.split(weights, NORM_ROWS), strict=True):
-        g.addcmul_((g * w).sum(1, keepdim=True), w, value=-1)
+        averages = {f"exp_avg.{name}": tensor for name, tensor in self.exp_avg.items()}
+        squares = {f"exp_avg_sq.{name}": tensor for name, tensor in self.exp_avg_sq.items()}
+        return {"steps": self.steps, **averages, **squares}
 
 
 def normalize_rows(weights: Tensor) -> None:
     """Scale each row of ``weights`` [F, D] to norm 1, in place."""
-    for w in torch.split(weights, NORM_ROWS):
-        w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min_(TINY))
-
-
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all the entries of all ``tensors``: by rows in float32, over rows in float64."""
-    squares = [torch.linalg.vector_norm(t, dim=-1).double().square().sum() for t in tensors]
-    return torch.stack(squares).sum().sqrt()
+    weights.div_(torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(TINY))

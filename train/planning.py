@@ -81,18 +81,16 @@ def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """A torch device; ``auto`` is the best one here.
+    """A torch device; ``auto`` is the GPU if there is one.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: there is no such device here, or it knows no float64, which sums are kept in.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        return torch.empty(0, device=name, dtype=torch.float64).device
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..store.errors import SaecacheError
 from ..store.reader import ActivationCache, open_cache
 from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
 from .config import TrainConfig
@@ -47,13 +48,19 @@ def run(
 
     Raises:
         UsageError: settings that do not fit the cache, or a folder that holds something else; before writing.
+        SaecacheError: the disk is full or gone; the same call continues once it is back.
     """
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     plan = plan_run(config, cache)
     out = Path(out) if out is not None else default_folder(config, cache)
     with claim(out, config, cache.fingerprint) as finished:
         if not finished:
-            _train(config, cache, plan, out)
+            try:
+                _train(config, cache, plan, out)
+            except OSError as error:  # a full disk, for one
+                raise SaecacheError(
+                    f"{error}: mend it and run again; {out} goes on from what is saved"
+                ) from error
             mark_finished(out)
         failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
         return TrainResult(
@@ -84,7 +91,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
     per_epoch = len(cache) // config.batch_rows
     if plan.num_steps > per_epoch:
-        logger.info("every training row is used %.1f times", plan.num_steps / per_epoch)
+        logger.warning("every training row is used %.1f times", plan.num_steps / per_epoch)
     recorder = Recorder(config, cache, plan, out, inputs)
     stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
     with _interruptible() as stop_asked, recorder.watching(stream, first_step) as watched:

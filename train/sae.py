@@ -91,8 +91,8 @@ class SAE(nn.Module):
         """Codes of rows ``x`` [B, D].
 
         Args:
-            input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw`` when
-                it comes from the model, to be normalized here.
+            input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw``
+                when it comes from the model, to be normalized here.
             sparse: :class:`Pairs` instead of a dense float32 [B, F].
             as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.
         """

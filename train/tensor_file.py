@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +16,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Create or replace ``path``, durably and atomically. Equal tensors give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+    except SafetensorError as error:  # how it tells of a full disk
+        raise OSError(f"cannot write {path}: {error}") from error
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -26,7 +26,7 @@ class RunningThreshold(BaseModel):
     def problems(self, num_steps: int) -> list[str]:
         """What is impossible about these settings in a run of ``num_steps``."""
         if self.start_step >= num_steps:
-            return [f"threshold.start_step={self.start_step} is after the last of the {num_steps} steps: lower it"]
+            return [f"threshold.start_step={self.start_step} is after the last of {num_steps} steps"]
         return []
 
     def initial_state(self, num_latents: int | None) -> dict[str, Tensor]:

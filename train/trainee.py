@@ -10,6 +10,7 @@ from .metrics import Interval
 from .optimizer import Optimizer
 from .optimizer_config import OptimizerConfig
 from .schedule import peak_learning_rate
+from .selection.errors import NonFiniteError
 from .step import finish_gradients
 from .variant import Plan, Variant
 
@@ -70,9 +71,12 @@ class Trainee:
             seed=self.seed,
             step_rows=x_centered.shape[0],
         )
-        self.variant.forward_backward(batch)
+        try:
+            self.variant.forward_backward(batch)
+        except NonFiniteError as error:
+            raise DivergedError(str(error)) from error
         finish_gradients(batch)
-        norm = self.optimizer.prepare(self.gradients)
+        norm = self.optimizer.norm(self.gradients)
         loss = batch.outcome.loss
         if not (bool(loss.isfinite()) and bool(norm.isfinite())):
             raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")

@@ -23,6 +23,11 @@ GOOD: dict[str, Any] = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 6
         ({"variants": [{"kind": "topk", "threshold": {}}]}, "threshold: unknown key"),
         ({"variants": [{"kind": "topk"}, {"kind": "topk"}]}, "two variants are called topk_k32"),
         ({"variants": [{"kind": "topk", "name": "../x"}]}, "should match pattern"),
+        (
+            {"variants": [{"kind": "topk", "name": "a"}, {"kind": "topk", "name": "A"}]},
+            "two variants are called",
+        ),
+        ({"variants": [{"kind": "topk", "name": "run.json"}]}, "a variant cannot be called run.json"),
         ({"num_latents": None}, "exactly one of num_latents and expansion_factor, got neither"),
         ({"expansion_factor": 4}, "exactly one of num_latents and expansion_factor"),
         ({"steps": None}, "exactly one of epochs, steps and num_rows, got none"),

@@ -1,4 +1,4 @@
-"""Real kills at awkward moments: the same command then ends with the bytes of a run that was never stopped."""
+"""Real kills at awkward moments: the same command then ends with the bytes of an undisturbed run."""
 
 import json
 import signal

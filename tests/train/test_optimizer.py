@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.optimizer import Optimizer, global_norm, normalize_rows, remove_parallel_part
+from saecache.train.optimizer import Optimizer, normalize_rows
 from saecache.train.optimizer_config import OptimizerConfig, OptimizerOverrides
 
 
@@ -31,41 +31,41 @@ def test_equals_torch_without_constraints(kind: Any) -> None:
             tensor.grad = gradients[name].clone()
         plain.step()
         with torch.no_grad():
-            optimizer.step(gradients, optimizer.prepare(gradients), 0.01)
+            optimizer.step(gradients, optimizer.norm(gradients), 0.01)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name].detach())
 
 
-def test_clipping_scales_all_gradients_alike() -> None:
-    gradients = {name: 100 * tensor for name, tensor in example().items()}
-    norm = global_norm(gradients.values())
-    assert float(norm) == pytest.approx(float(torch.cat([g.flatten() for g in gradients.values()]).norm()))
-    optimizer = Optimizer(OptimizerConfig(clip_norm=2.0), example(), unit_norm_decoder=False)
-    with torch.no_grad():
+def test_only_gradients_beyond_the_limit_are_scaled_all_alike() -> None:
+    """Seen in the first moments: after one step they are (1 - beta1) times the gradient that was used."""
+    for size, used in ((100.0, 2.0), (0.01, None)):
+        gradients = {name: size * tensor for name, tensor in example().items()}
+        optimizer = Optimizer(OptimizerConfig(clip_norm=2.0), example(), unit_norm_decoder=False)
+        norm = optimizer.norm(gradients)
+        assert float(norm) == pytest.approx(float(flat(gradients).norm()))
         optimizer.step(gradients, norm, 0.01)
-    assert float(global_norm(gradients.values())) == pytest.approx(2.0, rel=1e-4)
+        seen = flat(optimizer.exp_avg) / 0.1
+        assert float(seen.norm()) == pytest.approx(used or float(norm), rel=1e-4)
+        torch.testing.assert_close(seen / seen.norm(), flat(gradients) / norm.float())
 
 
 def test_decoder_stays_on_the_sphere() -> None:
     parameters = example()
     normalize_rows(parameters["W_dec"])
-    optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=True)
+    before = parameters["W_dec"].clone()
+    optimizer = Optimizer(OptimizerConfig(clip_norm=None), parameters, unit_norm_decoder=True)
     gradients = example()
-    with torch.no_grad():
-        norm = optimizer.prepare(gradients)
-        along = (gradients["W_dec"] * parameters["W_dec"]).sum(1)
-        torch.testing.assert_close(along, torch.zeros(6), atol=1e-6, rtol=0)
-        optimizer.step(gradients, norm, 0.1)
+    gradients["W_dec"] += 5 * before
+    norm = optimizer.norm(gradients)
+    optimizer.step(gradients, norm, 0.1)
+    tangential = gradients["W_dec"] - (gradients["W_dec"] * before).sum(1, keepdim=True) * before
+    torch.testing.assert_close(optimizer.exp_avg["W_dec"], 0.1 * tangential)
+    assert float(norm) == pytest.approx(float(flat({**gradients, "W_dec": tangential}).norm()))
     torch.testing.assert_close(parameters["W_dec"].norm(dim=1), torch.ones(6))
 
 
-def test_parallel_part_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, gradient = example()["W_dec"], example()["W_enc"]
-    normalize_rows(weights)
-    wanted = gradient - (gradient * weights).sum(1, keepdim=True) * weights
-    monkeypatch.setattr("saecache.train.optimizer.NORM_ROWS", 4)
-    remove_parallel_part(gradient, weights)
-    torch.testing.assert_close(gradient, wanted)
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
 def test_a_row_of_zeros_stays_finite() -> None:
@@ -80,11 +80,11 @@ def test_frozen_parameters_do_not_move_nor_count() -> None:
     before = parameters["b_enc"].clone()
     gradients = example()
     with torch.no_grad():
-        norm = optimizer.prepare(gradients)
+        norm = optimizer.norm(gradients)
         optimizer.step(gradients, norm, 0.1)
     assert torch.equal(parameters["b_enc"], before)
-    rest = [gradient for name, gradient in example().items() if name != "b_enc"]
-    assert float(norm) == pytest.approx(float(global_norm(rest)))
+    rest = {name: gradient for name, gradient in example().items() if name != "b_enc"}
+    assert float(norm) == pytest.approx(float(flat(rest).norm()))
     assert not any("b_enc" in name for name in optimizer.tensors())
 
 
@@ -93,7 +93,7 @@ def test_forget_clears_the_moments_of_some_latents_only() -> None:
     optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=False)
     gradients = example()
     with torch.no_grad():
-        optimizer.step(gradients, optimizer.prepare(gradients), 0.1)
+        optimizer.step(gradients, optimizer.norm(gradients), 0.1)
     optimizer.forget(torch.tensor([1, 4]))
     moments = optimizer.tensors()
     for name in ("W_enc", "W_dec", "b_enc"):

@@ -27,7 +27,7 @@ TOPK = {"kind": "topk", "k": 4}
         (
             [{"kind": "batch_topk", "k": 4, "threshold": {"start_step": 8}}],
             {},
-            "after the last of the 8 steps",
+            "after the last of 8 steps",
         ),
         ([TOPK], {"expect": {"model": "gpt2"}}, "expect.model is gpt2, but the cache was harvested from toy"),
         ([TOPK], {"expect": {"fingerprint": "00000000"}}, "expect.fingerprint is 00000000, but the cache is"),

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from saecache.store.errors import UsageError
+from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 
@@ -186,3 +187,30 @@ def test_default_folder_is_the_same_for_the_same_run(
     assert first.run_dir.parent == Path("runs") and first.run_dir.name.startswith("topk_k4-")
     assert run(make_config(TOPK), cache).reused
     assert not run(make_config(TOPK, seed=1), cache).reused
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from saecache.train import checkpoint
+
+    calls = 0
+
+    def full(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    write = checkpoint.write_tensors
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_tensors", full)
+        with pytest.raises(SaecacheError, match="No space left on device: mend it and run again"):
+            run(make_config(TOPK), cache, tmp_path / "run")
+    again = run(make_config(TOPK), cache, tmp_path / "run")
+    alone = run(make_config(TOPK), cache, tmp_path / "alone")
+    assert folder_bytes(again.saes["topk_k4"]) == folder_bytes(alone.saes["topk_k4"])

@@ -19,7 +19,7 @@ from saecache.train.batch import Batch, Outcome
 from saecache.train.pairs import Pairs
 from saecache.train.sae import SAEConfig
 from saecache.train.step import finish_gradients
-from saecache.train.trainee import Trainee
+from saecache.train.trainee import DivergedError, Trainee
 from saecache.train.variant import Plan, Variant
 from saecache.train.variants import VARIANTS
 
@@ -74,10 +74,7 @@ class VariantContract(ABC):
         assert torch.equal(batch.outcome.firing, (codes != 0).sum(0))
         assert torch.equal(torch.cat(batch.outcome.row_l0), (codes != 0).sum(1))
 
-    def test_a_step_without_rows_to_learn_from_is_told(self) -> None:
-        """NaN anywhere stops the step before it changes a parameter."""
-        from saecache.train.trainee import DivergedError
-
+    def test_nan_stops_the_step_before_a_parameter_changes(self) -> None:
         parameters, x = self.example()
         config = TrainConfig.model_validate({"variants": [self.settings], "num_latents": 96, "steps": 8})
         trainee = Trainee(self.variant, PLAN, 0, config.optimizer, parameters)
