@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import UsageError
 
+StoredDtype = Literal["float16", "float32"]
 TokensKind = Literal["ids and documents", "documents", "none"]
 SPLITS = ("train", "heldout")
 SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
@@ -115,7 +116,7 @@ class Layout:
     heldout_rows: int
     sequences: int
     tokens: TokensKind
-    dtype: str
+    dtype: StoredDtype
     chunk_rows: int
     shard_rows: int
     chunk_sequences: int

@@ -7,6 +7,7 @@ paths, and that its own checksum, its fingerprint and its table of files agree w
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from .layout import (
     MAX_CONTEXT,
     MAX_WIDTH,
     Layout,
+    StoredDtype,
     TokensKind,
     check_hook_names,
 )
@@ -87,7 +89,7 @@ class Manifest(BaseModel):
     heldout_rows: _Count
     counts: dict[str, _Count]
     tokens: TokensKind
-    dtype: Literal["float16", "float32"]
+    dtype: StoredDtype
     normalization: Literal["unit", "none"]
     cut: Cut
     files: list[FileInfo]
@@ -114,6 +116,39 @@ class Manifest(BaseModel):
                         f"got {got}"
                     )
         return self
+
+    @classmethod
+    def describing(
+        cls,
+        layout: Layout,
+        identity: Mapping[str, Any],
+        hooks: dict[str, HookInfo],
+        normalization: Literal["unit", "none"],
+        *,
+        counts: Mapping[str, int],
+        files: list[FileInfo],
+    ) -> "Manifest":
+        """The manifest of arrays that were written as ``layout`` says."""
+        return cls(
+            fingerprint=fingerprint(identity),
+            identity=dict(identity),
+            hooks=hooks,
+            context=layout.context,
+            sequences=layout.sequences,
+            train_rows=layout.train_rows,
+            heldout_rows=layout.heldout_rows,
+            counts=dict(counts),
+            tokens=layout.tokens,
+            dtype=layout.dtype,
+            normalization=normalization,
+            cut=Cut(
+                chunk_rows=layout.chunk_rows,
+                shard_rows=layout.shard_rows,
+                chunk_sequences=layout.chunk_sequences,
+                shard_sequences=layout.shard_sequences,
+            ),
+            files=files,
+        )
 
     @property
     def layout(self) -> Layout:

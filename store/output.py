@@ -55,7 +55,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
         raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
     work = path / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(work / "lock")
+    lock = filelock.FileLock(work / "lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

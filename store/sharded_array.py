@@ -37,12 +37,16 @@ class Piece:
 class ShardedArray:
     """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads.
 
+    In a cache every chunk of every shard is there. Arrays of other Zarr programs may leave out chunks and
+    shards that hold nothing but zeros: ``strict=False`` reads those too.
+
     Every inner chunk is checked against its crc32c the first time this object touches it; a shard that is
     missing, of the wrong size, or has a bad index or chunk raises :class:`CorruptCacheError` with its name.
     """
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
+    def __init__(self, root: Path, spec: ArraySpec, *, strict: bool = True) -> None:
         self.spec = spec
+        self._strict = strict
         self.shape = spec.shape
         self.dtype = np.dtype(spec.dtype)
         self._root = root
@@ -164,23 +168,32 @@ class ShardedArray:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        path = self._root / self.spec.shard_path(number)
-        expected = self.spec.shard_size(number)
-        try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                if size != expected:
-                    raise CorruptCacheError(
-                        f"{path}: {size} bytes, expected {expected}: truncated or altered"
-                    )
-                # A private map: torch wants memory that looks writable, and nothing written would reach the
-                # file.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except FileNotFoundError:
-            raise CorruptCacheError(f"{path}: the shard is missing") from None
-        tail = mapped[size - index_size(self.spec.chunks_per_shard) :]
-        self._open[number] = _Shard(path, mapped, parse_index(tail, self.spec, str(path), size))
+        self._open[number] = self._map(number)
         self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, dtype=np.bool_))
         if len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)  # views of it that are still in use keep their memory
         return self._open[number]
+
+    def _map(self, number: int) -> _Shard:
+        """Map a shard file and read its index."""
+        path, expected = self._root / self.spec.shard_path(number), self.spec.shard_size(number)
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                if size != expected and (self._strict or not size):
+                    raise CorruptCacheError(
+                        f"{path}: {size} bytes, expected {expected}: truncated or altered"
+                    )
+                # A private map: torch wants memory that looks writable; nothing written would reach the file.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            if self._strict:
+                raise CorruptCacheError(f"{path}: the shard is missing") from None
+            return _Shard(path, mmap.mmap(-1, 1), np.full(self.spec.chunks_per_shard, -1))
+        tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
+        offsets = parse_index(tail, self.spec, str(path), size)
+        present = offsets[: self.spec.chunks_of_shard(number)]
+        if self._strict and (present < 0).any():
+            slot = int(np.flatnonzero(present < 0)[0])
+            raise CorruptCacheError(f"{path}: chunk {slot} is not stored")
+        return _Shard(path, mapped, offsets)

@@ -36,7 +36,7 @@ class StoredOrder:
     def __init__(self, spill_folder: Path, seed: int, num_buckets: int) -> None:
         self._seed = seed
         self._heldout = num_buckets
-        self._token = map_file(spill_folder / "token", "<u8", ())
+        self._token_file = spill_folder / "token"
         segments = map_file(spill_folder / "segments", "<u4", (num_buckets + 1,))
         self._counts = np.ascontiguousarray(segments.T)  # [buckets + 1, blocks]
         block_rows = self._counts.sum(axis=0, dtype=np.int64)
@@ -60,7 +60,8 @@ class StoredOrder:
 
     def tokens(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Token index uint64 of each position."""
-        return np.asarray(self._token[positions])
+        # Mapped anew each time, so that the pages touched so far do not pile up in this process.
+        return np.asarray(map_file(self._token_file, "<u8", ())[positions])
 
     def will_need(self, descriptor: int, record_bytes: int, split: str, row: int) -> None:
         """Ask the system to read the segments of the bucket of stored row ``row`` ahead, where it can be

@@ -19,7 +19,7 @@ from .identity import canonical_json, differences, fingerprint, whole_identity
 from .journal import WORK_FOLDER, Journal, read_journal, write_journal
 from .keys import is_heldout, row_keys
 from .layout import TokensKind
-from .manifest import Cut, Manifest, load_manifest
+from .manifest import Manifest, load_manifest
 from .output import claim_output, discard_results, discard_work, remove_work
 from .publish import publish
 from .records import RecordLayout
@@ -93,6 +93,8 @@ class CacheWriter:
             with full_disk_explained(self.path):
                 self._journal = self._load_or_start(planned_sequences)
         except BaseException:
+            if self._created:
+                discard_work(self.path, self._lock, remove_folder=True)
             self._lock.release()
             raise
         self._pending = self._journal  # what the next commit will make durable
@@ -200,6 +202,10 @@ class CacheWriter:
             DiskFullError: the disk is full; finalizing again continues.
         """
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
+        if wrong := {
+            name: count for name, count in counts.items() if not isinstance(count, int) or count < 0
+        }:
+            raise UsageError(f"counts: expected whole numbers from 0, got {wrong}")
         self.commit()
         with full_disk_explained(self.path), self._failing():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
@@ -248,11 +254,6 @@ class CacheWriter:
 
     def _open_spill(self, tokens: TokensKind) -> Staging:
         """The staging area in front of the spill, cut back to the last commit when it is opened."""
-        begun = self._pending.tokens or tokens
-        if begun != tokens:
-            raise UsageError(
-                f"this cache was begun with tokens: {begun}; it cannot go on with tokens: {tokens}"
-            )
         if self._staging is None:
             names = {"ids and documents": ("ids", "document"), "documents": ("document",), "none": ()}[tokens]
             records = list(self._records.values())
@@ -279,6 +280,11 @@ class CacheWriter:
     ) -> None:
         self._check_usable()
         self._check_hooks(activations)
+        begun = self._pending.tokens or tokens
+        if begun != tokens:
+            raise UsageError(f"this cache was begun with tokens: {begun}; it cannot go on with: {tokens}")
+        if (self.path / "zarr.json").is_file():
+            raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
         where = np.flatnonzero(keep)
         for hook, width in self.hooks.items():
             check_rows(activations[hook], len(where), width, hook)
@@ -295,10 +301,8 @@ class CacheWriter:
             if bad is not None:
                 sequence, position = divmod(int(where[bad.row]), self.context)
                 document = int(documents[sequence, position])
-                raise BadActivationError(
-                    f"hook {bad.hook}, document {document}, sequence {first + sequence}, position {position}: "
-                    f"{bad.reason(self.storage.dtype)}"
-                )
+                place = f"document {document}, sequence {first + sequence}, position {position}"
+                raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self.storage.dtype)}")
             staging.add_sequences(sequence_arrays)
             num_heldout = int(heldout.sum())
             self._pending = self._pending.model_copy(
@@ -337,25 +341,8 @@ class CacheWriter:
             on_progress=on_progress,
         )
         files, hooks = finalizer.run()
-        return Manifest(
-            fingerprint=self.fingerprint,
-            identity=self.identity,
-            hooks=hooks,
-            context=self.context,
-            sequences=journal.sequences,
-            train_rows=journal.train_rows,
-            heldout_rows=journal.heldout_rows,
-            counts=dict(counts),
-            tokens=journal.tokens,
-            dtype=self.storage.dtype,
-            normalization=self.storage.normalization,
-            cut=Cut(
-                chunk_rows=layout.chunk_rows,
-                shard_rows=layout.shard_rows,
-                chunk_sequences=layout.chunk_sequences,
-                shard_sequences=layout.shard_sequences,
-            ),
-            files=files,
+        return Manifest.describing(
+            layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
         )
 
     def _check_hooks(self, activations: Mapping[str, Any]) -> None:
