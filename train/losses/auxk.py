@@ -23,13 +23,25 @@ class AuxK(BaseModel):
     def __call__(self, part: Batch, error: Tensor) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
         dead = part.dead.nonzero().flatten()
-        if dead.numel() == 0:
-            return
-        k = min(self.k or default_k(error.shape[1]), dead.numel())
-        chosen = select_per_row(part.blocks(dead), part.num_rows, dead.numel(), k)
-        codes = part.relabelled(chosen.keep(chosen.value > 0), dead)
-        _, d_value = reconstruct(part, codes, -error, weight=self.coefficient, name="auxk")
-        backpropagate(part, codes, d_value)
+        reconstruct_leftover(part, error, dead, k=self.k, coefficient=self.coefficient, name="auxk")
+
+
+def reconstruct_leftover(
+    part: Batch, error: Tensor, latents: Tensor, *, k: int | None, coefficient: float, name: str
+) -> None:
+    """Add coefficient / R * sum over rows |e - ê|², ê decoding the row's top ``k`` of ``latents`` after ReLU.
+
+    Args:
+        error: of the main reconstruction, -e [B, D].
+        latents: int64 [n], ascending; none of them adds nothing.
+    """
+    if latents.numel() == 0:
+        return
+    k = min(k or default_k(error.shape[1]), latents.numel())
+    chosen = select_per_row(part.blocks(latents), part.num_rows, latents.numel(), k)
+    codes = part.relabelled(chosen.keep(chosen.value > 0), latents)
+    _, d_value = reconstruct(part, codes, -error, weight=coefficient, name=name)
+    backpropagate(part, codes, d_value)
 
 
 def default_k(d_model: int) -> int:

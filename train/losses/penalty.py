@@ -1,0 +1,21 @@
+"""What penalties of sparsity share."""
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
+
+from ..batch import Batch
+from ..schedule import in_steps
+
+
+class Penalty(BaseModel):
+    """A coefficient that grows linearly from 0 over ``warmup``: first find directions, then have a price."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coefficient: PositiveFloat
+    warmup: NonNegativeFloat = 0.05  # below 1 a fraction of the run, else steps
+
+    def weight(self, batch: Batch) -> float:
+        """What one unit of the penalty on one row adds to the loss now: the step's coefficient, over R."""
+        steps = in_steps(self.warmup, batch.num_steps)
+        factor = min(1.0, (batch.step + 1) / steps) if steps else 1.0
+        return self.coefficient * factor / batch.step_rows
