@@ -1,0 +1,54 @@
+"""Parts by number of pairs: the same pairs, whatever the limits."""
+
+import pytest
+import torch
+
+from saecache.train import parts as module
+from saecache.train.batch import Batch, Outcome
+from saecache.train.parts import parts_above
+
+R, D, F = 200, 6, 40
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    parameters = {"W_enc": torch.randn(F, D, generator=generator), "b_enc": torch.zeros(F)}
+    return Batch(
+        x_centered=torch.randn(R, D, generator=generator),
+        parameters=parameters,
+        state={},
+        gradients={},
+        outcome=Outcome.empty(F, torch.device("cpu")),
+        dead=torch.zeros(F, dtype=torch.bool),
+        step=0,
+        num_steps=1,
+        seed=0,
+        step_rows=R,
+    )
+
+
+@pytest.mark.parametrize("block_rows", [16, 64, 1000])
+@pytest.mark.parametrize(("max_pairs", "max_rows"), [(1, 1000), (500, 1000), (10**9, 50), (10**9, 1000)])
+@pytest.mark.parametrize("per_latent", [False, True])
+def test_parts_are_the_batch(
+    block_rows: int, max_pairs: int, max_rows: int, per_latent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saecache.train.batch.block_rows", lambda num_latents: block_rows)
+    monkeypatch.setattr(module, "PART_PAIRS", max_pairs)
+    monkeypatch.setattr(module, "PART_ROWS", max_rows)
+    batch = make_batch()
+    threshold = torch.linspace(-1, 1, F) if per_latent else 0.5
+    found = list(parts_above(batch, threshold))
+    torch.testing.assert_close(torch.cat([part.x_centered for part, _ in found]), batch.x_centered)
+    pre = batch.x_centered @ batch.parameters["W_enc"].T
+    codes = torch.cat([pairs.to_dense() for _, pairs in found])
+    assert torch.equal(codes != 0, pre > threshold)
+    torch.testing.assert_close(codes, pre.where(pre > threshold, 0.0))
+    one_block = min(block_rows, R)
+    assert all(part.num_rows <= max(max_rows, one_block) for part, _ in found)
+    assert all(len(pairs) <= max_pairs or part.num_rows <= one_block for part, pairs in found)
+
+
+def test_few_pairs_make_one_part() -> None:
+    ((part, pairs),) = parts_above(make_batch(), 5.0)
+    assert part.num_rows == pairs.num_rows == R

@@ -1,0 +1,36 @@
+"""Gated against its definition."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..variant_contract import Losses, VariantContract
+from .dense import mean_square, pre_activations
+
+
+class TestGated(VariantContract):
+    settings: ClassVar[dict[str, Any]] = {"kind": "gated", "l1": {"coefficient": 0.02, "warmup": 0}}
+
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        W_mag = parameters["r_mag"].exp()[:, None] * parameters["W_enc"]
+        magnitude = (x - parameters["b_dec"]) @ W_mag.T + parameters["b_mag"]
+        gate = pre_activations(parameters, x)
+        codes = (gate > 0) * magnitude.relu()
+        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        frozen_W_dec, frozen_b_dec = parameters["W_dec"].detach(), parameters["b_dec"].detach()
+        gate_error = gate.relu() @ frozen_W_dec + frozen_b_dec - x
+        return {
+            "mse": mean_square(error),
+            "gate": mean_square(gate_error),
+            "l1": 0.02 * gate.relu().sum(1).mean(),
+        }, codes
+
+    def test_a_gate_is_open_where_the_magnitude_is_shut(self) -> None:
+        """The example exercises all four cases of the two paths, or the test above would prove little."""
+        parameters, x = self.example()
+        parameters["b_mag"] -= 0.3
+        gate = pre_activations(parameters, x) > 0
+        codes = self.reference(parameters, x, torch.zeros(0))[1] > 0
+        assert bool((gate & ~codes).any()) and bool((gate & codes).any()) and bool((~gate).any())

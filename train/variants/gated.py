@@ -1,0 +1,76 @@
+"""Gated: one path decides which latents are active, another how strongly. Rajamanoharan et al. 2024a,
+"Improving Dictionary Learning with Gated Sparse Autoencoders".
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch, Rows
+from ..losses.l1 import L1
+from ..pairs import Pairs
+from ..parts import parts_above
+from ..selection import select_threshold
+from ..step import backpropagate, reconstruct
+from ..variant import Plan, Variant
+
+
+class Gated(Variant):
+    """With a = W_enc (x - b_dec), g = a + b_enc and m = exp(r_mag) a + b_mag:
+
+        codes f = [g > 0] ReLU(m)
+        loss    = |x - reconstruction of f|² + l1 * sum of ReLU(g) + |x - reconstruction of ReLU(g)|²
+
+    where the last reconstruction's decoder and bias are held fixed. ``b_enc`` is the paper's b_gate, W_enc
+    its W_gate, tied to W_mag by r_mag. The gate's step has no gradient: the path g learns from the last two
+    terms.
+    """
+
+    kind: Literal["gated"] = "gated"
+    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; there is no value that suits all data
+
+    inference: ClassVar[str] = "gated"
+
+    @property
+    def default_name(self) -> str:
+        return f"gated_l1_{self.l1.coefficient:g}"
+
+    @property
+    def expected_l0(self) -> None:
+        return None
+
+    def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
+        return {"r_mag": torch.zeros(plan.num_latents), "b_mag": torch.zeros(plan.num_latents)}
+
+    def forward_backward(self, batch: Batch) -> None:
+        scale = batch.parameters["r_mag"].exp()
+        for part, gate in parts_above(batch, 0.0):
+            magnitude = magnitudes(part, gate)
+            codes = gate.keep(magnitude > 0).with_value(magnitude[magnitude > 0])
+            error, d_code = reconstruct(part, codes)
+            part.record(codes, error)
+            d_magnitude = torch.zeros_like(magnitude).masked_scatter_(magnitude > 0, d_code)
+            through_scale = d_magnitude * scale[gate.latent]
+            batch.gradients["r_mag"].add_(gate.sum_per_latent(through_scale * affinities(part, gate)))
+            batch.gradients["b_mag"].add_(gate.sum_per_latent(d_magnitude))
+            _, d_gate = reconstruct(part, gate, name="gate", into_decoder=False)
+            d_gate += self.l1(part, gate)
+            backpropagate(part, gate, through_scale + d_gate, d_bias=d_gate)
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        gate = select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, 0.0)
+        magnitude = magnitudes(rows, gate)
+        return gate.with_value(magnitude).keep(magnitude > 0)
+
+
+def affinities(rows: Rows, gate: Pairs) -> Tensor:
+    """a at the pairs whose values are g: [P]."""
+    return gate.value - rows.parameters["b_enc"][gate.latent]
+
+
+def magnitudes(rows: Rows, gate: Pairs) -> Tensor:
+    """m at the pairs whose values are g: [P]."""
+    scale, bias = rows.parameters["r_mag"].exp(), rows.parameters["b_mag"]
+    return affinities(rows, gate) * scale[gate.latent] + bias[gate.latent]

@@ -1,0 +1,131 @@
+"""JumpReLU: pre-activations above a learned threshold of their latent. Rajamanoharan et al. 2024b, "Jumping
+Ahead"; the tanh penalty: Conerly et al. 2025, "Dictionary Learning Optimization Techniques".
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from ..batch import Batch, Rows
+from ..losses.penalty import Penalty
+from ..optimizer import TINY, Optimizer
+from ..pairs import Pairs
+from ..parts import parts_above
+from ..selection import select_threshold
+from ..step import backpropagate, reconstruct
+from ..variant import Plan, Variant
+
+PARAMETER, THRESHOLD = "threshold_parameter", "threshold"
+
+
+class StepPenalty(Penalty):
+    """coefficient * number of active latents: the sum of H(z - θ), which only θ has a gradient for."""
+
+    kind: Literal["step"] = "step"
+
+
+class TanhPenalty(Penalty):
+    """coefficient * sum of tanh(scale * f_i |W_dec_i|), the decoder's rows being free to have any norm."""
+
+    kind: Literal["tanh"] = "tanh"
+    scale: PositiveFloat = 4.0
+
+
+class JumpReLU(Variant):
+    """With z = W_enc (x - b_dec) + b_enc: codes f = z [z > θ], loss = |x - reconstruction|² + penalty.
+
+    Gradients of the jump are estimated with the rectangle K(u) = [|u| < 1/2] of width ε:
+
+        d f / d z = [z > θ]        d f / d θ = -θ/ε K((z - θ) / ε)        d H(z - θ) / d θ = -1/ε K((z - θ)
+        / ε)
+
+    With ``jump_to: threshold_and_input`` (2025) z gets the opposite of what θ gets at the jump, on top.
+    ``threshold_scale: log`` trains log θ, as in 2024; steps of Adam then move θ by factors, hardly at all
+    in short runs, for which there is ``linear`` (θ is kept at 0 or above). θ and ε are for rows of norm 1.
+    The papers do not subtract b_dec before encoding; here it always is, which changes b_enc and no
+    reachable code.
+    """
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    penalty: Annotated[StepPenalty | TanhPenalty, Field(discriminator="kind")] = StepPenalty(
+        coefficient=0.003
+    )
+    initial_threshold: PositiveFloat = 0.001
+    bandwidth: PositiveFloat = 0.001  # ε
+    threshold_scale: Literal["log", "linear"] = "log"
+    jump_to: Literal["threshold", "threshold_and_input"] = "threshold"
+
+    inference: ClassVar[str] = "threshold"
+
+    @property
+    def unit_norm_decoder(self) -> bool:  # type: ignore[override]
+        return self.penalty.kind == "step"
+
+    @property
+    def default_name(self) -> str:
+        return f"jumprelu_{self.penalty.kind}_{self.penalty.coefficient:g}"
+
+    @property
+    def expected_l0(self) -> None:
+        return None
+
+    def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
+        threshold = torch.full((plan.num_latents,), self.initial_threshold)
+        return {PARAMETER: threshold.log() if self.threshold_scale == "log" else threshold}
+
+    def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
+        return {THRESHOLD: self._threshold(self.extra_parameters(plan))}
+
+    def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {THRESHOLD: state[THRESHOLD]}
+
+    def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        if self.threshold_scale == "linear":
+            batch.parameters[PARAMETER].clamp_(min=0.0)
+        batch.state[THRESHOLD].copy_(self._threshold(batch.parameters))
+
+    def forward_backward(self, batch: Batch) -> None:
+        threshold = self._threshold(batch.parameters)
+        batch.state[THRESHOLD].copy_(threshold)
+        d_threshold = torch.zeros_like(threshold)
+        for part, near in parts_above(batch, threshold - self.bandwidth / 2):
+            z, at = near.value, threshold[near.latent]
+            active = z > at
+            kernel = (z < at + self.bandwidth / 2).to(z.dtype).div_(self.bandwidth)
+            codes = near.with_value(z * active)
+            error, d_code = reconstruct(part, codes)
+            part.record(codes, error)
+            d_jump = self._penalize(part, codes, active, d_code).addcmul_(at, d_code).mul_(kernel)
+            d_threshold -= near.sum_per_latent(d_jump)
+            d_pre = d_code * active
+            backpropagate(part, near, d_pre + d_jump if self.jump_to == "threshold_and_input" else d_pre)
+        scale = threshold if self.threshold_scale == "log" else 1.0  # d θ / d log θ = θ
+        batch.gradients[PARAMETER].add_(d_threshold * scale)
+
+    def _penalize(self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor) -> Tensor:
+        """Add the penalty: its gradient by f to ``d_code`` [P]; returned is its gradient by H(z - θ), [P]."""
+        weight, penalty = self.penalty.weight(part), self.penalty
+        if penalty.kind == "step":
+            part.outcome.add_loss("sparsity", weight * active.sum().double())
+            return torch.full_like(d_code, weight)
+        W_dec = part.parameters["W_dec"]
+        norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+        tanh = torch.tanh(penalty.scale * codes.value * norms[codes.latent])
+        part.outcome.add_loss("sparsity", weight * tanh.double().sum())
+        d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
+        d_code += d_scaled * norms[codes.latent]
+        total = codes.sum_per_latent(d_scaled * codes.value).div_(norms)
+        part.gradients["W_dec"].addcmul_(total[:, None], W_dec)
+        return torch.zeros_like(d_code)
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        threshold = self._threshold(rows.parameters)
+        return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, threshold)
+
+    def _threshold(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """θ, [F]."""
+        parameter = parameters[PARAMETER]
+        return parameter.exp() if self.threshold_scale == "log" else parameter

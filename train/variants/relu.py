@@ -1,0 +1,73 @@
+"""ReLU: every positive pre-activation, kept few by a price on their sum. Bricken et al. 2023, "Towards
+Monosemanticity"; Conerly et al. 2024, "Update on how we train SAEs".
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch, Rows
+from ..losses.l1 import L1
+from ..losses.resampling import Resampling
+from ..optimizer import TINY, Optimizer
+from ..pairs import Pairs
+from ..parts import parts_above
+from ..selection import select_threshold
+from ..step import backpropagate, reconstruct
+from ..variant import Plan, Variant
+
+
+class ReLU(Variant):
+    """codes f = ReLU(W_enc (x - b_dec) + b_enc), loss = |x - reconstruction|² + l1 * sum of f.
+
+    With ``decoder: unit_norm`` (2023) the decoder's rows are kept at norm 1; with ``free`` (2024) they are
+    not, and each f_i counts times |W_dec_i|. The 2024 text does not subtract b_dec before encoding; here it
+    always is, which changes b_enc and no reachable code. Resampling belongs to the 2023 recipe and is off
+    unless asked for.
+    """
+
+    kind: Literal["relu"] = "relu"
+    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; there is no value that suits all data
+    decoder: Literal["unit_norm", "free"] = "unit_norm"
+    resampling: Resampling | None = None
+
+    inference: ClassVar[str] = "relu"
+
+    @property
+    def unit_norm_decoder(self) -> bool:  # type: ignore[override]
+        return self.decoder == "unit_norm"
+
+    @property
+    def default_name(self) -> str:
+        return f"relu_l1_{self.l1.coefficient:g}{'_free' if self.decoder == 'free' else ''}"
+
+    @property
+    def expected_l0(self) -> None:
+        return None
+
+    def problems(self, plan: Plan) -> list[str]:
+        return [] if self.resampling is None else self.resampling.problems(plan)
+
+    def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
+        return {} if self.resampling is None else self.resampling.initial_state(plan.num_latents)
+
+    def forward_backward(self, batch: Batch) -> None:
+        W_dec = batch.parameters["W_dec"]
+        norms = None if self.unit_norm_decoder else torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+        for part, codes in parts_above(batch, 0.0):
+            error, d_value = reconstruct(part, codes)
+            d_value += self.l1(part, codes, norms)
+            backpropagate(part, codes, d_value)
+            part.record(codes, error)
+            if norms is not None:  # d (sum of f_i |w_i|) / d w_i = (sum of f_i) w_i / |w_i|
+                total = codes.sum_per_latent(codes.value).mul_(self.l1.weight(part) / norms)
+                batch.gradients["W_dec"].addcmul_(total[:, None], W_dec)
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, 0.0)
+
+    def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        if self.resampling is not None:
+            self.resampling.after_step(batch, optimizer, self.encode)
