@@ -1,0 +1,72 @@
+"""Multi-TopK: one encoder that reconstructs well with the k and with the 4 k largest pre-activations of a
+row. Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 5.4 (progressive recovery).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ..batch import Batch, Rows
+from ..losses.auxk import AuxK
+from ..pairs import Pairs
+from ..selection import select_per_row
+from ..step import backpropagate, reconstruct
+from ..variant import Plan, Variant
+
+
+class MultiTopK(Variant):
+    """loss = L(k) + weight * L(multiple * k) + AuxK, with L(n) = |x - reconstruction from ReLU(TopK_n)|².
+
+    The paper's is L(k) + L(4k) / 8. The residual of AuxK, the metrics and inference are those of k.
+    """
+
+    kind: Literal["multi_topk"] = "multi_topk"
+    k: PositiveInt = 32
+    multiple: int = Field(default=4, ge=2)
+    weight: PositiveFloat = 1 / 8
+    auxk: AuxK | None = AuxK()
+
+    inference: ClassVar[str] = "topk"
+
+    @property
+    def default_name(self) -> str:
+        return f"multi_topk_k{self.k}"
+
+    @property
+    def expected_l0(self) -> float:
+        return float(self.k)
+
+    def problems(self, plan: Plan) -> list[str]:
+        if self.k >= plan.num_latents:
+            return [f"k={self.k} must be smaller than the number of latents, {plan.num_latents}"]
+        if self.multiple * self.k >= plan.num_latents:
+            return [
+                f"multiple * k = {self.multiple * self.k} must be smaller than the number of latents, "
+                f"{plan.num_latents}: lower k or multiple"
+            ]
+        return []
+
+    def forward_backward(self, batch: Batch) -> None:
+        for _, part in batch.split():
+            wide = select_per_row(part.blocks(), part.num_rows, part.num_latents, self.multiple * self.k)
+            narrow = largest_per_row(wide, self.k)
+            wide, narrow = wide.keep(wide.value > 0), narrow.keep(narrow.value > 0)
+            error, d_narrow = reconstruct(part, narrow)
+            backpropagate(part, narrow, d_narrow)
+            part.record(narrow, error)
+            _, d_wide = reconstruct(part, wide, weight=self.weight, name="multi_topk")
+            backpropagate(part, wide, d_wide)
+            if self.auxk is not None:
+                self.auxk(part, error)
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        chosen = select_per_row(rows.blocks(), rows.num_rows, rows.num_latents, self.k)
+        return chosen.keep(chosen.value > 0)
+
+
+def largest_per_row(pairs: Pairs, k: int) -> Pairs:
+    """The k largest of each row's pairs, the lowest latent first among equals. Rows have equally many."""
+    values = pairs.value.view(pairs.num_rows, -1)
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :k]
+    return pairs.keep(torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True).flatten())
