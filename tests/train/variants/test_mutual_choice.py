@@ -1,0 +1,101 @@
+"""Mutual Choice against its definition; its selection is BatchTopK's."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from saecache.train.batch import Batch
+from saecache.train.prevalence import SUM, WEIGHT
+from saecache.train.step import finish_gradients
+from saecache.train.variants.batch_topk import BatchTopK
+from saecache.train.variants.mutual_choice import MutualChoice
+
+from ..variant_contract import PLAN, Losses, VariantContract
+from .dense import auxk_loss, mean_square, pre_activations
+
+
+class TestMutualChoice(VariantContract):
+    settings: ClassVar[dict[str, Any]] = {
+        "kind": "mutual_choice",
+        "k": 5,
+        "auxk": {"coefficient": 0.1, "k": 4},
+        "aux_zipf": {"coefficient": 0.2, "k": 3},
+        "nfm": {"coefficient": 0.01},
+        "nfm_inf": {"coefficient": 0.3},
+        "window_rows": 512,
+    }
+    has_dead_term = True
+
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        pre = pre_activations(parameters, x)
+        top = pre.flatten().topk(5 * x.shape[0]).indices
+        codes = torch.zeros_like(pre).flatten().scatter(0, top, pre.flatten()[top].relu()).view_as(pre)
+        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        matrix = torch.nn.functional.normalize(parameters["W_dec"], dim=1)
+        matrix = matrix @ matrix.T
+        losses = {
+            "mse": mean_square(error),
+            "nfm": 0.01 * torch.linalg.matrix_norm(matrix),
+            "nfm_inf": 0.3 * (matrix - 9 * torch.eye(len(matrix))).amax(1).mean(),
+        }
+        return losses | auxk_loss(parameters, pre, error, dead, 4, 0.1), codes
+
+    @pytest.mark.parametrize("step", [1, 2])
+    def test_dying_latents_have_their_term_after_a_whole_window(self, step: int) -> None:
+        parameters, x = self.example()
+        prevalence = torch.linspace(0.5, 0.01, PLAN.num_latents)
+        dying = torch.arange(90, 96)
+        prevalence[dying] = 0.0
+        none = torch.zeros(PLAN.num_latents, dtype=torch.bool)
+        batch = step_at(self.variant, parameters, x, step, prevalence)
+
+        exact = {name: t.double().requires_grad_() for name, t in parameters.items()}
+        losses, codes = self.reference(exact, x.double(), none)
+        if step * PLAN.batch_rows >= 512:
+            error = codes @ exact["W_dec"] + exact["b_dec"] - x
+            mask = none.index_fill(0, dying, True)
+            term = auxk_loss(exact, pre_activations(exact, x.double()), error, mask, 3, 0.2)
+            losses["aux_zipf"] = term["auxk"]
+        total = torch.stack(list(losses.values())).sum()
+        wanted = torch.autograd.grad(total, list(exact.values()))
+        assert batch.outcome.losses.keys() == losses.keys()
+        assert float(batch.outcome.loss) == pytest.approx(float(total.detach()), rel=1e-5)
+        for name, gradient in zip(exact, wanted, strict=True):
+            assert float((batch.gradients[name] - gradient).norm() / gradient.norm()) < 1e-5, name
+
+
+def step_at(variant: Any, parameters: dict[str, Tensor], x: Tensor, step: int, prevalence: Tensor) -> Batch:
+    """A step later in the run, with the given running prevalence."""
+    contract = TestMutualChoice()
+    none = torch.zeros(PLAN.num_latents, dtype=torch.bool)
+    batch = replace(contract.step_on(parameters, x, none), step=step)
+    for gradient in batch.gradients.values():
+        gradient.zero_()
+    batch.outcome.losses.clear()
+    batch.outcome.through_encoder.zero_()
+    batch.state[SUM].copy_(prevalence)
+    batch.state[WEIGHT].fill_(1.0)
+    with torch.no_grad():
+        variant.forward_backward(batch)
+        finish_gradients(batch)
+    return batch
+
+
+def test_the_rule_is_batch_topk() -> None:
+    parameters, x = TestMutualChoice().example()
+    none = torch.zeros(PLAN.num_latents, dtype=torch.bool)
+    batch = TestMutualChoice().step_on(parameters, x, none)
+    assert torch.equal(
+        MutualChoice(k=5).encode(batch, as_trained=True).to_dense(),
+        BatchTopK(k=5).encode(batch, as_trained=True).to_dense(),
+    )
+
+
+def test_a_window_that_the_run_never_fills_is_told() -> None:
+    (problem,) = MutualChoice(k=5, window_rows=8 * 256).problems(PLAN)
+    assert "lower window_rows, or set aux_zipf to null" in problem
+    assert MutualChoice(k=5).problems(PLAN) == []

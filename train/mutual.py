@@ -1,0 +1,60 @@
+"""The loss terms of Mutual Choice, which is a variant and also the first phase of Feature Choice. "Adaptive
+Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 4.2, 4.4 and appendix
+C.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor
+
+from .batch import Batch
+from .losses.aux_zipf import AuxZipf
+from .losses.auxk import AuxK
+from .losses.nfm import NFM, NFMInf
+from .pairs import Pairs
+from .prevalence import initial_prevalence, observe_prevalence, prevalence, window_seen
+from .step import AuxiliaryLoss, train_selected
+from .variant import Plan
+
+
+class MutualTerms(BaseModel):
+    """loss = |x - reconstruction|² + AuxK + aux_zipf, and NFM and NFM-inf where asked for.
+
+    Prevalence, which says which latents are dying, is a running mean; until a whole window has been seen no
+    latent is said to be dying.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auxk: AuxK | None = AuxK()
+    aux_zipf: AuxZipf | None = AuxZipf()
+    nfm: NFM | None = None
+    nfm_inf: NFMInf | None = None
+    window_rows: PositiveInt | None = None  # half-life of the running mean; null: a twentieth of the run
+
+    def problems_of_terms(self, plan: Plan) -> list[str]:
+        """What is impossible about these settings for this plan."""
+        rows = plan.num_steps * plan.batch_rows
+        if self.aux_zipf is not None and self.window_rows is not None and self.window_rows >= rows:
+            return [
+                f"window_rows={self.window_rows} is not reached in a run of {rows} rows, so that aux_zipf "
+                "never acts: lower window_rows, or set aux_zipf to null"
+            ]
+        return []
+
+    def initial_state_of_terms(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The running prevalence."""
+        return initial_prevalence(plan.num_latents)
+
+    def train_with_terms(self, batch: Batch, codes: Pairs, k: int) -> None:
+        """One step with the selected ``codes`` (values above 0 only) of a rule with ``k`` codes a row."""
+        terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk]
+        if self.aux_zipf is not None and window_seen(batch, self.window_rows):
+            dying = self.aux_zipf.dying(prevalence(batch.state), k, batch.num_rows)
+            terms.append(self.aux_zipf.term(dying))
+        train_selected(batch, codes, terms)
+        observe_prevalence(batch, codes, self.window_rows)
+        for penalty in (self.nfm, self.nfm_inf):
+            if penalty is not None:
+                penalty(batch)

@@ -1,0 +1,90 @@
+"""Matryoshka BatchTopK: every prefix of the dictionary must reconstruct by itself. Bussmann, Nabeshima,
+Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders".
+"""
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor
+
+from ..batch import PART_ROWS, Batch, sum_of_squares
+from ..batch_rule import BatchRule
+from ..kernels import accumulate_by_latent, decode, sddmm
+from ..losses.auxk import AuxK
+from ..pairs import Pairs
+from ..step import backpropagate
+from ..variant import Plan
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class MatryoshkaBatchTopK(BatchRule):
+    """BatchTopK's rule over all latents; loss = sum over prefixes g of w_g |x - reconstruction from the
+    first m_g|².
+
+    ``prefixes`` are fractions of the dictionary: the paper's 2048, 6144, 14336, 30720 and 65536 of 65536. Its
+    weights are all 1. The residual of AuxK, the metrics and inference are those of the whole dictionary.
+    """
+
+    kind: Literal["matryoshka_batch_topk"] = "matryoshka_batch_topk"
+    prefixes: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
+    weights: tuple[PositiveFloat, ...] | None = None  # one for each prefix; null: 1 for each
+    auxk: AuxK | None = AuxK()
+
+    @model_validator(mode="after")
+    def _prefixes_ascend(self) -> Self:
+        if any(a >= b for a, b in pairwise(self.prefixes)) or self.prefixes[-1] != 1:
+            raise ValueError(f"prefixes must ascend and end with 1, got {list(self.prefixes)}")
+        if self.weights is not None and len(self.weights) != len(self.prefixes):
+            raise ValueError(f"{len(self.prefixes)} prefixes need as many weights, got {len(self.weights)}")
+        return self
+
+    def problems(self, plan: Plan) -> list[str]:
+        found, sizes = super().problems(plan), self.sizes(plan.num_latents)
+        if sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+            found.append(
+                f"prefixes of {plan.num_latents} latents would have the sizes {sizes}: "
+                "give fewer prefixes, or more latents"
+            )
+        return found
+
+    def sizes(self, num_latents: int) -> list[int]:
+        """m_g: latents of each prefix, ascending to F."""
+        return [round(fraction * num_latents) for fraction in self.prefixes]
+
+    def train(self, batch: Batch, codes: Pairs) -> None:
+        sizes = self.sizes(batch.num_latents)
+        weights = self.weights or (1.0,) * len(sizes)
+        for rows, part in batch.split(max(1, PART_ROWS // len(sizes))):
+            part_codes = codes.slice_rows(rows.start, rows.stop)
+            error = train_nested(part, part_codes, sizes, weights)
+            part.record(part_codes, error)
+            if self.auxk is not None:
+                self.auxk(part, error)
+
+
+def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
+    """Add the loss of every prefix and its gradients; returns the error of the whole dictionary, [B, D].
+
+    With e_g the error of prefix g and s_h = sum over g >= h of w_g e_g, a code of the h-th ring of latents
+    has d loss / d code = 2 / R <s_h, W_dec>, and so on as in :mod:`..step` with s_h in the place of e.
+    """
+    W_dec, rings, errors = part.parameters["W_dec"], list[Pairs](), list[Tensor]()
+    for start, stop in pairwise([0, *sizes]):
+        ring = codes.keep((codes.latent >= start) & (codes.latent < stop))
+        decoded = decode(ring, W_dec)
+        errors.append(decoded.sub_(part.x_centered) if not errors else decoded.add_(errors[-1]))
+        rings.append(ring)
+    for size, weight, error in zip(sizes, weights, errors, strict=True):
+        part.outcome.add_loss(f"mse_{size}", sum_of_squares(error) * (weight / part.step_rows))
+    whole = errors[-1].clone()
+    scale = 2.0 / part.step_rows
+    summed = errors[-1].mul_(weights[-1])
+    for h in reversed(range(len(rings))):
+        if h < len(rings) - 1:
+            summed.add_(errors[h], alpha=weights[h])
+        accumulate_by_latent(rings[h], rings[h].value * scale, summed, part.gradients["W_dec"])
+        backpropagate(part, rings[h], sddmm(rings[h], summed, W_dec).mul_(scale))
+    part.gradients["b_dec"].add_(summed.sum(0), alpha=scale)
+    return whole
