@@ -74,7 +74,7 @@ class ShardWriter:
 
             try:
                 for slot, chunk in enumerate(chunks):
-                    while len(under_way) >= 2 * CHUNKS_IN_FLIGHT:
+                    while len(under_way) > 2 * (CHUNKS_IN_FLIGHT - 1):  # the write and the hash of a chunk
                         under_way.popleft().result()
                     index[slot] = size, chunk.nbytes + CRC_BYTES
                     put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
