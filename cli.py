@@ -181,13 +181,21 @@ def cache_verify(
     path: Annotated[Path, typer.Argument(help="The cache's folder.")], as_json: JsonFlag = False
 ) -> None:
     """Read every byte of a cache and compare it with the manifest; name what is damaged."""
+    from tqdm import tqdm
+
     from .store import verify_cache
 
-    result = verify_cache(path, progress=True)
+    with tqdm(desc="verify", unit="B", unit_scale=True) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = verify_cache(path, on_progress=on_progress)
     if as_json:
-        _print_json({"cache": str(path), "ok": result.ok, "problems": list(result.problems)})
+        _print_json({"cache": str(path), "ok": result.ok, "problems": result.problems})
     elif result.ok:
-        typer.echo(f"{path}: {result.checked_files} files, {result.checked_bytes:,} bytes, all as written")
+        typer.echo(f"{path}: {result.files} files, {result.bytes:,} bytes, all as written")
     if not result.ok:
         raise SaecacheError(f"{path} is damaged:\n" + "\n".join(f"  - {p}" for p in result.problems))
 

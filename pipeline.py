@@ -38,7 +38,7 @@ def evaluate(
     from .store import open_cache
 
     cache = open_cache(cache_path)
-    model = load_model_of(cache.manifest) if with_model and _names_model(cache) else None
+    model = load_model_of(cache) if with_model and _names_model(cache) else None
     decode = None if model is None else _token_decoder(model)
     return run(list(targets), cache, model=model, decode_token=decode, out=out, ce_tokens=ce_tokens)
 
