@@ -2,6 +2,8 @@
 
 import hashlib
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saecache.store import CorruptCacheError, ShardedArray
+from saecache.store import CorruptCacheError, ShardedArray, shard_file
 from saecache.store.layout import ArraySpec
 from saecache.store.shard_file import ABSENT, ShardWriter, crc32c, parse_index
 
@@ -32,6 +34,35 @@ def test_every_byte_of_a_shard(tmp_path: Path) -> None:
     assert content == expected
     assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
     assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+
+
+@pytest.mark.parametrize("slow", ["_hash_parts", "_write_parts"])
+def test_a_slow_thread_does_not_see_a_later_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Chunks may be made in CHUNKS_IN_FLIGHT + 1 buffers in turn."""
+    original = getattr(shard_file, slow)
+
+    def slowly(*arguments: object) -> None:
+        time.sleep(0.005)
+        original(*arguments)
+
+    ring = [np.empty((4, 2), "<f2") for _ in range(shard_file.CHUNKS_IN_FLIGHT + 1)]
+
+    def chunks() -> Iterator[np.ndarray]:
+        for number in range(20):
+            ring[number % len(ring)][:] = number
+            yield ring[number % len(ring)]
+
+    monkeypatch.setattr(shard_file, slow, slowly)
+    writer = ShardWriter()
+    _, digest = writer.write(tmp_path / "shard", chunks(), 20)
+    writer.close()
+    content = (tmp_path / "shard").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+    for number in range(20):
+        chunk = np.frombuffer(content, "<f2", 8, number * STORED)
+        assert (chunk == number).all()
 
 
 def test_crc32c_of_long_payloads_and_known_value() -> None:
