@@ -5,7 +5,7 @@ C.
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from .batch import Batch
@@ -14,6 +14,7 @@ from .losses.auxk import AuxK
 from .losses.nfm import NFM, NFMInf
 from .pairs import Pairs
 from .prevalence import initial_prevalence, observe_prevalence, prevalence, window_seen
+from .schedule import in_steps
 from .step import AuxiliaryLoss, train_selected
 from .variant import Plan
 
@@ -58,3 +59,29 @@ class MutualTerms(BaseModel):
         for penalty in (self.nfm, self.nfm_inf):
             if penalty is not None:
                 penalty(batch)
+
+
+class MutualPhase(MutualTerms):
+    """Mutual Choice as the first phase of a run; the rest is Feature Choice (section 4.4)."""
+
+    steps: PositiveFloat = 0.8  # below 1 a fraction of the run, else steps; the paper gives no number
+
+    def num_steps(self, num_steps: int) -> int:
+        """Steps of this phase in a run of ``num_steps``."""
+        return in_steps(self.steps, num_steps)
+
+    def problems(self, plan: Plan) -> list[str]:
+        """What is impossible about this phase for this plan."""
+        steps = self.num_steps(plan.num_steps)
+        found = self.problems_of_terms(plan)
+        if steps >= plan.num_steps:
+            found.append(
+                f"mutual_choice.steps={self.steps:g} leaves Feature Choice none of {plan.num_steps} steps: "
+                "lower it"
+            )
+        if steps == 0:
+            found.append(
+                f"mutual_choice.steps={self.steps:g} is no step of {plan.num_steps}: raise it, "
+                "or set mutual_choice to null"
+            )
+        return found

@@ -34,12 +34,15 @@ class RunningThreshold(BaseModel):
         shape = () if num_latents is None else (num_latents,)
         return {SUM: torch.zeros(shape), WEIGHT: torch.zeros(shape)}
 
-    def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int) -> None:
-        """Take in the codes of a batch, all above 0; a latent that was not selected keeps its threshold."""
+    def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int, *, shared: bool = False) -> None:
+        """Take in the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
+
+        ``shared`` gives the least value of the whole batch to every latent's threshold.
+        """
         if step < self.start_step or len(codes) == 0:
             return
-        if state[SUM].dim() == 0:
-            least = codes.value.min()
+        if shared or state[SUM].dim() == 0:
+            least = codes.value.min().expand_as(state[SUM])
             seen = torch.ones_like(least, dtype=torch.bool)
         else:
             least = torch.full_like(state[SUM], torch.inf)
@@ -48,6 +51,12 @@ class RunningThreshold(BaseModel):
         weight = torch.where(seen, 1 - self.momentum, 0.0)
         state[SUM].copy_(torch.where(seen, state[SUM] + weight * (least - state[SUM]), state[SUM]))
         state[WEIGHT].add_(weight * (1 - state[WEIGHT]))
+
+
+def forget_thresholds(state: Mapping[str, Tensor]) -> None:
+    """Start anew, as a new rule of selection does."""
+    state[SUM].zero_()
+    state[WEIGHT].zero_()
 
 
 def threshold_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ Mutual Choice & Feature Choice Sparse Autoencoders", equation 4 and Algorithm 1.
 Legend: B rows of a batch, F latents, k active latents per row, i rank of a latent by density, from 1.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
+
+GOLDEN_RATIO = 0.6180339887498949
 
 
 class Zipf(BaseModel):
@@ -41,3 +43,25 @@ class Zipf(BaseModel):
     def _cap(self, num_rows: int) -> int:
         """A latent cannot match more rows than there are, whatever m_max says."""
         return num_rows if self.max_rows is None else min(self.max_rows, num_rows)
+
+
+class ZipfAllotment(Zipf):
+    """The rows that each latent chooses in Feature Choice, by its rank.
+
+    ``rounding: floor`` is Algorithm 1: a latent expected on less than one row a batch would never be
+    active, and k * B matches are not reached. With ``carry`` what is left over is carried to the next
+    batches, so that such a latent has its row every few batches (as a footnote of the paper expects) and
+    the mean is k * B.
+    """
+
+    rounding: Literal["floor", "carry"] = "floor"
+
+    def rows_in_step(self, k: float, num_latents: int, num_rows: int, step: int) -> Tensor:
+        """m_i by rank, int64 [F], for the 0-based ``step``."""
+        if self.rounding == "floor":
+            return self.rows(k, num_latents, num_rows)
+        expected = self.expected_rows(k, num_latents, num_rows)
+        phase = (
+            torch.arange(num_latents, dtype=torch.float64) * GOLDEN_RATIO % 1.0
+        )  # not all in the same batch
+        return ((expected * (step + 1) + phase).floor_() - (expected * step + phase).floor_()).long()

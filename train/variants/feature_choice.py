@@ -1,6 +1,7 @@
 """Feature Choice: each latent chooses the rows that match it best.
 
-"Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.1, 4.1, 4.3.
+"Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.1, 4.1,
+4.3, 4.4.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,17 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..batch import Batch, Rows
+from ..batch_rule import largest_of_batch
+from ..mutual import MutualPhase
 from ..pairs import Pairs
+from ..prevalence import prevalence
 from ..selection import select_per_latent, select_threshold
 from ..step import train_selected
-from ..threshold import RunningThreshold, threshold_of
+from ..threshold import RunningThreshold, forget_thresholds, threshold_of
 from ..variant import Plan, Variant
+from ..zipf import ZipfAllotment
+
+RANK = "rank"
 
 
 class FeatureChoice(Variant):
@@ -25,17 +32,26 @@ class FeatureChoice(Variant):
     TopK; where M / F is no whole number, the first M mod F latents take one row more. Every latent is active
     in every batch, so none dies and there is no auxiliary loss; the batch must be so large that M >= F.
     Inference cannot see a batch: latent i is active above the running mean of its own least selected value.
+
+    With ``zipf`` m_i follows Algorithm 1, i being the rank of the latent by prevalence. With
+    ``mutual_choice`` the run begins as Mutual Choice; ranks are taken from the prevalence at its end, and
+    kept. Without it there is no prevalence to begin with, and the i-th latent has rank i. In the first
+    phase all thresholds are the batch's.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
     k: PositiveInt = 32
+    zipf: ZipfAllotment | None = None  # null: uniform
+    mutual_choice: MutualPhase | None = None  # null: Feature Choice from the first step
     threshold: RunningThreshold = RunningThreshold()
 
     inference: ClassVar[str] = "threshold"
 
     @property
     def default_name(self) -> str:
-        return f"feature_choice_k{self.k}"
+        law = "" if self.zipf is None else "_zipf"
+        phases = "" if self.mutual_choice is None else "_after_mutual"
+        return f"feature_choice{law}{phases}_k{self.k}"
 
     @property
     def expected_l0(self) -> float:
@@ -49,20 +65,40 @@ class FeatureChoice(Variant):
                 f"k={self.k} must be smaller than the number of latents, {plan.num_latents}: "
                 f"each latent would have to choose {chosen:.0f} of {plan.batch_rows} rows"
             )
-        if self.k * plan.batch_rows < plan.num_latents:
+        if self.zipf is not None:
+            problems += zipf_problems(self.zipf, self.k, plan)
+        elif self.k * plan.batch_rows < plan.num_latents:
             problems.append(
                 f"k * batch_rows = {self.k * plan.batch_rows} gives less than one row to each of "
                 f"{plan.num_latents} latents: set batch_rows to {-(-plan.num_latents // self.k)} or more"
             )
+        if self.mutual_choice is not None:
+            problems += self.mutual_choice.problems(plan)
         return problems
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
-        return self.threshold.initial_state(plan.num_latents)
+        state = dict(self.threshold.initial_state(plan.num_latents))
+        if self.zipf is not None:
+            state[RANK] = torch.arange(plan.num_latents)
+        if self.mutual_choice is not None:
+            state |= self.mutual_choice.initial_state_of_terms(plan)
+        return state
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return threshold_of(state)
+        return threshold_of(state) if self.zipf is None else {**threshold_of(state), RANK: state[RANK]}
 
     def forward_backward(self, batch: Batch) -> None:
+        if self.mutual_choice is not None:
+            switch = self.mutual_choice.num_steps(batch.num_steps)
+            if batch.step < switch:
+                codes = largest_of_batch(batch, self.k)
+                self.threshold.observe(batch.state, codes, batch.step, shared=True)
+                self.mutual_choice.train_with_terms(batch, codes, self.k)
+                return
+            if batch.step == switch:
+                forget_thresholds(batch.state)
+                if self.zipf is not None:
+                    batch.state[RANK].copy_(ranks(prevalence(batch.state)))
         codes = self._select(batch)
         self.threshold.observe(batch.state, codes, batch.step)
         train_selected(batch, codes)
@@ -73,10 +109,17 @@ class FeatureChoice(Variant):
         return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, rows.state["threshold"])
 
     def _select(self, rows: Rows) -> Pairs:
-        counts = uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
-        counts = counts.to(rows.x_centered.device)
+        counts = self._counts(rows).to(rows.x_centered.device)
         chosen = select_per_latent(rows.blocks(), rows.num_rows, rows.num_latents, counts)
         return chosen.keep(chosen.value > 0)
+
+    def _counts(self, rows: Rows) -> Tensor:
+        """m_i of each latent on ``rows``, int64 [F]."""
+        if self.zipf is None:
+            return uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
+        step = rows.step if isinstance(rows, Batch) else 0
+        by_rank = self.zipf.rows_in_step(self.k, rows.num_latents, rows.num_rows, step)
+        return by_rank[rows.state[RANK].cpu()]
 
 
 def uniform_counts(total: int, num_latents: int, num_rows: int) -> Tensor:
@@ -84,3 +127,27 @@ def uniform_counts(total: int, num_latents: int, num_rows: int) -> Tensor:
     counts = torch.full((num_latents,), total // num_latents, dtype=torch.int64)
     counts[: total % num_latents] += 1
     return counts.clamp_(max=num_rows)
+
+
+def ranks(density: Tensor) -> Tensor:
+    """The 0-based rank of each latent, int64 [F]: the densest first, the lowest latent first among equals."""
+    order = torch.sort(density, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+
+
+def zipf_problems(zipf: ZipfAllotment, k: int, plan: Plan) -> list[str]:
+    """What is impossible about Zipf's m_i for this plan."""
+    found = []
+    if zipf.max_rows is not None and zipf.max_rows > plan.batch_rows:
+        found.append(
+            f"zipf.max_rows={zipf.max_rows} is more than the {plan.batch_rows} rows of a batch: "
+            "raise batch_rows, or set max_rows to null"
+        )
+    empty = int((zipf.rows(k, plan.num_latents, plan.batch_rows) == 0).sum())
+    if zipf.rounding == "floor" and empty:
+        needed = -(-plan.batch_rows // float(zipf.expected_rows(k, plan.num_latents, plan.batch_rows)[-1]))
+        found.append(
+            f"zipf: the last {empty} of {plan.num_latents} latents would have no row of a batch of "
+            f"{plan.batch_rows}: set batch_rows to {needed:.0f} or more, or zipf.rounding to carry"
+        )
+    return found

@@ -1,17 +1,24 @@
 """Feature Choice against its definition, and its counts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.variant import Plan
-from saecache.train.variants.feature_choice import FeatureChoice, uniform_counts
+from saecache.train.batch import Batch, Outcome
+from saecache.train.step import finish_gradients
+from saecache.train.variant import Plan, Variant
+from saecache.train.variants.feature_choice import FeatureChoice, ranks, uniform_counts
+from saecache.train.variants.mutual_choice import MutualChoice
+from saecache.train.zipf import ZipfAllotment
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import mean_square, pre_activations
+
+NONE_DEAD = torch.zeros(PLAN.num_latents, dtype=torch.bool)
 
 
 class TestFeatureChoice(VariantContract):
@@ -41,6 +48,145 @@ class TestFeatureChoice(VariantContract):
         assert bool((batch.outcome.firing > 0).all())
 
 
+class TestZipf(VariantContract):
+    settings: ClassVar[dict[str, Any]] = {
+        "kind": "feature_choice",
+        "k": 5,
+        "zipf": {"alpha": 1.0, "beta": 3.0, "max_rows": 60},
+    }
+
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        pre = pre_activations(parameters, x)
+        rows, latents = pre.shape
+        codes = torch.zeros_like(pre)
+        total = sum(1 / (i + 3) for i in range(1, latents + 1))
+        for i in range(1, latents + 1):
+            m = min(int(5 * rows / total / (i + 3)), 60)
+            top = pre[:, i - 1].topk(m).indices
+            codes[top, i - 1] = pre[top, i - 1].relu()
+        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        return {"mse": mean_square(error)}, codes
+
+    def test_the_cap_is_reached_and_no_latent_is_left_out(self) -> None:
+        parameters, x = self.example()
+        firing = self.step_on(parameters, x, NONE_DEAD).outcome.firing
+        assert int(firing.max()) == 60 and int(firing.min()) > 0
+
+
+class TestPhases(TestFeatureChoice):
+    """The contract takes the first step of Feature Choice; its runs have both phases, resumed in the second."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        "kind": "feature_choice",
+        "k": 5,
+        "mutual_choice": {"steps": 2, "auxk": {"k": 4}, "aux_zipf": {"k": 4}, "window_rows": 256},
+    }
+
+    def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor, step: int = 2) -> Batch:
+        return step_from(self.variant, dict(self.variant.initial_state(PLAN)), parameters, x, dead, step)
+
+    def test_the_first_phase_is_mutual_choice(self) -> None:
+        parameters, x = self.example()
+        dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(3)) < 0.3
+        terms = {key: value for key, value in self.settings["mutual_choice"].items() if key != "steps"}
+        mutual = MutualChoice.model_validate({"k": 5, **terms})
+        ours = self.step_on(parameters, x, dead, step=1)
+        theirs = step_from(mutual, dict(mutual.initial_state(PLAN)), parameters, x, dead, 1)
+        assert ours.outcome.losses == theirs.outcome.losses
+        assert ours.outcome.losses.keys() == {"mse", "auxk", "aux_zipf"}
+        assert all(torch.equal(ours.gradients[name], theirs.gradients[name]) for name in ours.gradients)
+        thresholds = self.variant.inference_tensors(ours.state)["threshold"]
+        shared = mutual.inference_tensors(theirs.state)["threshold"]
+        torch.testing.assert_close(thresholds, shared.expand(PLAN.num_latents))
+
+    def test_the_second_phase_has_no_auxiliary_loss_and_thresholds_of_its_own(self) -> None:
+        parameters, x = self.example()
+        state = dict(self.variant.initial_state(PLAN))
+        for step in range(3):
+            batch = step_from(self.variant, state, parameters, x, ~NONE_DEAD, step)
+        assert batch.outcome.losses.keys() == {"mse"}
+        codes = self.variant.encode(batch, as_trained=True).to_dense()
+        least = torch.where(codes > 0, codes, torch.inf).amin(0)
+        torch.testing.assert_close(
+            self.variant.inference_tensors(state)["threshold"][least > 0], least[least > 0]
+        )
+
+
+class TestZipfPhases(TestPhases):
+    settings: ClassVar[dict[str, Any]] = {
+        **TestPhases.settings,
+        "zipf": {"alpha": 1.0, "beta": 3.0, "rounding": "carry"},
+    }
+    step = 2
+
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        """In step 2 without a first phase every latent is as prevalent as the other: ranks are places."""
+        pre = pre_activations(parameters, x)
+        codes = torch.zeros_like(pre)
+        law = ZipfAllotment.model_validate(self.settings["zipf"])
+        for latent, m in enumerate(law.rows_in_step(5, 96, x.shape[0], self.step).tolist()):
+            top = pre[:, latent].topk(m).indices
+            codes[top, latent] = pre[top, latent].relu()
+        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        return {"mse": mean_square(error)}, codes
+
+    def test_training_codes_are_the_definition(self) -> None:
+        self.step = 0  # outside training there is no step: the first one's numbers of rows are taken
+        super().test_training_codes_are_the_definition()
+
+    def test_each_latent_has_its_own_threshold(self) -> None:
+        sae, x = self.trained_sae()
+        _, codes = self.reference(dict(sae.named_buffers()), x, NONE_DEAD)
+        assert sae.threshold is not None
+        torch.testing.assert_close(sae.threshold, torch.where(codes > 0, codes, torch.inf).amin(0))
+
+    def test_no_latent_is_dead(self) -> None:
+        parameters, x = self.example()
+        firing = [self.step_on(parameters, x, NONE_DEAD, step).outcome.firing for step in range(2, 6)]
+        assert bool((torch.stack(firing).sum(0) > 0).all())
+
+    def test_ranks_are_those_at_the_end_of_the_first_phase(self) -> None:
+        parameters, x = self.example()
+        state = dict(self.variant.initial_state(PLAN))
+        density = torch.zeros(PLAN.num_latents)
+        for step in range(4):
+            firing = step_from(self.variant, state, parameters, x + step, NONE_DEAD, step).outcome.firing
+            if step < 2:
+                density += firing * 2**step  # with a half-life of one batch the second counts twice
+            if step == 2:
+                rank = state["rank"].clone()
+        assert torch.equal(state["rank"], rank)
+        assert bool((density[rank.argsort()].diff() <= 0).all())
+        assert sorted(rank.tolist()) == list(range(PLAN.num_latents))
+
+
+def step_from(
+    variant: Variant,
+    state: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    dead: Tensor,
+    step: int,
+) -> Batch:
+    """One step at any point of the run, from any state."""
+    batch = Batch(
+        x_centered=x - parameters["b_dec"],
+        parameters=parameters,
+        state=state,
+        gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
+        outcome=Outcome.empty(PLAN.num_latents, x.device),
+        dead=dead,
+        step=step,
+        num_steps=PLAN.num_steps,
+        seed=0,
+        step_rows=x.shape[0],
+    )
+    with torch.no_grad():
+        variant.forward_backward(batch)
+        finish_gradients(batch)
+    return batch
+
+
 @pytest.mark.parametrize(
     ("total", "latents", "rows"), [(960, 96, 256), (1280, 96, 256), (97, 96, 4), (5, 3, 1)]
 )
@@ -54,3 +200,38 @@ def test_a_batch_too_small_for_the_latents_is_told() -> None:
     plan = Plan(d_model=24, num_latents=96, batch_rows=10, num_steps=1)
     (problem,) = FeatureChoice(k=9).problems(plan)
     assert "set batch_rows to 11 or more" in problem
+
+
+def test_carried_rows_are_the_expectation_on_average() -> None:
+    zipf = ZipfAllotment(rounding="carry")
+    expected = zipf.expected_rows(2, 500, 64)
+    assert float(expected[-1]) < 1
+    steps = torch.stack([zipf.rows_in_step(2, 500, 64, step) for step in range(200)])
+    torch.testing.assert_close(steps.double().mean(0), expected, atol=1 / 200, rtol=0)
+    assert bool((steps >= expected.floor()).all() and (steps <= expected.ceil()).all())
+    assert float((steps.sum(1) - 128).abs().max()) < 25  # spread over the batches
+
+
+def test_the_densest_latent_has_rank_0() -> None:
+    assert ranks(torch.tensor([0.1, 0.4, 0.0, 0.4])).tolist() == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"k": 5, "zipf": {"max_rows": 300}}, "zipf.max_rows=300 is more than the 256 rows of a batch"),
+        ({"k": 1, "zipf": {"beta": 0.0}}, "set batch_rows to 495 or more, or zipf.rounding to carry"),
+        ({"k": 5, "mutual_choice": {"steps": 8}}, "leaves Feature Choice none of 8 steps"),
+        ({"k": 5, "mutual_choice": {"steps": 0.01}}, "is no step of 8: raise it"),
+        ({"k": 5, "threshold": {"start_step": 8}}, "threshold.start_step=8 is after the last of 8 steps"),
+    ],
+)
+def test_impossible_settings_are_told(settings: dict[str, Any], told: str) -> None:
+    (problem,) = FeatureChoice.model_validate(settings).problems(PLAN)
+    assert told in problem
+
+
+def test_the_batch_that_is_asked_for_is_enough() -> None:
+    variant = FeatureChoice.model_validate({"k": 1, "zipf": {"beta": 0.0}})
+    enough, too_few = (replace(PLAN, batch_rows=rows) for rows in (495, 494))
+    assert variant.problems(enough) == [] and variant.problems(too_few) != []
