@@ -33,22 +33,26 @@ def make_batch() -> Batch:
 def test_parts_are_the_batch(
     block_rows: int, max_pairs: int, max_rows: int, per_latent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saecache.train.batch.block_rows", lambda num_latents: block_rows)
+    monkeypatch.setattr(module, "block_rows", lambda num_latents: block_rows)
     monkeypatch.setattr(module, "PART_PAIRS", max_pairs)
     monkeypatch.setattr(module, "PART_ROWS", max_rows)
     batch = make_batch()
     threshold = torch.linspace(-1, 1, F) if per_latent else 0.5
     found = list(parts_above(batch, threshold))
-    torch.testing.assert_close(torch.cat([part.x_centered for part, _ in found]), batch.x_centered)
+    assert torch.equal(torch.cat([part.x_centered for part, _ in found]), batch.x_centered)
     pre = batch.x_centered @ batch.parameters["W_enc"].T
     codes = torch.cat([pairs.to_dense() for _, pairs in found])
     assert torch.equal(codes != 0, pre > threshold)
     torch.testing.assert_close(codes, pre.where(pre > threshold, 0.0))
-    one_block = min(block_rows, R)
-    assert all(part.num_rows <= max(max_rows, one_block) for part, _ in found)
-    assert all(len(pairs) <= max_pairs or part.num_rows <= one_block for part, pairs in found)
+    assert all(part.num_rows <= max_rows for part, _ in found)
+    assert found[0][0].num_rows == min(block_rows, max_rows, R)
 
 
-def test_few_pairs_make_one_part() -> None:
-    ((part, pairs),) = parts_above(make_batch(), 5.0)
-    assert part.num_rows == pairs.num_rows == R
+def test_later_parts_have_the_pairs_aimed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "block_rows", lambda num_latents: 10)
+    monkeypatch.setattr(module, "PART_PAIRS", 800)
+    found = [
+        (part.num_rows, len(pairs)) for part, pairs in parts_above(make_batch(), 0.0)
+    ]  # half of all pairs
+    assert found[0][0] == 10 and 3 <= len(found) <= 8
+    assert all(600 < pairs < 1000 for _, pairs in found[1:-1])
