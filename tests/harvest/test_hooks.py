@@ -1,0 +1,195 @@
+"""Every hook of every model class against what transformers itself says and against hooks placed by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from saecache.harvest import LanguageModel
+from saecache.harvest.hooks import find_blocks
+from saecache.store.errors import UsageError
+
+CLASSES = ["neox", "neox_sequential", "gpt2", "llama", "qwen3", "mistral", "gemma2", "olmo2"]
+BLOCKS = {"neox": "gpt_neox.layers", "neox_sequential": "gpt_neox.layers", "gpt2": "transformer.h"}
+HALVES = {  # class -> (module whose output is added after attention, and after the MLP)
+    "neox": ("attention", "mlp"),
+    "neox_sequential": ("attention", "mlp"),
+    "gpt2": ("attn", "mlp"),
+    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+}
+NUM_LAYERS = 4
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def loaded(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> tuple[str, LanguageModel]:
+    folder = model_folder(request.param)
+    return request.param, LanguageModel.load(str(folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def neox(model_folder: Callable[[str], Path]) -> LanguageModel:
+    return LanguageModel.load(str(model_folder("neox")), dtype="float32", device="cpu")
+
+
+IDS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def by_hand(model: nn.Module, module_path: str) -> torch.Tensor:
+    """Output of a module in a whole forward, by PyTorch's own hook."""
+    seen = []
+    handle = model.get_submodule(module_path).register_forward_hook(
+        lambda _m, _i, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        model(input_ids=IDS, use_cache=False)
+    handle.remove()
+    return seen[0]
+
+
+def test_residual_stream_is_hidden_states(loaded: tuple[str, LanguageModel]) -> None:
+    _, lm = loaded
+    with torch.no_grad():
+        states = lm.model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
+    hooks = [f"resid_pre.{i}" for i in range(NUM_LAYERS)] + [f"resid_post.{i}" for i in range(NUM_LAYERS)]
+    found = lm.activations(IDS, hooks)
+    for i in range(NUM_LAYERS):
+        torch.testing.assert_close(found[f"resid_pre.{i}"], states[i], rtol=0, atol=0)
+        if i + 1 < NUM_LAYERS:  # the last hidden state is after the final norm
+            torch.testing.assert_close(found[f"resid_post.{i}"], states[i + 1], rtol=0, atol=0)
+    last = found[f"resid_post.{NUM_LAYERS - 1}"]
+    assert not torch.allclose(last, states[-1], atol=1e-3)
+    norms = [m for n, m in lm.model.base_model.named_children() if n in ("norm", "ln_f", "final_layer_norm")]
+    torch.testing.assert_close(norms[0](last), states[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_halves_are_what_the_block_adds(loaded: tuple[str, LanguageModel]) -> None:
+    name, lm = loaded
+    blocks = BLOCKS.get(name, "model.layers")
+    attention, mlp = HALVES.get(name, ("self_attn", "mlp"))
+    for layer in (0, 2, NUM_LAYERS - 1):
+        kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        found = lm.activations(IDS, [f"{kind}.{layer}" for kind in kinds])
+        before, attn, ff, after = (found[f"{kind}.{layer}"] for kind in kinds)
+        assert torch.equal(attn, by_hand(lm.model, f"{blocks}.{layer}.{attention}"))
+        assert torch.equal(ff, by_hand(lm.model, f"{blocks}.{layer}.{mlp}"))
+        assert torch.equal(after, by_hand(lm.model, f"{blocks}.{layer}"))
+        torch.testing.assert_close(before + attn + ff, after, rtol=1e-5, atol=1e-5)
+
+
+def test_widths_and_the_block_list(loaded: tuple[str, LanguageModel]) -> None:
+    name, lm = loaded
+    assert find_blocks(lm.model, NUM_LAYERS)[0] == BLOCKS.get(name, "model.layers")
+    assert lm.widths(["resid_pre.0", "attn_out.3", "mlp_out.0"]) == dict.fromkeys(
+        ["resid_pre.0", "attn_out.3", "mlp_out.0"], 32
+    )
+
+
+def test_module_paths(neox: LanguageModel) -> None:
+    path = "gpt_neox.layers.2.mlp.dense_h_to_4h"
+    assert neox.d_model(path) == 64
+    assert torch.equal(neox.activations(IDS, [path])[path], by_hand(neox.model, path))
+    assert neox.d_model("lm_head") == 300  # outside the base model: the whole model runs
+    torch.testing.assert_close(neox.activations(IDS, ["lm_head"])["lm_head"], neox.logits(IDS))
+
+
+def test_the_forward_stops_after_the_last_hook(neox: LanguageModel) -> None:
+    ran = []
+    handles = [
+        neox.model.get_submodule(f"gpt_neox.layers.{i}.{half}").register_forward_hook(
+            lambda *_, name=f"{half}.{i}": ran.append(name)
+        )
+        for i in range(NUM_LAYERS)
+        for half in ("attention", "mlp")
+    ]
+    for hooks, expected in [
+        (["mlp_out.1", "resid_post.0"], 4),
+        (["attn_out.1"], 3),
+        (["resid_pre.2"], 4),
+        (["resid_pre.0"], 0),
+    ]:
+        ran.clear()
+        neox.activations(IDS, hooks)
+        assert len(ran) == expected, (hooks, ran)
+    for handle in handles:
+        handle.remove()
+
+
+def test_activations_are_copies_taken_at_the_hook(neox: LanguageModel) -> None:
+    """A model that goes on in place must not change what was read."""
+    clean = neox.activations(IDS, ["attn_out.1", "resid_post.1"])
+    module = neox.model.get_submodule("gpt_neox.layers.1.post_attention_dropout")
+    handle = module.register_forward_hook(lambda _m, _i, output: output.mul_(0))
+    changed = neox.activations(IDS, ["attn_out.1", "resid_post.1"])
+    handle.remove()
+    assert torch.equal(changed["attn_out.1"], clean["attn_out.1"])
+    assert not torch.equal(changed["resid_post.1"], clean["resid_post.1"])
+
+
+def test_no_hook_stays_attached(neox: LanguageModel) -> None:
+    neox.activations(IDS, ["resid_pre.1", "mlp_out.0"])
+    with pytest.raises(ZeroDivisionError):
+        neox.read(IDS, ["resid_pre.1"], lambda _hook, _x: 1 / 0)
+    neox.logits_with(IDS, "resid_post.0", lambda x: x)
+    for module in neox.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("hook", ["resid_pre.1", "resid_post.1", "attn_out.2", "mlp_out.2"])
+def test_replacing(loaded: tuple[str, LanguageModel], hook: str) -> None:
+    _, lm = loaded
+    clean = lm.logits(IDS)
+    torch.testing.assert_close(lm.logits_with(IDS, hook, lambda x: x.clone()), clean, rtol=0, atol=0)
+    changed = lm.logits_with(IDS, hook, torch.zeros_like)
+    assert not torch.allclose(changed, clean, atol=1e-3)
+    layer = int(hook[-1])
+    if hook.startswith("resid_post"):  # the same place by its other name
+        torch.testing.assert_close(changed, lm.logits_with(IDS, f"resid_pre.{layer + 1}", torch.zeros_like))
+
+    def only_last(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, -1] = 0
+        return x
+
+    last = lm.logits_with(IDS, hook, only_last)  # causal: the positions before it do not notice
+    torch.testing.assert_close(last[:, :-1], clean[:, :-1], rtol=0, atol=0)
+    assert not torch.allclose(last[:, -1], clean[:, -1], atol=1e-3)
+
+
+def test_replacing_with_another_shape(neox: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"expected shape \(3, 20, 32\), got \(3, 20, 31\)"):
+        neox.logits_with(IDS, "resid_post.0", lambda x: x[..., :-1])
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("resid_post.4", r"tiny-neox has 4 blocks, numbered 0 to 3"),
+        ("attn_out.17", r"4 blocks"),
+        ("resid_mid.1", r"expected resid_pre.L, .* Did you mean"),
+        ("gpt_neox.layers.1.mpl", r"Did you mean 'gpt_neox.layers.1.mlp'"),
+        ("gpt_neox.layers", r"never fires"),
+        ("gpt_neox.rotary_emb", r"expected a float tensor \[sequences, positions, width\]"),
+    ],
+)
+def test_hooks_that_cannot_be(neox: LanguageModel, hook: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        neox.widths(["resid_post.0", hook])
+
+
+def test_a_block_that_does_not_add_up_is_refused(model_folder: Callable[[str], Path]) -> None:
+    """Granite multiplies each half before adding it, so the half's output is not what is added."""
+    granite = LanguageModel.load(str(model_folder("granite")), dtype="float32", device="cpu")
+    assert granite.widths(["resid_pre.1", "resid_post.2"])
+    with pytest.raises(UsageError, match="does not add up"):
+        granite.widths(["mlp_out.1"])
+
+
+def test_padding_changes_nothing_before_it(neox: LanguageModel) -> None:
+    padded = IDS.clone()
+    padded[:, 12:] = -1
+    found = neox.activations(padded, ["resid_post.3"])["resid_post.3"]
+    whole = neox.activations(IDS, ["resid_post.3"])["resid_post.3"]
+    assert torch.equal(found[:, :12], whole[:, :12])
