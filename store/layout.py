@@ -162,7 +162,12 @@ class Layout:
 
     def total_bytes(self) -> int:
         """Bytes of all shard files."""
-        return sum(spec.shard_size(i) for spec in self.arrays() for i in range(spec.num_shards))
+        return sum(
+            (spec.num_shards - 1) * spec.shard_size(0)
+            + spec.shard_size(spec.num_shards - 1)  # all but the last are full
+            for spec in self.arrays()
+            if spec.num_shards
+        )
 
     def arrays(self) -> list[ArraySpec]:
         """Every array of the cache."""
