@@ -1,14 +1,14 @@
 """How the compiled loops are compiled: Numba, on first use, kept on disk for the next process."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Loop = Callable[..., Any]
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Loop) -> Loop:
     """Compile a loop over numpy arrays; multiply-adds may fuse, sums keep their order.
 
     The loop runs without the interpreter lock, so that :mod:`.threads` can split it. It never raises:
@@ -18,7 +18,7 @@ def compiled(function: Function) -> Function:
     return _compile(function, {"contract"})
 
 
-def compiled_sum(function: Function) -> Function:
+def compiled_sum(function: Loop) -> Loop:
     """As :func:`compiled`, and sums over a row may be added up in the order that suits vector registers.
 
     The order is the same on every call: it depends on the length of the row and on the processor, on nothing
@@ -27,10 +27,10 @@ def compiled_sum(function: Function) -> Function:
     return _compile(function, {"contract", "reassoc"})
 
 
-def _compile(function: Function, fastmath: set[str]) -> Function:
+def _compile(function: Loop, fastmath: set[str]) -> Loop:
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
-        loop = numba.njit(cache=True, **options)(function)
+        loop: Loop = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no writable folder to keep the compiled code in
         loop = numba.njit(**options)(function)
-    return cast("Function", loop)
+    return loop

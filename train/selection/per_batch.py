@@ -1,11 +1,27 @@
-"""BatchTopK and Mutual Choice: the largest pre-activations of the whole batch."""
+"""BatchTopK and Mutual Choice: the largest pre-activations of the whole batch.
+
+Pairs that reach a guessed threshold are collected, block by block; when they are enough, the largest of them
+are the answer, else the guess is lowered. So a good guess, the last batch's, costs nothing and a bad one
+only time.
+
+Legend: B rows, F latents, P pairs.
+"""
+
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..kernels import Blocks
+from ..kernels.encode import Blocks, EncoderBlocks
 from ..pairs import Pairs
-from . import reference
+from .collect import collect
+from .largest import kth_largest, mask_of_largest
+from .pieces import Piece, assemble
+
+HINT = "selection_hint"
+MARGIN = 1.25  # collected pairs that a guess aims at, for each one wanted
+SAMPLE_ROWS = 64  # rows that the first guess is taken from
+SAMPLE_MARGINS = (1.5, 4.0)  # of the first guess, and of the one after a guess that was too high
 
 
 def select_per_batch(
@@ -13,10 +29,77 @@ def select_per_batch(
     num_rows: int,
     num_latents: int,
     total: int,
-    state: object = None,
+    state: MutableMapping[str, Tensor] | None = None,
     allowed: Tensor | None = None,
 ) -> Pairs:
-    """The ``total`` largest of all; the lowest (row, latent) first among equals."""
-    pre = torch.cat([block.clone() for _, block in blocks()])
-    rows, latent = reference.per_batch(pre, total, allowed).nonzero(as_tuple=True)
-    return Pairs.from_rows(rows, latent, pre[rows, latent], num_rows, num_latents)
+    """The ``total`` largest of all; the lowest (row, latent) first among equals. Negative ones too.
+
+    From :func:`..kernels.encode_blocks`, "largest" is by the pre-activations that
+    ``sddmm(pairs, x, W_enc) + b_enc`` gives, and these are the pairs' values, bit for bit; other blocks are
+    taken as they are.
+
+    Args:
+        state: keeps a guess of the threshold under :data:`HINT` (float32 []), for the next batch. It changes
+            the time, never the result.
+        allowed: bool [F]; only these latents are chosen from (the candidate pool of Sampled-SAE). None: all.
+
+    Raises:
+        NonFiniteError: a pre-activation is NaN.
+    """
+    choices = num_rows * (num_latents if allowed is None else int(allowed.sum()))
+    if not 0 <= total <= choices:
+        raise ValueError(f"total must be from 0 to {choices}, the pairs of rows and latents, got {total}")
+    for guess in _guesses(blocks, num_rows, total, state, allowed):
+        threshold = torch.full((num_latents,), guess)
+        expected = 2 * total / max(1, num_rows)
+        pieces = collect(
+            blocks, threshold, strict=False, allowed=allowed, most=total, expected_per_row=expected
+        )
+        if _count(pieces) >= total:
+            break
+    collected = assemble(pieces, num_latents)
+    if state is not None and total:
+        state[HINT] = torch.tensor(_next_guess(collected.value, total))
+    return collected.keep(mask_of_largest(collected.value, total))
+
+
+def _count(pieces: Sequence[Piece]) -> int:
+    return sum(piece.value.numel() for piece in pieces)
+
+
+def _guesses(
+    blocks: Blocks,
+    num_rows: int,
+    total: int,
+    state: MutableMapping[str, Tensor] | None,
+    allowed: Tensor | None,
+) -> Iterator[float]:
+    """Thresholds to try, until one lets enough pairs through; the last lets all."""
+    if state is not None and HINT in state and bool(state[HINT].isfinite()):
+        yield float(state[HINT])
+    if num_rows and total:
+        sample = _sample(blocks, num_rows)
+        scores = sample if allowed is None else sample[:, allowed.to(sample.device)]
+        for margin in SAMPLE_MARGINS:
+            rank = int(margin * total * scores.shape[0] / num_rows) + 1
+            if rank <= scores.numel():
+                yield kth_largest(scores.contiguous(), rank)
+    yield -torch.inf
+
+
+def _sample(blocks: Blocks, num_rows: int) -> Tensor:
+    """Pre-activations of some rows: spread over the batch, or else the first block's."""
+    if isinstance(blocks, EncoderBlocks):
+        rows = torch.linspace(0, num_rows - 1, min(num_rows, SAMPLE_ROWS)).long()
+        return blocks.x_centered[rows] @ blocks.W_enc.T + blocks.b_enc
+    return next(blocks())[1].clone()
+
+
+def _next_guess(values: Tensor, total: int) -> float:
+    """Where ``MARGIN * total`` of ``values`` [n >= total] would pass: extrapolated when they are too few."""
+    aim = int(MARGIN * total) + 1
+    if values.numel() >= aim:
+        return kth_largest(values, aim)
+    least, wanted = float(values.min()), kth_largest(values, total)
+    beyond = max(values.numel() - total, 0.05 * total)
+    return least - (wanted - least) * (aim - values.numel()) / beyond

@@ -1,17 +1,122 @@
-"""Feature Choice: for each latent, the rows that match it best."""
+"""Feature Choice: for each latent, the rows that match it best.
 
+One pass over the rows, in order. A latent's candidates are the rows whose pre-activation could be among its
+largest so far; the threshold that decides this rises as rows come in, so that few candidates are held:
+memory is O(sum of counts + block), however many rows there are.
+
+Legend: B rows, F latents, P candidates.
+"""
+
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import Blocks
+from ..kernels.compile import compiled
+from ..kernels.dispatch import use_compiled
+from ..kernels.encode import Blocks, EncoderBlocks
+from ..kernels.threads import even_part, run_parts
+from ..kernels.transpose import by_latent
 from ..pairs import Pairs
-from . import reference
+from .float_bits import key, kth_key
+from .latent_candidates import LatentCandidates
+from .per_latent_torch import select_per_latent_torch
+from .scores import given_block, opened, screen_of
 
 
 def select_per_latent(blocks: Blocks, num_rows: int, num_latents: int, counts: Tensor) -> Pairs:
-    """The ``counts[i]`` rows with the largest pre-activation of latent i; the lowest row first among
-    equals.
+    """The ``counts[i]`` rows with the largest pre-activation of latent i; the lowest row first among equals.
+
+    Negative ones too. From :func:`..kernels.encode_blocks`, "largest" is by the pre-activations that
+    ``sddmm(pairs, x, W_enc) + b_enc`` gives, and these are the pairs' values, bit for bit; other blocks are
+    taken as they are.
+
+    Args:
+        counts: int64 [F], each from 0 to B.
+
+    Raises:
+        NonFiniteError: a pre-activation is NaN.
     """
-    pre = torch.cat([block.clone() for _, block in blocks()])
-    rows, latent = reference.per_latent(pre, counts).nonzero(as_tuple=True)
-    return Pairs.from_rows(rows, latent, pre[rows, latent], num_rows, num_latents)
+    if counts.shape != (num_latents,) or counts.dtype != torch.int64:
+        raise ValueError(f"counts must be int64 [{num_latents}], got {counts.dtype} {list(counts.shape)}")
+    if num_latents and not (int(counts.min()) >= 0 and int(counts.max()) <= num_rows):
+        raise ValueError(
+            f"counts must be from 0 to the number of rows, {num_rows}, "
+            f"got {int(counts.min())} to {int(counts.max())}"
+        )
+    if (encoder := screen_of(blocks)) is not None:
+        return _from_encoder(encoder, counts)
+    if counts.device.type == "cpu" and use_compiled():
+        return _from_given(blocks, num_rows, counts)
+    return select_per_latent_torch(blocks, num_rows, counts)
+
+
+def _from_encoder(blocks: EncoderBlocks, counts: Tensor) -> Pairs:
+    candidates = LatentCandidates(counts.cpu().numpy())
+    num_rows = blocks.x_centered.shape[0]
+    with opened(blocks) as screen:
+        rows = blocks.block_rows * torch.get_num_threads()
+        for start in range(0, num_rows, rows):
+            with screen.scored(start, min(start + rows, num_rows)) as block:
+                candidates.add(block)
+        pairs = _by_rows(candidates, num_rows)
+        row_ptr, latent, value = (t.numpy() for t in (pairs.row_ptr, pairs.latent, pairs.value))
+
+        def recompute(start: int, stop: int) -> None:
+            screen.exact(start, stop)(row_ptr[start:stop], row_ptr[start + 1 : stop + 1], latent, value)
+
+        run_parts(recompute, num_rows, even_part(num_rows))
+    return _largest(pairs, counts)
+
+
+def _from_given(blocks: Blocks, num_rows: int, counts: Tensor) -> Pairs:
+    candidates = LatentCandidates(counts.numpy())
+    for first_row, pre in blocks():
+        candidates.add(given_block(first_row, pre.contiguous()))
+    return _largest(_by_rows(candidates, num_rows), counts)
+
+
+def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
+    row, latent, score = (torch.from_numpy(array) for array in candidates.collected())
+    # Sorted by rows as by_latent sorts by latents: stable, and the latents come in ascending order.
+    places = Pairs(row_ptr=torch.tensor([0, row.numel()]), latent=row, value=score, num_latents=num_rows)
+    order = by_latent(places)
+    return Pairs(
+        row_ptr=order.latent_ptr,
+        latent=latent[order.pair],
+        value=score[order.pair],
+        num_latents=candidates.num_latents,
+    )
+
+
+def _largest(pairs: Pairs, counts: Tensor) -> Pairs:
+    """The ``counts[i]`` largest of the pairs of latent i, the lowest row first among equals."""
+    order = by_latent(pairs)
+    mask = torch.empty(len(pairs), dtype=torch.bool)
+    tensors = (pairs.value, order.latent_ptr, order.pair, counts.cpu(), mask)
+    _mark_largest(*[t.numpy() for t in tensors])
+    return pairs.keep(mask)
+
+
+@compiled
+def _mark_largest(value: Any, latent_ptr: Any, pair: Any, counts: Any, mask: Any) -> None:
+    longest = 0
+    for latent in range(counts.shape[0]):
+        longest = max(longest, latent_ptr[latent + 1] - latent_ptr[latent])
+    keys = np.empty(longest, np.int32)
+    for latent in range(counts.shape[0]):
+        first, wanted = latent_ptr[latent], counts[latent]
+        found = latent_ptr[latent + 1] - first
+        for i in range(found):
+            keys[i] = key(value[pair[first + i]])
+        least = keys[0]
+        if wanted > 0:
+            least = kth_key(keys, found, wanted)
+        above = 0
+        for i in range(found):
+            above += keys[i] > least
+        equal_left = wanted - above
+        for i in range(found):
+            mask[pair[first + i]] = keys[i] > least or (keys[i] == least and equal_left > 0)
+            equal_left -= keys[i] == least

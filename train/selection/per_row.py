@@ -59,9 +59,8 @@ def _select(block: ScoredBlock, k: int) -> Piece:
     latent, value = torch.empty(num_rows, k, dtype=torch.int64), torch.empty(num_rows, k)
     capacity = min(CANDIDATES_PER_K * k + CHUNK, num_latents)
     count = _select_rows(block, k, capacity, 0, num_rows, latent.numpy(), value.numpy())
-    for row in np.flatnonzero(
-        count == OVERFLOW
-    ):  # many equal scores, or loose bounds: every latent may be a candidate
+    overflown: list[int] = np.flatnonzero(count == OVERFLOW).tolist()
+    for row in overflown:  # many equal scores, or loose bounds: every latent may be a candidate
         _select_rows(block, k, num_latents, row, row + 1, latent.numpy(), value.numpy())
     return Piece(block.first_row, torch.full((num_rows,), k), latent.flatten(), value.flatten())
 

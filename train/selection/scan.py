@@ -23,6 +23,12 @@ CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
 CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
 
 OVERFLOW = -1  # in place of a number of candidates
+EXCLUDED = np.int32(2**31 - 1)  # above the key of every float, infinity included
+
+
+def whole_chunks(num_latents: int) -> int:
+    """``num_latents`` rounded up."""
+    return -(-num_latents // CHUNK) * CHUNK
 
 
 class Latents(NamedTuple):
@@ -45,11 +51,6 @@ def describe_latents(bias: Any, norm: Any) -> Latents:
         bias_of_chunk=np.maximum.reduceat(np.abs(bias), starts),
         norm_of_chunk=np.maximum.reduceat(norm, starts),
     )
-
-
-def least_of_chunks(threshold: Any) -> Any:
-    """The smallest ``threshold`` (numpy float32 [F]) of each chunk."""
-    return np.minimum.reduceat(threshold, np.arange(0, threshold.shape[0], CHUNK))
 
 
 @compiled
@@ -92,8 +93,8 @@ def scan_for_largest(
         for chunk in range(num_chunks):
             if upper[chunk] >= least and n <= capacity:
                 start = chunk * CHUNK
-                width = _upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(width):
+                upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(CHUNK):
                     if keys[j] >= least:
                         candidate[row, n] = start + j
                         n += 1
@@ -116,7 +117,7 @@ def scan_above(
     Args:
         scores: float32 or bfloat16 bits [b, F], without NaN.
         slack: float32 [b].
-        threshold: int32 [F], the :func:`.float_bits.key` of it; that of infinity excludes a latent.
+        threshold: int32 [F rounded up to whole chunks], its :func:`.float_bits.key`; EXCLUDED admits nothing.
         threshold_of_chunk: int32, the least of each chunk.
         candidate: int64 [capacity + CHUNK], the latents, written.
         row_ptr: int64 [b + 1], written: row r has candidates ``row_ptr[r]:row_ptr[r + 1]``.
@@ -138,8 +139,8 @@ def scan_above(
                 if n > capacity:
                     return OVERFLOW
                 start = chunk * CHUNK
-                width = _upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(width):
+                upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(CHUNK):
                     if keys[j] >= threshold[start + j]:
                         candidate[n] = start + j
                         n += 1
@@ -148,7 +149,8 @@ def scan_above(
 
 
 @compiled
-def _error(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
+def error_bound(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
+    """e of a score q, v with its bias."""
     return slack * norm + relative * abs(q) + ROUNDING * abs(v) + FLOOR
 
 
@@ -169,7 +171,9 @@ def _bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: A
         upper[chunk] = top
     for chunk in range(upper.shape[0]):
         m = float_of_key(upper[chunk])
-        most = _error(abs(m) + latents.bias_of_chunk[chunk], m, latents.norm_of_chunk[chunk], slack, relative)
+        most = error_bound(
+            abs(m) + latents.bias_of_chunk[chunk], m, latents.norm_of_chunk[chunk], slack, relative
+        )
         upper[chunk] = key(m + most)
         lower[chunk] = key(m - most)
 
@@ -181,24 +185,25 @@ def _bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: 
     for j in range(lower.shape[0]):
         q = as_float(scores[j])
         v = q + bias[j]
-        lower[j] = key(v - _error(q, v, norm[j], slack, relative))
+        lower[j] = key(v - error_bound(q, v, norm[j], slack, relative))
 
 
 @compiled
-def _upper_keys(scores: Any, latents: Any, slack: Any, relative: Any, start: int, keys: Any) -> int:
-    """Keys of v + e of the chunk that starts at latent ``start``; returns how many there are."""
+def upper_keys(scores: Any, latents: Any, slack: Any, relative: Any, start: int, keys: Any) -> None:
+    """Keys of v + e of the chunk that starts at latent ``start``; LOWEST where there is no latent any
+    more.
+    """
     bias, norm = latents.bias, latents.norm
     if start + CHUNK > scores.shape[0]:
-        for j in range(scores.shape[0] - start):
-            q = as_float(scores[start + j])
-            v = q + bias[start + j]
-            keys[j] = key(v + _error(q, v, norm[start + j], slack, relative))
-        return int(scores.shape[0] - start)
+        for j in range(CHUNK):
+            keys[j] = LOWEST
+            if start + j < scores.shape[0]:
+                q = as_float(scores[start + j])
+                v = q + bias[start + j]
+                keys[j] = key(v + error_bound(q, v, norm[start + j], slack, relative))
+        return
     for j in range(CHUNK):
-        i = np.uintp(
-            start + j
-        )  # unsigned: an index that may count from the end would not become vector instructions
+        i = np.uintp(start + j)  # an index that could be negative would keep this from becoming vector code
         q = as_float(scores[i])
         v = q + bias[i]
-        keys[j] = key(v + _error(q, v, norm[i], slack, relative))
-    return CHUNK
+        keys[j] = key(v + error_bound(q, v, norm[i], slack, relative))

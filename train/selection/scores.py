@@ -4,8 +4,8 @@ blocks.
 Legend: B rows, b rows of a block, D model width, F latents, P pairs.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..kernels.encode import Blocks, EncoderBlocks
 from ..kernels.scratch import borrowed
 from ..kernels.sddmm import dot_products
 from ..kernels.threads import run_parts
-from .bounds import ErrorBounds, no_error, product_bounds, row_norms
+from .bounds import ErrorBounds, product_bounds, row_norms
 from .errors import check_finite_factors, check_not_nan
 from .pieces import Piece
 from .scan import Latents, describe_latents
@@ -47,13 +47,14 @@ class ScoredBlock:
     slack: Any
     relative: Any
     latents: Latents
-    exact: Callable[[Any, Any, Any, Any], None]
+    exact: "Exact"
 
     @property
     def num_rows(self) -> int:
         return int(self.scores.shape[0])
 
 
+Exact = Callable[[Any, Any, Any, Any], None]
 CompiledWork = Callable[[ScoredBlock], Piece]
 PlainWork = Callable[[int, Tensor], Piece]
 
@@ -64,8 +65,8 @@ def each_block(blocks: Blocks, compiled_work: CompiledWork, plain_work: PlainWor
     ``compiled_work`` is called from several threads, where compiled loops can run; otherwise ``plain_work``
     with the block's first row and pre-activations.
     """
-    if isinstance(blocks, EncoderBlocks) and use_compiled(blocks.x_centered, blocks.W_enc, blocks.b_enc):
-        return _screened(blocks, compiled_work)
+    if (screen := screen_of(blocks)) is not None:
+        return _screened(screen, compiled_work)
     pieces: list[Piece] = []
     for first_row, pre in blocks():
         if use_compiled(pre):
@@ -75,81 +76,127 @@ def each_block(blocks: Blocks, compiled_work: CompiledWork, plain_work: PlainWor
     return pieces
 
 
-def _as_given(first_row: int, pre: Tensor, work: CompiledWork) -> list[Piece]:
-    check_not_nan(first_row, pre)
-    num_rows, num_latents = pre.shape
-    bounds = no_error(num_rows, num_latents)
-    latents = describe_latents(np.zeros(num_latents, np.float32), bounds.norm.numpy())
-    scores, pieces = pre.detach().numpy(), []
-
-    def part(start: int, stop: int) -> None:
-        given = scores[start:stop]
-
-        def exact(first: Any, last: Any, candidate: Any, value: Any) -> None:
-            _gather(first, last, candidate, given, value)
-
-        slack = bounds.slack.numpy()[start:stop]
-        block = ScoredBlock(first_row + start, given, slack, np.float32(0), latents, exact)
-        pieces.append(work(block))
-
-    run_parts(part, num_rows, part_rows(num_rows, num_rows))
-    return pieces
-
-
 def _screened(blocks: EncoderBlocks, work: CompiledWork) -> list[Piece]:
-    """Scores from a matrix product, in bfloat16 where that pays; pre-activations as :func:`..kernels.sddmm`
-    has them.
-
-    The product and the work on a block run on one thread, while the block is in its cache.
-    """
-    x, W, b = blocks.x_centered, blocks.W_enc, blocks.b_enc
-    (num_rows, width), num_latents = x.shape, W.shape[0]
-    in_bfloat16 = bfloat16_pays(num_latents, width)
-    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
+    """The product and the work on a block run on one thread, while the block is in its cache."""
     pieces: list[Piece] = []
-    with (
-        borrowed(num_latents, width, dtype=dtype) if in_bfloat16 else nullcontext(W) as W_product,
-        borrowed(num_rows, width, dtype=dtype) if in_bfloat16 else nullcontext(x) as x_product,
-    ):
-        if in_bfloat16:
-            W_product.copy_(W)
-            x_product.copy_(x)
-        bounds = _bounds(x, W, x_product, W_product)
-        check_finite_factors(bounds, b)
-        latents = describe_latents(b.numpy(), bounds.norm.numpy())
+    num_rows = blocks.x_centered.shape[0]
+    with opened(blocks) as screen:
 
         def part(start: int, stop: int) -> None:
-            rows = x[start:stop].numpy()
-
-            def exact(first: Any, last: Any, candidate: Any, value: Any) -> None:
-                dot_products(first, last, candidate, rows, W.numpy(), value, 0, stop - start)
-                _add_bias(first, last, candidate, latents.bias, value)
-
-            with borrowed(stop - start, num_latents, dtype=dtype) as buffer:
-                torch.mm(x_product[start:stop], W_product.T, out=buffer)
-                scores = buffer.view(torch.uint16).numpy() if in_bfloat16 else buffer.numpy()
-                slack = bounds.slack.numpy()[start:stop]
-                block = ScoredBlock(start, scores, slack, np.float32(bounds.relative), latents, exact)
+            with screen.scored(start, stop) as block:
                 pieces.append(work(block))
 
         run_parts(part, num_rows, part_rows(num_rows, blocks.block_rows))
     return pieces
 
 
+def _as_given(first_row: int, pre: Tensor, work: CompiledWork) -> list[Piece]:
+    pieces: list[Piece] = []
+    whole = given_block(first_row, pre)
+
+    def part(start: int, stop: int) -> None:
+        pieces.append(work(given_block(first_row + start, pre[start:stop], whole.latents)))
+
+    run_parts(part, whole.num_rows, part_rows(whole.num_rows, whole.num_rows))
+    return pieces
+
+
 def part_rows(num_rows: int, most: int) -> int:
-    """Rows of a part: at most ``most``, and no more than gives every thread one."""
+    """Rows of a part: at most ``most``, and no more than leaves every thread one."""
     return min(most, max(SMALLEST_PART, -(-num_rows // torch.get_num_threads())))
 
 
-def _bounds(x: Tensor, W: Tensor, x_product: Tensor, W_product: Tensor) -> ErrorBounds:
-    if W_product.dtype == torch.bfloat16:
-        return product_bounds(row_norms(x, x_product), row_norms(W, W_product), W.shape[1], "bfloat16")
-    if (
+def given_block(first_row: int, pre: Tensor, latents: Latents | None = None) -> ScoredBlock:
+    """Pre-activations [b, F] as scores without error. They are searched for NaN, unless ``latents`` is
+    given.
+    """
+    if latents is None:
+        check_not_nan(first_row, pre)
+        zeros = np.zeros(pre.shape[1], np.float32)
+        latents = describe_latents(zeros, zeros)
+    given, slack = pre.detach().numpy(), np.zeros(pre.shape[0], np.float32)
+
+    def exact(start: Any, stop: Any, candidate: Any, value: Any) -> None:
+        _gather(start, stop, candidate, given, value)
+
+    return ScoredBlock(first_row, given, slack, np.float32(0), latents, exact)
+
+
+def screen_of(blocks: Blocks) -> EncoderBlocks | None:
+    """``blocks`` themselves when their factors can be read by compiled loops."""
+    if isinstance(blocks, EncoderBlocks) and use_compiled(blocks.x_centered, blocks.W_enc, blocks.b_enc):
+        return blocks
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """An encoder whose products are scores: in bfloat16 where that pays, else in float32.
+
+    Pre-activations are what :func:`..kernels.sddmm` gives plus the bias, whichever product it is.
+    """
+
+    x: Tensor
+    W: Tensor
+    x_product: Tensor
+    W_product: Tensor
+    bounds: ErrorBounds
+    latents: Latents
+
+    @contextmanager
+    def scored(self, start: int, stop: int) -> Iterator[ScoredBlock]:
+        """Rows ``start`` to ``stop - 1``. The scores are gone after the ``with`` block."""
+        dtype = self.W_product.dtype
+        with borrowed(stop - start, self.W.shape[0], dtype=dtype) as buffer:
+            self._multiply(start, stop, buffer)
+            scores = (buffer.view(torch.uint16) if dtype == torch.bfloat16 else buffer).numpy()
+            slack = self.bounds.slack[start:stop].numpy()
+            relative = np.float32(self.bounds.relative)
+            yield ScoredBlock(start, scores, slack, relative, self.latents, self.exact(start, stop))
+
+    def _multiply(self, start: int, stop: int, out: Tensor) -> None:
+        x = self.x_product[start:stop]
+
+        def part(first: int, last: int) -> None:
+            torch.mm(x[first:last], self.W_product.T, out=out[first:last])
+
+        run_parts(part, stop - start, part_rows(stop - start, stop - start))
+
+    def exact(self, start: int, stop: int) -> Exact:
+        """See :class:`ScoredBlock`, for rows ``start`` to ``stop - 1``."""
+        rows, W, bias = self.x[start:stop].numpy(), self.W.numpy(), self.latents.bias
+
+        def exact(first: Any, last: Any, candidate: Any, value: Any) -> None:
+            dot_products(first, last, candidate, rows, W, value, 0, stop - start)
+            _add_bias(first, last, candidate, bias, value)
+
+        return exact
+
+
+@contextmanager
+def opened(blocks: EncoderBlocks) -> Iterator[Screen]:
+    """The screen of an encoder; its rounded copies of the factors are borrowed memory."""
+    x, W, b = blocks.x_centered, blocks.W_enc, blocks.b_enc
+    if not bfloat16_pays(*W.shape):
+        bounds = _float32_bounds(x, W)
+        check_finite_factors(bounds, b)
+        yield Screen(x, W, x, W, bounds, describe_latents(b.numpy(), bounds.norm.numpy()))
+        return
+    with borrowed(*x.shape, dtype=torch.bfloat16) as x_, borrowed(*W.shape, dtype=torch.bfloat16) as W_:
+        x_.copy_(x)
+        W_.copy_(W)
+        bounds = product_bounds(row_norms(x, x_), row_norms(W, W_), W.shape[1], "bfloat16")
+        check_finite_factors(bounds, b)
+        yield Screen(x, W, x_, W_, bounds, describe_latents(b.numpy(), bounds.norm.numpy()))
+
+
+def _float32_bounds(x: Tensor, W: Tensor) -> ErrorBounds:
+    may_round = (
         torch.get_float32_matmul_precision() != "highest"
-    ):  # then torch may round the factors to bfloat16 itself
-        x_norms, w_norms = row_norms(x, x.bfloat16()), row_norms(W, W.bfloat16())
-        return product_bounds(x_norms, w_norms, W.shape[1], "float32")
-    return product_bounds(row_norms(x, None), row_norms(W, None), W.shape[1], "float32")
+    )  # torch may then use bfloat16 factors itself
+    x_norms = row_norms(x, x.bfloat16() if may_round else None)
+    W_norms = row_norms(W, W.bfloat16() if may_round else None)
+    return product_bounds(x_norms, W_norms, W.shape[1], "float32")
 
 
 @compiled
