@@ -14,7 +14,7 @@ class EvaluateConfig(BaseModel):
     """Rows encoded at once. Bounds memory; the figures do not depend on it."""
     ce_tokens: int = Field(50_000, ge=1)
     """CE and KL: whole sequences are taken until this many tokens are scored, or the held-out rows end."""
-    logit_bytes: int = Field(256 * 2**20, ge=1)
+    logit_bytes: int = Field(128 * 2**20, ge=1)
     """CE and KL: float32 logits of one forward take at most this (one sequence is the least)."""
     num_latents: int = Field(24, ge=0)
     """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""

@@ -86,26 +86,28 @@ def measure_language_model(
     zero, mean = ({hook: _Losses() for hook in hooks} for _ in range(2))
     spliced = {sae.name: _Losses() for sae in saes}
     mismatch: dict[str, float] = {}
-    with tqdm(total=len(sequences), desc="language model", unit="seq", disable=not show_progress) as progress:
+    forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
+    with tqdm(total=forwards, desc="language model", unit="forward", disable=not show_progress) as progress:
         for batch in _batches(sequences, model, logit_bytes):
             ids = torch.from_numpy(batch.ids)
             mask = torch.from_numpy(batch.spliced)
             scorer = _Scorer(model.logits(ids), ids, torch.from_numpy(batch.scored))
             clean.add(*scorer.clean())
+            progress.update(len(batch))
             for hook in hooks:
+                seen: list[Tensor] = []
+                ablate = _splice(mask, torch.zeros_like, seen)
+                zero[hook].add(*scorer.against(model.logits_with(ids, hook, ablate)))
                 if hook not in mismatch:
-                    seen: list[Tensor] = []
-                    model.logits_with(ids, hook, _spy(mask, seen))
                     stored = cache.rows(hook, batch.rows[batch.spliced], split=split, normalization="none")
                     mismatch[hook] = _check_activations(seen[0], stored, hook, cache)
-                replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
-                zero[hook].add(*scorer.against(replaced))
                 replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
                 mean[hook].add(*scorer.against(replaced))
+                progress.update(2 * len(batch))
             for sae in saes:
                 replaced = model.logits_with(ids, sae.hook, _splice(mask, sae.reconstruct))
                 spliced[sae.name].add(*scorer.against(replaced))
-            progress.update(len(batch))
+                progress.update(len(batch))
     num_tokens = int(sequences.scored.sum())
     return {
         sae.name: _metrics(
@@ -159,13 +161,19 @@ class _Scorer:
         return sums.index_add_(0, self._sequence_P, values_P.cpu())
 
 
-def _splice(mask_nT: Tensor, replacement: Replacement) -> Replacement:
-    """Replace the masked positions only, in float32, and give back the model's dtype and device."""
+def _splice(mask_nT: Tensor, replacement: Replacement, seen: list[Tensor] | None = None) -> Replacement:
+    """Replace the masked positions only, in float32, and give back the model's dtype and device.
+
+    ``seen``, when given, receives what was there, [P, D] float32 on the CPU.
+    """
 
     def replace(x_nTD: Tensor) -> Tensor:
         mask = mask_nT.to(x_nTD.device)
+        there_PD = x_nTD[mask].float()
+        if seen is not None:
+            seen.append(there_PD.cpu())
         replaced = x_nTD.clone()
-        replaced[mask] = replacement(x_nTD[mask].float()).to(x_nTD)
+        replaced[mask] = replacement(there_PD).to(x_nTD)
         return replaced
 
     return replace
@@ -173,16 +181,6 @@ def _splice(mask_nT: Tensor, replacement: Replacement) -> Replacement:
 
 def _constant(value_D: Tensor) -> Replacement:
     return lambda x_PD: value_D.to(x_PD).expand_as(x_PD)
-
-
-def _spy(mask_nT: Tensor, seen: list[Tensor]) -> Replacement:
-    """Replace nothing, and keep what is at the masked positions."""
-
-    def replace(x_nTD: Tensor) -> Tensor:
-        seen.append(x_nTD[mask_nT.to(x_nTD.device)].float().cpu())
-        return x_nTD
-
-    return replace
 
 
 def _check_activations(seen_PD: Tensor, stored_PD: Tensor, hook: str, cache: ActivationCache) -> float:

@@ -105,6 +105,7 @@ function makeScale(values, { log = false, zero = false, pad = 0.04, from = null,
   const forward = log ? Math.log10 : (v) => v;
   const back = log ? (v) => 10 ** v : (v) => v;
   let [a, b] = [forward(low), forward(high)];
+  if (zero && high <= 0) high = 1;
   // A flat series still gets an axis around it.
   if (b - a < (log ? 0.02 : Math.abs(a) * 1e-6 + 1e-12)) [a, b] = log ? [a - 0.2, b + 0.2] : [a - (Math.abs(a) * 0.1 || 0.5), b + (Math.abs(b) * 0.1 || 0.5)];
   const space = (b - a) * pad;

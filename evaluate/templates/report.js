@@ -219,6 +219,7 @@ function contextLine(context, most) {
 function sparkHistogram(histogram, index) {
   const [width, height] = [120, 34];
   const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Distribution of the activations" });
+  svg.append(shape("line", { x1: 0, x2: width, y1: height, y2: height, stroke: cssColor("--faint") }));
   const most = Math.max(...histogram.counts, 1);
   const bar = width / histogram.counts.length;
   histogram.counts.forEach((count, i) => {
