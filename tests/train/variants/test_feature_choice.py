@@ -74,7 +74,7 @@ class TestZipf(VariantContract):
 
 
 class TestPhases(TestFeatureChoice):
-    """The contract takes the first step of Feature Choice; its runs have both phases, resumed in the second."""
+    """The contract takes the first step of Feature Choice; its runs have both phases."""
 
     settings: ClassVar[dict[str, Any]] = {
         "kind": "feature_choice",

@@ -12,6 +12,7 @@ from saecache.train.variants.jumprelu import JumpReLU
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import mean_square, pre_activations
+from .options import WithoutRuns
 
 WIDTH = 0.4
 
@@ -71,7 +72,7 @@ class TestStep(VariantContract):
         assert torch.equal(sae.encode(x) != 0, pre > sae.threshold)
 
 
-class TestStepToInput(TestStep):
+class TestStepToInput(WithoutRuns, TestStep):
     settings: ClassVar[dict[str, Any]] = {**TestStep.settings, "jump_to": "threshold_and_input"}
 
 

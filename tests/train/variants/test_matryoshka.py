@@ -13,6 +13,7 @@ from saecache.train.variants.matryoshka import MatryoshkaBatchTopK
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import auxk_loss, mean_square, pre_activations
+from .options import WithoutRuns
 
 
 class TestMatryoshka(VariantContract):
@@ -36,7 +37,7 @@ class TestMatryoshka(VariantContract):
         return losses | auxk_loss(parameters, pre, error, dead, 4, 0.1), codes
 
 
-class TestSmallPrefixes(TestMatryoshka):
+class TestSmallPrefixes(WithoutRuns, TestMatryoshka):
     """Prefixes without any active latent in most rows."""
 
     settings: ClassVar[dict[str, Any]] = {

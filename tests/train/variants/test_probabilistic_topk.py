@@ -1,20 +1,22 @@
 """Probabilistic TopK against its definition, its schedule and its ranking."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, load_sae, run
 from saecache.train.batch import Batch, Rows
 from saecache.train.variant import Plan
 from saecache.train.variants.probabilistic_topk import ProbabilisticTopK
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import mean_square, pre_activations
-
-SCHEDULED = torch.tensor([1.0, 0.3, 1e-4])
+from .options import WithoutRuns
 
 
 class TestProbabilisticTopK(VariantContract):
@@ -53,27 +55,16 @@ class TestProbabilisticTopK(VariantContract):
         _, wanted = self.reference(tensors, x.double(), torch.zeros(PLAN.num_latents, dtype=torch.bool))
         torch.testing.assert_close(sae.encode(x, as_trained=True).double(), wanted, rtol=1e-4, atol=1e-5)
 
-    def test_b_enc_stays_zero_and_beta_ends_where_it_should(
-        self, cache: Any, make_config: Any, tmp_path: Any
-    ) -> None:
-        from saecache.train import load_sae, run
 
-        saes = run(make_config(self.settings), cache, tmp_path / "run").saes
-        sae = load_sae(next(iter(saes.values())))
-        assert not bool(sae.b_enc.any())
-        assert float(sae.beta) == pytest.approx(1e-4)
-        assert bool((sae.encode(cache.rows("resid", torch.arange(99).numpy())) != 0).sum(1).eq(5).all())
-
-
-class TestNoMagnitude(TestProbabilisticTopK):
+class TestNoMagnitude(WithoutRuns, TestProbabilisticTopK):
     settings: ClassVar[dict[str, Any]] = {**TestProbabilisticTopK.settings, "magnitude_weight": 0.0}
 
 
-class TestNoLayerNorm(TestProbabilisticTopK):
+class TestNoLayerNorm(WithoutRuns, TestProbabilisticTopK):
     settings: ClassVar[dict[str, Any]] = {**TestProbabilisticTopK.settings, "layer_norm": False}
 
 
-class TestSigmoidGate(TestProbabilisticTopK):
+class TestSigmoidGate(WithoutRuns, TestProbabilisticTopK):
     settings: ClassVar[dict[str, Any]] = {**TestProbabilisticTopK.settings, "gate": "sigmoid"}
 
 
@@ -124,3 +115,16 @@ def test_impossible_schedules_are_told() -> None:
     assert "lower warmup" in problem
     (problem,) = ProbabilisticTopK(beta_end=6.0).problems(plan)
     assert "beta_end=6 must not exceed beta_start=5" in problem
+
+
+def test_b_enc_stays_zero_and_beta_ends_where_it_should(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    (folder,) = run(
+        make_config({"kind": "probabilistic_topk", "k": 5}), cache, tmp_path / "run"
+    ).saes.values()
+    sae = load_sae(folder)
+    assert not bool(sae.b_enc.any())
+    assert float(sae.get_buffer("beta")) == pytest.approx(1e-4)
+    codes = sae.encode(cache.rows("resid", torch.arange(99).numpy()))
+    assert bool((codes != 0).sum(1).eq(5).all())

@@ -13,6 +13,7 @@ from saecache.train.variants.sampled import Sampled
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import auxk_loss, mean_square, pre_activations
+from .options import WithoutRuns
 
 
 class TestSampled(VariantContract):
@@ -38,7 +39,7 @@ class TestSampled(VariantContract):
         return pre.relu().square().sum(0) + 0.01
 
 
-class TestL2(TestSampled):
+class TestL2(WithoutRuns, TestSampled):
     settings: ClassVar[dict[str, Any]] = {**TestSampled.settings, "score": "l2"}
 
     def score(self, pre: Tensor) -> Tensor:
@@ -53,8 +54,7 @@ class TestEntropy(TestSampled):
         return -(q * (q + 1e-12).log()).sum(0)
 
 
-class TestLowEntropy(TestEntropy):
-    heldout_fvu_below = 1.0  # inference has no pool
+class TestLowEntropy(WithoutRuns, TestEntropy):
     settings: ClassVar[dict[str, Any]] = {**TestEntropy.settings, "entropy_prefers": "low"}
 
     def score(self, pre: Tensor) -> Tensor:
