@@ -17,9 +17,11 @@ def canonical_json(value: Any) -> str:
         UsageError: a value that JSON cannot hold.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:  # half a surrogate pair is a ValueError too
         raise UsageError(f"expected plain JSON values (no NaN, no objects), got: {error}") from None
+    return text
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

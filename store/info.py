@@ -1,12 +1,16 @@
 """What ``saecache cache info`` says. Reads the manifest and nothing else; loads no torch."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import GIB
+from .config import GIB, MIB
 from .layout import PROVENANCE_GROUP
 from .manifest import Manifest, load_manifest
+
+_SHOWN_ELSEWHERE = ("hooks", "context", "storage")
+_LONGEST_VALUE = 100
 
 
 def read_manifest(path: Path | str) -> Manifest:
@@ -15,16 +19,16 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_provenance(path: Path | str) -> dict[str, Any]:
-    """Volatile facts of a cache (creation time, software, throughput); empty when there are none."""
-    file = Path(path) / PROVENANCE_GROUP / "zarr.json"
-    if not file.is_file():
-        return {}
-    attributes = json.loads(file.read_bytes()).get("attributes")
+    """Facts that do not make it another cache (created, software, throughput); {} where there are none."""
+    try:
+        attributes = json.loads((Path(path) / PROVENANCE_GROUP / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # nothing depends on them
     return attributes if isinstance(attributes, dict) else {}
 
 
-def describe(manifest: Manifest) -> list[tuple[str, str]]:
-    """Label and value, in the order they are shown."""
+def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """Label and value, in the order in which they are shown."""
     size = sum(file.size for file in manifest.files)
     lines = [
         ("fingerprint", manifest.fingerprint),
@@ -33,11 +37,27 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         ("held-out rows", f"{manifest.heldout_rows:,}"),
         ("sequences", f"{manifest.sequences:,} of {manifest.context:,} positions"),
         ("stored as", f"{manifest.dtype}, normalization {manifest.normalization}"),
-        ("size", f"{size / GIB:.2f} GiB in {len(manifest.files):,} shards"),
+        ("size", f"{_bytes(size)} in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():
-        median = hook.norm_quantiles.get("0.5")
-        norm = f", median norm {median:.4g}" if median is not None else ""
-        lines.append((f"hook {name}", f"{hook.d_model} wide{norm}"))
-    lines += [(key, f"{value:,}") for key, value in manifest.counts.items()]
-    return lines
+        median, largest = hook.norm_quantiles.get("0.5"), hook.norm_quantiles.get("1")
+        norms = "" if median is None or largest is None else f", norm {median:.4g} (median) to {largest:.4g}"
+        lines.append((f"hook {name}", f"{hook.d_model} wide{norms}"))
+    lines += [(name, f"{count:,}") for name, count in manifest.counts.items()]
+    source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
+    lines += _leaves(source)
+    return lines + list(_leaves(provenance or {}))
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as ``a.b``: value."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+    elif value is not None:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield place, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _bytes(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

@@ -7,6 +7,7 @@ paths, and that its own checksum, its fingerprint and its table of files agree w
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -233,12 +234,14 @@ def check_files(path: Path, manifest: Manifest) -> None:
     """
     for file in manifest.files:
         try:
-            size = (path / file.path).stat().st_size
-        except FileNotFoundError:
+            found = (path / file.path).stat()
+        except (FileNotFoundError, NotADirectoryError):
             raise CorruptCacheError(f"{path / file.path} is missing: the cache is not whole") from None
-        if size != file.size:
+        if not stat.S_ISREG(found.st_mode):
+            raise CorruptCacheError(f"{path / file.path} is not a file")
+        if found.st_size != file.size:
             raise CorruptCacheError(
-                f"{path / file.path} has {size} bytes, expected {file.size}: truncated or altered"
+                f"{path / file.path} has {found.st_size} bytes, expected {file.size}: truncated or altered"
             )
 
 

@@ -1,18 +1,27 @@
-"""Checking every byte of a cache against its manifest and checksums."""
+"""Checking every byte of a cache against its manifest and its checksums."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .errors import CorruptCacheError
-from .info import read_manifest
+from .keys import row_keys
+from .layout import SPLITS, ArraySpec
+from .manifest import FileInfo, Manifest, load_manifest
+from .publish import nested_metadata, root_metadata
 from .sharded_array import ShardedArray
+
+_BLOCK_ROWS = 1 << 20
 
 
 @dataclass
 class VerifyReport:
-    """What was read, and what is wrong with it: one line per problem, each naming its file."""
+    """What was read, and what is wrong: one line per problem, each naming its file."""
 
     files: int = 0
     bytes: int = 0
@@ -24,38 +33,98 @@ class VerifyReport:
 
 
 def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Read every shard of the cache and compare with the manifest.
+    """Read the whole cache and compare it with its manifest.
+
+    Checked are size and sha256 of every shard, index and crc32c of every chunk, the metadata of every array
+    and group, and that token indices are distinct, in range, and in the order of the shuffle.
 
     Args:
         path: the cache.
-        on_progress: called with (bytes read, bytes in all).
+        on_progress: called with (bytes read, bytes in all) after every shard.
+
+    Raises:
+        UsageError, IncompleteCacheError, CorruptCacheError: there is no sound manifest to compare with.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    manifest = load_manifest(path)
     report = VerifyReport()
+    report.problems += _check_metadata(path, manifest)
+    listed = {file.path: file for file in manifest.files}
     total = sum(file.size for file in manifest.files)
-    for file in manifest.files:
-        where = path / file.path
-        if not where.is_file():
-            report.problems.append(f"{file.path}: missing")
-            continue
-        size = where.stat().st_size
-        if size != file.size:
-            report.problems.append(f"{file.path}: {size} bytes, expected {file.size}")
-            continue
-        with where.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        report.files += 1
-        report.bytes += size
-        if digest != file.sha256:
-            report.problems.append(f"{file.path}: sha256 {digest}, expected {file.sha256}")
-        if on_progress:
-            on_progress(report.bytes, total)
+    done = 0
     for spec in manifest.layout.arrays():
         array = ShardedArray(path, spec)
-        for number in range(-(-spec.shape[0] // spec.chunk_rows)):
-            try:
-                array.chunk(number)
-            except CorruptCacheError as error:
-                report.problems.append(str(error))
+        for shard in range(spec.num_shards):
+            file = listed[spec.shard_path(shard)]
+            found = list(_check_shard(path, file, array, shard))
+            report.problems += found
+            report.files += 1
+            report.bytes += file.size if not found else 0
+            done += file.size
+            if on_progress:
+                on_progress(done, total)
+    if report.ok:  # the numbers in damaged files say nothing
+        report.problems += _check_tokens(path, manifest)
     return report
+
+
+def _check_shard(path: Path, file: FileInfo, array: ShardedArray, shard: int) -> Iterator[str]:
+    try:
+        size = (path / file.path).stat().st_size
+        if size != file.size:
+            yield f"{file.path}: {size} bytes, expected {file.size}"
+            return
+        with (path / file.path).open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        yield f"{file.path}: cannot be read ({error.strerror})"
+        return
+    named = False
+    first = shard * array.spec.chunks_per_shard
+    for number in range(first, first + array.spec.chunks_of_shard(shard)):
+        try:
+            array.chunk(number)
+        except CorruptCacheError as error:
+            named = True
+            yield str(error).removeprefix(f"{path}/")
+            if "index" in str(error):
+                break
+        array.release([number])
+    if digest != file.sha256 and not named:
+        yield f"{file.path}: sha256 is {digest}, expected {file.sha256}"
+
+
+def _check_metadata(path: Path, manifest: Manifest) -> Iterator[str]:
+    nodes: dict[str, dict[str, Any]] = {"": root_metadata(manifest)} | nested_metadata(manifest.layout)
+    for node, expected in nodes.items():
+        file = path / node / "zarr.json"
+        name = f"{node}/zarr.json".lstrip("/")
+        try:
+            got = json.loads(file.read_bytes())
+        except OSError as error:
+            yield f"{name}: cannot be read ({error.strerror})"
+        except ValueError:
+            yield f"{name}: not valid JSON"
+        else:
+            if got != expected:
+                yield f"{name}: not the metadata that follows from the manifest"
+
+
+def _check_tokens(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Rows are distinct positions of the sequences: training rows by shuffle key, held-out rows ascending."""
+    layout, seed = manifest.layout, manifest.identity.get("seed")
+    for split in SPLITS:
+        spec: ArraySpec = layout.token(split)
+        array = ShardedArray(path, spec)
+        last: int | None = None
+        for start in range(0, spec.shape[0], _BLOCK_ROWS):
+            tokens = array[start : start + _BLOCK_ROWS]
+            keys = row_keys(seed, tokens) if split == "train" and isinstance(seed, int) else tokens
+            joined = keys if last is None else np.concatenate([np.array([last], np.uint64), keys])
+            if tokens.max() >= layout.sequences * layout.context:
+                yield f"{spec.path}: token {tokens.max()} is beyond the {layout.sequences} sequences"
+                return
+            if (joined[1:] <= joined[:-1]).any():
+                yield f"{spec.path}: rows are not in the order that follows from the seed"
+                return
+            last = int(keys[-1])

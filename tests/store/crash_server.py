@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def count_changes(kill_at: int | None, report: Path) -> None:
 
 
 def serve() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # loads the kernels, once for all children
+        write({"path": f"{folder}/warm", "batch": 20, "commit_every": None})
     for number, line in enumerate(sys.stdin):
         request = json.loads(line)
         report = Path(request["path"]).with_name(f"changes-{number}")
