@@ -7,6 +7,8 @@ from ..batch import Batch
 from ..selection import select_per_row
 from ..step import backpropagate, reconstruct
 
+SOME_PAIRS = 1 << 18  # worked on at a time: k is ten times that of the codes, and so would temporaries be
+
 
 class AuxK(BaseModel):
     """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
@@ -40,8 +42,10 @@ def reconstruct_leftover(
     k = min(k or default_k(error.shape[1]), latents.numel())
     chosen = select_per_row(part.blocks(latents), part.num_rows, latents.numel(), k)
     codes = part.relabelled(chosen.keep(chosen.value > 0), latents)
-    _, d_value = reconstruct(part, codes, -error, weight=coefficient, name=name)
-    backpropagate(part, codes, d_value)
+    for rows, some in part.split(max(SOME_PAIRS // k, 64)):
+        some_codes = codes.slice_rows(rows.start, rows.stop)
+        _, d_value = reconstruct(some, some_codes, -error[rows], weight=coefficient, name=name)
+        backpropagate(some, some_codes, d_value)
 
 
 def default_k(d_model: int) -> int:
