@@ -183,12 +183,12 @@ def cache_verify(
     """Read every byte of a cache and compare it with the manifest; name what is damaged."""
     from tqdm import tqdm
 
-    from .store import verify_cache
+    from .store import read_manifest, verify_cache
 
-    with tqdm(desc="verify", unit="B", unit_scale=True) as bar:
+    total_bytes = sum(file.size for file in read_manifest(path).files)
+    with tqdm(desc="verify", total=total_bytes, unit="B", unit_scale=True) as bar:
 
-        def on_progress(done: int, total: int) -> None:
-            bar.total = total
+        def on_progress(done: int, _total: int) -> None:
             bar.update(done - bar.n)
 
         result = verify_cache(path, on_progress=on_progress)
