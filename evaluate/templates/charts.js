@@ -7,9 +7,23 @@ const MARKERS = ["circle", "square", "triangle", "diamond", "cross", "down", "st
 const EDGE = { right: 16, top: 12, bottom: 42 };
 
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const seriesColor = (i) => cssColor(`--c${i % 8}`);
-const seriesDash = (i) => DASHES[Math.floor(i / 8) % DASHES.length];
-const seriesMarker = (i) => MARKERS[(i + Math.floor(i / 8)) % MARKERS.length];
+
+// How series i looks: numbers of a colour, a dash and a marker. A page of few SAEs gives each its own colour; a grid
+// gives each family its own, and tells its members by their dashes.
+let looks = [];
+function chooseLooks(families) {
+  const names = [...new Set(families)];
+  const seen = new Map();
+  looks = families.map((family, i) => {
+    const member = seen.get(family) ?? 0;
+    seen.set(family, member + 1);
+    if (families.length <= 8) return { color: i, dash: 0, marker: i };
+    return { color: names.indexOf(family), dash: member, marker: names.indexOf(family) };
+  });
+}
+const seriesColor = (i) => cssColor(`--c${looks[i].color % 8}`);
+const seriesDash = (i) => DASHES[(looks[i].dash + Math.floor(looks[i].color / 8)) % DASHES.length];
+const seriesMarker = (i) => MARKERS[(looks[i].marker + Math.floor(looks[i].marker / 8)) % MARKERS.length];
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -101,11 +115,10 @@ function makeScale(values, { log = false, zero = false, pad = 0.04, from = null,
   const usable = values.filter((v) => Number.isFinite(v) && (!log || v > 0));
   let low = usable.length ? Math.min(...usable) : log ? 1 : 0;
   let high = usable.length ? Math.max(...usable) : log ? 10 : 1;
-  if (zero) low = Math.min(low, 0);
+  if (zero) [low, high] = [Math.min(low, 0), high > 0 ? high : 1];
   const forward = log ? Math.log10 : (v) => v;
   const back = log ? (v) => 10 ** v : (v) => v;
   let [a, b] = [forward(low), forward(high)];
-  if (zero && high <= 0) high = 1;
   // A flat series still gets an axis around it.
   if (b - a < (log ? 0.02 : Math.abs(a) * 1e-6 + 1e-12)) [a, b] = log ? [a - 0.2, b + 0.2] : [a - (Math.abs(a) * 0.1 || 0.5), b + (Math.abs(b) * 0.1 || 0.5)];
   const space = (b - a) * pad;
@@ -188,9 +201,11 @@ function drawChart(spec, plot, isShown, emphasis) {
   if (!series.length) svg.append(shape("text", { x: width / 2, y: middle, "text-anchor": "middle", fill: text }, "nothing to show"));
   for (const link of spec.links ?? []) {
     const shown = link.filter((p) => isShown(p[2]));
-    if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: cssColor("--faint"), "stroke-dasharray": "3 3" }));
+    const one = new Set(link.map((p) => looks[p[2]].color)).size === 1;
+    if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: one ? seriesColor(link[0][2]) : cssColor("--faint"), "stroke-dasharray": "3 3" }));
   }
-  const labels = [];
+  // Where no label may go: the markers, and then the labels themselves.
+  const labels = spec.kind === "scatter" ? series.flatMap((s) => s.points.map((p) => [x(p[0]) - 6, y(p[1]) - 6, x(p[0]) + 6, y(p[1]) + 6])) : [];
   const frame = shape("clipPath", { id: `frame${++frames}` });
   frame.append(shape("rect", { x: left, y: EDGE.top - 8, width: width - left, height: height - EDGE.top - EDGE.bottom + 9 }));
   svg.append(frame);
@@ -218,7 +233,7 @@ function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
     const path = [`M${x(usable[0][0]).toFixed(1)},${base}`];
     s.points.forEach((p, i) => path.push(`V${y(p[1]).toFixed(1)}H${x(i + 1 < s.points.length ? s.points[i + 1][0] : s.end).toFixed(1)}`));
     if (!spec.outline) path.push(`V${base}`);
-    group.append(shape("path", { d: path.join(""), fill: spec.outline ? "none" : color, "fill-opacity": 0.09, stroke: color, "stroke-width": 1.8, "stroke-dasharray": seriesDash(s.index) }));
+    group.append(shape("path", { d: path.join(""), fill: spec.outline ? "none" : color, "fill-opacity": spec.series.length > 8 ? 0 : 0.09, stroke: color, "stroke-width": 1.8, "stroke-dasharray": seriesDash(s.index) }));
   } else if (usable.length) {
     group.append(shape("path", { d: linePath(usable, x, y), fill: "none", stroke: color, "stroke-width": 2, "stroke-linejoin": "round", "stroke-dasharray": seriesDash(s.index) }));
     // A few markers on the line, so that it can be told by its shape as well; a lone point is only a marker.

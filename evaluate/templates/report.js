@@ -8,6 +8,8 @@ const figures = [];
 const legends = [];
 const root = document.documentElement;
 
+const familyOf = (s) => JSON.stringify([s.hook, s.kind, s.num_latents]);
+
 // ---- light and dark
 
 function setTheme(theme) {
@@ -67,7 +69,7 @@ function pareto() {
   const links = (value) => {
     const groups = new Map();
     saes.forEach((s, i) => {
-      const key = JSON.stringify([s.hook, s.kind, s.num_latents]);
+      const key = familyOf(s);
       if (value(s) !== null) groups.set(key, [...(groups.get(key) ?? []), [s.l0, value(s), i]]);
     });
     return [...groups.values()].map((group) => group.sort((a, b) => a[0] - b[0]));
@@ -281,6 +283,7 @@ function latents() {
   place.append(tabs, element("div", { class: "tools" }, element("label", {}, "Order ", order), element("label", {}, "Find ", search), count), cards);
 }
 
+chooseLooks(saes.map(familyOf));
 setTheme(prefersDark.matches ? "dark" : "light");
 document.querySelectorAll("table.results").forEach(sortable);
 latents();

@@ -165,3 +165,27 @@ def test_dark_and_narrow(page) -> None:
         page.settle()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("document.querySelector('figure svg').getBoundingClientRect().width") > 250
+
+
+def test_a_grid_gives_each_family_one_colour(run_dir, report, tmp_path) -> None:
+    path = run_dir / "results.json"
+    values = json.loads(path.read_text())
+    sae = values["saes"][2]
+    values["saes"] = [
+        {**sae, "name": f"{kind}_{k}", "kind": kind, "codes": {**sae["codes"], "l0": k}}
+        for k in (4, 8, 16, 32)
+        for kind in ("a", "b", "c")
+    ]
+    path.write_text(json.dumps(values))
+    with Page(write_report([run_dir], report), tmp_path / "profile") as page:
+        page.settle()
+        markers = "[...document.querySelectorAll('#pareto-figures figure:first-child g.series path')]"
+        fills = page.evaluate(f"{markers}.map(p => p.getAttribute('fill'))")
+        assert [len(set(fills[i::3])) for i in range(3)] == [1, 1, 1]
+        assert len(set(fills)) == 3
+        lines = (
+            "[...document.querySelector('#pareto-figures svg[role=img]').querySelectorAll(':scope > path')]"
+        )
+        strokes = page.evaluate(f"{lines}.slice(1).map(p => p.getAttribute('stroke'))")  # after the axes
+        assert sorted(strokes) == sorted(set(fills))
+        assert page.console == []
