@@ -18,8 +18,8 @@ from typing import Protocol
 from torch import Tensor
 
 from .batch import Batch, sum_of_squares
-from .kernels import accumulate_by_latent, decode, sddmm
 from .pairs import Pairs
+from .products import accumulate_by_latent, decode, sddmm
 
 
 class AuxiliaryLoss(Protocol):

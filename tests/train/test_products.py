@@ -1,0 +1,35 @@
+"""Products by matrices are those by pairs."""
+
+import pytest
+import torch
+
+from saecache.train import kernels, products
+from saecache.train.pairs import Pairs
+
+B, D, F = 30, 7, 50
+
+
+def make_codes(share: float) -> Pairs:
+    generator = torch.Generator().manual_seed(0)
+    active = torch.rand(B, F, generator=generator) < share
+    return Pairs.from_dense(torch.randn(B, F, generator=generator) * active)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("dense_share", [-1.0, 1 / 8, 2.0])
+def test_both_ways_are_equal(share: float, dense_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "DENSE_SHARE", dense_share)
+    codes, W_dec = make_codes(share), torch.randn(F, D)
+    g, coefficient, out = torch.randn(B, D), torch.randn(len(codes)), torch.randn(F, D)
+    torch.testing.assert_close(products.decode(codes, W_dec), codes.to_dense() @ W_dec)
+    torch.testing.assert_close(products.sddmm(codes, g, W_dec), kernels.sddmm(codes, g, W_dec))
+    wanted = out + codes.with_value(coefficient).to_dense().T @ g
+    products.accumulate_by_latent(codes, coefficient, g, out)
+    torch.testing.assert_close(out, wanted)
+
+
+def test_matrices_are_for_many_pairs_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products.prefers_matrices(make_codes(0.5))
+    assert not products.prefers_matrices(make_codes(0.05))
+    monkeypatch.setattr(products, "DENSE_BYTES", 4 * B * F - 1)
+    assert not products.prefers_matrices(make_codes(0.5))

@@ -1,0 +1,43 @@
+"""The three products of a step, by pairs or by matrices: whichever is faster for as many pairs as there are.
+
+Codes that a selection made are so sparse that pairs win by far. A penalty lets half of all latents be
+active at the start; from about a sixth of them on matrix products win, on parts small enough for a matrix
+(see :mod:`.parts`). Legend: B rows, D model width, F latents, P pairs.
+"""
+
+from torch import Tensor
+
+from . import kernels
+from .batch import BLOCK_BYTES
+from .pairs import Pairs
+
+DENSE_SHARE = 1 / 6  # of all pairs: where benchmarks/products.py has both take the same time
+DENSE_BYTES = 2 * BLOCK_BYTES  # of a matrix; larger ones do not exist, whatever their share
+
+
+def prefers_matrices(codes: Pairs) -> bool:
+    """Whether codes [B, F] are many enough, and B * F is small enough."""
+    entries = codes.num_rows * codes.num_latents
+    return len(codes) > DENSE_SHARE * entries and 4 * entries <= DENSE_BYTES
+
+
+def decode(codes: Pairs, W_dec: Tensor) -> Tensor:
+    """codes @ W_dec, [B, D]."""
+    if not prefers_matrices(codes):
+        return kernels.decode(codes, W_dec)
+    return codes.to_dense() @ W_dec
+
+
+def sddmm(codes: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
+    """<g[row], W_dec[latent]> of every pair, [P]; ``g`` is [B, D]."""
+    if not prefers_matrices(codes):
+        return kernels.sddmm(codes, g, W_dec)
+    return (g @ W_dec.T)[codes.rows(), codes.latent]
+
+
+def accumulate_by_latent(codes: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
+    """out[latent] += sum over the latent's pairs of coefficient * source[row]; [P], [B, D] and [F, D]."""
+    if not prefers_matrices(codes):
+        kernels.accumulate_by_latent(codes, coefficient, source, out)
+    else:
+        out.addmm_(codes.with_value(coefficient).to_dense().T, source)
