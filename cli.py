@@ -243,9 +243,9 @@ def demo(
 
 
 def _describe(path: Path) -> list[tuple[str, str]]:
-    from .store.info import describe, read_manifest
+    from .store.info import describe, read_manifest, read_provenance
 
-    return describe(read_manifest(path))
+    return describe(read_manifest(path), read_provenance(path))
 
 
 def _cache_facts(path: Path) -> dict[str, Any]:
