@@ -47,8 +47,12 @@ class Variant(BaseModel, ABC):
     inference: ClassVar[str]
     """How codes are found outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the
     tensor ``threshold``), or a name of the variant's own."""
-    unit_norm_decoder: ClassVar[bool] = True
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        """Whether the rows of W_dec keep norm 1."""
+        return True
 
     @property
     @abstractmethod

@@ -61,7 +61,7 @@ class JumpReLU(Variant):
     inference: ClassVar[str] = "threshold"
 
     @property
-    def unit_norm_decoder(self) -> bool:  # type: ignore[override]
+    def unit_norm_decoder(self) -> bool:
         return self.penalty.kind == "step"
 
     @property

@@ -36,7 +36,7 @@ class ReLU(Variant):
     inference: ClassVar[str] = "relu"
 
     @property
-    def unit_norm_decoder(self) -> bool:  # type: ignore[override]
+    def unit_norm_decoder(self) -> bool:
         return self.decoder == "unit_norm"
 
     @property
