@@ -6,6 +6,7 @@ that was killed does the units that have no record, and ends with the same bytes
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from .durable import write_bytes
 from .layout import SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, HookInfo
-from .moments import add_moments, gather_records
+from .moments import add_moments, split_records
 from .records import RecordLayout
 from .shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from .sharded_array import ShardedArray
-from .shuffle import StoredOrder, map_file
+from .shuffle import ShuffledSpill
 from .statistics import exact_quantiles
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
@@ -39,6 +40,7 @@ class Finalizer:
         seed: int,
         num_buckets: int,
         unit: bool,
+        memory_bytes: int,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.cache = cache
@@ -47,7 +49,7 @@ class Finalizer:
         self.layout = layout
         self.unit = unit
         self.on_progress = on_progress
-        self.order = StoredOrder(self.spill, seed, num_buckets)
+        self.shuffled = ShuffledSpill(self.spill, seed, num_buckets, limit_bytes=memory_bytes // 2)
         self.shards = ShardWriter()
         self.files: list[FileInfo] = []
         self.total_bytes = layout.total_bytes()
@@ -55,98 +57,91 @@ class Finalizer:
 
     def run(self) -> tuple[list[FileInfo], dict[str, HookInfo]]:
         """Write all shards; returns the table of files and the hooks with the scalars of their statistics."""
+        layout = self.layout
         try:
             for split in SPLITS:
-                self._token_index(split)
-            for name, spec in self.layout.sequence_arrays().items():
-                self._sequences(name, spec)
-            hooks = {hook: self._hook(hook, number) for number, hook in enumerate(self.layout.hooks)}
+                for shard in range(layout.token(split).num_shards):
+                    self._once(f"{split}.token.{shard}", partial(self._tokens, split, shard))
+            for name, spec in layout.sequence_arrays().items():
+                for shard in range(spec.num_shards):
+                    self._once(f"tokens.{name}.{shard}", partial(self._sequences, name, shard))
+            hooks = {hook: self._hook(hook, number) for number, hook in enumerate(layout.hooks)}
         finally:
+            self.shuffled.close()
             self.shards.close()
         return sorted(self.files, key=lambda file: file.path), hooks
 
-    def _token_index(self, split: str) -> None:
+    def _tokens(self, split: str, shard: int) -> Unit:
         spec = self.layout.token(split)
-        for shard in range(spec.num_shards):
+        start = shard * spec.shard_rows
+        tokens = self.shuffled.tokens(split, start, start + spec.rows_of_shard(shard))
+        return [self._write(spec, shard, chunks_of(tokens, spec))], None
 
-            def write(shard: int = shard) -> Unit:
-                start = shard * spec.shard_rows
-                positions = self.order.positions(split, start, start + spec.rows_of_shard(shard))
-                return [self._write(spec, shard, chunks_of(self.order.tokens(positions), spec))], None
+    def _sequences(self, name: str, shard: int) -> Unit:
+        spec = self.layout.sequence_arrays()[name]
+        rows = np.fromfile(
+            self.spill / name,
+            "<i4",
+            count=spec.rows_of_shard(shard) * spec.shape[1],
+            offset=shard * spec.shard_rows * spec.row_bytes,
+        )
+        return [self._write(spec, shard, chunks_of(rows.reshape(-1, spec.shape[1]), spec))], None
 
-            self._once(f"{split}.token.{shard}", write)
-
-    def _sequences(self, name: str, spec: ArraySpec) -> None:
-        source = map_file(self.spill / name, "<i4", spec.shape[1:])
-        for shard in range(spec.num_shards):
-
-            def write(shard: int = shard) -> Unit:
-                start = shard * spec.shard_rows
-                rows = source[start : start + spec.rows_of_shard(shard)]
-                return [self._write(spec, shard, chunks_of(rows, spec))], None
-
-            self._once(f"tokens.{name}.{shard}", write)
+    def _statistic(self, spec: ArraySpec, values: NDArray[np.float64]) -> Unit:
+        return [self._write(spec, 0, chunks_of(values, spec))], None
 
     def _hook(self, hook: str, number: int) -> HookInfo:
+        """All rows of a hook, both splits, and its statistics."""
         layout = self.layout
-        d_model, rows = layout.hooks[hook], layout.train_rows
-        sums = np.zeros((2, d_model))
+        sums = np.zeros((2, layout.hooks[hook]))
         for split in SPLITS:
-            spec = layout.activations(split, hook)
-            for shard in range(spec.num_shards):
-
-                def write(split: str = split, shard: int = shard) -> Unit:
-                    return self._hook_shard(hook, number, split, shard)
-
-                partial = self._once(f"{split}.hook.{number}.{shard}", write)
+            for shard in range(layout.activations(split, hook).num_shards):
+                unit = partial(self._hook_shard, hook, number, split, shard)
+                partial_sums = self._once(f"{split}.hook.{number}.{shard}", unit)
                 if split == "train":
-                    sums += np.array(partial)
-        moments = sums / max(rows, 1)
+                    sums += np.array(partial_sums)
+        moments = sums / max(layout.train_rows, 1)
         for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
-            spec = layout.statistic(hook, name)
-
-            def write_statistic(spec: ArraySpec = spec, values: NDArray[np.float64] = values) -> Unit:
-                return [self._write(spec, 0, chunks_of(values, spec))], None
-
-            self._once(f"stats.{number}.{name}", write_statistic)
-        norms = ShardedArray(self.cache, layout.norm("train", hook))
-
-        def blocks() -> Iterator[NDArray[np.float32]]:
-            for start in range(0, rows, _QUANTILE_BLOCK_ROWS):
-                yield norms[start : start + _QUANTILE_BLOCK_ROWS]
-
+            unit = partial(self._statistic, layout.statistic(hook, name), values)
+            self._once(f"stats.{number}.{name}", unit)
         return HookInfo(
-            d_model=d_model,
+            d_model=layout.hooks[hook],
             mean_square_norm=float(moments[1].sum()),
-            norm_quantiles=exact_quantiles(blocks, rows),
+            norm_quantiles=exact_quantiles(partial(self._norms, hook), layout.train_rows),
         )
 
+    def _norms(self, hook: str) -> Iterator[NDArray[np.float32]]:
+        norms = ShardedArray(self.cache, self.layout.norm("train", hook))
+        for start in range(0, len(norms), _QUANTILE_BLOCK_ROWS):
+            yield norms[start : start + _QUANTILE_BLOCK_ROWS]
+
     def _hook_shard(self, hook: str, number: int, split: str, shard: int) -> Unit:
-        """Activations, norm and mean of one range of rows; returns the moments' partial sums [2, D]."""
+        """Activations, norm and mean of one range of rows; remembers the moments' partial sums [2, D]."""
         layout = self.layout
         spec = layout.activations(split, hook)
         record = RecordLayout(layout.hooks[hook], layout.dtype)
         start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
-        positions = self.order.positions(split, start, start + rows)
         norm, mean = np.empty(rows, np.float32), np.empty(rows, np.float32)
         sums = np.zeros((2, spec.shape[1]))
-        ring = [np.zeros((spec.chunk_rows, spec.shape[1]), record.word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
-        path = self.spill / f"hook.{number}"
+        ring = [np.empty((spec.chunk_rows, spec.shape[1]), record.word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
 
-        def chunks(records: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
-            for slot, first in enumerate(range(0, rows, spec.chunk_rows)):
-                part = slice(first, min(first + spec.chunk_rows, rows))
-                chunk, used = ring[slot % len(ring)], part.stop - part.start
-                gather_records(records, positions[part], record, chunk[:used], norm[part], mean[part])
-                chunk[used:] = 0  # Zarr stores the last chunk at full size
-                if split == "train":
-                    add_moments(chunk[:used], norm[part], mean[part], self.unit, sums)
-                yield chunk
+        def chunks() -> Iterator[NDArray[Any]]:
+            slot = used = done = 0
+            for records in self.shuffled.records(number, record, split, start, start + rows):
+                first = 0
+                while first < len(records):
+                    chunk, count = ring[slot], min(spec.chunk_rows - used, len(records) - first)
+                    room, part = slice(used, used + count), slice(done, done + count)
+                    split_records(records[first : first + count], record, chunk[room], norm[part], mean[part])
+                    if split == "train":
+                        add_moments(chunk[room], norm[part], mean[part], self.unit, sums)
+                    first, used, done = first + count, used + count, done + count
+                    if used == spec.chunk_rows or done == rows:
+                        chunk[used:] = 0  # Zarr stores the last chunk at full size
+                        yield chunk
+                        slot, used = (slot + 1) % len(ring), 0
 
-        with path.open("rb") as file:
-            self.order.will_need(file.fileno(), record.record_bytes, split, start + rows)
-        records = map_file(path, "u1", (record.record_bytes,))
-        files = [self._write(spec, shard, chunks(records))]
+        files = [self._write(spec, shard, chunks())]
         for values, other in ((norm, layout.norm(split, hook)), (mean, layout.mean(split, hook))):
             files.append(self._write(other, shard, chunks_of(values, other)))
         return files, sums.tolist()

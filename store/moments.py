@@ -1,4 +1,4 @@
-"""Kernels of finalizing: rows out of the spill in stored order, and their float64 moments."""
+"""Kernels of finalizing: records into sorted order and apart, and the float64 moments of their rows."""
 
 from typing import Any
 
@@ -11,22 +11,28 @@ from .records import RecordLayout
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
-def gather_records(
+def scatter_records(records: NDArray[np.uint8], ranks: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
+    """``target[ranks[i]] = records[i]`` for every rank inside the target; the others are left out.
+
+    Args:
+        records: uint8 [n, record_bytes], C-contiguous; record_bytes is a multiple of 8.
+        ranks: int64 [n], any.
+        target: uint8 [m, record_bytes], C-contiguous.
+    """
+    assert records.shape[1] == target.shape[1] and len(ranks) == len(records)
+    _scatter(records.view(np.uint64), ranks, target.view(np.uint64))
+
+
+def split_records(
     records: NDArray[np.uint8],
-    positions: NDArray[np.int64],
     layout: RecordLayout,
     rows: NDArray[Any],
     norm: NDArray[np.float32],
     mean: NDArray[np.float32],
 ) -> None:
-    """Take records by position apart: ``rows`` [n, D] as words, ``norm`` [n] and ``mean`` [n] are filled.
-
-    Args:
-        records: uint8 [R, record_bytes], C-contiguous (a memory map).
-        positions: int64 [n], each below R.
-    """
-    assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(records))
-    _gather(layout.words(records), records.view(np.float32), positions, rows, norm, mean)
+    """Take records [n, record_bytes] apart into ``rows`` words [n, D], ``norm`` [n] and ``mean`` [n]."""
+    rows[:] = layout.words(records)[:, : rows.shape[1]]
+    norm[:], mean[:] = layout.norm(records), layout.mean(records)
 
 
 def add_moments(
@@ -47,14 +53,14 @@ def add_moments(
 
 
 @_jit
-def _gather(words, floats, positions, rows, norm, mean):  # type: ignore[no-untyped-def]
-    width, tail = rows.shape[1], floats.shape[1] - 2
-    for i in range(positions.shape[0]):
-        source, target = words[positions[i]], rows[i]
-        for j in range(width):
-            target[j] = source[j]
-        norm[i] = floats[positions[i], tail]
-        mean[i] = floats[positions[i], tail + 1]
+def _scatter(records, ranks, target):  # type: ignore[no-untyped-def]
+    width, size = records.shape[1], target.shape[0]
+    for i in range(records.shape[0]):
+        rank = ranks[i]
+        if 0 <= rank < size:
+            source, place = records[i], target[rank]
+            for j in range(width):
+                place[j] = source[j]
 
 
 @_jit

@@ -1,17 +1,23 @@
-"""The stored order: ascending shuffle keys, found bucket by bucket from the spill's segments."""
+"""From spilled blocks to rows in stored order: ascending shuffle keys, one bucket in memory at a time."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import StorageConfig
 from .keys import row_keys
+from .moments import scatter_records
+from .records import RecordLayout
 
 DEFAULT_BUCKETS = 256
 MAX_BUCKETS = 1 << 14
+
+_READ_BYTES = 4 << 20
 
 
 def bucket_of(keys: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int64]:
@@ -30,85 +36,143 @@ def choose_buckets(planned_rows: int | None, record_bytes: int, storage: Storage
     return int(min(1 << max(0, (wanted - 1).bit_length()), MAX_BUCKETS))
 
 
-class StoredOrder:
-    """Where in the spill each stored row is: ``positions("train", 0, 10)`` are the first ten rows."""
+@dataclass(frozen=True)
+class _Part:
+    """A range of the sorted rows of one bucket of one spill file, small enough for memory."""
 
-    def __init__(self, spill_folder: Path, seed: int, num_buckets: int) -> None:
+    name: str
+    bucket: int
+    start: int
+    stop: int
+
+
+class ShuffledSpill:
+    """Reads the spill in stored order. A bucket that outgrew ``limit_bytes`` is read in several passes."""
+
+    def __init__(self, folder: Path, seed: int, num_buckets: int, limit_bytes: int) -> None:
+        self._folder = folder
         self._seed = seed
         self._heldout = num_buckets
-        self._token_file = spill_folder / "token"
-        segments = map_file(spill_folder / "segments", "<u4", (num_buckets + 1,))
-        self._counts = np.ascontiguousarray(segments.T)  # [buckets + 1, blocks]
+        self._limit_bytes = limit_bytes
+        segments = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
+        self._counts = segments.T.copy()  # [buckets + 1, blocks]
         block_rows = self._counts.sum(axis=0, dtype=np.int64)
         self._block_starts = np.cumsum(block_rows) - block_rows
         self._bucket_ends = np.cumsum(self._counts[:num_buckets].sum(axis=1, dtype=np.int64))
-        self._cached: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._files: dict[str, BinaryIO] = {}
+        self._ranks: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._loaded: _Part | None = None
+        self._buffer = np.empty((0, 1), np.uint8)
+        self._read = np.empty(_READ_BYTES, np.uint8)
 
-    def positions(self, split: str, start: int, stop: int) -> NDArray[np.int64]:
-        """Spill positions int64 [stop - start] of the stored rows ``start:stop`` of a split."""
-        if split == "heldout":
-            return self._in_arrival_order(self._heldout, start, stop)
-        parts = [np.empty(0, dtype=np.int64)]
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
+        """Token indices uint64 [stop - start] of the stored rows ``start:stop`` of a split."""
+        blocks = [
+            block.view(np.uint64)[:, 0].copy() for block in self._blocks("token", 8, split, start, stop)
+        ]
+        return np.concatenate([np.empty(0, np.uint64), *blocks])
+
+    def records(
+        self, hook: int, layout: RecordLayout, split: str, start: int, stop: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Records uint8 [n, record_bytes] of the stored rows ``start:stop``, in order, some at a time.
+
+        What is yielded is overwritten when the next is asked for.
+        """
+        return self._blocks(f"hook.{hook}", layout.record_bytes, split, start, stop)
+
+    def _blocks(
+        self, name: str, record_bytes: int, split: str, start: int, stop: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        if split == "heldout":  # stays in the order in which it arrived
+            yield from self._arrived(self._open(name), self._heldout, record_bytes, start, stop)
+            return
+        limit = max(1, self._limit_bytes // record_bytes)
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
         while start < stop:
             first = int(self._bucket_ends[bucket - 1]) if bucket else 0
-            end = min(stop, int(self._bucket_ends[bucket]))
-            parts.append(self._sorted_bucket(bucket)[start - first : end - first])
-            start = max(start, end)
+            size = int(self._bucket_ends[bucket]) - first
+            while start < min(stop, first + size):
+                number = (start - first) // limit
+                part = _Part(name, bucket, number * limit, min((number + 1) * limit, size))
+                self._load(part, record_bytes)
+                end = min(stop, first + part.stop)
+                yield self._buffer[start - first - part.start : end - first - part.start]
+                start = end
             bucket += 1
-        return np.concatenate(parts)
 
-    def tokens(self, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Token index uint64 of each position."""
-        # Mapped anew each time, so that the pages touched so far do not pile up in this process.
-        return np.asarray(map_file(self._token_file, "<u8", ())[positions])
+    def _load(self, part: _Part, record_bytes: int) -> None:
+        """Fill the buffer with the sorted rows of a part."""
+        if part == self._loaded:
+            return
+        self._loaded = None
+        ranks = self._ranks_of(part.bucket)
+        if self._buffer.shape[1] != record_bytes or len(self._buffer) < part.stop - part.start:
+            self._buffer = np.empty((part.stop - part.start, record_bytes), np.uint8)
+        file = self._open(part.name)
+        self._will_need(file, part.bucket, record_bytes)
+        arrived = 0
+        for block in self._arrived(file, part.bucket, record_bytes):
+            rank = ranks[arrived : arrived + len(block)] - part.start
+            scatter_records(block, rank, self._buffer[: part.stop - part.start])
+            arrived += len(block)
+        self._will_need(file, part.bucket + 1, record_bytes)
+        self._loaded = part
 
-    def will_need(self, descriptor: int, record_bytes: int, split: str, row: int) -> None:
-        """Ask the system to read the segments of the bucket of stored row ``row`` ahead, where it can be
-        asked.
-        """
-        if split == "heldout" or not hasattr(os, "posix_fadvise"):
-            return  # held-out rows are read in file order, which the system sees by itself
-        bucket = int(np.searchsorted(self._bucket_ends, row, side="right"))
-        if bucket < len(self._bucket_ends):
-            starts, counts = self._segments(bucket)
-            for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-                if count:
-                    os.posix_fadvise(
-                        descriptor, start * record_bytes, count * record_bytes, os.POSIX_FADV_WILLNEED
-                    )
+    def _ranks_of(self, bucket: int) -> NDArray[np.int64]:
+        """Place of each row of a bucket among its sorted rows, in the order in which the rows arrived."""
+        if self._ranks[0] != bucket:
+            file = self._open("token")
+            token = [block.view(np.uint64)[:, 0].copy() for block in self._arrived(file, bucket, 8)]
+            keys = row_keys(self._seed, np.concatenate([np.empty(0, np.uint64), *token]))
+            ranks = np.empty(len(keys), np.int64)
+            ranks[np.argsort(keys)] = np.arange(len(keys))  # keys are distinct: there are no ties
+            self._ranks = bucket, ranks
+        return self._ranks[1]
 
-    def _sorted_bucket(self, bucket: int) -> NDArray[np.int64]:
-        """Spill positions of all rows of a bucket, in stored order: keys are distinct, there are no ties."""
-        if self._cached[0] != bucket:
-            positions = self._in_arrival_order(bucket)
-            keys = row_keys(self._seed, self.tokens(positions))
-            self._cached = bucket, positions[np.argsort(keys)]
-        return self._cached[1]
+    def _arrived(
+        self, file: BinaryIO, bucket: int, record_bytes: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The records ``start:stop`` of a bucket [n, record_bytes] as they arrived, some at a time."""
+        step = max(1, _READ_BYTES // record_bytes)
+        if len(self._read) < step * record_bytes:
+            self._read = np.empty(step * record_bytes, np.uint8)
+        seen = 0  # rows of the bucket in the segments before
+        for position, count in self._segments(bucket):
+            last = count if stop is None else min(count, stop - seen)
+            for row in range(max(0, start - seen), last, step):
+                file.seek((position + row) * record_bytes)
+                block = self._read[: min(step, last - row) * record_bytes]
+                _read_exactly(file, block)
+                yield block.reshape(-1, record_bytes)
+            seen += count
 
-    def _in_arrival_order(self, bucket: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
-        """Spill positions of the rows ``start:stop`` of a bucket, in the order in which they were written."""
-        starts, counts = self._segments(bucket)
-        ends = np.cumsum(counts)
-        stop = int(ends[-1]) if stop is None and len(ends) else (stop or 0)
-        first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1
-        starts, counts, ends = starts[first:last], counts[first:last], ends[first:last]
-        if not len(ends):
-            return np.empty(0, dtype=np.int64)
-        offset = int(ends[0] - counts[0])
-        positions: NDArray[np.int64] = np.arange(offset, int(ends[-1])) + np.repeat(
-            starts - (ends - counts), counts
-        )
-        return positions[start - offset : stop - offset]
-
-    def _segments(self, bucket: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First spill position and length of the bucket's segment in each block."""
+    def _segments(self, bucket: int) -> list[tuple[int, int]]:
+        """(first spill row, rows) of the bucket in each block that has some."""
         before = self._counts[:bucket].sum(axis=0, dtype=np.int64)
-        return self._block_starts + before, self._counts[bucket].astype(np.int64)
+        segments = zip((self._block_starts + before).tolist(), self._counts[bucket].tolist(), strict=True)
+        return [(start, count) for start, count in segments if count]
+
+    def _will_need(self, file: BinaryIO, bucket: int, record_bytes: int) -> None:
+        """Have the system read a bucket's segments ahead, all at once, where it can be asked to."""
+        if hasattr(os, "posix_fadvise") and bucket < self._heldout:
+            for start, count in self._segments(bucket):
+                offset, size = start * record_bytes, count * record_bytes
+                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _open(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("rb", buffering=0)
+        return self._files[name]
 
 
-def map_file(path: Path, dtype: str, row_shape: tuple[int, ...]) -> NDArray[Any]:
-    """A spill file as a read-only memory map [n, *row_shape]; an empty file cannot be mapped."""
-    if not path.stat().st_size:
-        return np.zeros((0, *row_shape), dtype=dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(-1, *row_shape)
+def _read_exactly(file: BinaryIO, target: NDArray[np.uint8]) -> None:
+    view = target.data
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        assert count, "a spill file is shorter than its journal says"
+        view = view[count:]

@@ -338,6 +338,7 @@ class CacheWriter:
             seed=self.seed,
             num_buckets=journal.num_buckets,
             unit=self.storage.normalization == "unit",
+            memory_bytes=self.storage.memory_bytes,
             on_progress=on_progress,
         )
         files, hooks = finalizer.run()

@@ -1,7 +1,7 @@
-"""Writes, finalizes and reads a cache of so many rows in a process of its own; prints the memory each part took.
+"""Writes, finalizes and reads a cache of so many rows in a process of its own; prints the memory it took.
 
-Measured is /proc/self/status while the part runs: anonymous memory (what the program allocated) and mapped files
-(page cache that this process has in its address space), as growth over the beginning, in bytes.
+Measured is /proc/self/status while the part runs: anonymous memory (what the program allocated) and mapped
+files (page cache that this process has in its address space), as growth over the beginning, in bytes.
 """
 
 import json
@@ -66,7 +66,7 @@ def use(path: Path, rows: int, peaks: dict[str, dict[str, int]]) -> None:
 
 def main() -> None:
     folder, rows = Path(sys.argv[1]), int(sys.argv[2])
-    use(folder / "warm", 2000, {})  # kernels, thread stacks and allocator arenas
+    use(folder / "warm", 8000, {})  # kernels, thread stacks and allocator arenas
     peaks: dict[str, dict[str, int]] = {}
     use(folder / "cache", rows, peaks)
     print(json.dumps(peaks))

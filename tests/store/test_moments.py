@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from saecache.store.encode import encode_rows
-from saecache.store.moments import add_moments, gather_records
+from saecache.store.moments import add_moments, scatter_records, split_records
 from saecache.store.records import RecordLayout
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("width", [1, 17, 64])
-def test_gather_and_moments_equal_plain_numpy(dtype: str, unit: bool, width: int) -> None:
+def test_scatter_split_and_moments_equal_plain_numpy(dtype: str, unit: bool, width: int) -> None:
     rng = np.random.default_rng(0)
     layout = RecordLayout(width, dtype)
     x = (rng.normal(size=(200, width)) * 10).astype(np.float32)
@@ -19,14 +19,20 @@ def test_gather_and_moments_equal_plain_numpy(dtype: str, unit: bool, width: int
     records = np.empty((200, layout.record_bytes), np.uint8)
     encode_rows(x, records, layout, unit)
 
-    positions = rng.permutation(200)[:150]
-    rows = np.zeros((150, width), layout.word)
-    norm, mean = np.zeros(150, np.float32), np.zeros(150, np.float32)
-    gather_records(records, positions, layout, rows, norm, mean)
-    stored = layout.words(records)[:, :width]
-    assert np.array_equal(rows, stored[positions])
-    assert np.array_equal(norm, layout.norm(records)[positions])
-    assert np.array_equal(mean, layout.mean(records)[positions])
+    ranks = rng.permutation(250)[:200]  # some beyond the target, some places of the target left as they are
+    target = np.full((180, layout.record_bytes), 7, np.uint8)
+    scatter_records(records, ranks, target)
+    inside = ranks < 180
+    expected_target = np.full_like(target, 7)
+    expected_target[ranks[inside]] = records[inside]
+    assert np.array_equal(target, expected_target)
+
+    rows = np.zeros((200, width), layout.word)
+    norm, mean = np.zeros(200, np.float32), np.zeros(200, np.float32)
+    split_records(records, layout, rows, norm, mean)
+    assert np.array_equal(rows, layout.words(records)[:, :width])
+    assert np.array_equal(norm, layout.norm(records))
+    assert np.array_equal(mean, layout.mean(records))
 
     sums = np.ones((2, width))
     add_moments(rows, norm, mean, unit, sums)
@@ -45,11 +51,3 @@ def test_every_float16_is_widened_exactly() -> None:
     sums = np.zeros((2, len(bits)))
     add_moments(bits[None], np.ones(1, np.float32), np.zeros(1, np.float32), False, sums)
     assert np.array_equal(sums[0], bits.view(np.float16).astype(np.float64))
-
-
-def test_positions_outside_are_a_bug_that_is_caught() -> None:
-    layout = RecordLayout(4, "float16")
-    records = np.zeros((3, layout.record_bytes), np.uint8)
-    row, scalar = np.zeros((1, 4), np.uint16), np.zeros(1, np.float32)
-    with pytest.raises(AssertionError):
-        gather_records(records, np.array([3]), layout, row, scalar, scalar)

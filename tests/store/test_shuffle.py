@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saecache.store import StorageConfig, row_keys
 from saecache.store.records import RecordLayout
-from saecache.store.shuffle import MAX_BUCKETS, StoredOrder, bucket_of, choose_buckets
+from saecache.store.shuffle import MAX_BUCKETS, ShuffledSpill, bucket_of, choose_buckets
 from saecache.store.spill import Block, SpillLengths, SpillWriter
 
 
@@ -19,6 +19,7 @@ from saecache.store.spill import Block, SpillLengths, SpillWriter
     bits=st.integers(0, 5),
     heldout_every=st.integers(2, 9),
     cut=st.tuples(st.integers(0, 200), st.integers(0, 200)),
+    limit_rows=st.integers(1, 100),
 )
 def test_positions_are_those_of_one_sort(
     tmp_path_factory: pytest.TempPathFactory,
@@ -26,6 +27,7 @@ def test_positions_are_those_of_one_sort(
     bits: int,
     heldout_every: int,
     cut: tuple[int, int],
+    limit_rows: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("spill") / "spill"
     layout = RecordLayout(4, "float16")
@@ -48,15 +50,15 @@ def test_positions_are_those_of_one_sort(
     every = np.arange(first, dtype=np.uint64) * np.uint64(3)
     heldout = every % np.uint64(heldout_every) == 0
     expected = every[~heldout][np.argsort(row_keys(9, every[~heldout]))]
-    order = StoredOrder(folder, 9, 1 << bits)
-    records = np.fromfile(folder / "hook.0", np.uint8).reshape(-1, layout.record_bytes)
-    start, stop = sorted(min(number, len(expected)) for number in cut)
-    positions = order.positions("train", start, stop)
-    assert np.array_equal(order.tokens(positions), expected[start:stop])
-    assert np.array_equal(records[positions].view(np.uint64)[:, 0], expected[start:stop])
-    start, stop = sorted(min(number, int(heldout.sum())) for number in cut)
-    positions = order.positions("heldout", start, stop)
-    assert np.array_equal(order.tokens(positions), every[heldout][start:stop])
+    shuffled = ShuffledSpill(folder, 9, 1 << bits, limit_bytes=limit_rows * layout.record_bytes)
+    for split, wanted in (("train", expected), ("heldout", every[heldout])):
+        start, stop = sorted(min(number, len(wanted)) for number in cut)
+        assert np.array_equal(shuffled.tokens(split, start, stop), wanted[start:stop])
+        records = [block.copy() for block in shuffled.records(0, layout, split, start, stop)]
+        assert all(len(block) <= limit_rows for block in records) or split == "heldout"
+        joined = np.concatenate([np.empty((0, layout.record_bytes), np.uint8), *records])
+        assert np.array_equal(joined.view(np.uint64)[:, 0], wanted[start:stop])
+    shuffled.close()
 
 
 def test_buckets_are_ranges_of_keys() -> None:
