@@ -22,6 +22,7 @@ from .float_bits import LOWEST, as_float, float_of_key, key, kth_key
 CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
 CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
 
+LARGEST = np.float32(3e38)
 OVERFLOW = -1  # in place of a number of candidates
 EXCLUDED = np.int32(2**31 - 1)  # above the key of every float, infinity included
 
@@ -150,8 +151,8 @@ def scan_above(
 
 @compiled
 def error_bound(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
-    """e of a score q, v with its bias."""
-    return slack * norm + relative * abs(q) + ROUNDING * abs(v) + FLOOR
+    """e of a score q, v with its bias. Finite for infinite ones, so that they stay what they are."""
+    return slack * norm + relative * min(abs(q), LARGEST) + ROUNDING * min(abs(v), LARGEST) + FLOOR
 
 
 @compiled

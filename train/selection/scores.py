@@ -178,24 +178,25 @@ def opened(blocks: EncoderBlocks) -> Iterator[Screen]:
     """The screen of an encoder; its rounded copies of the factors are borrowed memory."""
     x, W, b = blocks.x_centered, blocks.W_enc, blocks.b_enc
     if not bfloat16_pays(*W.shape):
-        bounds = _float32_bounds(x, W)
-        check_finite_factors(bounds, b)
+        bounds = _float32_bounds(x, W, b)
         yield Screen(x, W, x, W, bounds, describe_latents(b.numpy(), bounds.norm.numpy()))
         return
     with borrowed(*x.shape, dtype=torch.bfloat16) as x_, borrowed(*W.shape, dtype=torch.bfloat16) as W_:
         x_.copy_(x)
         W_.copy_(W)
-        bounds = product_bounds(row_norms(x, x_), row_norms(W, W_), W.shape[1], "bfloat16")
-        check_finite_factors(bounds, b)
+        x_norms, W_norms = row_norms(x, x_), row_norms(W, W_)
+        check_finite_factors(x_norms, W_norms, b)
+        bounds = product_bounds(x_norms, W_norms, W.shape[1], "bfloat16")
         yield Screen(x, W, x_, W_, bounds, describe_latents(b.numpy(), bounds.norm.numpy()))
 
 
-def _float32_bounds(x: Tensor, W: Tensor) -> ErrorBounds:
+def _float32_bounds(x: Tensor, W: Tensor, b: Tensor) -> ErrorBounds:
     may_round = (
         torch.get_float32_matmul_precision() != "highest"
     )  # torch may then use bfloat16 factors itself
     x_norms = row_norms(x, x.bfloat16() if may_round else None)
     W_norms = row_norms(W, W.bfloat16() if may_round else None)
+    check_finite_factors(x_norms, W_norms, b)
     return product_bounds(x_norms, W_norms, W.shape[1], "float32")
 
 

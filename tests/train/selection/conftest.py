@@ -1,0 +1,174 @@
+"""Encoders that are easy and hard to select from, and every way in which a rule can get their
+pre-activations.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from saecache.train.kernels import Blocks, encode_blocks, sddmm
+from saecache.train.kernels.dispatch import only_torch
+from saecache.train.pairs import Pairs
+
+ROWS, LATENTS, WIDTH, BLOCK_ROWS = 37, 700, 24, 16  # the last chunk of latents and the last block are short
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Faster at these sizes; ``test_threads`` is about several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+Factors = tuple[Tensor, Tensor, Tensor]
+MarkPairs = Callable[[Pairs], Tensor]
+
+
+def random(seed: int = 0) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(ROWS, WIDTH, generator=generator)
+    W = torch.randn(LATENTS, WIDTH, generator=generator)
+    return x, W, torch.randn(LATENTS, generator=generator)
+
+
+def anisotropic() -> Factors:
+    """All rows and latents nearly along one direction, of very different lengths: bounds are loose."""
+    x, W, b = random()
+    common = torch.linspace(1, 3, WIDTH)
+    lengths = torch.logspace(-2, 2, LATENTS)[:, None]
+    return 30 * common + x, lengths * (common + 0.1 * W), b
+
+
+def ties() -> Factors:
+    """Few different values, all exact in bfloat16: nearly every comparison is between equals."""
+    x, W, b = random()
+    return x.round().clamp(-1, 1), W.round().clamp(-1, 1), b.round().clamp(-1, 1)
+
+
+def constant() -> Factors:
+    return torch.ones(ROWS, WIDTH), torch.ones(LATENTS, WIDTH), torch.zeros(LATENTS)
+
+
+def zeros() -> Factors:
+    """Rows and latents of zeros, and pre-activations of both signs of zero."""
+    x, W, b = random()
+    x[::3] = 0
+    W[::2] = 0
+    b[::2] = -0.0
+    return x, W, b
+
+
+def negative() -> Factors:
+    x, W, b = random()
+    return x.abs(), -W.abs(), b - 5
+
+
+def large_biases() -> Factors:
+    """Biases that dwarf the scores, which is what a bound on the biased score would get wrong."""
+    x, W, b = random()
+    return x, W, 1000 * b.round()
+
+
+def duplicates() -> Factors:
+    """Equal rows and equal latents."""
+    x, W, b = random()
+    return x[torch.arange(ROWS) % 5], W[torch.arange(LATENTS) % 9], b[torch.arange(LATENTS) % 9]
+
+
+def tiny() -> Factors:
+    """Squares of these are no float32 numbers."""
+    x, W, b = random()
+    return x * 1e-24, W, b * 1e-25
+
+
+CASES = {
+    case.__name__: case()
+    for case in (random, anisotropic, ties, constant, zeros, negative, large_biases, duplicates, tiny)
+}
+
+
+@pytest.fixture(params=CASES)
+def factors(request: pytest.FixtureRequest) -> Factors:
+    return CASES[request.param]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Blocks, and the pre-activations [B, F] that they stand for."""
+
+    blocks: Blocks
+    pre: Tensor
+
+
+@cache
+def pre_activations(factors: Factors) -> Tensor:
+    """By the definition: every pair's own dot product."""
+    x, W, b = factors
+    every = Pairs.from_dense(torch.ones(x.shape[0], W.shape[0]))
+    return (sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
+
+
+def given(pre: Tensor) -> Blocks:
+    def blocks() -> Iterator[tuple[int, Tensor]]:
+        buffer = torch.empty(BLOCK_ROWS, pre.shape[1])
+        for first in range(0, len(pre), BLOCK_ROWS):
+            part = pre[first : first + BLOCK_ROWS]
+            yield first, buffer[: len(part)].copy_(part)
+
+    return blocks
+
+
+@pytest.fixture
+def make_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Factors], Source]:
+    """``make_source(kind, factors)``; see :data:`SOURCES`."""
+
+    def make(kind: str, factors: Factors) -> Source:
+        if kind.startswith("given"):
+            pre = pre_activations(factors)
+            return Source(given(pre), pre)
+        blocks = encode_blocks(*factors, block_rows=BLOCK_ROWS)
+        if kind == "encoder_torch":  # takes the products as they are
+            return Source(blocks, torch.cat([block.clone() for _, block in blocks()]))
+        pays = {"bfloat16": True, "float32": False}[kind]
+        monkeypatch.setattr("saecache.train.selection.scores.bfloat16_pays", lambda *_: pays)
+        return Source(blocks, pre_activations(factors))
+
+    return make
+
+
+SOURCES = ("float32", "bfloat16", "given", "given_torch", "encoder_torch")
+
+
+@pytest.fixture(params=SOURCES)
+def source(
+    request: pytest.FixtureRequest, factors: Factors, make_source: Callable[[str, Factors], Source]
+) -> Iterator[Source]:
+    """Every case, screened by both products, given as they are, and in plain torch."""
+    made = make_source(request.param, factors)
+    if request.param.endswith("torch"):
+        with only_torch():
+            yield made
+    else:
+        yield made
+
+
+@pytest.fixture
+def marked() -> MarkPairs:
+    """The places of pairs as bool [B, F]; checks that pairs are what :class:`Pairs` promises."""
+
+    def mark(pairs: Pairs) -> Tensor:
+        assert pairs.row_ptr[0] == 0
+        assert pairs.row_ptr[-1] == len(pairs) == pairs.value.numel()
+        places = pairs.rows() * pairs.num_latents + pairs.latent
+        assert bool((places.diff() > 0).all()), "pairs are not in ascending order"
+        mask = torch.zeros(pairs.num_rows * pairs.num_latents, dtype=torch.bool)
+        mask[places] = True
+        return mask.view(pairs.num_rows, pairs.num_latents)
+
+    return mark

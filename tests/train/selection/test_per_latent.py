@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from saecache.train.selection import reference, select_per_latent
+from saecache.train.selection.latent_candidates import LatentCandidates
+from saecache.train.selection.scores import given_block
+
+
+def uneven_counts() -> torch.Tensor:
+    counts = torch.arange(700) * 7919 % 9
+    counts[3], counts[650] = 37, 0
+    return counts
+
+
+@pytest.mark.parametrize("counts", [torch.full((700,), 2), uneven_counts()])
+def test_equals_the_definition(source, marked, counts):
+    pairs = select_per_latent(source.blocks, 37, 700, counts)
+    assert torch.equal(marked(pairs), reference.per_latent(source.pre, counts))
+    assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])
+
+
+def test_nothing_wanted(factors, make_source):
+    source = make_source("bfloat16", factors)
+    assert len(select_per_latent(source.blocks, 37, 700, torch.zeros(700, dtype=torch.int64))) == 0
+
+
+def test_more_latents_than_one_thread_looks_after(make_source, marked):
+    generator = torch.Generator().manual_seed(0)
+    factors = (
+        torch.randn(90, 8, generator=generator),
+        torch.randn(5000, 8, generator=generator),
+        torch.zeros(5000),
+    )
+    counts = torch.arange(5000) % 4
+    for kind in ("float32", "bfloat16", "given"):
+        source = make_source(kind, factors)
+        pairs = select_per_latent(source.blocks, 90, 5000, counts)
+        assert torch.equal(marked(pairs), reference.per_latent(source.pre, counts))
+
+
+def test_memory_does_not_grow_with_rows():
+    generator = torch.Generator().manual_seed(0)
+    reserved = []
+    for num_blocks in (4, 64):
+        candidates = LatentCandidates(torch.full((256,), 3).numpy())
+        for block in range(num_blocks):
+            candidates.add(given_block(100 * block, torch.randn(100, 256, generator=generator)))
+        reserved.append(sum(part.row.size for part in candidates._parts))
+    assert reserved[0] == reserved[1] <= 4 * 256 * 4
+
+
+def test_rising_scores_are_the_worst_case(marked):
+    """Every row beats all before it, so that every row is a candidate until the next one comes."""
+    pre = torch.arange(500.0)[:, None].expand(500, 70).contiguous()
+    pairs = select_per_latent(lambda: iter([(0, pre[:300]), (300, pre[300:])]), 500, 70, torch.full((70,), 2))
+    assert torch.equal(marked(pairs), reference.per_latent(pre, torch.full((70,), 2)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (torch.full((5,), 7), "counts must be from 0 to the number of rows, 4, got 7 to 7"),
+        (torch.full((5,), -1), "got -1 to -1"),
+        (torch.full((6,), 1), r"counts must be int64 \[5\], got torch.int64 \[6\]"),
+        (torch.full((5,), 1.0), r"counts must be int64 \[5\], got torch.float32 \[5\]"),
+    ],
+)
+def test_impossible_counts(make_source, counts, message):
+    blocks = make_source("given", (torch.zeros(4, 3), torch.zeros(5, 3), torch.zeros(5))).blocks
+    with pytest.raises(ValueError, match=message):
+        select_per_latent(blocks, 4, 5, counts)
