@@ -83,7 +83,7 @@ def test_the_table_holds_the_results_and_sorts(page, run_dir) -> None:
 
 def test_pointer_and_arrow_keys_tell_values(page, run_dir) -> None:
     results = json.loads((run_dir / "results.json").read_text())
-    page.evaluate("document.querySelector('#training-figures svg[role=img]').focus()")
+    page.evaluate("document.querySelector('#training-figures svg[role=img]').focus({preventScroll: true})")
     page.press("ArrowRight")
     assert page.evaluate("document.querySelector('#tip').innerText").startswith("64 rows")
     page.press("ArrowRight")
@@ -133,7 +133,7 @@ def test_tokens_are_shown_by_strength_and_what_cannot_be_seen_by_its_name(page, 
             strength = (activation or 0) / latent["max_activation"]
             expected = f"{0.1 + 0.6 * strength:.3f}" if activation else ""
             assert expected in background
-    page.evaluate("document.querySelector('.context .words').focus()")
+    page.evaluate("document.querySelector('.context .words').focus({preventScroll: true})")
     page.press("ArrowRight")
     told = page.evaluate("document.querySelector('#tip').innerText")
     assert f"{latent['contexts'][0]['activations'][latent['contexts'][0]['peak']]:.4g}" in told
@@ -189,3 +189,27 @@ def test_a_grid_gives_each_family_one_colour(run_dir, report, tmp_path) -> None:
         strokes = page.evaluate(f"{lines}.slice(1).map(p => p.getAttribute('stroke'))")  # after the axes
         assert sorted(strokes) == sorted(set(fills))
         assert page.console == []
+
+
+def test_figures_are_saved_as_svg_and_csv(page, run_dir) -> None:
+    page.evaluate("""(() => {
+        window.saved = [];
+        URL.createObjectURL = blob => { window.saved.push(blob.text()); return "about:blank"; };
+        HTMLAnchorElement.prototype.click = function () { window.saved.push(this.download); };
+        document.querySelectorAll("#pareto-figures figcaption button").forEach(b => b.click());
+    })()""")
+    svg, name, csv, csv_name, *_ = page.evaluate("Promise.all(window.saved)")
+    assert name == "l0-and-fvu.svg"
+    assert (
+        page.evaluate(
+            f"new DOMParser().parseFromString({json.dumps(svg)}, 'image/svg+xml').documentElement.tagName"
+        )
+        == "svg"
+    )
+    assert "var(" not in svg
+    results = json.loads((run_dir / "results.json").read_text())
+    assert csv_name == "l0-and-fvu.csv"
+    for line, sae in zip(csv.splitlines()[1:], results["saes"], strict=True):
+        assert [float(v) for v in line.split(",")[-2:]] == [sae["codes"]["l0"], sae["normalized"]["fvu"]]
+        quoted = sae["name"].replace('"', '""')
+        assert line.startswith(f'"{quoted}",')
