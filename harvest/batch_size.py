@@ -42,6 +42,8 @@ def search(seconds: Callable[[int], float], smallest: int, largest: int) -> int:
         try:
             rate = size / seconds(size)
         except torch.OutOfMemoryError:
+            if best_rate == 0 and size > 1:
+                return search(seconds, max(1, size // 2), max(1, size // 2))
             return max(1, best // 2)
         if rate < best_rate * _WORTHWHILE_GAIN:
             return best

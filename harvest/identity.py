@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.disk import inspect_output
-from ..store.errors import UsageError
-from ..store.identity import differences
+from ..store import Manifest, UsageError, inspect_output, read_manifest
+from ..store.identity import differences, whole_identity
 from ..store.journal import read_journal
-from ..store.manifest import Manifest, load_manifest
 from .config import HarvestConfig
 
 
@@ -32,7 +30,7 @@ def look_at_output(path: Path) -> Existing | None:
     if state == "foreign":
         raise UsageError(f"{path} holds something else than a cache; choose a new or empty folder")
     if state == "complete":
-        manifest = load_manifest(path)
+        manifest = read_manifest(path)
         return Existing(manifest.identity, manifest, started=True)
     journal = read_journal(path) if state == "incomplete" else None
     if journal is None:
@@ -57,14 +55,10 @@ def check_same(existing: Existing, identity: Mapping[str, Any], config: HarvestC
     there = dict(existing.identity)
     widths = there.get("hooks")
     widths = widths if isinstance(widths, Mapping) else {}
-    here = {
-        **identity,
-        "hooks": {name: widths.get(name, "wanted") for name in config.hooks},
-        "context": config.tokens.context,
-        "seed": config.seed,
-        "heldout_fraction": config.heldout_fraction,
-        "storage": config.storage.model_dump(mode="json", exclude={"memory_bytes"}),
-    }
+    # The widths are not known yet: those of hooks that are there can be taken from there.
+    hooks = {name: widths.get(name, 0) for name in config.hooks}
+    context = config.tokens.context
+    here = whole_identity(identity, hooks, context, config.seed, config.heldout_fraction, config.storage)
     if lines := differences(there, here):
         listed = "\n".join(f"  - {line}" for line in lines)
         what = "a finished" if existing.manifest is not None else "an unfinished"

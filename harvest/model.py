@@ -249,7 +249,7 @@ def _load_weights(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"model {files.name!r} cannot be loaded: {error}") from None
+        raise UsageError(f"model {files.name!r} cannot be loaded: {error!r}") from None
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:  # transformers fills such weights with random numbers and goes on
         raise UsageError(

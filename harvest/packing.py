@@ -84,7 +84,8 @@ class Sequences:
 
     def token_counts(self) -> NDArray[np.int64]:
         """Positions of each sequence that are not padding. int64 [n]."""
-        return (self.roles != Role.PADDING).sum(axis=1)
+        counts: NDArray[np.int64] = (self.roles != Role.PADDING).sum(axis=1)
+        return counts
 
     def first(self, n: int) -> "Sequences":
         """The first ``n`` of them."""

@@ -73,11 +73,10 @@ def make_plan(config: HarvestConfig, path: Path) -> Plan:
     if len(tokenizer) > vocabulary:
         raise UsageError(
             f"the tokenizer in {files.folder} has {len(tokenizer)} tokens, but the model embeds only "
-            f"{vocabulary}: "
-            "they do not belong together"
+            f"{vocabulary}: they do not belong together"
         )
     source = open_source(config.text, pinned(existing, "text"))
-    dtype = config.model.dtype
+    dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
         dtype = before["dtype"]
     dtype = resolve_dtype(dtype, device, settings.get_text_config().hidden_size)

@@ -1,13 +1,13 @@
 """The writing end of a harvest: rows to the store, progress beside them, made durable from time to time."""
 
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..store.writer import CacheWriter
+from ..store import CacheWriter
 from .config import HarvestConfig
 from .progress import Progress
 from .selection import drop_sinks
@@ -28,7 +28,7 @@ class Recorder:
     """Writes steps in order and keeps account of them."""
 
     def __init__(
-        self, writer: CacheWriter, progress: Progress, config: HarvestConfig, bar: "tqdm[None]"
+        self, writer: CacheWriter, progress: Progress, config: HarvestConfig, bar: "tqdm[Any]"
     ) -> None:
         self._writer = writer
         self._config = config

@@ -10,13 +10,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..store import CacheWriter, Manifest, SaecacheError, check_disk_space, plan_size
 from ..store.config import GIB
-from ..store.disk import check_disk_space, plan_size
-from ..store.errors import SaecacheError
 from ..store.identity import canonical_json
 from ..store.journal import WORK_FOLDER
-from ..store.manifest import Manifest
-from ..store.writer import CacheWriter
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .first_look import first_look

@@ -14,7 +14,7 @@ CALIBRATION_TOKENS = 1 << 14
 
 def keep_by_role(roles: NDArray[np.uint8], selection: SelectionConfig) -> NDArray[np.bool_]:
     """Positions that become rows as far as roles go. bool, shape of ``roles``."""
-    keep = roles != Role.PADDING
+    keep: NDArray[np.bool_] = roles != Role.PADDING
     if selection.exclude_bos:
         keep &= roles != Role.BOS
     if selection.exclude_separator:
@@ -25,7 +25,8 @@ def keep_by_role(roles: NDArray[np.uint8], selection: SelectionConfig) -> NDArra
 def centered_norms(x: torch.Tensor) -> torch.Tensor:
     """L2 norm of each row of x [n, D] less its mean, float32 [n]: the norm that caches store."""
     x = x.float()
-    return torch.linalg.vector_norm(x - x.mean(dim=1, keepdim=True), dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(x - x.mean(dim=1, keepdim=True), dim=1)
+    return norms
 
 
 def drop_sinks(

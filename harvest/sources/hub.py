@@ -47,13 +47,12 @@ class HubSource:
                     raise missing_column(str(self), column, record)
                 yield Document(number, text_value(record[column], column, f"{self}, document {number}"))
                 number += 1
-        except (
-            *network_errors(),
-            RuntimeError,
-        ) as error:  # datasets has retried by itself before it gives up
+        except UsageError:
+            raise
+        except stream_errors() as error:  # datasets has retried by itself before it gives up
             raise SaecacheError(
-                f"{self}: reading stopped at document {number}: {error}; run the same command again to "
-                "continue"
+                f"{self}: reading stopped at document {number}: {error}{_hint(error)}; run the same command "
+                "again to continue"
             ) from error
 
     def _load(self) -> Any:
@@ -64,8 +63,23 @@ class HubSource:
             return datasets.load_dataset(
                 config.dataset, config.subset, split=config.split, revision=self._commit, streaming=True
             )
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            raise UsageError(f"cannot open {self}: {error}") from None
+        except stream_errors() as error:
+            raise UsageError(f"cannot open {self}: {error}{_hint(error)}") from None
+
+
+def _hint(error: Exception) -> str:
+    if "scripts are no longer supported" in str(error):
+        return "; set text.revision=refs/convert/parquet to read the hub's own conversion of it"
+    if "zstd" in str(error) or "zstandard" in str(error):
+        return "; its files are compressed with zstd, which needs 'pip install zstandard'"
+    return ""
+
+
+def stream_errors() -> tuple[type[Exception], ...]:
+    """What reading a dataset may end with; which one depends on its format and on where it is."""
+    import datasets
+
+    return (*network_errors(), datasets.exceptions.DatasetsError, ValueError, RuntimeError, ImportError)
 
 
 def resolve_commit(dataset: str, revision: str | None) -> str:
@@ -75,7 +89,12 @@ def resolve_commit(dataset: str, revision: str | None) -> str:
         UsageError: no such dataset or revision, no access, or no connection.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
@@ -83,6 +102,8 @@ def resolve_commit(dataset: str, revision: str | None) -> str:
         raise UsageError(
             f"dataset {dataset}: access must be asked for on the hub; then log in ('hf auth login')"
         ) from None
+    except RevisionNotFoundError:
+        raise UsageError(f"dataset {dataset} has no revision {revision!r}") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UsageError(
             f"the hub has no dataset {dataset!r} (or it is private and you are not logged in); "

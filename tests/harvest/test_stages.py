@@ -1,0 +1,119 @@
+"""Reading, running and writing at once: order, failures, and the stop in between."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from saecache.harvest.stages import run_overlapped, stop_on_signals
+
+
+def never() -> bool:
+    return False
+
+
+def numbers(count: int, fail_at: int | None = None) -> Iterator[int]:
+    for i in range(count):
+        if i == fail_at:
+            raise LookupError(f"no item {i}")
+        yield i
+
+
+def test_everything_in_order() -> None:
+    written: list[int] = []
+    run_overlapped(numbers(50), lambda i: i * i, written.append, should_stop=never)
+    assert written == [i * i for i in range(50)]
+
+
+def test_stages_overlap() -> None:
+    """Three stages of 10 ms each take hardly longer than one."""
+
+    def slow(value: int) -> int:
+        time.sleep(0.01)
+        return value
+
+    def wait(value: int) -> None:
+        slow(value)
+
+    started = time.perf_counter()
+    run_overlapped((slow(i) for i in range(20)), slow, wait, should_stop=never)
+    assert time.perf_counter() - started < 0.5  # one after the other: 0.6
+
+
+def test_reading_stays_only_a_little_ahead() -> None:
+    read: list[int] = []
+    most_ahead = 0
+
+    def items() -> Iterator[int]:
+        for i in range(30):
+            read.append(i)
+            yield i
+
+    def transform(i: int) -> int:
+        nonlocal most_ahead
+        time.sleep(0.002)
+        most_ahead = max(most_ahead, len(read) - i)
+        return i
+
+    run_overlapped(items(), transform, lambda _: None, should_stop=never, depth=2)
+    assert most_ahead <= 4
+
+
+def test_a_failing_source_comes_after_what_it_gave() -> None:
+    written: list[int] = []
+    with pytest.raises(LookupError, match="no item 7"):
+        run_overlapped(numbers(20, fail_at=7), lambda i: i, written.append, should_stop=never)
+    assert written == list(range(7))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_transform_leaves_what_was_done_written(error: type[BaseException]) -> None:
+    written: list[int] = []
+
+    def transform(i: int) -> int:
+        if i == 9:
+            raise error
+        return i
+
+    def consume(i: int) -> None:
+        time.sleep(0.002)
+        written.append(i)
+
+    with pytest.raises(error):
+        run_overlapped(numbers(20), transform, consume, should_stop=never)
+    assert written == list(range(9))
+
+
+def test_nothing_is_written_after_a_failed_write() -> None:
+    written: list[int] = []
+
+    def consume(i: int) -> None:
+        time.sleep(0.002)
+        if i == 4:
+            raise OSError("disk full")
+        written.append(i)
+
+    with pytest.raises(OSError, match="disk full"):
+        run_overlapped(numbers(100), lambda i: i, consume, should_stop=never)
+    assert written == [0, 1, 2, 3]
+
+
+def test_a_stop_ends_between_items() -> None:
+    written: list[int] = []
+    run_overlapped(numbers(100), lambda i: i, written.append, should_stop=lambda: len(written) >= 5)
+    assert written == list(range(len(written)))
+    assert 5 <= len(written) < 15
+
+
+def test_signals_only_matter_in_the_main_thread() -> None:
+    seen = []
+
+    def elsewhere() -> None:
+        with stop_on_signals() as asked:
+            seen.append(asked())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [False]
