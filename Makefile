@@ -18,10 +18,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 # mypy takes a package's name from its folder, and a clone may be called anything: hence the link.
-PACKAGES := saecache saecache.cli saecache.pipeline saecache.configs saecache.store saecache.harvest saecache.train saecache.evaluate
 types: $(VENV)/.installed
-	@mkdir -p build/types && ln -sfn ../.. build/types/saecache
-	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	@mkdir -p .mypy_root && ln -sfn .. .mypy_root/saecache
+	MYPYPATH=.mypy_root $(BIN)/mypy -p saecache
 
 check: lint types test
 

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from .harvest import LanguageModel
     from .store import ActivationCache
 
-SHORT_DEMO = {  # what "saecache demo --short" changes
-    "harvest": ("num_tokens=60000",),
-    "train": ("epochs=1",),
-    "ce_tokens": 4_000,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demo does: overrides of its two recipes, and the tokens scored for CE and KL."""
+
+    harvest: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    ce_tokens: int = 20_000
+
+
+SHORT_DEMO = DemoSize(harvest=("num_tokens=60000",), train=("epochs=1",), ce_tokens=2_000)
 
 
 def evaluate(
@@ -73,14 +79,13 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
     from .train import run as run_train
 
     started = monotonic()
-    overrides = SHORT_DEMO if short else {}
-    harvest_config = load_config(HarvestConfig, "demo", overrides.get("harvest", ()), kinds=("harvest",))
-    train_config = load_config(TrainConfig, "demo", overrides.get("train", ()), kinds=("train",))
+    size = SHORT_DEMO if short else DemoSize()
+    harvest_config = load_config(HarvestConfig, "demo", size.harvest, kinds=("harvest",))
+    train_config = load_config(TrainConfig, "demo", size.train, kinds=("train",))
     cache_path, run_dir = out / "cache", out / "runs" / "demo"
     run_harvest(harvest_config, cache_path)
     run_train(train_config, cache_path, run_dir)
-    ce_tokens = overrides.get("ce_tokens", 20_000)
-    results = evaluate([run_dir], cache_path, out=out / "results.json", ce_tokens=ce_tokens)
+    results = evaluate([run_dir], cache_path, out=out / "results.json", ce_tokens=size.ce_tokens)
     write_report([run_dir], out / "report.html", results=out / "results.json")
     lines = [
         "",
