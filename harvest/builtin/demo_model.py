@@ -21,11 +21,11 @@ class Settings:
     hidden_size: int = 160
     num_layers: int = 6
     num_heads: int = 5
-    num_steps: int = 3000
+    num_steps: int = 2000
     sequences_per_step: int = 16
     sequences_per_microbatch: int = 8
     warmup_steps: int = 100
-    decay_share: float = 0.5
+    decay_share: float = 0.4
     matrix_learning_rate: float = 3e-3
     other_learning_rate: float = 3e-3
     weight_decay: float = 0.1

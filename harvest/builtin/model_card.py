@@ -46,8 +46,8 @@ Training batches are packed windows of documents separated by `<|endoftext|>`, w
 and padding token. The matrices inside the layers are optimised by Muon, the rest by AdamW; the learning
 rate warms up, stays constant, and falls linearly to zero over the last `decay_share` of the steps. Forward
 passes in bfloat16 autocast, weights and updates in float32. The embedding and unembedding matrices are
-tied. The weights are stored in float16. *Core-minutes* are the
-processor time of the training, whatever else the machine did meanwhile.
+tied. The weights are stored in float16. Minutes are on the clock, core-minutes are processor time; they
+differ when the machine has other work.
 
 ## Use
 ```python

@@ -3,7 +3,7 @@
     python -m saecache.harvest.builtin.train_demo_model --out DIR [--state FILE]
 
 Writes a folder for `from_pretrained`: weights (float16 safetensors), tokenizer, model card with every figure.
-Needs torch 2.9 or newer (Muon).
+Takes about 35 core-minutes; needs torch 2.9 or newer (Muon).
 Legend: B sequences, T tokens of context, V vocabulary.
 """
 
