@@ -59,7 +59,9 @@ def _check(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads((out / RUN_FILE).read_text("utf-8"))
         if found["format_version"] != FORMAT_VERSION:
             raise UsageError(f"{out} was made by another version of saecache; give another --out")
-        different = differences({"config": found["config"], "cache": found["cache"]}, identity)
+        different = differences(
+            _by_name({"config": found["config"], "cache": found["cache"]}), _by_name(identity)
+        )
         if different:
             listed = "\n".join(f"  - {line}" for line in different)
             raise UsageError(f"{out} holds another run; give another --out, or the same settings:\n{listed}")
@@ -76,6 +78,17 @@ def _check(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:
     run = {"format_version": FORMAT_VERSION, "finished": finished, **identity}
     write_bytes(out / RUN_FILE, (json.dumps(run, indent=2) + "\n").encode("utf-8"))
+
+
+def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as mappings, so that what differs between two variants is named, and not their list."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: named(item) for key, item in value.items()}
+        return {str(i): named(item) for i, item in enumerate(value)} if isinstance(value, list) else value
+
+    return {key: named(value) for key, value in identity.items()}
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

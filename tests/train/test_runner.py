@@ -89,6 +89,8 @@ def test_another_config_or_cache_is_refused_and_named(
     run(make_config(TOPK), cache, tmp_path / "run")
     with pytest.raises(UsageError, match=r"(?s)holds another run.*config.batch_rows: 256 there, 128 here"):
         run(make_config(TOPK, batch_rows=128), cache, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"config.variants.0.k: 4 there, 5 here"):
+        run(make_config({**TOPK, "k": 5}), cache, tmp_path / "run")
     other = make_cache(seed=1)
     with pytest.raises(UsageError, match=rf"cache.fingerprint: '{cache.fingerprint}' there"):
         run(make_config(TOPK), other, tmp_path / "run")
