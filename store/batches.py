@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class _Ahead:
         self._order = order
         self._windows_ahead = max(1, CHUNKS_AHEAD // order.window_chunks)
         self._next = 0  # first window that was not given to the thread yet
-        self._under_way: dict[int, list[Future[None]]] = {}
+        self._under_way: dict[int, list[Future[Any]]] = {}
 
     def __enter__(self) -> "_Ahead":
         self._thread = ThreadPoolExecutor(1, "saecache-check")
@@ -104,7 +105,17 @@ class _Ahead:
         last = min(window + self._windows_ahead, self._order.num_windows - 1)
         for number in range(max(self._next, window), last + 1):
             chunks = self._order.chunks(number).tolist()
-            self._under_way[number] = [self._thread.submit(self._array.prepare, chunk) for chunk in chunks]
+            self._under_way[number] = [
+                self._thread.submit(self._array.chunk, chunk)
+                for chunk in chunks
+                if not self._array.is_checked(chunk)
+            ]
+            if self._order.epoch:  # in stored order the system sees by itself what comes next
+                self._under_way[number] += [
+                    self._thread.submit(self._array.read_ahead, chunk)
+                    for chunk in chunks
+                    if self._array.is_checked(chunk)
+                ]
         self._next = last + 1
         for future in self._under_way.pop(window):
             future.result()

@@ -22,6 +22,8 @@ class BufferPool:
     def take(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         """An uninitialized tensor [rows, width]."""
         num_bytes = rows * width * dtype.itemsize
+        if not num_bytes:
+            return torch.empty(rows, width, dtype=dtype)
         try:
             memory = self._free.pop()
         except IndexError:

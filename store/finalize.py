@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .copying import split_records
 from .durable import write_bytes
 from .layout import SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, HookInfo
-from .moments import add_moments, split_records
+from .moments import add_moments
 from .records import RecordLayout
 from .shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from .sharded_array import ShardedArray

@@ -1,4 +1,4 @@
-"""Kernels of finalizing: records into sorted order and apart, and the float64 moments of their rows."""
+"""Float64 moments of stored rows."""
 
 from typing import Any
 
@@ -6,33 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import RecordLayout
-
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-
-
-def scatter_records(records: NDArray[np.uint8], ranks: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
-    """``target[ranks[i]] = records[i]`` for every rank inside the target; the others are left out.
-
-    Args:
-        records: uint8 [n, record_bytes], C-contiguous; record_bytes is a multiple of 8.
-        ranks: int64 [n], any.
-        target: uint8 [m, record_bytes], C-contiguous.
-    """
-    assert records.shape[1] == target.shape[1] and len(ranks) == len(records)
-    _scatter(records.view(np.uint64), ranks, target.view(np.uint64))
-
-
-def split_records(
-    records: NDArray[np.uint8],
-    layout: RecordLayout,
-    rows: NDArray[Any],
-    norm: NDArray[np.float32],
-    mean: NDArray[np.float32],
-) -> None:
-    """Take records [n, record_bytes] apart into ``rows`` words [n, D], ``norm`` [n] and ``mean`` [n]."""
-    rows[:] = layout.words(records)[:, : rows.shape[1]]
-    norm[:], mean[:] = layout.norm(records), layout.mean(records)
 
 
 def add_moments(
@@ -50,17 +24,6 @@ def add_moments(
         _moments_of_half(rows, norm, mean, unit, sums[0], sums[1])
     else:
         _moments_of_single(rows.view(np.float32), norm, mean, unit, sums[0], sums[1])
-
-
-@_jit
-def _scatter(records, ranks, target):  # type: ignore[no-untyped-def]
-    width, size = records.shape[1], target.shape[0]
-    for i in range(records.shape[0]):
-        rank = ranks[i]
-        if 0 <= rank < size:
-            source, place = records[i], target[rank]
-            for j in range(width):
-                place[j] = source[j]
 
 
 @_jit

@@ -21,6 +21,8 @@ from .order import EpochOrder
 from .sharded_array import ShardedArray
 from .statistics import HookStatistics
 
+_TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
+
 
 def open_cache(path: Path | str) -> "ActivationCache":
     """Open a finished cache. Reads its manifest and looks at the sizes of its files.
@@ -137,7 +139,7 @@ class ActivationCache:
 
         def make(numbers: NDArray[np.int64]) -> torch.Tensor:
             batch = pool.take(len(numbers), width, dtype)
-            self._fill(batch, array, hook, split, numbers, kind, release=False)
+            self._fill(batch, array, hook, split, numbers, kind, pool, release=False)
             return batch.to(device)
 
         return iterate(array, plan, make)
@@ -177,7 +179,7 @@ class ActivationCache:
             indices = indices.cpu().numpy()
         numbers = array.check_rows(np.asarray(indices, dtype=np.int64).reshape(-1))
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
-        self._fill(out, array, hook, split, numbers, kind, release=True)
+        self._fill(out, array, hook, split, numbers, kind, BufferPool(), release=True)
         return out
 
     @property
@@ -244,20 +246,20 @@ class ActivationCache:
         split: str,
         numbers: NDArray[np.int64],
         kind: NormalizationKind,
+        pool: BufferPool,
         *,
         release: bool,
     ) -> None:
         """Rows by number into ``out`` [n, D], renormalized in float32 unless they are stored as ``kind``."""
         same = kind == self.normalization
         work = out if same or out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
-        for piece in array.pieces(numbers, release=release):
-            source = torch.from_numpy(piece.source)
-            if piece.picks is not None:
-                source = source.index_select(0, torch.from_numpy(piece.picks))
-            if isinstance(piece.target, slice):
-                work[piece.target].copy_(source)
-            else:
-                work.index_copy_(0, torch.from_numpy(piece.target), source.to(work.dtype))
+        if len(numbers) and bool((np.diff(numbers) == 1).all()):
+            for piece in array.pieces(numbers, release=release):
+                work[piece.target].copy_(torch.from_numpy(piece.source))
+        else:
+            stored = pool.take(len(numbers), work.shape[1], _TORCH_DTYPE[array.dtype.name])
+            array.gather_into(stored.numpy(), numbers, release=release)
+            work.copy_(stored)
         if not same:
             norm = self._column(self._layout.norm(split, hook).path, numbers)
             mean = self._column(self._layout.mean(split, hook).path, numbers)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .copying import copy_rows
 from .errors import CorruptCacheError
 from .layout import ArraySpec, index_size
 from .shard_file import CRC_BYTES, crc32c, parse_index
@@ -65,13 +66,25 @@ class ShardedArray:
             return row
         return self.gather(np.asarray(key))
 
-    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+    def gather(self, rows: Any) -> NDArray[Any]:
         """Rows by number, int [n] -> [n, ...]; negative numbers count from the end."""
-        rows = self.check_rows(rows)
-        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        for piece in self.pieces(rows):
-            out[piece.target] = piece.source if piece.picks is None else piece.source[piece.picks]
+        numbers = self.check_rows(rows)
+        out = np.empty((len(numbers), *self.shape[1:]), dtype=self.dtype)
+        self.gather_into(out, numbers)
         return out
+
+    def gather_into(self, out: NDArray[Any], numbers: NDArray[np.int64], *, release: bool = True) -> None:
+        """Fill ``out`` [n, ...] with rows by number, all of which must exist."""
+        for piece in self.pieces(numbers, release=release):
+            if piece.picks is None:
+                out[piece.target] = piece.source
+            elif out.ndim == 2:
+                places = piece.target
+                if isinstance(places, slice):
+                    places = np.arange(places.start, places.stop)
+                copy_rows(piece.source, piece.picks, out, places)
+            else:
+                out[piece.target] = piece.source[piece.picks]
 
     def check_rows(self, rows: Any) -> NDArray[np.int64]:
         """Row numbers as int64 [n], all from 0 to N - 1.
@@ -135,15 +148,18 @@ class ShardedArray:
             checked[slot] = True
         return payload.view(self.dtype).reshape(shape)
 
-    def prepare(self, number: int) -> None:
-        """Have inner chunk ``number`` checked and in memory, or at least on its way."""
+    def is_checked(self, number: int) -> bool:
+        """Whether inner chunk ``number`` has been compared with its crc32c."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-        with self._lock:
-            shard = self._shard(shard_number)
-            checked = bool(self._checked[shard_number][slot])
-        if not checked:
-            self.chunk(number)
-        elif hasattr(mmap, "MADV_WILLNEED"):
+        checked = self._checked.get(shard_number)
+        return checked is not None and bool(checked[slot])
+
+    def read_ahead(self, number: int) -> None:
+        """Have the system fetch inner chunk ``number``, where it can be asked to."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            shard_number, slot = divmod(number, self.spec.chunks_per_shard)
+            with self._lock:
+                shard = self._shard(shard_number)
             self._advise(shard, slot, mmap.MADV_WILLNEED)
 
     def release(self, numbers: Iterable[int]) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import StorageConfig
+from .copying import scatter_records
 from .keys import row_keys
-from .moments import scatter_records
 from .records import RecordLayout
 
 DEFAULT_BUCKETS = 256
 MAX_BUCKETS = 1 << 14
+SMALL_BUCKET_BYTES = 32 << 20
 
 _READ_BYTES = 4 << 20
 
@@ -29,10 +30,15 @@ def bucket_of(keys: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int64]:
 
 
 def choose_buckets(planned_rows: int | None, record_bytes: int, storage: StorageConfig) -> int:
-    """How many buckets, a power of two, so that one of the widest hook fits in a quarter of the memory."""
+    """How many buckets, a power of two, so that one of the widest hook fits in a quarter of the memory.
+
+    A small cache does not take that much: its buckets are small ones, up to 64 of them.
+    """
     if planned_rows is None:
         return DEFAULT_BUCKETS
-    wanted = -(-planned_rows * record_bytes // (storage.memory_bytes // 4))
+    planned = planned_rows * record_bytes
+    bucket_bytes = min(storage.memory_bytes // 4, max(SMALL_BUCKET_BYTES, planned // 64))
+    wanted = -(-planned // bucket_bytes)
     return int(min(1 << max(0, (wanted - 1).bit_length()), MAX_BUCKETS))
 
 

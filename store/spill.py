@@ -103,21 +103,25 @@ class SpillWriter:
         order = np.argsort(block.bucket[:n], kind="stable")
         counts = np.bincount(block.bucket[:n], minlength=self.num_buckets + 1).astype("<u4")
         for i, records in enumerate(block.records):
-            self._append(f"hook.{i}", records, order)
-        self._append("token", block.token, order)
+            self._append_in_order(f"hook.{i}", records, order)
+        self._append("token", block.token[order])
         self._append("segments", counts[None])
         for arrays in block.sequences:
             for name, array in arrays.items():
                 self._append(name, array)
 
-    def _append(self, name: str, rows: NDArray[Any], order: NDArray[np.int64] | None = None) -> None:
-        """Append ``rows`` (in ``order``) in large writes."""
-        step = max(1, _WRITE_BYTES // (rows.nbytes // max(1, len(rows)) or 1))
-        total = len(rows) if order is None else len(order)
+    def _append(self, name: str, rows: NDArray[Any]) -> None:
         with (self.folder / name).open("ab", buffering=0) as file:
-            for start in range(0, total, step):
-                part = slice(start, min(start + step, total))
-                block = rows[part] if order is None else rows.take(order[part], axis=0)
-                write_all(file, np.ascontiguousarray(block).data)
-                if block.nbytes >= _WRITE_BYTES // 2:
-                    self._early.hint(self.folder / name)
+            write_all(file, np.ascontiguousarray(rows).data)
+
+    def _append_in_order(self, name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> None:
+        """Append ``rows[order]`` in large writes, through one buffer that is used again."""
+        path = self.folder / name
+        step = max(1, _WRITE_BYTES // rows[:1].nbytes)
+        buffer = np.empty((min(step, len(order)), *rows.shape[1:]), rows.dtype)
+        with path.open("ab", buffering=0) as file:
+            for start in range(0, len(order), step):
+                picks = order[start : start + step]
+                rows.take(picks, axis=0, out=buffer[: len(picks)], mode="clip")  # other modes copy once more
+                write_all(file, buffer[: len(picks)].data)
+                self._early.hint(path)

@@ -11,6 +11,7 @@ from .encode import as_float32, encode_rows
 from .records import RecordLayout
 from .spill import Block, SpillWriter
 
+_FIRST_BLOCK_BYTES = 32 << 20
 _STAGED_SEQUENCE_BYTES = 32 << 20
 _ENCODE_ROWS = 8192  # rows converted to float32 at once, when the caller's are not
 
@@ -41,10 +42,11 @@ class Staging:
         self._spill = spill
         self._records = dict(records)
         self._unit = unit
-        row_bytes = (
-            sum(record.record_bytes for record in records.values()) + 12
-        )  # token and bucket beside them
+        record_bytes = sum(record.record_bytes for record in records.values())
+        row_bytes = record_bytes + 12  # token and bucket beside them
         capacity = max(64, block_bytes // row_bytes)
+        self._first_block_rows = max(64, min(capacity, _FIRST_BLOCK_BYTES // row_bytes))
+        self._rows_taken = 0
         self._block, self._other = (Block(capacity, list(records.values())) for _ in range(2))
         self._sequence_bytes = 0
         self.blocks_submitted = 0
@@ -56,7 +58,8 @@ class Staging:
         start, total = 0, len(token)
         while start < total:
             block = self._block
-            count = min(total - start, block.capacity - block.used, _ENCODE_ROWS)
+            full = self._rows_of_block()
+            count = min(total - start, full - block.used, _ENCODE_ROWS)
             given, room = slice(start, start + count), slice(block.used, block.used + count)
             for i, (hook, record) in enumerate(self._records.items()):
                 x = as_float32(activations[hook][given])
@@ -67,9 +70,15 @@ class Staging:
             block.token[room], block.bucket[room] = token[given], bucket[given]
             block.used += count
             start += count
-            if block.used == block.capacity:
+            self._rows_taken += count
+            if block.used == full:
                 self.flush()
         return None
+
+    def _rows_of_block(self) -> int:
+        """Small blocks at first, so that writing begins early; later large ones, for large segments."""
+        wanted = max(self._first_block_rows, self._rows_taken // 8, self._block.used + 1)
+        return min(self._block.capacity, wanted)
 
     def add_sequences(self, arrays: dict[str, NDArray[np.int32]]) -> None:
         """Take token arrays int32 [n, context], by name."""

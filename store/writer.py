@@ -322,6 +322,7 @@ class CacheWriter:
                 f"{journal.heldout_rows} held-out rows and no training rows"
             )
         self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
+        self._close_threads()  # and with them goes the memory of the blocks
         layout = plan_layout(
             self.hooks,
             self.context,

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from saecache.store.copying import scatter_records, split_records
 from saecache.store.encode import encode_rows
-from saecache.store.moments import add_moments, scatter_records, split_records
+from saecache.store.moments import add_moments
 from saecache.store.records import RecordLayout
 
 

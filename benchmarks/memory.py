@@ -1,0 +1,116 @@
+"""Memory of writing, finalizing and reading a cache, for one size and for eight times as much.
+
+    python benchmarks/memory.py [--quick] [--mib N] [--memory-mib M] [--width D] [--folder DIR]
+
+Every size runs in a process of its own. Printed is the growth over the beginning of each part: anonymous
+memory (what the program allocated) and mapped files (page cache in its address space, which the system may
+take back).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from saecache.store import CacheWriter, StorageConfig, open_cache
+
+HOOK, CALL_ROWS = "h", 4096
+Peaks = dict[str, dict[str, int]]
+
+
+def memory() -> dict[str, int]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
+    return {"anonymous": int(sizes["RssAnon"]) * 1024, "mapped": int(sizes["RssFile"]) * 1024}
+
+
+@contextmanager
+def watched(peaks: Peaks, part: str) -> Iterator[None]:
+    """Sample the memory while the block runs."""
+    start, stop = memory(), threading.Event()
+    peak = dict.fromkeys(start, 0)
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            for kind, size in memory().items():
+                peak[kind] = max(peak[kind], size - start[kind])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    peaks[part] = peak
+
+
+def use_cache(folder: Path, rows: int, width: int, storage: StorageConfig) -> Peaks:
+    """Write, finalize and read ``rows`` rows."""
+    peaks: Peaks = {}
+    x = np.random.default_rng(0).normal(size=(CALL_ROWS, width)).astype(np.float32)
+    writer = CacheWriter(folder, hooks={HOOK: width}, identity={}, storage=storage, planned_sequences=rows)
+    with watched(peaks, "write"):
+        for start in range(0, rows, CALL_ROWS):
+            writer.write_rows({HOOK: x[: rows - start]})
+        writer.commit()
+    with watched(peaks, "finalize"):
+        writer.finalize()
+    cache = open_cache(folder)
+    for epoch in (0, 1):
+        with watched(peaks, f"read, epoch {epoch}"):
+            for batch in cache.batches(HOOK, epoch=epoch):
+                del batch
+    return peaks
+
+
+def measure(folder: Path, rows: int, arguments: argparse.Namespace) -> Peaks:
+    command = [sys.executable, __file__, "--rows", str(rows), "--folder", str(folder)]
+    command += ["--width", str(arguments.width), "--memory-mib", str(arguments.memory_mib)]
+    command += ["--quick"] * arguments.quick
+    peaks: Peaks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="16 MiB and 128 MiB, with 16 MiB of memory")
+    parser.add_argument("--mib", type=int, default=256, help="size of the stored rows of the smaller cache")
+    parser.add_argument("--memory-mib", type=int, default=256, help="memory_bytes of the writer")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    parser.add_argument("--rows", type=int, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.mib = arguments.memory_mib = 16
+    chunk_rows = 256 if arguments.quick else 4096
+    storage = StorageConfig(
+        memory_bytes=arguments.memory_mib << 20, shard_bytes=64 << 20, chunk_rows=chunk_rows
+    )
+    if arguments.rows is not None:  # one size, in a process of its own
+        use_cache(arguments.folder / "warm", CALL_ROWS, arguments.width, storage)
+        print(json.dumps(use_cache(arguments.folder / "cache", arguments.rows, arguments.width, storage)))
+        return
+    rows = (arguments.mib << 20) // (2 * arguments.width)
+    peaks = []
+    for times in (1, 8):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            peaks.append(measure(Path(folder), rows * times, arguments))
+    print(f"{arguments.mib} and {8 * arguments.mib} MiB of rows, memory_bytes of {arguments.memory_mib} MiB")
+    for part, one in peaks[0].items():
+        eight = peaks[1][part]
+        listed = ", ".join(f"{kind} {one[kind] >> 20} -> {eight[kind] >> 20} MiB" for kind in one)
+        print(f"  {part:16} {listed}")
+
+
+if __name__ == "__main__":
+    main()

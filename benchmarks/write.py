@@ -1,0 +1,134 @@
+"""Writing a cache against a plain sequential write of the same bytes to files of the same size.
+
+    python benchmarks/write.py [--quick] [--mib N] [--width D] [--rounds R] [--folder DIR]
+
+``shuffled`` is all of CacheWriter: float32 rows in, normalized, spilled, sorted by key, written as shards
+with crc32c, sha256 and statistics. ``unshuffled`` is the same without spill and sort: rows encoded and
+written as shards in the order in which they come. Either way every side syncs its files, or none does (``no
+fsync``: what the program costs where the disk is no limit). The rounds are interleaved and the medians
+compared.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saecache.store import CacheWriter, StorageConfig
+from saecache.store.copying import split_records
+from saecache.store.disk import plan_layout
+from saecache.store.encode import encode_rows
+from saecache.store.records import RecordLayout
+from saecache.store.shard_file import CHUNKS_IN_FLIGHT, ShardWriter
+
+HOOK = "h"
+CALL_ROWS = 8192  # rows in each call of the writer, about one forward
+
+
+def blocks(x: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, rows, len(x)):
+        yield x[: rows - start]
+
+
+def write_plain(folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig) -> None:
+    """The bytes of the stored rows, in pieces of a chunk, a new file for every shard."""
+    spec = plan_layout({HOOK: x.shape[1]}, 1, storage, train_rows=rows).activations("train", HOOK)
+    chunk = np.ascontiguousarray(np.resize(x, (spec.chunk_rows, x.shape[1])).astype(np.float16))
+    folder.mkdir()
+    for shard in range(spec.num_shards):
+        with (folder / str(shard)).open("wb", buffering=0) as file:
+            for _ in range(spec.chunks_of_shard(shard)):
+                file.write(chunk.data)
+            os.fsync(file.fileno())
+
+
+def write_shuffled(folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig) -> None:
+    writer = CacheWriter(
+        folder, hooks={HOOK: x.shape[1]}, identity={}, storage=storage, planned_sequences=rows
+    )
+    for block in blocks(x, rows):
+        writer.write_rows({HOOK: block})
+    writer.finalize()
+
+
+def write_unshuffled(folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig) -> None:
+    layout = plan_layout({HOOK: x.shape[1]}, 1, storage, train_rows=rows)
+    spec, record = layout.activations("train", HOOK), RecordLayout(x.shape[1], storage.dtype)
+    shards = ShardWriter()
+    records = np.empty((spec.chunk_rows, record.record_bytes), np.uint8)
+    norm, mean = (np.empty(spec.chunk_rows, np.float32) for _ in range(2))
+    ring = [np.empty((spec.chunk_rows, x.shape[1]), record.word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+
+    def chunks(shard: int) -> Iterator[NDArray[np.uint16]]:
+        for slot in range(spec.chunks_of_shard(shard)):
+            first = (slot % max(1, len(x) // spec.chunk_rows)) * spec.chunk_rows
+            encode_rows(x[first : first + spec.chunk_rows], records, record, True)
+            split_records(records, record, ring[slot % len(ring)], norm, mean)
+            yield ring[slot % len(ring)]
+
+    for shard in range(spec.num_shards):
+        shards.write(folder / spec.shard_path(shard), chunks(shard), spec.chunks_per_shard)
+    shards.close()
+
+
+@contextmanager
+def no_fsync() -> Iterator[None]:
+    original, os.fsync = os.fsync, lambda descriptor: None
+    try:
+        yield
+    finally:
+        os.fsync = original
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="64 MiB and three rounds")
+    parser.add_argument("--mib", type=int, default=512, help="size of the stored rows")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.mib, arguments.rounds = 64, 3
+    storage = StorageConfig()
+    rows = (arguments.mib << 20) // (2 * arguments.width) // storage.chunk_rows * storage.chunk_rows
+    gigabytes = rows * 2 * arguments.width / 1e9
+    x = np.random.default_rng(0).normal(size=(CALL_ROWS, arguments.width)).astype(np.float32)
+    ways: dict[str, Callable[[Path, NDArray[np.float32], int, StorageConfig], None]] = {
+        "plain": write_plain,
+        "unshuffled": write_unshuffled,
+        "shuffled": write_shuffled,
+    }
+    print(f"{rows} rows of {arguments.width} float16, {gigabytes:.2f} GB")
+    for label, policy in (("fsync", None), ("no fsync", no_fsync)):
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds + 1):  # the first one warms up
+            for name, write in ways.items():
+                with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                    start = perf_counter()
+                    if policy is None:
+                        write(Path(folder) / "out", x, rows, storage)
+                    else:
+                        with policy():
+                            write(Path(folder) / "out", x, rows, storage)
+                    seconds[name].append(perf_counter() - start)
+                    shutil.rmtree(Path(folder) / "out")
+        took = {name: median(times[1:]) for name, times in seconds.items()}
+        listed = ", ".join(f"{name} {gigabytes / time:.2f} GB/s" for name, time in took.items())
+        print(f"{label}: {listed}")
+        for name in ("unshuffled", "shuffled"):
+            print(f"  {name} / plain: {took['plain'] / took[name]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
