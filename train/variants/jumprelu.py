@@ -66,7 +66,9 @@ class JumpReLU(Variant):
 
     @property
     def default_name(self) -> str:
-        return f"jumprelu_{self.penalty.kind}_{self.penalty.coefficient:g}"
+        linear = "_linear" if self.threshold_scale == "linear" else ""
+        to_input = "_to_input" if self.jump_to == "threshold_and_input" else ""
+        return f"jumprelu_{self.penalty.kind}_{self.penalty.coefficient:g}{linear}{to_input}"
 
     @property
     def expected_l0(self) -> None:
