@@ -40,7 +40,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """A model this small gains little from a second thread, and loses much when the other core is taken."""
+    """A small model gains little from a second thread, and loses much when the other core is taken."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
