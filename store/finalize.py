@@ -7,6 +7,7 @@ that was killed does the units that have no record, and ends with the same bytes
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Finalizer:
             self._once(f"stats.{number}.{name}", unit)
         return HookInfo(
             d_model=layout.hooks[hook],
-            mean_square_norm=float(moments[1].sum()),
+            mean_square_norm=fsum(moments[1]),
             norm_quantiles=exact_quantiles(partial(self._norms, hook), layout.train_rows),
         )
 

@@ -20,7 +20,7 @@ TokensKind = Literal["ids and documents", "documents", "none"]
 SPLITS = ("train", "heldout")
 SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
 PROVENANCE_GROUP = "provenance"
-TOKENS_PER_CHUNK = 1 << 16
+TOKENS_PER_CHUNK = 1 << 14
 MAX_WIDTH = MAX_CONTEXT = 1 << 24
 MAX_CHUNK_BYTES = 1 << 30
 MAX_CHUNKS_PER_SHARD = 1 << 20

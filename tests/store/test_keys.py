@@ -19,6 +19,28 @@ def test_golden_keys() -> None:
     assert [hex(key) for key in row_keys(7, np.arange(3, dtype=np.uint64)).tolist()] == GOLDEN_SEED_7
 
 
+def plain_key(seed: int, stream: int, index: int) -> int:
+    """The key as store/README.md writes it."""
+    bits, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def mix(z: int) -> int:
+        z &= bits
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & bits
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & bits
+        return z ^ (z >> 31)
+
+    a = mix((seed << 32) + stream + golden)
+    b = mix(mix((seed >> 32) + (~golden & bits)) ^ a)
+    return mix(mix(index * golden + a) ^ b)
+
+
+@given(st.integers(-(2**40), 2**70), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+def test_keys_are_those_of_the_format(seed: int, index: int, epoch: int) -> None:
+    assert row_keys(seed, np.array([index], np.uint64)).tolist() == [plain_key(seed, 0, index)]
+    rows = np.array([index >> 1], np.int64)
+    assert window_keys(seed, epoch, rows).tolist() == [plain_key(seed, 3 + 4 * epoch, index >> 1)]
+
+
 def test_golden_permutation() -> None:
     assert epoch_permutation(0, 1, 12).tolist() == GOLDEN_PERMUTATION
 
