@@ -8,6 +8,8 @@ from torch import Tensor
 from ..store.reader import ActivationCache
 from .config import TrainConfig
 
+PIECE_BYTES = 64 * 2**20  # the cache reads a few batches ahead: large ones are read in pieces of this size
+
 
 def num_steps(config: TrainConfig, cache_rows: int) -> int:
     """Steps of the run: whole batches only, and every epoch starts with a new batch."""
@@ -28,23 +30,52 @@ def batches(
     first_step: int,
     last_step: int,
 ) -> Iterator[Tensor]:
-    """Batches [R, D], float32, of steps ``first_step`` to ``last_step``, over as many epochs as they take."""
+    """Batches [R, D], float32, of steps ``first_step`` to ``last_step``, over as many epochs as they take.
+
+    Large batches share one tensor: each is overwritten by the next.
+    """
     per_epoch = len(cache) // config.batch_rows
+    piece_rows = rows_of_a_piece(config.batch_rows, cache.d_model(hook))
+    pieces = config.batch_rows // piece_rows
     step = first_step
     while step < last_step:
         epoch, start = divmod(step, per_epoch)
         stream = cache.batches(
             hook,
-            config.batch_rows,
+            piece_rows,
             config.seed,
             epoch,
             normalization=config.normalization,
-            start_batch=start,
+            start_batch=start * pieces,
             drop_last=True,
             device=device,
         )
-        for x in stream:
+        for x in stream if pieces == 1 else joined(stream, pieces):
             yield x
             step += 1
             if step == last_step:
                 return
+
+
+def rows_of_a_piece(batch_rows: int, d_model: int) -> int:
+    """The largest divisor of ``batch_rows`` whose rows fit :data:`PIECE_BYTES`; all rows if only 1 would."""
+    fitting = PIECE_BYTES // (4 * d_model)
+    divisors = (batch_rows // pieces for pieces in range(1, batch_rows) if batch_rows % pieces == 0)
+    return next((rows for rows in divisors if rows <= fitting), batch_rows)
+
+
+def joined(stream: Iterator[Tensor], pieces: int) -> Iterator[Tensor]:
+    """``pieces`` consecutive pieces [r, D] at a time, in one tensor [pieces * r, D] that is used again.
+
+    Pieces left over at the end are no batch.
+    """
+    whole: Tensor | None = None
+    filled = 0
+    for piece in stream:
+        if whole is None:
+            whole = piece.new_empty(pieces * piece.shape[0], piece.shape[1])
+        whole[filled : filled + piece.shape[0]] = piece
+        filled += piece.shape[0]
+        if filled == whole.shape[0]:
+            yield whole
+            filled = 0

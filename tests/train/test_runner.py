@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reader import ActivationCache
@@ -162,20 +161,6 @@ def test_a_failure_is_repeated_after_resuming_from_before_it(
     (tmp_path / "run" / "run.json").write_text(json.dumps({**run_json, "finished": False}))
     again = run(config, cache, tmp_path / "run")
     assert again.failed == result.failed and list(again.saes) == ["topk_k4"]
-
-
-def test_several_epochs_read_new_orders(
-    cache: ActivationCache, make_config: Callable[..., TrainConfig]
-) -> None:
-    from saecache.train.feed import batches
-
-    config = make_config(TOPK, steps=None, epochs=2)
-    per_epoch = len(cache) // 256
-    seen = list(batches(config, cache, "resid", torch.device("cpu"), 0, 2 * per_epoch))
-    assert len(seen) == 2 * per_epoch and {tuple(x.shape) for x in seen} == {(256, 24)}
-    assert not torch.equal(seen[0], seen[per_epoch])
-    late = list(batches(config, cache, "resid", torch.device("cpu"), per_epoch - 1, per_epoch + 2))
-    assert all(torch.equal(a, b) for a, b in zip(late, seen[per_epoch - 1 :], strict=False))
 
 
 def test_default_folder_is_the_same_for_the_same_run(

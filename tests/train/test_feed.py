@@ -1,0 +1,48 @@
+"""The batches of a run: over epochs, from any step on, and in pieces when they are large."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, feed
+from saecache.train.feed import batches, rows_of_a_piece
+
+TOPK = {"kind": "topk", "k": 4}
+CPU = torch.device("cpu")
+
+
+def test_several_epochs_read_new_orders(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(TOPK, steps=None, epochs=2)
+    per_epoch = len(cache) // 256
+    seen = list(batches(config, cache, "resid", CPU, 0, 2 * per_epoch))
+    assert len(seen) == 2 * per_epoch and {tuple(x.shape) for x in seen} == {(256, 24)}
+    assert not torch.equal(seen[0], seen[per_epoch])
+    late = list(batches(config, cache, "resid", CPU, per_epoch - 1, per_epoch + 2))
+    assert all(torch.equal(a, b) for a, b in zip(late, seen[per_epoch - 1 : per_epoch + 2], strict=True))
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 12])
+def test_large_batches_are_read_in_pieces(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    first_step: int,
+) -> None:
+    config = make_config(TOPK)
+    whole = [x.clone() for x in batches(config, cache, "resid", CPU, first_step, 15)]
+    monkeypatch.setattr(feed, "PIECE_BYTES", 4 * 24 * 70)  # 64 of the 256 rows
+    in_pieces = [x.clone() for x in batches(config, cache, "resid", CPU, first_step, 15)]
+    assert len(whole) == len(in_pieces) == 15 - first_step
+    assert all(torch.equal(a, b) for a, b in zip(whole, in_pieces, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "d_model", "piece"),
+    [(4096, 768, 4096), (262_144, 768, 16_384), (65_536, 4096, 4096), (99_991, 768, 99_991), (1, 10, 1)],
+)
+def test_pieces_divide_the_batch(batch_rows: int, d_model: int, piece: int) -> None:
+    assert rows_of_a_piece(batch_rows, d_model) == piece
