@@ -5,9 +5,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .config import TrainConfig
-
 if TYPE_CHECKING:
+    from .config import TrainConfig as TrainConfig
     from .pairs import Pairs as Pairs
     from .runner import TrainResult as TrainResult
     from .runner import run as run
@@ -19,6 +18,7 @@ __all__ = ["SAE", "Pairs", "TrainConfig", "TrainResult", "load_sae", "run"]
 _LAZY = {  # these import torch, so they wait until they are used
     "Pairs": ".pairs",
     "SAE": ".sae",
+    "TrainConfig": ".config",  # its variants are made of tensors
     "TrainResult": ".runner",
     "load_sae": ".sae",
     "run": ".runner",
