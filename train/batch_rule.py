@@ -4,12 +4,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from .batch import Batch, Rows
 from .pairs import Pairs
-from .selection import select_per_batch, select_threshold
+from .selection import HINT, select_per_batch, select_threshold
 from .threshold import RunningThreshold, threshold_of
 from .variant import Plan, Variant
 
@@ -46,7 +47,7 @@ class BatchRule(Variant):
         return found
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
-        return self.threshold.initial_state(None)
+        return {**self.threshold.initial_state(None), HINT: torch.tensor(-torch.inf)}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return threshold_of(state)
@@ -63,14 +64,22 @@ class BatchRule(Variant):
 
     def select(self, rows: Rows) -> Pairs:
         """The rule of training."""
-        return largest_of_batch(rows, self.k)
+        return largest_of_batch(rows, self.k, hint_of(rows))
 
     def setting_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         """The codes (values above 0 only) whose least value the threshold is the running mean of."""
         return codes
 
 
-def largest_of_batch(rows: Rows, k: int) -> Pairs:
-    """The k * B largest pre-activations of B rows, those above 0."""
-    chosen = select_per_batch(rows.blocks(), rows.num_rows, rows.num_latents, k * rows.num_rows)
+def hint_of(rows: Rows) -> dict[str, Tensor] | None:
+    """Where selection keeps its guess of the next threshold while training; nowhere afterwards."""
+    return rows.state if HINT in rows.state else None
+
+
+def largest_of_batch(rows: Rows, k: int, state: dict[str, Tensor] | None = None) -> Pairs:
+    """The k * B largest pre-activations of B rows, those above 0.
+
+    ``state`` keeps a guess of their threshold (``HINT``) for the next batch: less time, the same result.
+    """
+    chosen = select_per_batch(rows.blocks(), rows.num_rows, rows.num_latents, k * rows.num_rows, state)
     return chosen.keep(chosen.value > 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..pairs import Pairs
 from .compile import compiled
 from .dispatch import use_compiled
+from .prefetch import prefetch_row
 from .threads import even_part, run_parts
 
 
@@ -63,6 +64,8 @@ def add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, first: Any, las
     """
     i = first
     while i + 4 <= last:
+        for ahead in range(i + 4, min(i + 8, last)):
+            prefetch_row(source, index[ahead])
         a, b, c, d = scale[i], scale[i + 1], scale[i + 2], scale[i + 3]
         s, t, u, v = source[index[i]], source[index[i + 1]], source[index[i + 2]], source[index[i + 3]]
         for j in range(o.shape[0]):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..pairs import Pairs
 from .compile import compiled_sum
 from .dispatch import use_compiled
+from .prefetch import prefetch_row
 from .threads import even_part, run_parts
 
 CHUNK_PAIRS = 1 << 14  # gathered at a time by the torch version: 2 x 50 MB at D = 768
@@ -63,6 +64,9 @@ def dot_products(start: Any, stop: Any, latent: Any, g: Any, W: Any, out: Any, f
         p = start[row]
         while p < stop[row]:
             q = min(p + 1, stop[row] - 1)
+            if p + 3 < stop[row]:
+                prefetch_row(W, latent[p + 2])
+                prefetch_row(W, latent[p + 3])
             v, w = W[latent[p]], W[latent[q]]
             s = np.float32(0)
             t = np.float32(0)

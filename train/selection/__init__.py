@@ -2,9 +2,9 @@
 definitions.
 """
 
-from .per_batch import select_per_batch
+from .per_batch import HINT, select_per_batch
 from .per_latent import select_per_latent
 from .per_row import select_per_row
 from .threshold import select_threshold
 
-__all__ = ["select_per_batch", "select_per_latent", "select_per_row", "select_threshold"]
+__all__ = ["HINT", "select_per_batch", "select_per_latent", "select_per_row", "select_threshold"]

@@ -20,7 +20,7 @@ from .pieces import Piece, assemble
 
 HINT = "selection_hint"
 MARGIN = 1.25  # collected pairs that a guess aims at, for each one wanted
-SAMPLE_ROWS = 64  # rows that the first guess is taken from
+SAMPLE_ROWS, SAMPLE_LATENTS = 64, 4096  # that the first guess is taken from
 SAMPLE_MARGINS = (1.5, 4.0)  # of the first guess, and of the one after a guess that was too high
 
 
@@ -59,7 +59,8 @@ def select_per_batch(
             break
     collected = assemble(pieces, num_latents)
     if state is not None and total:
-        state[HINT] = torch.tensor(_next_guess(collected.value, total))
+        guess = _next_guess(collected.value, total)
+        state[HINT] = torch.full_like(state[HINT], guess) if HINT in state else torch.tensor(guess)
     return collected.keep(mask_of_largest(collected.value, total))
 
 
@@ -77,22 +78,33 @@ def _guesses(
     """Thresholds to try, until one lets enough pairs through; the last lets all."""
     if state is not None and HINT in state and bool(state[HINT].isfinite()):
         yield float(state[HINT])
-    if num_rows and total:
-        sample = _sample(blocks, num_rows)
-        scores = sample if allowed is None else sample[:, allowed.to(sample.device)]
+    if total:
+        sample, share = _sample(blocks, num_rows, allowed)
         for margin in SAMPLE_MARGINS:
-            rank = int(margin * total * scores.shape[0] / num_rows) + 1
-            if rank <= scores.numel():
-                yield kth_largest(scores.contiguous(), rank)
+            rank = int(margin * total * share) + 1
+            if rank <= sample.numel():
+                yield kth_largest(sample, rank)
     yield -torch.inf
 
 
-def _sample(blocks: Blocks, num_rows: int) -> Tensor:
-    """Pre-activations of some rows: spread over the batch, or else the first block's."""
-    if isinstance(blocks, EncoderBlocks):
-        rows = torch.linspace(0, num_rows - 1, min(num_rows, SAMPLE_ROWS)).long()
-        return blocks.x_centered[rows] @ blocks.W_enc.T + blocks.b_enc
-    return next(blocks())[1].clone()
+def _sample(blocks: Blocks, num_rows: int, allowed: Tensor | None) -> tuple[Tensor, float]:
+    """Some pre-activations, and which share of all they are: spread over rows and latents, or the first
+    block's.
+    """
+    if not isinstance(blocks, EncoderBlocks):
+        first = next(blocks())[1]
+        sample = first.clone() if allowed is None else first[:, allowed.to(first.device)]
+        return sample, first.shape[0] / num_rows
+    W, b = blocks.W_enc, blocks.b_enc
+    latents = (
+        torch.arange(W.shape[0], device=W.device)
+        if allowed is None
+        else allowed.nonzero().flatten().to(W.device)
+    )
+    some = latents[:: -(-len(latents) // SAMPLE_LATENTS)]
+    rows = torch.linspace(0, num_rows - 1, min(num_rows, SAMPLE_ROWS), device=W.device).long()
+    sample = torch.addmm(b[some], blocks.x_centered[rows], W[some].T)
+    return sample, len(rows) / num_rows * len(some) / len(latents)
 
 
 def _next_guess(values: Tensor, total: int) -> float:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..batch import Batch, Rows
-from ..batch_rule import BatchRule, largest_of_batch
+from ..batch_rule import BatchRule, hint_of, largest_of_batch
 from ..losses.auxk import AuxK
 from ..pairs import Pairs
 from ..selection import select_per_batch
@@ -89,10 +89,10 @@ class Sampled(BatchRule):
 
     def select(self, rows: Rows) -> Pairs:
         if self.pool_size() >= rows.num_latents:
-            return largest_of_batch(rows, self.k)
+            return largest_of_batch(rows, self.k, hint_of(rows))
         pool = self.pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows
-        chosen = select_per_batch(rows.blocks(pool), rows.num_rows, pool.numel(), total)
+        chosen = select_per_batch(rows.blocks(pool), rows.num_rows, pool.numel(), total, hint_of(rows))
         return rows.relabelled(chosen.keep(chosen.value > 0), pool)
 
     def pool(self, rows: Rows) -> Tensor:

@@ -1,0 +1,249 @@
+"""One training step: ours, its encoder's matrix product alone, and other packages', taken in turns.
+
+    python benchmarks/step.py [--quick] [--variant topk|batch_topk|mutual_choice|feature_choice] [--dead
+        SHARE] [--latents F] [--rows B] [--width D] [--k K] [--rounds N] [--threads N] [--peer-python PATH]...
+
+Every round runs each of them once on the same rows, so that a busy machine slows all alike; medians are
+compared. ``--peer-python`` is the Python of an environment with sae-lens, dictionary-learning and
+eai-sparsify (or some of them; may be given several times); packages that are nowhere are left out. ``--dead
+0.1`` declares a tenth of the latents dead before every step, so that AuxK works in all of them. The extra
+memory is what a step needs above weights, gradients, moments and the batch.
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from types import SimpleNamespace
+
+import torch
+
+from saecache.train.initialisation import initial_parameters
+from saecache.train.kernels.scratch import release_scratch
+from saecache.train.losses.auxk import AuxK
+from saecache.train.optimizer_config import OptimizerConfig
+from saecache.train.trainee import Trainee
+from saecache.train.variant import Plan
+from saecache.train.variants.batch_topk import BatchTopK
+from saecache.train.variants.feature_choice import FeatureChoice
+from saecache.train.variants.mutual_choice import MutualChoice
+from saecache.train.variants.topk import TopK
+
+PEER_SCRIPT = Path(__file__).parent / "peers" / "training_step.py"
+PEERS = ("SAELens", "dictionary_learning", "sparsify")
+DEAD_AFTER_ROWS = 10_000_000
+WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
+
+Step = Callable[[int], float]  # the number of the round -> seconds
+
+
+def unit_rows(rows: int, width: int) -> torch.Tensor:
+    """Two batches, [2, rows, width]. The peers make the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, rows, width, generator=generator)
+    return x / x.norm(dim=2, keepdim=True)
+
+
+def make_trainee(settings: argparse.Namespace) -> Trainee:
+    plan = Plan(
+        d_model=settings.width, num_latents=settings.latents, batch_rows=settings.rows, num_steps=10**6
+    )
+    auxk = AuxK(k=settings.width // 2)  # as many as the other packages take
+    kinds = {
+        "topk": lambda: TopK(k=settings.k, auxk=auxk),
+        "batch_topk": lambda: BatchTopK(k=settings.k, auxk=auxk),
+        "mutual_choice": lambda: MutualChoice(k=settings.k),
+        "feature_choice": lambda: FeatureChoice(k=settings.k),
+    }
+    variant = kinds[settings.variant]()
+    if problems := variant.problems(plan):
+        raise SystemExit("; ".join(problems))
+    return Trainee(
+        variant, plan, 0, OptimizerConfig(), initial_parameters(plan, 0, torch.zeros(plan.d_model))
+    )
+
+
+def our_step(trainee: Trainee, x: torch.Tensor, dead: float) -> Step:
+    x_centered = torch.empty_like(x[0])
+    num_dead = int(dead * trainee.plan.num_latents)
+
+    def step(i: int) -> float:
+        trainee.rows_since_active[:num_dead] = 2 * DEAD_AFTER_ROWS
+        started = perf_counter()
+        torch.sub(x[i % len(x)], trainee.parameters["b_dec"], out=x_centered)
+        trainee.step(x_centered, i, 1.0, DEAD_AFTER_ROWS)
+        return perf_counter() - started
+
+    return step
+
+
+def product(x: torch.Tensor, W: torch.Tensor, dtype: torch.dtype) -> Step:
+    """All pre-activations of a batch into a buffer that is there already: the least a dense encoder does."""
+    x, W = x.to(dtype), W.to(dtype)
+    out = torch.empty(x.shape[1], W.shape[0], dtype=dtype)
+
+    def step(i: int) -> float:
+        started = perf_counter()
+        torch.mm(x[i % len(x)], W.T, out=out)
+        return perf_counter() - started
+
+    return step
+
+
+class Peer:
+    """Another package's trainer in a process of its own, which waits while it is not asked."""
+
+    def __init__(self, python: Path, name: str, settings: argparse.Namespace) -> None:
+        self.name = name
+        self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python, PEER_SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.messages,
+            text=True,
+        )
+        names = ("variant", "latents", "rows", "width", "k", "dead", "threads")
+        answer = self.ask(peer=name, **{key: getattr(settings, key) for key in names})
+        self.missing: str | None = answer.get("missing")
+
+    def ask(self, **values: object) -> dict:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(values) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"missing": f"its process ended: {self.last_message()}"}
+
+    def last_message(self) -> str:
+        self.process.wait()
+        self.messages.seek(0)
+        return (self.messages.read().strip().splitlines() or ["without a word"])[-1]
+
+    def __call__(self, i: int) -> float:
+        answer = self.ask(step=i)
+        if "seconds" not in answer:
+            raise SystemExit(f"{self.name} stopped: {answer['missing']}")
+        return answer["seconds"]
+
+    def close(self) -> None:
+        self.process.communicate()
+        self.messages.close()
+
+
+def start_peers(settings: argparse.Namespace) -> dict[str, Peer]:
+    """Each package from the first environment that has it."""
+    found: dict[str, Peer] = {}
+    for name in PEERS if settings.variant in ("topk", "batch_topk") else ():
+        reasons = []
+        for python in settings.peer_python:
+            peer = Peer(python, name, settings)
+            if peer.missing is None:
+                found[name] = peer
+                break
+            reasons.append(peer.missing)
+            peer.close()
+        else:
+            print(f"{name}: left out ({'; '.join(reasons) or 'no --peer-python'})")
+    return found
+
+
+def extra_bytes(step: Step) -> int | None:
+    """The most memory that a step needs beyond what is there before it; None where the system does not
+    say.
+    """
+    step(0)  # touches the moments
+    release_scratch()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except (OSError, AttributeError):
+        return None
+    step(1)
+    return memory("VmHWM") - before
+
+
+def memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small size, three rounds")
+    parser.add_argument(
+        "--variant", choices=("topk", "batch_topk", "mutual_choice", "feature_choice"), default="topk"
+    )
+    parser.add_argument("--latents", type=int, default=24576)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument(
+        "--dead", type=float, default=0.0, help="share of latents that are dead at every step"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peer-python", type=Path, action="append", default=[])
+    settings = parser.parse_args()
+    if settings.quick:
+        settings.latents, settings.rows, settings.width, settings.rounds = 8192, 1024, 256, 3
+    return settings
+
+
+@torch.no_grad()
+def main() -> None:
+    settings = parse()
+    torch.set_num_threads(settings.threads)
+    x = unit_rows(settings.rows, settings.width)
+    trainee = make_trainee(settings)
+    steps: dict[str, Step] = {"saecache": our_step(trainee, x, settings.dead)}
+    more = extra_bytes(steps["saecache"])
+    W_enc = trainee.parameters["W_enc"]
+    steps["product, float32"] = product(x, W_enc, torch.float32)
+    steps["product, bfloat16"] = product(x, W_enc, torch.bfloat16)
+    peers = start_peers(settings)
+    steps |= peers
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(WARM_UP + settings.rounds):
+        for name, step in steps.items():
+            taken = step(i)
+            if i >= WARM_UP:
+                seconds[name].append(taken)
+    for peer in peers.values():
+        peer.close()
+    report(settings, {name: median(times) for name, times in seconds.items()}, more, trainee)
+
+
+def report(settings: argparse.Namespace, took: dict[str, float], more: int | None, trainee: Trainee) -> None:
+    ours = took["saecache"]
+    shape = SimpleNamespace(**vars(settings))
+    print(
+        f"{shape.variant}, F = {shape.latents}, B = {shape.rows}, D = {shape.width}, k = {shape.k}, "
+        f"{shape.dead:.0%} dead, {shape.threads} threads, median of {shape.rounds}"
+    )
+    for name, time in took.items():
+        print(f"  {name:22} {1e3 * time:9.1f} ms")
+    print(f"step / its encoder product alone, float32: {ours / took['product, float32']:.2f}")
+    for name in PEERS:
+        if name in took:
+            print(f"{name} / step: {took[name] / ours:.1f}")
+    held = sum(
+        t.numel() * t.element_size()
+        for group in (trainee.parameters, trainee.gradients, trainee.optimizer.tensors())
+        for t in group.values()
+    )
+    if more is not None:
+        print(f"extra memory: {more / 2**20:.0f} MiB, {more / held:.0%} of weights, gradients and moments")
+
+
+if __name__ == "__main__":
+    main()

