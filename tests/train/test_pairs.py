@@ -14,7 +14,7 @@ def random_dense(rows: int, latents: int, density: float, seed: int) -> torch.Te
     return values * (torch.rand(rows, latents, generator=generator) < density)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 7), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
 def test_round_trip_and_sums(rows: int, latents: int, density: float, seed: int) -> None:
     dense = random_dense(rows, latents, density, seed)
@@ -26,7 +26,7 @@ def test_round_trip_and_sums(rows: int, latents: int, density: float, seed: int)
     torch.testing.assert_close(pairs.sum_per_latent(pairs.value), dense.sum(0))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 99), st.data())
 def test_slices_and_masks(seed: int, data: st.DataObject) -> None:
     dense = random_dense(8, 6, 0.5, seed)
