@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import torch
 from tqdm import tqdm
@@ -31,11 +32,17 @@ _OPERATIONAL = {"batch_size", "device", "commit_seconds"}  # settings that do no
 
 @dataclass(frozen=True)
 class HarvestResult:
-    """A finished cache. ``reused``: it was there already and nothing was done."""
+    """A finished cache.
+
+    ``reused``: it was there already and nothing was done. Seconds are those of all runs that it took to read
+    the rows, and of the last one to shuffle them; 0 when reused.
+    """
 
     path: Path
     manifest: Manifest
     reused: bool
+    harvest_seconds: float = 0.0
+    shuffle_seconds: float = 0.0
 
 
 def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
@@ -74,6 +81,7 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
         )
         try:
             progress = _harvest(plan, model, writer, medians, stop_asked)
+            harvested = monotonic()
             manifest = _finish(plan, writer, progress, stop_asked)
         except Exception:
             writer.close()
@@ -84,7 +92,7 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
             writer.close()
     if config.heldout_fraction > 0 and not manifest.heldout_rows:
         _say(f"warning: none of the {progress.documents} documents fell to the held-out split; it is empty")
-    return HarvestResult(path, manifest, reused=False)
+    return HarvestResult(path, manifest, False, progress.seconds, monotonic() - harvested)
 
 
 def default_path(config: HarvestConfig) -> Path:

@@ -13,7 +13,8 @@ from .config import TokensConfig
 from .packing import PackingRule, TokenDocument
 from .sources import Document
 
-_BATCH_CHARACTERS = 1 << 18
+# The first batches are small: a short harvest needs no more, and a long one does not wait for its first tokens.
+_FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS = 1 << 14, 1 << 18
 _BATCH_DOCUMENTS = 256
 # What defines the ids, most specific first; the other files only say which tokens have which role.
 _VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",))
@@ -65,7 +66,7 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
     """
     group: list[Document] = []
     failure: SaecacheError | None = None
-    characters = 0
+    characters, enough = 0, _FIRST_BATCH_CHARACTERS
     while failure is None:
         try:
             document = next(documents, None)
@@ -74,10 +75,10 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
         if document is not None:
             group.append(document)
             characters += len(document.text)
-        if document is None or characters >= _BATCH_CHARACTERS or len(group) >= _BATCH_DOCUMENTS:
+        if document is None or characters >= enough or len(group) >= _BATCH_DOCUMENTS:
             for (number, _), ids in zip(group, encode(tokenizer, [d.text for d in group]), strict=True):
                 yield TokenDocument(number, ids)
-            group, characters = [], 0
+            group, characters, enough = [], 0, min(2 * enough, _BATCH_CHARACTERS)
         if document is None:
             break
     if failure is not None:

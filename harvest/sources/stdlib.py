@@ -1,7 +1,6 @@
 """The running Python's own standard library as text."""
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from ...store.errors import UsageError
@@ -15,6 +14,7 @@ class StdlibSource:
     def __init__(self) -> None:
         try:
             self._fingerprint = stdlib_fingerprint()
+            self._texts = [text for _, text in stdlib_documents()]  # some ten megabytes
         except FileNotFoundError as error:
             raise UsageError(f"text.name=stdlib: {error}; use text.kind=files instead") from None
 
@@ -25,5 +25,5 @@ class StdlibSource:
         return {"kind": "builtin", "name": "stdlib", "sha256": self._fingerprint}
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        for number, (_, text) in islice(enumerate(stdlib_documents()), start, None):
-            yield Document(number, text)
+        for number in range(start, len(self._texts)):
+            yield Document(number, self._texts[number])

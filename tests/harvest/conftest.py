@@ -38,16 +38,16 @@ def _save_tokenizer(folder: Path, **special: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
-def _settings(name: str) -> Any:
+def _settings(name: str, layers: int, positions: int) -> Any:
     import transformers as t
 
     wide = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": positions,
     }
     grouped = {**wide, "num_key_value_heads": 2, "head_dim": 8}
     small_ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -55,7 +55,7 @@ def _settings(name: str) -> Any:
         "neox": lambda: t.GPTNeoXConfig(**wide, **small_ids, use_parallel_residual=True),
         "neox_sequential": lambda: t.GPTNeoXConfig(**wide, **small_ids, use_parallel_residual=False),
         "gpt2": lambda: t.GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=64, **small_ids
+            vocab_size=VOCABULARY, n_embd=32, n_layer=layers, n_head=4, n_positions=positions, **small_ids
         ),
         "llama": lambda: t.LlamaConfig(**wide, **small_ids, num_key_value_heads=2),
         "qwen3": lambda: t.Qwen3Config(**grouped, **small_ids),
@@ -94,24 +94,25 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Name of a model class -> a folder with such a model, random weights, and its tokenizer."""
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, int, int], Path] = {}
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    def make(name: str) -> Path:
+    def make(name: str, layers: int = 4, positions: int = 64) -> Path:
         from transformers import AutoModelForCausalLM
 
-        if name not in made:
+        key = (name, layers, positions)
+        if key not in made:
             folder = tmp_path_factory.mktemp("models") / f"tiny-{name}"
             torch.manual_seed(len(name))
-            model = AutoModelForCausalLM.from_config(_settings(name))
+            model = AutoModelForCausalLM.from_config(_settings(*key))
             for parameter in model.parameters():  # biases and gains start as constants, which hide mistakes
                 parameter.data += 0.1 * torch.randn_like(parameter)
             model.save_pretrained(folder)
             _save_tokenizer(folder, **SPECIAL_TOKENS.get(name, ONE_FOR_ALL))
-            made[name] = folder
-        return made[name]
+            made[key] = folder
+        return made[key]
 
     return make
 
