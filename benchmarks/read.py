@@ -81,7 +81,8 @@ def tensorstore_array(path: Path) -> object:
 
 def from_array(array: object, rows: int, batch: int) -> Batches:
     for start in range(0, rows, batch):
-        yield torch.from_numpy(np.array(array[start : start + batch])).to(torch.float32)  # type: ignore[index]
+        stop = min(start + batch, rows)
+        yield torch.from_numpy(np.array(array[start:stop])).to(torch.float32)  # type: ignore[index]
 
 
 def main() -> None:

@@ -62,6 +62,9 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
         raise UsageError(
             f"{path} is being written by another process: wait for it, or choose another folder"
         ) from None
+    if (path / "zarr.json").is_file() and not journal_path(path).is_file():
+        remove_work(path, lock)  # another process finished it between the look and the lock
+        raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
     return lock
 
 

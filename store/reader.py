@@ -1,6 +1,6 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
@@ -21,6 +21,7 @@ from .order import EpochOrder
 from .sharded_array import ShardedArray
 from .statistics import HookStatistics
 
+_COUNTED_ROWS = 1 << 16
 _TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -54,7 +55,12 @@ class ActivationCache:
         self.context = manifest.context
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
+        self._kept: dict[tuple[str, str, float, int], int] = {}
         self._arrays = {spec.path: ShardedArray(path, spec) for spec in self._layout.arrays()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the cache for itself."""
+        return open_cache, (self.path,)
 
     def __len__(self) -> int:
         """Training rows."""
@@ -128,7 +134,7 @@ class ActivationCache:
             drop_last=drop_last,
             keep=None if sink_ratio is None else self._sink_filter(hook, split, sink_ratio),
         )
-        available = rows if sink_ratio is None else self._count_kept(plan)
+        available = self._count_kept(hook, split, sink_ratio, rows)
         if not 0 < rows_per_batch <= available:
             raise UsageError(
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
@@ -155,13 +161,9 @@ class ActivationCache:
         sink_ratio: float | None = None,
     ) -> int:
         """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
-        rows = self._limit_rows(split, num_rows)
-        if sink_ratio is not None:
-            if hook is None:
-                raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
-            keep = self._sink_filter(hook, split, sink_ratio)
-            order = EpochOrder(rows, self._layout.chunk_rows, 0, 0)
-            rows = self._count_kept(BatchPlan(order, rows_per_batch, 0, drop_last, keep))
+        if sink_ratio is not None and hook is None:
+            raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
+        rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
         return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
     def rows(
@@ -284,18 +286,29 @@ class ActivationCache:
     def _column(self, path: str, numbers: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(self._arrays[path].gather(numbers))[:, None]
 
-    def _sink_filter(self, hook: str, split: str, ratio: float) -> Any:
+    def _sink_filter(
+        self, hook: str, split: str, ratio: float
+    ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
         """Which of some row numbers are not attention sinks."""
+        self._check_hook(hook)
         if not ratio > 0:
             raise UsageError(f"sink_ratio must be positive, got {ratio}")
         norms = self._arrays[self._layout.norm(split, hook).path]
         limit = np.float32(ratio * self.manifest.hooks[hook].norm_quantiles["0.5"])
         return lambda numbers: norms.gather(numbers) <= limit
 
-    def _count_kept(self, plan: BatchPlan) -> int:
-        assert plan.keep is not None
-        order = EpochOrder(plan.order.num_rows, plan.order.chunk_rows, 0, 0)
-        return sum(int(plan.keep(order.rows(window)).sum()) for window in range(order.num_windows))
+    def _count_kept(self, hook: str, split: str, ratio: float | None, rows: int) -> int:
+        """How many of the first ``rows`` rows are not attention sinks; counted once."""
+        if ratio is None:
+            return rows
+        key = (hook, split, ratio, rows)
+        if key not in self._kept:
+            keep = self._sink_filter(hook, split, ratio)
+            starts = range(0, rows, _COUNTED_ROWS)
+            self._kept[key] = sum(
+                int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
+            )
+        return self._kept[key]
 
     def _limit_rows(self, split: str, num_rows: int | None) -> int:
         rows = self.num_rows(split)

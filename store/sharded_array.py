@@ -18,6 +18,8 @@ from .shard_file import CRC_BYTES, crc32c, parse_index
 
 MAX_OPEN_SHARDS = 32
 
+_SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
+
 
 @dataclass
 class _Shard:
@@ -60,7 +62,12 @@ class ShardedArray:
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         if isinstance(key, slice):
-            return self.gather(np.arange(*key.indices(len(self))))
+            numbers = range(*key.indices(len(self)))
+            out = np.empty((len(numbers), *self.shape[1:]), dtype=self.dtype)
+            for start in range(0, len(numbers), _SLICE_ROWS):
+                part = numbers[start : start + _SLICE_ROWS]
+                self.gather_into(out[start : start + len(part)], np.array(part, dtype=np.int64))
+            return out
         if isinstance(key, int | np.integer):
             row: NDArray[Any] = self.gather(np.array([key]))[0]
             return row

@@ -75,7 +75,7 @@ class CacheWriter:
                 identity; another process is writing there.
         """
         self.path = Path(path)
-        self.hooks = dict(hooks)
+        self.hooks = dict(sorted(hooks.items()))  # their order is not part of the identity
         self.context = context
         self.seed = seed
         self.heldout_fraction = heldout_fraction

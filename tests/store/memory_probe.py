@@ -15,7 +15,7 @@ import numpy as np
 
 from saecache.store import CacheWriter, StorageConfig, open_cache
 
-WIDTH, MEMORY_BYTES = 256, 8 << 20
+WIDTH, MEMORY_BYTES = 256, 4 << 20
 
 
 def memory() -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A cache that was written once and is never written again: what is readable today stays readable.
 
-``golden`` was made by ``python tests/store/test_golden.py``. A change of the format needs a new version of it,
-and a new golden cache beside this one.
+``golden`` was made by ``python tests/store/test_golden.py``. A change of the format needs a new version
+of it, and a new golden cache beside this one.
 """
 
 from collections.abc import Callable

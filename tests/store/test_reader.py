@@ -1,6 +1,7 @@
 """Reading: batches, rows, places, and what is refused."""
 
 import gc
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,12 @@ def test_rows_from_elsewhere_with_documents(tmp_path: Path) -> None:
     for split in ("train", "heldout"):
         sequence, _, document = cache.locate(np.arange(cache.num_rows(split)), split)
         assert np.array_equal(document, documents[sequence])
+
+
+def test_another_process_opens_it_for_itself(cache: ActivationCache) -> None:
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.fingerprint == cache.fingerprint
+    assert torch.equal(again.rows(HOOK, [1, 2]), cache.rows(HOOK, [1, 2]))
 
 
 def test_several_readers_at_once(cache_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,20 @@ def test_bytes_do_not_depend_on_memory(
     for name, memory in (("small", 1 << 20), ("large", 1 << 26)):
         write_cache(tmp_path / name, source, storage={"memory_bytes": memory})
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
+
+
+def test_the_order_of_hooks_does_not_matter(
+    tmp_path: Path,
+    cache_path: Path,
+    source: Any,
+    write_cache: Callable[..., Any],
+    contents: Callable[..., Any],
+) -> None:
+    turned = type(source)(
+        source.ids, source.documents, source.keep, dict(reversed(source.activations.items()))
+    )
+    write_cache(tmp_path / "c", turned)
+    assert contents(tmp_path / "c") == contents(cache_path)
 
 
 def test_another_seed_is_another_shuffle(
@@ -255,17 +270,33 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     writer = writer_of(tmp_path / "c")
     with pytest.raises(UsageError, match="being written by another process"):
         writer_of(tmp_path / "c")
-    code = (
-        "import sys; from saecache.store import CacheWriter, UsageError\n"
-        "try: CacheWriter(sys.argv[1], hooks={'h': 6}, identity={})\n"
-        "except UsageError as error: print(error)"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "c"], capture_output=True, text=True, check=True
-    ).stdout
-    assert "being written by another process" in told
     writer.close()
-    writer_of(tmp_path / "c").close()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_writer_in_another_process_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "c" / ".writing").mkdir(parents=True)
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, tmp_path / "c" / ".writing" / "lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin and other.stdout
+        other.stdout.readline()  # it has the lock
+        with pytest.raises(UsageError, match="being written by another process"):
+            writer_of(tmp_path / "c")
+        other.stdin.close()
+    writer_of(tmp_path / "c").close()  # a lock dies with its process
+
+
+def test_a_cache_that_another_process_finishes_just_now(
+    tmp_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cache_path, tmp_path / "c")
+    monkeypatch.setattr("saecache.store.output.inspect_output", lambda path: "incomplete")
+    with pytest.raises(UsageError, match="already holds a finished cache"):
+        writer_of(tmp_path / "c")
+    monkeypatch.undo()
+    assert inspect_output(tmp_path / "c") == "complete"
+    assert not (tmp_path / "c" / ".writing").exists()
 
 
 @pytest.mark.parametrize(
