@@ -98,7 +98,9 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")],
     cache: Annotated[Path, typer.Option(help="The cache to train from.")],
     set_: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<first variant>-<hash>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder. Default: runs/<first variant>-<hash>.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train one or many SAEs from a cache in one pass, without the language model.
