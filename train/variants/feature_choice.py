@@ -12,11 +12,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..batch import Batch, Rows
-from ..batch_rule import largest_of_batch
+from ..batch_rule import hint_of, largest_of_batch
 from ..mutual import MutualPhase
 from ..pairs import Pairs
 from ..prevalence import prevalence
-from ..selection import select_per_latent, select_threshold
+from ..selection import HINT, select_per_latent, select_threshold
 from ..step import train_selected
 from ..threshold import RunningThreshold, forget_thresholds, threshold_of
 from ..variant import Plan, Variant
@@ -81,7 +81,7 @@ class FeatureChoice(Variant):
         if self.zipf is not None:
             state[RANK] = torch.arange(plan.num_latents)
         if self.mutual_choice is not None:
-            state |= self.mutual_choice.initial_state_of_terms(plan)
+            state |= {HINT: torch.tensor(-torch.inf), **self.mutual_choice.initial_state_of_terms(plan)}
         return state
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -91,7 +91,7 @@ class FeatureChoice(Variant):
         if self.mutual_choice is not None:
             switch = self.mutual_choice.num_steps(batch.num_steps)
             if batch.step < switch:
-                codes = largest_of_batch(batch, self.k)
+                codes = largest_of_batch(batch, self.k, hint_of(batch))
                 self.threshold.observe(batch.state, codes, batch.step, shared=True)
                 self.mutual_choice.train_with_terms(batch, codes, self.k)
                 return
