@@ -22,9 +22,7 @@ CHUNKS_AHEAD = 4
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which rows make which batch. ``keep`` says which of some row numbers are wanted at all (None: every
-    row).
-    """
+    """Which rows make which batch. ``keep`` says which of some rows are wanted at all (None: every one)."""
 
     order: EpochOrder
     rows_per_batch: int
@@ -54,9 +52,7 @@ def _batches(
 ) -> Iterator[torch.Tensor]:
     window, skip = plan.start()
     rest = np.empty(0, dtype=np.int64)
-    unfinished: deque[tuple[int, NDArray[np.int64]]] = (
-        deque()
-    )  # (rows seen at its end, chunks) of each window
+    unfinished: deque[tuple[int, NDArray[np.int64]]] = deque()  # (rows seen at its end, chunks) of windows
     seen = handed_out = 0
     with _Ahead(array, plan.order) as ahead:
         for current in range(window, plan.order.num_windows):

@@ -1,6 +1,4 @@
-"""Batch memory that is used again once nobody holds the tensor: a fresh allocation fills several times
-slower.
-"""
+"""Batch memory that is used again once nobody holds the tensor: fresh memory fills several times slower."""
 
 import weakref
 
@@ -12,9 +10,7 @@ _KEPT = 4
 
 
 class BufferPool:
-    """Hands out tensors; when the last tensor over a piece of memory is gone, the memory comes back by
-    itself.
-    """
+    """Hands out tensors; when the last tensor over a piece of memory is gone, the memory comes back."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []

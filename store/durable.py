@@ -11,7 +11,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Create or replace ``path`` with what ``write`` puts into the open file; the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         with temporary.open("wb", buffering=0) as file:
@@ -46,9 +46,7 @@ def fsync_file(path: Path) -> None:
 
 
 class EarlySync:
-    """Keeps the disk busy while a file is still being written, so that its final fsync finds little left to
-    do.
-    """
+    """Keeps the disk busy while a file is being written: its final fsync then finds little left to do."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "saecache-sync")
@@ -68,6 +66,14 @@ class EarlySync:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, durably."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_folder(path.parent)
 
 
 def fsync_folder(path: Path) -> None:

@@ -56,6 +56,7 @@ class Finalizer:
         self.files: list[FileInfo] = []
         self.total_bytes = layout.total_bytes()
         self.done_bytes = 0
+        self._ring: list[NDArray[Any]] = []
 
     def run(self) -> tuple[list[FileInfo], dict[str, HookInfo]]:
         """Write all shards; returns the table of files and the hooks with the scalars of their statistics."""
@@ -125,7 +126,7 @@ class Finalizer:
         start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
         norm, mean = np.empty(rows, np.float32), np.empty(rows, np.float32)
         sums = np.zeros((2, spec.shape[1]))
-        ring = [np.empty((spec.chunk_rows, spec.shape[1]), record.word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+        ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
 
         def chunks() -> Iterator[NDArray[Any]]:
             slot = used = done = 0
@@ -147,6 +148,12 @@ class Finalizer:
         for values, other in ((norm, layout.norm(split, hook)), (mean, layout.mean(split, hook))):
             files.append(self._write(other, shard, chunks_of(values, other)))
         return files, sums.tolist()
+
+    def _chunk_buffers(self, shape: tuple[int, int], word: np.dtype[Any]) -> list[NDArray[Any]]:
+        """As many as are in use at once, used again for shard after shard."""
+        if not self._ring or (self._ring[0].shape, self._ring[0].dtype) != (shape, word):
+            self._ring = [np.empty(shape, word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+        return self._ring
 
     def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> FileInfo:
         path = spec.shard_path(shard)

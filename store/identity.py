@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +62,7 @@ def differences(expected: Any, got: Any, where: str = "") -> list[str]:
             place = f"{where}.{key}" if where else str(key)
             lines += differences(expected.get(key, _ABSENT), got.get(key, _ABSENT), place)
         return lines
-    if _same(expected, got):
+    if expected == got:
         return []
     return [f"{where}: {_show(expected)} there, {_show(got)} here"]
 
@@ -74,12 +73,6 @@ class _Absent:
 
 
 _ABSENT = _Absent()
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
-        return True
-    return bool(a == b)
 
 
 def _show(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Which arrays a cache has, and the Zarr v3 metadata of each: everything here follows from a few numbers.
 
-Every array is cut along its first axis only: shards of ``shard_rows``, each of inner chunks of
-``chunk_rows``.
+Every array is cut along its first axis only: shards of ``shard_rows``, in them chunks of ``chunk_rows``.
 """
 
 import json
@@ -20,6 +19,7 @@ TokensKind = Literal["ids and documents", "documents", "none"]
 SPLITS = ("train", "heldout")
 SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
 PROVENANCE_GROUP = "provenance"
+TOP_FOLDERS = ("rows", "heldout", "tokens", "stats", PROVENANCE_GROUP)
 TOKENS_PER_CHUNK = 1 << 14
 MAX_WIDTH = MAX_CONTEXT = 1 << 24
 MAX_CHUNK_BYTES = 1 << 30
@@ -228,8 +228,7 @@ def check_hook_names(names: Sequence[str]) -> None:
 
     Raises:
         UsageError: a name that is not letters, digits, ``_ . -``, that the format uses itself, or that
-            differs from
-            another only in upper and lower case (some file systems do not tell them apart).
+            differs from another only in upper and lower case (some file systems do not tell them apart).
     """
     for name in names:
         if not _HOOK_NAME.fullmatch(name) or ".." in name or name.lower() in _RESERVED_NAMES:

@@ -1,5 +1,4 @@
-"""The manifest: what a cache is and what it is made of. Written last, as attribute ``saecache`` of the root
-group.
+"""The manifest: what a cache is and is made of. Written last, as attribute ``saecache`` of the root group.
 
 A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names,
 paths, and that its own checksum, its fingerprint and its table of files agree with the rest.

@@ -7,9 +7,10 @@ from typing import Literal
 
 import filelock
 
-from .durable import fsync_folder
+from .durable import fsync_folder, make_folder
 from .errors import UsageError
 from .journal import WORK_FOLDER, journal_path
+from .layout import TOP_FOLDERS
 from .manifest import MANIFEST_ATTRIBUTE
 
 OutputState = Literal["absent", "empty", "incomplete", "complete", "foreign"]
@@ -54,7 +55,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     if state == "foreign":
         raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
     work = path / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     lock = filelock.FileLock(work / "lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -95,7 +96,6 @@ def discard_work(path: Path, lock: filelock.BaseFileLock, *, remove_folder: bool
 
 def discard_results(path: Path) -> None:
     """Remove what a former finalize wrote, because more rows are coming; its records go first."""
-    shutil.rmtree(path / WORK_FOLDER / "done", ignore_errors=True)
-    for entry in path.iterdir():
-        if entry.is_dir() and entry.name != WORK_FOLDER:
-            shutil.rmtree(entry)
+    for folder in (f"{WORK_FOLDER}/done", *TOP_FOLDERS):
+        if (path / folder).is_dir():
+            shutil.rmtree(path / folder)

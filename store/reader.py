@@ -18,11 +18,11 @@ from .layout import SPLITS
 from .manifest import Manifest, check_files, load_manifest
 from .normalization import NORMALIZATIONS, NormalizationKind, Normalizer
 from .order import EpochOrder
+from .row_reader import RowReader
 from .sharded_array import ShardedArray
 from .statistics import HookStatistics
 
 _COUNTED_ROWS = 1 << 16
-_TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
 
 
 def open_cache(path: Path | str) -> "ActivationCache":
@@ -96,8 +96,7 @@ class ActivationCache:
         num_rows: int | None = None,
         sink_ratio: float | None = None,
     ) -> Iterator[torch.Tensor]:
-        """One epoch of batches [B, D], made ahead in threads. Their order is a pure function of (seed,
-        epoch).
+        """One epoch of batches [B, D], made ahead in threads; their order depends on seed and epoch only.
 
         Epoch 0 is the stored order, a uniform shuffle of the whole cache; later epochs permute chunks, and
         rows within windows of chunks. Held-out rows always come in reading order.
@@ -114,16 +113,15 @@ class ActivationCache:
             drop_last: leave out a last batch that is shorter.
             device: where the batches go.
             num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
-            sink_ratio: leave out rows whose norm is above this multiple of the median training norm
-                (attention
-                sinks). Batches stay full, so there are fewer of them: see :meth:`num_batches`.
+            sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
+                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
+                and batches of two hooks no longer hold the same tokens.
 
         Raises:
             UsageError: no such hook, split or normalization; a batch larger than the rows there are.
             CorruptCacheError: while iterating, naming the shard.
         """
-        array = self._activations(hook, split)
-        kind = self._check_normalization(normalization)
+        reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
@@ -140,15 +138,14 @@ class ActivationCache:
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        pool = BufferPool()
-        width = self.d_model(hook)
+        pool, width = BufferPool(), self.d_model(hook)
 
         def make(numbers: NDArray[np.int64]) -> torch.Tensor:
             batch = pool.take(len(numbers), width, dtype)
-            self._fill(batch, array, hook, split, numbers, kind, pool, release=False)
+            reader.fill(batch, numbers, pool, release=False)
             return batch.to(device)
 
-        return iterate(array, plan, make)
+        return iterate(reader.activations, plan, make)
 
     def num_batches(
         self,
@@ -175,13 +172,12 @@ class ActivationCache:
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """Rows by number, in the order asked for: ``indices`` [n] -> [n, D]."""
-        array = self._activations(hook, split)
-        kind = self._check_normalization(normalization)
+        reader = self._row_reader(hook, split, normalization)
         if isinstance(indices, torch.Tensor):
             indices = indices.cpu().numpy()
-        numbers = array.check_rows(np.asarray(indices, dtype=np.int64).reshape(-1))
+        numbers = reader.activations.check_rows(np.asarray(indices).reshape(-1))
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
-        self._fill(out, array, hook, split, numbers, kind, BufferPool(), release=True)
+        reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
     @property
@@ -235,56 +231,18 @@ class ActivationCache:
         scale = sqrt(d_model / mean_square) if checked == "scale" and mean_square > 0 else 1.0
         return Normalizer(kind=checked, d_model=d_model, scale=scale)
 
-    def _activations(self, hook: str, split: str) -> ShardedArray:
+    def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)
         _check_one_of("split", split, SPLITS)
-        return self._arrays[self._layout.activations(split, hook).path]
-
-    def _fill(
-        self,
-        out: torch.Tensor,
-        array: ShardedArray,
-        hook: str,
-        split: str,
-        numbers: NDArray[np.int64],
-        kind: NormalizationKind,
-        pool: BufferPool,
-        *,
-        release: bool,
-    ) -> None:
-        """Rows by number into ``out`` [n, D], renormalized in float32 unless they are stored as ``kind``."""
-        same = kind == self.normalization
-        work = out if same or out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
-        if len(numbers) and bool((np.diff(numbers) == 1).all()):
-            for piece in array.pieces(numbers, release=release):
-                work[piece.target].copy_(torch.from_numpy(piece.source))
-        else:
-            stored = pool.take(len(numbers), work.shape[1], _TORCH_DTYPE[array.dtype.name])
-            array.gather_into(stored.numpy(), numbers, release=release)
-            work.copy_(stored)
-        if not same:
-            norm = self._column(self._layout.norm(split, hook).path, numbers)
-            mean = self._column(self._layout.mean(split, hook).path, numbers)
-            self._renormalize(work, norm, mean, kind, self.normalizer(hook, kind).scale)
-        if work is not out:
-            out.copy_(work)
-
-    def _renormalize(
-        self, y: torch.Tensor, norm: torch.Tensor, mean: torch.Tensor, kind: NormalizationKind, scale: float
-    ) -> None:
-        """Stored rows float32 [n, D] -> rows of ``kind``, in place; norm and mean are [n, 1]."""
-        wants_unit = kind in ("unit", "layer_norm")
-        if self.normalization == "unit" and not wants_unit:
-            y.mul_(norm).add_(mean)
-        elif self.normalization == "none" and wants_unit:
-            y.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
-        if kind == "layer_norm":
-            y.mul_(sqrt(y.shape[1]))
-        elif kind == "scale":
-            y.mul_(scale)
-
-    def _column(self, path: str, numbers: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(self._arrays[path].gather(numbers))[:, None]
+        kind, layout = self._check_normalization(normalization), self._layout
+        return RowReader(
+            activations=self._arrays[layout.activations(split, hook).path],
+            norm=self._arrays[layout.norm(split, hook).path],
+            mean=self._arrays[layout.mean(split, hook).path],
+            stored=self.normalization,
+            kind=kind,
+            scale=self.normalizer(hook, kind).scale,
+        )
 
     def _sink_filter(
         self, hook: str, split: str, ratio: float

@@ -1,5 +1,4 @@
-"""One shard file: inner chunks, each followed by its crc32c, then the index (offset, size of each) with its
-own.
+"""One shard file: inner chunks, each followed by its crc32c, then an index of them, followed by its own.
 
 This is Zarr v3 ``sharding_indexed`` with codecs ``bytes`` + ``crc32c`` and the index at the end.
 """
@@ -36,9 +35,7 @@ def crc32c(payload: bytes | NDArray[Any]) -> bytes:
 
 
 class ShardWriter:
-    """Writes shard files, hashing and writing in threads of their own while the caller prepares the next
-    chunk.
-    """
+    """Writes shard files: hashing and writing have threads of their own while the next chunk is made."""
 
     def __init__(self) -> None:
         self._writing = futures.ThreadPoolExecutor(1, "saecache-write")
@@ -51,8 +48,7 @@ class ShardWriter:
         Args:
             path: where the shard goes; it appears there whole or not at all.
             chunks: C-contiguous arrays, one inner chunk each, padded to full size. A chunk may be overwritten
-                once
-                ``CHUNKS_IN_FLIGHT`` more were taken.
+                once ``CHUNKS_IN_FLIGHT`` more were taken.
             chunks_per_shard: slots of the index.
 
         Returns:

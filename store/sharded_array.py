@@ -114,9 +114,7 @@ class ShardedArray:
         return numbers
 
     def pieces(self, rows: NDArray[np.int64], *, release: bool = True) -> Iterator[Piece]:
-        """Cut a request by inner chunk; ``release`` lets go of a chunk's memory once the next piece is asked
-        for.
-        """
+        """Cut a request by inner chunk; with ``release`` a chunk's memory is let go after its piece."""
         numbers = rows // self.spec.chunk_rows
         order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
         if order is not None:

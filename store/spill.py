@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import EarlySync, fsync_file, fsync_folder, write_all
+from .durable import EarlySync, fsync_file, fsync_folder, make_folder, write_all
 from .records import RecordLayout
 
 _WRITE_BYTES = 8 << 20
@@ -65,7 +65,7 @@ class SpillWriter:
 
     def begin(self, lengths: SpillLengths) -> None:
         """Cut every file to ``lengths``: what came after the last durable point is written again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         row_bytes = {"token": 8} | {f"hook.{i}": record.record_bytes for i, record in enumerate(self.records)}
         sizes = {name: size * lengths.rows for name, size in row_bytes.items()}
         sizes |= dict.fromkeys(self.sequence_arrays, 4 * self.context * lengths.sequences)

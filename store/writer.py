@@ -32,8 +32,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class CacheWriter:
-    """Writes one cache: ``write_sequences`` or ``write_rows`` again and again, ``commit`` now and then,
-    ``finalize``.
+    """Writes one cache: ``write_sequences`` or ``write_rows`` over and over, ``commit``, then ``finalize``.
 
     As a context manager it finalizes on a normal exit; on an exception it closes, and the next writer with
     the same arguments continues from the last commit. The finished bytes depend on the rows and the arguments
@@ -60,15 +59,13 @@ class CacheWriter:
             hooks: hook name -> row width D.
             context: positions of a sequence; 1 for rows that are not from sequences.
             identity: facts about the source (model, data, ...), plain JSON. Hooks, context, seed, held-out
-                fraction
-                and storage are added to it; the whole is the cache's identity, its hash the fingerprint.
+                fraction and storage are added; the whole is the cache's identity, and its hash the fingerprint.
             seed: of the shuffle and of the held-out split.
             heldout_fraction: share of documents kept out of training, in [0, 1).
             storage: number type, normalization, sizes; the defaults when None.
             provenance: facts that do not make it another cache (who, where, ...), plain JSON.
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
-                fits
-                in memory. The finished bytes do not depend on it.
+                fits in memory. The finished bytes do not depend on it.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another

@@ -150,6 +150,21 @@ def test_the_same_row_is_the_same_token_under_every_hook(cache: ActivationCache,
         assert np.abs(got - source.raw(hook, token)).max() < 0.02
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_batches_of_two_hooks_hold_the_same_tokens(cache: ActivationCache, source: Any, epoch: int) -> None:
+    token = cache.token_index()[:]
+    both = zip(
+        *(cache.batches(hook, 40, epoch=epoch, normalization="none") for hook in cache.hooks), strict=True
+    )
+    rows = [source.raw(hook, token) for hook in cache.hooks]
+    for batches in both:
+        places = [
+            np.abs(whole[None] - batch[:5].numpy()[:, None]).max(axis=2).argmin(axis=1)
+            for whole, batch in zip(rows, batches, strict=True)
+        ]
+        assert np.array_equal(*places)
+
+
 def test_rows_in_any_order_and_form(cache: ActivationCache) -> None:
     whole = cache.rows(HOOK, np.arange(len(cache)))
     numbers = np.random.default_rng(0).integers(0, len(cache), 500)

@@ -1,0 +1,69 @@
+"""Rows of one hook and split as one normalization, from the arrays that store them as another."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .buffers import BufferPool
+from .normalization import NormalizationKind
+from .sharded_array import ShardedArray
+
+_TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads stored rows [N, D] with their norm [N] and mean [N], and hands them out as ``kind``."""
+
+    activations: ShardedArray
+    norm: ShardedArray
+    mean: ShardedArray
+    stored: str  # the normalization of ``activations``: "unit" or "none"
+    kind: NormalizationKind
+    scale: float  # of kind "scale"
+
+    def fill(self, out: torch.Tensor, numbers: NDArray[np.int64], pool: BufferPool, *, release: bool) -> None:
+        """Rows by number into ``out`` [n, D], of any floating type; normalizing is done in float32.
+
+        Args:
+            out: overwritten.
+            numbers: int64 [n], all of existing rows.
+            pool: for memory in between.
+            release: let go of each chunk's memory when it was read.
+        """
+        same = self.kind == self.stored
+        rows = out
+        if not same and out.dtype != torch.float32:
+            rows = pool.take(*out.shape, torch.float32)
+        self._read(rows, numbers, pool, release)
+        if not same:
+            self._renormalize(rows, numbers)
+        if rows is not out:
+            out.copy_(rows)
+
+    def _read(self, out: torch.Tensor, numbers: NDArray[np.int64], pool: BufferPool, release: bool) -> None:
+        if bool((np.diff(numbers) == 1).all()):  # straight from the file into the batch
+            for piece in self.activations.pieces(numbers, release=release):
+                out[piece.target].copy_(torch.from_numpy(piece.source))
+        else:
+            stored = pool.take(*out.shape, _TORCH_DTYPE[self.activations.dtype.name])
+            self.activations.gather_into(stored.numpy(), numbers, release=release)
+            out.copy_(stored)
+
+    def _renormalize(self, y: torch.Tensor, numbers: NDArray[np.int64]) -> None:
+        """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
+        wants_unit = self.kind in ("unit", "layer_norm")
+        if (self.stored == "unit") != wants_unit:
+            norm = torch.from_numpy(self.norm.gather(numbers))[:, None]
+            mean = torch.from_numpy(self.mean.gather(numbers))[:, None]
+            if wants_unit:
+                y.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+            else:
+                y.mul_(norm).add_(mean)
+        if self.kind == "layer_norm":
+            y.mul_(sqrt(y.shape[1]))
+        elif self.kind == "scale":
+            y.mul_(self.scale)
