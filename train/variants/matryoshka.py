@@ -5,6 +5,7 @@ Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka Sparse Aut
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
@@ -68,23 +69,32 @@ def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[flo
     """Add the loss of every prefix and its gradients; returns the error of the whole dictionary, [B, D].
 
     With e_g the error of prefix g and s_h = sum over g >= h of w_g e_g, a code of the h-th ring of latents
-    has d loss / d code = 2 / R <s_h, W_dec>, and so on as in :mod:`..step` with s_h in the place of e.
+    has d loss / d code = 2 / R <s_h, W_dec>, and so on as in :mod:`..step` with s_h in the place of e. The
+    rings are put one below the other, as G * B rows, so that each product is one call.
     """
-    W_dec, rings, errors = part.parameters["W_dec"], list[Pairs](), list[Tensor]()
-    for start, stop in pairwise([0, *sizes]):
-        ring = codes.keep((codes.latent >= start) & (codes.latent < stop))
-        decoded = decode(ring, W_dec)
-        errors.append(decoded.sub_(part.x_centered) if not errors else decoded.add_(errors[-1]))
-        rings.append(ring)
+    W_dec, num_rings = part.parameters["W_dec"], len(sizes)
+    bounds = torch.tensor(sizes, device=codes.latent.device)
+    ring, order = torch.bucketize(codes.latent, bounds, right=True).sort(stable=True)
+    rows = ring * part.num_rows + codes.rows()[order]
+    rings = Pairs.from_rows(
+        rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents
+    )
+    errors = decode(rings, W_dec).view(num_rings, part.num_rows, -1)
+    errors[0] -= part.x_centered
+    for g in range(1, num_rings):
+        errors[g] += errors[g - 1]
     for size, weight, error in zip(sizes, weights, errors, strict=True):
         part.outcome.add_loss(f"mse_{size}", sum_of_squares(error) * (weight / part.step_rows))
     whole = errors[-1].clone()
     scale = 2.0 / part.step_rows
-    summed = errors[-1].mul_(weights[-1])
-    for h in reversed(range(len(rings))):
-        if h < len(rings) - 1:
-            summed.add_(errors[h], alpha=weights[h])
-        accumulate_by_latent(rings[h], rings[h].value * scale, summed, part.gradients["W_dec"])
-        backpropagate(part, rings[h], sddmm(rings[h], summed, W_dec).mul_(scale))
-    part.gradients["b_dec"].add_(summed.sum(0), alpha=scale)
+    for weight, error in zip(weights, errors, strict=True):
+        error *= weight * scale
+    for h in reversed(range(num_rings - 1)):
+        errors[h] += errors[h + 1]
+    summed = errors.view(rings.num_rows, -1)
+    accumulate_by_latent(rings, rings.value, summed, part.gradients["W_dec"])
+    d_value = torch.empty_like(codes.value)
+    d_value[order] = sddmm(rings, summed, W_dec)
+    backpropagate(part, codes, d_value)
+    part.gradients["b_dec"].add_(errors[0].sum(0))
     return whole
