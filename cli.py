@@ -90,7 +90,9 @@ def harvest(
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
     _print_pairs(_describe(result.path))
-    typer.echo(f"\nNext:  saecache train topk --cache {result.path}")
+    hooks = list(result.manifest.hooks)
+    choice = f" --set hook={hooks[0]}" if len(hooks) > 1 else ""
+    typer.echo(f"\nNext:  saecache train topk --cache {result.path}{choice}")
 
 
 @_command(app, "train")

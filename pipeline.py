@@ -4,6 +4,9 @@ This is the one place above harvest, train and evaluate, which never import one 
 """
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +90,7 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
     run_train(train_config, cache_path, run_dir)
     results = evaluate([run_dir], cache_path, out=out / "results.json", ce_tokens=size.ce_tokens)
     write_report([run_dir], out / "report.html", results=out / "results.json")
+    program = _program()
     lines = [
         "",
         format_table(results),
@@ -98,9 +102,9 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
         f"  {out / 'report.html'}    open it in a browser",
         "",
         "try next:",
-        f"  saecache cache info {cache_path}",
-        f"  saecache train topk --cache {cache_path} --set variants.0.k=8 --out {out / 'runs' / 'topk-8'}",
-        "  saecache recipes",
+        f"  {program} cache info {cache_path}",
+        f"  {program} train papers/mutual-and-feature-choice-demo --cache {cache_path} --out {out}/runs/choice",
+        f"  {program} recipes",
     ]
     facts = {
         "cache": str(cache_path),
@@ -109,3 +113,10 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
         "report": str(out / "report.html"),
     }
     return DemoSummary(text="\n".join(lines), facts=facts)
+
+
+def _program() -> str:
+    """How this command line is called from here: by its name where the shell finds it, else by its path."""
+    if shutil.which("saecache"):
+        return "saecache"
+    return os.path.relpath(Path(sys.executable).with_name("saecache"))
