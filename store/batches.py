@@ -1,13 +1,12 @@
 """One epoch of batches: which rows, read ahead, checked, converted.
 
-Three threads share the work: one checks upcoming chunks, one makes batches, the caller's consumes them.
+Three threads share the work: one checks and maps coming chunks, one makes batches, the caller's uses them.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,14 +79,14 @@ def _batches(
 
 
 class _Ahead:
-    """Checks the chunks of coming windows in a thread."""
+    """Checks and maps the chunks of coming windows in a thread."""
 
     def __init__(self, array: ShardedArray, order: EpochOrder) -> None:
         self._array = array
         self._order = order
         self._windows_ahead = max(1, CHUNKS_AHEAD // order.window_chunks)
         self._next = 0  # first window that was not given to the thread yet
-        self._under_way: dict[int, list[Future[Any]]] = {}
+        self._under_way: dict[int, list[Future[None]]] = {}
 
     def __enter__(self) -> "_Ahead":
         self._thread = ThreadPoolExecutor(1, "saecache-check")
@@ -97,21 +96,11 @@ class _Ahead:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def wait_for(self, window: int) -> None:
-        """Until the chunks of ``window`` are checked; raises what is wrong with them."""
+        """Until the chunks of ``window`` are ready; raises what is wrong with them."""
         last = min(window + self._windows_ahead, self._order.num_windows - 1)
         for number in range(max(self._next, window), last + 1):
             chunks = self._order.chunks(number).tolist()
-            self._under_way[number] = [
-                self._thread.submit(self._array.chunk, chunk)
-                for chunk in chunks
-                if not self._array.is_checked(chunk)
-            ]
-            if self._order.epoch:  # in stored order the system sees by itself what comes next
-                self._under_way[number] += [
-                    self._thread.submit(self._array.read_ahead, chunk)
-                    for chunk in chunks
-                    if self._array.is_checked(chunk)
-                ]
+            self._under_way[number] = [self._thread.submit(self._array.prepare, chunk) for chunk in chunks]
         self._next = last + 1
         for future in self._under_way.pop(window):
             future.result()

@@ -153,19 +153,15 @@ class ShardedArray:
             checked[slot] = True
         return payload.view(self.dtype).reshape(shape)
 
-    def is_checked(self, number: int) -> bool:
-        """Whether inner chunk ``number`` has been compared with its crc32c."""
+    def prepare(self, number: int) -> None:
+        """Have inner chunk ``number`` checked and mapped, for somebody who reads it soon."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         checked = self._checked.get(shard_number)
-        return checked is not None and bool(checked[slot])
-
-    def read_ahead(self, number: int) -> None:
-        """Have the system fetch inner chunk ``number``, where it can be asked to."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-            with self._lock:
-                shard = self._shard(shard_number)
-            self._advise(shard, slot, mmap.MADV_WILLNEED)
+        seen_before = checked is not None and bool(checked[slot])
+        chunk = self.chunk(number)
+        if seen_before:  # else checking has just read all of it
+            pages = chunk.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE]
+            np.bitwise_or.reduce(pages)  # one byte of each page, without the GIL
 
     def release(self, numbers: Iterable[int]) -> None:
         """Let go of the memory behind inner chunks; the system's file cache keeps them while it has room."""
@@ -175,14 +171,10 @@ class ShardedArray:
             shard_number, slot = divmod(number, self.spec.chunks_per_shard)
             with self._lock:
                 shard = self._open.get(shard_number)
-            if shard is not None:
-                self._advise(shard, slot, mmap.MADV_DONTNEED)
-
-    def _advise(self, shard: _Shard, slot: int, advice: int) -> None:
-        offset = int(shard.offsets[slot])
-        if offset >= 0:
-            start = offset - offset % mmap.PAGESIZE
-            shard.mapped.madvise(advice, start, offset + self.spec.chunk_bytes - start)
+            offset = -1 if shard is None else int(shard.offsets[slot])
+            if shard is not None and offset >= 0:
+                start = offset - offset % mmap.PAGESIZE
+                shard.mapped.madvise(mmap.MADV_DONTNEED, start, offset + self.spec.chunk_bytes - start)
 
     def _shard(self, number: int) -> _Shard:
         """Open a shard, or find it among those that are; the lock is held."""

@@ -59,7 +59,7 @@ class CacheWriter:
             hooks: hook name -> row width D.
             context: positions of a sequence; 1 for rows that are not from sequences.
             identity: facts about the source (model, data, ...), plain JSON. Hooks, context, seed, held-out
-                fraction and storage are added; the whole is the cache's identity, and its hash the fingerprint.
+                fraction and storage are added; the whole is the identity, its hash the fingerprint.
             seed: of the shuffle and of the held-out split.
             heldout_fraction: share of documents kept out of training, in [0, 1).
             storage: number type, normalization, sizes; the defaults when None.
