@@ -103,7 +103,7 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
         "",
         "try next:",
         f"  {program} cache info {cache_path}",
-        f"  {program} train papers/mutual-and-feature-choice-demo --cache {cache_path} --out {out}/runs/choice",
+        f"  {program} train papers/mutual-and-feature-choice-demo --cache {cache_path} --out {out}/choice",
         f"  {program} recipes",
     ]
     facts = {
