@@ -14,6 +14,12 @@ class Penalty(BaseModel):
     coefficient: PositiveFloat
     warmup: NonNegativeFloat = 0.05  # below 1 a fraction of the run, else steps
 
+    def problems(self, num_steps: int) -> list[str]:
+        """What is impossible about these settings in a run of ``num_steps``."""
+        if in_steps(self.warmup, num_steps) > num_steps:
+            return [f"the penalty's warmup={self.warmup:g} is longer than the {num_steps} steps: lower it"]
+        return []
+
     def weight(self, batch: Batch) -> float:
         """What one unit of the penalty on one row adds to the loss now: the step's coefficient, over R."""
         steps = in_steps(self.warmup, batch.num_steps)

@@ -41,6 +41,9 @@ class Gated(Variant):
     def expected_l0(self) -> None:
         return None
 
+    def problems(self, plan: Plan) -> list[str]:
+        return self.l1.problems(plan.num_steps)
+
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
         return {"r_mag": torch.zeros(plan.num_latents), "b_mag": torch.zeros(plan.num_latents)}
 

@@ -74,6 +74,9 @@ class JumpReLU(Variant):
     def expected_l0(self) -> None:
         return None
 
+    def problems(self, plan: Plan) -> list[str]:
+        return self.penalty.problems(plan.num_steps)
+
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
         threshold = torch.full((plan.num_latents,), self.initial_threshold)
         return {PARAMETER: threshold.log() if self.threshold_scale == "log" else threshold}

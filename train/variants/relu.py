@@ -48,7 +48,8 @@ class ReLU(Variant):
         return None
 
     def problems(self, plan: Plan) -> list[str]:
-        return [] if self.resampling is None else self.resampling.problems(plan)
+        resampling = [] if self.resampling is None else self.resampling.problems(plan)
+        return self.l1.problems(plan.num_steps) + resampling
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return {} if self.resampling is None else self.resampling.initial_state(plan.num_latents)

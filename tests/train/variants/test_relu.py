@@ -16,7 +16,7 @@ from .dense import mean_square, pre_activations
 
 
 class TestReLU(VariantContract):
-    settings: ClassVar[dict[str, Any]] = {"kind": "relu", "l1": {"coefficient": 0.02, "warmup": 4}}
+    settings: ClassVar[dict[str, Any]] = {"kind": "relu", "l1": {"coefficient": 0.02, "warmup": 0.5}}
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
