@@ -13,7 +13,7 @@ from .config import TokensConfig
 from .packing import PackingRule, TokenDocument
 from .sources import Document
 
-# The first batches are small: a short harvest needs no more, and a long one does not wait for its first tokens.
+# The first batches are small: a short harvest needs no more, a long one does not wait for its first tokens.
 _FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS = 1 << 14, 1 << 18
 _BATCH_DOCUMENTS = 256
 # What defines the ids, most specific first; the other files only say which tokens have which role.
