@@ -4,7 +4,8 @@
 
 Every size runs in a process of its own. Printed is the growth over the beginning of each part: anonymous
 memory (what the program allocated) and mapped files (page cache in its address space, which the system may
-take back).
+take back). Later epochs map up to 32 chunks at once, 192 MiB at the default width: a window of 16, and the
+next one.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 
 from saecache.store import CacheWriter, StorageConfig, open_cache
 
-HOOK, CALL_ROWS = "h", 4096
+HOOK, CALL_ROWS = "h", 2048
 Peaks = dict[str, dict[str, int]]
 
 
@@ -38,7 +39,7 @@ def watched(peaks: Peaks, part: str) -> Iterator[None]:
     peak = dict.fromkeys(start, 0)
 
     def watch() -> None:
-        while not stop.wait(0.005):
+        while not stop.wait(0.002):
             for kind, size in memory().items():
                 peak[kind] = max(peak[kind], size - start[kind])
 
@@ -56,25 +57,36 @@ def use_cache(folder: Path, rows: int, width: int, storage: StorageConfig) -> Pe
     """Write, finalize and read ``rows`` rows."""
     peaks: Peaks = {}
     x = np.random.default_rng(0).normal(size=(CALL_ROWS, width)).astype(np.float32)
-    writer = CacheWriter(folder, hooks={HOOK: width}, identity={}, storage=storage, planned_sequences=rows)
+    writer = CacheWriter(
+        folder,
+        hooks={HOOK: width},
+        identity={},
+        storage=storage,
+        heldout_fraction=0.05,
+        planned_sequences=rows,
+    )
     with watched(peaks, "write"):
         for start in range(0, rows, CALL_ROWS):
-            writer.write_rows({HOOK: x[: rows - start]})
+            block = x[: rows - start]
+            writer.write_rows({HOOK: block}, documents=np.arange(start, start + len(block)) // 100)
         writer.commit()
     with watched(peaks, "finalize"):
         writer.finalize()
     cache = open_cache(folder)
     for epoch in (0, 1):
         with watched(peaks, f"read, epoch {epoch}"):
-            for batch in cache.batches(HOOK, epoch=epoch):
-                del batch
+            for _ in cache.batches(HOOK, 1024, epoch=epoch, normalization="none"):
+                pass
+    with watched(peaks, "read by number"):
+        for start in range(0, rows // 2, CALL_ROWS):
+            cache.rows(HOOK, np.arange(start, start + CALL_ROWS)[::-1] % len(cache))
     return peaks
 
 
 def measure(folder: Path, rows: int, arguments: argparse.Namespace) -> Peaks:
     command = [sys.executable, __file__, "--rows", str(rows), "--folder", str(folder)]
-    command += ["--width", str(arguments.width), "--memory-mib", str(arguments.memory_mib)]
-    command += ["--quick"] * arguments.quick
+    for name in ("width", "memory_mib", "chunk_rows"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     peaks: Peaks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return peaks
 
@@ -83,31 +95,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="16 MiB and 128 MiB, with 16 MiB of memory")
+    parser.add_argument("--quick", action="store_true", help="8 and 64 MiB of rows, 8 MiB of memory")
     parser.add_argument("--mib", type=int, default=256, help="size of the stored rows of the smaller cache")
     parser.add_argument("--memory-mib", type=int, default=256, help="memory_bytes of the writer")
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--chunk-rows", type=int, default=4096)
     parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    parser.add_argument("--rows", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=None, help="measure this many rows only, as JSON")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.mib = arguments.memory_mib = 16
-    chunk_rows = 256 if arguments.quick else 4096
-    storage = StorageConfig(
-        memory_bytes=arguments.memory_mib << 20, shard_bytes=64 << 20, chunk_rows=chunk_rows
-    )
+        arguments.mib, arguments.memory_mib, arguments.chunk_rows = 8, 8, 256
     if arguments.rows is not None:  # one size, in a process of its own
-        use_cache(arguments.folder / "warm", CALL_ROWS, arguments.width, storage)
-        print(json.dumps(use_cache(arguments.folder / "cache", arguments.rows, arguments.width, storage)))
+        storage = StorageConfig(
+            memory_bytes=arguments.memory_mib << 20,
+            shard_bytes=min(256 << 20, arguments.memory_mib << 19),
+            chunk_rows=arguments.chunk_rows,
+        )
+        warm = 4 * CALL_ROWS  # kernels, thread stacks, arenas of the allocator
+        use_cache(arguments.folder / "warm", warm, arguments.width, storage)
+        peaks = use_cache(arguments.folder / "cache", arguments.rows, arguments.width, storage)
+        print(json.dumps(peaks))
         return
     rows = (arguments.mib << 20) // (2 * arguments.width)
-    peaks = []
+    found = []
     for times in (1, 8):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            peaks.append(measure(Path(folder), rows * times, arguments))
+            found.append(measure(Path(folder), rows * times, arguments))
     print(f"{arguments.mib} and {8 * arguments.mib} MiB of rows, memory_bytes of {arguments.memory_mib} MiB")
-    for part, one in peaks[0].items():
-        eight = peaks[1][part]
+    for part, one in found[0].items():
+        eight = found[1][part]
         listed = ", ".join(f"{kind} {one[kind] >> 20} -> {eight[kind] >> 20} MiB" for kind in one)
         print(f"  {part:16} {listed}")
 

@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from types import SimpleNamespace
+from time import perf_counter, process_time
+from typing import NamedTuple
 
 import torch
 
@@ -39,7 +39,21 @@ PEERS = ("SAELens", "dictionary_learning", "sparsify")
 DEAD_AFTER_ROWS = 10_000_000
 WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
 
-Step = Callable[[int], float]  # the number of the round -> seconds
+
+class Taken(NamedTuple):
+    """Of one step: seconds on the clock, and of processor time over all threads."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+Step = Callable[[int], Taken]  # of the number of the round
+
+
+def timed(work: Callable[[], object]) -> Taken:
+    started, cpu_started = perf_counter(), process_time()
+    work()
+    return Taken(perf_counter() - started, process_time() - cpu_started)
 
 
 def unit_rows(rows: int, width: int) -> torch.Tensor:
@@ -72,12 +86,13 @@ def our_step(trainee: Trainee, x: torch.Tensor, dead: float) -> Step:
     x_centered = torch.empty_like(x[0])
     num_dead = int(dead * trainee.plan.num_latents)
 
-    def step(i: int) -> float:
-        trainee.rows_since_active[:num_dead] = 2 * DEAD_AFTER_ROWS
-        started = perf_counter()
+    def work(i: int) -> None:
         torch.sub(x[i % len(x)], trainee.parameters["b_dec"], out=x_centered)
         trainee.step(x_centered, i, 1.0, DEAD_AFTER_ROWS)
-        return perf_counter() - started
+
+    def step(i: int) -> Taken:
+        trainee.rows_since_active[:num_dead] = 2 * DEAD_AFTER_ROWS
+        return timed(lambda: work(i))
 
     return step
 
@@ -86,13 +101,7 @@ def product(x: torch.Tensor, W: torch.Tensor, dtype: torch.dtype) -> Step:
     """All pre-activations of a batch into a buffer that is there already: the least a dense encoder does."""
     x, W = x.to(dtype), W.to(dtype)
     out = torch.empty(x.shape[1], W.shape[0], dtype=dtype)
-
-    def step(i: int) -> float:
-        started = perf_counter()
-        torch.mm(x[i % len(x)], W.T, out=out)
-        return perf_counter() - started
-
-    return step
+    return lambda i: timed(lambda: torch.mm(x[i % len(x)], W.T, out=out))
 
 
 class Peer:
@@ -124,11 +133,11 @@ class Peer:
         self.messages.seek(0)
         return (self.messages.read().strip().splitlines() or ["without a word"])[-1]
 
-    def __call__(self, i: int) -> float:
+    def __call__(self, i: int) -> Taken:
         answer = self.ask(step=i)
         if "seconds" not in answer:
             raise SystemExit(f"{self.name} stopped: {answer['missing']}")
-        return answer["seconds"]
+        return Taken(answer["seconds"], answer["cpu_seconds"])
 
     def close(self) -> None:
         self.process.communicate()
@@ -212,35 +221,37 @@ def main() -> None:
     steps["product, bfloat16"] = product(x, W_enc, torch.bfloat16)
     peers = start_peers(settings)
     steps |= peers
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    all_taken: dict[str, list[Taken]] = {name: [] for name in steps}
     for i in range(WARM_UP + settings.rounds):
         for name, step in steps.items():
             taken = step(i)
             if i >= WARM_UP:
-                seconds[name].append(taken)
+                all_taken[name].append(taken)
     for peer in peers.values():
         peer.close()
-    report(settings, {name: median(times) for name, times in seconds.items()}, more, trainee)
+    medians = {
+        name: Taken(*(median(column) for column in zip(*taken, strict=True)))
+        for name, taken in all_taken.items()
+    }
+    report(settings, medians, more, trainee)
 
 
-def report(settings: argparse.Namespace, took: dict[str, float], more: int | None, trainee: Trainee) -> None:
-    ours = took["saecache"]
-    shape = SimpleNamespace(**vars(settings))
+def report(settings: argparse.Namespace, took: dict[str, Taken], more: int | None, trainee: Trainee) -> None:
     print(
-        f"{shape.variant}, F = {shape.latents}, B = {shape.rows}, D = {shape.width}, k = {shape.k}, "
-        f"{shape.dead:.0%} dead, {shape.threads} threads, median of {shape.rounds}"
+        f"{settings.variant}, F = {settings.latents}, B = {settings.rows}, D = {settings.width}, "
+        f"k = {settings.k}, {settings.dead:.0%} dead, {settings.threads} threads, "
+        f"medians of {settings.rounds} rounds"
     )
     for name, time in took.items():
-        print(f"  {name:22} {1e3 * time:9.1f} ms")
-    print(f"step / its encoder product alone, float32: {ours / took['product, float32']:.2f}")
-    for name in PEERS:
+        print(f"  {name:22} {1e3 * time.seconds:9.1f} ms {1e3 * time.cpu_seconds:9.1f} ms of processor time")
+    print("ratios of time (of processor time, which other programs disturb less):")
+    for name, other in (("saecache", "product, float32"), *((peer, "saecache") for peer in PEERS)):
         if name in took:
-            print(f"{name} / step: {took[name] / ours:.1f}")
-    held = sum(
-        t.numel() * t.element_size()
-        for group in (trainee.parameters, trainee.gradients, trainee.optimizer.tensors())
-        for t in group.values()
-    )
+            wall = took[name].seconds / took[other].seconds
+            cpu = took[name].cpu_seconds / took[other].cpu_seconds
+            print(f"  {name:22} / {other:18} {wall:6.2f} ({cpu:.2f})")
+    groups = (trainee.parameters, trainee.gradients, trainee.optimizer.tensors())
+    held = sum(t.numel() * t.element_size() for group in groups for t in group.values())
     if more is not None:
         print(f"extra memory: {more / 2**20:.0f} MiB, {more / held:.0%} of weights, gradients and moments")
 

@@ -138,7 +138,9 @@ class HarvestConfig(_Config):
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the shuffle and the held-out split")
     storage: StorageConfig = StorageConfig()
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="sequences per step; does not change the cache"
+        default="auto",
+        description="sequences per step; on a CPU it does not change a bit of the cache, on a GPU kernels "
+        "may round differently",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     commit_seconds: float = Field(

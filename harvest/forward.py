@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..store.errors import UsageError
 from .model import LanguageModel
 from .packing import Sequences
 
@@ -47,7 +48,15 @@ class RowReader:
         """Rows [keep.sum(), D] of each hook, in C order of ``keep`` [n, context], on the model's device.
 
         ``sequences`` begin with a block; when the last block is not full, the model runs on filled-up rows.
+
+        Raises:
+            UsageError: a token id that the model does not embed.
         """
+        if sequences.ids.max() >= self._model.vocabulary:
+            raise UsageError(
+                f"the tokenizer gave token id {sequences.ids.max()}, but {self._model.name} embeds only "
+                f"{self._model.vocabulary} tokens: they do not belong together"
+            )
         device = self._model.device
         counts = np.add.reduceat(keep.sum(axis=1), range(0, len(keep), self._block))
         ends = np.cumsum(counts)

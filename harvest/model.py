@@ -1,7 +1,7 @@
 """A language model to read activations from, and to run with activations replaced."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from .hooks import HookPoint, check_layers, read_hooks, replaced, resolve_hook
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .probe import probe
 from .tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from ..store import ActivationCache
 
 
 class LanguageModel:
@@ -81,6 +84,11 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model embeds: 0 up to one less than this."""
+        return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
 
     def d_model(self, hook: str) -> int:
         """Width of ``hook``.
@@ -162,13 +170,20 @@ class LanguageModel:
         return tensor.clamp(min=0)
 
 
-def load_model_of(cache: Any, *, name: str | None = None, device: str = "auto") -> LanguageModel:
+def load_model_of(
+    cache: "ActivationCache",
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
     """The model that a cache was harvested from, checked by the hash of its weights.
 
     Args:
-        cache: an ``ActivationCache``.
+        cache: an open cache.
         name: where the model is now, when it was a local folder that has moved.
         device: where it shall run.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         UsageError: the cache names no model, the model is not there, or its weights are others.
@@ -181,13 +196,19 @@ def load_model_of(cache: Any, *, name: str | None = None, device: str = "auto") 
         raise UsageError(f"{cache.path} names no language model: its rows were not harvested from one")
     path = name or str(read_provenance(cache.path).get("model_folder") or facts["name"])
     try:
-        files = locate_model(path, facts.get("revision") if name is None else None)
+        revision = facts.get("revision") if name is None else None
+        files = locate_model(path, revision, trust_remote_code=trust_remote_code)
     except UsageError as error:
         raise UsageError(
             f"the model {facts['name']!r} of {cache.path} cannot be opened again: {error}. "
             "If it is elsewhere now, give its place as name=..."
         ) from None
-    model = LanguageModel.from_files(files, dtype=str(facts["dtype"]), device=resolve_device(device))
+    model = LanguageModel.from_files(
+        files,
+        dtype=str(facts["dtype"]),
+        device=resolve_device(device),
+        trust_remote_code=trust_remote_code,
+    )
     if model.weights_sha256 != facts["weights_sha256"]:
         raise UsageError(
             f"{path} is not the model of {cache.path}: its weights have sha256 {model.weights_sha256}, "

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..store.errors import UsageError
 from .config import HarvestConfig
 from .devices import resolve_device, resolve_dtype
 from .identity import Existing, check_same, look_at_output, pinned
@@ -35,8 +34,8 @@ class Plan:
     identity: dict[str, Any]
 
     @property
-    def planned_sequences(self) -> int:
-        """Sequences of the whole harvest; with one document each it is what their tokens would fill."""
+    def full_sequences(self) -> int:
+        """Sequences that the tokens asked for fill."""
         return -(-self.config.num_tokens // self.rule.context)
 
     def load_model(self) -> LanguageModel:
@@ -69,12 +68,6 @@ def make_plan(config: HarvestConfig, path: Path) -> Plan:
     check_model(files, settings, config.hooks, config.tokens.context)
     tokenizer = load_tokenizer(files.folder, trust_remote_code=remote_code)
     rule = packing_rule(config.tokens, tokenizer)
-    vocabulary = settings.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
-        raise UsageError(
-            f"the tokenizer in {files.folder} has {len(tokenizer)} tokens, but the model embeds only "
-            f"{vocabulary}: they do not belong together"
-        )
     source = open_source(config.text, pinned(existing, "text"))
     dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:

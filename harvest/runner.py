@@ -11,7 +11,7 @@ from time import monotonic
 import torch
 from tqdm import tqdm
 
-from ..store import CacheWriter, Manifest, SaecacheError, check_disk_space, plan_size
+from ..store import CacheWriter, Manifest, SaecacheError, check_disk_space
 from ..store.config import GIB
 from ..store.identity import canonical_json
 from ..store.journal import WORK_FOLDER
@@ -24,6 +24,7 @@ from .plan import Plan, make_plan
 from .progress import Progress
 from .provenance import run_facts
 from .recorder import Recorder, Step
+from .sizing import planned_size
 from .stages import run_overlapped, stop_on_signals
 from .stream import Batch, batches
 
@@ -77,7 +78,7 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
             seed=config.seed,
             heldout_fraction=config.heldout_fraction,
             storage=config.storage,
-            planned_sequences=plan.planned_sequences,
+            planned_sequences=plan.full_sequences,
         )
         try:
             progress = _harvest(plan, model, writer, medians, stop_asked)
@@ -105,7 +106,7 @@ def default_path(config: HarvestConfig) -> Path:
 
 def _announce(plan: Plan, widths: dict[str, int]) -> None:
     """Say what is going to be written, and refuse when the disk cannot hold it."""
-    planned = plan_size(widths, plan.rule.context, plan.planned_sequences, plan.config.storage)
+    planned = planned_size(plan, widths)
     hooks = ", ".join(f"{name} ({width})" for name, width in widths.items())
     _say(
         f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "

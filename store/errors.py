@@ -24,6 +24,8 @@ class IncompleteCacheError(SaecacheError):
 class BadActivationError(SaecacheError):
     """NaN, Inf or overflow in the activations. The message names the hook, the document and the position."""
 
+    exit_status = 2
+
 
 class DiskFullError(SaecacheError):
     """The disk ran full while writing. What was committed is kept: the same command continues."""

@@ -37,7 +37,7 @@ class RowReader:
         same = self.kind == self.stored
         rows = out
         if not same and out.dtype != torch.float32:
-            rows = pool.take(*out.shape, torch.float32)
+            rows = pool.take(out.shape[0], out.shape[1], torch.float32)
         self._read(rows, numbers, pool, release)
         if not same:
             self._renormalize(rows, numbers)
@@ -49,7 +49,7 @@ class RowReader:
             for piece in self.activations.pieces(numbers, release=release):
                 out[piece.target].copy_(torch.from_numpy(piece.source))
         else:
-            stored = pool.take(*out.shape, _TORCH_DTYPE[self.activations.dtype.name])
+            stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[self.activations.dtype.name])
             self.activations.gather_into(stored.numpy(), numbers, release=release)
             out.copy_(stored)
 

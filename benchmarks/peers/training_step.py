@@ -2,7 +2,7 @@
 
 Runs in an environment of its own, without saecache. Reads one JSON object a line on stdin, answers with one
 on stdout: first the settings (-> {"ready": true} or {"missing": why}), then for each {"step": i} ->
-    {"seconds": s}.
+    {"seconds": s, "cpu_seconds": c}.
 """
 
 import json
@@ -129,9 +129,9 @@ def main():
         i = json.loads(line)["step"]
         with torch.no_grad():
             prepare()
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         step(x[i % len(x)])
-        answer(seconds=time.perf_counter() - started)
+        answer(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu_started)
 
 
 if __name__ == "__main__":

@@ -387,3 +387,26 @@ def test_default_path_is_of_what_changes_the_cache(make_config: MakeConfig) -> N
     assert path.parent == Path("caches") and path.name.startswith("tiny-neox-")
     assert default_path(make_config(batch_size=1, commit_seconds=3)) == path
     assert default_path(make_config(seed=1)) != path
+
+
+def test_planned_bytes_of_short_documents_count_their_padding(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = {"context": 60, "packing": "per_document"}
+    result = run(make_config(tokens=tokens, num_tokens=2000), tmp_path / "cache")
+    shown = capsys.readouterr().err
+    planned = int(shown.split("planned: ")[1].split("(")[1].split(" bytes")[0].replace(",", ""))
+    stored = sum(file.size for file in result.manifest.files)
+    assert 0.7 * stored <= planned < 2 * stored
+
+
+def test_a_tokenizer_of_another_model_is_told(
+    make_config: MakeConfig, tmp_path: Path, model_folder: Callable[[str], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    folder = shutil.copytree(model_folder("neox"), tmp_path / "small")
+    settings = GPTNeoXConfig.from_pretrained(folder)
+    settings.vocab_size = 100
+    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
+    refused(make_config(folder), tmp_path / "cache", "embeds only 100 tokens: they do not belong together")
