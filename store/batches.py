@@ -1,6 +1,7 @@
 """One epoch of batches: which rows, read ahead, checked, converted.
 
-Three threads share the work: one checks and maps coming chunks, one makes batches, the caller's uses them.
+A thread checks and maps coming chunks; the caller's makes the batches. A batch made ahead in a thread would
+wait in memory for its turn: by then it has left the processor's cache, and reading was three times slower.
 """
 
 from collections import deque
@@ -13,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from .order import EpochOrder
-from .prefetch import prefetch
 from .sharded_array import ShardedArray
 
 CHUNKS_AHEAD = 4
@@ -42,13 +42,7 @@ class BatchPlan:
 def iterate(
     array: ShardedArray, plan: BatchPlan, make: Callable[[NDArray[np.int64]], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """The batches of ``plan``, made ahead of the caller: ``make`` turns row numbers into a batch."""
-    return prefetch(_batches(array, plan, make))
-
-
-def _batches(
-    array: ShardedArray, plan: BatchPlan, make: Callable[[NDArray[np.int64]], torch.Tensor]
-) -> Iterator[torch.Tensor]:
+    """The batches of ``plan``: ``make`` turns row numbers into a batch."""
     window, skip = plan.start()
     rest = np.empty(0, dtype=np.int64)
     unfinished: deque[tuple[int, NDArray[np.int64]]] = deque()  # (rows seen at its end, chunks) of windows

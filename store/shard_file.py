@@ -10,7 +10,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import google_crc32c
+import crc32c as crc32c_library
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,17 +21,14 @@ from .layout import ArraySpec, index_size
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
 CHUNKS_IN_FLIGHT = 2
-_CRC_STEP = 1 << 20  # google_crc32c holds the GIL: other threads get their turn in between
 
 
 def crc32c(payload: bytes | NDArray[Any]) -> bytes:
     """The four bytes that follow ``payload`` (C-contiguous): its crc32c, little-endian."""
-    if isinstance(payload, bytes):
-        return int(google_crc32c.value(payload)).to_bytes(CRC_BYTES, "little")
-    flat, value = payload.reshape(-1).view(np.uint8), 0
-    for start in range(0, len(flat), _CRC_STEP):
-        value = google_crc32c.extend(value, flat[start : start + _CRC_STEP])
-    return int(value).to_bytes(CRC_BYTES, "little")
+    if not isinstance(payload, bytes):
+        payload = payload.reshape(-1).view(np.uint8)
+    value: int = crc32c_library.crc32c(payload, gil_release_mode=1)
+    return value.to_bytes(CRC_BYTES, "little")
 
 
 class ShardWriter:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reader import ActivationCache
@@ -26,6 +27,22 @@ def test_variants_in_one_pass_equal_separate_runs(
     for variant in variants:
         (name, alone), *_ = run(make_config(variant), cache, tmp_path / str(variant["kind"])).saes.items()
         assert folder_bytes(together.saes[name]) == folder_bytes(alone)
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread is all there is")
+def test_the_number_of_threads_changes_no_byte(
+    make_cache: Callable[..., ActivationCache], make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    cache, before = make_cache(num_rows=9000, d_model=40), torch.get_num_threads()
+    config = make_config(TOPK, BATCH_TOPK, FEATURE_CHOICE, num_latents=640, batch_rows=2048)
+    try:
+        torch.set_num_threads(1)
+        one = run(config, cache, tmp_path / "one thread")
+    finally:
+        torch.set_num_threads(before)
+    all_of_them = run(config, cache, tmp_path / "all threads")
+    for name, folder in one.saes.items():
+        assert folder_bytes(folder) == folder_bytes(all_of_them.saes[name])
 
 
 def test_a_run_leaves_what_the_contract_says(

@@ -19,7 +19,7 @@ from .largest import kth_largest, mask_of_largest
 from .pieces import Piece, assemble
 
 HINT = "selection_hint"
-MARGIN = 1.25  # collected pairs that a guess aims at, for each one wanted
+MARGIN = 1.25  # pairs that a guess should let through, for each one wanted
 SAMPLE_ROWS, SAMPLE_LATENTS = 64, 4096  # that the first guess is taken from
 SAMPLE_MARGINS = (1.5, 4.0)  # of the first guess, and of the one after a guess that was too high
 
@@ -58,10 +58,11 @@ def select_per_batch(
         if _count(pieces) >= total:
             break
     collected = assemble(pieces, num_latents)
+    chosen = collected.keep(mask_of_largest(collected.value, total))
     if state is not None and total:
-        guess = _next_guess(collected.value, total)
+        guess = _next_guess(chosen.value)
         state[HINT] = torch.full_like(state[HINT], guess) if HINT in state else torch.tensor(guess)
-    return collected.keep(mask_of_largest(collected.value, total))
+    return chosen
 
 
 def _count(pieces: Sequence[Piece]) -> int:
@@ -107,11 +108,12 @@ def _sample(blocks: Blocks, num_rows: int, allowed: Tensor | None) -> tuple[Tens
     return sample, len(rows) / num_rows * len(some) / len(latents)
 
 
-def _next_guess(values: Tensor, total: int) -> float:
-    """Where ``MARGIN * total`` of ``values`` [n >= total] would pass: extrapolated when they are too few."""
-    aim = int(MARGIN * total) + 1
-    if values.numel() >= aim:
-        return kth_largest(values, aim)
-    least, wanted = float(values.min()), kth_largest(values, total)
-    beyond = max(values.numel() - total, 0.05 * total)
-    return least - (wanted - least) * (aim - values.numel()) / beyond
+def _next_guess(chosen: Tensor) -> float:
+    """Where about ``MARGIN`` times as many as the ``chosen`` values [n] would pass: as far below the least of
+    them as that one is below the (n / ``MARGIN``)-th.
+
+    From the chosen values only, which are exact: a guess from all that were collected would carry the
+    sample's rounding, and with it the memory addresses of one process, into the checkpoint.
+    """
+    least = float(chosen.min())
+    return least - (kth_largest(chosen, max(1, int(chosen.numel() / MARGIN))) - least)
