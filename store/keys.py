@@ -14,6 +14,7 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 # Streams keep the uses of one seed apart: the same number hashes differently in each.
 _ROW_STREAM, _DOCUMENT_STREAM, _CHUNK_STREAM, _WINDOW_STREAM = range(4)
+_SHARD_STREAM = 0  # of epochs from 1 on: epoch e adds 4 * e to its streams
 
 
 def row_keys(seed: int, token_index: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -37,10 +38,24 @@ def is_heldout(seed: int, documents: NDArray[np.integer], fraction: float) -> ND
     return keys < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
 
 
-def epoch_permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """A uniform permutation of ``count`` chunks, a pure function of (seed, epoch). int64 [count]."""
-    keys = _hash(seed, _CHUNK_STREAM + 4 * epoch, np.arange(count, dtype=np.uint64))
-    return np.argsort(keys).astype(np.int64, copy=False)
+def epoch_permutation(
+    seed: int, epoch: int, count: int, shard_chunks: int | None = None, group_shards: int = 1
+) -> NDArray[np.int64]:
+    """An order of ``count`` chunks, a pure function of (seed, epoch). int64 [count].
+
+    Without ``shard_chunks`` a uniform permutation. With it, shards of so many chunks are put in a random
+    order and taken ``group_shards`` at a time, and the chunks of each group are permuted. A single group is
+    the same as none.
+    """
+    chunks = np.arange(count, dtype=np.uint64)
+    keys = _hash(seed, _CHUNK_STREAM + 4 * epoch, chunks)
+    num_shards = 1 if shard_chunks is None else -(-count // shard_chunks)
+    if shard_chunks is None or num_shards <= group_shards:
+        return np.argsort(keys).astype(np.int64, copy=False)
+    shard_keys = _hash(seed, _SHARD_STREAM + 4 * epoch, np.arange(num_shards, dtype=np.uint64))
+    group = np.empty(num_shards, dtype=np.int64)
+    group[np.argsort(shard_keys)] = np.arange(num_shards) // group_shards
+    return np.lexsort((keys, group[chunks.astype(np.int64) // shard_chunks])).astype(np.int64, copy=False)
 
 
 def window_keys(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -1,7 +1,9 @@
 """The order in which an epoch hands out rows: a pure function of (number of rows, seed, epoch).
 
 Epoch 0 is the stored order, which is already a uniform shuffle. A later epoch puts the chunks in a random
-order, takes them in windows of ``WINDOW_CHUNKS``, and puts the rows of each window in a random order.
+order, takes them in windows of ``WINDOW_CHUNKS``, and puts the rows of each window in a random order. The
+order of the chunks goes through ``GROUP_SHARDS`` randomly chosen shards at a time, so that shards which come
+over a network are needed a few at a time too.
 """
 
 from dataclasses import dataclass
@@ -13,20 +15,30 @@ from numpy.typing import NDArray
 from .keys import epoch_permutation, window_keys
 
 WINDOW_CHUNKS = 16
+GROUP_SHARDS = 4
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The rows 0 to ``num_rows`` - 1, window after window; ``epoch`` 0 is the stored order."""
+    """The rows 0 to ``num_rows`` - 1, window after window; ``epoch`` 0 is the stored order.
+
+    ``shard_chunks`` is how many chunks a shard has; None permutes the chunks without regard to shards.
+    """
 
     num_rows: int
     chunk_rows: int
     seed: int
     epoch: int
+    shard_chunks: int | None = None
 
     @property
     def window_chunks(self) -> int:
         return WINDOW_CHUNKS if self.epoch else 1
+
+    @property
+    def group_shards(self) -> int:
+        """Shards whose chunks are mixed: at least enough of them for a window of chunks."""
+        return max(GROUP_SHARDS, -(-WINDOW_CHUNKS // (self.shard_chunks or WINDOW_CHUNKS)))
 
     @property
     def num_windows(self) -> int:
@@ -55,7 +67,8 @@ class EpochOrder:
 
     @cached_property
     def _permuted(self) -> NDArray[np.int64]:
-        return epoch_permutation(self.seed, self.epoch, -(-self.num_rows // self.chunk_rows))
+        count = -(-self.num_rows // self.chunk_rows)
+        return epoch_permutation(self.seed, self.epoch, count, self.shard_chunks, self.group_shards)
 
     @cached_property
     def _window_ends(self) -> NDArray[np.int64]:

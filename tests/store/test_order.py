@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saecache.store.order import WINDOW_CHUNKS, EpochOrder
+from saecache.store.order import GROUP_SHARDS, WINDOW_CHUNKS, EpochOrder
 
 ORDERS = st.builds(
     EpochOrder,
@@ -13,6 +13,7 @@ ORDERS = st.builds(
     chunk_rows=st.integers(1, 20),
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
+    shard_chunks=st.none() | st.integers(1, 12),
 )
 
 GOLDEN = [3, 10, 16, 17, 6, 20, 19, 21, 13, 0, 2, 14, 7, 5, 18, 1, 4, 11, 12, 22, 8, 15, 9]
@@ -81,3 +82,46 @@ def test_mixing_guarantee() -> None:
         assert same_window.mean() < 4 / windows
     assert np.mean(shared_batch) == pytest.approx(1 / WINDOW_CHUNKS, rel=0.1)
     assert np.abs(correlations).max() < 0.2
+
+
+def test_few_shards_are_needed_at_a_time() -> None:
+    """Chunks come from one group of shards after another, mixed within it; each epoch has other groups."""
+    shard_chunks, num_shards = 40, 30
+    groups = []
+    for epoch in (1, 2):
+        order = EpochOrder(shard_chunks * num_shards * 8, 8, 0, epoch, shard_chunks)
+        chunks = np.concatenate([order.chunks(window) for window in range(order.num_windows)])
+        shards = (chunks // shard_chunks).reshape(-1)
+        per_group = GROUP_SHARDS * shard_chunks
+        in_groups = [shards[start : start + per_group] for start in range(0, len(shards), per_group)]
+        assert [len(set(group.tolist())) for group in in_groups] == [4, 4, 4, 4, 4, 4, 4, 2]
+        assert len(set(in_groups[0][:WINDOW_CHUNKS].tolist())) > 1, "chunks of several shards are mixed"
+        groups.append({frozenset(group.tolist()) for group in in_groups})
+    assert groups[0] != groups[1]
+
+
+def test_a_cache_of_one_group_has_the_order_without_shards() -> None:
+    grouped = EpochOrder(4000, 8, 0, 1, shard_chunks=500 // GROUP_SHARDS)
+    assert np.array_equal(all_rows(grouped), all_rows(EpochOrder(4000, 8, 0, 1)))
+
+
+def test_golden_order_of_many_shards() -> None:
+    order = EpochOrder(num_rows=160, chunk_rows=1, seed=1, epoch=2, shard_chunks=16)
+    assert order.chunks(0).tolist() == [
+        80,
+        132,
+        153,
+        157,
+        156,
+        134,
+        90,
+        24,
+        150,
+        130,
+        27,
+        155,
+        136,
+        154,
+        17,
+        139,
+    ]
