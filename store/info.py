@@ -8,6 +8,7 @@ from typing import Any
 from .config import GIB, MIB
 from .layout import PROVENANCE_GROUP
 from .manifest import Manifest, load_manifest
+from .untrusted import check_depth, read_json
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100
@@ -21,7 +22,8 @@ def read_manifest(path: Path | str) -> Manifest:
 def read_provenance(path: Path | str) -> dict[str, Any]:
     """Facts that do not make it another cache (created, software, throughput); {} where there are none."""
     try:
-        attributes = json.loads((Path(path) / PROVENANCE_GROUP / "zarr.json").read_bytes())["attributes"]
+        attributes = read_json(Path(path) / PROVENANCE_GROUP / "zarr.json")["attributes"]
+        check_depth(attributes, PROVENANCE_GROUP)
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # nothing depends on them
     return attributes if isinstance(attributes, dict) else {}
@@ -43,7 +45,7 @@ def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) ->
         median, largest = hook.norm_quantiles.get("0.5"), hook.norm_quantiles.get("1")
         norms = "" if median is None or largest is None else f", norm {median:.4g} (median) to {largest:.4g}"
         lines.append((f"hook {name}", f"{hook.d_model} wide{norms}"))
-    lines += [(name, f"{count:,}") for name, count in manifest.counts.items()]
+    lines += [(_printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
     lines += _leaves(source)
     return lines + list(_leaves(provenance or {}))
@@ -56,7 +58,13 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, f"{place}.{key}" if place else str(key))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        place, text = _printable(place), _printable(text)
         yield place, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """A cache may come from anybody: what would steer the terminal is shown, not obeyed."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _bytes(count: int) -> str:

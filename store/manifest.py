@@ -5,9 +5,10 @@ paths, and that its own checksum, its fingerprint and its table of files agree w
 """
 
 import hashlib
-import json
+import re
 import stat
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from .layout import (
     TokensKind,
     check_hook_names,
 )
+from .untrusted import check_depth, check_no_links, parse_json
 
 FORMAT_VERSION = 1
 MANIFEST_ATTRIBUTE = "saecache"
@@ -97,6 +99,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
         check_hook_names(list(self.hooks))
+        check_depth(self.identity, "identity")
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError("the fingerprint is not that of the identity")
         arrays = self.layout.arrays()
@@ -197,25 +200,21 @@ def load_manifest(path: Path) -> Manifest:
         raise UsageError(f"{path} is not a cache: it has no zarr.json")
     if root.stat().st_size > MAX_MANIFEST_BYTES:
         raise CorruptCacheError(f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large")
+    check_no_links(path, ["zarr.json"])
     return parse_manifest(root.read_bytes(), str(root))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """The manifest inside the bytes of a root zarr.json, checked; ``where`` names them in errors."""
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(content)
+    except ValueError as error:
         raise CorruptCacheError(f"{where} is not valid JSON: {error}") from None
     attributes = document.get("attributes") if isinstance(document, dict) else None
     values = attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
     if not isinstance(values, dict):
         raise UsageError(f"{where} has no attribute {MANIFEST_ATTRIBUTE!r}: this is not a saecache cache")
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UsageError(
-            f"{where} has format version {version}; this saecache reads up to version {FORMAT_VERSION}: "
-            "upgrade saecache"
-        )
+    _check_version(values, where)
     checksum = values.pop("checksum", None)
     try:
         if checksum != _checksum(values):
@@ -225,12 +224,27 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CorruptCacheError(f"{where}: the manifest is not valid: {_first_problem(error)}") from None
 
 
+def _check_version(values: Mapping[str, Any], where: str) -> None:
+    """A cache of the future says itself which program reads it; nothing else of it is looked at."""
+    format_version = values.get("format_version")
+    if not isinstance(format_version, int) or format_version <= FORMAT_VERSION:
+        return
+    needed = values.get("needs_saecache")
+    known = isinstance(needed, str) and re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", needed) is not None
+    raise UsageError(
+        f"{where} has format version {format_version}; this saecache ({version('saecache')}) reads up to "
+        f"version {FORMAT_VERSION}: upgrade to saecache {f'{needed} or later' if known else 'of today'} "
+        f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
+    )
+
+
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Every file is there and has its size; nothing is read.
+    """Every file is there, is no link, and has its size; nothing is read.
 
     Raises:
         CorruptCacheError: naming the first that is not.
     """
+    check_no_links(path, (file.path for file in manifest.files))
     for file in manifest.files:
         try:
             found = (path / file.path).stat()

@@ -1,6 +1,5 @@
 """The folder a cache is written into: what it holds already, its lock, and its end."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from .errors import UsageError
 from .journal import WORK_FOLDER, journal_path
 from .layout import TOP_FOLDERS
 from .manifest import MANIFEST_ATTRIBUTE
+from .untrusted import parse_json
 
 OutputState = Literal["absent", "empty", "incomplete", "complete", "foreign"]
 
@@ -35,7 +35,7 @@ def inspect_output(path: Path | str) -> OutputState:
     root = path / "zarr.json"
     if root.is_file():
         try:
-            attributes = json.loads(root.read_bytes()).get("attributes")
+            attributes = parse_json(root.read_bytes()).get("attributes")
         except (ValueError, AttributeError):
             return "foreign"
         if isinstance(attributes, dict) and MANIFEST_ATTRIBUTE in attributes:

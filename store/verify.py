@@ -1,7 +1,6 @@
 """Checking every byte of a cache against its manifest and its checksums."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ import numpy as np
 
 from .errors import CorruptCacheError
 from .keys import row_keys
-from .layout import SPLITS, ArraySpec
+from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec
 from .manifest import FileInfo, Manifest, load_manifest
 from .publish import nested_metadata, root_metadata
 from .sharded_array import ShardedArray
+from .untrusted import check_no_links, read_json
 
 _BLOCK_ROWS = 1 << 20
 
@@ -48,6 +48,11 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
     path = Path(path)
     manifest = load_manifest(path)
     report = VerifyReport()
+    try:
+        check_no_links(path, [f"{PROVENANCE_GROUP}/zarr.json", *_all_files(manifest)])
+    except CorruptCacheError as error:
+        report.problems.append(str(error).removeprefix(f"{path}/"))
+        return report  # what a link leads to is not read
     report.problems += _check_metadata(path, manifest)
     listed = {file.path: file for file in manifest.files}
     total = sum(file.size for file in manifest.files)
@@ -66,6 +71,11 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
     if report.ok:  # the numbers in damaged files say nothing
         report.problems += _check_tokens(path, manifest)
     return report
+
+
+def _all_files(manifest: Manifest) -> Iterator[str]:
+    yield from (file.path for file in manifest.files)
+    yield from (f"{node}/zarr.json" for node in nested_metadata(manifest.layout))
 
 
 def _check_shard(path: Path, file: FileInfo, array: ShardedArray, shard: int) -> Iterator[str]:
@@ -100,7 +110,7 @@ def _check_metadata(path: Path, manifest: Manifest) -> Iterator[str]:
         file = path / node / "zarr.json"
         name = f"{node}/zarr.json".lstrip("/")
         try:
-            got = json.loads(file.read_bytes())
+            got = read_json(file)
         except OSError as error:
             yield f"{name}: cannot be read ({error.strerror})"
         except ValueError:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from saecache.store import CorruptCacheError, UsageError, open_cache
+from saecache.store import CorruptCacheError, UsageError
 from saecache.store.errors import SaecacheError
 from saecache.store.identity import canonical_json, differences, fingerprint
-from saecache.store.manifest import MAX_MANIFEST_BYTES, Manifest, load_manifest, parse_manifest
+from saecache.store.manifest import (
+    FORMAT_VERSION,
+    MAX_MANIFEST_BYTES,
+    load_manifest,
+    parse_manifest,
+)
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -95,13 +98,25 @@ HOSTILE: list[tuple[str, Edit]] = [
 def test_hostile_manifests_are_refused(values: dict[str, Any], what: str, edit: Edit) -> None:
     altered = copy.deepcopy(values)
     edit(altered)
-    with pytest.raises(CorruptCacheError, match="x: the manifest"):
+    with pytest.raises(CorruptCacheError, match=r"x: the manifest|not valid JSON: (NaN|Infinity)"):
         parse_manifest(sealed(altered), "x")
 
 
-def test_a_newer_format_is_refused_with_what_to_do(values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="format version 2; this saecache reads up to version 1: upgrade"):
-        parse_manifest(sealed(values | {"format_version": 2, "news": {}}), "x")
+def test_a_newer_format_is_refused_with_the_version_that_reads_it(values: dict[str, Any]) -> None:
+    new = values | {"format_version": FORMAT_VERSION + 1, "news": {}}
+    expected = (
+        rf"format version {FORMAT_VERSION + 1}; this saecache \(.*\) reads up to version {FORMAT_VERSION}: "
+    )
+    with pytest.raises(UsageError, match=expected + "upgrade to saecache 7.2.0 or later .*'saecache>=7.2.0'"):
+        parse_manifest(sealed(new | {"needs_saecache": "7.2.0"}), "x")
+    for nonsense in (
+        {},
+        {"needs_saecache": 7},
+        {"needs_saecache": "7; rm -rf ~"},
+        {"needs_saecache": "\x1b[2J"},
+    ):
+        with pytest.raises(UsageError, match=expected + "upgrade to saecache of today .*'saecache'"):
+            parse_manifest(sealed(new | nonsense), "x")
 
 
 @pytest.mark.parametrize(
@@ -119,13 +134,6 @@ def test_text_that_cannot_be_encoded(values: dict[str, Any]) -> None:
         parse_manifest(content, "x")
 
 
-@pytest.mark.parametrize("depth", [500, 100_000])
-def test_deep_json(values: dict[str, Any], depth: int) -> None:
-    deep = b'{"attributes": {"saecache": ' + b'{"a":' * depth + b"1" + b"}" * depth + b"}}"
-    with pytest.raises(CorruptCacheError):
-        parse_manifest(deep, "x")
-
-
 def test_a_changed_manifest_is_noticed(cache_path: Path, values: dict[str, Any]) -> None:
     content = (cache_path / "zarr.json").read_bytes()
     altered = content.replace(b'"train_rows": ', b'"train_rows": 1')
@@ -139,46 +147,6 @@ def test_a_manifest_of_absurd_length_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_MANIFEST_BYTES + 1)
     with pytest.raises(CorruptCacheError, match="no manifest is that large"):
         load_manifest(tmp_path)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_altered_field_is_refused_or_harmless(values: dict[str, Any], data: st.DataObject) -> None:
-    """Fuzzing the parser: whatever stands in a field, only our own errors come out."""
-    altered = copy.deepcopy(values)
-    target: Any = altered
-    while True:
-        key = data.draw(
-            st.sampled_from(sorted(target)) if isinstance(target, dict) else st.integers(0, len(target) - 1)
-        )
-        if isinstance(target[key], dict | list) and target[key] and data.draw(st.booleans()):
-            target = target[key]
-            continue
-        target[key] = data.draw(JSON)
-        break
-    try:
-        manifest = parse_manifest(sealed(altered), "x")
-    except SaecacheError:
-        return
-    assert isinstance(manifest, Manifest)
-
-
-def test_links_and_folders_in_place_of_shards(
-    tmp_path: Path, source: Any, write_cache: Callable[..., Any]
-) -> None:
-    manifest = write_cache(tmp_path / "c", source)
-    path = tmp_path / "c" / manifest.files[0].path
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(CorruptCacheError, match=manifest.files[0].path):
-        open_cache(tmp_path / "c")
 
 
 def test_identity_and_differences() -> None:

@@ -1,0 +1,98 @@
+"""What comes from anybody's folder: JSON without surprises, and files that are no links."""
+
+import json
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import CorruptCacheError
+
+MAX_METADATA_BYTES = 16 << 20  # of one array or group, or of the provenance
+MAX_DEPTH = 64
+
+# Python needs 64 bytes and more for a list or mapping of two characters: a file must not be made of them.
+_FREE_CONTAINERS = 1 << 12
+_BYTES_PER_CONTAINER = 16
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: it is not JSON, has NaN or infinity, one name twice in an object, is deeper than the
+            interpreter can follow, or is made of so many lists and objects that it would fill the memory.
+    """
+    if content.count(b"{") + content.count(b"[") > _FREE_CONTAINERS + len(content) // _BYTES_PER_CONTAINER:
+        raise ValueError("more lists and objects than its length can hold in earnest")
+    try:
+        return json.loads(content, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a small JSON file of metadata; errors as :func:`parse_json`, and OSError."""
+    with path.open("rb") as file:
+        content = file.read(MAX_METADATA_BYTES + 1)
+    if len(content) > MAX_METADATA_BYTES:
+        raise ValueError(f"more than {MAX_METADATA_BYTES} bytes, no metadata are that large")
+    return parse_json(content)
+
+
+def check_depth(value: Any, what: str) -> None:
+    """Refuse nested lists and mappings that code which recurses into them could not follow.
+
+    Raises:
+        ValueError: more than :data:`MAX_DEPTH` levels.
+    """
+    level: Sequence[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _parts(outer)]
+        if not level:
+            return
+    raise ValueError(f"{what}: nested more than {MAX_DEPTH} levels deep")
+
+
+def check_no_links(root: Path, paths: Iterable[str]) -> None:
+    """None of ``paths`` below ``root``, nor a folder on the way to one, is a link. ``root`` may be one.
+
+    What is missing is passed over: whoever opens it says so.
+
+    Raises:
+        CorruptCacheError: naming the link.
+    """
+    seen = {"", "."}
+    for path in paths:
+        place = path
+        while place not in seen:
+            seen.add(place)
+            try:
+                mode = (root / place).lstat().st_mode
+            except OSError:
+                mode = 0
+            if stat.S_ISLNK(mode):
+                raise CorruptCacheError(
+                    f"{root / place} is a link: a cache holds its own files; copy the cache with its links "
+                    "followed (cp -rL)"
+                )
+            place = place.rpartition("/")[0]
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:80]!r} stands twice in one object")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
