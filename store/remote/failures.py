@@ -1,0 +1,123 @@
+"""What an object store's errors mean to a person. Messages are made here, not passed on: no secret leaves."""
+
+import re
+from dataclasses import dataclass
+
+from ..errors import SaecacheError, UsageError
+
+
+class RemoteError(SaecacheError):
+    """The object store failed although the request was repeated; the same command continues.
+
+    ``transient`` says whether it may yet succeed.
+    """
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class RemoteChangedError(SaecacheError):
+    """Somebody changed the location while it was being read or written."""
+
+
+class MissingObjectError(SaecacheError):
+    """There is no such object."""
+
+
+class AccessError(UsageError):
+    """Wrong or expired credentials, missing rights, a missing bucket: trying again changes nothing."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of the object store, taken apart."""
+
+    status: int | None
+    code: str
+    text: str
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed when it is made again."""
+        if self.code in _DAMAGED_ON_THE_WAY or self.status is None:
+            return True
+        return self.status >= 500 or self.status in (408, 412, 416, 429)
+
+
+# The server got other bytes than were sent: send them again.
+_DAMAGED_ON_THE_WAY = {
+    "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout",
+    "RequestTimeTooSkewed", "InvalidPart", "NoSuchUpload",
+}  # fmt: skip
+_EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"}
+_WRONG_KEY = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthenticationFailed",
+    "AuthorizationHeaderMalformed",
+}
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+_NO_CREDENTIALS = re.compile(
+    r"169\.254\.169\.254|metadata\.google\.internal|latest/api/token|MissingCredentials"
+)
+
+
+def take_apart(error: BaseException) -> Failure:
+    """Status and code of an error that came from obstore."""
+    text = str(error).split("Debug source:")[0]
+    status = re.search(r"status code: (\d{3})", text)
+    code = re.search(r"<Code>([A-Za-z0-9.]+)</Code>|\"(?:code|reason)\": *\"([A-Za-z0-9.]+)\"", text)
+    found = int(status[1]) if status else None
+    if isinstance(error, FileNotFoundError):
+        found = found or 404
+    return Failure(found, (code[1] or code[2]) if code else "", text)
+
+
+def translate(error: BaseException, what: str, where: str) -> SaecacheError:
+    """The error to raise for ``error`` while doing ``what`` (``reading x``) at the location ``where``."""
+    failure = take_apart(error)
+    name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""
+    if failure.code in _NO_BUCKET:
+        return AccessError(f"{where}: there is no such bucket{name}; check the name, and AWS_ENDPOINT_URL")
+    if failure.code in _EXPIRED:
+        return AccessError(f"{what} at {where}: the credentials have expired{name}; renew them and run again")
+    if _NO_CREDENTIALS.search(failure.text):
+        return AccessError(
+            f"{where}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE (for public buckets AWS_SKIP_SIGNATURE=true; for gs:// "
+            "GOOGLE_APPLICATION_CREDENTIALS, for az:// AZURE_STORAGE_ACCOUNT_NAME and a key)"
+        )
+    if failure.code in _WRONG_KEY or failure.status == 401:
+        return AccessError(
+            f"{what} at {where}: the credentials were not accepted{name}; check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"
+        )
+    if failure.status == 403:
+        return AccessError(
+            f"{what} at {where}: not allowed{name}; the credentials work, but lack the right for this"
+        )
+    if failure.status == 404:
+        return MissingObjectError(f"{what} at {where}: there is no such object")
+    if failure.status and 300 <= failure.status < 400:
+        return AccessError(f"{where}: the bucket is in another region{name}; set AWS_REGION to its own")
+    if "builder error" in failure.text:
+        return AccessError(f"{where}: the endpoint is not a valid https:// URL; check AWS_ENDPOINT_URL")
+    if failure.status is None:
+        return RemoteError(f"{what} at {where}: {_network_words(failure.text)}; run again, it continues")
+    if failure.transient:
+        return RemoteError(f"{what} at {where}: the server kept failing{name}; run again later, it continues")
+    return RemoteError(f"{what} at {where}: the server refused the request{name}", transient=False)
+
+
+def _network_words(text: str) -> str:
+    """Network errors have no status; their words hold addresses but no secrets once queries are gone."""
+    if "error sending request" in text or "Connect" in text:
+        address = re.search(r"https?://[^/\s?]+", text)
+        return (
+            f"no answer from {address[0] if address else 'the server'} (check the endpoint and the network)"
+        )
+    if "error decoding response body" in text or "request or response body" in text:
+        return "the connection broke or stalled in the middle of an object"
+    line = re.sub(r"\?\S*", "", text.strip().splitlines()[0] if text.strip() else "unknown error")
+    return line[:200]

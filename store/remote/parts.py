@@ -1,0 +1,86 @@
+"""A local file on its way up: read once, checked and hashed in the order in which it is sent."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import CorruptCacheError
+
+PART_BYTES = 8 << 20
+_MAX_PARTS = 9000  # S3 takes 10,000
+_READ_BYTES = 1 << 20
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes moved since the last call; negative where they have to move again."""
+
+
+def part_size(size: int) -> int:
+    """Bytes of one part of an upload of ``size`` bytes: whole MiB, and few enough parts."""
+    return max(PART_BYTES, -(-size // _MAX_PARTS // _READ_BYTES) * _READ_BYTES)
+
+
+class HashedParts:
+    """Iterates over blocks of a file; ends in an error before the last one if the file is not as expected.
+
+    An upload fed from it is never finished with wrong bytes.
+
+    Raises (while iterating):
+        CorruptCacheError: the file cannot be read, or its size or sha256 are not the expected ones.
+    """
+
+    def __init__(self, path: Path, size: int, sha256: str, on_bytes: OnBytes | None) -> None:
+        self._path, self._size, self._sha256 = path, size, sha256
+        self._on_bytes = on_bytes
+        self._part = part_size(size)
+        self._parts: list[bytes] = []
+        self.sent = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        whole = hashlib.sha256()
+        part, filled, read = _md5(), 0, 0
+        held: bytes | None = None
+        for block in self._blocks():
+            whole.update(block)
+            part.update(block)
+            read, filled = read + len(block), filled + len(block)
+            if filled == self._part:
+                self._parts.append(part.digest())
+                part, filled = _md5(), 0
+            if held is not None:
+                yield self._sending(held)
+            held = block
+        if filled or not self._parts:
+            self._parts.append(part.digest())
+        if read != self._size or whole.hexdigest() != self._sha256:
+            raise CorruptCacheError(
+                f"{self._path} is damaged: its bytes are not those of the manifest, so it was not uploaded; "
+                "see 'saecache cache verify'"
+            )
+        if held is not None:
+            yield self._sending(held)
+
+    def etag(self) -> str:
+        """The ETag that S3 gives to these bytes (without quotes): md5, or md5 of the parts' md5."""
+        if self._size <= self._part:
+            return self._parts[0].hex()
+        return f"{_md5(b''.join(self._parts)).hexdigest()}-{len(self._parts)}"
+
+    def _sending(self, block: bytes) -> bytes:
+        self.sent += len(block)
+        if self._on_bytes:
+            self._on_bytes(len(block))
+        return block
+
+    def _blocks(self) -> Iterator[bytes]:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                while block := file.read(_READ_BYTES):
+                    while len(block) < _READ_BYTES and (more := file.read(_READ_BYTES - len(block))):
+                        block += more
+                    yield block
+        except OSError as error:
+            raise CorruptCacheError(f"{self._path} cannot be read: {error.strerror}") from None
+
+
+def _md5(content: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(content, usedforsecurity=False)  # what S3 uses for ETags

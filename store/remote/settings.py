@@ -1,0 +1,44 @@
+"""How long a transfer waits before it tries again, and before it gives up."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds and attempts. A request that moves no byte for ``stall_seconds`` is made again."""
+
+    connect_seconds: float = 10.0
+    stall_seconds: float = 30.0
+    upload_seconds: float = 300.0  # for one part, body and answer: a slow uplink is not a stall
+    retry_seconds: float = 180.0  # after this, a request that keeps failing is given up
+    first_retry_seconds: float = 15.0  # the same, until the first answer: a wrong endpoint is said soon
+    max_retries: int = 10  # of one request
+    max_attempts: int = 4  # of one object: read again after wrong bytes
+
+    def client(self, *, writing: bool, allow_http: bool) -> "ClientConfig":
+        """Timeouts of one HTTP client."""
+        quiet = self.upload_seconds if writing else self.stall_seconds
+        return {
+            "connect_timeout": timedelta(seconds=self.connect_seconds),
+            "read_timeout": timedelta(seconds=quiet),
+            "timeout": timedelta(hours=12),  # of a whole body; stalls are what ends a request
+            "allow_http": allow_http,
+            "user_agent": "saecache",
+        }
+
+    def retries(self, *, proven: bool) -> "RetryConfig":
+        """Retries of one request, with backoff and jitter."""
+        return {
+            "max_retries": self.max_retries,
+            "retry_timeout": timedelta(seconds=self.retry_seconds if proven else self.first_retry_seconds),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=15 if proven else 2),
+                "base": 2,
+            },
+        }

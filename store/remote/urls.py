@@ -1,0 +1,63 @@
+"""Which texts name an object store, and their parts."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ..errors import UsageError
+
+SCHEMES = ("s3", "gs", "az", "file", "memory")
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+@dataclass(frozen=True)
+class ObjectUrl:
+    """``scheme://bucket/prefix``; for ``file`` the bucket is empty and the prefix an absolute path."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    def __str__(self) -> str:
+        if self.scheme == "file":
+            return f"file:///{self.prefix}"
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+def is_url(text: str | Path) -> bool:
+    """Whether ``text`` is a URL rather than a path of this machine."""
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def parse_url(text: str) -> ObjectUrl:
+    """Take a URL apart.
+
+    Raises:
+        UsageError: not a URL, unknown scheme, no bucket, credentials or a query in it, a path that climbs.
+    """
+    match = _URL.match(text)
+    if match is None:
+        raise UsageError(f"expected a URL such as s3://bucket/team/name, got the path {text!r}")
+    scheme = match[1].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{known}://" for known in SCHEMES)
+        hint = " (for S3-compatible servers use s3:// and set AWS_ENDPOINT_URL)" if "http" in scheme else ""
+        raise UsageError(f"{scheme}:// is not known here; expected one of {known}{hint}")
+    parts = urlsplit(text)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(  # without the text: it may hold a secret
+            f"a {scheme}:// URL is a bucket and a path: credentials and options come from the environment, "
+            "take what follows '?' or '#', and what precedes '@', out of it"
+        )
+    bucket = "" if scheme == "file" else parts.netloc
+    if scheme == "file" and parts.netloc not in ("", "localhost"):
+        raise UsageError(f"a file URL has three slashes: file:///{parts.netloc}{parts.path}")
+    if scheme != "file" and not bucket:
+        raise UsageError(f"{text!r} names no bucket; expected {scheme}://bucket/team/name")
+    segments = [segment for segment in unquote(parts.path).split("/") if segment]
+    if any(segment in (".", "..") for segment in segments) or any(ord(c) < 32 for c in unquote(parts.path)):
+        raise UsageError(f"{text!r}: '.', '..' and control characters cannot be part of a location's path")
+    if scheme == "file" and not segments:
+        raise UsageError(f"{text!r} names no folder; expected file:///folder/name")
+    return ObjectUrl(scheme, bucket, "/".join(segments))
