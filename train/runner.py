@@ -43,8 +43,9 @@ def run(
 ) -> TrainResult:
     """Train every variant of ``config`` on ``cache``; continue if ``out`` holds an unfinished run of both.
 
-    Ctrl-C finishes the step, saves a checkpoint of everything and raises KeyboardInterrupt. The same call
-    continues, and ends with the same bytes as a run that was never stopped.
+    Ctrl-C and SIGTERM (how Slurm and spot machines give notice) finish the step, save a checkpoint of
+    everything and raise KeyboardInterrupt. The same call continues, and ends with the same bytes as a run
+    that was never stopped.
 
     Raises:
         UsageError: settings that do not fit the cache, or a folder that holds something else; before writing.
@@ -89,48 +90,68 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
         for trainee in running:
             load_checkpoint(out / trainee.name, first_step, trainee, inputs)
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
-    per_epoch = len(cache) // config.batch_rows
-    if plan.num_steps > per_epoch:
-        logger.warning("every training row is used %.1f times", plan.num_steps / per_epoch)
+    used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
+    if used > 1:
+        logger.warning("every training row is used %.1f times", used)
     recorder = Recorder(config, cache, plan, out, inputs)
     stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
-    with _interruptible() as stop_asked, recorder.watching(stream, first_step) as watched:
+    with (
+        matmul_precision(config.matmul_precision),
+        _interruptible() as stop_asked,
+        recorder.watching(stream, first_step) as watched,
+    ):
         events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
         done = train(config, running, watched, inputs, first_step, plan.num_steps, events)
     if not done:
         raise KeyboardInterrupt
     for trainee in running:
         if failure_before(out / trainee.name, plan.num_steps) is None:
-            recorder.sae(trainee, plan.num_steps).save(out / trainee.name / "sae")
+            recorder.finished_sae(trainee).save(out / trainee.name / "sae")
 
 
 def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool) -> list[Trainee]:
     b_dec = torch.zeros(cache.d_model(plan.hook))
     if fresh and config.initialisation.decoder_bias == "geometric_median":
-        rows = min(config.initialisation.median_rows, len(cache))
-        b_dec = geometric_median(next(cache.batches(plan.hook, rows, normalization=config.normalization)))
+        rows = min(config.initialisation.median_rows, plan.rows)
+        some = {"normalization": config.normalization, "sink_ratio": config.sink_ratio}
+        b_dec = geometric_median(next(cache.batches(plan.hook, rows, **some)))
     trainees = []
     for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
         seed = config.seed if variant.seed is None else variant.seed
-        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device))
+        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
         trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
     return trainees
 
 
 @contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """torch's float32 products at this precision, and as before afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C lets the step finish and asks to stop; a second one stops at once."""
+    """The first Ctrl-C or SIGTERM lets the step finish and asks to stop; a second one stops at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
         yield asked.is_set
         return
 
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
     def ask(*_: Any) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -24,7 +24,9 @@ MOMENTS = {  # name -> (function of the package that is patched, after or before
     "before any checkpoint": ("metrics.MetricsFile.append", "after", 1, "SIGKILL"),
     "before the last SAE is saved": ("sae.SAE.save", "before", 12, "SIGKILL"),
     "Ctrl-C": ("metrics.MetricsFile.append", "after", 2, "SIGINT"),
+    "SIGTERM": ("metrics.MetricsFile.append", "after", 2, "SIGTERM"),
 }
+POLITE = ("Ctrl-C", "SIGTERM")
 PARENT_OF_THE_KILLED = """
 import importlib, json, os, signal, sys
 from saecache.train import TrainConfig, run
@@ -111,9 +113,9 @@ def test_the_same_command_ends_with_the_same_bytes(
 ) -> None:
     config, never_stopped, left_behind = runs
     run_dir, status = left_behind[moment]
-    assert status == (130 if moment == "Ctrl-C" else -signal.SIGKILL)
+    assert status == (130 if moment in POLITE else -signal.SIGKILL)
     assert not json.loads((run_dir / "run.json").read_text())["finished"]
-    if moment == "Ctrl-C":
+    if moment in POLITE:
         assert [saved_steps(run_dir / name)[-1] for name in NAMES] == [5, 5, 5], "it saves where it stops"
     if moment == "between the checkpoints of two variants":
         assert [saved_steps(run_dir / name)[-1] for name in NAMES] == [6, 3, 3]
