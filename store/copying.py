@@ -53,6 +53,26 @@ def copy_rows(
     _copy(source.view(word), picks, target.view(word), places)
 
 
+def widen_rows(
+    source: NDArray[np.float16],
+    picks: NDArray[np.int64],
+    target: NDArray[np.float32],
+    places: NDArray[np.int64],
+) -> None:
+    """``target[places[i]] = source[picks[i]]``, float16 to float32, exactly; rows are read from memory once.
+
+    Args:
+        source: [n, D], C-contiguous.
+        picks: int64 [m], rows of the source.
+        target: [k, D], C-contiguous.
+        places: int64 [m], rows of the target.
+    """
+    assert source.dtype == np.float16 and target.dtype == np.float32 and source.shape[1:] == target.shape[1:]
+    assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
+    assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
+    _widen(source.view(np.uint16), picks, target, target.view(np.uint32), places)
+
+
 @_jit
 def _scatter(records, ranks, target):  # type: ignore[no-untyped-def]
     width, size = records.shape[1], target.shape[0]
@@ -71,3 +91,23 @@ def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
         row, place = source[picks[i]], target[places[i]]
         for j in range(width):
             place[j] = row[j]
+
+
+@_jit
+def _widen(source, picks, target, bits, places):  # type: ignore[no-untyped-def]
+    """Exponent and mantissa move into place, and a multiplication corrects the exponent's bias: subnormal
+    numbers come out right, Inf and NaN are mended afterwards.
+    """
+    width = source.shape[1]
+    for i in range(picks.shape[0]):
+        row, place, place_bits = source[picks[i]], target[places[i]], bits[places[i]]
+        for j in range(width):
+            half = np.uint32(row[j])
+            place_bits[j] = ((half & np.uint32(0x8000)) << np.uint32(16)) | (
+                (half & np.uint32(0x7FFF)) << np.uint32(13)
+            )
+        for j in range(width):
+            place[j] *= np.float32(2.0**112)
+        for j in range(width):
+            special = (place_bits[j] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x47800000)
+            place_bits[j] |= np.uint32(0x7F800000) if special else np.uint32(0)

@@ -1,6 +1,7 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
@@ -19,7 +20,7 @@ from .manifest import Manifest, check_files, load_manifest
 from .normalization import NORMALIZATIONS, NormalizationKind, Normalizer
 from .order import EpochOrder
 from .row_reader import RowReader
-from .sharded_array import ShardedArray
+from .sharded_array import RowNumbers, ShardedArray
 from .statistics import HookStatistics
 
 _COUNTED_ROWS = 1 << 16
@@ -96,7 +97,7 @@ class ActivationCache:
         num_rows: int | None = None,
         sink_ratio: float | None = None,
     ) -> Iterator[torch.Tensor]:
-        """One epoch of batches [B, D], made ahead in threads; their order depends on seed and epoch only.
+        """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
 
         Epoch 0 is the stored order, a uniform shuffle of the whole cache; later epochs permute chunks, and
         rows within windows of chunks. Held-out rows always come in reading order.
@@ -140,9 +141,9 @@ class ActivationCache:
             )
         pool, width = BufferPool(), self.d_model(hook)
 
-        def make(numbers: NDArray[np.int64]) -> torch.Tensor:
+        def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
             batch = pool.take(len(numbers), width, dtype)
-            reader.fill(batch, numbers, pool, release=False)
+            reader.fill(batch, numbers, pool, release=False, threads=threads)
             return batch.to(device)
 
         return iterate(reader.activations, plan, make)

@@ -1,15 +1,15 @@
 """Rows of one hook and split as one normalization, from the arrays that store them as another."""
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .buffers import BufferPool
 from .normalization import NormalizationKind
-from .sharded_array import ShardedArray
+from .sharded_array import RowNumbers, ShardedArray
 
 _TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
 
@@ -25,35 +25,54 @@ class RowReader:
     kind: NormalizationKind
     scale: float  # of kind "scale"
 
-    def fill(self, out: torch.Tensor, numbers: NDArray[np.int64], pool: BufferPool, *, release: bool) -> None:
+    def fill(
+        self,
+        out: torch.Tensor,
+        numbers: RowNumbers,
+        pool: BufferPool,
+        *,
+        release: bool,
+        threads: Executor | None = None,
+    ) -> None:
         """Rows by number into ``out`` [n, D], of any floating type; normalizing is done in float32.
 
         Args:
             out: overwritten.
-            numbers: int64 [n], all of existing rows.
+            numbers: int64 [n] or a range of step 1, all of existing rows.
             pool: for memory in between.
             release: let go of each chunk's memory when it was read.
+            threads: share the reading of rows that are not consecutive.
         """
         same = self.kind == self.stored
         rows = out
         if not same and out.dtype != torch.float32:
             rows = pool.take(out.shape[0], out.shape[1], torch.float32)
-        self._read(rows, numbers, pool, release)
+        self._read(rows, numbers, pool, release, threads)
         if not same:
             self._renormalize(rows, numbers)
         if rows is not out:
             out.copy_(rows)
 
-    def _read(self, out: torch.Tensor, numbers: NDArray[np.int64], pool: BufferPool, release: bool) -> None:
-        if bool((np.diff(numbers) == 1).all()):  # straight from the file into the batch
-            for piece in self.activations.pieces(numbers, release=release):
+    def _read(
+        self,
+        out: torch.Tensor,
+        numbers: RowNumbers,
+        pool: BufferPool,
+        release: bool,
+        threads: Executor | None,
+    ) -> None:
+        array = self.activations
+        if isinstance(numbers, range):  # straight from the file into the batch
+            for piece in array.pieces(numbers, release=release):
                 out[piece.target].copy_(torch.from_numpy(piece.source))
+        elif (array.dtype, out.dtype) == (np.float16, torch.float32):
+            array.gather_into(out.numpy(), numbers, release=release, threads=threads)
         else:
-            stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[self.activations.dtype.name])
-            self.activations.gather_into(stored.numpy(), numbers, release=release)
+            stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[array.dtype.name])
+            array.gather_into(stored.numpy(), numbers, release=release, threads=threads)
             out.copy_(stored)
 
-    def _renormalize(self, y: torch.Tensor, numbers: NDArray[np.int64]) -> None:
+    def _renormalize(self, y: torch.Tensor, numbers: RowNumbers) -> None:
         """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
         wants_unit = self.kind in ("unit", "layer_norm")
         if (self.stored == "unit") != wants_unit:

@@ -4,6 +4,7 @@ import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .copying import copy_rows
+from .copying import copy_rows, widen_rows
 from .errors import CorruptCacheError
 from .layout import ArraySpec, index_size
-from .shard_file import CRC_BYTES, crc32c, parse_index
+from .shard_file import CRC_BYTES, crc32c
+from .shard_index import parse_index
 
 MAX_OPEN_SHARDS = 32
 
 _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
+
+RowNumbers = NDArray[np.int64] | range  # a range has step 1
 
 
 @dataclass
@@ -64,6 +68,9 @@ class ShardedArray:
         if isinstance(key, slice):
             numbers = range(*key.indices(len(self)))
             out = np.empty((len(numbers), *self.shape[1:]), dtype=self.dtype)
+            if numbers.step == 1:
+                self.gather_into(out, numbers)
+                return out
             for start in range(0, len(numbers), _SLICE_ROWS):
                 part = numbers[start : start + _SLICE_ROWS]
                 self.gather_into(out[start : start + len(part)], np.array(part, dtype=np.int64))
@@ -74,24 +81,32 @@ class ShardedArray:
         return self.gather(np.asarray(key))
 
     def gather(self, rows: Any) -> NDArray[Any]:
-        """Rows by number, int [n] -> [n, ...]; negative numbers count from the end."""
-        numbers = self.check_rows(rows)
+        """Rows by number, int [n] (or a range of existing rows) -> [n, ...]; negative numbers count from the
+        end.
+        """
+        numbers = rows if isinstance(rows, range) else self.check_rows(rows)
         out = np.empty((len(numbers), *self.shape[1:]), dtype=self.dtype)
         self.gather_into(out, numbers)
         return out
 
-    def gather_into(self, out: NDArray[Any], numbers: NDArray[np.int64], *, release: bool = True) -> None:
-        """Fill ``out`` [n, ...] with rows by number, all of which must exist."""
-        for piece in self.pieces(numbers, release=release):
-            if piece.picks is None:
-                out[piece.target] = piece.source
-            elif out.ndim == 2:
-                places = piece.target
-                if isinstance(places, slice):
-                    places = np.arange(places.start, places.stop)
-                copy_rows(piece.source, piece.picks, out, places)
-            else:
-                out[piece.target] = piece.source[piece.picks]
+    def gather_into(
+        self,
+        out: NDArray[Any],
+        numbers: RowNumbers,
+        *,
+        release: bool = True,
+        threads: Executor | None = None,
+    ) -> None:
+        """Fill ``out`` [n, ...] with rows by number, all of which must exist.
+
+        ``out`` has the array's type, or is float32 for an array of float16. ``threads`` take a chunk each.
+        """
+        pieces = self.pieces(numbers, release=release)
+        if threads is None:
+            for piece in pieces:
+                _copy(piece, out)
+        else:
+            list(threads.map(lambda piece: _copy(piece, out), list(pieces)))
 
     def check_rows(self, rows: Any) -> NDArray[np.int64]:
         """Row numbers as int64 [n], all from 0 to N - 1.
@@ -113,8 +128,33 @@ class ShardedArray:
             )
         return numbers
 
-    def pieces(self, rows: NDArray[np.int64], *, release: bool = True) -> Iterator[Piece]:
+    def pieces(self, rows: RowNumbers, *, release: bool = True) -> Iterator[Piece]:
         """Cut a request by inner chunk; with ``release`` a chunk's memory is let go after its piece."""
+        for number, target, picks in (
+            self._cut_range(rows) if isinstance(rows, range) else self._cut_numbers(rows)
+        ):
+            chunk = self.chunk(number)
+            yield (
+                Piece(target, chunk[picks], None) if isinstance(picks, slice) else Piece(target, chunk, picks)
+            )
+            if release:
+                self.release([number])
+
+    def _cut_range(self, rows: range) -> Iterator[tuple[int, slice, slice]]:
+        """(chunk, places in the request, places in the chunk), for consecutive rows: no work per row."""
+        size = self.spec.chunk_rows
+        for number in range(rows.start // size, -(-rows.stop // size) if rows else 0):
+            first, last = max(rows.start, number * size), min(rows.stop, (number + 1) * size)
+            yield (
+                number,
+                slice(first - rows.start, last - rows.start),
+                slice(first - number * size, last - number * size),
+            )
+
+    def _cut_numbers(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, slice | NDArray[np.int64], NDArray[np.int64]]]:
+        """(chunk, places in the request, places in the chunk), for any rows."""
         numbers = rows // self.spec.chunk_rows
         order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
         if order is not None:
@@ -125,15 +165,7 @@ class ShardedArray:
                 continue
             number = int(numbers[start])
             target = slice(start, stop) if order is None else order[start:stop]
-            picks = rows[target] - number * self.spec.chunk_rows
-            chunk = self.chunk(number)
-            first, last = int(picks[0]), int(picks[-1])
-            if last - first == len(picks) - 1 and bool((np.diff(picks) == 1).all()):
-                yield Piece(target, chunk[first : last + 1], None)
-            else:
-                yield Piece(target, chunk, picks)
-            if release:
-                self.release([number])
+            yield number, target, rows[target] - number * self.spec.chunk_rows
 
     def chunk(self, number: int) -> NDArray[Any]:
         """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked."""
@@ -153,28 +185,35 @@ class ShardedArray:
             checked[slot] = True
         return payload.view(self.dtype).reshape(shape)
 
-    def prepare(self, number: int) -> None:
-        """Have inner chunk ``number`` checked and mapped, for somebody who reads it soon."""
+    def is_checked(self, number: int) -> bool:
+        """Whether inner chunk ``number`` was checked against its crc32c by this object."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         checked = self._checked.get(shard_number)
-        seen_before = checked is not None and bool(checked[slot])
-        chunk = self.chunk(number)
-        if seen_before:  # else checking has just read all of it
-            pages = chunk.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE]
-            np.bitwise_or.reduce(pages)  # one byte of each page, without the GIL
+        return checked is not None and bool(checked[slot])
+
+    def prepare(self, number: int, *, read_ahead: bool = True) -> None:
+        """Have inner chunk ``number`` checked, which reads it; one that was checked before is asked for from
+        the disk if ``read_ahead``.
+        """
+        if not self.is_checked(number):
+            self.chunk(number)
+        elif read_ahead:
+            self._advise(number, "MADV_WILLNEED")
 
     def release(self, numbers: Iterable[int]) -> None:
         """Let go of the memory behind inner chunks; the system's file cache keeps them while it has room."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
         for number in numbers:
-            shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-            with self._lock:
-                shard = self._open.get(shard_number)
-            offset = -1 if shard is None else int(shard.offsets[slot])
-            if shard is not None and offset >= 0:
-                start = offset - offset % mmap.PAGESIZE
-                shard.mapped.madvise(mmap.MADV_DONTNEED, start, offset + self.spec.chunk_bytes - start)
+            self._advise(number, "MADV_DONTNEED")
+
+    def _advise(self, number: int, advice: str) -> None:
+        """Tell the system about an inner chunk, if its shard is open and the system listens."""
+        shard_number, slot = divmod(number, self.spec.chunks_per_shard)
+        with self._lock:
+            shard = self._open.get(shard_number)
+        offset = -1 if shard is None else int(shard.offsets[slot])
+        if shard is not None and offset >= 0 and hasattr(mmap, advice):
+            start = offset - offset % mmap.PAGESIZE
+            shard.mapped.madvise(getattr(mmap, advice), start, offset + self.spec.chunk_bytes - start)
 
     def _shard(self, number: int) -> _Shard:
         """Open a shard, or find it among those that are; the lock is held."""
@@ -204,9 +243,20 @@ class ShardedArray:
                 raise CorruptCacheError(f"{path}: the shard is missing") from None
             return _Shard(path, mmap.mmap(-1, 1), np.full(self.spec.chunks_per_shard, -1))
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
-        offsets = parse_index(tail, self.spec, str(path), size)
+        offsets = parse_index(tail, self.spec, str(path), size)[:, 0]
         present = offsets[: self.spec.chunks_of_shard(number)]
         if self._strict and (present < 0).any():
             slot = int(np.flatnonzero(present < 0)[0])
             raise CorruptCacheError(f"{path}: chunk {slot} is not stored")
         return _Shard(path, mapped, offsets)
+
+
+def _copy(piece: Piece, out: NDArray[Any]) -> None:
+    if piece.picks is None or out.ndim != 2:
+        out[piece.target] = piece.source if piece.picks is None else piece.source[piece.picks]
+        return
+    places = piece.target
+    if isinstance(places, slice):
+        places = np.arange(places.start, places.stop)
+    copy = copy_rows if out.dtype == piece.source.dtype else widen_rows
+    copy(piece.source, piece.picks, out, places)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saecache.store.copying import copy_rows
+from saecache.store.copying import copy_rows, widen_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int32", "uint64"])
@@ -19,6 +19,19 @@ def test_copy_rows_equals_indexing(dtype: str, width: int) -> None:
     assert np.array_equal(target, expected)
 
 
+def test_widen_rows_is_exact_for_every_float16() -> None:
+    source = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    picks = np.random.default_rng(0).permutation(256)
+    places = np.random.default_rng(1).permutation(300)[:256]
+    target = np.full((300, 256), 7, np.float32)
+    widen_rows(source, picks, target, places)
+    expected = np.full((300, 256), 7, np.float32)
+    expected[places] = source[picks].astype(np.float32)
+    finite = ~np.isnan(expected)
+    assert np.array_equal(target.view(np.uint32)[finite], expected.view(np.uint32)[finite])  # -0 is -0
+    assert np.isnan(target[~finite]).all()
+
+
 def test_rows_outside_are_a_bug_that_is_caught() -> None:
     source, target = np.zeros((3, 2), np.float16), np.zeros((3, 2), np.float16)
     inside, outside = np.array([1]), np.array([3])
@@ -28,3 +41,5 @@ def test_rows_outside_are_a_bug_that_is_caught() -> None:
         copy_rows(source, inside, target, outside)
     with pytest.raises(AssertionError):
         copy_rows(source, inside, target.astype(np.float32), inside)
+    with pytest.raises(AssertionError):
+        widen_rows(source, outside, target.astype(np.float32), inside)
