@@ -1,0 +1,56 @@
+"""Files that nobody removes while somebody holds them, in whatever process."""
+
+import os
+import sys
+import weakref
+from pathlib import Path
+
+if sys.platform != "win32":  # where a file that is open cannot be removed anyway
+    import fcntl
+
+
+class Held:
+    """A file that no process removes until :meth:`release`, or until nobody has this object."""
+
+    def __init__(self, path: Path, size: int, descriptor: int) -> None:
+        self.path = path
+        self.size = size
+        self.release = weakref.finalize(self, os.close, descriptor)
+
+
+def hold_file(path: Path) -> Held | None:
+    """Hold the file at ``path``; None when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    found = os.fstat(descriptor)
+    held = Held(path, found.st_size, descriptor)
+    if found.st_nlink == 0:  # removed between opening and locking
+        held.release()
+        return None
+    return held
+
+
+def remove_unless_held(path: Path) -> bool:
+    """Remove the file at ``path``; False when somebody holds it."""
+    if sys.platform == "win32":
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            return False
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,208 @@
+"""The read-through cache on this machine: files by their sha256, one copy however many processes read.
+
+    <folder>/shards/<2 hex>/<sha256>      whole files whose bytes were checked; the only ones that are read
+    <folder>/partial/<sha256>-<size>      room of downloads under way, or left by a killed process
+    <folder>/partial/<sha256>-<size>.tmp  what has come of them
+    <folder>/locks/<3 hex>                held while a file with such a sha256 is being downloaded
+    <folder>/room.lock, room              held while room is made; bytes taken, never too few
+
+Least recently used files are removed when room is wanted. A file that is held cannot be, in any process.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import filelock
+
+from ..durable import write_all
+from ..errors import DiskFullError
+from .held import Held, hold_file, remove_unless_held
+
+Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest
+
+_SLACK = 0.05  # of the limit
+_STRIPE_DIGITS = 3
+
+
+class LocalCache:
+    """Files of at most ``limit_bytes`` together in ``folder``, shared by all processes that name it.
+
+    The limit is exceeded only while files that are held at the same moment are larger than it.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+        for name in ("shards", "partial", "locks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def hold(self, sha256: str, size: int, fetch: Fetch) -> Held:
+        """The file with this sha256, downloaded by ``fetch`` unless it is there.
+
+        Raises:
+            DiskFullError: there is no room on the disk, and nothing that may be removed.
+            anything that ``fetch`` raises; then nothing of the file is kept.
+        """
+        while (held := self.hold_if_here(sha256, size)) is None:
+            self.ensure(sha256, size, fetch)
+        return held
+
+    def hold_if_here(self, sha256: str, size: int) -> Held | None:
+        """The file with this sha256 unless it would have to be downloaded. Counts as a use."""
+        held = hold_file(self.path_of(sha256))
+        if held is None:
+            return None
+        if held.size != size:  # a crash of the machine can leave such a file
+            held.release()
+            self.discard(sha256)
+            return None
+        _used_now(held.path)
+        return held
+
+    def ensure(self, sha256: str, size: int, fetch: Fetch) -> None:
+        """Download the file unless it is there. Waits for whoever is downloading it. Counts as a use."""
+        path = self.path_of(sha256)
+        if not _used_now(path):
+            with self._stripe(sha256):
+                if not _used_now(path):
+                    self._download(sha256, size, fetch)
+
+    def discard(self, sha256: str) -> None:
+        """Remove a file whose bytes turned out to be damaged; who has it mapped keeps it."""
+        self.path_of(sha256).unlink(missing_ok=True)
+
+    def path_of(self, sha256: str) -> Path:
+        return self.folder / "shards" / sha256[:2] / sha256
+
+    def used_bytes(self) -> int:
+        """Bytes of all files, those under way included, by looking."""
+        return sum(size for _, size, _ in self._files()) + sum(size for _, size in self._partial())
+
+    def _download(self, sha256: str, size: int, fetch: Fetch) -> None:
+        """The lock of the stripe is held, so nobody else writes this partial file."""
+        path, partial = self.path_of(sha256), self.folder / "partial" / f"{sha256}-{size}"
+        with self._full_disk_explained():
+            self._make_room(size, partial)
+            try:
+                try:
+                    fetch(partial)
+                except OSError as error:
+                    if not _is_full(error) or not self._remove_unused(size):
+                        raise
+                    fetch(partial)
+                path.parent.mkdir(exist_ok=True)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                self._give_back(size)
+                raise
+
+    def _make_room(self, size: int, partial: Path) -> None:
+        """Reserve ``size`` bytes for ``partial``, after removing what was not used for longest."""
+        slack = int(self.limit_bytes * _SLACK)  # looking at every file is worth more room than one needs
+        with self._room_lock():
+            used = self._read_used()
+            if used is None or used + size > self.limit_bytes:
+                used = self._remove_down_to(self.limit_bytes - size - (slack if size < slack else 0))
+            partial.touch()
+            self._write_used(used + size)
+
+    def _give_back(self, size: int) -> None:
+        with self._room_lock():
+            used = self._read_used()
+            if used is not None:
+                self._write_used(max(0, used - size))
+
+    def _remove_unused(self, size: int) -> bool:
+        """Make the disk emptier by ``size`` bytes; False when nothing could be removed."""
+        with self._room_lock():
+            before = self.used_bytes()
+            left = self._remove_down_to(before - size)
+            self._write_used(left)
+            return left < before
+
+    def _remove_down_to(self, wanted: int) -> int:
+        """Remove files, least recently used first, until at most ``wanted`` bytes are used; what still is."""
+        self._remove_abandoned()
+        files = sorted(self._files())
+        used = sum(size for _, size, _ in files) + sum(size for _, size in self._partial())
+        for _, size, path in files:
+            if used <= wanted:
+                break
+            if remove_unless_held(path):
+                used -= size
+        return used
+
+    def _files(self) -> Iterator[tuple[int, int, Path]]:
+        """(time of last use, size, path) of every whole file."""
+        for group in os.scandir(self.folder / "shards"):
+            for entry in os.scandir(group.path):
+                try:
+                    found = entry.stat()
+                except FileNotFoundError:
+                    continue
+                yield found.st_mtime_ns, found.st_size, Path(entry.path)
+
+    def _partial(self) -> Iterator[tuple[Path, int]]:
+        """Path and final size of every download under way or abandoned."""
+        for entry in os.scandir(self.folder / "partial"):
+            size = entry.name.rpartition("-")[2]
+            yield (
+                Path(entry.path),
+                int(size) if size.isdigit() else 0,
+            )  # that of a temporary name is counted once
+
+    def _remove_abandoned(self) -> None:
+        """Remove partial files of processes that were killed: nobody holds their locks."""
+        for path, _ in self._partial():
+            try:
+                with self._stripe(path.name, timeout=0):
+                    path.unlink(missing_ok=True)
+            except filelock.Timeout:
+                continue
+
+    @contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not _is_full(error):
+                raise
+            raise DiskFullError(
+                f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name "
+                "another folder in SAECACHE_CACHE_DIR, and run the same command again"
+            ) from error
+
+    def _stripe(self, sha256: str, timeout: float = -1) -> AbstractContextManager[object]:
+        lock = filelock.FileLock(self.folder / "locks" / sha256[:_STRIPE_DIGITS], thread_local=False)
+        return lock.acquire(timeout=timeout)
+
+    def _room_lock(self) -> AbstractContextManager[object]:
+        return filelock.FileLock(self.folder / "room.lock", thread_local=False).acquire(poll_interval=0.01)
+
+    def _read_used(self) -> int | None:
+        try:
+            text = (self.folder / "room").read_bytes()
+        except FileNotFoundError:
+            return None
+        return int(text) if text.isdigit() else None
+
+    def _write_used(self, used: int) -> None:
+        with (self.folder / "room").open("wb", buffering=0) as file:
+            write_all(file, str(used).encode())
+
+
+def _used_now(path: Path) -> bool:
+    """Note a use of a file; False when it is not there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,72 @@
+"""Where downloads are kept on this machine, and how much room they may take."""
+
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from ..config import GIB
+from ..errors import UsageError
+from .local_cache import LocalCache
+
+FOLDER_VARIABLE = "SAECACHE_CACHE_DIR"
+BYTES_VARIABLE = "SAECACHE_CACHE_BYTES"
+
+
+def open_local_cache(folder: Path | str | None = None, limit_bytes: int | None = None) -> LocalCache:
+    """The local cache of this machine's downloads.
+
+    Args:
+        folder: where it is; SAECACHE_CACHE_DIR, else ``saecache`` in the user's cache folder, when None.
+        limit_bytes: its limit; SAECACHE_CACHE_BYTES (as ``200GB`` or ``64GiB``), else half of the room that
+            the disk has for it, when None.
+
+    Raises:
+        UsageError: the limit is not a size, or the folder cannot be written.
+    """
+    folder = Path(folder) if folder is not None else default_folder()
+    try:
+        local = LocalCache(folder, 0)
+    except OSError as error:
+        raise UsageError(
+            f"the folder for downloads {folder} cannot be made ({error.strerror}): set {FOLDER_VARIABLE}"
+        ) from None
+    limit = limit_bytes if limit_bytes is not None else _limit_of_environment()
+    if limit is None:
+        limit = (shutil.disk_usage(folder).free + local.used_bytes()) // 2
+    local.limit_bytes = limit
+    return local
+
+
+def default_folder() -> Path:
+    """SAECACHE_CACHE_DIR, else ``saecache`` below XDG_CACHE_HOME or ``~/.cache``."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saecache"
+
+
+def check_limit(local: LocalCache, largest_bytes: int, where: str) -> None:
+    """Refuse a limit that cannot hold two files of ``largest_bytes``: the one in use and the next.
+
+    Raises:
+        UsageError: with the least that would do.
+    """
+    if local.limit_bytes < 2 * largest_bytes:
+        raise UsageError(
+            f"the local cache of downloads in {local.folder} may take {local.limit_bytes / GIB:.2f} GiB, but "
+            f"{where} has files of {largest_bytes / GIB:.2f} GiB and two are needed at once: set "
+            f"{BYTES_VARIABLE} to at least {2 * largest_bytes} (ten such files and more are better), or "
+            f"{FOLDER_VARIABLE} to a larger disk"
+        )
+
+
+def _limit_of_environment() -> int | None:
+    text = os.environ.get(BYTES_VARIABLE)
+    if not text:
+        return None
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text.replace("_", "")))
+    except ValidationError:
+        raise UsageError(f"{BYTES_VARIABLE}={text!r}: expected a size such as 200GB or 64GiB") from None

@@ -1,0 +1,76 @@
+"""Opening a cache by its URL: the manifest from the bucket, the rows through the local cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, parse_manifest
+from .failures import MissingObjectError, RemoteChangedError
+from .local_settings import check_limit, open_local_cache
+from .location import Location, open_location
+from .shards import RemoteShards
+
+MANIFEST_KEY = "zarr.json"
+
+
+def open_remote(url: str) -> tuple[Manifest, RemoteShards]:
+    """The manifest of the cache at ``url``, and its files as they are wanted.
+
+    Raises:
+        UsageError: no cache there, a newer format, no access, or a local cache that is too small.
+        CorruptCacheError: the manifest contradicts itself.
+        RemoteError: the object store does not answer.
+    """
+    location = open_location(url)
+    manifest = read_remote_manifest(location)
+    local = open_local_cache()
+    check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
+    return manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
+
+
+def read_remote_manifest(location: Location) -> Manifest:
+    """The checked manifest of the cache at ``location``; errors as :func:`open_remote`."""
+    try:
+        content = location.get(MANIFEST_KEY, MAX_MANIFEST_BYTES)
+    except MissingObjectError:
+        if next(location.objects(), None) is None:
+            raise UsageError(f"no cache at {location.url}: there is nothing there") from None
+        raise IncompleteCacheError(
+            f"{location.url} has no {MANIFEST_KEY}: it is no cache, or not a whole one (the manifest comes "
+            "last): run the command that writes it again"
+        ) from None
+    return parse_manifest(content, f"{location.url}/{MANIFEST_KEY}")
+
+
+def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Path], None]:
+    """Downloads files of the cache, checked against the manifest; says what became of missing ones."""
+
+    def fetch(file: FileInfo, target: Path) -> None:
+        try:
+            location.download(file.path, target, size=file.size, sha256=file.sha256)
+        except (MissingObjectError, CorruptCacheError) as error:
+            _check_unchanged(location, manifest)
+            if isinstance(error, CorruptCacheError):
+                raise
+            raise CorruptCacheError(
+                f"{location.url}/{file.path} is missing, the cache is not whole: push it again"
+            ) from None
+
+    return fetch
+
+
+def _check_unchanged(location: Location, manifest: Manifest) -> None:
+    """
+    Raises:
+        RemoteChangedError: the cache was removed or replaced since its manifest was read.
+    """
+    try:
+        now = parse_manifest(location.get(MANIFEST_KEY, MAX_MANIFEST_BYTES), location.url)
+    except MissingObjectError:
+        raise RemoteChangedError(
+            f"{location.url} was removed while it was being read; what was not downloaded yet is gone"
+        ) from None
+    if now != manifest:
+        raise RemoteChangedError(
+            f"{location.url} was replaced by another cache while it was being read: run again to use that one"
+        )

@@ -1,0 +1,149 @@
+"""The shard files of a remote cache: each is on this machine, checked, by the time it is read."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from weakref import ref
+
+from ..manifest import FileInfo, Manifest
+from .held import Held
+from .local_cache import LocalCache
+
+DOWNLOADS_AT_ONCE = 8
+_SHARE_HELD = 1 / 2  # of the local cache's limit, that this process may keep others from removing
+_SHARE_AHEAD = 1 / 4  # of the limit, that one epoch may have downloaded before it is needed
+_MOST_AHEAD_BYTES = 4 << 30
+_MOST_HELD = 128  # files: each takes a descriptor
+
+
+class RemoteShards:
+    """Hands out the files of one remote cache, and downloads ahead what an epoch will need.
+
+    ``fetch`` writes a file of the remote cache to a path, its bytes checked. Safe to use from many threads.
+    """
+
+    def __init__(
+        self, fetch: Callable[[FileInfo, Path], None], manifest: Manifest, local: LocalCache
+    ) -> None:
+        self._fetch = fetch
+        self._files = {file.path: file for file in manifest.files}
+        self._local = local
+        self._lock = threading.Lock()
+        self._held: deque[tuple[ref[Held], int, Callable[[], None]]] = deque()
+        self._schedules: list[_Schedule] = []
+        self._under_way: dict[str, Future[None]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def hold(self, path: str, let_go: Callable[[], None]) -> Held:
+        """The file ``path`` of the cache, here and kept here until ``let_go`` is called, or longer.
+
+        ``let_go`` is called when files that are held later need the room; it must drop the ``Held``.
+        """
+        for schedule in tuple(self._schedules):
+            schedule.reached(path)
+        under_way = self._under_way.get(path)
+        if under_way is not None:
+            with suppress(CancelledError):  # another reader has ended; this one still wants it
+                under_way.result()
+        file = self._files[path]
+        held = self._local.hold(file.sha256, file.size, partial(self._fetch, file))
+        self._let_others_go(held, let_go)
+        return held
+
+    def discard(self, path: str) -> None:
+        """The local copy is damaged: the next :meth:`hold` downloads it again."""
+        self._local.discard(self._files[path].sha256)
+
+    @contextmanager
+    def ahead(self, paths: Iterable[str]) -> Iterator[None]:
+        """Within it files are downloaded ahead, in the order in which they will be needed."""
+        limit = min(int(self._local.limit_bytes * _SHARE_AHEAD), _MOST_AHEAD_BYTES)
+        schedule = _Schedule((self._files[path] for path in paths), limit, self._start)
+        with self._lock:
+            self._schedules.append(schedule)
+        schedule.fill()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._schedules.remove(schedule)
+            schedule.cancel()
+
+    def _start(self, file: FileInfo) -> Future[None]:
+        with self._lock:
+            if file.path in self._under_way:
+                return self._under_way[file.path]
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, "saecache-download")
+            future = self._pool.submit(self._local.ensure, file.sha256, file.size, partial(self._fetch, file))
+            self._under_way[file.path] = future
+        future.add_done_callback(lambda _: self._under_way.pop(file.path, None))
+        return future
+
+    def _let_others_go(self, held: Held, let_go: Callable[[], None]) -> None:
+        """Keep what this process holds within bounds, so that room can be made for what comes."""
+        budget = int(self._local.limit_bytes * _SHARE_HELD)
+        old: list[Callable[[], None]] = []
+        with self._lock:
+            alive = [
+                entry for entry in self._held if (other := entry[0]()) is not None and other.release.alive
+            ]
+            self._held = deque([*alive, (ref(held), held.size, let_go)])
+            total = sum(size for _, size, _ in self._held)
+            while len(self._held) > 1 and (total > budget or len(self._held) > _MOST_HELD):
+                _, size, drop = self._held.popleft()
+                total -= size
+                old.append(drop)
+        for drop in old:  # takes the lock of an array, which may be waiting for ours
+            drop()
+
+
+class _Schedule:
+    """What one epoch needs, in order: at most ``limit_bytes`` of it are downloaded before they are needed."""
+
+    def __init__(
+        self, files: Iterator[FileInfo], limit_bytes: int, start: Callable[[FileInfo], Future[None]]
+    ) -> None:
+        self._files = files
+        self._limit_bytes = limit_bytes
+        self._start = start
+        self._lock = threading.Lock()
+        self._ahead: deque[tuple[FileInfo, Future[None]]] = deque()
+        self._ahead_bytes = 0
+        self._next: FileInfo | None = None
+        self._closed = False
+
+    def fill(self) -> None:
+        """Start downloads up to the limit; one always."""
+        with self._lock:
+            while not self._closed:
+                file = self._next or next(self._files, None)
+                self._next = file
+                if file is None or (self._ahead and self._ahead_bytes + file.size > self._limit_bytes):
+                    return
+                self._ahead.append((file, self._start(file)))
+                self._ahead_bytes += file.size
+                self._next = None
+
+    def reached(self, path: str) -> None:
+        """``path`` is needed now, and so all before it were."""
+        with self._lock:
+            if all(file.path != path for file, _ in self._ahead):
+                return
+            while True:
+                file, _ = self._ahead.popleft()
+                self._ahead_bytes -= file.size
+                if file.path == path:
+                    break
+        self.fill()
+
+    def cancel(self) -> None:
+        """Downloads that did not begin are not made."""
+        with self._lock:
+            self._closed = True
+            for _, future in self._ahead:
+                future.cancel()
