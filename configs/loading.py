@@ -27,7 +27,7 @@ def load_config(
         model: the config class.
         name_or_path: a path to a YAML file, or the name of a recipe of one of ``kinds``.
         overrides: ``key.sub=value`` strings; values are YAML (``--set text.max_documents=100``),
-            list items are addressed by number (``variants.0.k=16``).
+            list items are addressed by number (``variants.0.k=16``), or all of them (``variants.*.k=16``).
 
     Raises:
         UsageError: no such file or recipe, bad YAML, unknown key or kind (with suggestions), bad value.
@@ -83,6 +83,11 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:
         value = raw
+    above, star, below = key.partition(".*.")
+    if star:
+        for i in range(len(_list_at(values, above))):
+            apply_override(values, f"{above}.{i}.{below}={raw}")
+        return
     target: Any = values
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
@@ -104,6 +109,14 @@ def _child(target: Any, part: str, where: str) -> Any:
     if target.get(part) is None:
         target[part] = {}
     return target[part]
+
+
+def _list_at(values: Any, key: str) -> list[Any]:
+    for part in key.split("."):
+        values = _child(values, part, key)
+    if not isinstance(values, list):
+        raise UsageError(f"--set {key}.*: expected a list there, got {values!r}")
+    return values
 
 
 def _list_index(target: list[Any], part: str, where: str) -> int:

@@ -111,7 +111,9 @@ class Batch(Rows):
         dead: bool [F], latents that have not been active for ``dead_after_rows``.
         step: 0-based; num_steps: of the run, for the variant's own schedules.
         seed: the variant's seed.
-        step_rows: R, which every loss is averaged over; a part has fewer rows of its own.
+        step_rows: R, which every loss is averaged over; a part, or one of several batches of a step, has
+            fewer rows of its own.
+        number_in_step: 0-based, of ``batches_of_step`` whose gradients make one step.
     """
 
     gradients: Mapping[str, Tensor]
@@ -121,6 +123,13 @@ class Batch(Rows):
     num_steps: int
     seed: int
     step_rows: int
+    number_in_step: int = 0
+    batches_of_step: int = 1
+
+    @property
+    def number(self) -> int:
+        """0-based, of all batches of the run."""
+        return self.step * self.batches_of_step + self.number_in_step
 
     def split(self, rows_per_part: int = PART_ROWS) -> Iterator[tuple[slice, "Batch"]]:
         """The rows of this batch in parts that share its gradients and outcome, with the rows each covers."""
@@ -136,8 +145,8 @@ class Batch(Rows):
         self.outcome.squared_error += sum_of_squares(error)
 
     def generator(self, purpose: int = 0) -> torch.Generator:
-        """Random numbers of this step, a pure function of (seed, step, purpose): resuming repeats them."""
-        mixed = ((self.seed * 1_000_003 + self.step) * 1_000_003 + purpose) % 2**63
+        """Random numbers of this batch, a pure function of (seed, number, purpose): resuming repeats them."""
+        mixed = ((self.seed * 1_000_003 + self.number) * 1_000_003 + purpose) % 2**63
         return torch.Generator(device=self.x_centered.device).manual_seed(mixed)
 
 

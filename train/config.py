@@ -1,10 +1,22 @@
 """The settings of a training run. What is a fact of the cache (width, rows) comes from the cache."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from . import grid
 from .optimizer_config import OptimizerConfig, ScheduleConfig
+from .variant import Variant
 from .variants import AnyVariant
 
 RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
@@ -24,8 +36,19 @@ class InitialisationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
+    encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
     decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
     median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
+
+
+class CalibrationConfig(BaseModel):
+    """Thresholds of inference set at the end of a run, on held-out rows; rules without one are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
+    rows: PositiveInt = 16384  # the first held-out rows, or as many as there are
 
 
 class CheckpointConfig(BaseModel):
@@ -51,7 +74,10 @@ class LogConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """One pass over a cache that trains one or several SAEs, each batch read once for all of them."""
+    """One pass over a cache that trains one or several SAEs, each batch read once for all of them.
+
+    Lists in the settings of a variant are a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,6 +89,9 @@ class TrainConfig(BaseModel):
     num_latents: PositiveInt | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
     batch_rows: PositiveInt = 4096
+    # Batches whose gradients, averaged, make one step. A rule that compares rows compares those of one batch.
+    accumulate_batches: PositiveInt = 1
+    sink_ratio: PositiveFloat | None = None  # leaves out rows of a norm above this multiple of the median
     epochs: PositiveFloat | None = None  # give one of epochs,
     steps: PositiveInt | None = None  # steps,
     num_rows: PositiveInt | None = None  # and num_rows: how long to train
@@ -70,11 +99,20 @@ class TrainConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     initialisation: InitialisationConfig = InitialisationConfig()
+    calibration: CalibrationConfig | None = None  # null: thresholds stay the running means
+    matmul_precision: Literal["highest", "high", "medium"] = (
+        "highest"  # of torch's float32 products; medium may multiply in bfloat16. Selections stay exact
+    )
     dead_after_rows: PositiveInt = 10_000_000  # a latent not active on so many rows is dead, Gao et al. 2024
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     device: str = "auto"  # auto: cuda if there is a GPU, else cpu
     expect: ExpectedCache = ExpectedCache()
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _grids_spelled_out(cls, entries: Any) -> Any:
+        return grid.expand(entries)
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
@@ -91,14 +129,33 @@ class TrainConfig(BaseModel):
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):
             raise ValueError(f"a variant cannot be called {taken[0]}: the run's own files are")
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise ValueError(
-                f"two variants are called {', '.join(doubled)}: give them different names (name: ...)"
-            )
+        _check_names(self.variants)
         every, heldout = self.log.every_steps, self.log.heldout_every_steps
         if heldout is not None and heldout % every:
             raise ValueError(
                 f"log.heldout_every_steps={heldout} must be a multiple of log.every_steps={every}"
             )
         return self
+
+
+def _check_names(variants: Sequence[Variant]) -> None:
+    """Every variant has a folder of its own.
+
+    Raises:
+        ValueError: two are called alike (some file systems ignore case), with a name that tells them apart.
+    """
+    by_name: dict[str, Variant] = {}
+    for variant in variants:
+        name = variant.run_name
+        if (other := by_name.setdefault(name.lower(), variant)) is variant:
+            continue
+        setting = grid.difference(variant, other)
+        if setting is None:
+            raise ValueError(f"two variants are called {name} and are the same: leave one out")
+        if setting == "name":
+            raise ValueError(f"two variants are called {name} and {other.run_name}: give different names")
+        example = f"{name}_{setting.rpartition('.')[2]}{{{setting}}}"
+        raise ValueError(
+            f"two variants are called {name}: they differ in {setting}, which the name does not say; "
+            f"give different names, in a grid with the setting in braces (name: {example!r})"
+        )

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from .config import TrainConfig
+from .kernels.scratch import borrowed
 from .metrics import InputSums, reset
 from .schedule import learning_rate_factor
+from .together import each_variant
 from .trainee import DivergedError, Trainee
 
 
@@ -36,7 +39,6 @@ class Clock:
         before = perf_counter()
         batch = next(stream, None)
         self.waiting += perf_counter() - before
-        self.steps += 1
         return batch
 
     @property
@@ -56,19 +58,17 @@ def train(
 ) -> bool:
     """Run steps ``first_step`` to ``num_steps`` (0-based). False when it was asked to stop before the end."""
     running, clock = list(trainees), Clock()
-    x_centered = inputs.sum.new_empty(config.batch_rows, inputs.sum.shape[0], dtype=torch.float32)
     for step in range(first_step, num_steps):
-        x = clock.waited_for(stream)
-        assert x is not None, "the feed yields exactly the planned steps"
-        inputs.add(x)
         rate_factor = learning_rate_factor(config.schedule, step, num_steps)
-        for trainee in tuple(running):
-            torch.sub(x, trainee.parameters["b_dec"], out=x_centered)
-            try:
-                trainee.step(x_centered, step, rate_factor, config.dead_after_rows)
-            except DivergedError as error:
+        for number in range(config.accumulate_batches):
+            x = clock.waited_for(stream)
+            assert x is not None, "the feed yields exactly the planned batches"
+            inputs.add(x)
+            work = partial(one_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config)
+            for trainee, error in each_variant(running, work, x):
                 running.remove(trainee)
                 events.failed(step, trainee, error)
+        clock.steps += 1
         done = step + 1
         stopping = events.stop_asked() and done < num_steps
         if done % config.log.every_steps == 0 or done == num_steps:
@@ -80,3 +80,14 @@ def train(
         if stopping or not running:
             return not stopping
     return True
+
+
+def one_batch(
+    trainee: Trainee, x: Tensor, step: int, number: int, rate_factor: float, config: TrainConfig
+) -> None:
+    """Train on one batch ``x`` [R, D], that of 0-based ``number`` in its step; the last one moves weights."""
+    with borrowed(*x.shape, dtype=x.dtype, device=x.device) as x_centered:
+        torch.sub(x, trainee.parameters["b_dec"], out=x_centered)
+        trainee.add_batch(x_centered, step, config.dead_after_rows, number_in_step=number)
+        if number == config.accumulate_batches - 1:
+            trainee.update(rate_factor)

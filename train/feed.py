@@ -11,15 +11,19 @@ from .config import TrainConfig
 PIECE_BYTES = 64 * 2**20  # the cache reads a few batches ahead: large ones are read in pieces of this size
 
 
+def usable_rows(config: TrainConfig, cache: ActivationCache, hook: str) -> int:
+    """Training rows that are not left out as attention sinks."""
+    return cache.num_batches(1, hook=hook, sink_ratio=config.sink_ratio)
+
+
 def num_steps(config: TrainConfig, cache_rows: int) -> int:
-    """Steps of the run: whole batches only, and every epoch starts with a new batch."""
-    per_epoch = cache_rows // config.batch_rows
+    """Steps of the run over ``cache_rows``: whole batches only, and every epoch starts with a new batch."""
     if config.steps is not None:
         return config.steps
     if config.num_rows is not None:
-        return config.num_rows // config.batch_rows
+        return config.num_rows // (config.batch_rows * config.accumulate_batches)
     assert config.epochs is not None, "the config gives one of the three"
-    return round(config.epochs * per_epoch)
+    return round(config.epochs * (cache_rows // config.batch_rows) / config.accumulate_batches)
 
 
 def batches(
@@ -32,14 +36,16 @@ def batches(
 ) -> Iterator[Tensor]:
     """Batches [R, D], float32, of steps ``first_step`` to ``last_step``, over as many epochs as they take.
 
+    Every batch is full: rows left out as sinks make the epoch shorter, not the batch.
+
     Large batches share one tensor: each is overwritten by the next.
     """
-    per_epoch = len(cache) // config.batch_rows
+    per_epoch = usable_rows(config, cache, hook) // config.batch_rows
     piece_rows = rows_of_a_piece(config.batch_rows, cache.d_model(hook))
     pieces = config.batch_rows // piece_rows
-    step = first_step
-    while step < last_step:
-        epoch, start = divmod(step, per_epoch)
+    number, last = first_step * config.accumulate_batches, last_step * config.accumulate_batches
+    while number < last:
+        epoch, start = divmod(number, per_epoch)
         stream = cache.batches(
             hook,
             piece_rows,
@@ -49,11 +55,12 @@ def batches(
             start_batch=start * pieces,
             drop_last=True,
             device=device,
+            sink_ratio=config.sink_ratio,
         )
         for x in stream if pieces == 1 else joined(stream, pieces):
             yield x
-            step += 1
-            if step == last_step:
+            number += 1
+            if number == last:
                 return
 
 

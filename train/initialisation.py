@@ -1,9 +1,13 @@
-"""Where training starts: random unit-norm decoder, encoder its transpose, bias in the middle of the rows."""
+"""Where training starts: random unit-norm decoder, encoder its transpose, bias in the middle of the rows.
+
+Legend: D model width, F latents.
+"""
 
 import torch
 from torch import Tensor
 
 from ..store.errors import SaecacheError
+from .config import InitialisationConfig
 from .optimizer import normalize_rows
 from .variant import Plan
 
@@ -11,17 +15,44 @@ MEDIAN_TOLERANCE = 1e-7  # of the spread of the rows; a step below it ends the i
 MEDIAN_ITERATIONS = 1000
 
 
-def initial_parameters(plan: Plan, seed: int, b_dec: Tensor) -> dict[str, Tensor]:
-    """W_dec: isotropic rows of norm 1; W_enc: the same, tied at the start only; b_enc: 0; b_dec as given."""
+def initial_parameters(
+    plan: Plan, seed: int, b_dec: Tensor, config: InitialisationConfig | None = None
+) -> dict[str, Tensor]:
+    """W_dec: random rows of norm 1; W_enc: the same, tied at the start only; b_enc: 0; b_dec as given."""
+    config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
-    W_dec = torch.randn(plan.num_latents, plan.d_model, generator=generator).to(b_dec.device)
-    normalize_rows(W_dec)
+    draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
+    W_dec = draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
+    tied = config.encoder == "tied"
+    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
     return {
-        "W_enc": W_dec.clone(),
+        "W_enc": W_enc.clone(),
         "W_dec": W_dec,
         "b_enc": torch.zeros(plan.num_latents, device=b_dec.device),
         "b_dec": b_dec.clone(),
     }
+
+
+def isotropic_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """[num_rows, width], of norm 1, every direction equally likely."""
+    rows = torch.randn(num_rows, width, generator=generator)
+    normalize_rows(rows)
+    return rows
+
+
+def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """[num_rows, width], of norm 1: every ``width`` consecutive ones from the first on are orthogonal.
+
+    Each set is a rotation drawn uniformly: Q of a Gaussian matrix, with the signs of R's diagonal (Mezzadri
+    2007).
+    """
+    sets = []
+    for _ in range(0, num_rows, width):
+        q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+        sets.append((q * r.diagonal().sign()).float())
+    rows = torch.cat(sets)[:num_rows]
+    normalize_rows(rows)
+    return rows
 
 
 def geometric_median(rows: Tensor) -> Tensor:

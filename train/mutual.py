@@ -36,7 +36,7 @@ class MutualTerms(BaseModel):
 
     def problems_of_terms(self, plan: Plan) -> list[str]:
         """What is impossible about these settings for this plan."""
-        rows = plan.num_steps * plan.batch_rows
+        rows = plan.num_steps * plan.step_rows
         if self.aux_zipf is not None and self.window_rows is not None and self.window_rows >= rows:
             return [
                 f"window_rows={self.window_rows} is not reached in a run of {rows} rows, so that aux_zipf "
@@ -56,8 +56,9 @@ class MutualTerms(BaseModel):
             terms.append(self.aux_zipf.term(dying))
         train_selected(batch, codes, terms)
         observe_prevalence(batch, codes, self.window_rows)
+        last = batch.number_in_step == batch.batches_of_step - 1
         for penalty in (self.nfm, self.nfm_inf):
-            if penalty is not None:
+            if penalty is not None and last:  # of the weights: once a step
                 penalty(batch)
 
 

@@ -7,7 +7,7 @@ import torch
 from ..store.errors import UsageError
 from ..store.reader import ActivationCache
 from .config import ExpectedCache, TrainConfig
-from .feed import num_steps
+from .feed import num_steps, usable_rows
 from .trackers import missing_trackers
 from .variant import Plan
 
@@ -20,6 +20,7 @@ class RunPlan:
 
     hook: str
     device: torch.device
+    rows: int  # training rows of an epoch
     num_steps: int
     variants: tuple[Plan, ...]
 
@@ -32,12 +33,14 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     """
     problems = unexpected(config.expect, cache)
     hook = choose_hook(config, cache)
-    if config.batch_rows > len(cache):
-        problems.append(
-            f"batch_rows={config.batch_rows} is more than the {len(cache)} training rows of the cache"
+    rows = usable_rows(config, cache, hook)
+    if config.batch_rows > rows:
+        kept = (
+            "of the cache" if config.sink_ratio is None else f"that sink_ratio={config.sink_ratio:g} leaves"
         )
+        problems.append(f"batch_rows={config.batch_rows} is more than the {rows} training rows {kept}")
         raise UsageError(_listed(problems))
-    steps = num_steps(config, len(cache))
+    steps = num_steps(config, rows)
     if steps < 1:
         problems.append(
             f"the run would be shorter than one batch of {config.batch_rows} rows: "
@@ -50,6 +53,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
             num_latents=variant.num_latents or config.num_latents or _expanded(config, cache.d_model(hook)),
             batch_rows=config.batch_rows,
             num_steps=steps,
+            batches_of_step=config.accumulate_batches,
         )
         plans.append(plan)
         problems += [f"variant {variant.run_name}: {problem}" for problem in variant.problems(plan)]
@@ -59,11 +63,29 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         and config.log.heldout_every_steps is not None
     ):
         problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
+    problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
     device = choose_device(config.device)
     if problems:
         raise UsageError(_listed(problems))
-    return RunPlan(hook=hook, device=device, num_steps=steps, variants=tuple(plans))
+    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans))
+
+
+def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[str]:
+    """Why thresholds could not be calibrated at the end."""
+    if config.calibration is None:
+        return []
+    having = [v for v in config.variants if v.has_threshold]
+    if not having:
+        kinds = ", ".join(sorted({v.kind for v in config.variants}))
+        return [f"calibration is set, but {kinds} has no threshold at inference: leave it out"]
+    problems = []
+    if cache.num_rows("heldout") == 0:
+        problems.append("calibration is set, but the cache has no held-out rows: leave it out")
+    for variant in having:
+        if config.calibration.l0 is None and variant.expected_l0 is None:
+            problems.append(f"variant {variant.run_name} has no l0 of its own: set calibration.l0")
+    return problems
 
 
 def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:

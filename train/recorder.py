@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..store.errors import UsageError
 from ..store.reader import ActivationCache
+from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .dead import dead_latents
@@ -36,6 +37,7 @@ class Recorder:
         self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
         self.metrics = MetricsFile(out / METRICS_FILE)
         self.heldout = _heldout_rows(config, cache, plan)
+        self.step_rows = config.batch_rows * config.accumulate_batches
         self.bar: Any = None
 
     @contextmanager
@@ -44,9 +46,10 @@ class Recorder:
         self.metrics.cut_after(first_step)
         self.trackers = open_trackers(self.config, self.out, first_step)
         hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
-        total = self.plan.num_steps
+        per_step = self.config.accumulate_batches
+        first, total = first_step * per_step, self.plan.num_steps * per_step
         try:
-            with tqdm(desc="train", total=total, initial=first_step, unit="step", disable=hidden) as self.bar:
+            with tqdm(desc="train", total=total, initial=first, unit="batch", disable=hidden) as self.bar:
                 yield self._counted(stream)
         finally:
             for tracker in self.trackers:
@@ -61,7 +64,7 @@ class Recorder:
         """One line per variant for the interval that ends after ``step`` steps."""
         seconds = clock.elapsed
         timing = {
-            "rows_per_second": round(clock.steps * self.config.batch_rows / seconds, 1),
+            "rows_per_second": round(clock.steps * self.step_rows / seconds, 1),
             "data_wait_fraction": round(clock.waiting / seconds, 4),
             "seconds": round(seconds, 3),
         }
@@ -82,7 +85,8 @@ class Recorder:
 
     def failed(self, step: int, trainee: Trainee, error: DivergedError) -> None:
         """Say which variant stopped in 0-based ``step``, in which batch and why."""
-        epoch, batch = divmod(step, len(self.cache) // self.config.batch_rows)
+        first_batch = step * self.config.accumulate_batches
+        epoch, batch = divmod(first_batch, self.plan.rows // self.config.batch_rows)
         reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
         record_failure(self.out / trainee.name, step, reason)
         logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
@@ -109,8 +113,10 @@ class Recorder:
             },
             training={
                 "step": step,
-                "rows": step * self.config.batch_rows,
+                "rows": step * self.step_rows,
                 "batch_rows": self.config.batch_rows,
+                "accumulate_batches": self.config.accumulate_batches,
+                "sink_ratio": self.config.sink_ratio,
                 "planned_steps": self.plan.num_steps,
                 "seed": trainee.seed,
                 "learning_rate": trainee.peak_learning_rate,
@@ -120,19 +126,33 @@ class Recorder:
         )
         return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})
 
+    def finished_sae(self, trainee: Trainee) -> SAE:
+        """The SAE at the end of the run, its threshold calibrated where that is asked for."""
+        sae, calibration = self.sae(trainee, self.plan.num_steps), self.config.calibration
+        if calibration is None or not trainee.variant.has_threshold:
+            return sae
+        note: dict[str, Any] = {"l0": calibration.l0 or sae.cfg.k, "rows": calibration.rows}
+        try:
+            sae = calibrated_on(sae, self.cache, calibration.l0, calibration.rows)
+        except UsageError as error:  # no reason to lose what was trained
+            logger.error("%s; its threshold stays as training left it", error)
+            note = {"failed": str(error)}
+        cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
+        return SAE(cfg, dict(sae.named_buffers()))
+
     def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
         line: dict[str, Any] = {
             "step": step,
-            "rows": step * self.config.batch_rows,
+            "rows": step * self.step_rows,
             "variant": trainee.name,
             **trainee.interval.summary(self.inputs),
             "dead": dead,
             "alive": trainee.plan.num_latents - dead,
             "lr": trainee.peak_learning_rate * factor,
         }
-        sae = self.sae(trainee, step)
+        sae = self.finished_sae(trainee) if step == self.plan.num_steps else self.sae(trainee, step)
         if sae.threshold is not None:
             finite = sae.threshold[sae.threshold.isfinite()]
             line["threshold"] = float(finite.mean()) if finite.numel() else None
@@ -144,8 +164,16 @@ class Recorder:
 
 def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> Tensor | None:
     """The first held-out rows, [n, D], normalized as for training; None when there are none to measure."""
-    rows = min(config.log.heldout_rows, cache.num_rows("heldout"))
+    usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
+    rows = min(config.log.heldout_rows, usable)
     if rows == 0:
         return None
-    x = cache.rows(plan.hook, torch.arange(rows).numpy(), "heldout", config.normalization)
-    return x.to(plan.device)
+    stream = cache.batches(
+        plan.hook,
+        rows,
+        split="heldout",
+        normalization=config.normalization,
+        device=plan.device,
+        sink_ratio=config.sink_ratio,
+    )
+    return next(stream)

@@ -113,8 +113,10 @@ def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fre
     b_dec = torch.zeros(cache.d_model(plan.hook))
     if fresh and config.initialisation.decoder_bias == "geometric_median":
         rows = min(config.initialisation.median_rows, plan.rows)
-        some = {"normalization": config.normalization, "sink_ratio": config.sink_ratio}
-        b_dec = geometric_median(next(cache.batches(plan.hook, rows, **some)))
+        sample = cache.batches(
+            plan.hook, rows, normalization=config.normalization, sink_ratio=config.sink_ratio
+        )
+        b_dec = geometric_median(next(sample))
     trainees = []
     for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
         seed = config.seed if variant.seed is None else variant.seed

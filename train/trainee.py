@@ -20,7 +20,7 @@ class DivergedError(SaecacheError):
 
 
 class Trainee:
-    """A variant with its tensors. :meth:`step` is the only thing that changes them."""
+    """A variant with its tensors, which change only in :meth:`step`, or in its halves."""
 
     def __init__(
         self,
@@ -57,24 +57,48 @@ class Trainee:
         Raises:
             DivergedError: NaN or infinity in the loss or the gradient; the parameters are as before the step.
         """
-        for gradient in self.gradients.values():
-            gradient.zero_()
-        batch = Batch(
+        self.add_batch(x_centered, step, dead_after_rows)
+        self.update(rate_factor)
+
+    def add_batch(
+        self, x_centered: Tensor, step: int, dead_after_rows: int, *, number_in_step: int = 0
+    ) -> None:
+        """Add the gradient of one of the ``plan.batches_of_step`` batches of a step.
+
+        Raises:
+            DivergedError: as :meth:`step`.
+        """
+        if number_in_step == 0:
+            for gradient in self.gradients.values():
+                gradient.zero_()
+            self._outcome = Outcome.empty(self.plan.num_latents, x_centered.device)
+        self._batch = batch = Batch(
             x_centered=x_centered,
             parameters=self.parameters,
             state=self.state,
             gradients=self.gradients,
-            outcome=Outcome.empty(self.plan.num_latents, x_centered.device),
+            outcome=self._outcome,
             dead=dead_latents(self.rows_since_active, dead_after_rows),
             step=step,
             num_steps=self.plan.num_steps,
             seed=self.seed,
-            step_rows=x_centered.shape[0],
+            step_rows=x_centered.shape[0] * self.plan.batches_of_step,
+            number_in_step=number_in_step,
+            batches_of_step=self.plan.batches_of_step,
         )
         try:
             self.variant.forward_backward(batch)
         except NonFiniteError as error:
             raise DivergedError(str(error)) from error
+
+    def update(self, rate_factor: float) -> None:
+        """Change the parameters by the gradients of all batches of the step.
+
+        Raises:
+            DivergedError: as :meth:`step`.
+        """
+        batch = self._batch
+        del self._batch  # it holds the rows
         finish_gradients(batch)
         norm = self.optimizer.norm(self.gradients)
         loss = batch.outcome.loss
@@ -82,7 +106,7 @@ class Trainee:
             raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")
         self.optimizer.step(self.gradients, norm, self.peak_learning_rate * rate_factor)
         self.variant.after_step(batch, self.optimizer)
-        count_rows(self.rows_since_active, batch.outcome.firing, x_centered.shape[0])
+        count_rows(self.rows_since_active, batch.outcome.firing, batch.step_rows)
         self.interval.add(batch.outcome, norm)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

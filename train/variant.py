@@ -26,6 +26,11 @@ class Plan:
     num_latents: int
     batch_rows: int
     num_steps: int
+    batches_of_step: int = 1
+
+    @property
+    def step_rows(self) -> int:
+        return self.batch_rows * self.batches_of_step
 
 
 class Variant(BaseModel, ABC):
@@ -50,6 +55,11 @@ class Variant(BaseModel, ABC):
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
 
     @property
+    def has_threshold(self) -> bool:
+        """Whether a tensor ``threshold`` decides at inference what is active."""
+        return self.inference == "threshold"
+
+    @property
     def unit_norm_decoder(self) -> bool:
         """Whether the rows of W_dec keep norm 1."""
         return True
@@ -66,7 +76,10 @@ class Variant(BaseModel, ABC):
 
     @abstractmethod
     def forward_backward(self, batch: Batch) -> None:
-        """One batch: add losses and gradients to ``batch``, and tell it the codes (``batch.record``)."""
+        """One batch: add losses and gradients to ``batch``, and tell it the codes (``batch.record``).
+
+        Every batch of a step comes here; only the loss is averaged over all of them (``batch.step_rows``).
+        """
 
     @abstractmethod
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:

@@ -56,12 +56,12 @@ class ZipfAllotment(Zipf):
 
     rounding: Literal["floor", "carry"] = "floor"
 
-    def rows_in_step(self, k: float, num_latents: int, num_rows: int, step: int) -> Tensor:
-        """m_i by rank, int64 [F], for the 0-based ``step``."""
+    def rows_in_batch(self, k: float, num_latents: int, num_rows: int, number: int) -> Tensor:
+        """m_i by rank, int64 [F], for the batch of that 0-based ``number``."""
         if self.rounding == "floor":
             return self.rows(k, num_latents, num_rows)
         expected = self.expected_rows(k, num_latents, num_rows)
         phase = (
             torch.arange(num_latents, dtype=torch.float64) * GOLDEN_RATIO % 1.0
         )  # not all in the same batch
-        return ((expected * (step + 1) + phase).floor_() - (expected * step + phase).floor_()).long()
+        return ((expected * (number + 1) + phase).floor_() - (expected * number + phase).floor_()).long()

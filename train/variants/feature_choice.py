@@ -95,7 +95,7 @@ class FeatureChoice(Variant):
                 self.threshold.observe(batch.state, codes, batch.step, shared=True)
                 self.mutual_choice.train_with_terms(batch, codes, self.k)
                 return
-            if batch.step == switch:
+            if batch.number == switch * batch.batches_of_step:
                 forget_thresholds(batch.state)
                 if self.zipf is not None:
                     batch.state[RANK].copy_(ranks(prevalence(batch.state)))
@@ -117,8 +117,8 @@ class FeatureChoice(Variant):
         """m_i of each latent on ``rows``, int64 [F]."""
         if self.zipf is None:
             return uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
-        step = rows.step if isinstance(rows, Batch) else 0
-        by_rank = self.zipf.rows_in_step(self.k, rows.num_latents, rows.num_rows, step)
+        number = rows.number if isinstance(rows, Batch) else 0
+        by_rank = self.zipf.rows_in_batch(self.k, rows.num_latents, rows.num_rows, number)
         return by_rank[rows.state[RANK].cpu()]
 
 

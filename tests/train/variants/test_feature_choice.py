@@ -124,7 +124,7 @@ class TestZipfPhases(TestPhases):
         pre = pre_activations(parameters, x)
         codes = torch.zeros_like(pre)
         law = ZipfAllotment.model_validate(self.settings["zipf"])
-        for latent, m in enumerate(law.rows_in_step(5, 96, x.shape[0], self.step).tolist()):
+        for latent, m in enumerate(law.rows_in_batch(5, 96, x.shape[0], self.step).tolist()):
             top = pre[:, latent].topk(m).indices
             codes[top, latent] = pre[top, latent].relu()
         error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
@@ -206,7 +206,7 @@ def test_carried_rows_are_the_expectation_on_average() -> None:
     zipf = ZipfAllotment(rounding="carry")
     expected = zipf.expected_rows(2, 500, 64)
     assert float(expected[-1]) < 1
-    steps = torch.stack([zipf.rows_in_step(2, 500, 64, step) for step in range(200)])
+    steps = torch.stack([zipf.rows_in_batch(2, 500, 64, step) for step in range(200)])
     torch.testing.assert_close(steps.double().mean(0), expected, atol=1 / 200, rtol=0)
     assert bool((steps >= expected.floor()).all() and (steps <= expected.ceil()).all())
     assert float((steps.sum(1) - 128).abs().max()) < 25  # spread over the batches
