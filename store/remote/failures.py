@@ -3,22 +3,26 @@
 import re
 from dataclasses import dataclass
 
-from ..errors import SaecacheError, UsageError
+from ..errors import CorruptCacheError, SaecacheError, UsageError
 
 
 class RemoteError(SaecacheError):
     """The object store failed although the request was repeated; the same command continues.
 
-    ``transient`` says whether it may yet succeed.
+    ``repeated`` says whether obstore did repeat the request: what breaks in the middle of a body it may not.
     """
 
-    def __init__(self, message: str, *, transient: bool = True) -> None:
+    def __init__(self, message: str, *, repeated: bool = False) -> None:
         super().__init__(message)
-        self.transient = transient
+        self.repeated = repeated
 
 
 class RemoteChangedError(SaecacheError):
     """Somebody changed the location while it was being read or written."""
+
+
+class WrongBytesError(CorruptCacheError):
+    """Other bytes came than were expected, on the way or in the store: asked again before it is believed."""
 
 
 class MissingObjectError(SaecacheError):
@@ -36,13 +40,6 @@ class Failure:
     status: int | None
     code: str
     text: str
-
-    @property
-    def transient(self) -> bool:
-        """Whether the same request may succeed when it is made again."""
-        if self.code in _DAMAGED_ON_THE_WAY or self.status is None:
-            return True
-        return self.status >= 500 or self.status in (408, 412, 416, 429)
 
 
 # The server got other bytes than were sent: send them again.
@@ -99,15 +96,21 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
         )
     if failure.status == 404:
         return MissingObjectError(f"{what} at {where}: there is no such object")
-    if failure.status and 300 <= failure.status < 400:
+    if "Received redirect" in failure.text:  # obstore does not follow them
         return AccessError(f"{where}: the bucket is in another region{name}; set AWS_REGION to its own")
     if "builder error" in failure.text:
         return AccessError(f"{where}: the endpoint is not a valid https:// URL; check AWS_ENDPOINT_URL")
     if failure.status is None:
-        return RemoteError(f"{what} at {where}: {_network_words(failure.text)}; run again, it continues")
-    if failure.transient:
-        return RemoteError(f"{what} at {where}: the server kept failing{name}; run again later, it continues")
-    return RemoteError(f"{what} at {where}: the server refused the request{name}", transient=False)
+        words = _network_words(failure.text)
+        return RemoteError(
+            f"{what} at {where}: {words}; run again, it continues", repeated="no answer" in words
+        )
+    if failure.status >= 500 or failure.status == 429:
+        return RemoteError(
+            f"{what} at {where}: the server kept failing{name}; run again later, it continues", repeated=True
+        )
+    repeated = failure.code not in _DAMAGED_ON_THE_WAY and failure.status not in (408, 412, 416)
+    return RemoteError(f"{what} at {where}: the server refused the request{name}", repeated=repeated)
 
 
 def _network_words(text: str) -> str:

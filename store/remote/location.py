@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from ..durable import write_all, write_file
 from ..errors import CorruptCacheError, SaecacheError
 from .backend import Backend
-from .failures import MissingObjectError, RemoteError, take_apart, translate
+from .failures import MissingObjectError, RemoteError, WrongBytesError, take_apart, translate
 from .parts import HashedParts, OnBytes, part_size
 from .settings import Patience
 from .urls import parse_url
@@ -146,7 +146,7 @@ class Location:
             try:
                 etag = self._put_parts(key, parts, size, sha256)
                 if etag != parts.etag() and (got := self._stream(key, None, size, None)) != sha256:
-                    raise CorruptCacheError(
+                    raise WrongBytesError(
                         f"{self.url}/{key}: other bytes arrived than were sent (sha256 {got}, not {sha256})"
                     )
             except BaseException:
@@ -258,7 +258,7 @@ class Location:
             got = self._stream(key, file, size, on_bytes)
             if got != sha256:
                 _moved(on_bytes, -size)
-                raise CorruptCacheError(f"{self.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
+                raise WrongBytesError(f"{self.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
 
         self._attempts(fetch)
 
@@ -271,10 +271,10 @@ class Location:
         try:
             result = self._open(key)
             if result.meta["size"] != size:
-                raise CorruptCacheError(f"{self.url}/{key}: {result.meta['size']} bytes, expected {size}")
+                raise WrongBytesError(f"{self.url}/{key}: {result.meta['size']} bytes, expected {size}")
             for chunk in self._chunks(key, result):
                 if done + len(chunk) > size:
-                    raise CorruptCacheError(f"{self.url}/{key}: more than the expected {size} bytes")
+                    raise WrongBytesError(f"{self.url}/{key}: more than the expected {size} bytes")
                 digest.update(chunk)
                 if file is not None:
                     write_all(file, chunk)
@@ -308,9 +308,9 @@ class Location:
         for attempt in range(1, patience.max_attempts + 1):
             try:
                 return work()
-            except (RemoteError, CorruptCacheError) as error:
-                passing = isinstance(error, CorruptCacheError) or error.transient
-                if not passing or attempt == patience.max_attempts:
+            except (RemoteError, WrongBytesError) as error:
+                given_up = isinstance(error, RemoteError) and error.repeated
+                if given_up or attempt == patience.max_attempts:
                     raise
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")

@@ -1,0 +1,68 @@
+"""A bucket on a real S3 server, reached directly (``team``) or through a proxy that breaks things."""
+
+import os
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import pytest
+
+from saecache.store.remote import Location, Patience, open_location
+
+from .proxy import Proxy, running_proxy
+from .server import BUCKET, S3Server, start_server, stop_server
+
+QUICK = Patience(
+    connect_seconds=5,
+    stall_seconds=1,
+    upload_seconds=5,
+    retry_seconds=20,
+    first_retry_seconds=5,
+    max_attempts=4,
+)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for each test process."""
+    server = start_server(tmp_path_factory.mktemp("seaweed"))
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture(scope="session")
+def shared_proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    with running_proxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def team(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty team prefix; the environment is that of a user of the server."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/config")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def proxy(team: str, shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """As ``team``, and everything that the test opens goes through the proxy."""
+    shared_proxy.clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", shared_proxy.url)
+    yield shared_proxy
+    shared_proxy.clear()
+
+
+@pytest.fixture
+def location(team: str) -> Location:
+    return open_location(team, QUICK)
+
+
+@pytest.fixture
+def open_quickly() -> Callable[[str], Location]:
+    """A location that gives up soon: for tests of what never succeeds."""
+    return lambda url: open_location(url, QUICK)

@@ -1,0 +1,256 @@
+"""Locations against a real server, directly and through a proxy that breaks things."""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saecache.store import CorruptCacheError, UsageError
+from saecache.store.remote import Location, is_url, open_location
+from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
+from saecache.store.remote.parts import HashedParts, part_size
+
+from .proxy import Proxy
+from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
+
+Open = Callable[[str], Location]
+CONTENT = os.urandom(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+LARGE = os.urandom(part_size(0) * 2 + 12345)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture(params=["s3", "file", "memory"])
+def anywhere(request: pytest.FixtureRequest, team: str, tmp_path: Path) -> Location:
+    urls = {"s3": team, "file": f"file://{tmp_path}/new/folder", "memory": f"memory://b/{tmp_path.name}"}
+    return open_location(urls[request.param])
+
+
+def test_every_store_does_the_same(anywhere: Location, file: Path, tmp_path: Path) -> None:
+    assert list(anywhere.objects()) == []
+    assert anywhere.head("a/x") is None
+    with pytest.raises(MissingObjectError):
+        anywhere.get("a/x", 10)
+    moved: list[int] = []
+    info = anywhere.upload(file, "a/x", size=len(CONTENT), sha256=SHA256, on_bytes=moved.append)
+    assert (info.key, info.size, sum(moved)) == ("a/x", len(CONTENT), len(CONTENT))
+    assert info.sha256 in (SHA256, None)
+    assert anywhere.put("a b/ü%", b"small")
+    assert anywhere.put("once", b"1", create=True)
+    assert not anywhere.put("once", b"2", create=True)
+    assert anywhere.get("once", 1) == b"1"
+    assert anywhere.get("a b/ü%", 10) == b"small"
+    assert anywhere.get_range("a/x", 1000, 50) == CONTENT[1000:1050]
+    assert {o.key: o.size for o in anywhere.objects()} == {"a/x": len(CONTENT), "a b/ü%": 5, "once": 1}
+    assert [o.key for o in anywhere.objects("a")] == ["a/x"]
+    assert anywhere.folders() == (["a", "a b"], ["once"])
+    assert anywhere.child("a").get("x", len(CONTENT)) == CONTENT
+    moved.clear()
+    anywhere.download("a/x", tmp_path / "back", size=len(CONTENT), sha256=SHA256, on_bytes=moved.append)
+    assert (tmp_path / "back").read_bytes() == CONTENT
+    assert sum(moved) == len(CONTENT)
+    assert anywhere.checksum("a/x", size=len(CONTENT)) == SHA256
+    anywhere.delete(["a/x", "once", "never/there"])
+    assert [o.key for o in anywhere.objects()] == ["a b/ü%"]
+
+
+def test_many_parts(location: Location, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(LARGE)
+    sha256 = hashlib.sha256(LARGE).hexdigest()
+    info = location.upload(path, "large", size=len(LARGE), sha256=sha256)
+    parts = HashedParts(path, len(LARGE), sha256, None)
+    assert b"".join(parts) == LARGE
+    assert info.etag == parts.etag()
+    assert info.etag.endswith("-3")
+    assert info.sha256 == sha256
+    location.download("large", tmp_path / "back", size=len(LARGE), sha256=sha256)
+    assert (tmp_path / "back").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one part", "many parts"])
+def test_a_damaged_file_is_not_uploaded(location: Location, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptCacheError, match="damaged"):
+        location.upload(path, "x", size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(CorruptCacheError, match="cannot be read"):
+        location.upload(tmp_path / "absent", "x", size=3, sha256=SHA256)
+    assert list(location.objects()) == []
+
+
+TRANSIENT_READS = {
+    "500 burst": {"kind": "status", "status": 500, "times": 3},
+    "503 burst": {"kind": "status", "status": 503, "code": "SlowDown", "times": 3},
+    "reset in the body": {"kind": "reset", "after": 100_000, "times": 2},
+    "reset before the body": {"kind": "lost_answer", "times": 2},
+    "truncated": {"kind": "truncate", "after": 200_000, "times": 2},
+    "short, as far as HTTP can tell": {"kind": "short", "after": 200_000, "times": 2},
+    "stall": {"kind": "stall", "after": 150_000},
+    "one flipped byte": {"kind": "flip", "after": 123_456, "times": 2},
+    "wrong ETag": {"kind": "etag", "times": 2},
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT_READS.values(), ids=TRANSIENT_READS)
+def test_reads_survive(
+    location: Location, proxy: Proxy, open_quickly: Open, team: str, file: Path, tmp_path: Path, fault: dict
+) -> None:
+    location.upload(file, "x", size=len(CONTENT), sha256=SHA256)
+    met = proxy.add(method="GET", path="/x", **fault)
+    moved: list[int] = []
+    through = open_quickly(team)
+    through.download("x", tmp_path / "back", size=len(CONTENT), sha256=SHA256, on_bytes=moved.append)
+    assert (tmp_path / "back").read_bytes() == CONTENT
+    assert met.met > 0
+    assert sum(moved) == len(CONTENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["file", "back"] or len(
+        list(tmp_path.iterdir())
+    ) == 2
+
+
+TRANSIENT_WRITES = {
+    "500 burst": {"kind": "status", "status": 500, "times": 3},
+    "503 burst": {"kind": "status", "status": 503, "code": "SlowDown", "times": 3},
+    "answer lost": {"kind": "lost_answer", "times": 2},
+    "one flipped byte": {"kind": "flip_request", "after": 123_456, "times": 2},
+    "wrong ETag": {"kind": "etag", "times": 2},
+}
+
+
+@pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one part", "many parts"])
+@pytest.mark.parametrize("fault", TRANSIENT_WRITES.values(), ids=TRANSIENT_WRITES)
+def test_writes_survive(
+    location: Location,
+    proxy: Proxy,
+    open_quickly: Open,
+    team: str,
+    tmp_path: Path,
+    fault: dict,
+    content: bytes,
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    met = proxy.add(method="PUT", path="/x", **fault)
+    moved: list[int] = []
+    sha256 = hashlib.sha256(content).hexdigest()
+    open_quickly(team).upload(path, "x", size=len(content), sha256=sha256, on_bytes=moved.append)
+    assert met.met > 0
+    assert sum(moved) == len(content)
+    assert location.checksum("x", size=len(content)) == sha256
+
+
+def test_bytes_that_stay_wrong_are_an_error(
+    location: Location, proxy: Proxy, open_quickly: Open, team: str, file: Path, tmp_path: Path
+) -> None:
+    location.upload(file, "x", size=len(CONTENT), sha256=SHA256)
+    proxy.add("flip", method="GET", path="/x", times=100)
+    with pytest.raises(CorruptCacheError, match=r"/x is damaged: sha256 is \w+, expected"):
+        open_quickly(team).download("x", tmp_path / "back", size=len(CONTENT), sha256=SHA256)
+    proxy.clear()
+    with pytest.raises(CorruptCacheError, match="300000 bytes, expected 300001"):
+        location.download("x", tmp_path / "back", size=len(CONTENT) + 1, sha256=SHA256)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(CorruptCacheError, match="expected at most 10"):
+        location.get("x", 10)
+
+
+ACCESS = {
+    "forbidden": ({"status": 403, "code": "AccessDenied"}, "not allowed"),
+    "expired": ({"status": 400, "code": "ExpiredToken"}, "have expired"),
+    "wrong key": ({"status": 403, "code": "InvalidAccessKeyId"}, "not accepted"),
+    "another region": ({"status": 301, "code": "PermanentRedirect"}, "another region"),
+}
+
+
+@pytest.mark.parametrize(("answer", "words"), ACCESS.values(), ids=ACCESS)
+def test_what_no_retry_can_mend_is_said_at_once(
+    proxy: Proxy, open_quickly: Open, team: str, file: Path, answer: dict, words: str
+) -> None:
+    location = open_quickly(team)
+    for method, work in {
+        "GET": lambda: location.get("x", 10),
+        "PUT": lambda: location.upload(file, "x", size=len(CONTENT), sha256=SHA256),
+    }.items():
+        proxy.clear()
+        proxy.add("status", method=method, times=100, **answer)
+        with pytest.raises(AccessError, match=words):
+            work()
+        assert len(proxy.seen) == 1
+
+
+def test_wrong_credentials_rights_and_buckets(
+    team: str, file: Path, monkeypatch: pytest.MonkeyPatch, open_quickly: Open
+) -> None:
+    with pytest.raises(AccessError, match="no such bucket"):
+        open_quickly("s3://nowhere/x").get("y", 10)
+    with pytest.raises(AccessError, match="no such bucket"):
+        list(open_quickly("s3://nowhere/x").objects())
+    with pytest.raises(AccessError, match="no such bucket"):
+        open_quickly("s3://nowhere/x").upload(file, "x", size=len(CONTENT), sha256=SHA256)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(AccessError, match="not accepted") as caught:
+        open_quickly(team).get("y", 10)
+    assert "not-the-secret" not in str(caught.value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    assert list(open_quickly(team).objects()) == []
+    with pytest.raises(AccessError, match="not allowed"):
+        open_quickly(team).put("x", b"1")
+
+
+def test_no_server_is_said_soon(team: str, monkeypatch: pytest.MonkeyPatch, open_quickly: Open) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(RemoteError, match=r"no answer from http://127.0.0.1:9 \(check the endpoint"):
+        open_quickly(team).get("x", 10)
+
+
+def test_a_server_that_keeps_failing(proxy: Proxy, open_quickly: Open, team: str) -> None:
+    proxy.add("status", status=500, times=10_000)
+    with pytest.raises(RemoteError, match=r"kept failing \(500 InternalError\); run again later"):
+        open_quickly(team).get("x", 10)
+
+
+def test_nothing_that_is_shown_holds_a_secret(location: Location, team: str) -> None:
+    shown = repr(location) + str(vars(location)) + repr(location._backend) + str(vars(location._backend))
+    assert SECRET_KEY not in shown
+    assert SECRET_KEY.encode() not in pickle.dumps(location)
+    assert pickle.loads(pickle.dumps(location)).url == team
+
+
+def test_urls() -> None:
+    assert is_url("s3://b/x")
+    assert is_url("file:///x")
+    for path in ("caches/x", "/caches/x", "C:\\caches", "C:/caches", Path("s3://b")):
+        assert not is_url(path)
+    assert open_location("memory://b//x///y/").url == "memory://b/x/y"
+    for url, words in {
+        "s3://": "names no bucket",
+        "http://host/x": "set AWS_ENDPOINT_URL",
+        "ftp://host/x": "expected one of s3://",
+        "s3://b/../x": "'..'",
+        "file://x/y": "three slashes",
+        "file:///": "names no folder",
+        "plain/path": "expected a URL",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            open_location(url)
+    for url in ("s3://key:hunter2@bucket/x", "s3://b/x?secret=hunter2"):
+        with pytest.raises(UsageError, match="come from the environment") as caught:
+            open_location(url)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_the_bucket_is_only_written_below_the_prefix(location: Location, file: Path, team: str) -> None:
+    location.child("a").upload(file, "x", size=len(CONTENT), sha256=SHA256)
+    whole = open_location(f"s3://{BUCKET}")
+    assert whole.head(f"{team.rsplit('/', 1)[1]}/a/x") is not None
