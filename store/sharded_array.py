@@ -3,11 +3,12 @@
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,28 @@ _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
 RowNumbers = NDArray[np.int64] | range  # a range has step 1
 
 
+class HeldFile(Protocol):
+    """A file that stays where it is while this object lives."""
+
+    path: Path
+
+
+class ShardFiles(Protocol):
+    """Where the files of a cache are, when not below its folder: they are brought to this machine."""
+
+    def hold(self, path: str, let_go: Callable[[], None]) -> HeldFile:
+        """The file ``path`` of the cache; ``let_go`` asks for the end of what is returned."""
+
+    def discard(self, path: str) -> bool:
+        """The bytes of ``path`` here are damaged: whether bringing it again can mend that."""
+
+
 @dataclass
 class _Shard:
-    path: Path
+    where: str  # for messages
     mapped: mmap.mmap
     offsets: NDArray[np.int64]  # of each inner chunk, -1 = absent
+    held: HeldFile | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +69,12 @@ class ShardedArray:
     missing, of the wrong size, or has a bad index or chunk raises :class:`CorruptCacheError` with its name.
     """
 
-    def __init__(self, root: Path, spec: ArraySpec, *, strict: bool = True) -> None:
+    def __init__(
+        self, root: Path | str, spec: ArraySpec, *, strict: bool = True, files: ShardFiles | None = None
+    ) -> None:
+        """``root`` is the cache's folder; with ``files``, only its name in messages."""
         self.spec = spec
+        self._files = files
         self._strict = strict
         self.shape = spec.shape
         self.dtype = np.dtype(spec.dtype)
@@ -169,11 +191,19 @@ class ShardedArray:
 
     def chunk(self, number: int) -> NDArray[Any]:
         """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked."""
+        try:
+            return self._chunk(number)
+        except CorruptCacheError:
+            shard = number // self.spec.chunks_per_shard
+            if self._files is None or not self._files.discard(self.spec.shard_path(shard)):
+                raise
+            self._forget(shard)
+            return self._chunk(number)
+
+    def _chunk(self, number: int) -> NDArray[Any]:
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         shape = (self.spec.chunk_rows, *self.shape[1:])
-        with self._lock:
-            shard = self._shard(shard_number)
-            checked = self._checked[shard_number]
+        shard, checked = self._shard(shard_number)
         offset = int(shard.offsets[slot])
         if offset < 0:
             return np.zeros(shape, dtype=self.dtype)
@@ -181,7 +211,7 @@ class ShardedArray:
         payload = stored[:-CRC_BYTES]
         if not checked[slot]:
             if crc32c(payload) != stored[-CRC_BYTES:].tobytes():
-                raise CorruptCacheError(f"{shard.path}: chunk {slot} does not match its crc32c")
+                raise CorruptCacheError(f"{shard.where}: chunk {slot} does not match its crc32c")
             checked[slot] = True
         return payload.view(self.dtype).reshape(shape)
 
@@ -215,40 +245,51 @@ class ShardedArray:
             start = offset - offset % mmap.PAGESIZE
             shard.mapped.madvise(getattr(mmap, advice), start, offset + self.spec.chunk_bytes - start)
 
-    def _shard(self, number: int) -> _Shard:
-        """Open a shard, or find it among those that are; the lock is held."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        self._open[number] = self._map(number)
-        self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, dtype=np.bool_))
-        if len(self._open) > MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)  # views of it that are still in use keep their memory
-        return self._open[number]
+    def _shard(self, number: int) -> tuple[_Shard, NDArray[np.bool_]]:
+        """Open a shard, or find it among those that are; and which of its chunks were checked."""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number], self._checked[number]
+        mapped = self._map(number)  # without the lock: it may have to come over a network first
+        with self._lock:
+            shard = self._open.setdefault(number, mapped)
+            checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, dtype=np.bool_))
+            if len(self._open) > MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)  # views of it that are still in use keep their memory
+            return shard, checked
+
+    def _forget(self, number: int) -> None:
+        """Close a shard, if it is open."""
+        with self._lock:
+            self._open.pop(number, None)
 
     def _map(self, number: int) -> _Shard:
         """Map a shard file and read its index."""
-        path, expected = self._root / self.spec.shard_path(number), self.spec.shard_size(number)
+        name, expected = self.spec.shard_path(number), self.spec.shard_size(number)
+        held = None if self._files is None else self._files.hold(name, partial(self._forget, number))
+        path = Path(self._root) / name if held is None else held.path
+        where = f"{self._root}/{name}"
         try:
             with path.open("rb") as file:
                 size = path.stat().st_size
                 if size != expected and (self._strict or not size):
                     raise CorruptCacheError(
-                        f"{path}: {size} bytes, expected {expected}: truncated or altered"
+                        f"{where}: {size} bytes, expected {expected}: truncated or altered"
                     )
                 # A private map: torch wants memory that looks writable; nothing written would reach the file.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             if self._strict:
-                raise CorruptCacheError(f"{path}: the shard is missing") from None
-            return _Shard(path, mmap.mmap(-1, 1), np.full(self.spec.chunks_per_shard, -1))
+                raise CorruptCacheError(f"{where}: the shard is missing") from None
+            return _Shard(where, mmap.mmap(-1, 1), np.full(self.spec.chunks_per_shard, -1))
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
-        offsets = parse_index(tail, self.spec, str(path), size)[:, 0]
+        offsets = parse_index(tail, self.spec, where, size)[:, 0]
         present = offsets[: self.spec.chunks_of_shard(number)]
         if self._strict and (present < 0).any():
             slot = int(np.flatnonzero(present < 0)[0])
-            raise CorruptCacheError(f"{path}: chunk {slot} is not stored")
-        return _Shard(path, mapped, offsets)
+            raise CorruptCacheError(f"{where}: chunk {slot} is not stored")
+        return _Shard(where, mapped, offsets, held)
 
 
 def _copy(piece: Piece, out: NDArray[Any]) -> None:

@@ -70,9 +70,13 @@ class LocalCache:
                 if not _used_now(path):
                     self._download(sha256, size, fetch)
 
-    def discard(self, sha256: str) -> None:
-        """Remove a file whose bytes turned out to be damaged; who has it mapped keeps it."""
-        self.path_of(sha256).unlink(missing_ok=True)
+    def discard(self, sha256: str) -> bool:
+        """Remove a damaged file (who has it mapped keeps it); False when it is not here."""
+        try:
+            self.path_of(sha256).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def path_of(self, sha256: str) -> Path:
         return self.folder / "shards" / sha256[:2] / sha256
@@ -172,8 +176,8 @@ class LocalCache:
             if not _is_full(error):
                 raise
             raise DiskFullError(
-                f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name "
-                "another folder in SAECACHE_CACHE_DIR, and run the same command again"
+                f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name"
+                " another folder in SAECACHE_CACHE_DIR, and run the same command again"
             ) from error
 
     def _stripe(self, sha256: str, timeout: float = -1) -> AbstractContextManager[object]:

@@ -54,9 +54,9 @@ class RemoteShards:
         self._let_others_go(held, let_go)
         return held
 
-    def discard(self, path: str) -> None:
-        """The local copy is damaged: the next :meth:`hold` downloads it again."""
-        self._local.discard(self._files[path].sha256)
+    def discard(self, path: str) -> bool:
+        """The local copy is damaged: the next :meth:`hold` downloads it again. False when there is none."""
+        return self._local.discard(self._files[path].sha256)
 
     @contextmanager
     def ahead(self, paths: Iterable[str]) -> Iterator[None]:
