@@ -8,6 +8,8 @@ from typing import Any
 from .config import StorageConfig
 from .errors import UsageError
 
+OWN_KEYS = ("hooks", "context", "seed", "heldout_fraction", "storage")  # what the writer adds to a source
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces, no NaN: equal values give equal text.
@@ -48,6 +50,7 @@ def whole_identity(
         "heldout_fraction": float(heldout_fraction),
         "storage": storage.model_dump(mode="json", exclude={"memory_bytes"}),
     }
+    assert set(own) == set(OWN_KEYS)
     if clash := sorted(own.keys() & source.keys()):
         raise UsageError(f"identity: {', '.join(clash)}: the writer adds these, leave them out")
     whole: dict[str, Any] = json.loads(canonical_json({**source, **own}))

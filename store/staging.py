@@ -1,6 +1,6 @@
 """Rows from the caller into blocks of records, and full blocks to the spill."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,25 @@ class Staging:
             if block.used == full:
                 self.flush()
         return None
+
+    def add_records(
+        self, records: Sequence[NDArray[np.uint8]], token: NDArray[np.uint64], bucket: NDArray[np.integer]
+    ) -> None:
+        """Take encoded rows: [n, record_bytes] of each hook in turn, token [n], bucket [n]."""
+        start, total = 0, len(token)
+        while start < total:
+            block = self._block
+            full = self._rows_of_block()
+            count = min(total - start, full - block.used)
+            given, room = slice(start, start + count), slice(block.used, block.used + count)
+            for target, source in zip(block.records, records, strict=True):
+                target[room] = source[given]
+            block.token[room], block.bucket[room] = token[given], bucket[given]
+            block.used += count
+            start += count
+            self._rows_taken += count
+            if block.used == full:
+                self.flush()
 
     def _rows_of_block(self) -> int:
         """Small blocks at first, so that writing begins early; later large ones, for large segments."""

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import CorruptCacheError
+from .heldout import heldout_positions
 from .keys import row_keys
-from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec
+from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest, load_manifest
 from .publish import nested_metadata, root_metadata
 from .sharded_array import ShardedArray
 from .untrusted import check_no_links, read_json
 
 _BLOCK_ROWS = 1 << 20
+_RANGE_TOKENS = 1 << 27  # whose side of the split is held in memory at once
 
 
 @dataclass
@@ -36,7 +39,8 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
     """Read the whole cache and compare it with its manifest.
 
     Checked are size and sha256 of every shard, index and crc32c of every chunk, the metadata of every array
-    and group, and that token indices are distinct, in range, and in the order of the shuffle.
+    and group, that token indices are distinct, in range, and in the order of the shuffle, and that every row
+    is on the side of the held-out split where its document belongs.
 
     Args:
         path: the cache.
@@ -70,6 +74,8 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
                 on_progress(done, total)
     if report.ok:  # the numbers in damaged files say nothing
         report.problems += _check_tokens(path, manifest)
+    if report.ok:
+        report.problems += _check_heldout(path, manifest)
     return report
 
 
@@ -138,3 +144,36 @@ def _check_tokens(path: Path, manifest: Manifest) -> Iterator[str]:
                 yield f"{spec.path}: rows are not in the order that follows from the seed"
                 return
             last = int(keys[-1])
+
+
+def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Rows of held-out documents, and no others, are in the held-out split."""
+    layout = manifest.layout
+    if not isinstance(manifest.identity.get("seed"), int):
+        return  # nobody can tell
+    array = ShardedArray(path, layout.documents()) if manifest.tokens != "none" else None
+    sequences = max(1, _RANGE_TOKENS // layout.context)
+    for first in range(0, layout.sequences, sequences):
+        last = min(first + sequences, layout.sequences)
+        heldout = np.empty((last - first, layout.context), np.bool_)
+        step = max(1, _BLOCK_ROWS // layout.context)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            documents = np.arange(start, stop)[:, None] if array is None else array[start:stop]
+            heldout[start - first : stop - first] = heldout_positions(manifest, documents, start)
+        yield from _misplaced(path, layout, heldout.reshape(-1), first * layout.context)
+
+
+def _misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
+    """Rows whose token is among those from ``first`` on and which ``heldout`` puts into the other split."""
+    for split in SPLITS:
+        spec = layout.token(split)
+        array = ShardedArray(path, spec)
+        for start in range(0, spec.shape[0], _BLOCK_ROWS):
+            places = array[start : start + _BLOCK_ROWS].astype(np.int64) - first
+            inside = (places >= 0) & (places < len(heldout))
+            wrong = np.flatnonzero(inside)[heldout[places[inside]] != (split == "heldout")]
+            if len(wrong):
+                side = "held out" if split == "train" else "not held out"
+                yield f"{spec.path}: row {start + int(wrong[0])} is of a document that is {side}"
+                return

@@ -160,6 +160,44 @@ class CacheWriter:
             raise UsageError(f"documents: expected {n} of them, got {len(numbers)}")
         self._append(kind, numbers, np.ones((n, 1), dtype=np.bool_), activations, arrays)
 
+    def write_records(
+        self, split: str, token: NDArray[np.uint64], records: Mapping[str, NDArray[np.uint8]]
+    ) -> None:
+        """Append rows of a finished cache as they are stored: nothing is encoded, no document is looked at.
+
+        Their sequences come before them, by :meth:`write_token_arrays`.
+
+        Args:
+            split: ``train`` or ``heldout``, which they stay in; held-out rows come in reading order.
+            token: uint64 [n], sequence * context + position in this cache.
+            records: hook -> uint8 [n, record_bytes], see ``records.py``.
+        """
+        self._check_usable()
+        self._check_hooks(records)
+        assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
+        with full_disk_explained(self.path), self._failing():
+            staging = self._begin_writing(self._pending.tokens)
+            bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
+            if split == "heldout":
+                bucket[:] = self._journal.num_buckets
+            staging.add_records([records[hook] for hook in self.hooks], token, bucket)
+            count = f"{split}_rows"
+            self._pending = self._pending.model_copy(
+                update={count: getattr(self._pending, count) + len(token)}
+            )
+
+    def write_token_arrays(
+        self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
+    ) -> None:
+        """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
+        self._check_usable()
+        self._check_goes_on(tokens)
+        with full_disk_explained(self.path), self._failing():
+            self._begin_writing(tokens).add_sequences(dict(arrays))
+            self._pending = self._pending.model_copy(
+                update={"sequences": self._pending.sequences + sequences}
+            )
+
     def commit(self, progress: Mapping[str, Any] | None = None) -> None:
         """Make everything written so far durable, together with ``progress`` (plain JSON; None keeps the
         last).
@@ -267,6 +305,23 @@ class CacheWriter:
             self._pending = self._pending.model_copy(update={"tokens": tokens})
         return self._staging
 
+    @property
+    def _written_tokens(self) -> int:
+        return self._pending.sequences * self.context
+
+    def _check_goes_on(self, tokens: TokensKind) -> None:
+        begun = self._pending.tokens or tokens
+        if begun != tokens:
+            raise UsageError(f"this cache was begun with tokens: {begun}; it cannot go on with: {tokens}")
+        if (self.path / "zarr.json").is_file():
+            raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
+
+    def _begin_writing(self, tokens: TokensKind) -> Staging:
+        """The staging area; what a former finalize has written goes, because more is coming."""
+        if self._staging is None:
+            discard_results(self.path)
+        return self._open_spill(tokens)
+
     def _append(
         self,
         tokens: TokensKind,
@@ -277,18 +332,12 @@ class CacheWriter:
     ) -> None:
         self._check_usable()
         self._check_hooks(activations)
-        begun = self._pending.tokens or tokens
-        if begun != tokens:
-            raise UsageError(f"this cache was begun with tokens: {begun}; it cannot go on with: {tokens}")
-        if (self.path / "zarr.json").is_file():
-            raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
         where = np.flatnonzero(keep)
         for hook, width in self.hooks.items():
             check_rows(activations[hook], len(where), width, hook)
+        self._check_goes_on(tokens)
         with full_disk_explained(self.path), self._failing():
-            if self._staging is None:
-                discard_results(self.path)
-            staging = self._open_spill(tokens)
+            staging = self._begin_writing(tokens)
             first = self._pending.sequences
             token = where.astype(np.uint64) + np.uint64(first * self.context)
             heldout = is_heldout(self.seed, documents.reshape(-1)[where], self.heldout_fraction)

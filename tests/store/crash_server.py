@@ -1,8 +1,9 @@
 """Forks a writer for every line of JSON on stdin, kills it where the line says, and prints how it ended.
 
 One process imports everything once; its children are killed. A line is a JSON object with path, batch,
-commit_every, and kill_at: the child sends itself SIGKILL at so-and-so many changes of the file system; or
-kill_after: the parent kills it after so many seconds. The answer has its status and the changes it made.
+commit_every (or merge, the caches to merge into path), and kill_at: the child sends itself SIGKILL at
+so-and-so many changes of the file system; or kill_after: the parent kills it after so many seconds. The
+answer has its status and the changes it made.
 """
 
 import json
@@ -15,12 +16,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from saecache.store import merging, open_cache, replay
+
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 source = helpers["make_source"](sequences=60, hooks={"a": 24, "b": 8})
+replay.COMMIT_BYTES, replay._BLOCK_BYTES = 1 << 12, 1 << 11  # many commits, in a small cache
 
 
 def write(request: dict[str, Any]) -> None:
+    if "merge" in request:
+        merging.merge_caches([open_cache(path) for path in request["merge"]], request["path"])
+        return
     helpers["write_cache"](
         Path(request["path"]),
         source,

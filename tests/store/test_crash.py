@@ -29,9 +29,9 @@ def run() -> Iterator[Run]:
     assert server.stdin and server.stdout
 
     def run(
-        path: Path, *, batch: int = BATCH, commit_every: int = COMMIT_EVERY, **kill: Any
+        path: Path, *, batch: int = BATCH, commit_every: int = COMMIT_EVERY, **more: Any
     ) -> dict[str, Any]:
-        request = {"path": str(path), "batch": batch, "commit_every": commit_every, **kill}
+        request = {"path": str(path), "batch": batch, "commit_every": commit_every, **more}
         print(json.dumps(request), file=server.stdin, flush=True)
         answer: dict[str, Any] = json.loads(server.stdout.readline())
         return answer
@@ -113,3 +113,28 @@ def test_a_cache_that_only_lacks_its_cleaning_can_be_read(
             assert open_cache(path).fingerprint == open_cache(whole).fingerprint
             return
     pytest.fail("no moment between manifest and cleaning was met")
+
+
+def test_merging_killed_at_any_change_of_the_file_system(
+    tmp_path: Path, run: Run, make_source: Callable[..., Any], write_cache: Callable[..., Any], contents: Any
+) -> None:
+    """Slices, conversions and extended caches are written by the same copy of rows."""
+    sources = [str(tmp_path / name) for name in "ab"]
+    for seed, path in enumerate(sources):
+        write_cache(Path(path), make_source(30, hooks={"a": 24}, seed=seed), identity={"text": path[-1]})
+    whole = run(tmp_path / "whole", merge=sources)
+    assert whole["status"] == 0 and whole["changes"] > 100
+    for kill_at in random.Random(2).sample(range(1, whole["changes"]), 14):
+        path = tmp_path / str(kill_at)
+        assert run(path, merge=sources, kill_at=kill_at)["status"] == -signal.SIGKILL
+        assert run(path, merge=sources)["status"] == 0
+        check(path, tmp_path / "whole", contents)
+    path = tmp_path / "again and again"
+    deaths = 0
+    for kill_at in range(12, 4 * whole["changes"], 20):
+        if run(path, merge=sources, kill_at=kill_at)["status"] == 0:
+            break
+        deaths += 1
+    assert deaths > 3
+    check(path, tmp_path / "whole", contents)
+    assert verify_cache(path).ok
