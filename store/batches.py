@@ -38,6 +38,13 @@ class BatchPlan:
         """Every row, one after the other."""
         return self.order.epoch == 0 and self.keep is None
 
+    def shards(self, chunks_per_shard: int) -> list[int]:
+        """Numbers of the shards, in the order in which they are first needed."""
+        shards = self.order.chunks_from(self.start()[0]) // chunks_per_shard
+        _, first_places = np.unique(shards, return_index=True)
+        in_order: list[int] = shards[np.sort(first_places)].tolist()
+        return in_order
+
     def start(self) -> tuple[int, int]:
         """(window to start with, rows to skip from there)."""
         skip = self.start_batch * self.rows_per_batch

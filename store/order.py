@@ -51,6 +51,13 @@ class EpochOrder:
             return np.arange(first, first + 1)
         return self._permuted[first : first + self.window_chunks]
 
+    def chunks_from(self, window: int) -> NDArray[np.int64]:
+        """Numbers of the chunks of a window and of all that follow it."""
+        first = window * self.window_chunks
+        if self.epoch == 0:
+            return np.arange(first, -(-self.num_rows // self.chunk_rows))
+        return self._permuted[first:]
+
     def rows(self, window: int) -> NDArray[np.int64]:
         """Row numbers of a window in the order in which they are handed out."""
         starts = self.chunks(window)[:, None] * self.chunk_rows

@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,21 +19,35 @@ from .layout import SPLITS
 from .manifest import Manifest, check_files, load_manifest
 from .normalization import NORMALIZATIONS, NormalizationKind, Normalizer
 from .order import EpochOrder
+from .remote.urls import is_url
 from .row_reader import RowReader
 from .sharded_array import RowNumbers, ShardedArray
 from .statistics import HookStatistics
+
+if TYPE_CHECKING:
+    from .remote.shards import RemoteShards
 
 _COUNTED_ROWS = 1 << 16
 
 
 def open_cache(path: Path | str) -> "ActivationCache":
-    """Open a finished cache. Reads its manifest and looks at the sizes of its files.
+    """Open a finished cache: a folder, or a URL as ``s3://bucket/team/name``.
+
+    Of a folder the manifest and the sizes of all files are read. Of a URL the manifest; the rest is
+    downloaded when it is read, and ahead of that, to the local cache that the processes of this machine share
+    (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), checked against the manifest.
 
     Raises:
-        UsageError: no such folder, not a cache, or a newer format.
+        UsageError: no such folder or location, not a cache, a newer format, or no access.
         IncompleteCacheError: the cache is still being written.
         CorruptCacheError: the manifest contradicts itself, or a file is missing or of the wrong size.
+        RemoteError: the object store does not answer.
     """
+    if is_url(path):
+        from .remote.opening import open_remote
+
+        url, manifest, files = open_remote(str(path))
+        return ActivationCache(url, manifest, files)
     path = Path(path)
     manifest = load_manifest(path)
     check_files(path, manifest)
@@ -48,8 +62,9 @@ class ActivationCache:
     ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, manifest: Manifest, files: "RemoteShards | None" = None) -> None:
+        self.path = path  # its folder, or its URL
+        self._files = files
         self.manifest = manifest
         self.fingerprint = manifest.fingerprint
         self.hooks = list(manifest.hooks)
@@ -57,7 +72,7 @@ class ActivationCache:
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
         self._kept: dict[tuple[str, str, float, int], int] = {}
-        self._arrays = {spec.path: ShardedArray(path, spec) for spec in self._layout.arrays()}
+        self._arrays = {spec.path: ShardedArray(path, spec, files=files) for spec in self._layout.arrays()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache for itself."""
@@ -127,7 +142,13 @@ class ActivationCache:
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
         plan = BatchPlan(
-            order=EpochOrder(rows, self._layout.chunk_rows, seed, epoch if split == "train" else 0),
+            order=EpochOrder(
+                num_rows=rows,
+                chunk_rows=self._layout.chunk_rows,
+                seed=seed,
+                epoch=epoch if split == "train" else 0,
+                shard_chunks=self._layout.shard_rows // self._layout.chunk_rows,
+            ),
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
@@ -146,7 +167,13 @@ class ActivationCache:
             reader.fill(batch, numbers, pool, release=False, threads=threads)
             return batch.to(device)
 
-        return iterate(reader.activations, plan, make)
+        batches = iterate(reader.activations, plan, make)
+        if self._files is None:
+            return batches
+        specs = [array.spec for array in reader.arrays]
+        shards = plan.shards(specs[0].chunks_per_shard)
+        paths = [spec.shard_path(shard) for shard in shards for spec in specs]
+        return _downloading_ahead(batches, self._files, paths)
 
     def num_batches(
         self,
@@ -291,3 +318,10 @@ def _check_one_of(what: str, name: str, known: Any) -> None:
         close = get_close_matches(str(name), known, n=3)
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
         raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
+
+
+def _downloading_ahead(
+    batches: Iterator[torch.Tensor], files: "RemoteShards", paths: list[str]
+) -> Iterator[torch.Tensor]:
+    with files.ahead(paths):
+        yield from batches

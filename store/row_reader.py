@@ -25,6 +25,15 @@ class RowReader:
     kind: NormalizationKind
     scale: float  # of kind "scale"
 
+    @property
+    def _needs_norms(self) -> bool:
+        return (self.stored == "unit") != (self.kind in ("unit", "layer_norm"))
+
+    @property
+    def arrays(self) -> list[ShardedArray]:
+        """The arrays that are read; all are cut alike."""
+        return [self.activations, self.norm, self.mean] if self._needs_norms else [self.activations]
+
     def fill(
         self,
         out: torch.Tensor,
@@ -75,7 +84,7 @@ class RowReader:
     def _renormalize(self, y: torch.Tensor, numbers: RowNumbers) -> None:
         """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
         wants_unit = self.kind in ("unit", "layer_norm")
-        if (self.stored == "unit") != wants_unit:
+        if self._needs_norms:
             norm = torch.from_numpy(self.norm.gather(numbers))[:, None]
             mean = torch.from_numpy(self.mean.gather(numbers))[:, None]
             if wants_unit:

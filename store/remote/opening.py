@@ -6,26 +6,30 @@ from pathlib import Path
 from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, parse_manifest
 from .failures import MissingObjectError, RemoteChangedError
+from .local_cache import LocalCache
 from .local_settings import check_limit, open_local_cache
 from .location import Location, open_location
+from .settings import Patience
 from .shards import RemoteShards
 
 MANIFEST_KEY = "zarr.json"
 
 
-def open_remote(url: str) -> tuple[Manifest, RemoteShards]:
-    """The manifest of the cache at ``url``, and its files as they are wanted.
+def open_remote(
+    url: str, *, local: LocalCache | None = None, patience: Patience | None = None
+) -> tuple[str, Manifest, RemoteShards]:
+    """The tidy URL of the cache at ``url``, its manifest, and its files as they are wanted.
 
     Raises:
         UsageError: no cache there, a newer format, no access, or a local cache that is too small.
         CorruptCacheError: the manifest contradicts itself.
         RemoteError: the object store does not answer.
     """
-    location = open_location(url)
+    location = open_location(url, patience)
     manifest = read_remote_manifest(location)
-    local = open_local_cache()
+    local = local or open_local_cache()
     check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
-    return manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
+    return location.url, manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
 
 
 def read_remote_manifest(location: Location) -> Manifest:

@@ -62,7 +62,7 @@ class RemoteShards:
     def ahead(self, paths: Iterable[str]) -> Iterator[None]:
         """Within it files are downloaded ahead, in the order in which they will be needed."""
         limit = min(int(self._local.limit_bytes * _SHARE_AHEAD), _MOST_AHEAD_BYTES)
-        schedule = _Schedule((self._files[path] for path in paths), limit, self._start)
+        schedule = _Schedule([self._files[path] for path in paths], limit, self._start)
         with self._lock:
             self._schedules.append(schedule)
         schedule.fill()
@@ -106,44 +106,44 @@ class _Schedule:
     """What one epoch needs, in order: at most ``limit_bytes`` of it are downloaded before they are needed."""
 
     def __init__(
-        self, files: Iterator[FileInfo], limit_bytes: int, start: Callable[[FileInfo], Future[None]]
+        self, files: list[FileInfo], limit_bytes: int, start: Callable[[FileInfo], Future[None]]
     ) -> None:
         self._files = files
+        self._places = {file.path: place for place, file in enumerate(files)}
         self._limit_bytes = limit_bytes
         self._start = start
         self._lock = threading.Lock()
-        self._ahead: deque[tuple[FileInfo, Future[None]]] = deque()
-        self._ahead_bytes = 0
-        self._next: FileInfo | None = None
+        self._begun: deque[tuple[int, Future[None]]] = deque()  # (place, download) from the next needed on
+        self._needed = self._next = 0  # places of the next that is needed, and of the next to begin
         self._closed = False
 
     def fill(self) -> None:
-        """Start downloads up to the limit; one always."""
+        """Begin downloads up to the limit; one always."""
         with self._lock:
-            while not self._closed:
-                file = self._next or next(self._files, None)
-                self._next = file
-                if file is None or (self._ahead and self._ahead_bytes + file.size > self._limit_bytes):
+            ahead = sum(self._files[place].size for place, _ in self._begun)
+            while not self._closed and self._next < len(self._files):
+                file = self._files[self._next]
+                if self._begun and ahead + file.size > self._limit_bytes:
                     return
-                self._ahead.append((file, self._start(file)))
-                self._ahead_bytes += file.size
-                self._next = None
+                self._begun.append((self._next, self._start(file)))
+                self._next += 1
+                ahead += file.size
 
     def reached(self, path: str) -> None:
         """``path`` is needed now, and so all before it were."""
+        place = self._places.get(path, -1)
         with self._lock:
-            if all(file.path != path for file, _ in self._ahead):
+            if place < self._needed:
                 return
-            while True:
-                file, _ = self._ahead.popleft()
-                self._ahead_bytes -= file.size
-                if file.path == path:
-                    break
+            self._needed = place + 1
+            self._next = max(self._next, self._needed)
+            while self._begun and self._begun[0][0] < self._needed:
+                self._begun.popleft()
         self.fill()
 
     def cancel(self) -> None:
         """Downloads that did not begin are not made."""
         with self._lock:
             self._closed = True
-            for _, future in self._ahead:
+            for _, future in self._begun:
                 future.cancel()

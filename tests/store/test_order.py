@@ -43,6 +43,8 @@ def test_a_window_holds_the_rows_of_its_chunks(order: EpochOrder) -> None:
     for window in range(order.num_windows):
         chunks = order.chunks(window)
         assert len(chunks) <= WINDOW_CHUNKS
+        following = [order.chunks(later) for later in range(window, order.num_windows)]
+        assert np.array_equal(order.chunks_from(window), np.concatenate(following))
         assert set((order.rows(window) // order.chunk_rows).tolist()) == set(chunks.tolist())
 
 
