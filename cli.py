@@ -98,7 +98,7 @@ def harvest(
 @_command(app, "train")
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")],
-    cache: Annotated[Path, typer.Option(help="The cache to train from.")],
+    cache: Annotated[str, typer.Option(help="The cache to train from: a folder, or a URL as s3://...")],
     set_: SetOption = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder. Default: runs/<first variant>-<hash>.")
@@ -131,7 +131,7 @@ def train(
 @_command(app, "evaluate")
 def evaluate(
     targets: Annotated[list[Path], typer.Argument(help="SAE folders, or run folders (every SAE in them).")],
-    cache: Annotated[Path, typer.Option(help="The cache whose held-out rows are used.")],
+    cache: Annotated[str, typer.Option(help="The cache whose held-out rows are used: a folder or a URL.")],
     out: Annotated[
         Path | None, typer.Option(help="Where the results go. Default: RUN_DIR/results.json.")
     ] = None,

@@ -188,13 +188,11 @@ def load_model_of(
     Raises:
         UsageError: the cache names no model, the model is not there, or its weights are others.
     """
-    from ..store.info import read_provenance
-
     identity: Mapping[str, Any] = cache.manifest.identity
     facts = identity.get("model")
     if not isinstance(facts, Mapping) or "name" not in facts:
         raise UsageError(f"{cache.path} names no language model: its rows were not harvested from one")
-    path = name or str(read_provenance(cache.path).get("model_folder") or facts["name"])
+    path = name or str(cache.provenance.get("model_folder") or facts["name"])
     try:
         revision = facts.get("revision") if name is None else None
         files = locate_model(path, revision, trust_remote_code=trust_remote_code)

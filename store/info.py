@@ -10,6 +10,7 @@ from .layout import PROVENANCE_GROUP
 from .manifest import Manifest, load_manifest
 from .untrusted import check_depth, read_json
 
+PROVENANCE_FILE = f"{PROVENANCE_GROUP}/zarr.json"
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100
 
@@ -22,10 +23,18 @@ def read_manifest(path: Path | str) -> Manifest:
 def read_provenance(path: Path | str) -> dict[str, Any]:
     """Facts that do not make it another cache (created, software, throughput); {} where there are none."""
     try:
-        attributes = read_json(Path(path) / PROVENANCE_GROUP / "zarr.json")["attributes"]
-        check_depth(attributes, PROVENANCE_GROUP)
-    except (OSError, ValueError, KeyError, TypeError):
+        return provenance_facts(read_json(Path(path) / PROVENANCE_FILE))
+    except (OSError, ValueError):
         return {}  # nothing depends on them
+
+
+def provenance_facts(metadata: Any) -> dict[str, Any]:
+    """The facts in the metadata of a provenance group; {} where they are not what they should be."""
+    try:
+        attributes = metadata["attributes"]
+        check_depth(attributes, PROVENANCE_GROUP)
+    except (ValueError, KeyError, TypeError):
+        return {}
     return attributes if isinstance(attributes, dict) else {}
 
 

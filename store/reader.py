@@ -15,7 +15,7 @@ from .batches import BatchPlan, iterate
 from .buffers import BufferPool
 from .errors import UsageError
 from .info import read_provenance
-from .layout import SPLITS
+from .layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from .manifest import Manifest, check_files, load_manifest
 from .normalization import NORMALIZATIONS, NormalizationKind, Normalizer
 from .order import EpochOrder
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from .remote.shards import RemoteShards
 
 _COUNTED_ROWS = 1 << 16
+_TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 
 
-def open_cache(path: Path | str) -> "ActivationCache":
+def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
     """Open a finished cache: a folder, or a URL as ``s3://bucket/team/name``.
+
+    With ``rows`` only the first training rows are there, a uniform sample (:meth:`ActivationCache.head`).
 
     Of a folder the manifest and the sizes of all files are read. Of a URL the manifest; the rest is
     downloaded when it is read, and ahead of that, to the local cache that the processes of this machine share
     (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), checked against the manifest.
 
     Raises:
-        UsageError: no such folder or location, not a cache, a newer format, or no access.
+        UsageError: no such folder or location, not a cache, a newer format, no access, or fewer rows.
         IncompleteCacheError: the cache is still being written.
         CorruptCacheError: the manifest contradicts itself, or a file is missing or of the wrong size.
         RemoteError: the object store does not answer.
@@ -47,11 +50,13 @@ def open_cache(path: Path | str) -> "ActivationCache":
         from .remote.opening import open_remote
 
         url, manifest, files = open_remote(str(path))
-        return ActivationCache(url, manifest, files)
-    path = Path(path)
-    manifest = load_manifest(path)
-    check_files(path, manifest)
-    return ActivationCache(path, manifest)
+        cache = ActivationCache(url, manifest, files)
+    else:
+        path = Path(path)
+        manifest = load_manifest(path)
+        check_files(path, manifest)
+        cache = ActivationCache(path, manifest)
+    return cache if rows is None else cache.head(rows)
 
 
 class ActivationCache:
@@ -62,9 +67,16 @@ class ActivationCache:
     ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
     """
 
-    def __init__(self, path: Path | str, manifest: Manifest, files: "RemoteShards | None" = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        files: "RemoteShards | None" = None,
+        rows: int | None = None,
+    ) -> None:
         self.path = path  # its folder, or its URL
         self._files = files
+        self._rows = rows  # training rows that are used; None: all
         self.manifest = manifest
         self.fingerprint = manifest.fingerprint
         self.hooks = list(manifest.hooks)
@@ -72,19 +84,39 @@ class ActivationCache:
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
         self._kept: dict[tuple[str, str, float, int], int] = {}
-        self._arrays = {spec.path: ShardedArray(path, spec, files=files) for spec in self._layout.arrays()}
+        self._arrays = {
+            spec.path: ShardedArray(
+                path, spec, files=files, rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None
+            )
+            for spec in self._layout.arrays()
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache for itself."""
-        return open_cache, (self.path,)
+        return open_cache, (self.path, self._rows)
 
     def __len__(self) -> int:
         """Training rows."""
-        return self.manifest.train_rows
+        return self.num_rows("train")
 
     def num_rows(self, split: str = "train") -> int:
         _check_one_of("split", split, SPLITS)
-        return self._layout.rows(split)
+        return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
+
+    def head(self, rows: int) -> "ActivationCache":
+        """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
+
+        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which normalization
+        ``scale`` goes by: a run on fewer rows sees them scaled as one on all.
+
+        Raises:
+            UsageError: there are fewer rows.
+        """
+        return ActivationCache(self.path, self.manifest, self._files, self._limit_rows("train", rows))
+
+    def stored(self, spec: ArraySpec) -> ShardedArray:
+        """An array of ``manifest.layout`` as it is stored."""
+        return self._arrays[spec.path]
 
     def d_model(self, hook: str) -> int:
         """Width of the rows of ``hook``."""
@@ -94,7 +126,11 @@ class ActivationCache:
     @property
     def provenance(self) -> dict[str, Any]:
         """Facts that do not make it another cache: when, by what software, how fast."""
-        return read_provenance(self.path)
+        if self._files is None:
+            return read_provenance(self.path)
+        from .remote.opening import read_remote_provenance
+
+        return read_remote_provenance(str(self.path))
 
     def batches(
         self,

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ..errors import CorruptCacheError, IncompleteCacheError, SaecacheError, UsageError
+from ..info import PROVENANCE_FILE, provenance_facts
 from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, parse_manifest
+from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .failures import MissingObjectError, RemoteChangedError
 from .local_cache import LocalCache
 from .local_settings import check_limit, open_local_cache
@@ -44,6 +47,14 @@ def read_remote_manifest(location: Location) -> Manifest:
             "last): run the command that writes it again"
         ) from None
     return parse_manifest(content, f"{location.url}/{MANIFEST_KEY}")
+
+
+def read_remote_provenance(url: str) -> dict[str, Any]:
+    """As :func:`read_provenance`, of the cache at ``url``."""
+    try:
+        return provenance_facts(parse_json(open_location(url).get(PROVENANCE_FILE, MAX_METADATA_BYTES)))
+    except (SaecacheError, ValueError):
+        return {}  # nothing depends on them
 
 
 def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Path], None]:
