@@ -97,7 +97,7 @@ def _check_alike(sources: Sequence[ActivationCache]) -> None:
                 f"{first.path} (there) and {other.path} (here) cannot be merged; only their text and "
                 f"num_tokens may differ, but these do too:\n{listed}"
             )
-        if "slice" in other.manifest.identity:
+        if "slice" in other.manifest.identity or len(other) < other.manifest.train_rows:
             raise UsageError("slices cannot be merged: merge the whole caches, then slice")
 
 

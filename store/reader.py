@@ -112,7 +112,11 @@ class ActivationCache:
         Raises:
             UsageError: there are fewer rows.
         """
-        return ActivationCache(self.path, self.manifest, self._files, self._limit_rows("train", rows))
+        if not 0 < rows <= len(self):
+            raise UsageError(
+                f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"
+            )
+        return ActivationCache(self.path, self.manifest, self._files, rows)
 
     def stored(self, spec: ArraySpec) -> ShardedArray:
         """An array of ``manifest.layout`` as it is stored."""

@@ -121,13 +121,12 @@ class _RowCopy:
     """Copies rows ``first:last`` of one split."""
 
     def __init__(self, writer: CacheWriter, part: Part, split: str) -> None:
-        layout = part.cache.manifest.layout
-        path = part.cache.path
+        cache, layout = part.cache, part.cache.manifest.layout
         self._writer, self._part, self._split = writer, part, split
-        self._token = ShardedArray(path, layout.token(split))
+        self._token = cache.stored(layout.token(split))
         self._arrays = {
             hook: [
-                ShardedArray(path, spec)
+                cache.stored(spec)
                 for spec in (
                     layout.activations(split, hook),
                     layout.norm(split, hook),
@@ -172,4 +171,4 @@ def _token_arrays(part: Part) -> dict[str, ShardedArray]:
     """Token arrays of the cache by their name below ``tokens/``."""
     cache = part.cache
     specs = cache.manifest.layout.sequence_arrays()
-    return {name: ShardedArray(cache.path, spec) for name, spec in specs.items()}
+    return {name: cache.stored(spec) for name, spec in specs.items()}

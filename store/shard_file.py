@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .durable import EarlySync, write_all, write_file
-from .errors import CorruptCacheError
-from .layout import ArraySpec, index_size
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
@@ -98,40 +96,3 @@ def _write_parts(file: BinaryIO, parts: tuple[bytes | memoryview, ...]) -> None:
 def _hash_parts(digest: Any, parts: tuple[bytes | memoryview, ...]) -> None:
     for part in parts:
         digest.update(part)
-
-
-def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDArray[np.int64]:
-    """The offset of each inner chunk of a shard, -1 where it is absent.
-
-    Args:
-        tail: the last bytes of the file, as many as ``index_size`` says.
-        spec: the array the shard belongs to.
-        where: the file, for errors.
-        file_size: its bytes.
-
-    Returns:
-        int64 [chunks_per_shard].
-
-    Raises:
-        CorruptCacheError: a wrong checksum, or an entry that is not one whole chunk inside the file.
-    """
-    length = index_size(spec.chunks_per_shard)
-    if len(tail) != length:
-        raise CorruptCacheError(f"{where}: {file_size} bytes is too short for its index of {length} bytes")
-    table, checksum = tail[:-CRC_BYTES], tail[-CRC_BYTES:]
-    if crc32c(table) != checksum:
-        raise CorruptCacheError(f"{where}: the shard index does not match its crc32c")
-    entries = np.frombuffer(table, dtype="<u8").reshape(-1, 2)
-    absent = (entries == ABSENT).all(axis=1)
-    stored = spec.chunk_bytes + CRC_BYTES
-    limit = file_size - length - stored
-    wrong = ~absent & ((entries[:, 1] != stored) | (entries[:, 0] > max(limit, 0)) | (limit < 0))
-    if wrong.any():
-        slot = int(np.flatnonzero(wrong)[0])
-        offset, size = entries[slot].tolist()
-        raise CorruptCacheError(
-            f"{where}: index entry {slot} says {size} bytes from {offset}; "
-            f"expected {stored} bytes inside the {file_size} bytes of the file"
-        )
-    offsets: NDArray[np.int64] = np.where(absent, np.uint64(2**64 - 1), entries[:, 0]).view(np.int64)
-    return offsets

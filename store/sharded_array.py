@@ -70,13 +70,21 @@ class ShardedArray:
     """
 
     def __init__(
-        self, root: Path | str, spec: ArraySpec, *, strict: bool = True, files: ShardFiles | None = None
+        self,
+        root: Path | str,
+        spec: ArraySpec,
+        *,
+        strict: bool = True,
+        files: ShardFiles | None = None,
+        rows: int | None = None,
     ) -> None:
-        """``root`` is the cache's folder; with ``files``, only its name in messages."""
+        """``root`` is the cache's folder; with ``files``, only its name in messages. ``rows``: only the
+        first of them.
+        """
         self.spec = spec
         self._files = files
         self._strict = strict
-        self.shape = spec.shape
+        self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
         self.dtype = np.dtype(spec.dtype)
         self._root = root
         self._lock = threading.Lock()

@@ -43,7 +43,7 @@ def slice_cache(
     widths = {hook: source.d_model(hook) for hook in chosen}
     if not 0 < len(widths) == len(chosen):
         raise UsageError(f"hooks: expected different hooks of {', '.join(source.hooks)}, got {chosen}")
-    train = _limited("rows", rows, manifest.train_rows, least=1)
+    train = _limited("rows", rows, len(source), least=1)
     heldout = _limited("heldout_rows", heldout_rows, manifest.heldout_rows, least=0)
     identity = source_identity(manifest)
     former = identity.pop("slice", {})
