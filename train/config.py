@@ -91,6 +91,7 @@ class TrainConfig(BaseModel):
     batch_rows: PositiveInt = 4096
     # Batches whose gradients, averaged, make one step. A rule that compares rows compares those of one batch.
     accumulate_batches: PositiveInt = 1
+    cache_rows: PositiveInt | None = None  # use only the first rows of the cache, a uniform sample of them
     sink_ratio: PositiveFloat | None = None  # leaves out rows of a norm above this multiple of the median
     epochs: PositiveFloat | None = None  # give one of epochs,
     steps: PositiveInt | None = None  # steps,

@@ -52,6 +52,8 @@ def run(
         SaecacheError: the disk is full or gone; the same call continues once it is back.
     """
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    if config.cache_rows is not None:
+        cache = cache.head(config.cache_rows)
     plan = plan_run(config, cache)
     out = Path(out) if out is not None else default_folder(config, cache)
     with claim(out, config, cache.fingerprint) as finished:
