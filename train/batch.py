@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .kernels import Blocks, encode_blocks, sddmm
+from .kernels import Blocks, encode_blocks, sddmm, total
 from .pairs import Pairs
 
 BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
@@ -153,4 +153,4 @@ class Batch(Rows):
 def sum_of_squares(x: Tensor) -> Tensor:
     """Sum of the squares of ``x`` [B, D], added up in float64: float64 []."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=1)
-    return norms.double().square().sum()
+    return total(norms.double().square())

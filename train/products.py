@@ -25,14 +25,14 @@ def decode(codes: Pairs, W_dec: Tensor) -> Tensor:
     """codes @ W_dec, [B, D]."""
     if not prefers_matrices(codes):
         return kernels.decode(codes, W_dec)
-    return codes.to_dense() @ W_dec
+    return kernels.matmul(codes.to_dense(), W_dec)
 
 
 def sddmm(codes: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
     """<g[row], W_dec[latent]> of every pair, [P]; ``g`` is [B, D]."""
     if not prefers_matrices(codes):
         return kernels.sddmm(codes, g, W_dec)
-    return (g @ W_dec.T)[codes.rows(), codes.latent]
+    return kernels.matmul(g, W_dec.T)[codes.rows(), codes.latent]
 
 
 def accumulate_by_latent(codes: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
@@ -40,4 +40,4 @@ def accumulate_by_latent(codes: Pairs, coefficient: Tensor, source: Tensor, out:
     if not prefers_matrices(codes):
         kernels.accumulate_by_latent(codes, coefficient, source, out)
     else:
-        out.addmm_(codes.with_value(coefficient).to_dense().T, source)
+        kernels.matmul(codes.with_value(coefficient).to_dense().T, source, out, add=True)

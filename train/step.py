@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .batch import Batch, sum_of_squares
+from .kernels import weighted_sum
 from .pairs import Pairs
 from .products import accumulate_by_latent, decode, sddmm
 
@@ -86,4 +87,4 @@ def backpropagate(batch: Batch, codes: Pairs, d_pre: Tensor, d_bias: Tensor | No
 
 def finish_gradients(batch: Batch) -> None:
     """What is left when every part is done: the path from the pre-activations to ``b_dec``."""
-    batch.gradients["b_dec"].sub_(batch.outcome.through_encoder @ batch.parameters["W_enc"])
+    batch.gradients["b_dec"].sub_(weighted_sum(batch.outcome.through_encoder, batch.parameters["W_enc"]))

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 
 from saecache.store.errors import SaecacheError
 from saecache.train import initialisation
+from saecache.train.config import InitialisationConfig
 from saecache.train.initialisation import geometric_median, initial_parameters
 from saecache.train.variant import Plan
 
@@ -61,3 +62,33 @@ def test_encoder_is_the_decoder_transposed_but_not_shared() -> None:
     assert parameters["b_dec"].tolist() == list(range(8))
     assert torch.equal(initial_parameters(plan, 7, torch.zeros(8))["W_dec"], parameters["W_dec"])
     assert not torch.equal(initial_parameters(plan, 8, torch.zeros(8))["W_dec"], parameters["W_dec"])
+
+
+def test_orthogonal_directions_come_in_sets_of_the_width() -> None:
+    plan = Plan(d_model=8, num_latents=20, batch_rows=4, num_steps=1)
+    config = InitialisationConfig(directions="orthogonal")
+    W_dec = initial_parameters(plan, 0, torch.zeros(8), config)["W_dec"]
+    for rows in W_dec.split(8):
+        torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-6, rtol=0)
+    assert float((W_dec[:8] @ W_dec[8:16].T).abs().max()) > 0.1, "the sets are drawn anew"
+    assert torch.equal(initial_parameters(plan, 0, torch.zeros(8), config)["W_dec"], W_dec)
+    assert not torch.equal(initial_parameters(plan, 1, torch.zeros(8), config)["W_dec"], W_dec)
+
+
+def test_orthogonal_directions_are_uniform() -> None:
+    """The first entry of a rotated axis has mean 0 and variance 1 / D, whatever LAPACK does with signs."""
+    plan = Plan(d_model=16, num_latents=16 * 200, batch_rows=4, num_steps=1)
+    first = initial_parameters(plan, 0, torch.zeros(16), InitialisationConfig(directions="orthogonal"))[
+        "W_dec"
+    ][::16]
+    assert float(first.mean(0).abs().max()) < 4 * (1 / 16 / 200) ** 0.5
+    assert float((first.var(0) * 16 - 1).abs().max()) < 0.45
+
+
+def test_an_independent_encoder_is_drawn_for_itself() -> None:
+    plan = Plan(d_model=8, num_latents=32, batch_rows=4, num_steps=1)
+    tied = initial_parameters(plan, 0, torch.zeros(8))
+    free = initial_parameters(plan, 0, torch.zeros(8), InitialisationConfig(encoder="independent"))
+    assert torch.equal(free["W_dec"], tied["W_dec"])
+    assert float((free["W_enc"] * free["W_dec"]).sum(1).abs().mean()) < 0.6
+    torch.testing.assert_close(free["W_enc"].norm(dim=1), torch.ones(32))

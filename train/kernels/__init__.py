@@ -3,6 +3,16 @@
 from .accumulate import accumulate_by_latent
 from .decode import decode
 from .encode import Blocks, encode_blocks
+from .matmul import matmul, total, weighted_sum
 from .sddmm import sddmm
 
-__all__ = ["Blocks", "accumulate_by_latent", "decode", "encode_blocks", "sddmm"]
+__all__ = [
+    "Blocks",
+    "accumulate_by_latent",
+    "decode",
+    "encode_blocks",
+    "matmul",
+    "sddmm",
+    "total",
+    "weighted_sum",
+]

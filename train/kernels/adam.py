@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .compile import compiled, compiled_sum
 from .dispatch import use_compiled
+from .matmul import total
 from .threads import even_part, run_parts
 
 TINY = 1e-12  # keeps a row of zeros from becoming NaN
@@ -43,7 +44,7 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
     if not use_compiled(gradient, weights):
         left = gradient if weights is None else gradient - _along(gradient, weights) * weights
         row_norms: Tensor = torch.linalg.vector_norm(left, dim=-1)
-        return row_norms.double().square().sum().sqrt()
+        return total(row_norms.double().square()).sqrt()
     g = gradient.detach().reshape(-1, gradient.shape[-1])
     squares = torch.empty(g.shape[0], dtype=torch.float64)
     arrays = (
@@ -53,7 +54,7 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
         squares.numpy(),
     )
     run_parts(lambda first, last: _row_squares(*arrays, first, last), g.shape[0], even_part(g.shape[0]))
-    return squares.sum().sqrt()
+    return total(squares).sqrt()
 
 
 def adam_step(

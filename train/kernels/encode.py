@@ -6,9 +6,9 @@ Legend: B rows, b rows of a block, D model width, F latents.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from .matmul import matmul
 from .scratch import borrowed
 
 Blocks = Callable[[], Iterator[tuple[int, Tensor]]]
@@ -40,7 +40,7 @@ class EncoderBlocks:
         with borrowed(rows, W.shape[0], dtype=x.dtype, device=x.device) as buffer:
             for first_row in range(0, x.shape[0], self.block_rows):
                 part = x[first_row : first_row + self.block_rows]
-                yield first_row, torch.mm(part, W.T, out=buffer[: part.shape[0]]).add_(b)
+                yield first_row, matmul(part, W.T, buffer[: part.shape[0]]).add_(b)
 
 
 def encode_blocks(x_centered: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int = 512) -> EncoderBlocks:

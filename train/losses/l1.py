@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..batch import Batch
+from ..kernels import total
 from ..pairs import Pairs
 from .penalty import Penalty
 
@@ -25,5 +26,5 @@ class L1(Penalty):
         d_value = (
             codes.value.new_full((len(codes),), weight) if norms is None else norms[codes.latent] * weight
         )
-        part.outcome.add_loss("l1", (codes.value * d_value).double().sum())
+        part.outcome.add_loss("l1", total((codes.value * d_value).double()))
         return d_value

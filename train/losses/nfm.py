@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ..batch import Batch, block_rows
-from ..kernels import accumulate_by_latent
+from ..kernels import accumulate_by_latent, matmul, total
 from ..optimizer import TINY
 from ..pairs import Pairs
 
@@ -31,13 +31,13 @@ class NFM(BaseModel):
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
         for start in range(0, W_dec.shape[0], GRAM_ROWS):
             unit, _ = unit_rows(W_dec[start : start + GRAM_ROWS])
-            gram.addmm_(unit.T, unit)
-        norm = torch.linalg.vector_norm(gram)
+            matmul(unit.T, unit, gram, add=True)
+        norm = total(gram.square()).sqrt()
         batch.outcome.add_loss("nfm", self.coefficient * norm.double())
         gram.mul_(2 * self.coefficient / norm)
         for start in range(0, W_dec.shape[0], GRAM_ROWS):
             unit, norms = unit_rows(W_dec[start : start + GRAM_ROWS])
-            d_unit = unit @ gram
+            d_unit = matmul(unit, gram)
             d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # a row's length has no say
             batch.gradients["W_dec"][start : start + GRAM_ROWS].add_(d_unit.div_(norms))
 
@@ -73,7 +73,7 @@ class NFMInf(BaseModel):
         for start in range(0, latents.numel(), rows):
             block = latents[start : start + rows]
             cosine, nearest = nearest_others(W_dec, norms, block)
-            batch.outcome.add_loss("nfm_inf", weight * cosine.double().sum())
+            batch.outcome.add_loss("nfm_inf", weight * total(cosine.double()))
             add_cosine_gradient(batch.gradients["W_dec"], W_dec, norms, block, nearest, cosine, weight)
 
 
@@ -85,7 +85,7 @@ def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
     """The largest cosine of each of ``latents`` (int64 [b]) with another one, [b], and with which, [b]."""
-    cosines = (W_dec[latents] / norms[latents, None]) @ W_dec.T
+    cosines = matmul(W_dec[latents] / norms[latents, None], W_dec.T)
     cosines.div_(norms)
     cosines[torch.arange(latents.numel(), device=latents.device), latents] = -torch.inf
     best = cosines.max(dim=1)

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from ..batch import Batch, Rows
+from ..kernels import total
 from ..losses.penalty import Penalty
 from ..optimizer import TINY, Optimizer
 from ..pairs import Pairs
@@ -119,15 +120,15 @@ class JumpReLU(Variant):
         W_dec = part.parameters["W_dec"]
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         tanh = torch.tanh(penalty.scale * codes.value * norms[codes.latent])
-        part.outcome.add_loss("sparsity", weight * tanh.double().sum())
+        part.outcome.add_loss("sparsity", weight * total(tanh.double()))
         d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
         d_code += d_scaled * norms[codes.latent]
-        total = codes.sum_per_latent(d_scaled * codes.value).div_(norms)
-        part.gradients["W_dec"].addcmul_(total[:, None], W_dec)
+        per_latent = codes.sum_per_latent(d_scaled * codes.value).div_(norms)
+        part.gradients["W_dec"].addcmul_(per_latent[:, None], W_dec)
         return torch.zeros_like(d_code)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        threshold = self._threshold(rows.parameters)
+        threshold = self._threshold(rows.parameters) if as_trained else rows.state[THRESHOLD]
         return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, threshold)
 
     def _threshold(self, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,43 @@
+"""Products and sums are right, and their bits do not depend on the number of threads."""
+
+import pytest
+import torch
+
+from saecache.train.kernels import matmul, total, weighted_sum
+from saecache.train.kernels.matmul import part_of
+
+
+def test_they_are_what_they_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(150, 70, generator=generator), torch.randn(70, 9, generator=generator)
+    torch.testing.assert_close(matmul(a, b), a @ b)
+    out = torch.ones(150, 9)
+    assert matmul(a, b, out) is out
+    torch.testing.assert_close(out, a @ b)
+    torch.testing.assert_close(matmul(a, b, out, add=True), 2 * (a @ b))
+    torch.testing.assert_close(matmul(b.T, b, add=True, out=torch.zeros(9, 9)), b.T @ b)
+    torch.testing.assert_close(weighted_sum(a[:, 0], a), a[:, 0] @ a)
+    assert float(total(a.double())) == pytest.approx(float(a.double().sum()), rel=1e-12)
+    assert float(total(torch.zeros(0))) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 65, 300, 70_000])
+def test_same_bits_for_every_number_of_threads(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(rows, 24, generator=generator), torch.randn(24, 40, generator=generator)
+    weight = torch.randn(rows, generator=generator)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 4, 8):
+            torch.set_num_threads(number)
+            sums = matmul(x.T, x), weighted_sum(weight, x), total(x), total(x.square().double())
+            seen.append((matmul(x, w), *sums))
+    finally:
+        torch.set_num_threads(before)
+    for found in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, seen[0], strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 3, 64, 65, 4096, 4097, 262_144])
+def test_there_is_a_part_for_every_thread(size: int) -> None:
+    assert 2 <= -(-size // part_of(size)) <= 65

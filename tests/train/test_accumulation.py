@@ -1,0 +1,131 @@
+"""Several batches for one step: the gradient of their mean, selections batch by batch, nothing twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, load_sae, run
+from saecache.train.batch import Batch
+from saecache.train.initialisation import initial_parameters
+from saecache.train.optimizer_config import OptimizerConfig
+from saecache.train.trainee import Trainee
+from saecache.train.variant import Plan
+from saecache.train.variants import VARIANTS
+
+from .conftest import sparse_rows
+from .variant_contract import metrics, rewind, run_bytes
+
+TOPK = {"kind": "topk", "k": 4}
+BY_ROW = {
+    "topk": {"k": 4},
+    "relu": {"l1": {"coefficient": 0.1}},
+    "gated": {},
+    "jumprelu": {},
+    "multi_topk": {"k": 4},
+}
+NFM = {"k": 4, "aux_zipf": None, "auxk": None, "nfm": {"coefficient": 0.1}, "nfm_inf": {"coefficient": 0.1}}
+
+
+def trainee(kind: str, settings: dict[str, Any], batch_rows: int, batches: int) -> Trainee:
+    plan = Plan(d_model=24, num_latents=96, batch_rows=batch_rows, num_steps=8, batches_of_step=batches)
+    variant = VARIANTS[kind].model_validate({"kind": kind, **settings})
+    return Trainee(variant, plan, 0, OptimizerConfig(), initial_parameters(plan, 0, torch.full((24,), 0.1)))
+
+
+def accumulated(one: Trainee, x: torch.Tensor) -> None:
+    parts = x.chunk(one.plan.batches_of_step)
+    with torch.no_grad():
+        for number, part in enumerate(parts):
+            one.add_batch(part - one.parameters["b_dec"], 3, 700, number_in_step=number)
+
+
+@pytest.mark.parametrize("kind", BY_ROW)
+def test_rules_of_single_rows_have_the_gradient_of_one_large_batch(kind: str) -> None:
+    x = sparse_rows(256, 24, 1)
+    whole, parts = trainee(kind, BY_ROW[kind], 256, 1), trainee(kind, BY_ROW[kind], 64, 4)
+    for one in (whole, parts):
+        one.rows_since_active[::3] = 10_000  # so that auxiliary losses act
+        accumulated(one, x)
+    for name, gradient in whole.gradients.items():
+        torch.testing.assert_close(parts.gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    for one in (whole, parts):
+        one.update(1.0)
+    assert int(parts.optimizer.steps) == 1
+    assert torch.equal(parts.rows_since_active, whole.rows_since_active)
+    torch.testing.assert_close(parts.interval.losses, whole.interval.losses)
+    assert int(parts.interval.active) == int(whole.interval.active)
+
+
+def test_a_batch_wide_rule_selects_in_each_batch() -> None:
+    x = sparse_rows(256, 24, 1)
+    x[:64] *= 5  # one batch over all would take nearly all of its pairs here
+    parts = trainee("batch_topk", {"k": 4}, 64, 4)
+    accumulated(parts, x)
+    batch: Batch = parts._batch
+    assert [int(l0.sum()) for l0 in batch.outcome.row_l0] == [256, 256, 256, 256]
+
+
+def test_a_price_on_the_weights_is_paid_once_a_step() -> None:
+    x = sparse_rows(256, 24, 1)
+    whole, parts = (trainee("mutual_choice", NFM, 256 // n, n) for n in (1, 4))
+    for one in (whole, parts):
+        accumulated(one, x)
+    for name in ("nfm", "nfm_inf"):
+        losses = (one._batch.outcome.losses[name] for one in (parts, whole))
+        assert float(next(losses)) == pytest.approx(float(next(losses)))
+
+
+def test_random_numbers_differ_between_the_batches_of_a_step() -> None:
+    seen = []
+    one = trainee("probabilistic_topk", {"k": 4}, 64, 2)
+    original = Batch.generator
+
+    def generator(self: Batch, purpose: int = 0) -> torch.Generator:
+        made = original(self, purpose)
+        seen.append(made.initial_seed())
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Batch, "generator", generator)
+        accumulated(one, sparse_rows(128, 24, 1))
+    assert len(seen) == len(set(seen)) == 2
+
+
+@pytest.mark.parametrize("kind", ["topk", "feature_choice", "probabilistic_topk"])
+def test_runs_count_steps_and_rows_and_resume_exactly(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str
+) -> None:
+    config = make_config({"kind": kind, "k": 4}, batch_rows=128, accumulate_batches=2)
+    result = run(config, cache, tmp_path / "a")
+    (name,) = result.saes
+    lines = metrics(tmp_path / "a")
+    assert [line["rows"] for line in lines] == [512, 1024, 1536, 2048]
+    assert load_sae(result.saes[name]).cfg.training["rows"] == 2048
+    run(config, cache, tmp_path / "b")
+    rewind(tmp_path / "b", name, to_step=3)
+    run(config, cache, tmp_path / "b")
+    assert run_bytes(tmp_path / "a") == run_bytes(tmp_path / "b")
+
+
+def test_the_same_rows_as_one_large_batch(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """An epoch of 3 large batches: TopK learns the same from 6 small ones, two by two."""
+    large = run(make_config(TOPK, steps=3), cache, tmp_path / "large").saes["topk_k4"]
+    small = make_config(TOPK, steps=3, batch_rows=128, accumulate_batches=2)
+    parts = run(small, cache, tmp_path / "small").saes["topk_k4"]
+    torch.testing.assert_close(load_sae(parts).W_dec, load_sae(large).W_dec, rtol=1e-3, atol=1e-4)
+
+
+def test_lengths_in_rows_and_epochs(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:
+    from saecache.train.planning import plan_run
+
+    per_epoch = len(cache) // 100
+    config = make_config(TOPK, steps=None, epochs=2, batch_rows=100, accumulate_batches=4)
+    assert plan_run(config, cache).num_steps == round(2 * per_epoch / 4)
+    config = make_config(TOPK, steps=None, num_rows=1999, batch_rows=100, accumulate_batches=4)
+    assert plan_run(config, cache).num_steps == 4

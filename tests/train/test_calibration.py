@@ -1,0 +1,116 @@
+"""Calibrated thresholds: the wanted number of active latents on held-out rows, and what is impossible."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saecache.store.errors import UsageError
+from saecache.store.reader import ActivationCache
+from saecache.train import SAE, TrainConfig, load_sae, run
+from saecache.train.calibration import calibrated, calibrated_on
+
+from .conftest import sparse_rows
+from .variant_contract import metrics
+
+KINDS = {
+    "batch_topk": {"kind": "batch_topk", "k": 4},
+    "mutual_choice": {"kind": "mutual_choice", "k": 4, "aux_zipf": None},
+    "feature_choice": {"kind": "feature_choice", "k": 4},
+    "sampled": {"kind": "sampled", "k": 4, "score": "squared_l2", "pool_factor": 10},
+    "matryoshka": {"kind": "matryoshka_batch_topk", "k": 4, "prefixes": [0.5, 1.0]},
+    "jumprelu": {"kind": "jumprelu", "initial_threshold": 0.1},
+}
+
+
+def heldout(cache: ActivationCache) -> torch.Tensor:
+    return cache.rows("resid", range(cache.num_rows("heldout")), "heldout")
+
+
+def mean_l0(sae: SAE, x: torch.Tensor) -> float:
+    return float((sae.encode(x) != 0).sum() / len(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("l0", [1.0, 4.0, 6.5])
+def test_held_out_rows_have_the_wanted_l0(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, l0: float
+) -> None:
+    config = make_config(KINDS[kind], steps=4, log={"every_steps": 4, "progress": False, "heldout_rows": 0})
+    (folder,) = run(config, cache, tmp_path / "run").saes.values()
+    sae, x = load_sae(folder), heldout(cache)
+    assert sae.threshold is not None
+    before = sae.threshold.clone()
+    found = calibrated(sae, x, l0)
+    assert mean_l0(found, x) * len(x) == round(l0 * len(x))
+    assert found.threshold is not None and found.threshold.shape == before.shape
+    assert torch.equal(sae.threshold, before), "the one that was given stays as it is"
+    if before.dim():  # what was learned about latents stays
+        ratio = (found.threshold / before)[before.isfinite()]
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+        assert torch.equal(found.threshold.isfinite(), before.isfinite())
+    found.save(tmp_path / "calibrated")
+    assert torch.equal(load_sae(tmp_path / "calibrated").encode(x), found.encode(x))
+
+
+def test_as_an_option_of_the_run(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Ordinary training is the same but for the threshold; a rule without one is left alone."""
+    variants = [KINDS["batch_topk"], {"kind": "topk", "k": 4}, KINDS["feature_choice"]]
+    plain = run(make_config(*variants), cache, tmp_path / "plain").saes
+    result = run(make_config(*variants, calibration={}), cache, tmp_path / "run")
+    x = heldout(cache)
+    for name, folder in result.saes.items():
+        sae, uncalibrated = load_sae(folder), load_sae(plain[name])
+        assert torch.equal(sae.W_enc, uncalibrated.W_enc)
+        if sae.threshold is None:
+            assert "calibration" not in sae.cfg.training
+            continue
+        assert mean_l0(sae, x) == 4 and mean_l0(uncalibrated, x) != 4
+        assert sae.cfg.training["calibration"] == {"l0": 4.0, "rows": 16384}
+    last = {line["variant"]: line for line in metrics(tmp_path / "run")}
+    assert last["batch_topk_k4"]["heldout_l0"] == 4, "what is reported is what is saved"
+    again = load_sae(plain["batch_topk_k4"])
+    assert mean_l0(calibrated_on(again, cache), x) == 4
+
+
+@pytest.mark.parametrize(
+    ("variants", "calibration", "told"),
+    [
+        ([{"kind": "topk", "k": 4}], {}, "topk has no threshold at inference: leave it out"),
+        ([KINDS["jumprelu"]], {}, "variant jumprelu_step_0.003 has no l0 of its own: set calibration.l0"),
+    ],
+)
+def test_contradictions_are_told_before_the_first_step(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    variants: list[dict[str, Any]],
+    calibration: dict[str, Any],
+    told: str,
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        run(make_config(*variants, calibration=calibration), cache, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_no_threshold_can_give(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the end of a run the SAE is saved all the same."""
+    config = make_config(KINDS["batch_topk"], calibration={"l0": 95})
+    result = run(config, cache, tmp_path / "run")
+    sae = load_sae(result.saes["batch_topk_k4"])
+    assert "l0=95 cannot be had by a threshold" in caplog.text
+    assert caplog.records[-1].levelno == logging.ERROR
+    assert "cannot be had" in sae.cfg.training["calibration"]["failed"]
+    (topk,) = run(make_config({"kind": "topk", "k": 4}), cache, tmp_path / "topk").saes.values()
+    with pytest.raises(UsageError, match="inference by topk has no threshold to calibrate"):
+        calibrated(load_sae(topk), sparse_rows(10, 24, 0))

@@ -1,0 +1,75 @@
+"""Variants side by side: the same bytes as one after the other, and every failure said, in order."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+import pytest
+import torch
+
+from saecache.store.reader import ActivationCache
+from saecache.train import TrainConfig, run
+from saecache.train.kernels.dispatch import only_torch, use_compiled
+from saecache.train.together import MOST_BYTES, each_variant, side_by_side
+from saecache.train.trainee import DivergedError
+from saecache.train.variants import VARIANTS
+
+from .variant_contract import run_bytes
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("num_variants", "num_threads", "together"), [
+    (1, 2, 0), (2, 2, 2), (3, 2, 2), (5, 2, 4), (5, 4, 4), (3, 4, 0), (4, 1, 0),
+])  # fmt: skip
+def test_only_full_rounds_of_threads(
+    threads: Callable[[int], None], num_variants: int, num_threads: int, together: int
+) -> None:
+    threads(num_threads)
+    assert side_by_side(num_variants, torch.zeros(4, 3)) == together
+    large = torch.zeros(1).expand(MOST_BYTES // 8 + 1, 2)
+    assert side_by_side(num_variants, large) == 0, "each would need a copy of the rows"
+
+
+def test_every_kind_ends_with_the_same_bytes(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    threads: Callable[[int], None],
+) -> None:
+    variants = [
+        {"kind": kind} | ({"k": 4} if "k" in VARIANTS[kind].model_fields else {}) for kind in sorted(VARIANTS)
+    ]
+    config = make_config(*variants, steps=4)
+    for number in (1, 2, 4):
+        threads(number)
+        run(config, cache, tmp_path / str(number))
+    one_by_one = run_bytes(tmp_path / "1")
+    assert len(one_by_one) > 4 * len(variants)
+    assert run_bytes(tmp_path / "2") == one_by_one
+    assert run_bytes(tmp_path / "4") == one_by_one
+
+
+def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
+    threads(2)
+    seen: dict[Any, tuple[int, int, bool]] = {}
+
+    def work(trainee: Any) -> None:
+        assert not torch.is_grad_enabled()
+        seen[trainee] = get_ident(), torch.get_num_threads(), use_compiled()
+        if trainee in "db":
+            raise DivergedError(trainee)
+
+    with torch.no_grad(), only_torch():
+        failed = each_variant("abcde", work, torch.zeros(4, 3))  # type: ignore[arg-type]
+    assert [(trainee, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
+    assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
+    assert seen["e"][0] == get_ident() and seen["e"][1] == 2
+    assert get_ident() not in {thread for name, (thread, *_) in seen.items() if name != "e"}
+    assert not any(compiled for *_, compiled in seen.values()), "the caller's context holds there too"
