@@ -14,7 +14,7 @@ import crc32c as crc32c_library
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import EarlySync, write_all, write_file
+from .durable import append_early, write_file
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
@@ -35,7 +35,6 @@ class ShardWriter:
     def __init__(self) -> None:
         self._writing = futures.ThreadPoolExecutor(1, "saecache-write")
         self._hashing = futures.ThreadPoolExecutor(1, "saecache-sha256")
-        self._early = EarlySync()
 
     def write(self, path: Path, chunks: Iterable[NDArray[Any]], chunks_per_shard: int) -> tuple[int, str]:
         """Write one shard file durably from its inner chunks, in order; chunks that are not given are absent.
@@ -69,13 +68,10 @@ class ShardWriter:
                         under_way.popleft().result()
                     index[slot] = size, chunk.nbytes + CRC_BYTES
                     put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
-                    if len(under_way) == 2 * CHUNKS_IN_FLIGHT:
-                        self._early.hint(Path(file.name))
                 table = index.tobytes()
                 put(table, crc32c(table))
             finally:
                 futures.wait(under_way)  # nothing may write on when the file is closed
-                self._early.wait()
             for future in under_way:
                 future.result()
 
@@ -85,12 +81,11 @@ class ShardWriter:
     def close(self) -> None:
         self._writing.shutdown()
         self._hashing.shutdown()
-        self._early.close()
 
 
 def _write_parts(file: BinaryIO, parts: tuple[bytes | memoryview, ...]) -> None:
     for part in parts:
-        write_all(file, part)
+        append_early(file, part)
 
 
 def _hash_parts(digest: Any, parts: tuple[bytes | memoryview, ...]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import EarlySync, fsync_file, fsync_folder, make_folder, write_all
+from .durable import append_early, fsync_file, fsync_folder, make_folder, write_all
 from .records import RecordLayout
 
 _WRITE_BYTES = 8 << 20
@@ -60,7 +60,6 @@ class SpillWriter:
     sequence_arrays: tuple[str, ...]  # of "ids" and "document", those that exist
     context: int
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saecache-spill"))
-    _early: EarlySync = field(default_factory=EarlySync)
     _flushing: Future[None] | None = None
 
     def begin(self, lengths: SpillLengths) -> None:
@@ -90,13 +89,11 @@ class SpillWriter:
     def sync(self) -> None:
         """Make everything submitted so far durable."""
         self.wait()
-        self._early.wait()
         for path in sorted(self.folder.iterdir()):
             fsync_file(path)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._early.close()
 
     def _append_block(self, block: Block) -> None:
         n = block.used
@@ -116,12 +113,10 @@ class SpillWriter:
 
     def _append_in_order(self, name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> None:
         """Append ``rows[order]`` in large writes, through one buffer that is used again."""
-        path = self.folder / name
         step = max(1, _WRITE_BYTES // rows[:1].nbytes)
         buffer = np.empty((min(step, len(order)), *rows.shape[1:]), rows.dtype)
-        with path.open("ab", buffering=0) as file:
+        with (self.folder / name).open("ab", buffering=0) as file:
             for start in range(0, len(order), step):
                 picks = order[start : start + step]
                 rows.take(picks, axis=0, out=buffer[: len(picks)], mode="clip")  # other modes copy once more
-                write_all(file, buffer[: len(picks)].data)
-                self._early.hint(path)
+                append_early(file, buffer[: len(picks)].data)
