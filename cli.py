@@ -6,14 +6,18 @@ Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted (and saved
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from .store.errors import SaecacheError
+
+if TYPE_CHECKING:
+    from .store.derive import Derived
 
 P = ParamSpec("P")
 
@@ -26,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-cache_app = typer.Typer(help="Look at a cache and check it.", no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(
+    help="Look at caches, check them, cut and join them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(cache_app, name="cache")
 
 JsonFlag = Annotated[
@@ -204,6 +210,53 @@ def cache_verify(
         raise SaecacheError(f"{path} is damaged:\n" + "\n".join(f"  - {p}" for p in result.problems))
 
 
+@_command(cache_app, "slice")
+def cache_slice(
+    source: Annotated[str, typer.Argument(help="A finished cache.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the smaller cache.")],
+    hooks: Annotated[
+        list[str] | None, typer.Option(help="Hooks to keep, separated by commas. Default: all.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Keep the first training rows, a uniform sample. Default: all.")
+    ] = None,
+    heldout_rows: Annotated[
+        int | None, typer.Option(help="Keep the first held-out rows. Default: all.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy some hooks, or the first rows, of a cache to a smaller one.
+
+    Run the same command again after an interruption: it continues.
+    """
+    from .store import open_cache, slice_cache
+
+    chosen = None if hooks is None else [name for listed in hooks for name in listed.split(",") if name]
+    with _copying() as bars:
+        result = slice_cache(
+            open_cache(source), out, hooks=chosen, rows=rows, heldout_rows=heldout_rows, **bars
+        )
+    _print_derived(result, as_json)
+
+
+@_command(cache_app, "merge")
+def cache_merge(
+    paths: Annotated[list[str], typer.Argument(help="Two or more finished caches, then the new folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Join caches that were harvested, alike, from different parts of a dataset into one, shuffled as one.
+
+    Only their text and num_tokens may differ, and no text may be in two of them. Run the same command again
+    after an interruption: it continues.
+    """
+    from .store import merge_caches, open_cache
+
+    *sources, out = paths
+    with _copying() as bars:
+        result = merge_caches([open_cache(source) for source in sources], Path(out), **bars)
+    _print_derived(result, as_json)
+
+
 @_command(app, "recipes")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe's YAML.")] = None,
@@ -244,6 +297,34 @@ def demo(
         _print_json(summary.facts)
     else:
         typer.echo(summary.text)
+
+
+@contextmanager
+def _copying() -> Iterator[dict[str, Callable[[int, int], None]]]:
+    """Progress of a new cache from others, as arguments: rows that are read, then bytes that are written."""
+    from tqdm import tqdm
+
+    def following(bar: "tqdm[Any]") -> Callable[[int, int], None]:
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return on_progress
+
+    with (
+        tqdm(desc="read", unit="row", unit_scale=True) as rows,
+        tqdm(desc="write", unit="B", unit_scale=True) as written,
+    ):
+        yield {"on_rows": following(rows), "on_bytes": following(written)}
+
+
+def _print_derived(result: "Derived", as_json: bool) -> None:
+    if as_json:
+        _print_json({"cache": str(result.path), "reused": result.reused, **_cache_facts(result.path)})
+        return
+    if result.reused:
+        typer.echo(f"{result.path} holds this cache already; nothing to do.")
+    _print_pairs(_describe(result.path))
 
 
 def _describe(path: Path) -> list[tuple[str, str]]:

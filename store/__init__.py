@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from .keys import row_keys as row_keys
     from .manifest import HookInfo as HookInfo
     from .manifest import Manifest as Manifest
+    from .merging import merge_caches as merge_caches
     from .normalization import Normalizer as Normalizer
     from .output import inspect_output as inspect_output
     from .reader import ActivationCache as ActivationCache
     from .reader import open_cache as open_cache
     from .sharded_array import ShardedArray as ShardedArray
+    from .slicing import slice_cache as slice_cache
     from .statistics import HookStatistics as HookStatistics
     from .verify import VerifyReport as VerifyReport
     from .verify import verify_cache as verify_cache
@@ -50,10 +52,12 @@ _LAZY = {  # public name -> module of this package
     "describe": "info",
     "inspect_output": "output",
     "is_heldout": "keys",
+    "merge_caches": "merging",
     "open_cache": "reader",
     "plan_size": "disk",
     "read_manifest": "info",
     "row_keys": "keys",
+    "slice_cache": "slicing",
     "verify_cache": "verify",
 }
 __all__ = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["harvest", "train", "evaluate", "report", "recipes", "demo", "cache info", "cache verify"]
+COMMANDS += ["cache slice", "cache merge"]
 
 
 def saecache(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
