@@ -31,6 +31,7 @@ from .untrusted import check_depth, check_no_links, parse_json
 FORMAT_VERSION = 1
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
+PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -195,6 +196,11 @@ def load_manifest(path: Path) -> Manifest:
         if (path / ".writing").is_dir():
             raise IncompleteCacheError(
                 f"the cache at {path} is unfinished: run the command that writes it again, "
+                "it continues where it stopped"
+            )
+        if (path / PULL_FOLDER).is_dir():
+            raise IncompleteCacheError(
+                f"the cache at {path} is not whole: run the pull that writes it again, "
                 "it continues where it stopped"
             )
         raise UsageError(f"{path} is not a cache: it has no zarr.json")

@@ -201,15 +201,15 @@ class Location:
             for batch in obstore.list(self._backend.store(writing=False), place or None):
                 yield from (self._info(meta, None) for meta in batch)
 
-    def folders(self) -> tuple[list[str], list[str]]:
-        """(names of the folders, names of the objects) directly here."""
+    def folders(self) -> tuple[list[str], list[ObjectInfo]]:
+        """(names of the folders, objects) directly here."""
         import obstore
 
         with self._asking("listing"):
             store = self._backend.store(writing=False)
             found = obstore.list_with_delimiter(store, self._backend.key(self._prefix) or None)
             folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]
-            return sorted(folders), sorted(meta["path"].rsplit("/", 1)[-1] for meta in found["objects"])
+            return sorted(folders), [self._info(meta, None) for meta in found["objects"]]
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are not missed."""

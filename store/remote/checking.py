@@ -1,0 +1,82 @@
+"""Comparing a cache in object storage with its manifest, without a copy."""
+
+from functools import partial
+
+from ..errors import CorruptCacheError
+from ..untrusted import MAX_METADATA_BYTES
+from ..verify import VerifyReport
+from .contents import PROVENANCE, CacheObject, check_metadata, check_provenance, foreign_key, read_root
+from .failures import MissingObjectError
+from .location import ObjectInfo, open_location
+from .settings import Patience
+from .traffic import Traffic
+
+
+def verify_remote(
+    url: str, traffic: Traffic | None = None, *, quick: bool = False, patience: Patience | None = None
+) -> VerifyReport:
+    """Read every object of the cache at ``url`` and compare it with the manifest.
+
+    Args:
+        quick: compare sizes, and the sha256 that was recorded beside each object when it was written;
+            the bytes are not read.
+
+    Raises:
+        UsageError, IncompleteCacheError, CorruptCacheError: there is no sound manifest to compare with.
+    """
+    location = open_location(url, patience)
+    traffic = traffic or Traffic()
+    root = read_root(location)
+    report = VerifyReport()
+    there = {info.key: info for info in location.objects()}
+    if (foreign := foreign_key(there, root)) is not None:
+        report.problems.append(f"{foreign}: no part of the cache")
+
+    def check(wanted: CacheObject) -> None:
+        problem = _size_problem(wanted, there.get(wanted.key))
+        if problem is None and quick:
+            info = location.head(wanted.key)
+            recorded = info.sha256 if info else None
+            if recorded not in (None, wanted.sha256):
+                problem = f"{wanted.key}: recorded sha256 is {recorded}, expected {wanted.sha256}"
+        elif problem is None:
+            problem = read(wanted)
+        report.problems += [problem] if problem else []
+        report.files += 1
+        report.bytes += wanted.size if problem is None else 0
+
+    def read(wanted: CacheObject) -> str | None:
+        try:
+            got = location.checksum(wanted.key, size=wanted.size, on_bytes=traffic.moved)
+            if got != wanted.sha256:  # once more: it may have been damaged on the way
+                got = location.checksum(wanted.key, size=wanted.size)
+        except (MissingObjectError, CorruptCacheError) as error:
+            return str(error).removeprefix(f"{location.url}/")
+        return None if got == wanted.sha256 else f"{wanted.key}: sha256 is {got}, expected {wanted.sha256}"
+
+    def check_small(key: str) -> None:
+        try:
+            content = location.get(key, MAX_METADATA_BYTES)
+            if key == PROVENANCE:
+                check_provenance(content, key)
+            else:
+                check_metadata(content, root.metadata()[key], key)
+        except MissingObjectError:
+            report.problems += [f"{key}: missing"] if key != PROVENANCE else []
+        except CorruptCacheError as error:
+            report.problems.append(str(error).removeprefix(f"{location.url}/"))
+
+    traffic.run(
+        [
+            *(partial(check_small, key) for key in [*root.metadata(), PROVENANCE]),
+            *(partial(check, wanted) for wanted in root.shards()),
+        ]
+    )
+    report.problems.sort()
+    return report
+
+
+def _size_problem(wanted: CacheObject, info: ObjectInfo | None) -> str | None:
+    if info is None:
+        return f"{wanted.key}: missing"
+    return None if info.size == wanted.size else f"{wanted.key}: {info.size} bytes, expected {wanted.size}"

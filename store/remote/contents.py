@@ -1,0 +1,194 @@
+"""The objects of a cache: every one with its size and sha256, on the disk and in a bucket.
+
+Shards are in the manifest with both. The zarr.json of arrays and groups follow from the manifest: they are
+compared with what follows from it. ``provenance/zarr.json`` is volatile and small, and nothing depends on it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ..layout import PROVENANCE_GROUP
+from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
+from ..publish import nested_metadata, root_metadata
+from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
+from .failures import MissingObjectError
+from .location import Location
+
+ROOT = "zarr.json"
+UNFINISHED = ".unfinished.json"
+"""The root's zarr.json under another name: a cache that is being pushed or removed, or whose push stopped."""
+PROVENANCE = f"{PROVENANCE_GROUP}/zarr.json"
+
+
+@dataclass(frozen=True)
+class CacheObject:
+    """One object of a cache; its key is also its path inside the cache's folder."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """The bytes of a root zarr.json and the manifest in them, checked."""
+
+    content: bytes
+    manifest: Manifest
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> "Root":
+        """
+        Raises:
+            UsageError: not a cache's, or a newer format.
+            CorruptCacheError: the manifest contradicts itself, or the rest of the file contradicts it.
+        """
+        manifest = parse_manifest(content, where)
+        if parse_json(content) != root_metadata(manifest):
+            raise CorruptCacheError(f"{where}: the metadata are not those that follow from the manifest")
+        return cls(content, manifest)
+
+    def shards(self) -> list[CacheObject]:
+        return [CacheObject(file.path, file.size, file.sha256) for file in self.manifest.files]
+
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """Every nested zarr.json by key, and the value it must have."""
+        return {f"{node}/{ROOT}": value for node, value in nested_metadata(self.manifest.layout).items()}
+
+    def keys(self) -> set[str]:
+        """Every key that the cache may have."""
+        return {
+            ROOT,
+            UNFINISHED,
+            PROVENANCE,
+            *self.metadata(),
+            *(file.path for file in self.manifest.files),
+        }
+
+
+@dataclass(frozen=True)
+class LocalCache:
+    """A finished cache on this machine, and what there is of it to upload (the root apart)."""
+
+    path: Path
+    root: Root
+    objects: list[CacheObject]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(found.size for found in self.objects) + len(self.root.content)
+
+
+def read_local(path: Path) -> LocalCache:
+    """Look at a finished cache: its manifest, the sizes of its shards, the content of its metadata.
+
+    Raises:
+        UsageError, IncompleteCacheError: there is no finished cache at ``path``.
+        CorruptCacheError: it is damaged.
+    """
+    manifest = load_manifest(path)
+    root = Root.parse((path / ROOT).read_bytes(), str(path / ROOT))
+    check_no_links(path, [*(file.path for file in manifest.files), PROVENANCE, *root.metadata()])
+    check_files(path, manifest)
+    objects = root.shards()
+    for key, expected in root.metadata().items():
+        content = _read_small(path / key)
+        check_metadata(content, expected, str(path / key))
+        objects.append(_small_object(key, content))
+    if (path / PROVENANCE).is_file():
+        objects.append(_small_object(PROVENANCE, _read_small(path / PROVENANCE)))
+    return LocalCache(path, root, objects)
+
+
+def check_metadata(content: bytes, expected: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        CorruptCacheError: ``content`` is not the zarr.json that follows from the manifest.
+    """
+    try:
+        got = parse_json(content)
+    except ValueError as error:
+        raise CorruptCacheError(f"{where} is not valid JSON: {error}") from None
+    if got != expected:
+        raise CorruptCacheError(f"{where}: not the metadata that follow from the manifest")
+
+
+def check_provenance(content: bytes, where: str) -> None:
+    """
+    Raises:
+        CorruptCacheError: ``content`` is not the zarr.json of a group.
+    """
+    try:
+        value = parse_json(content)
+        check_depth(value, where)
+        sound = value["node_type"] == "group" and isinstance(value.get("attributes", {}), dict)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise CorruptCacheError(f"{where}: not the metadata of a group, at most {MAX_DEPTH} levels deep")
+
+
+def read_root(location: Location) -> Root:
+    """The manifest of the finished cache at ``location``.
+
+    Raises:
+        UsageError: nothing there, something else, or a newer format.
+        IncompleteCacheError: a cache whose push is under way, or stopped.
+        CorruptCacheError: the manifest contradicts itself.
+    """
+    root = find_root(location)
+    if root is not None:
+        return root
+    if find_unfinished(location) is not None:
+        raise IncompleteCacheError(
+            f"the cache at {location.url} is not whole: somebody is pushing or removing it, or was "
+            "interrupted; the same push continues it"
+        )
+    first = next(iter(location.objects()), None)
+    what = (
+        "there is nothing there" if first is None else f"it has no {ROOT}; 'saecache cache ls' looks below it"
+    )
+    raise UsageError(f"no cache at {location.url}: {what}")
+
+
+def find_root(location: Location) -> Root | None:
+    """The finished cache at ``location``, or None; errors of its manifest as :func:`read_root`."""
+    return _find(location, ROOT)
+
+
+def find_unfinished(location: Location) -> Root | None:
+    """The cache that is being pushed to or removed from ``location``, or None."""
+    return _find(location, UNFINISHED)
+
+
+def _find(location: Location, key: str) -> Root | None:
+    try:
+        content = location.get(key, MAX_MANIFEST_BYTES)
+    except MissingObjectError:
+        return None
+    return Root.parse(content, f"{location.url}/{key}")
+
+
+def foreign_key(keys: Iterable[str], root: Root) -> str | None:
+    """The first of ``keys`` that is no part of the cache."""
+    known = root.keys()
+    return next((key for key in keys if key not in known), None)
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_METADATA_BYTES + 1)
+    except OSError as error:
+        raise CorruptCacheError(f"{path} cannot be read: {error.strerror}; the cache is not whole") from None
+    if len(content) > MAX_METADATA_BYTES:
+        raise CorruptCacheError(f"{path}: more than {MAX_METADATA_BYTES} bytes, no metadata are that large")
+    return content
+
+
+def _small_object(key: str, content: bytes) -> CacheObject:
+    return CacheObject(key, len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,97 @@
+"""The caches of a team: a table of what lies below a prefix, read from the manifests alone."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from ..errors import CorruptCacheError, UsageError
+from ..manifest import Manifest
+from .contents import ROOT, UNFINISHED, find_root, find_unfinished
+from .location import Location, open_location
+from .settings import Patience
+from .traffic import DEFAULT_CONCURRENCY
+
+MAX_DEPTH = 4  # folders below the prefix that are looked into
+
+State = Literal["complete", "unfinished", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One cache. Facts that its manifest does not give are empty; ``problem`` says why it is unreadable."""
+
+    url: str
+    state: State
+    modified: datetime | None
+    model: str = ""
+    hooks: tuple[str, ...] = ()
+    dataset: str = ""
+    tokens: int = 0
+    context: int = 0
+    normalization: str = ""
+    size: int = 0
+    fingerprint: str = ""
+    problem: str = ""
+
+
+def list_caches(
+    url: str, *, concurrency: int = DEFAULT_CONCURRENCY, patience: Patience | None = None
+) -> list[Listed]:
+    """Every cache at ``url`` and up to four folders below it, by URL.
+
+    Raises:
+        AccessError: no such bucket, or no right to list it.
+    """
+    found: list[Listed] = []
+    level = [open_location(url, patience)]
+    with ThreadPoolExecutor(concurrency, "saecache-list") as pool:
+        for _ in range(MAX_DEPTH + 1):
+            looked = list(pool.map(_look, level))
+            found += [listed for listed, _ in looked if listed is not None]
+            level = [place for _, below in looked for place in below]
+    return sorted(found, key=lambda listed: listed.url)
+
+
+def _look(place: Location) -> tuple[Listed | None, list[Location]]:
+    """(the cache at ``place`` if there is one, else the places below it)."""
+    folders, objects = place.folders()
+    modified = {info.key: info.modified for info in objects}
+    try:
+        if ROOT in modified and (root := find_root(place)) is not None:
+            return _describe(place.url, "complete", modified[ROOT], root.manifest), []
+        if UNFINISHED in modified and (root := find_unfinished(place)) is not None:
+            return _describe(place.url, "unfinished", modified[UNFINISHED], root.manifest), []
+    except CorruptCacheError as error:
+        return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
+    except UsageError as error:
+        if "format version" in str(error):
+            return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
+    return None, [place.child(name) for name in folders]
+
+
+def _describe(url: str, state: State, modified: datetime, manifest: Manifest) -> Listed:
+    identity = manifest.identity
+    return Listed(
+        url=url,
+        state=state,
+        modified=modified,
+        model=_name(identity.get("model"), "name"),
+        hooks=tuple(manifest.hooks),
+        dataset=_name(identity.get("text"), "dataset", "name", "kind"),
+        tokens=manifest.train_rows + manifest.heldout_rows,
+        context=manifest.context,
+        normalization=f"{manifest.normalization} {manifest.dtype}",
+        size=sum(file.size for file in manifest.files),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _name(part: Any, *keys: str) -> str:
+    """What the identity calls its model or text; the writer of a cache may call it anything, or nothing."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        return next((str(part[key]) for key in keys if isinstance(part.get(key), str)), "")
+    return ""

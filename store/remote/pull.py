@@ -1,0 +1,252 @@
+"""From object storage to a folder: what is missing or different moves, the manifest comes last.
+
+While a pull is under way, or after it stopped, the folder has ``.pulling/`` with a lock and the manifest, and
+no root zarr.json: it is no cache yet. Each file is checked before it gets its name, so that a pull that was
+killed goes on with the files that have none.
+"""
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import filelock
+
+from ..config import GIB
+from ..disk import full_disk_explained
+from ..durable import fsync_folder, make_folder, write_bytes
+from ..errors import CorruptCacheError, DiskFullError, UsageError
+from ..manifest import PULL_FOLDER
+from ..output import inspect_output
+from ..untrusted import MAX_METADATA_BYTES, check_no_links
+from .contents import (
+    PROVENANCE,
+    ROOT,
+    CacheObject,
+    Root,
+    check_metadata,
+    check_provenance,
+    find_root,
+    read_root,
+)
+from .failures import MissingObjectError, RemoteChangedError
+from .location import Location, open_location
+from .push import TransferResult
+from .settings import Patience
+from .traffic import Traffic
+
+_SPARE_BYTES = 64 << 20  # left free beside the cache
+
+
+class Pull:
+    """One pull. ``plan`` looks at both sides, ``run`` moves what the plan found missing.
+
+    Args:
+        url: a finished cache in object storage. Its manifest may come from anybody.
+        path: a new or empty folder, one that a pull of this cache was stopped in, or a copy of this cache.
+        traffic: concurrency, bandwidth, progress.
+        verify: read what is already on the disk, instead of trusting files of the right size.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        path: Path,
+        traffic: Traffic | None = None,
+        *,
+        verify: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
+        self.location: Location = open_location(url, patience)
+        self.path = path
+        self.traffic = traffic or Traffic()
+        self.verify = verify
+        self.root: Root = read_root(self.location)
+        self._missing: list[CacheObject] | None = None
+        self._finished = False
+
+    def plan(self) -> TransferResult:
+        """Compare both sides.
+
+        Raises:
+            UsageError: the folder holds something else, or its disk has too little space.
+            CorruptCacheError: a file on the way is a link.
+        """
+        self._finished = self._check_folder()
+        check_no_links(self.path, [*self.root.keys(), PULL_FOLDER])
+        trusted = self._trusted()
+        missing: list[CacheObject] = []
+
+        def compare(wanted: CacheObject) -> None:
+            if not self._is_there(wanted, trusted):
+                missing.append(wanted)
+
+        self.traffic.run(partial(compare, wanted) for wanted in self.root.shards())
+        self._missing = sorted(missing, key=lambda found: (-found.size, found.key))
+        self._check_space()
+        return self._result(dry_run=True)
+
+    def run(self) -> TransferResult:
+        """Move what is missing.
+
+        Raises:
+            CorruptCacheError: objects differ from the manifest, again and again; nothing of them is kept.
+            DiskFullError: the same pull continues once there is room.
+            RemoteError: the store kept failing; the same pull continues.
+            RemoteChangedError: the cache was removed or replaced while it was pulled.
+        """
+        if self._missing is None:
+            self.plan()
+        assert self._missing is not None
+        if self._finished and not self._missing:
+            return self._result(dry_run=False)
+        with self._claimed(), _disk_explained(self.path), self._removal_explained():
+            write_bytes(self.path / PULL_FOLDER / ROOT, self.root.content)
+            self.traffic.run(
+                [
+                    *(partial(self._download, wanted) for wanted in self._missing),
+                    *(partial(self._download_metadata, key) for key in self.root.metadata()),
+                    self._download_provenance,
+                ]
+            )
+            fsync_folder(self.path)
+            write_bytes(self.path / ROOT, self.root.content)
+        return self._result(dry_run=False)
+
+    def _check_folder(self) -> bool:
+        """Whether this cache is there and finished; refuses a folder that holds something else."""
+        state = inspect_output(self.path)
+        if state in ("absent", "empty") or (self.path / PULL_FOLDER).is_dir():
+            return False
+        if state == "complete":
+            there = Root.parse((self.path / ROOT).read_bytes(), str(self.path / ROOT))
+            if there.content == self.root.content:
+                return True
+            raise UsageError(
+                f"{self.path} holds another cache (fingerprint {there.manifest.fingerprint[:12]}, not "
+                f"{self.root.manifest.fingerprint[:12]}): choose another folder"
+            )
+        raise UsageError(
+            f"{self.path} holds something else than this cache: choose a new or empty folder, for example "
+            f"{self.path / self.location.url.rsplit('/', 1)[-1]}"
+        )
+
+    def _trusted(self) -> dict[str, str]:
+        """sha256 of the files that an earlier pull checked before it named them, by path."""
+        if self._finished:
+            return {found.key: found.sha256 for found in self.root.shards()}
+        try:
+            content = (self.path / PULL_FOLDER / ROOT).read_bytes()
+            return {found.key: found.sha256 for found in Root.parse(content, "the former pull").shards()}
+        except (OSError, UsageError, CorruptCacheError):
+            return {}
+
+    def _is_there(self, wanted: CacheObject, trusted: dict[str, str]) -> bool:
+        path = self.path / wanted.key
+        if not path.is_file() or path.stat().st_size != wanted.size:
+            return False
+        if trusted.get(wanted.key) == wanted.sha256 and not self.verify:
+            return True
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
+
+    def _check_space(self) -> None:
+        assert self._missing is not None
+        existing = self.path.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        free, needed = shutil.disk_usage(existing).free, sum(found.size for found in self._missing)
+        if needed and needed + _SPARE_BYTES > free:
+            raise UsageError(
+                f"not enough disk space at {existing}: {needed / GIB:.2f} GiB are to come, "
+                f"{free / GIB:.2f} GiB are free; choose another folder, or train from the URL without a copy"
+            )
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Hold the folder's lock; the folder of a pull goes when it ends well."""
+        work = self.path / PULL_FOLDER
+        make_folder(work)
+        lock = filelock.FileLock(work / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UsageError(f"another pull into {self.path} is under way: wait for it") from None
+        try:
+            yield
+        except BaseException:
+            lock.release()
+            raise
+        lock.release()
+        shutil.rmtree(work)
+        fsync_folder(self.path)
+
+    @contextmanager
+    def _removal_explained(self) -> Iterator[None]:
+        """Objects that are missing or different may mean that the cache itself is gone or another."""
+        try:
+            yield
+        except (MissingObjectError, CorruptCacheError) as error:
+            now = find_root(self.location)
+            if now is not None and now.content == self.root.content:
+                if isinstance(error, CorruptCacheError):
+                    raise
+                raise CorruptCacheError(f"{error}: the cache is not whole; push it again") from None
+            what = "removed" if now is None else "replaced by another cache"
+            raise RemoteChangedError(
+                f"{self.location.url} was {what} while it was pulled; {self.path} holds a part of it and is "
+                "no cache: remove it, or pull from elsewhere into the same folder"
+            ) from None
+
+    def _download(self, wanted: CacheObject) -> None:
+        self.location.download(
+            wanted.key,
+            self.path / wanted.key,
+            size=wanted.size,
+            sha256=wanted.sha256,
+            on_bytes=self.traffic.moved,
+        )
+
+    def _download_metadata(self, key: str) -> None:
+        content = self.location.get(key, MAX_METADATA_BYTES)
+        check_metadata(content, self.root.metadata()[key], f"{self.location.url}/{key}")
+        write_bytes(self.path / key, content)
+
+    def _download_provenance(self) -> None:
+        try:
+            content = self.location.get(PROVENANCE, MAX_METADATA_BYTES)
+        except MissingObjectError:
+            return  # nothing depends on it
+        check_provenance(content, f"{self.location.url}/{PROVENANCE}")
+        write_bytes(self.path / PROVENANCE, content)
+
+    def _result(self, *, dry_run: bool) -> TransferResult:
+        assert self._missing is not None
+        shards = self.root.shards()
+        return TransferResult(
+            cache=str(self.path),
+            url=self.location.url,
+            fingerprint=self.root.manifest.fingerprint,
+            objects=len(shards),
+            bytes=sum(found.size for found in shards),
+            moved_objects=len(self._missing),
+            moved_bytes=sum(found.size for found in self._missing),
+            dry_run=dry_run,
+        )
+
+
+@contextmanager
+def _disk_explained(path: Path) -> Iterator[None]:
+    try:
+        with full_disk_explained(path):
+            yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise DiskFullError(
+            f"{path}: files may not grow that large here ({error.strerror}): raise the limit (ulimit -f) "
+            "and run the same command again, it continues"
+        ) from error
