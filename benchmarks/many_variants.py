@@ -1,0 +1,124 @@
+"""Several variants in one pass against one run for each: whole training runs on a cache of random unit rows.
+
+    python benchmarks/many_variants.py [--quick] [--latents F] [--rows B] [--width D] [--steps N] [--rounds N]
+
+Both ways train the same SAEs, from the same cache and with the same settings; their weights must come out the
+same, bit for bit. Runs are calls in this process, where imports and compilation are paid already, or with
+``--processes`` what a shell would start. Rounds alternate, medians are compared.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from saecache import CacheWriter, open_cache
+from saecache.train import TrainConfig, run
+
+VARIANTS = (
+    {"kind": "topk", "k": 32},
+    {"kind": "topk", "k": 64},
+    {"kind": "batch_topk", "k": 32},
+    {"kind": "batch_topk", "k": 64},
+)
+
+
+def write_rows(path: Path, rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with CacheWriter(path, hooks={"random": width}, identity={"source": "random"}) as writer:
+        for start in range(0, rows, 8192):
+            writer.write_rows({"random": torch.randn(min(8192, rows - start), width, generator=generator)})
+
+
+def config(settings: argparse.Namespace, variants: tuple[dict, ...]) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "variants": variants,
+            "num_latents": settings.latents,
+            "batch_rows": settings.rows,
+            "steps": settings.steps,
+            "checkpoint": {"every_steps": settings.steps, "keep": 1},
+            "log": {"every_steps": settings.steps, "heldout_rows": 0, "progress": False},
+            "initialisation": {"median_rows": settings.rows},
+        }
+    )
+
+
+def train(settings: argparse.Namespace, cache: Path, out: Path, variants: tuple[dict, ...]) -> float:
+    started = perf_counter()
+    run(config(settings, variants), open_cache(cache), out)
+    return perf_counter() - started
+
+
+def train_in_process(
+    settings: argparse.Namespace, cache: Path, out: Path, variants: tuple[dict, ...]
+) -> float:
+    settings_file = out.with_suffix(".json")
+    settings_file.write_text(json.dumps(config(settings, variants).model_dump(mode="json")))
+    program = "from saecache.cli import main; main()"
+    command = [sys.executable, "-c", program, "train", settings_file, "--cache", cache, "--out", out]
+    started = perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return perf_counter() - started
+
+
+def weights(out: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(out.glob("*/sae/weights.safetensors"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small size, two rounds")
+    parser.add_argument("--latents", type=int, default=24576)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", action="store_true", help="every run in a process of its own")
+    settings = parser.parse_args()
+    if settings.quick:
+        settings.latents, settings.rows, settings.width = 4096, 1024, 256
+        settings.rounds = min(settings.rounds, 2)
+    work = train_in_process if settings.processes else train
+    taken: dict[str, list[float]] = {"one pass": [], "separate": []}
+    with tempfile.TemporaryDirectory() as folder:
+        cache, out = Path(folder) / "cache", Path(folder) / "out"
+        write_rows(cache, settings.rows * settings.steps, settings.width)
+        for number in range(-1, settings.rounds):  # the first one compiles
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            together = work(settings, cache, out / "together", VARIANTS)
+            names = (f"{v['kind']}_k{v['k']}" for v in VARIANTS)
+            runs = {name: (v,) for name, v in zip(names, VARIANTS, strict=True)}
+            separate = sum(work(settings, cache, out / name, one) for name, one in runs.items())
+            alone = [weights(out / name)[0] for name in sorted(runs)]
+            if weights(out / "together") != alone:
+                raise SystemExit("the SAEs are not the same, bit for bit")
+            if number >= 0:
+                taken["one pass"].append(together)
+                taken["separate"].append(separate)
+    report(settings, taken)
+
+
+def report(settings: argparse.Namespace, taken: dict[str, list[float]]) -> None:
+    print(
+        f"{len(VARIANTS)} variants, F = {settings.latents}, B = {settings.rows}, D = {settings.width}, "
+        f"{settings.steps} steps, {torch.get_num_threads()} threads, medians of {settings.rounds} rounds, "
+        f"{'a process for every run' if settings.processes else 'one process'}"
+    )
+    for name, seconds in taken.items():
+        print(f"  {name:10} {median(seconds):8.2f} s")
+    print(f"one pass / separate: {median(taken['one pass']) / median(taken['separate']):.2f}; same weights")
+
+
+if __name__ == "__main__":
+    main()
