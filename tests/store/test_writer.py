@@ -426,7 +426,7 @@ def test_a_full_disk_is_explained_and_resumable(
         durable.write_all(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(spill if moment == "spill" else shard_file, "append_early", full)
+        patch.setattr(*((spill, "write_all") if moment == "spill" else (shard_file, "append_early")), full)
         storage = StorageConfig(chunk_rows=64, shard_bytes=8192, memory_bytes=1 << 20)
         writer = CacheWriter(
             tmp_path / "c",
