@@ -48,13 +48,13 @@ def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) ->
         ("held-out rows", f"{manifest.heldout_rows:,}"),
         ("sequences", f"{manifest.sequences:,} of {manifest.context:,} positions"),
         ("stored as", f"{manifest.dtype}, normalization {manifest.normalization}"),
-        ("size", f"{_bytes(size)} in {len(manifest.files):,} shards"),
+        ("size", f"{readable_bytes(size)} in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():
         median, largest = hook.norm_quantiles.get("0.5"), hook.norm_quantiles.get("1")
         norms = "" if median is None or largest is None else f", norm {median:.4g} (median) to {largest:.4g}"
         lines.append((f"hook {name}", f"{hook.d_model} wide{norms}"))
-    lines += [(_printable(name), f"{count:,}") for name, count in manifest.counts.items()]
+    lines += [(printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
     lines += _leaves(source)
     return lines + list(_leaves(provenance or {}))
@@ -67,14 +67,15 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, f"{place}.{key}" if place else str(key))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        place, text = _printable(place), _printable(text)
+        place, text = printable(place), printable(text)
         yield place, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A cache may come from anybody: what would steer the terminal is shown, not obeyed."""
     return text if text.isprintable() else ascii(text)
 
 
-def _bytes(count: int) -> str:
+def readable_bytes(count: int) -> str:
+    """For people: MiB or GiB."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

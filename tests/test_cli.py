@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["harvest", "train", "evaluate", "report", "recipes", "demo", "cache info", "cache verify"]
-COMMANDS += ["cache slice", "cache merge"]
+COMMANDS = [
+    *("harvest", "train", "evaluate", "report", "recipes", "demo"),
+    *(f"cache {name}" for name in ("info", "verify", "ls", "push", "pull", "rm", "slice", "merge")),
+]
 
 
 def saecache(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from ..errors import CorruptCacheError, UsageError
+from ..info import printable, readable_bytes
 from ..manifest import Manifest
 from .contents import ROOT, UNFINISHED, find_root, find_unfinished
 from .location import Location, open_location
@@ -95,3 +96,56 @@ def _name(part: Any, *keys: str) -> str:
     if isinstance(part, Mapping):
         return next((str(part[key]) for key in keys if isinstance(part.get(key), str)), "")
     return ""
+
+
+def format_listing(found: list[Listed], url: str) -> str:
+    """A table, one line for each cache; places are relative to ``url``."""
+    header = (
+        "cache",
+        "model",
+        "hooks",
+        "dataset",
+        "tokens",
+        "context",
+        "stored",
+        "size",
+        "date",
+        "fingerprint",
+        "",
+    )
+    rows = [_cells(listed, url.rstrip("/")) for listed in found]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in _RIGHT else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+_RIGHT = (4, 5, 7)
+
+
+def _cells(listed: Listed, url: str) -> tuple[str, ...]:
+    place = listed.url.removeprefix(url).strip("/") or listed.url.rsplit("/", 1)[-1]
+    date = listed.modified.strftime("%Y-%m-%d %H:%M") if listed.modified else ""
+    if listed.state == "unreadable":
+        cells = (place, "", "", "", "", "", "", "", date, "", f"unreadable: {listed.problem}")
+    else:
+        hooks = ",".join(listed.hooks[:3]) + (f",+{len(listed.hooks) - 3}" if len(listed.hooks) > 3 else "")
+        cells = (
+            place,
+            listed.model,
+            hooks,
+            listed.dataset,
+            f"{listed.tokens:,}",
+            f"{listed.context:,}",
+            listed.normalization,
+            readable_bytes(listed.size),
+            date,
+            listed.fingerprint[:12],
+            "" if listed.state == "complete" else "not complete",
+        )
+    return tuple(printable(cell) for cell in cells)
