@@ -2,10 +2,10 @@
 
     python benchmarks/read.py [--quick] [--mib N] [--width D] [--batch B] [--rounds R] [--folder DIR]
 
-Every reader ends with torch float32 [B, D] batches of the same rows. The rounds are interleaved and the
-medians compared; files are in the system's file cache, as in a training run whose data fit in memory.
-``checked`` opens the cache anew, so that every chunk is checked against its crc32c; ``again`` is a later
-epoch of the same process.
+Every reader ends with torch [B, D] batches of its own of the same rows: float16 as stored, then float32 as a
+training step wants them. The rounds are interleaved and the medians compared; files are in the system's file
+cache, as in a training run whose data fit in memory. ``checked`` opens the cache anew, so that every chunk is
+checked against its crc32c; ``again`` is a later pass of the same process.
 """
 
 import argparse
@@ -31,7 +31,9 @@ def write_cache(path: Path, rows: int, width: int) -> None:
             writer.write_rows({HOOK: block[: rows - start]})
 
 
-def readers(folder: Path, rows: int, width: int, batch: int) -> dict[str, Callable[[], Batches]]:
+def readers(
+    folder: Path, rows: int, width: int, batch: int, dtype: torch.dtype
+) -> dict[str, Callable[[], Batches]]:
     """Name -> a pass over all rows in stored order."""
     cache = open_cache(folder / "cache")
     raw = np.memmap(folder / "raw", dtype=np.float16, mode="c", shape=(rows, width))
@@ -39,30 +41,30 @@ def readers(folder: Path, rows: int, width: int, batch: int) -> dict[str, Callab
 
     def from_memmap() -> Batches:
         for start in range(0, rows, batch):
-            yield torch.from_numpy(raw[start : start + batch]).to(torch.float32)
+            yield torch.from_numpy(raw[start : start + batch]).to(dtype, copy=True)
 
     def from_memmap_at_random() -> Batches:
         for start in range(0, rows, batch):
-            yield torch.from_numpy(raw[order[start : start + batch]]).to(torch.float32)
+            yield torch.from_numpy(raw[order[start : start + batch]]).to(dtype)
 
     def checked() -> Batches:
-        yield from open_cache(folder / "cache").batches(HOOK, batch)
+        yield from open_cache(folder / "cache").batches(HOOK, batch, dtype=dtype)
 
     found: dict[str, Callable[[], Batches]] = {
         "np.memmap": from_memmap,
         "saecache, checked": checked,
-        "saecache, again": lambda: cache.batches(HOOK, batch),
+        "saecache, again": lambda: cache.batches(HOOK, batch, dtype=dtype),
         "np.memmap, rows at random": from_memmap_at_random,
-        "saecache, later epoch": lambda: cache.batches(HOOK, batch, epoch=1),
+        "saecache, later epoch": lambda: cache.batches(HOOK, batch, epoch=1, dtype=dtype),
     }
     path = folder / "cache" / "rows" / HOOK / "activations"
-    found["zarr-python"] = lambda: from_array(zarr_array(path), rows, batch)
+    found["zarr-python"] = lambda: from_array(zarr_array(path), rows, batch, dtype)
     try:
         array = tensorstore_array(path)
     except ModuleNotFoundError:
         print("tensorstore is not installed: left out")
     else:
-        found["tensorstore"] = lambda: from_array(array, rows, batch)
+        found["tensorstore"] = lambda: from_array(array, rows, batch, dtype)
     return found
 
 
@@ -79,10 +81,10 @@ def tensorstore_array(path: Path) -> object:
     return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
 
 
-def from_array(array: object, rows: int, batch: int) -> Batches:
+def from_array(array: object, rows: int, batch: int, dtype: torch.dtype) -> Batches:
     for start in range(0, rows, batch):
         stop = min(start + batch, rows)
-        yield torch.from_numpy(np.array(array[start:stop])).to(torch.float32)  # type: ignore[index]
+        yield torch.from_numpy(np.array(array[start:stop])).to(dtype)  # type: ignore[index]
 
 
 def main() -> None:
@@ -109,25 +111,34 @@ def main() -> None:
         with (folder / "raw").open("wb") as file:
             for batch in stored.batches(HOOK, 4096, dtype=torch.float16):
                 file.write(batch.numpy().data)
-        passes = readers(folder, rows, arguments.width, arguments.batch)
-        expected = sum(float(batch[0, 0]) for batch in passes["np.memmap"]())
+        for dtype in (torch.float16, torch.float32):
+            passes = readers(folder, rows, arguments.width, arguments.batch, dtype)
+            took = {name: median(times) for name, times in timed(passes, arguments.rounds).items()}
+            report(took, rows, gigabytes, f"{arguments.batch} x {arguments.width} {dtype}")
+    print(f"({arguments.threads} threads)")
+
+
+def timed(passes: dict[str, Callable[[], Batches]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every pass, round by round; before that, that all of them read the same."""
+    expected = sum(float(batch[0, 0]) for batch in passes["np.memmap"]())
+    for name, make in passes.items():
+        if "random" not in name and "epoch" not in name:
+            assert sum(float(batch[0, 0]) for batch in make()) == expected, name
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds):
         for name, make in passes.items():
-            if "random" not in name and "epoch" not in name:
-                assert sum(float(batch[0, 0]) for batch in make()) == expected, name
-        seconds: dict[str, list[float]] = {name: [] for name in passes}
-        for _ in range(arguments.rounds):
-            for name, make in passes.items():
-                start = perf_counter()
-                for _ in make():  # as in a training loop, one batch is held while the next is made
-                    pass
-                seconds[name].append(perf_counter() - start)
-    took = {name: median(times) for name, times in seconds.items()}
-    print(
-        f"{rows} rows of {arguments.width} float16, batches of {arguments.batch}, {arguments.threads} threads"
-    )
+            start = perf_counter()
+            for _ in make():  # as in a training loop, one batch is held while the next is made
+                pass
+            seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def report(took: dict[str, float], rows: int, gigabytes: float, batches: str) -> None:
+    print(f"{rows} rows, stored as float16, in batches of {batches}")
     for name, time in took.items():
         print(f"  {name:28} {gigabytes / time:6.2f} GB/s  {rows / time / 1e6:6.2f} M rows/s")
-    print("ratios of rows per second:")
+    print("  ratios of rows per second:")
     for name, other in (
         ("saecache, checked", "np.memmap"),
         ("saecache, again", "np.memmap"),
@@ -137,7 +148,7 @@ def main() -> None:
         ("saecache, again", "tensorstore"),
     ):
         if other in took:
-            print(f"  {name:22} / {other:26} {took[other] / took[name]:6.2f}")
+            print(f"    {name:22} / {other:26} {took[other] / took[name]:6.2f}")
 
 
 if __name__ == "__main__":
