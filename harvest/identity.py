@@ -1,7 +1,7 @@
 """What makes two harvests the same cache, and what an output folder already says about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ class Existing:
     identity: dict[str, Any]
     manifest: Manifest | None  # of a finished cache
     started: bool  # an unfinished cache that already has sequences
+    progress: dict[str, Any] = field(default_factory=dict)  # of an unfinished cache, at its last commit
+
+    @property
+    def copying(self) -> bool:
+        """An unfinished cache that still takes rows of another one, see ``extend.py``."""
+        return self.manifest is None and bool(self.progress) and "cursor" not in self.progress
 
 
 def look_at_output(path: Path) -> Existing | None:
@@ -35,7 +41,7 @@ def look_at_output(path: Path) -> Existing | None:
     journal = read_journal(path) if state == "incomplete" else None
     if journal is None:
         return None
-    return Existing(journal.identity, None, started=journal.sequences > 0)
+    return Existing(journal.identity, None, journal.sequences > 0, journal.progress)
 
 
 def pinned(existing: Existing | None, part: str) -> dict[str, Any]:
@@ -52,16 +58,47 @@ def check_same(existing: Existing, identity: Mapping[str, Any], config: HarvestC
     Raises:
         UsageError: with every setting that differs.
     """
-    there = dict(existing.identity)
-    widths = there.get("hooks")
-    widths = widths if isinstance(widths, Mapping) else {}
-    # The widths are not known yet: those of hooks that are there can be taken from there.
-    hooks = {name: widths.get(name, 0) for name in config.hooks}
-    context = config.tokens.context
-    here = whole_identity(identity, hooks, context, config.seed, config.heldout_fraction, config.storage)
+    there, here = dict(existing.identity), _as_there(existing, identity, config)
     if lines := differences(there, here):
         listed = "\n".join(f"  - {line}" for line in lines)
         what = "a finished" if existing.manifest is not None else "an unfinished"
+        hint = ""
+        if existing.manifest is not None and _grows(there, here):
+            hint = f"\nto grow it, give another --out and --extend {path}"
         raise UsageError(
-            f"{path} holds {what} cache of another identity; choose another folder, or remove it:\n{listed}"
+            f"{path} holds {what} cache of another identity; choose another folder, or remove it:\n"
+            f"{listed}{hint}"
         )
+
+
+def check_extends(base: Existing, identity: Mapping[str, Any], config: HarvestConfig) -> None:
+    """Refuse to extend a finished cache to something else than more tokens of its stream.
+
+    Raises:
+        UsageError: with every setting that differs.
+    """
+    there, here = dict(base.identity), _as_there(base, identity, config)
+    if not _grows(there, here):
+        before, wanted = there.pop("num_tokens"), here.pop("num_tokens")
+        listed = "\n".join(f"  - {line}" for line in differences(there, here))
+        if listed:
+            raise UsageError(
+                f"the cache cannot be extended to this harvest: only num_tokens may differ, but\n{listed}"
+            )
+        raise UsageError(f"the cache has num_tokens={before} already; expected more than that, got {wanted}")
+
+
+def _as_there(existing: Existing, identity: Mapping[str, Any], config: HarvestConfig) -> dict[str, Any]:
+    """The whole identity of this harvest. The widths are not known yet: they are taken from there."""
+    widths = existing.identity.get("hooks")
+    widths = widths if isinstance(widths, Mapping) else {}
+    hooks = {name: widths.get(name, 0) for name in config.hooks}
+    context = config.tokens.context
+    return whole_identity(identity, hooks, context, config.seed, config.heldout_fraction, config.storage)
+
+
+def _grows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """They differ in num_tokens alone, and there are more of them here."""
+    same = {**there, "num_tokens": 0} == {**here, "num_tokens": 0}
+    before = there.get("num_tokens")
+    return same and isinstance(before, int) and before < here["num_tokens"]

@@ -9,7 +9,7 @@ import torch
 
 from .config import HarvestConfig
 from .devices import resolve_device, resolve_dtype
-from .identity import Existing, check_same, look_at_output, pinned
+from .identity import Existing, check_extends, check_same, look_at_output, pinned
 from .model import LanguageModel, check_model, read_model_settings
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .packing import PackingRule
@@ -50,14 +50,17 @@ class Plan:
         )
 
 
-def make_plan(config: HarvestConfig, path: Path) -> Plan:
+def make_plan(config: HarvestConfig, path: Path, base: Existing | None = None) -> Plan:
     """Look at the output, the text and the model's configuration; cheap checks first, then the weights' hash.
+
+    ``base`` is a finished cache that is to be extended.
 
     Raises:
         UsageError: anything that makes this harvest impossible as configured.
     """
     existing = look_at_output(path)
-    before = pinned(existing, "model")
+    known = existing or base
+    before = pinned(known, "model")
     device = resolve_device(config.device)
     revision = config.model.revision
     if revision is None and before.get("name") == config.model.name:
@@ -68,7 +71,7 @@ def make_plan(config: HarvestConfig, path: Path) -> Plan:
     check_model(files, settings, config.hooks, config.tokens.context)
     tokenizer = load_tokenizer(files.folder, trust_remote_code=remote_code)
     rule = packing_rule(config.tokens, tokenizer)
-    source = open_source(config.text, pinned(existing, "text"))
+    source = open_source(config.text, pinned(known, "text"))
     dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
         dtype = before["dtype"]
@@ -89,6 +92,8 @@ def make_plan(config: HarvestConfig, path: Path) -> Plan:
     }
     if existing is not None:
         check_same(existing, identity, config, path)
+    if base is not None:
+        check_extends(base, identity, config)
     return Plan(
         config=config,
         path=path,

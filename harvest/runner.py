@@ -11,12 +11,13 @@ from time import monotonic
 import torch
 from tqdm import tqdm
 
-from ..store import CacheWriter, Manifest, SaecacheError, check_disk_space
+from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
 from ..store.config import GIB
 from ..store.identity import canonical_json
 from ..store.journal import WORK_FOLDER
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
+from .extend import batch_size_of, extension_facts, open_base, retrace, say_what_is_taken
 from .first_look import first_look
 from .forward import RowReader, block_sequences, whole_blocks
 from .model import LanguageModel
@@ -46,11 +47,15 @@ class HarvestResult:
     shuffle_seconds: float = 0.0
 
 
-def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
+def run(
+    config: HarvestConfig, out: str | Path | None = None, *, extend: str | Path | None = None
+) -> HarvestResult:
     """Harvest into the folder ``out`` (default: a folder of its own below ``caches/``).
 
     An unfinished harvest of the same identity is continued: the cache is the same, byte for byte. A finished
-    one is left as it is.
+    one is left as it is. ``extend`` is a finished cache of fewer tokens of the same stream: its rows are
+    copied, and only the others go through the model. It stays as it is, and the new cache is the same, byte
+    for byte, as without it.
 
     Raises:
         UsageError: a harvest that is impossible as configured, told before anything is written.
@@ -59,16 +64,23 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what was done is saved.
     """
     path = Path(out) if out is not None else default_path(config)
-    plan = make_plan(config, path)
+    base, base_facts = (None, None) if extend is None else open_base(extend)
+    plan = make_plan(config, path, base_facts)
     if plan.existing is not None and plan.existing.manifest is not None:
         return HarvestResult(path, plan.existing.manifest, reused=True)
+    if base is None and plan.existing is not None and plan.existing.copying:
+        raise UsageError(f"{path} was begun with --extend and has not taken all rows yet: give it again")
     with stop_on_signals() as stop_asked:
         model = plan.load_model()
         widths = model.widths(plan.hooks)
         _announce(plan, widths)
         medians = None
-        if plan.existing is None or not plan.existing.started:
+        taken = None
+        if plan.existing is None or not plan.existing.started or plan.existing.copying:
             medians = first_look(plan, model)
+            if base is not None:
+                taken = retrace(base, plan, _batch_size(plan, model, batch_size_of(base)), medians)
+                say_what_is_taken(taken)
         was_there = path.exists()
         writer = CacheWriter(
             path,
@@ -81,9 +93,11 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
             planned_sequences=plan.full_sequences,
         )
         try:
+            if taken is not None:
+                taken.write(writer)
             progress = _harvest(plan, model, writer, medians, stop_asked)
             harvested = monotonic()
-            manifest = _finish(plan, writer, progress, stop_asked)
+            manifest = _finish(plan, writer, progress, stop_asked, base)
         except Exception:
             writer.close()
             if writer.sequences_done == 0:
@@ -94,6 +108,13 @@ def run(config: HarvestConfig, out: str | Path | None = None) -> HarvestResult:
     if config.heldout_fraction > 0 and not manifest.heldout_rows:
         _say(f"warning: none of the {progress.documents} documents fell to the held-out split; it is empty")
     return HarvestResult(path, manifest, False, progress.seconds, monotonic() - harvested)
+
+
+def _batch_size(plan: Plan, model: LanguageModel, before: int | None) -> int:
+    """As configured, else as ``before``, else what is fastest."""
+    if plan.config.batch_size != "auto":
+        return plan.config.batch_size
+    return before or choose_batch_size(model, plan.hooks, plan.rule.context)
 
 
 def default_path(config: HarvestConfig) -> Path:
@@ -133,10 +154,7 @@ def _harvest(
     progress = Progress.from_json(writer.progress)
     if medians is not None:
         progress.median_norms = medians
-    if config.batch_size != "auto":
-        progress.batch_size = config.batch_size
-    elif progress.batch_size is None:
-        progress.batch_size = choose_batch_size(model, plan.hooks, plan.rule.context)
+    progress.batch_size = _batch_size(plan, model, progress.batch_size)
     block = block_sequences(plan.device, plan.rule.context, progress.batch_size)
     reader = RowReader(model, plan.hooks, block)
     stream = batches(plan, progress.cursor, progress.tokens, whole_blocks(progress.batch_size, block))
@@ -178,7 +196,13 @@ def _harvest(
     return progress
 
 
-def _finish(plan: Plan, writer: CacheWriter, progress: Progress, stop_asked: Callable[[], bool]) -> Manifest:
+def _finish(
+    plan: Plan,
+    writer: CacheWriter,
+    progress: Progress,
+    stop_asked: Callable[[], bool],
+    base: ActivationCache | None,
+) -> Manifest:
     """Shuffle and write the final arrays."""
     with tqdm(
         unit="B", unit_scale=True, desc="shuffle", mininterval=0.5 if sys.stderr.isatty() else 10
@@ -192,7 +216,7 @@ def _finish(plan: Plan, writer: CacheWriter, progress: Progress, stop_asked: Cal
 
         return writer.finalize(
             counts=progress.counts(plan.config.num_tokens),
-            provenance=run_facts(plan, progress),
+            provenance=run_facts(plan, progress) | ({} if base is None else extension_facts(base)),
             on_progress=on_progress,
         )
 
