@@ -4,18 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptCacheError, IncompleteCacheError, SaecacheError, UsageError
-from ..info import PROVENANCE_FILE, provenance_facts
-from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, parse_manifest
+from ..errors import CorruptCacheError, SaecacheError
+from ..info import provenance_facts
+from ..manifest import FileInfo, Manifest
 from ..untrusted import MAX_METADATA_BYTES, parse_json
+from .contents import PROVENANCE, find_root, read_root
 from .failures import MissingObjectError, RemoteChangedError
 from .local_cache import LocalCache
 from .local_settings import check_limit, open_local_cache
 from .location import Location, open_location
 from .settings import Patience
 from .shards import RemoteShards
-
-MANIFEST_KEY = "zarr.json"
 
 
 def open_remote(
@@ -25,34 +24,21 @@ def open_remote(
 
     Raises:
         UsageError: no cache there, a newer format, no access, or a local cache that is too small.
+        IncompleteCacheError: its push is under way, or stopped.
         CorruptCacheError: the manifest contradicts itself.
         RemoteError: the object store does not answer.
     """
     location = open_location(url, patience)
-    manifest = read_remote_manifest(location)
+    manifest = read_root(location).manifest
     local = local or open_local_cache()
     check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
     return location.url, manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
 
 
-def read_remote_manifest(location: Location) -> Manifest:
-    """The checked manifest of the cache at ``location``; errors as :func:`open_remote`."""
-    try:
-        content = location.get(MANIFEST_KEY, MAX_MANIFEST_BYTES)
-    except MissingObjectError:
-        if next(location.objects(), None) is None:
-            raise UsageError(f"no cache at {location.url}: there is nothing there") from None
-        raise IncompleteCacheError(
-            f"{location.url} has no {MANIFEST_KEY}: it is no cache, or not a whole one (the manifest comes "
-            "last): run the command that writes it again"
-        ) from None
-    return parse_manifest(content, f"{location.url}/{MANIFEST_KEY}")
-
-
 def read_remote_provenance(url: str) -> dict[str, Any]:
     """As :func:`read_provenance`, of the cache at ``url``."""
     try:
-        return provenance_facts(parse_json(open_location(url).get(PROVENANCE_FILE, MAX_METADATA_BYTES)))
+        return provenance_facts(parse_json(open_location(url).get(PROVENANCE, MAX_METADATA_BYTES)))
     except (SaecacheError, ValueError):
         return {}  # nothing depends on them
 
@@ -79,13 +65,12 @@ def _check_unchanged(location: Location, manifest: Manifest) -> None:
     Raises:
         RemoteChangedError: the cache was removed or replaced since its manifest was read.
     """
-    try:
-        now = parse_manifest(location.get(MANIFEST_KEY, MAX_MANIFEST_BYTES), location.url)
-    except MissingObjectError:
+    root = find_root(location)
+    if root is None:
         raise RemoteChangedError(
             f"{location.url} was removed while it was being read; what was not downloaded yet is gone"
-        ) from None
-    if now != manifest:
+        )
+    if root.manifest != manifest:
         raise RemoteChangedError(
             f"{location.url} was replaced by another cache while it was being read: run again to use that one"
         )
