@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .half import widen
 from .records import RecordLayout
 
 _jit = numba.njit(nogil=True, cache=True)
@@ -95,19 +96,5 @@ def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
 
 @_jit
 def _widen(source, picks, target, bits, places):  # type: ignore[no-untyped-def]
-    """Exponent and mantissa move into place, and a multiplication corrects the exponent's bias: subnormal
-    numbers come out right, Inf and NaN are mended afterwards.
-    """
-    width = source.shape[1]
     for i in range(picks.shape[0]):
-        row, place, place_bits = source[picks[i]], target[places[i]], bits[places[i]]
-        for j in range(width):
-            half = np.uint32(row[j])
-            place_bits[j] = ((half & np.uint32(0x8000)) << np.uint32(16)) | (
-                (half & np.uint32(0x7FFF)) << np.uint32(13)
-            )
-        for j in range(width):
-            place[j] *= np.float32(2.0**112)
-        for j in range(width):
-            special = (place_bits[j] & np.uint32(0x7FFFFFFF)) >= np.uint32(0x47800000)
-            place_bits[j] |= np.uint32(0x7F800000) if special else np.uint32(0)
+        widen(source[picks[i]], target[places[i]], bits[places[i]])

@@ -6,6 +6,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .half import widen
+
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -28,18 +30,11 @@ def add_moments(
 
 @_jit
 def _moments_of_half(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
-    """float16 bits << 13 are the float32 of value / 2^112, subnormals included."""
     n, width = rows.shape
     row = np.empty(width, np.float32)
     bits = row.view(np.uint32)
     for i in range(n):
-        source = rows[i]
-        for j in range(width):
-            half = np.uint32(source[j])
-            magnitude = np.uint32(np.uint32(half & np.uint32(0x7FFF)) << np.uint32(13))
-            bits[j] = magnitude | np.uint32(np.uint32(half & np.uint32(0x8000)) << np.uint32(16))
-        for j in range(width):
-            row[j] = row[j] * np.float32(2.0**112)
+        widen(rows[i], row, bits)
         _add(row, norm[i], mean[i], unit, total, squares)
 
 
