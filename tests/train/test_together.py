@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from threading import get_ident
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from saecache.store.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.kernels.dispatch import only_torch, use_compiled
-from saecache.train.together import MOST_BYTES, each_variant, side_by_side
+from saecache.train.together import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side
 from saecache.train.trainee import DivergedError
+from saecache.train.variant import Plan
 from saecache.train.variants import VARIANTS
 
 from .variant_contract import run_bytes
@@ -32,9 +34,10 @@ def test_only_full_rounds_of_threads(
     threads: Callable[[int], None], num_variants: int, num_threads: int, together: int
 ) -> None:
     threads(num_threads)
-    assert side_by_side(num_variants, torch.zeros(4, 3)) == together
+    assert side_by_side(num_variants, 100, torch.zeros(4, 3)) == together
     large = torch.zeros(1).expand(MOST_BYTES // 8 + 1, 2)
-    assert side_by_side(num_variants, large) == 0, "each would need a copy of the rows"
+    assert side_by_side(num_variants, 100, large) == 0, "each would need a copy of the rows"
+    assert side_by_side(num_variants, MOST_WEIGHTS + 1, torch.zeros(4, 3)) == 0
 
 
 def test_every_kind_ends_with_the_same_bytes(
@@ -60,15 +63,18 @@ def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> 
     threads(2)
     seen: dict[Any, tuple[int, int, bool]] = {}
 
+    plan = Plan(d_model=3, num_latents=9, batch_rows=4, num_steps=1)
+    trainees: Any = [SimpleNamespace(name=name, plan=plan) for name in "abcde"]
+
     def work(trainee: Any) -> None:
         assert not torch.is_grad_enabled()
-        seen[trainee] = get_ident(), torch.get_num_threads(), use_compiled()
-        if trainee in "db":
-            raise DivergedError(trainee)
+        seen[trainee.name] = get_ident(), torch.get_num_threads(), use_compiled()
+        if trainee.name in "db":
+            raise DivergedError(trainee.name)
 
     with torch.no_grad(), only_torch():
-        failed = each_variant("abcde", work, torch.zeros(4, 3))  # type: ignore[arg-type]
-    assert [(trainee, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
+        failed = each_variant(trainees, work, torch.zeros(4, 3))
+    assert [(trainee.name, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
     assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
     assert seen["e"][0] == get_ident() and seen["e"][1] == 2
     assert get_ident() not in {thread for name, (thread, *_) in seen.items() if name != "e"}
