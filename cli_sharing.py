@@ -149,7 +149,9 @@ def _tell(result: "TransferResult", as_json: bool, *following: str) -> None:
         print_json(asdict(result))
         return
     moved = f"{result.moved_objects:,} of {result.objects:,} objects, {result.moved_bytes:,} bytes"
-    stayed = f"{result.bytes - result.moved_bytes:,} bytes are there already"
+    stayed = f"{result.bytes - result.moved_bytes:,} bytes were there already"
+    if not result.moved_objects:
+        typer.echo("Everything is there already; nothing to do.")
     print_pairs(
         [
             ("would move" if result.dry_run else "moved", f"{moved}; {stayed}"),

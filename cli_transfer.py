@@ -26,7 +26,9 @@ def bytes_bar(what: str, total_bytes: int) -> "tqdm[Any]":
     """A progress bar in bytes, with the time that is left; on stderr."""
     from tqdm import tqdm
 
-    return tqdm(desc=what, total=total_bytes, unit="B", unit_scale=True, smoothing=0.1)
+    return tqdm(
+        desc=what, total=total_bytes, disable=total_bytes == 0, unit="B", unit_scale=True, smoothing=0.1
+    )
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 from functools import partial
 
 from ..errors import CorruptCacheError
-from ..untrusted import MAX_METADATA_BYTES
 from ..verify import VerifyReport
-from .contents import PROVENANCE, CacheObject, check_metadata, check_provenance, foreign_key, read_root
+from .contents import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
 from .failures import MissingObjectError
 from .location import ObjectInfo, open_location
 from .settings import Patience
@@ -56,11 +55,7 @@ def verify_remote(
 
     def check_small(key: str) -> None:
         try:
-            content = location.get(key, MAX_METADATA_BYTES)
-            if key == PROVENANCE:
-                check_provenance(content, key)
-            else:
-                check_metadata(content, root.metadata()[key], key)
+            read_provenance(location) if key == PROVENANCE else read_metadata(location, root, key)
         except MissingObjectError:
             report.problems += [f"{key}: missing"] if key != PROVENANCE else []
         except CorruptCacheError as error:
@@ -68,7 +63,7 @@ def verify_remote(
 
     traffic.run(
         [
-            *(partial(check_small, key) for key in [*root.metadata(), PROVENANCE]),
+            *(partial(check_small, key) for key in [*root.metadata, PROVENANCE]),
             *(partial(check, wanted) for wanted in root.shards()),
         ]
     )

@@ -7,6 +7,7 @@ compared with what follows from it. ``provenance/zarr.json`` is volatile and sma
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,16 @@ class Root:
     def shards(self) -> list[CacheObject]:
         return [CacheObject(file.path, file.size, file.sha256) for file in self.manifest.files]
 
+    @cached_property
     def metadata(self) -> dict[str, dict[str, Any]]:
         """Every nested zarr.json by key, and the value it must have."""
         return {f"{node}/{ROOT}": value for node, value in nested_metadata(self.manifest.layout).items()}
 
-    def keys(self) -> set[str]:
+    @cached_property
+    def keys(self) -> frozenset[str]:
         """Every key that the cache may have."""
-        return {
-            ROOT,
-            UNFINISHED,
-            PROVENANCE,
-            *self.metadata(),
-            *(file.path for file in self.manifest.files),
-        }
+        shards = (file.path for file in self.manifest.files)
+        return frozenset([ROOT, UNFINISHED, PROVENANCE, *self.metadata, *shards])
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,10 @@ def read_local(path: Path) -> LocalCache:
     """
     manifest = load_manifest(path)
     root = Root.parse((path / ROOT).read_bytes(), str(path / ROOT))
-    check_no_links(path, [*(file.path for file in manifest.files), PROVENANCE, *root.metadata()])
+    check_no_links(path, [*(file.path for file in manifest.files), PROVENANCE, *root.metadata])
     check_files(path, manifest)
     objects = root.shards()
-    for key, expected in root.metadata().items():
+    for key, expected in root.metadata.items():
         content = _read_small(path / key)
         check_metadata(content, expected, str(path / key))
         objects.append(_small_object(key, content))
@@ -166,17 +164,36 @@ def find_unfinished(location: Location) -> Root | None:
 
 
 def _find(location: Location, key: str) -> Root | None:
+    where = f"{location.url}/{key}"
     try:
-        content = location.get(key, MAX_MANIFEST_BYTES)
+        return location.read(key, MAX_MANIFEST_BYTES, lambda content: Root.parse(content, where))
     except MissingObjectError:
         return None
-    return Root.parse(content, f"{location.url}/{key}")
+
+
+def read_metadata(location: Location, root: Root, key: str) -> bytes:
+    """The zarr.json of an array or group of the cache at ``location``; see :func:`check_metadata`."""
+
+    def parse(content: bytes) -> bytes:
+        check_metadata(content, root.metadata[key], f"{location.url}/{key}")
+        return content
+
+    return location.read(key, MAX_METADATA_BYTES, parse)
+
+
+def read_provenance(location: Location) -> bytes:
+    """The zarr.json of its provenance; see :func:`check_provenance`."""
+
+    def parse(content: bytes) -> bytes:
+        check_provenance(content, f"{location.url}/{PROVENANCE}")
+        return content
+
+    return location.read(PROVENANCE, MAX_METADATA_BYTES, parse)
 
 
 def foreign_key(keys: Iterable[str], root: Root) -> str | None:
     """The first of ``keys`` that is no part of the cache."""
-    known = root.keys()
-    return next((key for key in keys if key not in known), None)
+    return next((key for key in keys if key not in root.keys), None)
 
 
 def _read_small(path: Path) -> bytes:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ..durable import write_all, write_file
-from ..errors import CorruptCacheError, SaecacheError
+from ..errors import CorruptCacheError, SaecacheError, UsageError
 from .backend import Backend
-from .failures import MissingObjectError, RemoteError, WrongBytesError, take_apart, translate
+from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError, take_apart, translate
 from .parts import HashedParts, OnBytes, part_size
 from .settings import Patience
 from .urls import parse_url
@@ -80,8 +80,17 @@ class Location:
         Raises:
             CorruptCacheError: it is larger than ``max_bytes``; then it is not read.
         """
+        return self.read(key, max_bytes, lambda content: content)
 
-        def read() -> bytes:
+    def read(self, key: str, max_bytes: int, parse: Callable[[bytes], T]) -> T:
+        """What ``parse`` makes of a small object; when it fails, other bytes may come next time.
+
+        Raises:
+            CorruptCacheError: the object is larger than ``max_bytes``.
+            UsageError, CorruptCacheError: of ``parse``, each time.
+        """
+
+        def read() -> T:
             result = self._open(key)
             if (size := result.meta["size"]) > max_bytes:
                 raise CorruptCacheError(f"{self.url}/{key}: {size} bytes, expected at most {max_bytes}")
@@ -92,9 +101,17 @@ class Location:
                     raise CorruptCacheError(f"{self.url}/{key}: more than the {max_bytes} bytes it may have")
             if len(content) != size:
                 raise RemoteError(f"reading {key} at {self.url}: got {len(content)} of its {size} bytes")
-            return bytes(content)
+            try:
+                return parse(bytes(content))
+            except (CorruptCacheError, UsageError) as error:
+                refusals.append(error)
+                raise WrongBytesError(str(error)) from None
 
-        return self._attempts(read)
+        refusals: list[SaecacheError] = []
+        try:
+            return self._attempts(read)
+        except WrongBytesError:
+            raise refusals[-1] from None
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Bytes [start, start + length) of an object; unlike :meth:`download` compared with nothing."""
@@ -191,6 +208,9 @@ class Location:
                 return self._info(result.meta, result.attributes.get(SHA256_ATTRIBUTE))
         except MissingObjectError:
             return None
+        except (AccessError, RemoteError):
+            self._open(key)  # the answer to HEAD has no words; the one to GET has
+            raise
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below ``prefix`` (whole names: ``rows`` does not match ``rows2/x``)."""
@@ -312,7 +332,7 @@ class Location:
                 given_up = isinstance(error, RemoteError) and error.repeated
                 if given_up or attempt == patience.max_attempts:
                     raise
-                time.sleep(0.1 * 2**attempt)
+                time.sleep(patience.pause_seconds(attempt))
         raise AssertionError("unreachable")
 
     @contextmanager

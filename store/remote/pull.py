@@ -21,15 +21,16 @@ from ..durable import fsync_folder, make_folder, write_bytes
 from ..errors import CorruptCacheError, DiskFullError, UsageError
 from ..manifest import PULL_FOLDER
 from ..output import inspect_output
-from ..untrusted import MAX_METADATA_BYTES, check_no_links
+from ..untrusted import check_no_links
 from .contents import (
     PROVENANCE,
     ROOT,
     CacheObject,
     Root,
     check_metadata,
-    check_provenance,
     find_root,
+    read_metadata,
+    read_provenance,
     read_root,
 )
 from .failures import MissingObjectError, RemoteChangedError
@@ -75,8 +76,9 @@ class Pull:
             UsageError: the folder holds something else, or its disk has too little space.
             CorruptCacheError: a file on the way is a link.
         """
-        self._finished = self._check_folder()
-        check_no_links(self.path, [*self.root.keys(), PULL_FOLDER])
+        finished = self._check_folder()
+        check_no_links(self.path, [*self.root.keys, PULL_FOLDER])
+        self._finished = finished and all(map(self._is_sound, self.root.metadata))
         trusted = self._trusted()
         missing: list[CacheObject] = []
 
@@ -108,7 +110,7 @@ class Pull:
             self.traffic.run(
                 [
                     *(partial(self._download, wanted) for wanted in self._missing),
-                    *(partial(self._download_metadata, key) for key in self.root.metadata()),
+                    *(partial(self._download_metadata, key) for key in self.root.metadata),
                     self._download_provenance,
                 ]
             )
@@ -136,7 +138,7 @@ class Pull:
 
     def _trusted(self) -> dict[str, str]:
         """sha256 of the files that an earlier pull checked before it named them, by path."""
-        if self._finished:
+        if (self.path / ROOT).is_file():
             return {found.key: found.sha256 for found in self.root.shards()}
         try:
             content = (self.path / PULL_FOLDER / ROOT).read_bytes()
@@ -152,6 +154,13 @@ class Pull:
             return True
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
+
+    def _is_sound(self, key: str) -> bool:
+        try:
+            check_metadata((self.path / key).read_bytes(), self.root.metadata[key], key)
+        except (OSError, CorruptCacheError):
+            return False
+        return True
 
     def _check_space(self) -> None:
         assert self._missing is not None
@@ -211,16 +220,13 @@ class Pull:
         )
 
     def _download_metadata(self, key: str) -> None:
-        content = self.location.get(key, MAX_METADATA_BYTES)
-        check_metadata(content, self.root.metadata()[key], f"{self.location.url}/{key}")
-        write_bytes(self.path / key, content)
+        write_bytes(self.path / key, read_metadata(self.location, self.root, key))
 
     def _download_provenance(self) -> None:
         try:
-            content = self.location.get(PROVENANCE, MAX_METADATA_BYTES)
+            content = read_provenance(self.location)
         except MissingObjectError:
             return  # nothing depends on it
-        check_provenance(content, f"{self.location.url}/{PROVENANCE}")
         write_bytes(self.path / PROVENANCE, content)
 
     def _result(self, *, dry_run: bool) -> TransferResult:

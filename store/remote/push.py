@@ -189,14 +189,16 @@ class Push:
 
     def _result(self, *, dry_run: bool) -> TransferResult:
         assert self._missing is not None
+        root = [] if self._finished else [len(self.local.root.content)]
+        sizes = [*(found.size for found in self._missing), *root]
         return TransferResult(
             cache=str(self.local.path),
             url=self.location.url,
             fingerprint=self.local.root.manifest.fingerprint,
             objects=len(self.local.objects) + 1,
             bytes=self.local.total_bytes,
-            moved_objects=len(self._missing),
-            moved_bytes=sum(found.size for found in self._missing),
+            moved_objects=len(sizes),
+            moved_bytes=sum(sizes),
             dry_run=dry_run,
         )
 

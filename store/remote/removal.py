@@ -44,7 +44,7 @@ class Removal:
 
     def plan(self) -> RemovalPlan:
         """Count what would go."""
-        keys = self.root.keys()
+        keys = self.root.keys
         there = list(self.location.objects())
         ours = [info for info in there if info.key in keys]
         return RemovalPlan(
@@ -62,7 +62,7 @@ class Removal:
         Raises:
             RemoteChangedError: somebody writes there again and again.
         """
-        plan, keys = self.plan(), self.root.keys()
+        plan, keys = self.plan(), self.root.keys
         for _ in range(_MAX_ROUNDS):
             self.location.put(UNFINISHED, self.root.content, create=True)
             self.location.delete([ROOT])

@@ -17,6 +17,8 @@ class Patience:
     upload_seconds: float = 300.0  # for one part, body and answer: a slow uplink is not a stall
     retry_seconds: float = 180.0  # after this, a request that keeps failing is given up
     first_retry_seconds: float = 15.0  # the same, until the first answer: a wrong endpoint is said soon
+    first_backoff_seconds: float = 0.1  # between tries; doubles each time
+    max_backoff_seconds: float = 15.0
     max_retries: int = 10  # of one request
     max_attempts: int = 4  # of one object: read again after wrong bytes
 
@@ -31,14 +33,18 @@ class Patience:
             "user_agent": "saecache",
         }
 
+    def pause_seconds(self, attempt: int) -> float:
+        """Before attempt number ``attempt + 1`` of one object."""
+        return min(self.first_backoff_seconds * 2**attempt, self.max_backoff_seconds)
+
     def retries(self, *, proven: bool) -> "RetryConfig":
         """Retries of one request, with backoff and jitter."""
         return {
             "max_retries": self.max_retries,
             "retry_timeout": timedelta(seconds=self.retry_seconds if proven else self.first_retry_seconds),
             "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=15 if proven else 2),
+                "init_backoff": timedelta(seconds=self.first_backoff_seconds),
+                "max_backoff": timedelta(seconds=min(self.max_backoff_seconds, 15 if proven else 2)),
                 "base": 2,
             },
         }

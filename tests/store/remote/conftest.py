@@ -13,11 +13,12 @@ from .server import BUCKET, S3Server, start_server, stop_server
 
 QUICK = Patience(
     connect_seconds=5,
-    stall_seconds=1,
-    upload_seconds=5,
-    retry_seconds=20,
+    stall_seconds=0.5,
+    upload_seconds=1,
+    retry_seconds=10,
     first_retry_seconds=5,
-    max_attempts=4,
+    first_backoff_seconds=0.01,
+    max_backoff_seconds=0.1,
 )
 
 

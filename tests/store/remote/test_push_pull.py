@@ -1,14 +1,23 @@
 """A cache goes to a real bucket and comes back: the same bytes, nothing moved twice, nothing half visible."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from saecache.store import verify_cache
-from saecache.store.remote import open_location
+from saecache.store import (
+    CorruptCacheError,
+    IncompleteCacheError,
+    UsageError,
+    inspect_output,
+    open_cache,
+    verify_cache,
+)
+from saecache.store.remote import Location, open_location
 from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import PROVENANCE
+from saecache.store.remote.contents import PROVENANCE, ROOT, UNFINISHED
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
@@ -25,19 +34,50 @@ def url(request: pytest.FixtureRequest, team: str, tmp_path: Path) -> str:
     }[request.param]
 
 
+@pytest.fixture
+def pushed(team: str, cache_path: Path) -> Location:
+    """A cache that is in the bucket."""
+    Push(cache_path, f"{team}/c").run()
+    return open_location(f"{team}/c")
+
+
+@pytest.fixture
+def other_cache(tmp_path: Path, make_source: Callable[..., Any], write_cache: Callable[..., Any]) -> Path:
+    """Another cache whose files have the same names and sizes."""
+    write_cache(tmp_path / "other", make_source(seed=0), seed=1)
+    return tmp_path / "other"
+
+
+def keys(location: Location) -> set[str]:
+    return {info.key for info in location.objects()}
+
+
+def largest(path: Path) -> str:
+    """The path of the largest shard."""
+    return max(open_cache(path).manifest.files, key=lambda file: file.size).path
+
+
+def damage(path: Path) -> None:
+    """One bit of a file, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
 def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
-    push = Push(cache_path, url)
-    planned = push.plan()
+    planned = Push(cache_path, url).plan()
     assert planned.dry_run
-    assert planned.moved_objects == planned.objects - 1
-    assert not list(open_location(url).objects())
-    done = push.run()
-    assert not done.dry_run
-    assert {info.key for info in open_location(url).objects()} == {*contents(cache_path), PROVENANCE}
+    assert (planned.moved_objects, planned.moved_bytes) == (planned.objects, planned.bytes)
+    assert not keys(open_location(url))
+    done = Push(cache_path, url).run()
+    assert (done.moved_objects, done.dry_run) == (planned.objects, False)
+    assert keys(open_location(url)) == {*contents(cache_path), PROVENANCE}
     assert Push(cache_path, url).run().moved_objects == 0
 
-    pulled = Pull(url, tmp_path / "copy").run()
-    assert pulled.moved_objects == pulled.objects
+    planned = Pull(url, tmp_path / "copy").plan()
+    assert planned.moved_bytes == planned.bytes > 0
+    assert not (tmp_path / "copy").exists()
+    assert Pull(url, tmp_path / "copy").run().moved_objects == planned.objects
     assert contents(tmp_path / "copy") == contents(cache_path)
     assert (tmp_path / "copy" / PROVENANCE).read_bytes() == (cache_path / PROVENANCE).read_bytes()
     assert verify_cache(tmp_path / "copy").ok
@@ -46,5 +86,188 @@ def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Co
     assert verify_remote(url).ok
     assert verify_remote(url, quick=True).ok
     removed = Removal(url).run()
-    assert (removed.complete, removed.objects) == (True, done.objects + 0)
-    assert not list(open_location(url).objects())
+    assert (removed.complete, removed.objects) == (True, done.objects)
+    assert not keys(open_location(url))
+    with pytest.raises(UsageError, match="nothing is removed"):
+        Removal(url)
+
+
+def test_only_what_differs_moves(pushed: Location, cache_path: Path, tmp_path: Path) -> None:
+    shard = largest(cache_path)
+    size = (cache_path / shard).stat().st_size
+    pushed.delete([ROOT, shard])
+    done = Push(cache_path, pushed.url).run()
+    root_bytes = (cache_path / ROOT).stat().st_size
+    assert (done.moved_objects, done.moved_bytes) == (2, size + root_bytes)
+    assert verify_remote(pushed.url).ok
+
+    Pull(pushed.url, tmp_path / "copy").run()
+    (tmp_path / "copy" / shard).unlink()
+    mended = Pull(pushed.url, tmp_path / "copy").run()
+    assert (mended.moved_objects, mended.moved_bytes) == (1, size)
+    assert verify_cache(tmp_path / "copy").ok
+
+
+def test_bytes_left_by_another_cache_are_not_taken_for_ours(
+    team: str, cache_path: Path, other_cache: Path
+) -> None:
+    """An interrupted removal may leave objects of the right name and size."""
+    Push(other_cache, f"{team}/c").run()
+    location = open_location(f"{team}/c")
+    location.delete([ROOT])
+    done = Push(cache_path, f"{team}/c").run()
+    assert done.moved_bytes > done.bytes / 2
+    assert verify_remote(f"{team}/c").ok
+
+
+def test_a_damaged_copy_is_mended_on_request(
+    pushed: Location, cache_path: Path, tmp_path: Path, contents: Contents
+) -> None:
+    copy = tmp_path / "copy"
+    Pull(pushed.url, copy).run()
+    damage(copy / largest(cache_path))
+    assert not verify_cache(copy).ok
+    assert Pull(pushed.url, copy).run().moved_objects == 0
+    assert Pull(pushed.url, copy, verify=True).run().moved_objects == 1
+    (copy / "rows" / "zarr.json").write_text("{}")
+    Pull(pushed.url, copy).run()
+    assert contents(copy) == contents(cache_path)
+
+
+def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path, tmp_path: Path) -> None:
+    shard = largest(cache_path)
+    content = bytearray((cache_path / shard).read_bytes())
+    content[5] ^= 1
+    sha256 = next(file.sha256 for file in open_cache(cache_path).manifest.files if file.path == shard)
+    # as a bit that flipped inside the store: the sha256 recorded beside the object is still the right one
+    import obstore
+
+    store = pushed._backend.store(writing=True)
+    obstore.put(store, pushed._key(shard), bytes(content), attributes={"sha256": sha256})
+    assert verify_remote(pushed.url, quick=True).ok
+    report = verify_remote(pushed.url)
+    assert len(report.problems) == 1
+    assert report.problems[0].startswith(f"{shard}: sha256 is")
+    with pytest.raises(CorruptCacheError, match=f"{shard} is damaged"):
+        Pull(pushed.url, tmp_path / "copy").run()
+    assert inspect_output(tmp_path / "copy") != "complete"
+    assert not (tmp_path / "copy" / shard).exists()
+    assert Push(cache_path, pushed.url).run().moved_objects == 0
+    assert Push(cache_path, pushed.url, verify=True).run().moved_objects == 1
+    assert verify_remote(pushed.url).ok
+    Pull(pushed.url, tmp_path / "copy").run()
+    assert verify_cache(tmp_path / "copy").ok
+
+
+def test_verify_names_what_is_missing_or_short(pushed: Location, cache_path: Path) -> None:
+    shard = largest(cache_path)
+    pushed.put(shard, b"short")
+    pushed.delete(["rows/token/zarr.json"])
+    pushed.put("stats/zarr.json", b"{}")
+    pushed.put("rows/stray", b"x")
+    for quick in (False, True):
+        problems = verify_remote(pushed.url, quick=quick).problems
+        assert len(problems) == 4
+        assert f"{shard}: 5 bytes, expected" in "\n".join(problems)
+        assert "rows/token/zarr.json: missing" in problems
+        assert "rows/stray: no part of the cache" in problems
+
+
+def test_a_damaged_cache_is_not_pushed(team: str, cache_path: Path, tmp_path: Path) -> None:
+    source = open_location(f"file://{cache_path}")
+    for info in source.objects():
+        target = tmp_path / "copy" / info.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((cache_path / info.key).read_bytes())
+    shard = largest(cache_path)
+    damage(tmp_path / "copy" / shard)
+    with pytest.raises(CorruptCacheError, match=f"{shard} is damaged"):
+        Push(tmp_path / "copy", f"{team}/c").run()
+    location = open_location(f"{team}/c")
+    assert shard not in keys(location)
+    assert ROOT not in keys(location)
+    (tmp_path / "copy" / "rows" / "zarr.json").write_text("{}")
+    with pytest.raises(CorruptCacheError, match="not the metadata"):
+        Push(tmp_path / "copy", f"{team}/d")
+
+
+def test_places_that_are_taken(pushed: Location, cache_path: Path, other_cache: Path, team: str) -> None:
+    with pytest.raises(UsageError, match=r"holds another cache \(fingerprint .*choose another URL"):
+        Push(other_cache, pushed.url).run()
+    with pytest.raises(UsageError, match=rf"holds other things \(c/.*for example {team}/other"):
+        Push(other_cache, team).run()
+    open_location(f"{team}/half").put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    with pytest.raises(UsageError, match="taken by an unfinished push"):
+        Push(other_cache, f"{team}/half").run()
+    with pytest.raises(UsageError, match="no such folder"):
+        Push(cache_path / "nowhere", f"{team}/x")
+
+
+def test_folders_that_are_taken(
+    pushed: Location, cache_path: Path, other_cache: Path, tmp_path: Path, contents: Contents
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        Pull(pushed.url, tmp_path / "taken").run()
+    before = contents(other_cache)
+    with pytest.raises(UsageError, match="holds another cache"):
+        Pull(pushed.url, other_cache).run()
+    assert contents(other_cache) == before
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".pulling").mkdir()
+    (tmp_path / "linked" / "rows").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptCacheError, match="is a link"):
+        Pull(pushed.url, tmp_path / "linked").run()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_is_not_whole_is_said(team: str, cache_path: Path, tmp_path: Path) -> None:
+    location = open_location(f"{team}/c")
+    with pytest.raises(UsageError, match="there is nothing there"):
+        Pull(location.url, tmp_path / "copy")
+    location.put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    for look in (lambda: Pull(location.url, tmp_path / "copy"), lambda: verify_remote(location.url)):
+        with pytest.raises(IncompleteCacheError, match="pushing or removing"):
+            look()
+    assert not (tmp_path / "copy").exists()
+    (tmp_path / "copy" / ".pulling").mkdir(parents=True)
+    with pytest.raises(IncompleteCacheError, match="run the pull"):
+        open_cache(tmp_path / "copy")
+
+
+def test_a_full_disk_is_said_before(
+    pushed: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
+    with pytest.raises(UsageError, match=r"GiB are to come, 0.06 GiB are free"):
+        Pull(pushed.url, tmp_path / "copy").run()
+    assert not (tmp_path / "copy").exists()
+
+
+def test_removal_leaves_what_is_not_the_caches(pushed: Location) -> None:
+    pushed.put("notes.txt", b"mine")
+    assert Removal(pushed.url).run().foreign == 1
+    assert keys(pushed) == {"notes.txt"}
+
+
+def test_removal_continues(pushed: Location, cache_path: Path) -> None:
+    pushed.put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    pushed.delete([ROOT, largest(cache_path)])
+    plan = Removal(pushed.url).plan()
+    assert not plan.complete
+    Removal(pushed.url).run()
+    assert not keys(pushed)
+
+
+def test_the_first_provenance_stays(
+    pushed: Location, cache_path: Path, tmp_path: Path, source: Any, write_cache: Callable[..., Any]
+) -> None:
+    """Two people harvest the same: their caches differ in when and where, and in nothing else."""
+    write_cache(tmp_path / "again", source)
+    mine = json.loads((tmp_path / "again" / PROVENANCE).read_bytes())
+    mine["attributes"]["machine"] = "another"
+    (tmp_path / "again" / PROVENANCE).write_text(json.dumps(mine))
+    assert Push(tmp_path / "again", pushed.url).run().moved_objects == 0
+    assert pushed.get(PROVENANCE, 1 << 20) == (cache_path / PROVENANCE).read_bytes()
