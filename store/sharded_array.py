@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,7 +276,7 @@ class ShardedArray:
     def _map(self, number: int) -> _Shard:
         """Map a shard file and read its index."""
         name, expected = self.spec.shard_path(number), self.spec.shard_size(number)
-        held = None if self._files is None else self._files.hold(name, partial(self._forget, number))
+        held = None if self._files is None else self._files.hold(name, partial(_let_go, ref(self), number))
         path = Path(self._root) / name if held is None else held.path
         where = f"{self._root}/{name}"
         try:
@@ -298,6 +299,13 @@ class ShardedArray:
             slot = int(np.flatnonzero(present < 0)[0])
             raise CorruptCacheError(f"{where}: chunk {slot} is not stored")
         return _Shard(where, mapped, offsets, held)
+
+
+def _let_go(array: "ref[ShardedArray]", number: int) -> None:
+    """Whoever keeps this for later does not keep the array."""
+    still = array()
+    if still is not None:
+        still._forget(number)
 
 
 def _copy(piece: Piece, out: NDArray[Any]) -> None:

@@ -17,7 +17,7 @@ DOWNLOADS_AT_ONCE = 8
 _SHARE_HELD = 1 / 2  # of the local cache's limit, that this process may keep others from removing
 _SHARE_AHEAD = 1 / 4  # of the limit, that one epoch may have downloaded before it is needed
 _MOST_AHEAD_BYTES = 4 << 30
-_MOST_HELD = 128  # files: each takes a descriptor
+_MOST_HELD = 64  # files: each takes two descriptors, the other is that of its map
 
 
 class RemoteShards:
