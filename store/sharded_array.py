@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .copying import copy_rows, widen_rows
+from .decoding import DecodedChunks
 from .errors import CorruptCacheError
 from .layout import ArraySpec, index_size
 from .shard_file import CRC_BYTES, crc32c
@@ -48,6 +49,7 @@ class _Shard:
     where: str  # for messages
     mapped: mmap.mmap
     offsets: NDArray[np.int64]  # of each inner chunk, -1 = absent
+    sizes: NDArray[np.int64]  # stored bytes of each, crc32c included
     held: HeldFile | None = None
 
 
@@ -91,6 +93,7 @@ class ShardedArray:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
+        self._decoded = None if spec.codec is None else DecodedChunks(self._payload)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -199,7 +202,10 @@ class ShardedArray:
             yield number, target, rows[target] - number * self.spec.chunk_rows
 
     def chunk(self, number: int) -> NDArray[Any]:
-        """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked."""
+        """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked.
+
+        Of a compressed array it is decoded, and kept until it is released.
+        """
         try:
             return self._chunk(number)
         except CorruptCacheError:
@@ -210,31 +216,50 @@ class ShardedArray:
             return self._chunk(number)
 
     def _chunk(self, number: int) -> NDArray[Any]:
+        payload = self._payload(number) if self._decoded is None else self._decoded.get(number)
+        return payload.view(self.dtype).reshape(self.spec.chunk_rows, *self.shape[1:])
+
+    def _payload(self, number: int) -> NDArray[np.uint8]:
+        """The bytes of an inner chunk, uint8 [chunk_bytes]: of the file, or decoded."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-        shape = (self.spec.chunk_rows, *self.shape[1:])
         shard, checked = self._shard(shard_number)
         offset = int(shard.offsets[slot])
         if offset < 0:
-            return np.zeros(shape, dtype=self.dtype)
-        stored = np.frombuffer(shard.mapped, np.uint8, self.spec.chunk_bytes + CRC_BYTES, offset)
+            return np.zeros(self.spec.chunk_bytes, np.uint8)
+        stored = np.frombuffer(shard.mapped, np.uint8, int(shard.sizes[slot]), offset)
         payload = stored[:-CRC_BYTES]
         if not checked[slot]:
             if crc32c(payload) != stored[-CRC_BYTES:].tobytes():
                 raise CorruptCacheError(f"{shard.where}: chunk {slot} does not match its crc32c")
             checked[slot] = True
-        return payload.view(self.dtype).reshape(shape)
+        if self.spec.codec is None:
+            return payload
+        decoded = np.empty(self.spec.chunk_bytes, np.uint8)
+        try:
+            self.spec.codec.decode(payload, decoded)
+        except ValueError as error:
+            raise CorruptCacheError(f"{shard.where}: chunk {slot} cannot be decoded: {error}") from None
+        return decoded
 
     def is_checked(self, number: int) -> bool:
-        """Whether inner chunk ``number`` was checked against its crc32c by this object."""
+        """Whether inner chunk ``number`` was checked against its crc32c by this object, and can be used as it
+        is.
+        """
+        if self._decoded is not None:
+            return False
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         checked = self._checked.get(shard_number)
         return checked is not None and bool(checked[slot])
 
-    def prepare(self, number: int, *, read_ahead: bool = True) -> None:
+    def prepare(
+        self, number: int, *, read_ahead: bool = True, threads: Executor | None = None
+    ) -> None:
         """Have inner chunk ``number`` checked, which reads it; one that was checked before is asked for from
-        the disk if ``read_ahead``.
+        the disk if ``read_ahead``. Of a compressed array ``threads`` are given it to decode.
         """
-        if not self.is_checked(number):
+        if self._decoded is not None and threads is not None:
+            self._decoded.start(number, threads)
+        elif not self.is_checked(number):
             self.chunk(number)
         elif read_ahead:
             self._advise(number, "MADV_WILLNEED")
@@ -242,6 +267,8 @@ class ShardedArray:
     def release(self, numbers: Iterable[int]) -> None:
         """Let go of the memory behind inner chunks; the system's file cache keeps them while it has room."""
         for number in numbers:
+            if self._decoded is not None:
+                self._decoded.drop([number])
             self._advise(number, "MADV_DONTNEED")
 
     def _advise(self, number: int, advice: str) -> None:
@@ -252,7 +279,8 @@ class ShardedArray:
         offset = -1 if shard is None else int(shard.offsets[slot])
         if shard is not None and offset >= 0 and hasattr(mmap, advice):
             start = offset - offset % mmap.PAGESIZE
-            shard.mapped.madvise(getattr(mmap, advice), start, offset + self.spec.chunk_bytes - start)
+            end = offset + int(shard.sizes[slot]) - CRC_BYTES
+            shard.mapped.madvise(getattr(mmap, advice), start, end - start)
 
     def _shard(self, number: int) -> tuple[_Shard, NDArray[np.bool_]]:
         """Open a shard, or find it among those that are; and which of its chunks were checked."""
@@ -282,7 +310,7 @@ class ShardedArray:
         try:
             with path.open("rb") as file:
                 size = path.stat().st_size
-                if size != expected and (self._strict or not size):
+                if not size or (self._strict and not self.spec.may_have_size(number, size)):
                     raise CorruptCacheError(
                         f"{where}: {size} bytes, expected {expected}: truncated or altered"
                     )
@@ -291,14 +319,15 @@ class ShardedArray:
         except FileNotFoundError:
             if self._strict:
                 raise CorruptCacheError(f"{where}: the shard is missing") from None
-            return _Shard(where, mmap.mmap(-1, 1), np.full(self.spec.chunks_per_shard, -1))
+            nothing = np.full(self.spec.chunks_per_shard, -1)
+            return _Shard(where, mmap.mmap(-1, 1), nothing, nothing)
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
-        offsets = parse_index(tail, self.spec, where, size)[:, 0]
+        offsets, sizes = parse_index(tail, self.spec, where, size).T
         present = offsets[: self.spec.chunks_of_shard(number)]
         if self._strict and (present < 0).any():
             slot = int(np.flatnonzero(present < 0)[0])
             raise CorruptCacheError(f"{where}: chunk {slot} is not stored")
-        return _Shard(where, mapped, offsets, held)
+        return _Shard(where, mapped, offsets, sizes, held)
 
 
 def _let_go(array: "ref[ShardedArray]", number: int) -> None:

@@ -345,7 +345,7 @@ def test_files_that_are_held_do_not_grow_with_the_cache(open_here: OpenHere) -> 
     for hook in cache.hooks:
         for split in ("train", "heldout"):
             for _ in cache.batches(hook, 50, split=split, normalization="none"):
-                assert held() <= 2 * 64 + 4
+                assert held() <= 2 * 64 + 16  # those that are just being mapped too
     assert held() > 2 * 32
     del cache
     assert held() == 0
