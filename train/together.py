@@ -1,10 +1,10 @@
 """Several variants on one batch: side by side, a thread for each, where that is faster.
 
-A small step on two threads takes more than half of what it takes on one: threads wait for each other, and short
-operations do not split. Steps of different variants have nothing to wait for. Large steps are matrix products
-for the most part; those split well, and side by side they only press each other's weights out of the caches.
-No result depends on the number of threads, so that a variant ends with the same bytes whatever it was trained
-with. ``benchmarks/many_variants.py`` measures it.
+A small step on two threads takes more than half of what it takes on one: threads wait for each other, and
+short operations do not split. Steps of different variants have nothing to wait for. Large steps are matrix
+products for the most part; those split well, and side by side they only press each other's weights out of the
+caches. No result depends on the number of threads, so that a variant ends with the same bytes whatever it was
+trained with. ``benchmarks/many_variants.py`` measures it.
 """
 
 from collections.abc import Callable, Sequence
