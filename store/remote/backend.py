@@ -1,6 +1,7 @@
 """The obstore store behind a URL, made when it is first asked."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ class Backend:
     def __init__(self, url: ObjectUrl, patience: Patience) -> None:
         self.patience = patience
         self.proven = False  # something answered before: a failure now is worth waiting out
-        self._url = url
         self._stores: dict[tuple[bool, bool], ObjectStore] = {}
         self._root = _existing_folder(Path("/", url.prefix)) if url.scheme == "file" else None
+        self._make = _maker(url, patience, self._root)
         self.store(writing=False)  # wrong settings are said at once
 
     @property
@@ -43,36 +44,43 @@ class Backend:
     def store(self, *, writing: bool) -> "ObjectStore":
         wanted = (writing, self.proven)
         if wanted not in self._stores:
-            self._stores[wanted] = self._make(writing)
+            self._stores[wanted] = self._make(*wanted)
         return self._stores[wanted]
 
-    def _make(self, writing: bool) -> "ObjectStore":
+
+def _maker(url: ObjectUrl, patience: Patience, root: Path | None) -> "Callable[[bool, bool], ObjectStore]":
+    """Makes stores, all with the settings that the environment gives now; a closure: nothing shows them.
+
+    Its arguments are: for writing, and whether something answered before.
+    """
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+    s3: dict[str, Any] = {}
+    if url.scheme == "s3":
+        s3["config"], s3["credential_provider"] = s3_config()
+        allow_http = allow_http or s3["config"].get("endpoint", "").startswith("http://")
+
+    def make(writing: bool, proven: bool) -> "ObjectStore":
         from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
-        scheme, bucket = self._url.scheme, self._url.bucket
-        if scheme == "memory":
-            return _memory(bucket)
-        if self._root is not None:
-            return LocalStore(prefix=self._root, automatic_cleanup=True)
-        http: dict[str, Any] = {"retry_config": self.patience.retries(proven=self.proven)}
-        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+        if url.scheme == "memory":
+            return _memory(url.bucket)
+        if root is not None:
+            return LocalStore(prefix=root, automatic_cleanup=True)
+        http: dict[str, Any] = {
+            "client_options": patience.client(writing=writing, allow_http=allow_http and url.scheme == "s3"),
+            "retry_config": patience.retries(proven=proven),
+        }
         try:
-            if scheme == "s3":
-                config, provider = s3_config()
-                allow_http = allow_http or config.get("endpoint", "").startswith("http://")
-                http["client_options"] = self.patience.client(writing=writing, allow_http=allow_http)
-                return S3Store(bucket, config=config, credential_provider=provider, **http)
-            http["client_options"] = self.patience.client(writing=writing, allow_http=False)
-            if scheme == "gs":
-                return GCSStore(bucket, **http)
-            return AzureStore(bucket, **http)
-        except UsageError:
-            raise
+            if url.scheme == "s3":
+                return S3Store(url.bucket, **s3, **http)
+            return GCSStore(url.bucket, **http) if url.scheme == "gs" else AzureStore(url.bucket, **http)
         except Exception as error:  # noqa: BLE001 - whatever it is, it may quote credentials
             raise UsageError(
-                f"{self._url}: the settings in the environment do not make a valid {scheme}:// connection "
+                f"{url}: the settings in the environment do not make a valid {url.scheme}:// connection "
                 f"({type(error).__name__}); check its variables (AWS_*, GOOGLE_*, AZURE_*)"
             ) from None
+
+    return make
 
 
 @cache

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from ..durable import write_all, write_file
 from ..errors import CorruptCacheError, SaecacheError, UsageError
@@ -177,25 +177,38 @@ class Location:
         return self._attempts(send)
 
     def put(self, key: str, content: bytes, *, create: bool = False) -> bool:
-        """Write a small object; with ``create`` only if there is none. Returns whether it was written."""
+        """Write a small object; with ``create`` only if there is none.
+
+        Returns:
+            Whether it was written. When an answer was lost, an object that we did create may count as
+            another's: compare its content.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         store = self._backend.store(writing=True)
         attributes = self._attributes(hashlib.sha256(content).hexdigest())
-        try:
-            with self._asking(
-                f"writing {key}", passing=(AlreadyExistsError, PreconditionError, NotSupportedError)
-            ):
-                mode = "create" if create else "overwrite"
-                obstore.put(store, self._key(key), content, mode=mode, attributes=attributes)  # type: ignore[arg-type]
-        except (AlreadyExistsError, PreconditionError):
-            return False
-        except NotSupportedError:  # a server without conditional writes: nearly as good
-            return False if self.head(key) is not None else self.put(key, content)
-        if self.get(key, len(content)) != content:
-            raise RemoteError(f"writing {key} at {self.url}: it reads differently from what was written")
-        return True
+        there = (AlreadyExistsError, PreconditionError)
+
+        def write() -> bool:
+            try:
+                with self._asking(f"writing {key}", passing=(*there, NotSupportedError)):
+                    mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
+                    obstore.put(store, self._key(key), content, mode=mode, attributes=attributes)
+            except there:
+                return False
+            except NotSupportedError:  # a server without conditional writes: nearly as good
+                return False if self.head(key) is not None else self.put(key, content)
+            except RemoteError as error:
+                error.repeated = error.repeated and not create  # obstore repeats only what is idempotent
+                raise
+            if self.get(key, len(content)) != content:
+                raise WrongBytesError(
+                    f"writing {key} at {self.url}: it reads differently from what was written"
+                )
+            return True
+
+        return self._attempts(write)
 
     def head(self, key: str) -> ObjectInfo | None:
         """What the store says of an object, or None if there is no such object."""

@@ -17,7 +17,7 @@ import filelock
 
 from ..config import GIB
 from ..disk import full_disk_explained
-from ..durable import fsync_folder, make_folder, write_bytes
+from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..errors import CorruptCacheError, DiskFullError, UsageError
 from ..manifest import PULL_FOLDER
 from ..output import inspect_output
@@ -106,6 +106,7 @@ class Pull:
         if self._finished and not self._missing:
             return self._result(dry_run=False)
         with self._claimed(), _disk_explained(self.path), self._removal_explained():
+            self._remove_leftovers()
             write_bytes(self.path / PULL_FOLDER / ROOT, self.root.content)
             self.traffic.run(
                 [
@@ -138,13 +139,22 @@ class Pull:
 
     def _trusted(self) -> dict[str, str]:
         """sha256 of the files that an earlier pull checked before it named them, by path."""
-        if (self.path / ROOT).is_file():
-            return {found.key: found.sha256 for found in self.root.shards()}
+        former = self.root if (self.path / ROOT).is_file() else self._former()
+        return {found.key: found.sha256 for found in former.shards()} if former else {}
+
+    def _former(self) -> Root | None:
+        """What an earlier pull into this folder, which was stopped, was of."""
         try:
-            content = (self.path / PULL_FOLDER / ROOT).read_bytes()
-            return {found.key: found.sha256 for found in Root.parse(content, "the former pull").shards()}
+            return Root.parse((self.path / PULL_FOLDER / ROOT).read_bytes(), "the former pull")
         except (OSError, UsageError, CorruptCacheError):
-            return {}
+            return None
+
+    def _remove_leftovers(self) -> None:
+        """Files of another cache that was at this URL when an earlier pull began."""
+        former = self._former()
+        for key in former.keys - self.root.keys if former else ():
+            for name in (key, key + TEMPORARY_SUFFIX):
+                (self.path / name).unlink(missing_ok=True)
 
     def _is_there(self, wanted: CacheObject, trusted: dict[str, str]) -> bool:
         path = self.path / wanted.key

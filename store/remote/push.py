@@ -23,7 +23,7 @@ from .contents import (
     foreign_key,
     read_local,
 )
-from .failures import RemoteChangedError
+from .failures import MissingObjectError, RemoteChangedError
 from .location import Location, ObjectInfo, open_location
 from .settings import Patience
 from .traffic import Traffic
@@ -102,9 +102,12 @@ class Push:
         if self._finished and not self._missing:
             self.location.delete([UNFINISHED])  # of a push that was killed at its very end
             return self._result(dry_run=False)
-        self._claim()
-        self.traffic.run(partial(self._upload, wanted) for wanted in self._missing)
-        self._finish()
+        try:
+            self._claim()
+            self.traffic.run(partial(self._upload, wanted) for wanted in self._missing)
+            self._finish()
+        except MissingObjectError:
+            raise self._changed("what was written is gone again") from None
         return self._result(dry_run=False)
 
     def _check_place(self) -> bool:

@@ -35,7 +35,7 @@ class Patience:
 
     def pause_seconds(self, attempt: int) -> float:
         """Before attempt number ``attempt + 1`` of one object."""
-        return min(self.first_backoff_seconds * 2**attempt, self.max_backoff_seconds)
+        return min(self.first_backoff_seconds * 2.0**attempt, self.max_backoff_seconds)
 
     def retries(self, *, proven: bool) -> "RetryConfig":
         """Retries of one request, with backoff and jitter."""

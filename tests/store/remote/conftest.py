@@ -14,7 +14,7 @@ from .server import BUCKET, S3Server, start_server, stop_server
 QUICK = Patience(
     connect_seconds=5,
     stall_seconds=0.5,
-    upload_seconds=1,
+    upload_seconds=2,
     retry_seconds=10,
     first_retry_seconds=5,
     first_backoff_seconds=0.01,

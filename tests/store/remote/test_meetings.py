@@ -1,0 +1,231 @@
+"""Two people, one place: what happens when commands meet. The README of the store states the outcomes."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saecache.store import CorruptCacheError, IncompleteCacheError, SaecacheError, UsageError, inspect_output
+from saecache.store.remote.checking import verify_remote
+from saecache.store.remote.contents import PROVENANCE, ROOT, UNFINISHED, find_root
+from saecache.store.remote.failures import RemoteChangedError
+from saecache.store.remote.location import open_location
+from saecache.store.remote.pull import Pull
+from saecache.store.remote.push import Push
+from saecache.store.remote.removal import Removal
+from saecache.store.remote.traffic import Traffic
+
+from .conftest import QUICK
+from .proxy import Proxy
+
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture
+def url(team: str) -> str:
+    return f"{team}/c"
+
+
+@pytest.fixture
+def other_cache(tmp_path: Path, make_source: Callable[..., Any], write_cache: Callable[..., Any]) -> Path:
+    write_cache(tmp_path / "other", make_source(seed=0), seed=1)
+    return tmp_path / "other"
+
+
+def at_request(proxy: Proxy, number: int, action: Callable[[], Any], match: str = "") -> None:
+    """Do ``action`` once, when so many requests whose method and path hold ``match`` have come."""
+    lock, count = threading.Lock(), 0
+
+    def before(method: str, path: str) -> None:
+        nonlocal count
+        with lock:
+            count += match in f"{method} {path}"
+            if count != number:
+                return
+            count += 1
+        action()
+
+    proxy.before = before
+
+
+def directly(monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+    """What is opened from now on does not go through the proxy."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.upstream)
+
+
+def test_two_pushes_of_one_cache(url: str, cache_path: Path, contents: Contents) -> None:
+    """Both end well, whoever is first at each object."""
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            done = list(pool.map(lambda _: Push(cache_path, url, patience=QUICK).run(), range(3)))
+        assert {result.url for result in done} == {url}
+        assert verify_remote(url).ok
+        keys = {info.key for info in open_location(url).objects()}
+        assert keys == {*contents(cache_path), PROVENANCE}
+        Removal(url).run()
+
+
+@pytest.mark.parametrize("number", [1, 12, 30, 60])
+def test_a_push_overtaken_by_another_of_the_same_cache(
+    proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    push = Push(cache_path, url, Traffic(concurrency=2), patience=QUICK)
+    directly(monkeypatch, proxy)
+    at_request(proxy, number, lambda: Push(cache_path, url).run())
+    push.run()
+    assert verify_remote(url).ok
+    assert UNFINISHED not in {info.key for info in open_location(url).objects()}
+
+
+def test_two_pushes_of_different_caches_to_one_place(url: str, cache_path: Path, other_cache: Path) -> None:
+    """Whoever claims the place wins; the other is told, and has overwritten nothing."""
+
+    def push(path: Path) -> Path | None:
+        try:
+            Push(path, url, patience=QUICK).run()
+        except UsageError as error:
+            assert "holds another cache" in str(error) or "unfinished push" in str(error)
+            return None
+        return path
+
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            winners = [path for path in pool.map(push, (cache_path, other_cache)) if path]
+        assert len(winners) == 1
+        assert verify_remote(url).ok
+        assert open_location(url).get(ROOT, 1 << 20) == (winners[0] / ROOT).read_bytes()
+        Removal(url).run()
+
+
+def test_a_pull_during_a_push(
+    proxy: Proxy,
+    url: str,
+    cache_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Contents,
+) -> None:
+    """Until the manifest is there, there is nothing to pull; afterwards a second push changes nothing."""
+    push = Push(cache_path, url, patience=QUICK)
+    directly(monkeypatch, proxy)
+    refused: list[Exception] = []
+
+    def pull() -> None:
+        with pytest.raises(IncompleteCacheError, match="pushing or removing") as caught:
+            Pull(url, tmp_path / "copy")
+        refused.append(caught.value)
+
+    at_request(proxy, 40, pull)
+    push.run()
+    assert len(refused) == 1
+    pull_again = Pull(url, tmp_path / "copy", Traffic(concurrency=2, max_bytes_per_second=3e5))
+    pull_again.plan()
+    with ThreadPoolExecutor(2) as pool:
+        moving = pool.submit(pull_again.run)
+        while not moving.done():
+            open_location(url).delete(["tokens/zarr.json"])  # so that there is something to push
+            Push(cache_path, url, verify=True).run()
+        try:
+            moving.result()
+        except (RemoteChangedError, CorruptCacheError):
+            Pull(url, tmp_path / "copy").run()
+    assert contents(tmp_path / "copy") == contents(cache_path)
+
+
+@pytest.mark.parametrize("number", [2, 10, 25])
+def test_a_removal_during_a_pull(
+    proxy: Proxy, url: str, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    Push(cache_path, url).run()
+    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=2), patience=QUICK)
+    directly(monkeypatch, proxy)
+    at_request(proxy, number, lambda: Removal(url).run(), "GET")
+    with pytest.raises(RemoteChangedError, match="was removed while it was pulled"):
+        pull.run()
+    assert inspect_output(tmp_path / "copy") != "complete"
+    with pytest.raises(UsageError, match="there is nothing there"):
+        Pull(url, tmp_path / "copy")
+    Push(cache_path, url).run()  # the same cache comes back: the pull goes on
+    Pull(url, tmp_path / "copy").run()
+    assert inspect_output(tmp_path / "copy") == "complete"
+
+
+def test_a_replacement_during_a_pull(
+    proxy: Proxy,
+    url: str,
+    cache_path: Path,
+    other_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Contents,
+) -> None:
+    Push(cache_path, url).run()
+    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=2), patience=QUICK)
+    directly(monkeypatch, proxy)
+
+    def replace() -> None:
+        Removal(url).run()
+        Push(other_cache, url).run()
+
+    at_request(proxy, 10, replace, "GET")
+    with pytest.raises(RemoteChangedError, match="replaced by another cache"):
+        pull.run()
+    Pull(url, tmp_path / "copy").run()  # files of the first cache are not taken for the second's
+    assert contents(tmp_path / "copy") == contents(other_cache)
+
+
+@pytest.mark.parametrize("number", [5, 30, 60, 100, 120])
+def test_a_removal_during_a_push(
+    proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The removal wins, or the push does; there is never a manifest without its objects."""
+    push = Push(cache_path, url, Traffic(concurrency=2), patience=QUICK)
+    directly(monkeypatch, proxy)
+
+    def remove() -> None:
+        try:
+            Removal(url).run()
+        except UsageError:
+            return  # nothing was there yet
+
+    at_request(proxy, number, remove)
+    try:
+        push.run()
+    except SaecacheError as error:
+        assert "changed during the push" in str(error) or "no such object" in str(error)
+        assert find_root(open_location(url)) is None
+    else:
+        assert verify_remote(url).ok
+    Push(cache_path, url).run()
+    assert verify_remote(url).ok
+
+
+def test_a_manifest_written_after_its_removal_is_taken_back(
+    proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last moment: everything is there, the manifest is on its way, and the removal runs before it."""
+    push = Push(cache_path, url, patience=QUICK)
+    directly(monkeypatch, proxy)
+    at_request(proxy, 1, lambda: Removal(url).run(), "PUT /team/" + url.split("/", 3)[3] + "/zarr.json")
+    with pytest.raises(RemoteChangedError, match="somebody removed it"):
+        push.run()
+    assert find_root(open_location(url)) is None
+
+
+def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
+    Push(cache_path, url).run()
+    started = threading.Event()
+
+    def slow() -> None:
+        Pull(url, tmp_path / "copy", Traffic(2, 2e5, lambda _: started.set())).run()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow)
+        assert started.wait(20)
+        with pytest.raises(UsageError, match="another pull into"):
+            Pull(url, tmp_path / "copy").run()
+        first.result()
+    assert contents(tmp_path / "copy") == contents(cache_path)
