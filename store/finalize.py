@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .copying import split_records
+from .delivery import Delivery
 from .durable import write_bytes
 from .layout import SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, HookInfo
@@ -44,6 +45,7 @@ class Finalizer:
         unit: bool,
         memory_bytes: int,
         on_progress: Callable[[int, int], None] | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         self.cache = cache
         self.spill = work / "spill"
@@ -51,6 +53,8 @@ class Finalizer:
         self.layout = layout
         self.unit = unit
         self.on_progress = on_progress
+        self.delivery = delivery
+        self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
         self.shuffled = ShuffledSpill(self.spill, seed, num_buckets, limit_bytes=memory_bytes // 2)
         self.shards = ShardWriter()
         self.files: list[FileInfo] = []
@@ -163,18 +167,33 @@ class Finalizer:
     def _once(self, name: str, write: Callable[[], Unit]) -> Any:
         """Do ``write`` unless a former run did; its result is kept durably once its files are."""
         record = self.done / f"{name}.json"
-        if record.is_file():
-            saved = json.loads(record.read_bytes())
-            files, extra = [FileInfo.model_validate(values) for values in saved["files"]], saved["extra"]
-        else:
-            files, extra = write()
-            saved = {"files": [file.model_dump() for file in files], "extra": extra}
+        done = self._read_record(record)
+        if done is None:
+            done = write()
+            saved = {"files": [file.model_dump() for file in done[0]], "extra": done[1]}
             write_bytes(record, json.dumps(saved).encode())
+        files, extra = done
         self.files += files
+        if self.delivery is not None:
+            for file in files:
+                self.delivery.take(file, keep=file.path.startswith(self._read_again))
         self.done_bytes += sum(file.size for file in files)
         if self.on_progress:
             self.on_progress(self.done_bytes, self.total_bytes)
         return extra
+
+
+    def _read_record(self, record: Path) -> Unit | None:
+        """What a former run wrote, unless it has to be written again."""
+        if not record.is_file():
+            return None
+        saved = json.loads(record.read_bytes())
+        files = [FileInfo.model_validate(values) for values in saved["files"]]
+        if self.delivery is not None:
+            for file in files:
+                if not self.delivery.has(file, keep=file.path.startswith(self._read_again)):
+                    return None
+        return files, saved["extra"]
 
 
 def chunks_of(rows: NDArray[Any], spec: ArraySpec) -> Iterator[NDArray[Any]]:

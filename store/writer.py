@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import StorageConfig
+from .delivery import Delivery
 from .disk import full_disk_explained, plan_layout
 from .encode import check_rows, int32_copy
 from .errors import BadActivationError, UsageError
@@ -51,6 +52,7 @@ class CacheWriter:
         storage: StorageConfig | None = None,
         provenance: Mapping[str, Any] = _NOTHING,
         planned_sequences: int | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         """Start a cache in a new folder, or continue the unfinished one that is there.
 
@@ -66,6 +68,7 @@ class CacheWriter:
             provenance: facts that do not make it another cache (who, where, ...), plain JSON.
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
                 fits in memory. The finished bytes do not depend on it.
+            delivery: takes the shards away as they are finished; then ``path`` is the place of work only.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -77,6 +80,7 @@ class CacheWriter:
         self.seed = seed
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
+        self._delivery = delivery
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
@@ -246,6 +250,8 @@ class CacheWriter:
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
                 publish(self.path, self._build(counts, on_progress), facts)
             manifest = load_manifest(self.path)
+            if self._delivery is not None:
+                self._delivery.finish()
             self._close_threads()
             remove_work(self.path, self._lock)
         return manifest
@@ -387,6 +393,7 @@ class CacheWriter:
             unit=self.storage.normalization == "unit",
             memory_bytes=self.storage.memory_bytes,
             on_progress=on_progress,
+            delivery=self._delivery,
         )
         files, hooks = finalizer.run()
         return Manifest.describing(
