@@ -114,15 +114,19 @@ class _Ahead:
         self._windows_ahead = max(1, CHUNKS_AHEAD // plan.order.window_chunks)
         self._next = 0  # first window that was not given to the thread yet
         self._under_way: dict[int, Future[NDArray[np.int64]]] = {}
+        self._prepared: set[int] = set()  # chunks that were not let go yet
 
     def __enter__(self) -> "_Ahead":
         self._thread = ThreadPoolExecutor(1, "saecache-check")
         self.threads = ThreadPoolExecutor(max(1, torch.get_num_threads()), "saecache-read")
+        self._decoding = ThreadPoolExecutor(max(1, torch.get_num_threads()), "saecache-decode")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.threads.shutdown(wait=True, cancel_futures=True)
+        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._array.release(self._prepared)  # those that were read ahead in vain
 
     def wait_for(self, window: int) -> NDArray[np.int64]:
         """The rows of ``window`` in order (none in stored order), once its chunks are ready; raises what is
@@ -140,7 +144,9 @@ class _Ahead:
     def _window(self, number: int) -> NDArray[np.int64]:
         in_order = self._plan.in_stored_order
         for chunk in self._plan.order.chunks(number).tolist():
-            self._array.prepare(chunk, read_ahead=not in_order)  # in order, the system reads ahead by itself
+            # In order, the system reads ahead by itself.
+            self._prepared.add(chunk)
+            self._array.prepare(chunk, read_ahead=not in_order, threads=self._decoding)
         if in_order:
             return _NONE
         rows = self._plan.order.rows(number)
@@ -148,4 +154,6 @@ class _Ahead:
 
     def release(self, chunks: Iterable[int]) -> None:
         """Let go of the memory behind chunks that nobody needs any more."""
-        self._array.release(int(chunk) for chunk in chunks)
+        numbers = [int(chunk) for chunk in chunks]
+        self._array.release(numbers)
+        self._prepared.difference_update(numbers)

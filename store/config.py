@@ -1,8 +1,10 @@
 """How rows are stored: the settings of the writer."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from .codecs import Codec
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -12,8 +14,9 @@ class StorageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["float16", "float32"] = Field(
-        default="float16", description="number type of the stored rows"
+    dtype: Literal["float16", "float32", "bfloat16", "int8"] = Field(
+        default="float16",
+        description="number type of the stored rows; int8 has a scale for each row, its largest value / 127",
     )
     normalization: Literal["unit", "none"] = Field(
         default="unit",
@@ -30,7 +33,17 @@ class StorageConfig(BaseModel):
         default=GIB, ge=MIB, description="bound on the writer's buffers; does not change what is written"
     )
 
+    codec: Codec | None = Field(
+        default=None,
+        description="compression of the rows: zstd or blosc, with their settings; None maps them into memory",
+    )
+
     @property
     def itemsize(self) -> int:
         """Bytes of one stored number."""
-        return 2 if self.dtype == "float16" else 4
+        return {"int8": 1, "float32": 4}.get(self.dtype, 2)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the bytes of a cache. Settings that came later are left out at their default."""
+        left_out = {"memory_bytes"} | ({"codec"} if self.codec is None else set())
+        return self.model_dump(mode="json", exclude=left_out)

@@ -82,6 +82,7 @@ def plan_layout(
         shard_rows=choose_shard_rows(widest, storage.chunk_rows, storage.shard_bytes),
         chunk_sequences=chunk_sequences,
         shard_sequences=shard_sequences,
+        codec=storage.codec,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .compact import encode_words
 from .errors import UsageError
 from .records import RecordLayout
 
@@ -82,11 +83,16 @@ def encode_rows(
     norm, mean = np.empty(n, np.float32), np.empty(n, np.float32)
     bad = np.empty(n, np.bool_)
     words = layout.words(records)
-    if layout.word.itemsize == 2:
-        _encode_half(x, words, norm, mean, bad, unit)
-    else:
-        _encode_single(x, words, norm, mean, bad, unit)
     records[:, layout.row_bytes : -8] = 0
+    if layout.dtype == "float16":
+        _encode_half(x, words, norm, mean, bad, unit)
+    elif layout.dtype == "float32":
+        _encode_single(x, words, norm, mean, bad, unit)
+    else:
+        rows = np.empty(x.shape, np.float32)
+        _encode_single(x, rows.view(np.uint32), norm, mean, bad, unit)
+        scale = layout.scale(records) if layout.has_scale else None
+        bad |= encode_words(rows, layout.dtype, words, scale)
     layout.norm(records)[:] = norm
     layout.mean(records)[:] = mean
     return bad

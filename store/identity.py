@@ -48,7 +48,7 @@ def whole_identity(
         "context": context,
         "seed": seed,
         "heldout_fraction": float(heldout_fraction),
-        "storage": storage.model_dump(mode="json", exclude={"memory_bytes"}),
+        "storage": storage.identity(),
     }
     assert set(own) == set(OWN_KEYS)
     if clash := sorted(own.keys() & source.keys()):

@@ -41,13 +41,14 @@ def provenance_facts(metadata: Any) -> dict[str, Any]:
 def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
     """Label and value, in the order in which they are shown."""
     size = sum(file.size for file in manifest.files)
+    codec = "" if manifest.codec is None else f", compressed by {manifest.codec.kind}"
     lines = [
         ("fingerprint", manifest.fingerprint),
         ("format version", str(manifest.format_version)),
         ("training rows", f"{manifest.train_rows:,}"),
         ("held-out rows", f"{manifest.heldout_rows:,}"),
         ("sequences", f"{manifest.sequences:,} of {manifest.context:,} positions"),
-        ("stored as", f"{manifest.dtype}, normalization {manifest.normalization}"),
+        ("stored as", f"{manifest.dtype}{codec}, normalization {manifest.normalization}"),
         ("size", f"{readable_bytes(size)} in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():

@@ -6,15 +6,16 @@ Every array is cut along its first axis only: shards of ``shard_rows``, in them 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
+from .codecs import BloscCodec, ZstdCodec, max_encoded_bytes
 from .errors import UsageError
 
-StoredDtype = Literal["float16", "float32"]
+StoredDtype = Literal["float16", "float32", "bfloat16", "int8"]
 TokensKind = Literal["ids and documents", "documents", "none"]
 SPLITS = ("train", "heldout")
 SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
@@ -24,15 +25,23 @@ TOKENS_PER_CHUNK = 1 << 14
 MAX_WIDTH = MAX_CONTEXT = 1 << 24
 MAX_CHUNK_BYTES = 1 << 30
 MAX_CHUNKS_PER_SHARD = 1 << 20
+# What Zarr is told. It knows no bfloat16: those are stored as their 16 bits.
+ZARR_DTYPE: dict[str, str] = {
+    "float16": "float16",
+    "float32": "float32",
+    "bfloat16": "uint16",
+    "int8": "int8",
+}
 
 _HOOK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 _RESERVED_NAMES = {"token", "zarr.json"}
-_BYTES_AND_CRC = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC: dict[str, Any] = {"name": "crc32c"}
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One sharded array: its place in the cache, shape, number type and cut."""
+    """One sharded array: its place in the cache, shape, number type, cut and compression."""
 
     path: str
     shape: tuple[int, ...]
@@ -40,6 +49,8 @@ class ArraySpec:
     chunk_rows: int
     shard_rows: int
     dimension_names: tuple[str, ...]
+    codec: ZstdCodec | BloscCodec | None = None
+    bits_of: str | None = None  # what the stored integers are the bits of
 
     @property
     def row_bytes(self) -> int:
@@ -67,9 +78,24 @@ class ArraySpec:
         """Inner chunks that are present in shard number ``shard``."""
         return -(-self.rows_of_shard(shard) // self.chunk_rows)
 
+    @property
+    def max_stored_bytes(self) -> int:
+        """Bytes of a stored chunk with its crc32c, at most; without compression exactly."""
+        return (self.chunk_bytes if self.codec is None else max_encoded_bytes(self.chunk_bytes)) + 4
+
     def shard_size(self, shard: int) -> int:
-        """Bytes of the shard file: chunks with their crc32c, then the index with its crc32c."""
-        return self.chunks_of_shard(shard) * (self.chunk_bytes + 4) + index_size(self.chunks_per_shard)
+        """Bytes of the shard file: chunks with their crc32c, then the index with its crc32c.
+
+        With compression, the most that it may have.
+        """
+        return self.chunks_of_shard(shard) * self.max_stored_bytes + index_size(self.chunks_per_shard)
+
+    def may_have_size(self, shard: int, size: int) -> bool:
+        """Whether the file of a shard can have ``size`` bytes."""
+        if self.codec is None:
+            return size == self.shard_size(shard)
+        least = self.chunks_of_shard(shard) * 5 + index_size(self.chunks_per_shard)
+        return least <= size <= self.shard_size(shard)
 
     def shard_path(self, shard: int) -> str:
         """Path of the shard file inside the cache."""
@@ -82,6 +108,7 @@ class ArraySpec:
     def metadata(self) -> dict[str, Any]:
         """The array's zarr.json."""
         inner, outer = [self.chunk_rows, *self.shape[1:]], [self.shard_rows, *self.shape[1:]]
+        compression = [] if self.codec is None else [self.codec.metadata(np.dtype(self.dtype).itemsize)]
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -95,13 +122,13 @@ class ArraySpec:
                     "name": "sharding_indexed",
                     "configuration": {
                         "chunk_shape": inner,
-                        "codecs": _BYTES_AND_CRC,
-                        "index_codecs": _BYTES_AND_CRC,
+                        "codecs": [_BYTES, *compression, _CRC],
+                        "index_codecs": [_BYTES, _CRC],
                         "index_location": "end",
                     },
                 }
             ],
-            "attributes": {},
+            "attributes": {} if self.bits_of is None else {"bits_of": self.bits_of},
             "dimension_names": list(self.dimension_names),
         }
 
@@ -121,6 +148,7 @@ class Layout:
     shard_rows: int
     chunk_sequences: int
     shard_sequences: int
+    codec: ZstdCodec | BloscCodec | None = None  # of the activations; the other arrays are small
 
     def rows(self, split: str) -> int:
         return self.train_rows if split == "train" else self.heldout_rows
@@ -131,7 +159,13 @@ class Layout:
 
     def activations(self, split: str, hook: str) -> ArraySpec:
         """rows/<hook>/activations: [N, D]."""
-        return self._rows(split, f"{hook}/activations", (self.hooks[hook],), self.dtype)
+        spec = self._rows(split, f"{hook}/activations", (self.hooks[hook],), ZARR_DTYPE[self.dtype])
+        bits_of = self.dtype if ZARR_DTYPE[self.dtype] != self.dtype else None
+        return replace(spec, codec=self.codec, bits_of=bits_of)
+
+    def scale(self, split: str, hook: str) -> ArraySpec:
+        """rows/<hook>/scale: float32 [N], of int8 rows only."""
+        return self._rows(split, f"{hook}/scale", (), "float32")
 
     def norm(self, split: str, hook: str) -> ArraySpec:
         """rows/<hook>/norm: float32 [N]."""
@@ -140,6 +174,11 @@ class Layout:
     def mean(self, split: str, hook: str) -> ArraySpec:
         """rows/<hook>/mean: float32 [N]."""
         return self._rows(split, f"{hook}/mean", (), "float32")
+
+    def beside(self, split: str, hook: str) -> list[ArraySpec]:
+        """The arrays that go with the activations: norm, mean, and the scale if there is one."""
+        scale = [self.scale(split, hook)] if self.dtype == "int8" else []
+        return [self.norm(split, hook), self.mean(split, hook), *scale]
 
     def ids(self) -> ArraySpec:
         """tokens/ids: int32 [S, context]."""
@@ -175,7 +214,7 @@ class Layout:
         for split in SPLITS:
             specs.append(self.token(split))
             for hook in self.hooks:
-                specs += [self.activations(split, hook), self.norm(split, hook), self.mean(split, hook)]
+                specs += [self.activations(split, hook), *self.beside(split, hook)]
         specs += self.sequence_arrays().values()
         for hook in self.hooks:
             specs += [self.statistic(hook, "mean"), self.statistic(hook, "second_moment")]

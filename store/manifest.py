@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .codecs import Codec
 from .errors import CorruptCacheError, IncompleteCacheError, UsageError
 from .identity import canonical_json, fingerprint
 from .layout import (
@@ -28,7 +29,8 @@ from .layout import (
 )
 from .untrusted import check_depth, check_no_links, parse_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads it; version 1 does not say
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
@@ -82,7 +84,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2]
+    needs_saecache: str | None = None
     fingerprint: _Hex64
     identity: dict[str, Any]
     hooks: dict[str, HookInfo] = Field(min_length=1, max_length=4096)
@@ -93,6 +96,7 @@ class Manifest(BaseModel):
     counts: dict[str, _Count]
     tokens: TokensKind
     dtype: StoredDtype
+    codec: Codec | None = None
     normalization: Literal["unit", "none"]
     cut: Cut
     files: list[FileInfo]
@@ -101,6 +105,8 @@ class Manifest(BaseModel):
     def _consistent(self) -> "Manifest":
         check_hook_names(list(self.hooks))
         check_depth(self.identity, "identity")
+        if self.format_version < (needed := format_of(self.dtype, self.codec)):
+            raise ValueError(f"format_version: {self.dtype} and codec {self.codec} are of version {needed}")
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError("the fingerprint is not that of the identity")
         arrays = self.layout.arrays()
@@ -113,8 +119,8 @@ class Manifest(BaseModel):
             raise ValueError(f"files: expected {num_shards} different shards, got {len(self.files)}")
         for spec in arrays:
             for shard in range(spec.num_shards):
-                if listed.get(spec.shard_path(shard)) != spec.shard_size(shard):
-                    got = listed.get(spec.shard_path(shard), "nothing")
+                got = listed.get(spec.shard_path(shard))
+                if got is None or not spec.may_have_size(shard, got):
                     raise ValueError(
                         f"files: expected {spec.shard_path(shard)} with {spec.shard_size(shard)} bytes, "
                         f"got {got}"
@@ -133,7 +139,11 @@ class Manifest(BaseModel):
         files: list[FileInfo],
     ) -> "Manifest":
         """The manifest of arrays that were written as ``layout`` says."""
+        version = format_of(layout.dtype, layout.codec)
         return cls(
+            format_version=version,
+            needs_saecache=NEEDS_SAECACHE.get(version),
+            codec=layout.codec,
             fingerprint=fingerprint(identity),
             identity=dict(identity),
             hooks=hooks,
@@ -169,12 +179,19 @@ class Manifest(BaseModel):
             shard_rows=self.cut.shard_rows,
             chunk_sequences=self.cut.chunk_sequences,
             shard_sequences=self.cut.shard_sequences,
+            codec=self.codec,
         )
 
     def to_attribute(self) -> dict[str, Any]:
         """The manifest as JSON values, with ``checksum``: sha256 of the canonical JSON of the rest."""
-        values = self.model_dump(mode="json")
+        later = {"needs_saecache", "codec"}  # fields that version 1 does not have
+        values = self.model_dump(mode="json", exclude=later if self.format_version == 1 else None)
         return {**values, "checksum": _checksum(values)}
+
+
+def format_of(dtype: str, codec: Codec | None) -> Literal[1, 2]:
+    """The first format version that has such rows: a cache is written in the oldest one that can hold it."""
+    return 1 if dtype in ("float16", "float32") and codec is None else 2
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -310,6 +310,7 @@ class ActivationCache:
             stored=self.normalization,
             kind=kind,
             scale=self.normalizer(hook, kind).scale,
+            row_scale=self._arrays.get(layout.scale(split, hook).path),
         )
 
     def _sink_filter(

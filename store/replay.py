@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compact import decode_words, encode_words
+from .errors import BadActivationError
 from .layout import SPLITS
 from .reader import ActivationCache
 from .records import RecordLayout
@@ -114,7 +116,7 @@ def _stages(writer: CacheWriter, part: Part) -> Iterator[_Stage]:
     yield _Stage(part.sequences, max(1, _BLOCK_BYTES // (4 * context)), write_sequences)
     for split in SPLITS:
         rows = part.train_rows if split == "train" else part.heldout_rows
-        yield _Stage(rows, _rows_of_block(writer), _RowCopy(writer, part, split))
+        yield _Stage(rows, _rows_of_block(writer, part), _RowCopy(writer, part, split))
 
 
 class _RowCopy:
@@ -126,12 +128,7 @@ class _RowCopy:
         self._token = cache.stored(layout.token(split))
         self._arrays = {
             hook: [
-                cache.stored(spec)
-                for spec in (
-                    layout.activations(split, hook),
-                    layout.norm(split, hook),
-                    layout.mean(split, hook),
-                )
+                cache.stored(spec) for spec in (layout.activations(split, hook), *layout.beside(split, hook))
             ]
             for hook in writer.hooks
         }
@@ -141,30 +138,43 @@ class _RowCopy:
         token = self._token[first:last]
         wanted = token < np.uint64(self._part.sequences * context)
         records = {
-            hook: _records(
-                [array[first:last][wanted] for array in arrays],
-                RecordLayout(self._writer.hooks[hook], self._writer.storage.dtype),
-            )
+            hook: self._encoded(hook, [array[first:last][wanted] for array in arrays])
             for hook, arrays in self._arrays.items()
         }
         token = token[wanted] + np.uint64(self._part.first_sequence * context)
         self._writer.write_records(self._split, token, records)
         return sum(block.nbytes for block in records.values())
 
+    def _encoded(self, hook: str, stored: list[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Rows [n, D], norm, mean (and scale) [n] of the source as the writer's records [n, record_bytes]."""
+        rows, norm, mean, *scales = stored
+        scale = scales[0] if scales else None
+        before = self._part.cache.manifest.dtype
+        layout = RecordLayout(self._writer.hooks[hook], self._writer.storage.dtype)
+        records = np.zeros((len(rows), layout.record_bytes), np.uint8)
+        layout.norm(records)[:] = norm
+        layout.mean(records)[:] = mean
+        words = layout.words(records)
+        if layout.dtype == before:
+            words[:, : layout.d_model] = rows.view(layout.word)
+            if scale is not None:
+                layout.scale(records)[:] = scale
+            return records
+        x = decode_words(rows, before, scale)
+        bad = encode_words(x, layout.dtype, words, layout.scale(records) if layout.has_scale else None)
+        if bad.any():
+            largest = float(np.abs(x[bad]).max())
+            raise BadActivationError(
+                f"hook {hook}: values up to {largest:.4g} are too large for {layout.dtype}; "
+                "convert to bfloat16, int8 or float32"
+            )
+        return records
 
-def _records(stored: list[NDArray[Any]], layout: RecordLayout) -> NDArray[np.uint8]:
-    """Rows [n, D], norm [n] and mean [n] as records [n, record_bytes]."""
-    rows, norm, mean = stored
-    records = np.zeros((len(rows), layout.record_bytes), np.uint8)
-    layout.words(records)[:, : layout.d_model] = rows.view(layout.word)
-    layout.norm(records)[:] = norm
-    layout.mean(records)[:] = mean
-    return records
 
-
-def _rows_of_block(writer: CacheWriter) -> int:
-    widest = max(writer.hooks.values()) * writer.storage.itemsize
-    return max(1, _BLOCK_BYTES // widest)
+def _rows_of_block(writer: CacheWriter, part: Part) -> int:
+    layout = part.cache.manifest.layout
+    rows = max(1, _BLOCK_BYTES // (4 * max(writer.hooks.values())))
+    return rows if layout.codec is None else max(1, rows // layout.chunk_rows) * layout.chunk_rows
 
 
 def _token_arrays(part: Part) -> dict[str, ShardedArray]:

@@ -11,7 +11,12 @@ from .buffers import BufferPool
 from .normalization import NormalizationKind
 from .sharded_array import RowNumbers, ShardedArray
 
-_TORCH_DTYPE = {"float16": torch.float16, "float32": torch.float32}
+_TORCH_DTYPE = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "uint16": torch.uint16,
+    "int8": torch.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class RowReader:
     stored: str  # the normalization of ``activations``: "unit" or "none"
     kind: NormalizationKind
     scale: float  # of kind "scale"
+    row_scale: ShardedArray | None = None  # [N], of int8 rows
 
     @property
     def _needs_norms(self) -> bool:
@@ -32,7 +38,8 @@ class RowReader:
     @property
     def arrays(self) -> list[ShardedArray]:
         """The arrays that are read; all are cut alike."""
-        return [self.activations, self.norm, self.mean] if self._needs_norms else [self.activations]
+        norms = [self.norm, self.mean] if self._needs_norms else []
+        return [self.activations, *norms, *([] if self.row_scale is None else [self.row_scale])]
 
     def fill(
         self,
@@ -52,7 +59,7 @@ class RowReader:
             release: let go of each chunk's memory when it was read.
             threads: share the reading of rows that are not consecutive.
         """
-        same = self.kind == self.stored
+        same = self.kind == self.stored and self.row_scale is None
         rows = out
         if not same and out.dtype != torch.float32:
             rows = pool.take(out.shape[0], out.shape[1], torch.float32)
@@ -73,16 +80,21 @@ class RowReader:
         array = self.activations
         if isinstance(numbers, range):  # straight from the file into the batch
             for piece in array.pieces(numbers, release=release):
-                out[piece.target].copy_(torch.from_numpy(piece.source))
+                out[piece.target].copy_(self._as_numbers(torch.from_numpy(piece.source)))
         elif (array.dtype, out.dtype) == (np.float16, torch.float32):
             array.gather_into(out.numpy(), numbers, release=release, threads=threads)
         else:
             stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[array.dtype.name])
             array.gather_into(stored.numpy(), numbers, release=release, threads=threads)
-            out.copy_(stored)
+            out.copy_(self._as_numbers(stored))
+
+    def _as_numbers(self, stored: torch.Tensor) -> torch.Tensor:
+        return stored.view(torch.bfloat16) if self.activations.spec.bits_of == "bfloat16" else stored
 
     def _renormalize(self, y: torch.Tensor, numbers: RowNumbers) -> None:
         """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
+        if self.row_scale is not None:
+            y.mul_(torch.from_numpy(self.row_scale.gather(numbers))[:, None])
         wants_unit = self.kind in ("unit", "layer_norm")
         if self._needs_norms:
             norm = torch.from_numpy(self.norm.gather(numbers))[:, None]

@@ -19,6 +19,7 @@ def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDA
 
     Returns:
         int64 [chunks_per_shard, 2], (offset, bytes with the crc32c); (-1, -1) where the chunk is absent.
+        With compression the bytes differ from chunk to chunk.
 
     Raises:
         CorruptCacheError: a wrong checksum, an entry that is not one whole chunk inside the file, or two
@@ -33,12 +34,16 @@ def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDA
     entries = np.frombuffer(table, dtype="<u8").reshape(-1, 2)
     absent = (entries == ABSENT).all(axis=1)
     offsets, sizes = entries[:, 0], entries[:, 1]
-    expected = np.uint64(spec.chunk_bytes + CRC_BYTES)
+    most = np.uint64(spec.max_stored_bytes)
+    least = most if spec.codec is None else np.uint64(CRC_BYTES + 1)
     end = np.uint64(max(0, file_size - length))  # numbers are unsigned: what is compared must not wrap around
-    wrong = ~absent & ((sizes != expected) | (offsets > end) | (sizes > end - np.minimum(offsets, end)))
+    wrong = ~absent & (
+        (sizes < least) | (sizes > most) | (offsets > end) | (sizes > end - np.minimum(offsets, end))
+    )
     if wrong.any():
         slot = int(np.flatnonzero(wrong)[0])
         offset, size = entries[slot].tolist()
+        expected = f"{most}" if least == most else f"{least} to {most}"
         raise CorruptCacheError(
             f"{where}: index entry {slot} says {size} bytes from {offset}; "
             f"expected {expected} bytes inside the {file_size} bytes of the file"

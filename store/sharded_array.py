@@ -251,9 +251,7 @@ class ShardedArray:
         checked = self._checked.get(shard_number)
         return checked is not None and bool(checked[slot])
 
-    def prepare(
-        self, number: int, *, read_ahead: bool = True, threads: Executor | None = None
-    ) -> None:
+    def prepare(self, number: int, *, read_ahead: bool = True, threads: Executor | None = None) -> None:
         """Have inner chunk ``number`` checked, which reads it; one that was checked before is asked for from
         the disk if ``read_ahead``. Of a compressed array ``threads`` are given it to decode.
         """
