@@ -6,6 +6,7 @@ that was killed does the units that have no record, and ends with the same bytes
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import fsum
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codecs import encode_ahead
+from .compact import as_moments_need
 from .copying import split_records
 from .delivery import Delivery
 from .durable import write_bytes
@@ -57,6 +60,7 @@ class Finalizer:
         self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
         self.shuffled = ShuffledSpill(self.spill, seed, num_buckets, limit_bytes=memory_bytes // 2)
         self.shards = ShardWriter()
+        self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
         self.files: list[FileInfo] = []
         self.total_bytes = layout.total_bytes()
         self.done_bytes = 0
@@ -75,6 +79,7 @@ class Finalizer:
             hooks = {hook: self._hook(hook, number) for number, hook in enumerate(layout.hooks)}
         finally:
             self.shuffled.close()
+            self._encoding.shutdown()
             self.shards.close()
         return sorted(self.files, key=lambda file: file.path), hooks
 
@@ -123,12 +128,12 @@ class Finalizer:
             yield norms[start : start + _QUANTILE_BLOCK_ROWS]
 
     def _hook_shard(self, hook: str, number: int, split: str, shard: int) -> Unit:
-        """Activations, norm and mean of one range of rows; remembers the moments' partial sums [2, D]."""
+        """All arrays of one range of rows; remembers the partial sums [2, D] of the moments."""
         layout = self.layout
         spec = layout.activations(split, hook)
         record = RecordLayout(layout.hooks[hook], layout.dtype)
         start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
-        norm, mean = np.empty(rows, np.float32), np.empty(rows, np.float32)
+        norm, mean, scale = (np.empty(rows, np.float32) for _ in range(3))
         sums = np.zeros((2, spec.shape[1]))
         ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
 
@@ -139,9 +144,13 @@ class Finalizer:
                 while first < len(records):
                     chunk, count = ring[slot], min(spec.chunk_rows - used, len(records) - first)
                     room, part = slice(used, used + count), slice(done, done + count)
-                    split_records(records[first : first + count], record, chunk[room], norm[part], mean[part])
+                    taken = records[first : first + count]
+                    split_records(taken, record, chunk[room], norm[part], mean[part])
+                    if record.has_scale:
+                        scale[part] = record.scale(taken)
                     if split == "train":
-                        add_moments(chunk[room], norm[part], mean[part], self.unit, sums)
+                        values = as_moments_need(chunk[room], layout.dtype, scale[part])
+                        add_moments(values, norm[part], mean[part], self.unit, sums)
                     first, used, done = first + count, used + count, done + count
                     if used == spec.chunk_rows or done == rows:
                         chunk[used:] = 0  # Zarr stores the last chunk at full size
@@ -149,7 +158,7 @@ class Finalizer:
                         slot, used = (slot + 1) % len(ring), 0
 
         files = [self._write(spec, shard, chunks())]
-        for values, other in ((norm, layout.norm(split, hook)), (mean, layout.mean(split, hook))):
+        for values, other in zip((norm, mean, scale), layout.beside(split, hook), strict=False):
             files.append(self._write(other, shard, chunks_of(values, other)))
         return files, sums.tolist()
 
@@ -161,6 +170,8 @@ class Finalizer:
 
     def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> FileInfo:
         path = spec.shard_path(shard)
+        if spec.codec is not None:
+            chunks = encode_ahead(spec.codec, chunks, self._encoding, CHUNKS_IN_FLIGHT)
         size, digest = self.shards.write(self.cache / path, chunks, spec.chunks_per_shard)
         return FileInfo(path=path, size=size, sha256=digest)
 
@@ -181,7 +192,6 @@ class Finalizer:
         if self.on_progress:
             self.on_progress(self.done_bytes, self.total_bytes)
         return extra
-
 
     def _read_record(self, record: Path) -> Unit | None:
         """What a former run wrote, unless it has to be written again."""
