@@ -71,7 +71,7 @@ def widen_rows(
     assert source.dtype == np.float16 and target.dtype == np.float32 and source.shape[1:] == target.shape[1:]
     assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
     assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
-    _widen(source.view(np.uint16), picks, target, target.view(np.uint32), places)
+    _widen(source.view(np.uint16), picks, target.view(np.uint32), places)
 
 
 @_jit
@@ -95,6 +95,6 @@ def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _widen(source, picks, target, bits, places):  # type: ignore[no-untyped-def]
+def _widen(source, picks, target, places):  # type: ignore[no-untyped-def]
     for i in range(picks.shape[0]):
-        widen(source[picks[i]], target[places[i]], bits[places[i]])
+        widen(source[picks[i]], target[places[i]])

@@ -34,7 +34,7 @@ def _moments_of_half(rows, norm, mean, unit, total, squares):  # type: ignore[no
     row = np.empty(width, np.float32)
     bits = row.view(np.uint32)
     for i in range(n):
-        widen(rows[i], row, bits)
+        widen(rows[i], bits)
         _add(row, norm[i], mean[i], unit, total, squares)
 
 
