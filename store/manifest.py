@@ -217,7 +217,7 @@ def load_manifest(path: Path) -> Manifest:
             )
         if (path / PULL_FOLDER).is_dir():
             raise IncompleteCacheError(
-                f"the cache at {path} is not whole: run the pull that writes it again, "
+                f"the cache at {path} is not whole: run the same 'saecache cache pull' again, "
                 "it continues where it stopped"
             )
         raise UsageError(f"{path} is not a cache: it has no zarr.json")

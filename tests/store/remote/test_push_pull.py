@@ -233,7 +233,7 @@ def test_what_is_not_whole_is_said(team: str, cache_path: Path, tmp_path: Path) 
             look()
     assert not (tmp_path / "copy").exists()
     (tmp_path / "copy" / ".pulling").mkdir(parents=True)
-    with pytest.raises(IncompleteCacheError, match="run the pull"):
+    with pytest.raises(IncompleteCacheError, match="cache pull"):
         open_cache(tmp_path / "copy")
 
 

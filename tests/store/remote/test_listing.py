@@ -1,0 +1,96 @@
+"""The table of a team's caches, from manifests alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saecache.store import open_cache
+from saecache.store.remote.contents import ROOT, UNFINISHED
+from saecache.store.remote.failures import AccessError
+from saecache.store.remote.listing import Listed, format_listing, list_caches
+from saecache.store.remote.location import open_location
+from saecache.store.remote.push import Push
+
+from .proxy import Proxy
+
+IDENTITY = {
+    "model": {"name": "EleutherAI/pythia-160m", "revision": "abc"},
+    "text": {"kind": "hub", "dataset": "monology/pile", "split": "train"},
+}
+
+
+@pytest.fixture
+def caches(
+    team: str, cache_path: Path, tmp_path: Path, source: Any, write_cache: Callable[..., Any]
+) -> dict[str, Path]:
+    """Whole, nested, unfinished, unreadable, and other things."""
+    write_cache(tmp_path / "pile", source, identity=IDENTITY)
+    Push(tmp_path / "pile", f"{team}/pythia/pile").run()
+    Push(cache_path, f"{team}/plain").run()
+    root = (cache_path / ROOT).read_bytes()
+    place = open_location(team)
+    place.put(f"half/{UNFINISHED}", root)
+    place.put(f"bad/{ROOT}", root.replace(b'"context": 16', b'"context": 17'))
+    newer = json.loads(root)
+    newer["attributes"]["saecache"]["format_version"] = 99
+    place.put(f"newer/{ROOT}", json.dumps(newer).encode())
+    place.put(f"zarr/{ROOT}", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    place.put("notes/readme.txt", b"hello")
+    return {"pythia/pile": tmp_path / "pile", "plain": cache_path}
+
+
+def test_a_team(team: str, caches: dict[str, Path], proxy: Proxy) -> None:
+    found = {listed.url.removeprefix(f"{team}/"): listed for listed in list_caches(team)}
+    assert {name: listed.state for name, listed in found.items()} == {
+        "pythia/pile": "complete",
+        "plain": "complete",
+        "half": "unfinished",
+        "bad": "unreadable",
+        "newer": "unreadable",
+    }
+    for name, path in caches.items():
+        manifest, listed = open_cache(path).manifest, found[name]
+        assert listed.fingerprint == manifest.fingerprint
+        assert listed.tokens == manifest.train_rows + manifest.heldout_rows
+        assert (listed.context, listed.hooks) == (manifest.context, tuple(manifest.hooks))
+        assert listed.size == sum(file.size for file in manifest.files)
+        assert listed.modified is not None
+    assert (found["pythia/pile"].model, found["pythia/pile"].dataset) == (
+        "EleutherAI/pythia-160m",
+        "monology/pile",
+    )
+    assert found["half"].fingerprint == found["plain"].fingerprint
+    assert "checksum" in found["bad"].problem
+    assert "version 99" in found["newer"].problem
+    assert not [seen for seen in proxy.seen if "/c/" in seen.path]  # no shard was asked for
+
+    table = format_listing(list_caches(team), team).splitlines()
+    assert table[0].split() == [
+        *("cache", "model", "hooks", "dataset", "tokens"),
+        *("context", "stored", "size", "date", "fingerprint"),
+    ]
+    assert len(table) == 6
+    line = next(line for line in table if line.startswith("pythia/pile "))
+    assert "EleutherAI/pythia-160m" in line
+    assert "monology/pile" in line
+    assert [line.split()[0] for line in table if line.endswith("not complete")] == ["half"]
+
+
+def test_one_cache_and_none(team: str, caches: dict[str, Path]) -> None:
+    assert [listed.url for listed in list_caches(f"{team}/plain")] == [f"{team}/plain"]
+    assert list_caches(f"{team}/notes") == []
+    assert list_caches(f"{team}/nowhere") == []
+    with pytest.raises(AccessError, match="no such bucket"):
+        list_caches("s3://nowhere/x")
+
+
+def test_folders_of_this_machine(caches: dict[str, Path], tmp_path: Path) -> None:
+    assert [listed.url for listed in list_caches(tmp_path.as_uri())] == [f"{tmp_path.as_uri()}/pile"]
+
+
+def test_what_a_manifest_says_does_not_steer_the_terminal() -> None:
+    listed = Listed("s3://b/x\x1b[2J", "complete", None, model="\x1b]0;owned\x07", hooks=("a",))
+    assert "\x1b" not in format_listing([listed], "s3://b")
