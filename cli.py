@@ -39,8 +39,20 @@ def harvest(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")],
     set_: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the cache goes. Default: caches/<model>-<hash>.")
+        str | None,
+        typer.Option(
+            help="Where the cache goes: a folder, or a URL as s3://... Default: caches/<model>-<hash>."
+        ),
     ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a URL: the folder for rows under way. Default: one of its own below caches/."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Harvest even if the team (SAECACHE_TEAM) has this cache.")
+    ] = False,
     extend: Annotated[
         str | None,
         typer.Option(help="A finished cache of fewer tokens of the same text: its rows are copied from it."),
@@ -50,12 +62,13 @@ def harvest(
     """Run a language model over text once and write its activations as a shuffled cache.
 
     Run the same command again after an interruption: it continues, and the finished cache is the same,
-    byte for byte. A finished cache is left as it is.
+    byte for byte. A finished cache is left as it is, and one that the team has is used where it is.
     """
     from .configs import load_config
     from .harvest import HarvestConfig, run
 
-    result = run(load_config(HarvestConfig, config, set_ or [], kinds=("harvest",)), out, extend=extend)
+    settings = load_config(HarvestConfig, config, set_ or [], kinds=("harvest",))
+    result = run(settings, out, extend=extend, scratch=scratch, force=force)
     if as_json:
         print_json({"cache": str(result.path), "reused": result.reused, **cache_facts(result.path)})
         return

@@ -143,13 +143,18 @@ class HarvestConfig(_Config):
         "may round differently",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    team: tuple[str, ...] = Field(
+        default=(),
+        description="URLs or folders that are asked for this cache before it is harvested, as those of "
+        "SAECACHE_TEAM are; does not change the cache",
+    )
     commit_seconds: float = Field(
         default=30.0, ge=0, description="how often progress is made durable; does not change the cache"
     )
 
-    @field_validator("hooks", mode="before")
+    @field_validator("hooks", "team", mode="before")
     @classmethod
-    def _one_hook_is_a_list(cls, value: object) -> object:
+    def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("hooks")

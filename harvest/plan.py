@@ -50,15 +50,17 @@ class Plan:
         )
 
 
-def make_plan(config: HarvestConfig, path: Path, base: Existing | None = None) -> Plan:
+def make_plan(
+    config: HarvestConfig, path: Path, base: Existing | None = None, finished: Existing | None = None
+) -> Plan:
     """Look at the output, the text and the model's configuration; cheap checks first, then the weights' hash.
 
-    ``base`` is a finished cache that is to be extended.
+    ``base`` is a finished cache that is to be extended, ``finished`` one that is where this one would go.
 
     Raises:
         UsageError: anything that makes this harvest impossible as configured.
     """
-    existing = look_at_output(path)
+    existing = finished or look_at_output(path)
     known = existing or base
     before = pinned(known, "model")
     device = resolve_device(config.device)

@@ -1,6 +1,5 @@
 """``saecache.harvest``: plan, check, run, finish; resumable at every moment."""
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,9 +11,10 @@ import torch
 from tqdm import tqdm
 
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
-from ..store.config import GIB
-from ..store.identity import canonical_json
+from ..store.identity import fingerprint, whole_identity
 from ..store.journal import WORK_FOLDER
+from ..store.remote.opening import read_manifest_at
+from ..store.remote.team import find_cache, team_locations
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .extend import batch_size_of, extension_facts, open_base, retrace, say_what_is_taken
@@ -28,19 +28,18 @@ from .recorder import Recorder, Step
 from .sizing import planned_size
 from .stages import run_overlapped, stop_on_signals
 from .stream import Batch, batches
-
-_OPERATIONAL = {"batch_size", "device", "commit_seconds"}  # settings that do not change the cache
+from .target import Target, open_target
 
 
 @dataclass(frozen=True)
 class HarvestResult:
     """A finished cache.
 
-    ``reused``: it was there already and nothing was done. Seconds are those of all runs that it took to read
-    the rows, and of the last one to shuffle them; 0 when reused.
+    ``path`` is its folder or URL. ``reused``: it was there already and nothing was done. Seconds are those of
+    all runs that it took to read the rows, and of the last one to shuffle them; 0 when reused.
     """
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     reused: bool
     harvest_seconds: float = 0.0
@@ -48,9 +47,18 @@ class HarvestResult:
 
 
 def run(
-    config: HarvestConfig, out: str | Path | None = None, *, extend: str | Path | None = None
+    config: HarvestConfig,
+    out: str | Path | None = None,
+    *,
+    extend: str | Path | None = None,
+    scratch: Path | None = None,
+    force: bool = False,
 ) -> HarvestResult:
-    """Harvest into the folder ``out`` (default: a folder of its own below ``caches/``).
+    """Harvest into ``out``, a folder (default: one of its own below ``caches/``) or a URL as ``s3://...``.
+
+    The team's locations (``config.team`` and SAECACHE_TEAM) are asked first: a finished cache of the same
+    identity is used where it is, unless ``force``. For a URL, rows are kept in the folder ``scratch`` until
+    all are read, and finished shards are uploaded and removed there, the manifest last.
 
     An unfinished harvest of the same identity is continued: the cache is the same, byte for byte. A finished
     one is left as it is. ``extend`` is a finished cache of fewer tokens of the same stream: its rows are
@@ -63,17 +71,24 @@ def run(
         SaecacheError: the run cannot go on; what was done is saved.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what was done is saved.
     """
-    path = Path(out) if out is not None else default_path(config)
+    target = open_target(config, out, scratch)
+    path = target.folder
     base, base_facts = (None, None) if extend is None else open_base(extend)
-    plan = make_plan(config, path, base_facts)
+    plan = make_plan(config, path, base_facts, target.finished())
     if plan.existing is not None and plan.existing.manifest is not None:
-        return HarvestResult(path, plan.existing.manifest, reused=True)
+        target.clean()
+        return HarvestResult(target.name, plan.existing.manifest, reused=True)
     if base is None and plan.existing is not None and plan.existing.copying:
         raise UsageError(f"{path} was begun with --extend and has not taken all rows yet: give it again")
     with stop_on_signals() as stop_asked:
         model = plan.load_model()
         widths = model.widths(plan.hooks)
-        _announce(plan, widths)
+        found = None if force else _ask_team(plan, widths)
+        if found is not None:
+            return found
+        _announce(plan, widths, target)
+        if target.delivery is not None:
+            target.delivery.claim(_fingerprint(plan, widths))
         medians = None
         taken = None
         if plan.existing is None or not plan.existing.started or plan.existing.copying:
@@ -91,6 +106,7 @@ def run(
             heldout_fraction=config.heldout_fraction,
             storage=config.storage,
             planned_sequences=plan.full_sequences,
+            delivery=target.delivery,
         )
         try:
             if taken is not None:
@@ -102,12 +118,35 @@ def run(
             writer.close()
             if writer.sequences_done == 0:
                 _remove_empty(path, was_there)
+                if target.delivery is not None:
+                    target.delivery.give_up()
             raise
         finally:
             writer.close()
+            target.close()
     if config.heldout_fraction > 0 and not manifest.heldout_rows:
         _say(f"warning: none of the {progress.documents} documents fell to the held-out split; it is empty")
-    return HarvestResult(path, manifest, False, progress.seconds, monotonic() - harvested)
+    target.clean()
+    return HarvestResult(target.name, manifest, False, progress.seconds, monotonic() - harvested)
+
+
+def _ask_team(plan: Plan, widths: dict[str, int]) -> HarvestResult | None:
+    """A cache of the same identity that the team has."""
+    places = team_locations(plan.config.team)
+    place = find_cache(_fingerprint(plan, widths), places) if places else None
+    if place is None:
+        return None
+    _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
+    return HarvestResult(place, read_manifest_at(place), reused=True)
+
+
+def _fingerprint(plan: Plan, widths: dict[str, int]) -> str:
+    config = plan.config
+    return fingerprint(
+        whole_identity(
+            plan.identity, widths, plan.rule.context, config.seed, config.heldout_fraction, config.storage
+        )
+    )
 
 
 def _batch_size(plan: Plan, model: LanguageModel, before: int | None) -> int:
@@ -117,15 +156,7 @@ def _batch_size(plan: Plan, model: LanguageModel, before: int | None) -> int:
     return before or choose_batch_size(model, plan.hooks, plan.rule.context)
 
 
-def default_path(config: HarvestConfig) -> Path:
-    """``caches/<model>-<hash of the settings>``."""
-    settings = config.model_dump(mode="json", exclude=_OPERATIONAL)
-    digest = hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:8]
-    name = config.model.name.rstrip("/").replace(":", "-").rsplit("/", 1)[-1]
-    return Path("caches") / f"{name}-{digest}"
-
-
-def _announce(plan: Plan, widths: dict[str, int]) -> None:
+def _announce(plan: Plan, widths: dict[str, int], target: Target) -> None:
     """Say what is going to be written, and refuse when the disk cannot hold it."""
     planned = planned_size(plan, widths)
     hooks = ", ".join(f"{name} ({width})" for name, width in widths.items())
@@ -133,13 +164,11 @@ def _announce(plan: Plan, widths: dict[str, int]) -> None:
         f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
         f"({plan.dtype} on {plan.device.type}) at {hooks}"
     )
-    _say(
-        f"planned: {planned.final_bytes / GIB:.2f} GiB ({planned.final_bytes:,} bytes) in {plan.path}, "
-        f"{planned.peak_bytes / GIB:.2f} GiB while it is written"
-    )
+    here = target.needed_here(planned, plan.config.storage)
+    _say(target.describe(planned, here))
     work = plan.path / WORK_FOLDER
     already = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) if work.is_dir() else 0
-    check_disk_space(plan.path, planned, already_bytes=already)
+    check_disk_space(plan.path, here, already_bytes=already)
 
 
 def _harvest(

@@ -7,9 +7,10 @@ these are, lets the same harvest go on, and keeps everything else out.
 import json
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .contents import PROVENANCE, ROOT, Root, find_root, find_unfinished
@@ -77,7 +78,7 @@ class BucketDelivery:
                 self.take(file, keep=True)
         while self._under_way:
             self._under_way.popleft().result()
-        for key in [*root.metadata(), PROVENANCE]:
+        for key in [*root.metadata, PROVENANCE]:
             self.location.put(key, (self.folder / key).read_bytes())
         self._check_all_there(root)
         if not self.location.put(ROOT, content, create=True):
@@ -89,6 +90,11 @@ class BucketDelivery:
     def close(self) -> None:
         """Stop; uploads that are under way end first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def give_up(self) -> None:
+        """Nothing was saved here, so the location is free again for anybody."""
+        with suppress(SaecacheError):
+            self.location.delete([CLAIM])
 
     def _bring(self, file: FileInfo, keep: bool) -> None:
         path = self.folder / file.path

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import CorruptCacheError, SaecacheError
 from ..info import provenance_facts
-from ..manifest import FileInfo, Manifest
+from ..manifest import FileInfo, Manifest, load_manifest
 from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .contents import PROVENANCE, find_root, read_root
 from .failures import MissingObjectError, RemoteChangedError
@@ -15,6 +15,7 @@ from .local_settings import check_limit, open_local_cache
 from .location import Location, open_location
 from .settings import Patience
 from .shards import RemoteShards
+from .urls import is_url
 
 
 def open_remote(
@@ -33,6 +34,11 @@ def open_remote(
     local = local or open_local_cache()
     check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
     return location.url, manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
+
+
+def read_manifest_at(place: Path | str) -> Manifest:
+    """The checked manifest of the cache in a folder or at a URL; errors as :func:`open_remote`."""
+    return read_root(open_location(str(place))).manifest if is_url(place) else load_manifest(Path(place))
 
 
 def read_remote_provenance(url: str) -> dict[str, Any]:
