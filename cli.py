@@ -113,6 +113,25 @@ def train(
         raise SaecacheError(f"{len(result.failed)} of the variants failed: {reasons}")
 
 
+@command(app, "synthetic")
+def synthetic(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")] = "sampled-sae",
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Where the cache goes.")] = Path("caches/synthetic"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a cache of rows whose features are known, to see which of them an SAE recovers."""
+    from .configs import load_config
+    from .evaluate.synthetic import SyntheticConfig, write_synthetic
+
+    write_synthetic(load_config(SyntheticConfig, config, set_ or [], kinds=("synthetic",)), out)
+    if as_json:
+        print_json({"cache": str(out), **cache_facts(out)})
+        return
+    print_pairs(describe_cache(out))
+    typer.echo(f"\nNext:  saecache train papers/sampled-sae-synthetic --cache {out}")
+
+
 @command(app, "evaluate")
 def evaluate(
     targets: Annotated[list[Path], typer.Argument(help="SAE folders, or run folders (every SAE in them).")],

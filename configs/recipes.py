@@ -1,4 +1,4 @@
-"""The recipes shipped in the wheel: ``configs/{harvest,train,papers}/*.yaml``."""
+"""The recipes shipped in the wheel: ``configs/{harvest,train,papers,synthetic}/*.yaml``."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 
 from ..store.errors import UsageError
 
-KINDS = ("harvest", "train", "papers")
+KINDS = ("harvest", "train", "papers", "synthetic")
 
 
 @dataclass(frozen=True, kw_only=True)

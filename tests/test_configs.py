@@ -12,13 +12,14 @@ from pydantic import BaseModel
 import saecache
 from saecache.configs import list_recipes, load_config
 from saecache.configs.loading import apply_override
+from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
 from saecache.store.errors import UsageError
 from saecache.train import TrainConfig
 
 ROOT = Path(saecache.__file__).parent
 PACKAGES = ("store", "harvest", "train", "evaluate")
-CLASS_OF_KIND = {"harvest": HarvestConfig, "train": TrainConfig, "papers": TrainConfig}
+CLASS_OF_KIND = {"harvest": HarvestConfig, "train": TrainConfig, "papers": TrainConfig, "synthetic": SyntheticConfig}
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda r: f"{r.kind}/{r.name}")

@@ -8,7 +8,7 @@ from saecache.configs import list_recipes, load_config
 from saecache.train import TrainConfig
 from saecache.train.variant import Plan
 
-WIDTHS = {"gpt2": 768, "qwen3": 1024, "ablations": 768, "sampled-sae": 768, "mutual": 768}
+WIDTHS = {"synthetic": 256, "gpt2": 768, "qwen3": 1024, "ablations": 768, "sampled-sae": 768, "mutual": 768}
 CACHE_ROWS = 25_000_000
 
 

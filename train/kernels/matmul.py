@@ -45,7 +45,7 @@ def weighted_sum(weight: Tensor, rows: Tensor) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """The sum of all values, []."""
-    return torch.stack([part.sum() for part in x.flatten().split(SUM_PART)]).sum()
+    return torch.stack([part.sum() for part in torch.split(x.flatten(), SUM_PART)]).sum()
 
 
 def part_of(size: int) -> int:

@@ -1,0 +1,137 @@
+"""How many of the known features an SAE has found. "Sampled-SAE", section 4: bucket recovery rate and
+activation fidelity, which the paper leaves as future work.
+
+Legend: N rows, d width, k features, F latents.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..store.errors import UsageError
+from ..store.reader import ActivationCache
+from ..train.pairs import Pairs
+from ..train.sae import SAE
+from .synthetic import HOOK, GroundTruth, ground_truth
+
+FOUND = 0.7  # |cosine| of a feature and its latent
+ENCODED_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketRecovery:
+    """Of the features of one bucket, or of all."""
+
+    num_features: int
+    recovered: float  # share whose matched latent has a similarity of FOUND or more
+    mean_similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """``fidelity``: correlation of the frequencies of recovered features with those of their latents, in
+    [-1, 1]; None where fewer than 2 were recovered, or all are equally frequent.
+    """
+
+    sae: str
+    overall: BucketRecovery
+    buckets: dict[str, BucketRecovery]
+    fidelity: float | None
+    fidelity_log: float | None  # the same of the logarithms, where rare features count as much
+    l0: float
+    fvu: float
+    heldout_rows: int
+
+
+def match(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
+    """The assignment of latents to features with the largest sum of |cosines| (Hungarian method).
+
+    A coefficient may be negative, which takes a latent of the opposite direction: hence the absolute value.
+
+    Args:
+        directions: float32 [k, d], rows of norm 1.
+        W_dec: float32 [F, d].
+
+    Returns:
+        The latent of each feature, int64 [k], and their |cosine|, float32 [k]; -1 and 0 without a latent.
+    """
+    unit = W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True).clamp_min(1e-12)
+    similarity = (directions @ unit.T).abs()
+    feature, latent = map(torch.from_numpy, linear_sum_assignment(similarity.numpy(), maximize=True))
+    latent_of = torch.full((len(directions),), -1, dtype=torch.int64)
+    latent_of[feature] = latent
+    found = torch.zeros(len(directions))
+    found[feature] = similarity[feature, latent]
+    return latent_of, found
+
+
+def recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
+    """Compare ``sae`` with the features of the synthetic ``cache``, on its held-out rows.
+
+    Args:
+        truth: of the cache; made again (in some seconds) when None.
+
+    Raises:
+        UsageError: the cache is not synthetic or has no held-out rows; the SAE is of another width.
+    """
+    truth = truth or ground_truth(cache)
+    if sae.cfg.d_model != truth.config.width or cache.num_rows("heldout") == 0:
+        raise UsageError(
+            f"SAE {sae.cfg.name} has width {sae.cfg.d_model}, {cache.path} has {truth.config.width} and "
+            f"{cache.num_rows('heldout')} held-out rows: the widths must agree, and there must be such rows"
+        )
+    latent_of, similarity = match(truth.directions, sae.W_dec.cpu())
+    recovered = similarity >= FOUND
+    density, l0, fvu = _on_heldout(sae, cache)
+    buckets = {
+        bucket.name: _of(truth.bucket == i, recovered, similarity)
+        for i, bucket in enumerate(truth.config.buckets)
+    }
+    true, learned = truth.frequency[recovered], density[latent_of[recovered]]
+    return Recovery(
+        sae=sae.cfg.name,
+        overall=_of(torch.ones_like(recovered), recovered, similarity),
+        buckets=buckets,
+        fidelity=correlation(true, learned),
+        fidelity_log=correlation(true.log(), learned.clamp_min(1 / cache.num_rows("heldout")).log()),
+        l0=l0,
+        fvu=fvu,
+        heldout_rows=cache.num_rows("heldout"),
+    )
+
+
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Pearson's, of two [n]; None where it is not defined."""
+    if a.numel() < 2 or float(a.std()) == 0 or float(b.std()) == 0:
+        return None
+    return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
+
+
+def _of(members: Tensor, recovered: Tensor, similarity: Tensor) -> BucketRecovery:
+    return BucketRecovery(
+        num_features=int(members.sum()),
+        recovered=float(recovered[members].float().mean()),
+        mean_similarity=float(similarity[members].mean()),
+    )
+
+
+def _on_heldout(sae: SAE, cache: ActivationCache) -> tuple[Tensor, float, float]:
+    """Share of the held-out rows on which each latent is active [F]; L0; FVU."""
+    firing = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
+    error = squares = 0.0
+    mean = torch.zeros(sae.cfg.d_model, dtype=torch.float64)
+    rows = min(ENCODED_ROWS, cache.num_rows("heldout"))
+    kind: Any = sae.cfg.normalization["kind"]
+    for x in cache.batches(HOOK, rows, split="heldout", normalization=kind):
+        codes = sae.encode(x, sparse=True)
+        assert isinstance(codes, Pairs)
+        firing += codes.keep(codes.value != 0).count_per_latent()
+        error += float((sae.decode(codes) - x).double().square().sum())
+        squares += float(x.double().square().sum())
+        mean += x.double().sum(0)
+    total = cache.num_rows("heldout")
+    variance = squares - float(mean.square().sum()) / total
+    return firing / total, float(firing.sum()) / total, error / variance
