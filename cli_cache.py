@@ -120,6 +120,31 @@ def cache_merge(
     _print_derived(result, as_json)
 
 
+@command(cache_app, "convert")
+def cache_convert(
+    source: Annotated[str, typer.Argument(help="A finished cache.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the new cache.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16, int8 or float32. Default: as it is.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="Compression: zstd, blosc, none, or keep as it is.")] = "keep",
+    level: Annotated[int | None, typer.Option(help="Of the compression; higher is smaller.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a cache to one whose rows are stored in another number type or compression.
+
+    Run the same command again after an interruption: it continues.
+    """
+    from .store import convert_cache, open_cache
+    from .store.converting import codec_named, dtype_named
+
+    chosen = codec_named(codec, level)
+    wanted = None if dtype is None else dtype_named(dtype)
+    with _copying() as bars:
+        result = convert_cache(open_cache(source), out, dtype=wanted, codec=chosen, **bars)
+    _print_derived(result, as_json)
+
+
 @contextmanager
 def _copying() -> Iterator[dict[str, Callable[[int, int], None]]]:
     """Progress of a new cache from others, as arguments: rows that are read, then bytes that are written."""

@@ -16,6 +16,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .config import StorageConfig as StorageConfig
+    from .converting import convert_cache as convert_cache
     from .disk import PlannedSize as PlannedSize
     from .disk import check_disk_space as check_disk_space
     from .disk import plan_size as plan_size
@@ -49,6 +50,7 @@ _LAZY = {  # public name -> module of this package
     "StorageConfig": "config",
     "VerifyReport": "verify",
     "check_disk_space": "disk",
+    "convert_cache": "converting",
     "describe": "info",
     "inspect_output": "output",
     "is_heldout": "keys",

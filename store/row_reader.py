@@ -81,7 +81,7 @@ class RowReader:
         if isinstance(numbers, range):  # straight from the file into the batch
             for piece in array.pieces(numbers, release=release):
                 out[piece.target].copy_(self._as_numbers(torch.from_numpy(piece.source)))
-        elif (array.dtype, out.dtype) == (np.float16, torch.float32):
+        elif array.dtype == np.float16 and out.dtype == torch.float32:
             array.gather_into(out.numpy(), numbers, release=release, threads=threads)
         else:
             stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[array.dtype.name])

@@ -10,7 +10,10 @@ import pytest
 
 COMMANDS = [
     *("harvest", "train", "evaluate", "report", "recipes", "demo"),
-    *(f"cache {name}" for name in ("info", "verify", "ls", "push", "pull", "rm", "slice", "merge")),
+    *(
+        f"cache {name}"
+        for name in ("info", "verify", "ls", "push", "pull", "rm", "slice", "merge", "convert")
+    ),
 ]
 
 

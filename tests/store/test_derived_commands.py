@@ -1,8 +1,6 @@
 """``saecache cache slice`` and ``merge`` as they are typed."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,30 +9,27 @@ import pytest
 
 from saecache.store import open_cache, verify_cache
 
-
-def saecache(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from saecache.cli import main; main()", "cache", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from .commands import saecache
 
 
 def test_slice(cache_path: Path, tmp_path: Path) -> None:
     arguments = ["slice", cache_path, tmp_path / "s", "--hooks", "mlp_out.0,resid_post.1", "--rows", "100"]
     done = saecache(*arguments, "--heldout-rows", "5", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["train_rows"], facts["heldout_rows"], facts["reused"]) == (100, 5, False)
     assert list(facts["hooks"]) == ["mlp_out.0", "resid_post.1"]
     again = saecache(*arguments, "--heldout-rows", "5")
-    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert again.exit_code == 0 and "nothing to do" in again.stdout
     refused = saecache("slice", cache_path, tmp_path / "t", "--hooks", "mlp_out.9")
-    assert refused.returncode == 2 and "did you mean 'mlp_out.0'" in refused.stderr
+    assert refused.exit_code == 2 and "did you mean 'mlp_out.0'" in refused.stderr
 
 
 def test_merge(make_source: Callable[..., Any], write_cache: Callable[..., Any], tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         write_cache(tmp_path / name, make_source(20, seed=seed), identity={"text": name})
     done = saecache("merge", tmp_path / "a", tmp_path / "b", tmp_path / "ab")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "fingerprint" in done.stdout
     merged = open_cache(tmp_path / "ab")
     assert len(merged) == sum(len(open_cache(tmp_path / name)) for name in "ab")
@@ -44,5 +39,5 @@ def test_merge(make_source: Callable[..., Any], write_cache: Callable[..., Any],
 @pytest.mark.parametrize("count", [0, 1])
 def test_merging_too_few(cache_path: Path, tmp_path: Path, count: int) -> None:
     refused = saecache("merge", *[cache_path] * count, tmp_path / "m")
-    assert refused.returncode == 2 and "at least two caches" in refused.stderr
+    assert refused.exit_code == 2 and "at least two caches" in refused.stderr
     assert not (tmp_path / "m").exists()
