@@ -57,8 +57,9 @@ def low_coherence_directions(num: int, width: int, target: float, seed: int) -> 
 
 
 def _cosines(directions: Tensor) -> Tensor:
-    cosines = directions @ directions.T
-    return cosines.fill_diagonal_(0)
+    cosines: Tensor = directions @ directions.T
+    cosines.fill_diagonal_(0)
+    return cosines
 
 
 def _unit(rows: Tensor) -> Tensor:
