@@ -52,7 +52,9 @@ def pinned(existing: Existing | None, part: str) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def check_same(existing: Existing, identity: Mapping[str, Any], config: HarvestConfig, path: Path) -> None:
+def check_same(
+    existing: Existing, identity: Mapping[str, Any], config: HarvestConfig, path: Path | str
+) -> None:
     """Refuse an output that belongs to another harvest.
 
     Raises:
@@ -66,7 +68,7 @@ def check_same(existing: Existing, identity: Mapping[str, Any], config: HarvestC
         if existing.manifest is not None and _grows(there, here):
             hint = f"\nto grow it, give another --out and --extend {path}"
         raise UsageError(
-            f"{path} holds {what} cache of another identity; choose another folder, or remove it:\n"
+            f"{path} holds {what} cache of another identity; choose another place, or remove it:\n"
             f"{listed}{hint}"
         )
 

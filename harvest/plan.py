@@ -51,16 +51,20 @@ class Plan:
 
 
 def make_plan(
-    config: HarvestConfig, path: Path, base: Existing | None = None, finished: Existing | None = None
+    config: HarvestConfig,
+    path: Path,
+    base: Existing | None = None,
+    finished: tuple[Path | str, Existing] | None = None,
 ) -> Plan:
     """Look at the output, the text and the model's configuration; cheap checks first, then the weights' hash.
 
-    ``base`` is a finished cache that is to be extended, ``finished`` one that is where this one would go.
+    ``base`` is a finished cache to be extended, ``finished`` one that is where this one would go, when
+    that is not ``path``.
 
     Raises:
         UsageError: anything that makes this harvest impossible as configured.
     """
-    existing = finished or look_at_output(path)
+    place, existing = finished or (path, look_at_output(path))
     known = existing or base
     before = pinned(known, "model")
     device = resolve_device(config.device)
@@ -93,7 +97,7 @@ def make_plan(
         "num_tokens": config.num_tokens,
     }
     if existing is not None:
-        check_same(existing, identity, config, path)
+        check_same(existing, identity, config, place)
     if base is not None:
         check_extends(base, identity, config)
     return Plan(

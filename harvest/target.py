@@ -30,13 +30,13 @@ class Target:
         """The folder or URL of the cache."""
         return self.folder if self.delivery is None else self.delivery.url
 
-    def finished(self) -> Existing | None:
-        """The finished cache in the bucket, if there is one."""
+    def finished(self) -> tuple[str, Existing] | None:
+        """The finished cache in the bucket, if there is one, and its URL."""
         if self.delivery is None:
             return None
         root = find_root(self.delivery.location)
         if root is not None:
-            return Existing(root.manifest.identity, root.manifest, started=True)
+            return self.delivery.url, Existing(root.manifest.identity, root.manifest, started=True)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there
             shutil.rmtree(self.folder)
         return None
