@@ -80,8 +80,12 @@ def _start(folder: Path) -> S3Server | None:
     while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{s3}/status", timeout=2).close()
-            make = urllib.request.Request(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/", method="POST")
+            bucket = f"http://127.0.0.1:{filer}/buckets/{BUCKET}/"
+            make = urllib.request.Request(bucket, method="POST")
             urllib.request.urlopen(make, timeout=5).close()
+            # the first object of a bucket takes seconds, the others milliseconds
+            warm = urllib.request.Request(f"{bucket}warm", b"x", {"Content-Type": "text/plain"}, method="PUT")
+            urllib.request.urlopen(warm, timeout=20).close()
             return S3Server(f"http://127.0.0.1:{s3}", process)
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)

@@ -111,7 +111,7 @@ def test_profiles_that_cannot_be_used(files: Files, environ: dict[str, str], wor
 
 
 def test_a_broken_file_is_named_and_not_quoted(files: Files) -> None:
-    with pytest.raises(UsageError, match="cannot read the AWS file .*credentials: ") as caught:
+    with pytest.raises(UsageError, match=r"cannot read the AWS file .*credentials: ") as caught:
         s3_config(files(credentials="aws_secret_access_key = hunter2\n"))
     assert "hunter2" not in str(caught.value)
 
