@@ -57,10 +57,11 @@ def low_coherence_directions(num: int, width: int, target: float, seed: int) -> 
 
 
 def _cosines(directions: Tensor) -> Tensor:
-    cosines: Tensor = directions @ directions.T
+    cosines = directions @ directions.T
     cosines.fill_diagonal_(0)
     return cosines
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return unit
