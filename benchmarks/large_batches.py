@@ -5,8 +5,8 @@
 
 R rows of a batch, F latents. For each size, one whole step (both passes and the optimizer) in a process of
 its own: its time, the most memory above weights, gradients, moments and the batch, what all pre-activations
-would have taken, how many latents were active nowhere, and floating point operations of the encoder per second,
-from which times of larger sizes follow. ``--warm`` takes a step before, which is not counted.
+would have taken, how many latents were active nowhere, and the encoder's floating point operations per
+second, from which times of larger sizes follow. ``--warm`` takes a step before, which is not counted.
 """
 
 import argparse
