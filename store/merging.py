@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
 from .errors import UsageError
 from .heldout import MERGED, merged_parts
-from .identity import differences
+from .identity import canonical_json, differences
 from .manifest import Manifest
 from .reader import ActivationCache
+from .repeats import document_hashes
 from .replay import Part
 
 PART_KEYS = ("text", "num_tokens")  # of a harvest's identity: what may differ between parts of one dataset
 
 _BLOCK_TOKENS = 1 << 22
-_MIN_TOKENS = 16  # shorter sequences may well occur twice
-_ACCIDENTAL = 0.01  # share of equal sequences that two parts of a dataset may have by chance
+_ACCIDENTAL = 0.01  # share of equal documents that two parts of a dataset may have by chance
 
 
 def merge_caches(
@@ -102,7 +101,7 @@ def _check_alike(sources: Sequence[ActivationCache]) -> None:
 
 
 def _check_different_text(sources: Sequence[ActivationCache]) -> None:
-    """No two hold the same text: by their identities, and then by the sequences themselves."""
+    """No two hold the same text: by their identities, and then by the documents themselves."""
     seen: dict[str, int] = {}
     for number, cache in enumerate(sources):
         parts = merged_parts(cache.manifest) or [cache.manifest.identity | {"fingerprint": cache.fingerprint}]
@@ -115,7 +114,7 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
                         "overlap; merge caches of different text, or harvest more tokens of the same text "
                         "with 'saecache harvest --extend'"
                     )
-    hashed = [_sequence_hashes(cache) for cache in sources]
+    hashed = [document_hashes(cache) for cache in sources]
     for number, here in enumerate(hashed):
         for earlier, there in enumerate(hashed[:number]):
             common = len(np.intersect1d(here, there, assume_unique=True))
@@ -123,31 +122,15 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
             if common > _ACCIDENTAL * fewest:
                 raise UsageError(
                     f"{sources[earlier].path} and {sources[number].path} hold the same tokens: {common} of "
-                    f"{fewest} sequences are in both; merge caches of different text"
+                    f"{fewest} documents are in both; merge caches of different text"
                 )
 
 
 def _texts(part: Mapping[str, Any]) -> Iterator[str]:
     """What stands for the text of a part: two caches with one of them in common overlap."""
     yield f"cache {str(part.get('fingerprint'))[:12]}"
-    text = part.get("text")
-    if isinstance(text, Mapping):
-        yield ", ".join(f"{key}={value}" for key, value in sorted(text.items()) if value is not None)
-
-
-def _sequence_hashes(cache: ActivationCache) -> NDArray[np.uint64]:
-    """A hash of each sequence of token ids long enough to be no accident, uint64, sorted, distinct."""
-    if cache.manifest.tokens != "ids and documents" or cache.context < _MIN_TOKENS:
-        return np.empty(0, np.uint64)
-    ids, step = cache.tokens, max(1, _BLOCK_TOKENS // cache.context)
-    multipliers = np.random.default_rng(0).integers(1, 2**64, cache.context, dtype=np.uint64) | np.uint64(1)
-    found = [np.empty(0, np.uint64)]
-    for first in range(0, len(ids), step):
-        block = ids[first : min(first + step, len(ids))]
-        long_enough = (block >= 0).sum(axis=1) >= _MIN_TOKENS
-        words = block[long_enough].astype(np.uint64) + np.uint64(2)
-        found.append((words * multipliers).sum(axis=1, dtype=np.uint64))
-    return np.unique(np.concatenate(found))
+    if (text := part.get("text")) is not None:
+        yield f"text {canonical_json(text)}"
 
 
 def _num_documents(cache: ActivationCache) -> int:

@@ -15,6 +15,7 @@ from saecache.store import (
     UsageError,
     inspect_output,
     open_cache,
+    repeats,
     verify_cache,
 )
 from saecache.store.keys import is_heldout
@@ -224,7 +225,7 @@ def test_what_cannot_be_merged(source: Any, tmp_path: Path, write_cache: Write, 
         ([a, other("seed", seed=7)], "(?s)cannot be merged.*seed: 0 there, 7 here"),
         ([a, other("dtype", storage={"dtype": "float32"})], "storage.dtype: 'float16' there, 'float32' here"),
         ([a, other("model", identity={"model": "n", "text": 3})], "model: 'm' there, 'n' here"),
-        ([b, other("copied")], "hold the same tokens: 6 of 6 sequences"),
+        ([b, other("copied")], "hold the same tokens: 2 of 2 documents"),
     ]
     for caches, message in cases:
         with pytest.raises(UsageError, match=message):
@@ -285,3 +286,46 @@ def test_a_row_on_the_wrong_side_of_the_split_is_found(
     (tmp_path / "c" / "zarr.json").write_bytes(metadata_bytes(root_metadata(other)))
     (problem,) = verify_cache(tmp_path / "c").problems
     assert problem.startswith("rows/token: row") and "is held out" in problem
+
+
+def packed(lengths: list[int], context: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids and documents [n, context]: documents are pure functions of their lengths, sequences begin with BOS."""
+    text = [np.random.default_rng([length, 1]).integers(1, 1000, length) for length in lengths]
+    ids = np.concatenate(text)
+    documents = np.repeat(np.arange(len(lengths)), lengths)
+    rest = len(ids) // (context - 1) * (context - 1)
+    rows = [array[:rest].reshape(-1, context - 1) for array in (ids, documents)]
+    return (
+        np.concatenate([np.full((len(rows[0]), 1), bos), rows[0]], axis=1),
+        np.concatenate([rows[1][:, :1], rows[1]], axis=1),
+    )
+
+
+@pytest.mark.parametrize("shared", [0, 1, 20])
+def test_shared_documents_are_found_wherever_they_lie(tmp_path: Path, shared: int) -> None:
+    """The same documents in another place of other sequences; short ones may be in both."""
+    common = list(range(200, 200 + shared))
+    lengths = {"a": [*range(40, 140), *common, 5, 6], "b": [150, 5, *common, 6, *range(300, 400)]}
+    for name, of_documents in lengths.items():
+        ids, documents = packed(of_documents, context=16, bos=7)
+        with CacheWriter(
+            tmp_path / name, hooks={"h": 4}, context=16, identity={"text": name, "packing": {"bos_id": 7}}
+        ) as writer:
+            keep = np.zeros(ids.shape, np.bool_)
+            keep[:, 3] = True
+            rows = np.random.default_rng(0).normal(size=(len(ids), 4)).astype(np.float32)
+            writer.write_sequences(ids=ids, documents=documents, keep=keep, activations={"h": rows})
+    caches = [open_cache(tmp_path / name) for name in "ab"]
+    if shared <= 1:  # one in a hundred may be chance
+        merge_caches(caches, tmp_path / "m")
+        return
+    with pytest.raises(UsageError, match=r"hold the same tokens: 20 of 12. documents"):
+        merge_caches(caches, tmp_path / "m")
+
+
+def test_documents_are_told_apart_across_blocks(monkeypatch: pytest.MonkeyPatch, cache_path: Path) -> None:
+    cache = open_cache(cache_path)
+    whole = repeats.document_hashes(cache)
+    assert len(whole) == 20  # each of 48 tokens, in three sequences
+    monkeypatch.setattr(repeats, "_BLOCK_TOKENS", 16)
+    assert np.array_equal(repeats.document_hashes(cache), whole)

@@ -18,7 +18,9 @@ from saecache.store import (
     CorruptCacheError,
     ShardedArray,
     StorageConfig,
+    merge_caches,
     open_cache,
+    slice_cache,
     verify_cache,
 )
 from saecache.store.compact import decode_words, encode_words
@@ -212,6 +214,29 @@ def test_values_that_cannot_be_stored_are_refused(
     storage = ENCODINGS[name] | {"normalization": "none"}
     with pytest.raises(BadActivationError, match="hook h, document"):
         write_cache(tmp_path / "c", source, storage=storage)
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_slices_and_merged_caches_keep_the_encoding(
+    caches: Path, source: Any, tmp_path: Path, write_cache: Callable[..., Any], name: str
+) -> None:
+    cache = open_cache(caches / name)
+    slice_cache(cache, tmp_path / "slice", rows=90, hooks=["mlp_out.0"])
+    part = open_cache(tmp_path / "slice")
+    assert part.manifest.dtype == cache.manifest.dtype and part.manifest.codec == cache.manifest.codec
+    assert torch.equal(part.rows("mlp_out.0", range(90)), cache.rows("mlp_out.0", range(90)))
+    ids = source.ids + 5000
+    other = type(source)(ids, source.documents, source.keep, source.activations)
+    write_cache(tmp_path / "other", other, storage=ENCODINGS[name], identity={"source": "test", "text": "b"})
+    merge_caches([cache, open_cache(tmp_path / "other")], tmp_path / "merged")
+    merged = open_cache(tmp_path / "merged")
+    sequence, position, _ = merged.locate(range(len(merged)))
+    rows = merged.rows("mlp_out.0", range(len(merged)))
+    token = cache.token_index()[:].astype(np.int64)
+    places = {int(number): row for row, number in enumerate(token)}
+    originals = [places[int(t)] for t in (sequence % 60) * source.context + position]
+    assert torch.equal(rows, cache.rows("mlp_out.0", originals))
+    assert verify_cache(tmp_path / "slice").ok and verify_cache(tmp_path / "merged").ok
 
 
 # Compressed shards

@@ -9,6 +9,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saecache.store import CorruptCacheError, ShardedArray, inspect_output, open_cache, verify_cache
+from saecache.store.codecs import ZstdCodec
 from saecache.store.errors import SaecacheError
 from saecache.store.identity import fingerprint
 from saecache.store.info import describe, read_provenance
@@ -51,10 +53,23 @@ def little_memory(limit_bytes: int = 64 << 20) -> Iterator[None]:
         tracemalloc.stop()
 
 
+def values_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]["saecache"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def values(cache_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((cache_path / "zarr.json").read_text())["attributes"]["saecache"]
-    return found
+    return values_of(cache_path)
+
+
+@pytest.fixture(scope="module")
+def compressed_values(
+    tmp_path_factory: pytest.TempPathFactory, source: Any, write_cache: Callable[..., Any]
+) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("compressed") / "cache"
+    write_cache(path, source, storage={"dtype": "int8", "codec": {"kind": "zstd"}})
+    return values_of(path)
 
 
 @pytest.fixture
@@ -133,9 +148,11 @@ JSON = st.recursive(
 
 @fuzz
 @given(data=st.data())
-def test_any_altered_field_is_refused_or_harmless(values: dict[str, Any], data: st.DataObject) -> None:
+def test_any_altered_field_is_refused_or_harmless(
+    values: dict[str, Any], compressed_values: dict[str, Any], data: st.DataObject
+) -> None:
     """Whatever stands in up to three fields: only our own errors come out, and no path leads elsewhere."""
-    altered = copy.deepcopy(values)
+    altered = copy.deepcopy(values if data.draw(st.booleans()) else compressed_values)
     for _ in range(data.draw(st.integers(1, 3))):
         target: Any = altered
         while True:
@@ -291,6 +308,51 @@ def test_any_index_is_refused_or_points_inside(numbers: list[int], size: int) ->
     assert all(stored == STORED for _, stored in present)
     assert all(end <= size - (16 * 3 + 4) for end in ends)
     assert all(end <= offset for end, (offset, _) in zip(ends, present[1:], strict=False))
+
+
+@fuzz
+@given(numbers=st.lists(NUMBERS, min_size=6, max_size=6), size=st.integers(0, 2 * SIZE) | st.just(SIZE))
+@example(numbers=[0, 5, 5, 9, 14, STORED], size=SIZE)
+def test_any_index_of_a_compressed_shard_too(numbers: list[int], size: int) -> None:
+    compressed = replace(SPEC, codec=ZstdCodec())
+    try:
+        places = parse_index(index_of(*numbers), compressed, "f", size)
+    except CorruptCacheError:
+        return
+    present = sorted((offset, stored) for offset, stored in places.tolist() if offset >= 0)
+    assert all(4 < stored <= compressed.max_stored_bytes for _, stored in present)
+    ends = [offset + stored for offset, stored in present]
+    assert all(end <= size - (16 * 3 + 4) for end in ends)
+    assert all(end <= offset for end, (offset, _) in zip(ends, present[1:], strict=False))
+
+
+def test_the_sizes_of_compressed_files_must_be_possible(compressed_values: dict[str, Any]) -> None:
+    place = next(i for i, f in enumerate(compressed_values["files"]) if "activations" in f["path"])
+    for size in (0, 20, 10**9, 2**47):
+        altered = copy.deepcopy(compressed_values)
+        altered["files"][place]["size"] = size
+        with pytest.raises(CorruptCacheError, match="files: expected"):
+            parse_manifest(sealed(altered), "x")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update(format_version=1),
+        lambda m: m.update(codec={"kind": "pickle"}),
+        lambda m: m.update(codec={"kind": "zstd", "level": 99}),
+        lambda m: m.update(codec={"kind": "blosc", "cname": "../x"}),
+        lambda m: m.update(codec={"kind": "zstd", "run": "rm"}),
+        lambda m: m.update(codec=None),
+        lambda m: m.update(dtype="object"),
+        lambda m: m.update(dtype="float16"),
+    ],
+)
+def test_encodings_that_cannot_be(compressed_values: dict[str, Any], edit: Callable[[Any], Any]) -> None:
+    altered = copy.deepcopy(compressed_values)
+    edit(altered)
+    with pytest.raises(CorruptCacheError, match="x: the manifest is not valid"):
+        parse_manifest(sealed(altered), "x")
 
 
 @fuzz
