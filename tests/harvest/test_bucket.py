@@ -1,0 +1,298 @@
+"""Harvests that go straight into a bucket: the same bytes, little room here, and any end continues."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from saecache.harvest import HarvestConfig
+from saecache.harvest.runner import run
+from saecache.store import SaecacheError, UsageError, open_cache
+from saecache.store.remote import Location, Patience, open_location
+from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
+from saecache.store.remote.failures import AccessError
+
+from ..store.remote.conftest import proxy, s3_server, shared_proxy, team  # noqa: F401
+from ..store.remote.proxy import Proxy
+from ..store.remote.server import READER_KEY, READER_SECRET
+
+MakeConfig = Callable[..., HarvestConfig]
+ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
+NUM_TOKENS = 6000
+
+
+@pytest.fixture(scope="module")
+def config(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
+    folder = tmp_path_factory.mktemp("text")
+    lines = (json.dumps({"text": f"document {i} says " + "so it goes, " * (i % 60)}) for i in range(120))
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    return make_config(
+        text={"kind": "files", "paths": str(folder)},
+        num_tokens=NUM_TOKENS,
+        batch_size=32,
+        commit_seconds=0.0,
+        storage={"chunk_rows": 64, "shard_bytes": 1 << 15},
+    )
+
+
+@pytest.fixture(scope="module")
+def local(config: HarvestConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same harvest into a folder."""
+    return Path(run(config, tmp_path_factory.mktemp("local") / "cache").path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = ((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
+    return {name: file.read_bytes() for name, file in files if not name.startswith("provenance/")}
+
+
+def objects(location: Location) -> dict[str, bytes]:
+    found = {info.key: location.get(info.key, 1 << 24) for info in location.objects()}
+    assert found.pop("provenance/zarr.json", b"{")
+    return found
+
+
+@pytest.fixture
+def url(team: str) -> str:  # noqa: F811
+    return f"{team}/cache"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Defaults are below the working directory and the home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
+    yield
+
+
+def test_the_bytes_are_those_of_a_local_harvest(
+    config: HarvestConfig, local: Path, url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = run(config, url)
+    assert (result.path, result.reused) == (url, False)
+    assert objects(open_location(url)) == contents(local)
+    assert not list(Path("caches").iterdir()), "the scratch is gone"
+    told = capfd.readouterr().err
+    assert f"at {url}" in told
+    assert "--scratch must name a disk that both share" in told
+    remote = open_cache(url)
+    for hook in remote.hooks:
+        rows = range(len(remote))
+        assert torch.equal(remote.rows(hook, rows), open_cache(local).rows(hook, rows))
+    assert remote.provenance["harvest_seconds"] > 0
+    again = run(config, url)
+    assert (again.path, again.reused, again.manifest) == (url, True, result.manifest)
+
+
+def test_little_is_here_at_a_time(
+    config: HarvestConfig, local: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the spill and the norms, no more shards than are on their way."""
+    scratch, seen = tmp_path / "scratch", []
+    take = BucketDelivery.take
+
+    def watched(self: BucketDelivery, file: object, *, keep: bool) -> None:
+        take(self, file, keep=keep)  # type: ignore[arg-type]
+        shards = [path for path in scratch.rglob("c/**/*") if path.is_file() and "/norm/" not in str(path)]
+        seen.append(len(shards))
+
+    monkeypatch.setattr(BucketDelivery, "take", watched)
+    run(config, url, scratch=scratch)
+    assert len(seen) > 5 * (WAITING_AT_MOST + UPLOADS_AT_ONCE)
+    assert max(seen) <= WAITING_AT_MOST + UPLOADS_AT_ONCE + 3
+    assert objects(open_location(url)) == contents(local)
+    assert not scratch.exists()
+
+
+def test_faults_that_pass_do_not_show(
+    config: HarvestConfig,
+    local: Path,
+    url: str,
+    proxy: Proxy,  # noqa: F811
+) -> None:
+    for kind, settings in (
+        ("status", {"status": 503, "code": "SlowDown", "times": 5}),
+        ("status", {"status": 500, "times": 5, "skip": 20}),
+        ("reset", {"after": 0, "times": 3, "skip": 5}),
+        ("lost_answer", {"times": 5, "skip": 30}),
+        ("flip_request", {"times": 3, "after": 900, "skip": 40}),
+        ("etag", {"times": 9, "skip": 50}),
+    ):
+        proxy.add(kind, method="PUT", path="/c/[0-9]", **settings)
+    run(config, url)
+    assert all(fault.met for fault in proxy.faults)
+    assert objects(open_location(url)) == contents(local)
+
+
+def test_a_server_that_stays_away_and_comes_back(
+    config: HarvestConfig,
+    local: Path,
+    url: str,
+    proxy: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is done stays done: the second run reads no text and runs no model."""
+    quick = Patience(retry_seconds=1, first_retry_seconds=1, max_attempts=2)
+    monkeypatch.setattr("saecache.store.remote.location.Patience", lambda: quick)
+    proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=500, times=10_000)
+    with pytest.raises(SaecacheError, match="kept failing"):
+        run(config, url)
+    proxy.clear()
+    written = [path for path in Path("caches").rglob("spill/*") if path.stat().st_size]
+    stamps = {path: path.stat().st_mtime_ns for path in written}
+    run(config, url)
+    assert stamps, "the spill of the first run was used"
+    assert objects(open_location(url)) == contents(local)
+    assert sum(seen.method == "PUT" and "resid_post.1/activations" in seen.path for seen in proxy.seen) < 20
+
+
+def test_no_right_to_write_is_said_before_the_model_runs(
+    config: HarvestConfig, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    monkeypatch.setattr("saecache.harvest.runner.first_look", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(AccessError, match="not allowed"):
+        run(config, url)
+    assert not Path("caches").exists()
+
+
+def test_an_object_that_vanished_is_written_again(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = open_location(url)
+    put = Location.put
+
+    def vanishing(self: Location, key: str, content: bytes, *, create: bool = False) -> bool:
+        if key == "provenance/zarr.json":
+            location.delete(["rows/mlp_out.2/activations/c/1/0"])
+        return put(self, key, content, create=create)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "put", vanishing)
+        with pytest.raises(SaecacheError, match="was removed or replaced"):
+            run(config, url)
+    assert location.head("zarr.json") is None
+    run(config, url)
+    assert objects(location) == contents(local)
+
+
+def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
+    location = open_location(url)
+    location.put("notes.txt", b"mine")
+    with pytest.raises(UsageError, match="holds other things"):
+        run(config, url)
+    location.delete(["notes.txt"])
+    location.put(CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
+    with pytest.raises(UsageError, match="taken by a harvest of another cache"):
+        run(config, url)
+    assert json.loads(location.get(CLAIM, 1000))["fingerprint"] == "0" * 64
+    location.delete([CLAIM])
+    run(config, url)
+    with pytest.raises(UsageError, match=f"{url} holds a finished cache of another identity"):
+        run(config.model_copy(update={"seed": 5}), url)
+    with pytest.raises(UsageError, match="--scratch is for harvests into a bucket"):
+        run(config, Path("folder"), scratch=Path("scratch"))
+
+
+def test_scratch_of_a_cache_that_is_there_or_was_removed(
+    config: HarvestConfig, local: Path, url: str
+) -> None:
+    """A run that died between its last two steps leaves a folder that holds a manifest and no shards."""
+    scratch = Path("scratch")
+    run(config, url)
+    for _ in range(2):
+        scratch.mkdir()
+        (scratch / "zarr.json").write_bytes((local / "zarr.json").read_bytes())
+        run(config, url, scratch=scratch)
+        assert not scratch.exists()
+        location = open_location(url)
+        assert objects(location) == contents(local)
+        location.delete([info.key for info in location.objects()])
+
+
+def test_the_team_is_asked_first(
+    config: HarvestConfig, url: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config, url)
+    monkeypatch.setattr("saecache.harvest.runner.first_look", lambda *_: pytest.fail("the model ran"))
+    prefix = url.rsplit("/", 1)[0]
+    monkeypatch.setenv("SAECACHE_TEAM", f"{tmp_path}/nothing, {prefix}")
+    (tmp_path / "nothing").mkdir()
+    found = run(config, tmp_path / "out")
+    assert (found.path, found.reused) == (url, True)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.delenv("SAECACHE_TEAM")
+    found = run(config.model_copy(update={"team": (str(local.parent),)}), tmp_path / "out")
+    assert (found.path, found.reused) == (local, True)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    forced = run(config.model_copy(update={"team": (str(local.parent),)}), tmp_path / "out", force=True)
+    assert (forced.path, forced.reused) == (tmp_path / "out", False)
+    other = run(config.model_copy(update={"team": (str(local.parent),), "seed": 9}), tmp_path / "other")
+    assert not other.reused
+
+
+def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -> None:  # noqa: F811
+    nowhere = config.model_copy(update={"team": ("s3://no-such-bucket/x",)})
+    with pytest.raises(AccessError, match=r"asking the team.*no such bucket"):
+        run(nowhere, "out")
+    assert not Path("out").exists()
+
+
+PARENT_OF_THE_KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+import transformers.models.gpt_neox.modeling_gpt_neox
+from saecache.harvest import HarvestConfig
+from saecache.harvest.runner import run
+
+config = HarvestConfig.model_validate_json(sys.argv[1])
+for line in sys.stdin:
+    url, scratch, seconds = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        status = 1
+        try:
+            run(config, url, scratch=Path(scratch))
+            status = 0
+        finally:
+            os._exit(status)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_kill_9_at_random_moments(config: HarvestConfig, local: Path, url: str, tmp_path: Path) -> None:
+    """Killed again and again, a little later each time; then the same call ends with the same bytes."""
+    clock, killed, scratch = random.Random(0), 0, tmp_path / "scratch"
+    server = subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_THE_KILLED, config.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin and server.stdout
+    with server:
+        for number in range(ROUNDS):
+            place = f"{url}{number}"
+            for attempt in range(1 + number % 2):
+                request = [place, str(scratch), clock.uniform(0.0, 1.0 + 0.5 * attempt)]
+                print(json.dumps(request), file=server.stdin, flush=True)
+                status = int(server.stdout.readline())
+                assert status in (0, -signal.SIGKILL)
+                killed += status == -signal.SIGKILL
+            run(config, place, scratch=scratch)
+            assert objects(open_location(place)) == contents(local)
+            assert not scratch.exists()
+        server.stdin.close()
+    assert killed >= ROUNDS - 1
