@@ -108,9 +108,8 @@ def cache_rm(
     plan = removal.plan()
     if not dry_run:
         if not yes:
-            whole = "a complete" if plan.complete else "an unfinished"
-            question = f"Remove {plan.url}, {whole} cache of {plan.objects} objects, {plan.bytes:,} bytes?"
-            _confirm(question)
+            what = f"{plan.state} cache of {plan.objects} objects, {plan.bytes:,} bytes"
+            _confirm(f"Remove {plan.url} ({what})?")
         removal.run()
     if as_json:
         print_json(asdict(plan) | {"dry_run": dry_run})

@@ -1,6 +1,7 @@
 """Caches in object storage."""
 
-from .location import Location, ObjectInfo, open_location
+from .access import ObjectInfo
+from .location import Location, open_location
 from .settings import Patience
 from .urls import is_url
 

@@ -4,9 +4,10 @@ from functools import partial
 
 from ..errors import CorruptCacheError
 from ..verify import VerifyReport
+from .access import ObjectInfo
 from .contents import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
 from .failures import MissingObjectError
-from .location import ObjectInfo, open_location
+from .location import open_location
 from .settings import Patience
 from .traffic import Traffic
 

@@ -22,6 +22,8 @@ from .location import Location
 ROOT = "zarr.json"
 UNFINISHED = ".unfinished.json"
 """The root's zarr.json under another name: a cache that is being pushed or removed, or whose push stopped."""
+HARVEST_CLAIM = ".harvest.json"
+"""In the place of the root while a harvest writes there."""
 PROVENANCE = f"{PROVENANCE_GROUP}/zarr.json"
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from ..errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from ..untrusted import MAX_METADATA_BYTES, parse_json
+from .access import ObjectInfo
+from .contents import HARVEST_CLAIM as CLAIM
 from .contents import PROVENANCE, ROOT, Root, find_root, find_unfinished
 from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, ObjectInfo, open_location
+from .location import Location, open_location
 from .settings import Patience
 
-CLAIM = ".harvest.json"
 UPLOADS_AT_ONCE = 4
 WAITING_AT_MOST = 8  # shards that are finished and not uploaded yet: they take room here
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UsageError
+from .access import ObjectInfo
 from .contents import (
     PROVENANCE,
     ROOT,
@@ -24,7 +25,7 @@ from .contents import (
     read_local,
 )
 from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, ObjectInfo, open_location
+from .location import Location, open_location
 from .settings import Patience
 from .traffic import Traffic
 

@@ -1,9 +1,12 @@
 """Removing a cache from object storage: first nobody can open it any more, then its objects go."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import UsageError
-from .contents import ROOT, UNFINISHED, Root, find_root, find_unfinished
+from ..errors import CorruptCacheError, UsageError
+from ..layout import TOP_FOLDERS
+from .access import ObjectInfo
+from .contents import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished
 from .failures import RemoteChangedError
 from .location import Location, open_location
 from .settings import Patience
@@ -13,11 +16,15 @@ _MAX_ROUNDS = 5
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """What would go, and what stays because it is no part of the cache."""
+    """What would go, and what stays because it is no part of the cache.
+
+    ``state`` is ``complete``, ``unfinished`` (a push, a harvest or a removal stopped, or is under way) or
+    ``unreadable``; the fingerprint is empty where no manifest tells it.
+    """
 
     url: str
     fingerprint: str
-    complete: bool
+    state: str
     objects: int
     bytes: int
     foreign: int
@@ -35,22 +42,25 @@ class Removal:
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.location: Location = open_location(url, patience)
-        complete = find_root(self.location)
-        root = complete or find_unfinished(self.location)
-        if root is None:
+        self.root: Root | None = None  # where there is none, the names of the folders tell what is a cache's
+        self.state = "unreadable"
+        try:
+            complete = find_root(self.location)
+            self.root = complete or find_unfinished(self.location)
+            self.state = "unfinished" if complete is None else "complete"
+        except CorruptCacheError:
+            return
+        if self.root is None and self.location.head(HARVEST_CLAIM) is None:
             raise UsageError(f"no cache at {self.location.url}: nothing is removed")
-        self.complete = complete is not None
-        self.root: Root = root
 
     def plan(self) -> RemovalPlan:
         """Count what would go."""
-        keys = self.root.keys
         there = list(self.location.objects())
-        ours = [info for info in there if info.key in keys]
+        ours = self._ours(there)
         return RemovalPlan(
             url=self.location.url,
-            fingerprint=self.root.manifest.fingerprint,
-            complete=self.complete,
+            fingerprint=self.root.manifest.fingerprint if self.root else "",
+            state=self.state,
             objects=len(ours),
             bytes=sum(info.size for info in ours),
             foreign=len(there) - len(ours),
@@ -62,15 +72,23 @@ class Removal:
         Raises:
             RemoteChangedError: somebody writes there again and again.
         """
-        plan, keys = self.plan(), self.root.keys
+        plan = self.plan()
+        marks = (UNFINISHED, HARVEST_CLAIM)
         for _ in range(_MAX_ROUNDS):
-            self.location.put(UNFINISHED, self.root.content, create=True)
+            if self.root is not None:
+                self.location.put(UNFINISHED, self.root.content, create=True)
             self.location.delete([ROOT])
-            there = [info.key for info in self.location.objects() if info.key in keys]
-            self.location.delete([key for key in there if key != UNFINISHED])
-            self.location.delete([UNFINISHED])
-            if not any(info.key in keys for info in self.location.objects()):
+            there = [info.key for info in self._ours(self.location.objects())]
+            self.location.delete([key for key in there if key not in marks])
+            self.location.delete(marks)
+            if not self._ours(self.location.objects()):
                 return plan
         raise RemoteChangedError(
             f"{self.location.url}: somebody keeps writing there; stop their push and try again"
         )
+
+    def _ours(self, there: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+        if self.root is not None:
+            return [info for info in there if info.key in self.root.keys]
+        names = {*TOP_FOLDERS, ROOT, UNFINISHED, HARVEST_CLAIM}
+        return [info for info in there if info.key.split("/")[0] in names]

@@ -137,7 +137,7 @@ endpoint_url = {s3_server.endpoint}
     monkeypatch.setenv("AWS_PROFILE", "colleague")
     location = open_location(team)
     assert location.put("x", b"1")
-    assert SECRET_KEY not in f"{location!r} {vars(location)} {vars(location._backend)}"
+    assert SECRET_KEY not in f"{location!r} {vars(location)} {vars(location._access.backend)}"
     monkeypatch.setenv("AWS_PROFILE", "stranger")
     with pytest.raises(AccessError, match="not accepted") as caught:
         open_location(team).get("x", 1)

@@ -222,7 +222,12 @@ def test_a_server_that_keeps_failing(proxy: Proxy, open_quickly: Open, team: str
 
 
 def test_nothing_that_is_shown_holds_a_secret(location: Location, team: str) -> None:
-    shown = repr(location) + str(vars(location)) + repr(location._backend) + str(vars(location._backend))
+    shown = (
+        repr(location)
+        + str(vars(location))
+        + repr(location._access.backend)
+        + str(vars(location._access.backend))
+    )
     assert SECRET_KEY not in shown
     assert SECRET_KEY.encode() not in pickle.dumps(location)
     assert pickle.loads(pickle.dumps(location)).url == team

@@ -17,7 +17,7 @@ from saecache.store import (
 )
 from saecache.store.remote import Location, open_location
 from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import PROVENANCE, ROOT, UNFINISHED
+from saecache.store.remote.contents import HARVEST_CLAIM, PROVENANCE, ROOT, UNFINISHED
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
@@ -86,7 +86,7 @@ def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Co
     assert verify_remote(url).ok
     assert verify_remote(url, quick=True).ok
     removed = Removal(url).run()
-    assert (removed.complete, removed.objects) == (True, done.objects)
+    assert (removed.state, removed.objects) == ("complete", done.objects)
     assert not keys(open_location(url))
     with pytest.raises(UsageError, match="nothing is removed"):
         Removal(url)
@@ -142,8 +142,8 @@ def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path
     # as a bit that flipped inside the store: the sha256 recorded beside the object is still the right one
     import obstore
 
-    store = pushed._backend.store(writing=True)
-    obstore.put(store, pushed._key(shard), bytes(content), attributes={"sha256": sha256})
+    store = pushed._access.backend.store(writing=True)
+    obstore.put(store, pushed._access.key(shard), bytes(content), attributes={"sha256": sha256})
     assert verify_remote(pushed.url, quick=True).ok
     report = verify_remote(pushed.url)
     assert len(report.problems) == 1
@@ -255,10 +255,23 @@ def test_removal_leaves_what_is_not_the_caches(pushed: Location) -> None:
 def test_removal_continues(pushed: Location, cache_path: Path) -> None:
     pushed.put(UNFINISHED, (cache_path / ROOT).read_bytes())
     pushed.delete([ROOT, largest(cache_path)])
-    plan = Removal(pushed.url).plan()
-    assert not plan.complete
+    assert Removal(pushed.url).plan().state == "unfinished"
     Removal(pushed.url).run()
     assert not keys(pushed)
+
+
+def test_removal_of_what_no_manifest_describes(pushed: Location) -> None:
+    """An unfinished harvest, or a damaged manifest: the folders of the format tell what is a cache's."""
+    pushed.put(ROOT, pushed.get(ROOT, 1 << 20).replace(b'"context": 16', b'"context": 17'))
+    pushed.put("rows2/thesis.tex", b"mine")
+    plan = Removal(pushed.url).plan()
+    assert (plan.state, plan.fingerprint, plan.foreign) == ("unreadable", "", 1)
+    pushed.delete([ROOT])
+    with pytest.raises(UsageError, match="nothing is removed"):
+        Removal(pushed.url)
+    pushed.put(HARVEST_CLAIM, b"{}")
+    assert Removal(pushed.url).run().state == "unfinished"
+    assert keys(pushed) == {"rows2/thesis.tex"}
 
 
 def test_the_first_provenance_stays(

@@ -1,0 +1,120 @@
+"""Whole objects to and from files, every byte compared with its sha256."""
+
+import hashlib
+from pathlib import Path
+from typing import BinaryIO
+
+from ..durable import write_all
+from .access import Access, ObjectInfo
+from .failures import RemoteError, WrongBytesError
+from .parts import HashedParts, OnBytes, part_size
+
+
+def fetch(access: Access, key: str, file: BinaryIO, size: int, sha256: str, on_bytes: OnBytes | None) -> None:
+    """Read an object into ``file``, from the start, until its bytes are right.
+
+    Raises:
+        CorruptCacheError: they never are.
+    """
+
+    def once() -> None:
+        got = stream(access, key, file, size, on_bytes)
+        if got != sha256:
+            _moved(on_bytes, -size)
+            raise WrongBytesError(f"{access.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
+
+    access.attempts(once)
+
+
+def checksum(access: Access, key: str, size: int, on_bytes: OnBytes | None) -> str:
+    """sha256 of an object of ``size`` bytes; errors as :func:`fetch`."""
+    return access.attempts(lambda: stream(access, key, None, size, on_bytes))
+
+
+def send(
+    access: Access, path: Path, key: str, size: int, sha256: str, on_bytes: OnBytes | None
+) -> ObjectInfo:
+    """Write a file to an object, whole or not at all, until the right bytes have arrived.
+
+    Raises:
+        CorruptCacheError: the file is not as expected (then nothing was written), or they never arrive.
+    """
+
+    def once() -> ObjectInfo:
+        parts = HashedParts(path, size, sha256, on_bytes)
+        try:
+            etag = _put(access, key, parts, size, sha256)
+            if etag != parts.etag() and (got := stream(access, key, None, size, None)) != sha256:
+                raise WrongBytesError(
+                    f"{access.url}/{key}: other bytes arrived than were sent (sha256 {got}, not {sha256})"
+                )
+        except WrongBytesError:
+            access.remove([key])  # its recorded sha256 is that of the right bytes
+            _moved(on_bytes, -parts.sent)
+            raise
+        except BaseException:
+            _moved(on_bytes, -parts.sent)
+            raise
+        info = access.head(key)
+        if info is None or info.size != size:
+            raise RemoteError(f"writing {key} at {access.url}: it is not there after it was written")
+        return info
+
+    return access.attempts(once)
+
+
+def stream(access: Access, key: str, file: BinaryIO | None, size: int, on_bytes: OnBytes | None) -> str:
+    """Read an object once, into ``file`` if there is one; returns its sha256.
+
+    Raises:
+        WrongBytesError: it has another size.
+    """
+    digest, done = hashlib.sha256(), 0
+    if file is not None:
+        file.seek(0)
+        file.truncate()
+    try:
+        result = access.open(key)
+        if result.meta["size"] != size:
+            raise WrongBytesError(f"{access.url}/{key}: {result.meta['size']} bytes, expected {size}")
+        for chunk in access.chunks(key, result):
+            if done + len(chunk) > size:
+                raise WrongBytesError(f"{access.url}/{key}: more than the expected {size} bytes")
+            digest.update(chunk)
+            if file is not None:
+                write_all(file, chunk)
+            done += len(chunk)
+            _moved(on_bytes, len(chunk))
+        if done != size:
+            raise RemoteError(f"reading {key} at {access.url}: got {done} of its {size} bytes")
+    except BaseException:
+        _moved(on_bytes, -done)
+        raise
+    return digest.hexdigest()
+
+
+def _put(access: Access, key: str, parts: HashedParts, size: int, sha256: str) -> str:
+    """Returns the ETag."""
+    import obstore
+
+    store, attributes = access.backend.store(writing=True), access.attributes(sha256)
+    with access.asking(f"writing {key}"):
+        if size <= part_size(size):
+            content = b"".join(parts)
+            done = obstore.put(store, access.key(key), content, attributes=attributes, use_multipart=False)
+        else:
+            done = obstore.put(
+                store,
+                access.key(key),
+                iter(parts),
+                attributes=attributes,
+                use_multipart=True,
+                chunk_size=part_size(size),
+                max_concurrency=2,
+            )
+    return (done["e_tag"] or "").strip('"')
+
+
+def _moved(on_bytes: OnBytes | None, count: int) -> None:
+    if on_bytes and count:
+        on_bytes(count)
