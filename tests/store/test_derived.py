@@ -289,7 +289,7 @@ def test_a_row_on_the_wrong_side_of_the_split_is_found(
 
 
 def packed(lengths: list[int], context: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids and documents [n, context]: documents are pure functions of their lengths, sequences begin with BOS."""
+    """ids and documents [n, context]: a document is a function of its length, a sequence begins with BOS."""
     text = [np.random.default_rng([length, 1]).integers(1, 1000, length) for length in lengths]
     ids = np.concatenate(text)
     documents = np.repeat(np.arange(len(lengths)), lengths)
