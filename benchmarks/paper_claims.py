@@ -4,7 +4,7 @@
     python benchmarks/paper_claims.py --cache demo/cache --runs runs/claims [--only SECTION]... [--out FILE]
 
 Sections: choice, probabilistic, sampled, synthetic. Each trains every variant of its recipe with three seeds
-in one pass, smaller still than the recipe (``SECTIONS`` says how), and measures the SAEs at inference. Finished
+in one pass, smaller than the recipe (``SECTIONS`` says how), and measures the SAEs at inference. Finished
 runs are not repeated; the page is written from whatever sections are there.
 """
 

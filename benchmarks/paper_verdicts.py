@@ -65,7 +65,7 @@ def sampled(found: Figures) -> Iterator[str]:
 
 
 def synthetic(found: Figures) -> Iterator[str]:
-    yield "The paper has no figures of recovery. It reports an FVE of about 0.99 for BatchTopK, less for others."
+    yield "The paper gives no recovery; it reports an FVE of about 0.99 for BatchTopK, less for others."
     for name in list(found)[1:]:
         yield compared(found, f"{name} reconstructs worse than BatchTopK", "fvu", "batch_topk_k60", name)
 
