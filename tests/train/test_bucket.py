@@ -1,0 +1,212 @@
+"""Training from a bucket: the bytes of training from the folder, also after ``kill -9`` and SIGTERM."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saecache.store import CacheWriter, StorageConfig, open_cache
+from saecache.store.remote.push import Push
+from saecache.train import TrainConfig, run
+
+from ..store.remote.conftest import proxy, s3_server, shared_proxy, team  # noqa: F401
+from ..store.remote.proxy import Proxy
+from .conftest import D_MODEL, sparse_rows
+from .variant_contract import TIMING, folder_bytes, metrics
+
+ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
+SETTINGS: dict[str, Any] = {
+    "variants": [{"kind": "topk", "k": 4}, {"kind": "batch_topk", "k": 4}],
+    "num_latents": 96,
+    "batch_rows": 128,
+    "epochs": 2,
+    "dead_after_rows": 700,
+    "checkpoint": {"every_steps": 5, "keep": 2},
+    "log": {"every_steps": 5, "progress": False},
+    "device": "cpu",
+}
+PARENT_OF_THE_KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+import saecache.train.runner
+from saecache.train import TrainConfig, run
+
+config = TrainConfig.model_validate_json(sys.argv[1])
+for line in sys.stdin:
+    url, out, seconds = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        status = 1
+        try:
+            run(config, url, out)
+            status = 0
+        finally:
+            os._exit(status)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return TrainConfig.model_validate(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 3000 rows in shards of 128."""
+    path = tmp_path_factory.mktemp("bucket") / "cache"
+    storage = StorageConfig(chunk_rows=64, shard_bytes=128 * 2 * D_MODEL)
+    with CacheWriter(
+        path, hooks={"resid": D_MODEL}, identity={"source": "toy"}, heldout_fraction=0.1, storage=storage
+    ) as writer:
+        writer.write_rows({"resid": sparse_rows(3000, D_MODEL, 0)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def never_stopped(
+    config: TrainConfig, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What training from the folder makes."""
+    return outcome(run(config, folder, tmp_path_factory.mktemp("local") / "run").run_dir)
+
+
+@pytest.fixture
+def url(team: str, folder: Path) -> str:  # noqa: F811
+    Push(folder, f"{team}/cache").run()
+    return f"{team}/cache"
+
+
+@pytest.fixture(autouse=True)
+def _small_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """A third of the cache fits."""
+    limit = sum(file.size for file in open_cache(folder).manifest.files) // 3
+    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
+    monkeypatch.setenv("SAECACHE_CACHE_BYTES", str(limit))
+    yield
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """The SAEs and the metrics, without the measured times."""
+    lines = [{key: value for key, value in line.items() if key not in TIMING} for line in metrics(run_dir)]
+    saes = {name: folder_bytes(run_dir / name / "sae") for name in ("topk_k4", "batch_topk_k4")}
+    return {"metrics": lines, **saes}
+
+
+def test_the_same_bytes_as_from_the_folder(
+    config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(config, url, tmp_path / "run")
+    assert outcome(result.run_dir) == never_stopped
+    assert run(config, open_cache(url), tmp_path / "run").reused
+
+
+def test_a_run_goes_on_from_another_place(
+    config: TrainConfig, url: str, folder: Path, never_stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    """A run belongs to the cache, wherever that is."""
+
+    class StoppedError(Exception):
+        pass
+
+    cache = open_cache(folder)
+    batches = cache.batches
+
+    def failing(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        for number, batch in enumerate(batches(*arguments, **settings)):
+            if number == 8:
+                raise StoppedError
+            yield batch
+
+    cache.batches = failing  # type: ignore[method-assign]
+    with pytest.raises(StoppedError):
+        run(config, cache, tmp_path / "run")
+    assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
+
+
+def test_kill_9_at_random_moments(
+    config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    """Killed while it downloads, reads, trains or saves: the same call ends with the same bytes."""
+    clock, killed = random.Random(0), 0
+    server = subprocess.Popen(
+        [sys.executable, "-c", PARENT_OF_THE_KILLED, config.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin and server.stdout
+    with server:
+        for number in range(ROUNDS):
+            out = tmp_path / f"run{number}"
+            for _ in range(1 + number % 2):
+                request = [url, str(out), clock.uniform(0.0, 1.2)]
+                print(json.dumps(request), file=server.stdin, flush=True)
+                status = int(server.stdout.readline())
+                assert status in (0, -signal.SIGKILL)
+                killed += status == -signal.SIGKILL
+            assert outcome(run(config, url, out).run_dir) == never_stopped
+        server.stdin.close()
+    assert killed >= ROUNDS - 1
+
+
+def test_sigterm_of_the_command_saves_and_says_so(
+    config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    """As Slurm and spot machines stop it: status 130, and the same command goes on."""
+    import yaml
+
+    settings = tmp_path / "train.yaml"
+    settings.write_text(yaml.safe_dump(SETTINGS))
+    command = [sys.executable, "-c", "from saecache.cli import main; main()", "train", str(settings)]
+    command += ["--cache", url, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics_file = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics_file.is_file() and metrics_file.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "what was done is saved" in told
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+    assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
+
+
+def test_a_fault_that_stays_ends_the_run_and_not_the_epoch(
+    config: TrainConfig,
+    url: str,
+    proxy: Proxy,  # noqa: F811
+    never_stopped: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    settings = {"status": 403, "code": "AccessDenied", "times": 99}
+    fault = proxy.add("status", method="GET", path="activations/c/9/0", **settings)
+    with pytest.raises(ValueError, match="not allowed"):
+        run(config, url, tmp_path / "run")
+    assert fault.met
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+    proxy.clear()
+    assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
+
+
+def test_evaluation_reads_the_bucket(config: TrainConfig, url: str, folder: Path, tmp_path: Path) -> None:
+    from saecache.evaluate import run as evaluate
+
+    trained = run(config, url, tmp_path / "run").run_dir
+    remote = evaluate([trained], url, out=tmp_path / "remote.json", show_progress=False)
+    local = evaluate([trained], folder, out=tmp_path / "local.json", show_progress=False)
+    assert remote.saes == local.saes
+    assert remote.cache.path == url
