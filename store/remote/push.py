@@ -174,6 +174,8 @@ class Push:
         elif find_unfinished(self.location) is None:
             self.location.delete([ROOT])  # whoever removed the claim removes what we wrote
             raise self._changed("somebody removed it")
+        if not self._finished:
+            self.traffic.moved(len(self.local.root.content))
         self.location.delete([UNFINISHED])
 
     def _check_all_there(self) -> None:

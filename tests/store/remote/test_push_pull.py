@@ -22,6 +22,8 @@ from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
 
+from .conftest import QUICK
+
 Contents = Callable[[Path], dict[str, bytes]]
 
 
@@ -145,11 +147,11 @@ def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path
     store = pushed._access.backend.store(writing=True)
     obstore.put(store, pushed._access.key(shard), bytes(content), attributes={"sha256": sha256})
     assert verify_remote(pushed.url, quick=True).ok
-    report = verify_remote(pushed.url)
+    report = verify_remote(pushed.url, patience=QUICK)
     assert len(report.problems) == 1
     assert report.problems[0].startswith(f"{shard}: sha256 is")
     with pytest.raises(CorruptCacheError, match=f"{shard} is damaged"):
-        Pull(pushed.url, tmp_path / "copy").run()
+        Pull(pushed.url, tmp_path / "copy", patience=QUICK).run()
     assert inspect_output(tmp_path / "copy") != "complete"
     assert not (tmp_path / "copy" / shard).exists()
     assert Push(cache_path, pushed.url).run().moved_objects == 0
@@ -166,7 +168,7 @@ def test_verify_names_what_is_missing_or_short(pushed: Location, cache_path: Pat
     pushed.put("stats/zarr.json", b"{}")
     pushed.put("rows/stray", b"x")
     for quick in (False, True):
-        problems = verify_remote(pushed.url, quick=quick).problems
+        problems = verify_remote(pushed.url, quick=quick, patience=QUICK).problems
         assert len(problems) == 4
         assert f"{shard}: 5 bytes, expected" in "\n".join(problems)
         assert "rows/token/zarr.json: missing" in problems
