@@ -5,6 +5,7 @@ taken (see :mod:`.forward`); the text is read again up to there, without the mod
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ class Taken:
     sequences: int
     progress: Progress
 
-    def write(self, writer: CacheWriter) -> None:
-        """Copy the rows, from where the last run stood."""
+    def write(self, writer: CacheWriter, stop_asked: Callable[[], bool]) -> None:
+        """Copy the rows, from where the last run stood.
+
+        Raises:
+            KeyboardInterrupt: ``stop_asked()``; what was committed is kept.
+        """
         if self.sequences:
             manifest = self.cache.manifest
             part = Part(
@@ -63,6 +68,8 @@ class Taken:
                 def on_progress(done: int, total: int) -> None:
                     bar.total = total
                     bar.update(done - bar.n)
+                    if stop_asked():
+                        raise KeyboardInterrupt
 
                 replay(writer, [part], on_progress=on_progress)
         writer.commit(self.progress.to_json())

@@ -110,7 +110,7 @@ def run(
         )
         try:
             if taken is not None:
-                taken.write(writer)
+                taken.write(writer, stop_asked)
             progress = _harvest(plan, model, writer, medians, stop_asked)
             harvested = monotonic()
             manifest = _finish(plan, writer, progress, stop_asked, base)
