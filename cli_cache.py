@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,7 +75,7 @@ def cache_verify(
 @command(cache_app, "slice")
 def cache_slice(
     source: Annotated[str, typer.Argument(help="A finished cache.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the smaller cache.")],
+    out: Annotated[str, typer.Argument(help="The folder of the smaller cache.")],
     hooks: Annotated[
         list[str] | None, typer.Option(help="Hooks to keep, separated by commas. Default: all.")
     ] = None,
@@ -116,14 +115,14 @@ def cache_merge(
 
     *sources, out = paths
     with _copying() as bars:
-        result = merge_caches([open_cache(source) for source in sources], Path(out), **bars)
+        result = merge_caches([open_cache(source) for source in sources], out, **bars)
     _print_derived(result, as_json)
 
 
 @command(cache_app, "convert")
 def cache_convert(
     source: Annotated[str, typer.Argument(help="A finished cache.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the new cache.")],
+    out: Annotated[str, typer.Argument(help="The folder of the new cache.")],
     dtype: Annotated[
         str | None, typer.Option(help="float16, bfloat16, int8 or float32. Default: as it is.")
     ] = None,

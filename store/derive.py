@@ -16,6 +16,7 @@ from .manifest import Manifest, load_manifest
 from .output import inspect_output
 from .reader import ActivationCache
 from .records import RecordLayout
+from .remote.urls import is_url
 from .replay import Part, replay
 from .writer import CacheWriter
 
@@ -60,10 +61,14 @@ def derive(
         on_bytes: called with (bytes written, bytes in all) while shards are written.
 
     Raises:
-        UsageError: ``out`` holds something else; the disk is too small.
+        UsageError: ``out`` holds something else, or is a URL; the disk is too small.
         CorruptCacheError: a source is damaged.
         DiskFullError: the same call goes on once there is room.
     """
+    if is_url(out):
+        raise UsageError(
+            f"{out}: a cache is made from others in a folder; from there, 'saecache cache push FOLDER {out}'"
+        )
     out = Path(out)
     first = recipe.parts[0].cache.manifest
     seed, heldout_fraction = seed_of(first), heldout_fraction_of(first)

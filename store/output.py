@@ -1,5 +1,6 @@
 """The folder a cache is written into: what it holds already, its lock, and its end."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -47,13 +48,14 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     """Make the folder ready for writing and take its lock.
 
     Raises:
-        UsageError: it holds a finished cache or something else, or another process writes there.
+        UsageError: it holds a finished cache, something else or a link, or another process writes there.
     """
     state = inspect_output(path)
     if state == "complete":
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
     if state == "foreign":
         raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
+    _check_no_links(path)
     work = path / WORK_FOLDER
     make_folder(work)
     lock = filelock.FileLock(work / "lock", thread_local=False)
@@ -67,6 +69,17 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
         remove_work(path, lock)  # another process finished it between the look and the lock
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
     return lock
+
+
+def _check_no_links(path: Path) -> None:
+    """An unfinished cache may come from anybody too: nothing is written through a link in it."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (Path(folder) / name).is_symlink():
+                raise UsageError(
+                    f"{Path(folder) / name} is a link: a cache is not written through links; remove it, or "
+                    "choose another folder"
+                )
 
 
 def remove_work(path: Path, lock: filelock.BaseFileLock) -> None:

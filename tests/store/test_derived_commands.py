@@ -36,6 +36,15 @@ def test_merge(make_source: Callable[..., Any], write_cache: Callable[..., Any],
     assert verify_cache(tmp_path / "ab").ok
 
 
+def test_a_url_is_not_taken_for_a_folder(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = saecache("slice", cache_path, "s3://team/name", "--rows", "5")
+    assert refused.exit_code == 2 and "saecache cache push FOLDER s3://team/name" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_merging_too_few(cache_path: Path, tmp_path: Path, count: int) -> None:
     refused = saecache("merge", *[cache_path] * count, tmp_path / "m")

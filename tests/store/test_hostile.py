@@ -18,7 +18,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from saecache.store import CorruptCacheError, ShardedArray, inspect_output, open_cache, verify_cache
+from saecache.store import (
+    CacheWriter,
+    CorruptCacheError,
+    ShardedArray,
+    UsageError,
+    inspect_output,
+    open_cache,
+    verify_cache,
+)
 from saecache.store.codecs import ZstdCodec
 from saecache.store.errors import SaecacheError
 from saecache.store.identity import fingerprint
@@ -219,6 +227,28 @@ def test_links_are_refused_even_with_the_right_bytes(copied: Path, tmp_path: Pat
     else:
         (problem,) = verify_cache(copied).problems
         assert problem.startswith(f"{name} is a link")
+
+
+@pytest.mark.parametrize("place", [".writing/spill", "rows", ".writing/spill/token"])
+def test_an_unfinished_cache_is_not_written_through_a_link(tmp_path: Path, place: str) -> None:
+    def write() -> None:
+        with CacheWriter(tmp_path / "c", hooks={"h": 4}, identity={}) as writer:
+            writer.write_rows({"h": np.ones((9, 4), np.float32)})
+            writer.commit()
+            if not (tmp_path / "outside").exists():
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    (tmp_path / "outside").mkdir()
+    link = tmp_path / "c" / place
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match=f"{place} is a link"):
+        write()
+    assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_the_way_to_a_cache_may_be_a_link(copied: Path, tmp_path: Path) -> None:
