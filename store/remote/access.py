@@ -58,12 +58,15 @@ class Access:
     def attempts(self, work: Callable[[], T]) -> T:
         """Do ``work`` again after failures that may pass; obstore's own retries do not cover wrong bytes."""
         patience = self.backend.patience
+        first_failure: float | None = None
         for attempt in range(1, patience.max_attempts + 1):
             try:
                 return work()
             except (RemoteError, WrongBytesError) as error:
                 given_up = isinstance(error, RemoteError) and error.repeated
-                if given_up or attempt == patience.max_attempts:
+                first_failure = first_failure or time.monotonic()
+                too_late = time.monotonic() - first_failure > patience.retry_seconds
+                if given_up or too_late or attempt == patience.max_attempts:
                     raise
                 time.sleep(patience.pause_seconds(attempt))
         raise AssertionError("unreachable")

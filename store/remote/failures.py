@@ -45,7 +45,7 @@ class Failure:
 # The server got other bytes than were sent: send them again.
 _DAMAGED_ON_THE_WAY = {
     "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout",
-    "RequestTimeTooSkewed", "InvalidPart", "NoSuchUpload",
+    "InvalidPart", "NoSuchUpload",
 }  # fmt: skip
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"}
 _WRONG_KEY = {
@@ -84,6 +84,10 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
             f"{where}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             "AWS_PROFILE (for public buckets AWS_SKIP_SIGNATURE=true; for gs:// "
             "GOOGLE_APPLICATION_CREDENTIALS, for az:// AZURE_STORAGE_ACCOUNT_NAME and a key)"
+        )
+    if failure.code == "RequestTimeTooSkewed":
+        return AccessError(
+            f"{where}: the server's clock and this machine's differ too much{name}; set the clock"
         )
     if failure.code in _WRONG_KEY or failure.status == 401:
         return AccessError(

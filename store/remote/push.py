@@ -168,19 +168,27 @@ class Push:
 
     def _finish(self) -> None:
         """The manifest, once everything is there; then the claim goes."""
+        if not self._check_place() and not self._is_claimed():
+            raise self._changed("somebody removed it")
         self._check_all_there()
-        if not self.location.put(ROOT, self.local.root.content, create=True):
-            self._check_place()  # another push of this cache was faster
-        elif find_unfinished(self.location) is None:
-            self.location.delete([ROOT])  # whoever removed the claim removes what we wrote
+        if self.location.put(ROOT, self.local.root.content, create=True):
+            if (
+                not self._is_claimed()
+            ):  # whoever removed the claim, and the objects, does not know of our manifest
+                self.location.delete([ROOT])
+                raise self._changed("somebody removed it")
+        elif not self._check_place():  # else another push of this cache was faster
             raise self._changed("somebody removed it")
         if not self._finished:
             self.traffic.moved(len(self.local.root.content))
         self.location.delete([UNFINISHED])
 
+    def _is_claimed(self) -> bool:
+        """Whether the place is still known to be for this cache."""
+        root = find_unfinished(self.location)
+        return root is not None and root.content == self.local.root.content
+
     def _check_all_there(self) -> None:
-        if find_root(self.location) is None and find_unfinished(self.location) is None:
-            raise self._changed("somebody removed it")
         there = {info.key: info for info in self.location.objects()}
         for wanted in self.local.objects:
             info = there.get(wanted.key)

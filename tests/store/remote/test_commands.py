@@ -109,7 +109,7 @@ def test_interrupted(team: str, cache_path: Path, contents: Contents, tmp_path: 
     """Ctrl-C in the middle: said, and the same command continues."""
     run("push", cache_path, f"{team}/c")
     words = ["cache", "pull", f"{team}/c", str(tmp_path / "copy")]
-    command = [sys.executable, "-c", MAIN, *words, "--max-bandwidth", "0.1"]
+    command = [sys.executable, "-c", MAIN, *words, "--max-bandwidth", "0.02"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
         assert process.stderr
         while b"kB/s" not in process.stderr.read1():

@@ -169,6 +169,7 @@ ACCESS = {
     "forbidden": ({"status": 403, "code": "AccessDenied"}, "not allowed"),
     "expired": ({"status": 400, "code": "ExpiredToken"}, "have expired"),
     "wrong key": ({"status": 403, "code": "InvalidAccessKeyId"}, "not accepted"),
+    "wrong clock": ({"status": 403, "code": "RequestTimeTooSkewed"}, "set the clock"),
     "another region": ({"status": 301, "code": "PermanentRedirect"}, "another region"),
 }
 
