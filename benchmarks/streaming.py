@@ -1,0 +1,155 @@
+"""Training batches from a bucket: the first epoch against a plain download, the second against a local cache.
+
+    python benchmarks/streaming.py [--quick] [--mib N] [--shard-mib N] [--width D] [--batch B] [--rounds R]
+
+A SeaweedFS server on this machine holds the cache, so server, network and reader share the processor: the
+plain download (eight threads, to files, nothing checked) shows what is there to be had. The rounds are
+interleaved and the medians compared. ``checked`` opens the cache anew, so that every chunk is checked against
+its crc32c once; ``again`` is a later pass of the same object.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
+from saecache.store.remote.push import Push
+from saecache.store.remote.shards import DOWNLOADS_AT_ONCE
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "store" / "remote"))
+from server import BUCKET, start_server, stop_server
+
+HOOK = "h"
+URL = f"s3://{BUCKET}/bench/cache"
+
+
+def write_cache(path: Path, rows: int, width: int, shard_bytes: int) -> None:
+    block = np.random.default_rng(0).normal(size=(8192, width)).astype(np.float32)
+    storage = StorageConfig(shard_bytes=shard_bytes)
+    with CacheWriter(path, hooks={HOOK: width}, identity={}, storage=storage) as writer:
+        for start in range(0, rows, len(block)):
+            writer.write_rows({HOOK: block[: rows - start]})
+
+
+def plain_download(keys: list[str], folder: Path) -> None:
+    """Every object to a file, as fast as obstore goes."""
+    import obstore
+    from obstore.store import S3Store
+
+    store = S3Store(
+        BUCKET,
+        endpoint=os.environ["AWS_ENDPOINT_URL"],
+        access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+        secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+        region="us-east-1",
+        client_options={"allow_http": True},
+    )
+
+    def download(number: int) -> None:
+        with (folder / str(number)).open("wb", buffering=0) as file:
+            for chunk in obstore.get(store, f"bench/cache/{keys[number]}").stream(min_chunk_size=1 << 20):
+                file.write(chunk)
+
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+        list(pool.map(download, range(len(keys))))
+
+
+def epoch(cache: ActivationCache, batch: int) -> float:
+    """A pass over all rows, as a training loop makes it; what it read, for comparison."""
+    return sum(float(x[0, 0]) for x in cache.batches(HOOK, batch))
+
+
+def passes(folder: Path, keys: list[str], batch: int) -> dict[str, Callable[[], float | None]]:
+    """Name -> what is timed. ``first epoch`` fills the empty local cache, those after it find it full."""
+    downloads, plain = folder / "downloads", folder / "plain"
+    os.environ["SAECACHE_CACHE_DIR"] = str(downloads)
+    opened: dict[str, ActivationCache] = {"local": open_cache(folder / "cache")}
+    epoch(opened["local"], batch)
+
+    def first() -> float:
+        opened["remote"] = open_cache(URL)
+        return epoch(opened["remote"], batch)
+
+    return {
+        "plain download": lambda: plain_download(keys, plain),
+        "first epoch": first,
+        "local, checked": lambda: epoch(open_cache(folder / "cache"), batch),
+        "bucket, checked": lambda: epoch(open_cache(URL), batch),
+        "local, again": lambda: epoch(opened["local"], batch),
+        "bucket, again": lambda: epoch(opened["remote"], batch),
+    }
+
+
+def rounds(folder: Path, keys: list[str], batch: int, count: int) -> Iterator[tuple[str, float]]:
+    made = passes(folder, keys, batch)
+    expected = made["local, checked"]()
+    for _ in range(count):
+        for name in ("downloads", "plain"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "plain").mkdir()
+        for name, work in made.items():
+            start = perf_counter()
+            got = work()
+            yield name, perf_counter() - start
+            assert got in (None, expected), name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="128 MiB and three rounds")
+    parser.add_argument("--mib", type=int, default=768, help="size of the stored rows")
+    parser.add_argument("--shard-mib", type=int, default=64)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.mib, arguments.shard_mib, arguments.rounds = 128, 16, 3
+    rows = (arguments.mib << 20) // (2 * arguments.width)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        write_cache(folder / "cache", rows, arguments.width, arguments.shard_mib << 20)
+        (folder / "server").mkdir()
+        server = start_server(folder / "server")
+        try:
+            os.environ.update(server.environment())
+            Push(folder / "cache", URL).run()
+            files = open_cache(folder / "cache").manifest.files
+            keys = [file.path for file in files if f"rows/{HOOK}/activations/" in file.path]
+            megabytes = sum(file.size for file in files if file.path in set(keys)) / 1e6
+            seconds: dict[str, list[float]] = {}
+            for what, took in rounds(folder, keys, arguments.batch, arguments.rounds):
+                seconds.setdefault(what, []).append(took)
+        finally:
+            stop_server(server)
+    middle = {what: median(times) for what, times in seconds.items()}
+    print(
+        f"{rows} rows of {arguments.width} float16 in {len(keys)} shards, batches of {arguments.batch}, "
+        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds"
+    )
+    for what, took in middle.items():
+        print(f"  {what:16} {megabytes / took:8.0f} MB/s")
+    print("ratios:")
+    for what, other in (
+        ("first epoch", "plain download"),
+        ("bucket, checked", "local, checked"),
+        ("bucket, again", "local, again"),
+    ):
+        print(f"  {what:16} / {other:16} {middle[other] / middle[what]:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
