@@ -27,6 +27,7 @@ from saecache.store.compact import decode_words, encode_words
 from saecache.store.manifest import load_manifest
 from saecache.store.shard_file import crc32c
 
+from .commands import saecache
 from .encodings import COMPACT, COMPRESSED, ENCODINGS
 
 HOOKS = {"resid_post.1": 24, "mlp_out.0": 17}
@@ -349,3 +350,35 @@ def test_any_bytes_are_decoded_or_refused(name: str) -> None:
     out = np.empty(chunk.nbytes, np.uint8)
     codec.decode(np.frombuffer(good, np.uint8), out)
     assert np.array_equal(out.view(np.float16), chunk)
+
+
+@pytest.mark.parametrize("name", ["float16-zstd", "int8-zstd"])
+def test_compressed_caches_from_object_storage(
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Decoded from the local copies; a copy that is damaged comes again, also when it is found out ahead."""
+    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "local"))
+    (tmp_path / "team").mkdir()
+    url = (tmp_path / "team" / "cache").as_uri()
+    assert saecache("push", caches / name, url).exit_code == 0
+    plain = open_cache(caches / name)
+    for epoch in (0, 1):
+        expected = torch.cat(list(plain.batches("resid_post.1", 50, epoch=epoch)))
+        assert torch.equal(
+            torch.cat(list(open_cache(url).batches("resid_post.1", 50, epoch=epoch))), expected
+        )
+        damaged = 0
+        for file in (tmp_path / "local").rglob("*"):
+            if file.is_file() and file.stat().st_size > 1000:
+                content = bytearray(file.read_bytes())
+                content[7] ^= 1
+                file.write_bytes(content)
+                damaged += 1
+        assert damaged > 2
+        assert torch.equal(
+            torch.cat(list(open_cache(url).batches("resid_post.1", 50, epoch=epoch))), expected
+        )
+    slice_cache(open_cache(url), tmp_path / "slice", rows=40)
+    assert torch.equal(
+        open_cache(tmp_path / "slice").rows("resid_post.1", range(40)), plain.rows("resid_post.1", range(40))
+    )
