@@ -29,9 +29,13 @@ RowNumbers = NDArray[np.int64] | range  # a range has step 1
 
 
 class HeldFile(Protocol):
-    """A file that stays where it is while this object lives."""
+    """A file that stays where it is while this object lives.
+
+    ``verified``: all its bytes were compared with the manifest's sha256 when this process brought it.
+    """
 
     path: Path
+    verified: bool
 
 
 class ShardFiles(Protocol):
@@ -289,7 +293,8 @@ class ShardedArray:
         mapped = self._map(number)  # without the lock: it may have to come over a network first
         with self._lock:
             shard = self._open.setdefault(number, mapped)
-            checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, dtype=np.bool_))
+            verified = shard.held is not None and shard.held.verified
+            checked = self._checked.setdefault(number, np.full(self.spec.chunks_per_shard, verified))
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)  # views of it that are still in use keep their memory
             return shard, checked

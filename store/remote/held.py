@@ -15,6 +15,7 @@ class Held:
     def __init__(self, path: Path, size: int, descriptor: int) -> None:
         self.path = path
         self.size = size
+        self.verified = False  # all its bytes, by this process
         self.release = weakref.finalize(self, os.close, descriptor)
 
 

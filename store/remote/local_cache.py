@@ -1,8 +1,7 @@
 """The read-through cache on this machine: files by their sha256, one copy however many processes read.
 
     <folder>/shards/<2 hex>/<sha256>      whole files whose bytes were checked; the only ones that are read
-    <folder>/partial/<sha256>-<size>      room of downloads under way, or left by a killed process
-    <folder>/partial/<sha256>-<size>.tmp  what has come of them
+    <folder>/partial/<sha256>-<size>      downloads under way, or left by a killed process
     <folder>/locks/<3 hex>                held while a file with such a sha256 is being downloaded
     <folder>/room.lock, room              held while room is made; bytes taken, never too few
 

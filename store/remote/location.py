@@ -111,15 +111,28 @@ class Location:
         return self._access.attempts(read)
 
     def download(
-        self, key: str, path: Path, *, size: int, sha256: str, on_bytes: OnBytes | None = None
+        self,
+        key: str,
+        path: Path,
+        *,
+        size: int,
+        sha256: str,
+        on_bytes: OnBytes | None = None,
+        durable: bool = True,
     ) -> None:
         """Write an object to ``path``: under a temporary name, checked, synced, then renamed.
+
+        With ``durable=False`` straight to ``path`` and unsynced, for whoever does the rest himself.
 
         Raises:
             CorruptCacheError: its size or sha256 differ from the expected ones each time it is read.
             OSError: of the local disk.
         """
-        write_file(path, lambda file: fetch(self._access, key, file, size, sha256, on_bytes))
+        if durable:
+            write_file(path, lambda file: fetch(self._access, key, file, size, sha256, on_bytes))
+        else:
+            with path.open("wb", buffering=0) as file:
+                fetch(self._access, key, file, size, sha256, on_bytes)
 
     def checksum(self, key: str, *, size: int, on_bytes: OnBytes | None = None) -> str:
         """Read an object of ``size`` bytes and return its sha256, keeping nothing.

@@ -54,7 +54,7 @@ def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Pa
 
     def fetch(file: FileInfo, target: Path) -> None:
         try:
-            location.download(file.path, target, size=file.size, sha256=file.sha256)
+            location.download(file.path, target, size=file.size, sha256=file.sha256, durable=False)
         except (MissingObjectError, CorruptCacheError) as error:
             _check_unchanged(location, manifest)
             if isinstance(error, CorruptCacheError):

@@ -30,6 +30,7 @@ class RemoteShards:
         self, fetch: Callable[[FileInfo, Path], None], manifest: Manifest, local: LocalCache
     ) -> None:
         self._fetch = fetch
+        self._fetched: set[str] = set()  # paths that this process brought, and so compared with the manifest
         self._files = {file.path: file for file in manifest.files}
         self._local = local
         self._lock = threading.Lock()
@@ -50,12 +51,14 @@ class RemoteShards:
             with suppress(CancelledError):  # another reader has ended; this one still wants it
                 under_way.result()
         file = self._files[path]
-        held = self._local.hold(file.sha256, file.size, partial(self._fetch, file))
+        held = self._local.hold(file.sha256, file.size, partial(self._bring, file))
+        held.verified = path in self._fetched
         self._let_others_go(held, let_go)
         return held
 
     def discard(self, path: str) -> bool:
         """The local copy is damaged: the next :meth:`hold` downloads it again. False when there is none."""
+        self._fetched.discard(path)
         return self._local.discard(self._files[path].sha256)
 
     @contextmanager
@@ -79,10 +82,14 @@ class RemoteShards:
                 return self._under_way[file.path]
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, "saecache-download")
-            future = self._pool.submit(self._local.ensure, file.sha256, file.size, partial(self._fetch, file))
+            future = self._pool.submit(self._local.ensure, file.sha256, file.size, partial(self._bring, file))
             self._under_way[file.path] = future
         future.add_done_callback(lambda _: self._under_way.pop(file.path, None))
         return future
+
+    def _bring(self, file: FileInfo, target: Path) -> None:
+        self._fetch(file, target)
+        self._fetched.add(file.path)
 
     def _let_others_go(self, held: Held, let_go: Callable[[], None]) -> None:
         """Keep what this process holds within bounds, so that room can be made for what comes."""
