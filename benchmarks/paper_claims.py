@@ -1,6 +1,6 @@
 """What the three papers claim, on the demo cache: trains the scaled-down recipes, writes a page of results.
 
-    saecache harvest demo --out demo/cache
+    saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache
     python benchmarks/paper_claims.py --cache demo/cache --runs runs/claims [--only SECTION]... [--out FILE]
 
 Sections: choice, probabilistic, sampled, synthetic. Each trains every variant of its recipe with three seeds
@@ -49,7 +49,7 @@ SMALL = {
     "schedule.decay": "linear",
     "schedule.decay_start": 0.6,
     "calibration": {},  # all rules at the L0 they were trained for
-    "checkpoint.every_steps": 100_000,
+    "checkpoint.every_steps": 100,
     "log.heldout_every_steps": None,
     "log.every_steps": 50,
 }

@@ -1,0 +1,135 @@
+"""The FVU our TopK and BatchTopK reach against other packages', at equal data and settings, over some seeds.
+
+    python benchmarks/peers/fvu.py --cache CACHE --peer-python PATH [--quick] [--hook HOOK] [--steps N]
+        [--seeds N] [--latents F] [--k K]
+
+All train on the same batches in the same order: unit-norm decoder directions, encoder tied at the start, Adam
+at one constant learning rate after the same warmup. Each package keeps its own start of the bias, clipping and
+auxiliary losses (no latent is dead in so short a run, so that none acts). FVU is of held-out rows by the rule
+of training, in batches of the same size. Seeds differ in the start only.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+from saecache import ActivationCache, load_sae, open_cache
+from saecache.train import TrainConfig, run
+
+PEER_SCRIPT = Path(__file__).parent / "train_one.py"
+PEERS = ("SAELens", "dictionary_learning", "sparsify")
+
+
+def ours(
+    settings: argparse.Namespace, cache: ActivationCache, variant: str, heldout: torch.Tensor
+) -> list[float]:
+    config = TrainConfig.model_validate(
+        {
+            "variants": [{"kind": variant, "k": settings.k, "seed": list(range(settings.seeds))}],
+            "hook": settings.hook,
+            "normalization": "unit",
+            "num_latents": settings.latents,
+            "batch_rows": settings.rows,
+            "steps": settings.steps,
+            "optimizer": {"learning_rate": settings.learning_rate},
+            "schedule": {"warmup": settings.warmup_steps, "decay": "constant"},
+            "checkpoint": {"every_steps": settings.steps, "keep": 1},
+            "log": {"every_steps": settings.steps, "heldout_rows": 0, "progress": False},
+        }
+    )
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in run(config, cache, Path(folder) / "run").saes.values():
+            sae = load_sae(path)
+            error = sum(
+                float((sae.decode(sae.encode(x, sparse=True, as_trained=True)) - x).double().square().sum())
+                for x in heldout.split(settings.rows)
+            )
+            found.append(error / float((heldout - heldout.mean(0)).double().square().sum()))
+    return found
+
+
+def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) -> list[float] | str:
+    """For each seed, or why there is nothing."""
+    values = {
+        "peer": peer, "variant": variant, "seeds": settings.seeds, "rows": str(folder / "rows.npy"),
+        "heldout": str(folder / "heldout.npy"), "batch_rows": settings.rows, "steps": settings.steps,
+        "width": settings.width, "latents": settings.latents, "k": settings.k,
+        "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps,
+    }  # fmt: skip
+    done = subprocess.run(
+        [settings.peer_python, PEER_SCRIPT, json.dumps(values)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["without a word"])[-1]
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return str(answer["missing"]) if "missing" in answer else list(map(float, answer["fvu"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--peer-python", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--hook", default=None)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--warmup-steps", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--latents", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    settings = parser.parse_args()
+    if settings.quick:
+        settings.steps, settings.seeds = 50, 2
+    cache = open_cache(settings.cache)
+    settings.hook = settings.hook or cache.hooks[0]
+    settings.width = cache.d_model(settings.hook)
+    heldout = cache.rows(settings.hook, np.arange(cache.num_rows("heldout")), "heldout", "unit")
+    heldout = heldout[: len(heldout) // settings.rows * settings.rows]
+    print(
+        f"{settings.hook}, F = {settings.latents}, D = {settings.width}, k = {settings.k}, {settings.steps} "
+        f"steps of {settings.rows} rows, {settings.seeds} seeds: FVU of {len(heldout)} held-out rows"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "heldout.npy", heldout.numpy())
+        np.save(folder / "rows.npy", batches(settings, cache).numpy())
+        for variant in ("topk", "batch_topk"):
+            show(variant, "saecache", ours(settings, cache, variant, heldout))
+            for peer in PEERS:
+                values = theirs(settings, peer, variant, folder)
+                if isinstance(values, str):
+                    print(f"  {variant:10} {peer:20} left out: {values}", flush=True)
+                else:
+                    show(variant, peer, values)
+
+
+def show(variant: str, package: str, fvu: list[float]) -> None:
+    print(f"  {variant:10} {package:20} {mean(fvu):.4f} ± {stdev(fvu):.4f}", flush=True)
+
+
+def batches(settings: argparse.Namespace, cache: ActivationCache) -> torch.Tensor:
+    """The rows that our training reads, in its order."""
+    per_epoch = len(cache) // settings.rows
+    found = []
+    for step in range(settings.steps):
+        epoch, start = divmod(step, per_epoch)
+        if start == 0:
+            stream = cache.batches(
+                settings.hook, settings.rows, 0, epoch, normalization="unit", drop_last=True
+            )
+        found.append(next(stream).clone())
+    return torch.cat(found)
+
+
+if __name__ == "__main__":
+    main()
