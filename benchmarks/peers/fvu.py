@@ -4,9 +4,9 @@
         [--seeds N] [--latents F] [--k K]
 
 All train on the same batches in the same order: unit-norm decoder directions, encoder tied at the start, Adam
-at one constant learning rate after the same warmup. Each package keeps its own start of the bias, clipping and
-auxiliary losses (no latent is dead in so short a run, so that none acts). FVU is of held-out rows by the rule
-of training, in batches of the same size. Seeds differ in the start only.
+at one constant learning rate after the same warmup. Each package keeps its own start of the bias, clipping
+and auxiliary losses (no latent is dead in so short a run, so that none acts). FVU is of held-out rows by the
+rule of training, in batches of the same size. Seeds differ in the start only.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """SAEs trained by another package on given rows: the other end of ``benchmarks/peers/fvu.py``.
 
-Runs in an environment of its own, without saecache. Takes one JSON object as its argument, prints one: {"fvu":
-for each seed, of held-out rows, by the rule of training} or {"missing": why}.
+Runs in an environment of its own, without saecache. Takes one JSON object as its argument, prints one:
+{"fvu": for each seed, of held-out rows, by the rule of training} or {"missing": why}.
 """
 
 import json
