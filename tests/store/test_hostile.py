@@ -37,7 +37,7 @@ from saecache.store.shard_file import crc32c
 from saecache.store.shard_index import parse_index
 from saecache.store.untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, parse_json
 
-EXAMPLES = int(os.environ.get("SAECACHE_FUZZ_EXAMPLES", "300"))
+EXAMPLES = 5000 if os.environ.get("SAECACHE_LONG_TESTS") else 300
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -1,4 +1,4 @@
-"""``cache_rows``: a run on the first rows of a cache is a run on a smaller cache."""
+"""A run on the first rows of a cache, and on a compressed one, is what it is on another with these rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.store import UsageError, open_cache
+from saecache.store import UsageError, convert_cache, open_cache
+from saecache.store.codecs import BloscCodec, ZstdCodec
 from saecache.store.reader import ActivationCache
 from saecache.store.slicing import slice_cache
 from saecache.train import TrainConfig, load_sae, run
@@ -25,6 +26,22 @@ def test_a_run_on_the_first_rows_is_a_run_on_a_slice(
     weights = [load_sae(folder).state_dict() for folder in (some, small.saes[name], every.saes[name])]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert not torch.equal(weights[0]["W_enc"], weights[2]["W_enc"])
+
+
+@pytest.mark.parametrize("codec", [ZstdCodec(), BloscCodec(level=1)])
+def test_a_compressed_cache_trains_the_same_sae(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    codec: ZstdCodec | BloscCodec,
+) -> None:
+    convert_cache(cache, tmp_path / "small", codec=codec)
+    config = make_config(TOPK, steps=None, epochs=3)
+    plain = run(config, cache, tmp_path / "a")
+    small = run(config, open_cache(tmp_path / "small"), tmp_path / "b")
+    for name, folder in plain.saes.items():
+        weights = (folder / "weights.safetensors").read_bytes()
+        assert weights == (small.saes[name] / "weights.safetensors").read_bytes()
 
 
 def test_more_rows_than_there_are(
