@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,6 +13,7 @@ from saecache.store.remote import Location, Patience, open_location
 from .proxy import Proxy, running_proxy
 from .server import BUCKET, S3Server, start_server, stop_server
 
+HOOK = "resid_post.1"
 QUICK = Patience(
     connect_seconds=5,
     stall_seconds=0.5,
@@ -20,6 +23,29 @@ QUICK = Patience(
     first_backoff_seconds=0.01,
     max_backoff_seconds=0.1,
 )
+
+
+@pytest.fixture(scope="session")
+def source(make_source: Callable[..., Any]) -> Any:
+    """One hook: every object costs several requests, and most tests move all of them."""
+    return make_source(hooks={HOOK: 24})
+
+
+@pytest.fixture(scope="session")
+def cache_path(
+    tmp_path_factory: pytest.TempPathFactory, source: Any, write_cache: Callable[..., Any]
+) -> Path:
+    """A finished cache that no test changes."""
+    path: Path = tmp_path_factory.mktemp("shared") / "cache"
+    write_cache(path, source)
+    return path
+
+
+@pytest.fixture
+def other_cache(tmp_path: Path, source: Any, write_cache: Callable[..., Any]) -> Path:
+    """Another cache than ``cache_path``; its files have the same names and sizes."""
+    write_cache(tmp_path / "other", source, seed=1)
+    return tmp_path / "other"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ def test_interrupted(team: str, cache_path: Path, contents: Contents, tmp_path: 
     command = [sys.executable, "-c", MAIN, *words, "--max-bandwidth", "0.02"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
         assert process.stderr
-        while b"kB/s" not in process.stderr.read1():
+        while not list((tmp_path / "copy").rglob("c/0")):
             assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         told = process.stderr.read().decode()
     assert process.returncode == 130

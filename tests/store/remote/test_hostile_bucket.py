@@ -16,7 +16,7 @@ from saecache.store.remote.listing import list_caches
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 
-from .conftest import QUICK
+from .conftest import HOOK, QUICK
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -45,7 +45,7 @@ def first_path(manifest: dict[str, Any], path: str) -> None:
 
 
 def rename_hook(manifest: dict[str, Any], name: str) -> None:
-    manifest["hooks"][name] = manifest["hooks"].pop("mlp_out.0")
+    manifest["hooks"][name] = manifest["hooks"].pop(HOOK)
 
 
 def twice(manifest: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ MANIFESTS: dict[str, Change] = {
     "a negative size": lambda m: m["files"][0].update(size=-1),
     "absurd counts": lambda m: m.update(train_rows=2**47),
     "more rows than its files": lambda m: m.update(train_rows=m["train_rows"] + 10**6),
-    "a width of nothing": lambda m: m["hooks"]["mlp_out.0"].update(d_model=0),
+    "a width of nothing": lambda m: m["hooks"][HOOK].update(d_model=0),
     "an absurd cut": lambda m: m["cut"].update(chunk_rows=2**30),
     "a count that is no number": lambda m: m["counts"].update(documents="many"),
     "a digest that is none": lambda m: m["files"][0].update(sha256="../" * 21 + "x"),

@@ -24,7 +24,8 @@ from saecache.store.remote.push import Push
 
 from .proxy import Proxy
 
-ROUNDS = 60 if os.environ.get("SAECACHE_LONG_TESTS") else 5
+LONG = bool(os.environ.get("SAECACHE_LONG_TESTS"))
+ROUNDS, DEATHS = (60, 2) if LONG else (5, 1)  # rounds, and how often each is killed before it may end
 SECONDS = 0.5  # how long a whole transfer takes, where the limit is what decides
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -45,7 +46,7 @@ def kill_somewhere(what: str, path: Path, url: str, proxy: Proxy, choose: random
             process.stdout.readline()
             time.sleep(choose.uniform(0, SECONDS))
         else:
-            fatal = choose.randrange(1, 130 if what == "push" else 60)
+            fatal = choose.randrange(1, 90 if what == "push" else 40)
             begin = len(proxy.seen)
             while process.poll() is None and len(proxy.seen) - begin < fatal:
                 time.sleep(0.0005)
@@ -57,7 +58,7 @@ def test_push(proxy: Proxy, team: str, cache_path: Path, contents: Contents) -> 
     choose, deaths = random.Random(11), 0
     for number in range(ROUNDS):
         url = f"{team}/{number}"
-        for _ in range(2):  # the second time it dies while it continues
+        for _ in range(DEATHS):
             deaths += kill_somewhere("push", cache_path, url, proxy, choose) == -signal.SIGKILL
             if find_root(open_location(url)) is not None:
                 assert verify_remote(url).ok
@@ -73,7 +74,7 @@ def test_pull(proxy: Proxy, team: str, cache_path: Path, tmp_path: Path, content
     Push(cache_path, url).run()
     for number in range(ROUNDS):
         path = tmp_path / str(number)
-        for _ in range(2):
+        for _ in range(DEATHS):
             deaths += kill_somewhere("pull", path, url, proxy, choose) == -signal.SIGKILL
             check_not_half_visible(path, contents, cache_path)
         Pull(url, path).run()

@@ -14,6 +14,7 @@ from zarr.storage import ObjectStore
 from saecache.store import open_cache
 from saecache.store.remote.push import Push
 
+from .conftest import HOOK
 from .server import BUCKET, S3Server
 
 
@@ -44,11 +45,10 @@ def test_zarr(url: str, expected: dict[str, Any]) -> None:
 
 
 def test_xarray(url: str, expected: dict[str, Any]) -> None:
-    for hook in ("resid_post.1", "mlp_out.0"):
-        with xarray.open_zarr(zarr_store(url), group=f"rows/{hook}", chunks=None) as dataset:
-            assert dataset["activations"].dims == ("row", "dimension")
-            for name in ("activations", "norm", "mean"):
-                np.testing.assert_array_equal(dataset[name].values, expected[f"rows/{hook}/{name}"])
+    with xarray.open_zarr(zarr_store(url), group=f"rows/{HOOK}", chunks=None) as dataset:
+        assert dataset["activations"].dims == ("row", "dimension")
+        for name in ("activations", "norm", "mean"):
+            np.testing.assert_array_equal(dataset[name].values, expected[f"rows/{HOOK}/{name}"])
 
 
 def test_tensorstore(url: str, s3_server: S3Server, expected: dict[str, Any]) -> None:
