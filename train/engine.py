@@ -22,7 +22,7 @@ class Events:
 
     log: Callable[[int, Sequence[Trainee], "Clock"], None]
     save: Callable[[int, Sequence[Trainee]], None]
-    failed: Callable[[int, Trainee, DivergedError], None]
+    failed: Callable[[int, int, Trainee, DivergedError], None]  # 0-based step, and batch of the run
     stop_asked: Callable[[], bool]
 
 
@@ -67,7 +67,7 @@ def train(
             work = partial(one_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config)
             for trainee, error in each_variant(running, work, x):
                 running.remove(trainee)
-                events.failed(step, trainee, error)
+                events.failed(step, step * config.accumulate_batches + number, trainee, error)
         clock.steps += 1
         done = step + 1
         stopping = events.stop_asked() and done < num_steps

@@ -83,10 +83,9 @@ class Recorder:
         for trainee in trainees:
             prune(self.out / trainee.name, self.config.checkpoint.keep)
 
-    def failed(self, step: int, trainee: Trainee, error: DivergedError) -> None:
-        """Say which variant stopped in 0-based ``step``, in which batch and why."""
-        first_batch = step * self.config.accumulate_batches
-        epoch, batch = divmod(first_batch, self.plan.rows // self.config.batch_rows)
+    def failed(self, step: int, number: int, trainee: Trainee, error: DivergedError) -> None:
+        """Say which variant stopped in 0-based ``step``, in which batch (``number`` of the run) and why."""
+        epoch, batch = divmod(number, self.plan.rows // self.config.batch_rows)
         reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
         record_failure(self.out / trainee.name, step, reason)
         logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)

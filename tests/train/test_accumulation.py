@@ -129,3 +129,19 @@ def test_lengths_in_rows_and_epochs(cache: ActivationCache, make_config: Callabl
     assert plan_run(config, cache).num_steps == round(2 * per_epoch / 4)
     config = make_config(TOPK, steps=None, num_rows=1999, batch_rows=100, accumulate_batches=4)
     assert plan_run(config, cache).num_steps == 4
+
+
+def test_a_failure_names_its_batch(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Step 2 made the weights huge; the first batch of step 3 is batch 4 of the run, of 21 in an epoch."""
+    wild = {**TOPK, "name": "wild", "optimizer": {"learning_rate": 1e37}}
+    config = make_config(
+        TOPK, wild, batch_rows=128, accumulate_batches=2, checkpoint={"every_steps": 1, "keep": 9}
+    )
+    result = run(config, cache, tmp_path / "run")
+    assert list(result.saes) == ["topk_k4"]
+    step = int(result.failed["wild"].partition("in step ")[2].split()[0])
+    assert f"(batch {2 * (step - 1)} of epoch 0)" in result.failed["wild"] and step > 1
+    last_good = tmp_path / "run" / "wild" / "checkpoints" / f"step_{step - 1:08d}"
+    assert load_sae(last_good).cfg.training["step"] == step - 1
