@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from step import memory, timed, unit_rows
+from step import memory, timed
 
 from saecache.train.initialisation import initial_parameters
 from saecache.train.kernels.scratch import release_scratch
@@ -40,7 +40,11 @@ def one_step(variant: str, rows: int, latents: int, width: int, k: int, warm: bo
         OptimizerConfig(),
         initial_parameters(plan, 0, torch.zeros(width)),
     )
-    x = unit_rows(rows, width)[0].clone()  # centered: the bias starts at 0
+    x = torch.empty(rows, width)  # centered: the bias starts at 0
+    generator = torch.Generator().manual_seed(0)
+    for part in x.split(16384):
+        part.normal_(generator=generator)
+        part /= part.norm(dim=1, keepdim=True)
     held = [tensor for group in tensors(trainee) for tensor in group.values()]
     for tensor in held:
         tensor.add_(0)  # memory that was only promised becomes memory that is there

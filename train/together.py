@@ -32,7 +32,7 @@ def each_variant(
         except DivergedError as error:
             diverged[i] = error
 
-    largest = max(one.plan.num_latents * one.plan.d_model for one in running)
+    largest = max((one.plan.num_latents * one.plan.d_model for one in running), default=0)
     together = side_by_side(len(running), largest, x)
     contexts = [copy_context() for _ in range(together)]  # a thread has none of its caller's
 

@@ -145,3 +145,11 @@ def test_a_failure_names_its_batch(
     assert f"(batch {2 * (step - 1)} of epoch 0)" in result.failed["wild"] and step > 1
     last_good = tmp_path / "run" / "wild" / "checkpoints" / f"step_{step - 1:08d}"
     assert load_sae(last_good).cfg.training["step"] == step - 1
+
+
+def test_when_all_fail_in_the_first_batch_of_a_step(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(TOPK, optimizer={"learning_rate": 1e37}, batch_rows=128, accumulate_batches=2)
+    result = run(config, cache, tmp_path / "run")
+    assert list(result.failed) == ["topk_k4"] and not result.saes
