@@ -168,15 +168,16 @@ class Location:
         store = self._access.backend.store(writing=True)
         attributes = self._access.attributes(hashlib.sha256(content).hexdigest())
         there = (AlreadyExistsError, PreconditionError)
+        unsupported = (NotSupportedError, NotImplementedError)
 
         def write() -> bool:
             try:
-                with self._access.asking(f"writing {key}", passing=(*there, NotSupportedError)):
+                with self._access.asking(f"writing {key}", passing=(*there, *unsupported)):
                     mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
                     obstore.put(store, self._access.key(key), content, mode=mode, attributes=attributes)
             except there:
                 return False
-            except NotSupportedError:  # a server without conditional writes: nearly as good
+            except unsupported:  # a server without conditional writes: nearly as good
                 return False if self.head(key) is not None else self.put(key, content)
             except RemoteError as error:
                 error.repeated = error.repeated and not create  # obstore repeats only what is idempotent

@@ -94,6 +94,23 @@ def test_two_pushes_of_different_caches_to_one_place(url: str, cache_path: Path,
         Removal(url).run()
 
 
+def test_a_server_without_conditional_writes(
+    url: str, cache_path: Path, other_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    Push(cache_path, url).run()
+    assert verify_remote(url).ok
+    with pytest.raises(UsageError, match="holds another cache"):
+        Push(other_cache, url).run()
+    open_location(url).delete([ROOT])
+    open_location(url).put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    with pytest.raises(UsageError, match="unfinished push"):
+        Push(other_cache, url).run()
+    Push(cache_path, url).run()
+    Removal(url).run()
+    assert not list(open_location(url).objects())
+
+
 def test_a_pull_during_a_push(
     proxy: Proxy,
     url: str,

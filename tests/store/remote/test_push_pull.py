@@ -87,6 +87,23 @@ def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Co
         Removal(url)
 
 
+@pytest.mark.parametrize(
+    "storage",
+    [{"dtype": "int8"}, {"dtype": "bfloat16"}, {"dtype": "float32", "codec": {"kind": "zstd"}}],
+    ids=["int8", "bfloat16", "zstd"],
+)
+def test_every_encoding(
+    tmp_path: Path, source: Any, write_cache: Callable[..., Any], contents: Contents, storage: dict[str, Any]
+) -> None:
+    write_cache(tmp_path / "cache", source, storage=storage)
+    url = f"memory://{tmp_path.name}/c"
+    Push(tmp_path / "cache", url).run()
+    assert verify_remote(url).ok
+    Pull(url, tmp_path / "copy").run()
+    assert contents(tmp_path / "copy") == contents(tmp_path / "cache")
+    assert verify_cache(tmp_path / "copy").ok
+
+
 def test_only_what_differs_moves(pushed: Location, cache_path: Path, tmp_path: Path) -> None:
     shard = largest(cache_path)
     size = (cache_path / shard).stat().st_size
