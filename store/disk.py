@@ -10,7 +10,10 @@ from pathlib import Path
 from .config import GIB, StorageConfig
 from .errors import DiskFullError, UsageError
 from .layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
+from .manifest import MAX_MANIFEST_BYTES
 from .records import RecordLayout
+
+_FILE_ENTRY_BYTES = 256  # of a file in the manifest, its hook's name not counted; a little too many
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,16 @@ def plan_size(
         sequences: how many sequences will be written.
         storage: how they are stored.
         tokens: whether token ids and documents are stored too.
+
+    Raises:
+        UsageError: so many shards that the manifest would be larger than readers accept.
     """
     rows = sequences * context
     kind: TokensKind = "ids and documents" if tokens else "none"
     layout = plan_layout(
         hooks, context, storage, train_rows=rows, heldout_rows=1, sequences=sequences, tokens=kind
     )
+    check_manifest_fits(layout, storage)
     records = sum(RecordLayout(width, storage.dtype).record_bytes for width in hooks.values())
     spill = rows * (records + 8 + (8 if tokens else 0))
     return PlannedSize(final_bytes=layout.total_bytes(), peak_bytes=layout.total_bytes() + spill)
@@ -84,6 +91,23 @@ def plan_layout(
         shard_sequences=shard_sequences,
         codec=storage.codec,
     )
+
+
+def check_manifest_fits(layout: Layout, storage: StorageConfig) -> None:
+    """Refuse a cache of so many shards that nobody would read its manifest, before it is harvested.
+
+    Raises:
+        UsageError: with the size of shards that makes few enough of them.
+    """
+    longest = max(len(hook) for hook in layout.hooks)
+    num_shards = sum(spec.num_shards for spec in layout.arrays())
+    needed = num_shards * (_FILE_ENTRY_BYTES + longest)
+    if needed > MAX_MANIFEST_BYTES:
+        wanted = -(-storage.shard_bytes * needed // MAX_MANIFEST_BYTES)
+        raise UsageError(
+            f"the cache would have {num_shards:,} shards, more than a manifest can list; "
+            f"set storage.shard_bytes to {wanted:,} or more (it is {storage.shard_bytes:,})"
+        )
 
 
 @contextmanager

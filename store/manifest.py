@@ -12,7 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .codecs import Codec
 from .errors import CorruptCacheError, IncompleteCacheError, UsageError
@@ -101,6 +109,16 @@ class Manifest(BaseModel):
     cut: Cut
     files: list[FileInfo]
 
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_for_each_shard(cls, files: Any, info: ValidationInfo) -> Any:
+        """Counted before anything is made of them; the fields before this one are checked by now."""
+        if isinstance(files, list) and cls.model_fields.keys() - info.data.keys() == {"files"}:
+            expected = sum(spec.num_shards for spec in _layout_of(info.data).arrays())
+            if len(files) != expected:
+                raise ValueError(f"expected {expected} shards, got {len(files)}")
+        return files
+
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
         check_hook_names(list(self.hooks))
@@ -114,9 +132,8 @@ class Manifest(BaseModel):
             if spec.chunk_bytes > MAX_CHUNK_BYTES or spec.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
                 raise ValueError(f"{spec.path}: chunks or shards larger than the format allows")
         listed = {file.path: file.size for file in self.files}
-        num_shards = sum(spec.num_shards for spec in arrays)
-        if not len(self.files) == len(listed) == num_shards:  # before anything as long as num_shards is made
-            raise ValueError(f"files: expected {num_shards} different shards, got {len(self.files)}")
+        if len(listed) < len(self.files):
+            raise ValueError("files: one path stands twice")
         for spec in arrays:
             for shard in range(spec.num_shards):
                 got = listed.get(spec.shard_path(shard))
@@ -167,26 +184,23 @@ class Manifest(BaseModel):
     @property
     def layout(self) -> Layout:
         """The arrays that follow from the manifest's numbers."""
-        return Layout(
-            hooks={name: info.d_model for name, info in self.hooks.items()},
-            context=self.context,
-            train_rows=self.train_rows,
-            heldout_rows=self.heldout_rows,
-            sequences=self.sequences,
-            tokens=self.tokens,
-            dtype=self.dtype,
-            chunk_rows=self.cut.chunk_rows,
-            shard_rows=self.cut.shard_rows,
-            chunk_sequences=self.cut.chunk_sequences,
-            shard_sequences=self.cut.shard_sequences,
-            codec=self.codec,
-        )
+        return _layout_of(dict(self))
 
     def to_attribute(self) -> dict[str, Any]:
         """The manifest as JSON values, with ``checksum``: sha256 of the canonical JSON of the rest."""
         later = {"needs_saecache", "codec"}  # fields that version 1 does not have
         values = self.model_dump(mode="json", exclude=later if self.format_version == 1 else None)
         return {**values, "checksum": _checksum(values)}
+
+
+def _layout_of(fields: Mapping[str, Any]) -> Layout:
+    """The arrays that follow from the checked fields of a manifest."""
+    names = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
+    return Layout(
+        hooks={name: info.d_model for name, info in fields["hooks"].items()},
+        **{name: fields[name] for name in names},
+        **dict(fields["cut"]),
+    )
 
 
 def format_of(dtype: str, codec: Codec | None) -> Literal[1, 2]:

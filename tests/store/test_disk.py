@@ -54,8 +54,17 @@ def _measuring(measure: Callable[[int, int], None]) -> Any:
     return make
 
 
+def test_more_shards_than_a_manifest_can_list_are_refused_before_the_work() -> None:
+    storage = StorageConfig(chunk_rows=16, shard_bytes=1 << 16)
+    with pytest.raises(UsageError, match=r"set storage.shard_bytes to ([0-9,]+) or more") as caught:
+        plan_size({"h": 1024}, 1024, 10**6, storage)
+    wanted = int(str(caught.value).split("shard_bytes to ")[1].split()[0].replace(",", ""))
+    enough = storage.model_copy(update={"shard_bytes": wanted * 21 // 20})  # whole chunks: a little more
+    plan_size({"h": 1024}, 1024, 10**6, enough)
+
+
 def test_planning_does_not_need_the_cache(tmp_path: Path) -> None:
-    huge = plan_size({"h": 4096}, 1024, 10**8, StorageConfig())
+    huge = plan_size({"h": 4096}, 1024, 10**8, StorageConfig(shard_bytes=4 << 30))
     assert huge.final_bytes == pytest.approx(10**8 * 1024 * (4096 * 2 + 8 + 8 + 8), rel=0.01)
     assert huge.peak_bytes == pytest.approx(2 * huge.final_bytes, rel=0.01)
 

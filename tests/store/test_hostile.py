@@ -147,6 +147,16 @@ def test_absurd_numbers_take_no_memory(values: dict[str, Any], edit: Callable[[A
         parse_manifest(content, "x")
 
 
+def test_a_table_of_files_of_no_such_cache_is_not_made(values: dict[str, Any]) -> None:
+    row = {"path": "rows/a/b/c/0", "size": 1, "sha256": "0" * 64}
+    content = sealed(values | {"files": [row] * 100_000})
+    with (
+        little_memory(16 * len(content)),
+        pytest.raises(CorruptCacheError, match=r"files: .* shards, got 100000"),
+    ):
+        parse_manifest(content, "x")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
