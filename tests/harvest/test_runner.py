@@ -261,7 +261,9 @@ def test_bad_input_is_told_and_leaves_nothing(make_config: MakeConfig, tmp_path:
     refused(make_config(hooks=["gpt_neox.layers"]), out, "never fires")
     refused(make_config(tokens={"context": 65}), out, "longer than the 64 positions")
     refused(make_config(tokens={"context": 16, "min_document_tokens": 9999}), out, "not a single token")
-    refused(make_config(num_tokens=10**12), out, "not enough disk space")
+    refused(make_config(num_tokens=10**12), out, "more than a manifest can list")
+    large = {"shard_bytes": 1 << 33}
+    refused(make_config(num_tokens=10**12, storage=large), out, "not enough disk space")
     refused(make_config(text={"kind": "files", "paths": str(tmp_path / "*.txt")}), out, "no file matches")
     refused(make_config(tmp_path / "none"), out, "no such folder")
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
