@@ -69,19 +69,20 @@ SECTIONS = {
     "probabilistic": Section(
         title="Probabilistic TopK",
         recipe="probabilistic-topk-demo",
-        settings={**SMALL, "steps": 200, "num_latents": 2048, "calibration": None},
+        settings={**SMALL, "steps": 150, "num_latents": 2048, "calibration": None},
         left_out=("relu", "gated"),
     ),
     "sampled": Section(
         title="Sampled-SAE",
         recipe="sampled-sae-demo",
-        settings={**SMALL, "steps": 200},
+        settings={**SMALL, "steps": 150},
         left_out=tuple(f"sampled_{s}_l{n}_" for s in ("squared_l2", "entropy", "uniform") for n in (3, 30)),
     ),
     "synthetic": Section(
         title="Sampled-SAE on known features",
         recipe="sampled-sae-synthetic",
-        settings={**SMALL, "steps": 400},
+        settings={**SMALL, "steps": 300},
+        left_out=tuple(f"sampled_{score}_l3_" for score in ("squared_l2", "entropy", "uniform")),
     ),
 }
 
