@@ -33,6 +33,7 @@ class BucketDelivery:
         self.url = self.location.url
         self._there: dict[str, ObjectInfo] = {}  # what former runs brought
         self._brought: set[str] = set()  # by this run
+        self._claim = b""
         self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, "saecache-upload")
         self._under_way: deque[Future[None]] = deque()
 
@@ -47,8 +48,8 @@ class BucketDelivery:
         there = {info.key: info for info in self.location.objects()}
         if there and CLAIM not in there:
             raise UsageError(f"{self.url} holds other things ({min(there)}); {_ELSEWHERE}")
-        claim = json.dumps({"fingerprint": fingerprint}).encode()
-        if not self.location.put(CLAIM, claim, create=True) and self._claimed_by() != fingerprint:
+        self._claim = json.dumps({"fingerprint": fingerprint}).encode()
+        if not self.location.put(CLAIM, self._claim, create=True) and self._claimed_by() != fingerprint:
             raise UsageError(
                 f"{self.url} is taken by a harvest of another cache (fingerprint {self._claimed_by()[:12]}, "
                 f"not {fingerprint[:12]}); {_ELSEWHERE}"
@@ -82,10 +83,12 @@ class BucketDelivery:
         for key in [*root.metadata, PROVENANCE]:
             self.location.put(key, (self.folder / key).read_bytes())
         self._check_all_there(root)
-        if not self.location.put(ROOT, content, create=True):
-            other = find_root(self.location)
-            if other is None or other.manifest != root.manifest:
-                raise RemoteChangedError(f"{self.url}: another cache was put there meanwhile; {_ELSEWHERE}")
+        if self.location.put(ROOT, content, create=True):
+            if self.location.head(CLAIM) is None:
+                self.location.delete([ROOT])  # whoever removed the claim removes what was written
+                raise self._changed(CLAIM)
+        elif (other := find_root(self.location)) is None or other.manifest != root.manifest:
+            raise RemoteChangedError(f"{self.url}: another cache was put there meanwhile; {_ELSEWHERE}")
         self.location.delete([CLAIM])
 
     def close(self) -> None:
@@ -120,10 +123,14 @@ class BucketDelivery:
         there = {info.key: info.size for info in self.location.objects()}
         for file in root.manifest.files:
             if there.get(file.path) != file.size:
-                (self.folder / ROOT).unlink()  # the next run then looks for every shard, and writes this one
-                raise RemoteChangedError(
-                    f"{self.url}/{file.path} was removed or replaced during the harvest: run it again"
-                )
+                raise self._changed(file.path)
+
+    def _changed(self, key: str) -> RemoteChangedError:
+        (self.folder / ROOT).unlink()  # the next run then looks for every shard, and writes what is missing
+        self.location.put(CLAIM, self._claim, create=True)  # what came after a removal is still ours
+        return RemoteChangedError(
+            f"{self.url}/{key} was removed or replaced during the harvest: run it again"
+        )
 
     def _claimed_by(self) -> str:
         try:

@@ -17,7 +17,8 @@ from saecache.harvest.runner import run
 from saecache.store import SaecacheError, UsageError, open_cache
 from saecache.store.remote import Location, Patience, open_location
 from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from saecache.store.remote.failures import AccessError
+from saecache.store.remote.failures import AccessError, RemoteChangedError
+from saecache.store.remote.removal import Removal
 
 from ..store.remote.conftest import proxy, s3_server, shared_proxy, team  # noqa: F401
 from ..store.remote.proxy import Proxy
@@ -182,6 +183,25 @@ def test_an_object_that_vanished_is_written_again(
     assert location.head("zarr.json") is None
     run(config, url)
     assert objects(location) == contents(local)
+
+
+def test_removed_while_it_is_harvested(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``rm`` frees the place; the harvest says so, and the same command brings all of it again."""
+    finish = BucketDelivery.finish
+
+    def removed_before(self: BucketDelivery) -> None:
+        Removal(url).run()
+        finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketDelivery, "finish", removed_before)
+        with pytest.raises(RemoteChangedError, match="was removed or replaced"):
+            run(config, url)
+    assert open_location(url).head("zarr.json") is None
+    run(config, url)
+    assert objects(open_location(url)) == contents(local)
 
 
 def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
