@@ -172,11 +172,8 @@ class Push:
             raise self._changed("somebody removed it")
         self._check_all_there()
         if self.location.put(ROOT, self.local.root.content, create=True):
-            if (
-                not self._is_claimed()
-            ):  # whoever removed the claim, and the objects, does not know of our manifest
-                self.location.delete([ROOT])
-                raise self._changed("somebody removed it")
+            if not self._is_claimed():
+                self._check_not_removed()
         elif not self._check_place():  # else another push of this cache was faster
             raise self._changed("somebody removed it")
         if not self._finished:
@@ -187,6 +184,17 @@ class Push:
         """Whether the place is still known to be for this cache."""
         root = find_unfinished(self.location)
         return root is not None and root.content == self.local.root.content
+
+    def _check_not_removed(self) -> None:
+        """The claim went while we wrote the manifest: another push of this cache finished, or it was removed.
+
+        A removal takes the objects before the claim, and does not know of our manifest: we take it back.
+        """
+        try:
+            self._check_all_there()
+        except RemoteChangedError:
+            self.location.delete([ROOT])
+            raise
 
     def _check_all_there(self) -> None:
         there = {info.key: info for info in self.location.objects()}

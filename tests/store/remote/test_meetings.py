@@ -1,6 +1,9 @@
 """Two people, one place: what happens when commands meet. The README of the store states the outcomes."""
 
+import os
+import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,7 +224,7 @@ def test_a_manifest_written_after_its_removal_is_taken_back(
     push = Push(cache_path, url, patience=QUICK)
     directly(monkeypatch, proxy)
     at_request(proxy, 1, lambda: Removal(url).run(), "PUT /team/" + url.split("/", 3)[3] + "/zarr.json")
-    with pytest.raises(RemoteChangedError, match="somebody removed it"):
+    with pytest.raises(RemoteChangedError, match="changed during the push"):
         push.run()
     assert find_root(open_location(url)) is None
 
@@ -240,3 +243,34 @@ def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, c
             Pull(url, tmp_path / "copy").run()
         first.result()
     assert contents(tmp_path / "copy") == contents(cache_path)
+
+
+def test_everybody_at_once(url: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
+    """Two pushes, a removal and a pull at random moments: a manifest never stands without its objects."""
+    choose = random.Random(3)
+
+    def later(seconds: float, command: Callable[[], Any]) -> None:
+        time.sleep(seconds)
+        try:
+            command()
+        except SaecacheError as error:
+            assert str(error)
+
+    for number in range(60 if os.environ.get("SAECACHE_LONG_TESTS") else 4):
+        copy = tmp_path / str(number)
+        commands: list[Callable[[], Any]] = [
+            lambda: Push(cache_path, url, patience=QUICK).run(),
+            lambda: Push(cache_path, url, patience=QUICK).run(),
+            lambda: Removal(url, patience=QUICK).run(),
+            lambda copy=copy: Pull(url, copy, patience=QUICK).run(),  # type: ignore[misc]
+        ]
+        with ThreadPoolExecutor(len(commands)) as pool:
+            running = [pool.submit(later, choose.uniform(0, 0.5), command) for command in commands]
+        for future in running:
+            future.result()
+        if find_root(open_location(url)) is not None:
+            assert verify_remote(url).ok
+        if inspect_output(copy) == "complete":
+            assert contents(copy) == contents(cache_path)
+    Push(cache_path, url).run()
+    assert verify_remote(url).ok
