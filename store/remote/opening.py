@@ -13,6 +13,7 @@ from .failures import MissingObjectError, RemoteChangedError
 from .local_cache import LocalCache
 from .local_settings import check_limit, open_local_cache
 from .location import Location, open_location
+from .parts import OnBytes
 from .settings import Patience
 from .shards import RemoteShards
 from .urls import is_url
@@ -49,12 +50,14 @@ def read_remote_provenance(url: str) -> dict[str, Any]:
         return {}  # nothing depends on them
 
 
-def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Path], None]:
+def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Path, OnBytes], None]:
     """Downloads files of the cache, checked against the manifest; says what became of missing ones."""
 
-    def fetch(file: FileInfo, target: Path) -> None:
+    def fetch(file: FileInfo, target: Path, on_bytes: OnBytes) -> None:
         try:
-            location.download(file.path, target, size=file.size, sha256=file.sha256, durable=False)
+            location.download(
+                file.path, target, size=file.size, sha256=file.sha256, on_bytes=on_bytes, durable=False
+            )
         except (MissingObjectError, CorruptCacheError) as error:
             _check_unchanged(location, manifest)
             if isinstance(error, CorruptCacheError):

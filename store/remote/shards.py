@@ -12,6 +12,8 @@ from weakref import ref
 from ..manifest import FileInfo, Manifest
 from .held import Held
 from .local_cache import LocalCache
+from .parts import OnBytes
+from .traffic import StoppedError
 
 DOWNLOADS_AT_ONCE = 8
 _SHARE_HELD = 1 / 2  # of the local cache's limit, that this process may keep others from removing
@@ -23,13 +25,15 @@ _MOST_HELD = 64  # files: each takes two descriptors, the other is that of its m
 class RemoteShards:
     """Hands out the files of one remote cache, and downloads ahead what an epoch will need.
 
-    ``fetch`` writes a file of the remote cache to a path, its bytes checked. Safe to use from many threads.
+    ``fetch`` writes a file of the remote cache to a path, its bytes checked, and tells of bytes on the way.
+    Safe to use from many threads.
     """
 
     def __init__(
-        self, fetch: Callable[[FileInfo, Path], None], manifest: Manifest, local: LocalCache
+        self, fetch: Callable[[FileInfo, Path, OnBytes], None], manifest: Manifest, local: LocalCache
     ) -> None:
         self._fetch = fetch
+        self._unwanted: set[str] = set()  # paths whose download, if there is one, shall stop
         self._fetched: set[str] = set()  # paths that this process brought, and so compared with the manifest
         self._files = {file.path: file for file in manifest.files}
         self._local = local
@@ -44,11 +48,12 @@ class RemoteShards:
 
         ``let_go`` is called when files that are held later need the room; it must drop the ``Held``.
         """
+        self._unwanted.discard(path)
         for schedule in tuple(self._schedules):
             schedule.reached(path)
         under_way = self._under_way.get(path)
         if under_way is not None:
-            with suppress(CancelledError):  # another reader has ended; this one still wants it
+            with suppress(CancelledError, StoppedError):  # another reader has ended; this one still wants it
                 under_way.result()
         file = self._files[path]
         held = self._local.hold(file.sha256, file.size, partial(self._bring, file))
@@ -74,12 +79,13 @@ class RemoteShards:
         finally:
             with self._lock:
                 self._schedules.remove(schedule)
-            schedule.cancel()
+            self._unwanted.update(schedule.cancel())
 
     def _start(self, file: FileInfo) -> Future[None]:
         with self._lock:
             if file.path in self._under_way:
                 return self._under_way[file.path]
+            self._unwanted.discard(file.path)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, "saecache-download")
             future = self._pool.submit(self._local.ensure, file.sha256, file.size, partial(self._bring, file))
@@ -88,7 +94,11 @@ class RemoteShards:
         return future
 
     def _bring(self, file: FileInfo, target: Path) -> None:
-        self._fetch(file, target)
+        def moved(_count: int) -> None:
+            if file.path in self._unwanted:
+                raise StoppedError
+
+        self._fetch(file, target, moved)
         self._fetched.add(file.path)
 
     def _let_others_go(self, held: Held, let_go: Callable[[], None]) -> None:
@@ -148,9 +158,8 @@ class _Schedule:
                 self._begun.popleft()
         self.fill()
 
-    def cancel(self) -> None:
-        """Downloads that did not begin are not made."""
+    def cancel(self) -> list[str]:
+        """Downloads that did not begin are not made; the paths of those that did, and nobody waits for."""
         with self._lock:
             self._closed = True
-            for _, future in self._begun:
-                future.cancel()
+            return [self._files[place].path for place, future in self._begun if not future.cancel()]

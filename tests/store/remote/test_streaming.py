@@ -20,11 +20,13 @@ import torch
 from saecache.store import ActivationCache, CorruptCacheError, SaecacheError, UsageError, open_cache
 from saecache.store.durable import write_all
 from saecache.store.errors import DiskFullError
+from saecache.store.manifest import FileInfo
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.remote import Location, Patience, open_location
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.local_cache import LocalCache
 from saecache.store.remote.opening import open_remote
+from saecache.store.remote.shards import RemoteShards
 
 from .conftest import QUICK
 from .proxy import Proxy
@@ -204,6 +206,33 @@ def test_an_abandoned_epoch_stops_downloading(proxy: Proxy, open_here: OpenHere)
     next(batches)
     batches.close()
     assert 1 <= len(fetched(proxy)) < len(shard_keys(cache))
+
+
+def test_an_abandoned_download_ends_in_the_middle(folder: Path, tmp_path: Path) -> None:
+    """A run that is told to stop does not wait for shards that nobody will read; a later reader gets them."""
+    begun, local = [], LocalCache(tmp_path / "local", PLENTY)
+
+    def endless(file: FileInfo, target: Path, on_bytes: Callable[[int], None]) -> None:
+        begun.append(file.path)
+        target.write_bytes(b"some of it")
+        while file.path != paths[0]:
+            time.sleep(0.005)
+            on_bytes(1)
+        target.write_bytes((folder / file.path).read_bytes())
+
+    manifest = open_cache(folder).manifest
+    paths = [file.path for file in manifest.files if f"rows/{HOOK}/activations" in file.path]
+    shards = RemoteShards(endless, manifest, local)
+    with shards.ahead(paths):
+        shards.hold(paths[0], lambda: None)
+        while len(begun) < 5:
+            time.sleep(0.001)
+    deadline = time.monotonic() + 10
+    while list((local.folder / "partial").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    paths[0] = paths[1]
+    assert shards.hold(paths[1], lambda: None).path.read_bytes() == (folder / paths[1]).read_bytes()
 
 
 FAULTS: dict[str, dict[str, Any]] = {
