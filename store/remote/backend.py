@@ -68,7 +68,7 @@ def _maker(url: ObjectUrl, patience: Patience, root: Path | None) -> "Callable[[
             return LocalStore(prefix=root, automatic_cleanup=True)
         http: dict[str, Any] = {
             "client_options": patience.client(writing=writing, allow_http=allow_http and url.scheme == "s3"),
-            "retry_config": patience.retries(proven=proven),
+            "retry_config": patience.retries(writing=writing, proven=proven),
         }
         try:
             if url.scheme == "s3":

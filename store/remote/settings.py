@@ -14,7 +14,7 @@ class Patience:
 
     connect_seconds: float = 10.0
     stall_seconds: float = 30.0
-    upload_seconds: float = 300.0  # for one part, body and answer: a slow uplink is not a stall
+    upload_seconds: float = 120.0  # for one part, body and answer: a slow uplink is not a stall
     retry_seconds: float = 180.0  # after this, a request that keeps failing is given up
     first_retry_seconds: float = 15.0  # the same, until the first answer: a wrong endpoint is said soon
     first_backoff_seconds: float = 0.1  # between tries; doubles each time
@@ -37,11 +37,14 @@ class Patience:
         """Before attempt number ``attempt + 1`` of one object."""
         return min(self.first_backoff_seconds * 2.0**attempt, self.max_backoff_seconds)
 
-    def retries(self, *, proven: bool) -> "RetryConfig":
+    def retries(self, *, writing: bool, proven: bool) -> "RetryConfig":
         """Retries of one request, with backoff and jitter."""
+        seconds = self.retry_seconds if proven else self.first_retry_seconds
+        if writing:
+            seconds = max(seconds, 3 * self.upload_seconds)  # else the first stall would be the last
         return {
             "max_retries": self.max_retries,
-            "retry_timeout": timedelta(seconds=self.retry_seconds if proven else self.first_retry_seconds),
+            "retry_timeout": timedelta(seconds=seconds),
             "backoff": {
                 "init_backoff": timedelta(seconds=self.first_backoff_seconds),
                 "max_backoff": timedelta(seconds=min(self.max_backoff_seconds, 15 if proven else 2)),
