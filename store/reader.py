@@ -1,7 +1,8 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
@@ -210,10 +211,12 @@ class ActivationCache:
         batches = iterate(reader.activations, plan, make)
         if self._files is None:
             return batches
-        specs = [array.spec for array in reader.arrays]
-        shards = plan.shards(specs[0].chunks_per_shard)
-        paths = [spec.shard_path(shard) for shard in shards for spec in specs]
-        return _downloading_ahead(batches, self._files, paths)
+        specs = {array.spec.path: array.spec for array in reader.arrays}
+        if plan.keep is not None:
+            norm = self._layout.norm(split, hook)
+            specs[norm.path] = norm
+        shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
+        return _within(self._downloading(specs.values(), shards), batches)
 
     def num_batches(
         self,
@@ -245,7 +248,9 @@ class ActivationCache:
             indices = indices.cpu().numpy()
         numbers = reader.activations.check_rows(np.asarray(indices).reshape(-1))
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
-        reader.fill(out, numbers, BufferPool(), release=True)
+        shards = np.unique(numbers // self._layout.shard_rows).tolist()
+        with self._downloading((array.spec for array in reader.arrays), shards):
+            reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
     @property
@@ -332,10 +337,19 @@ class ActivationCache:
         if key not in self._kept:
             keep = self._sink_filter(hook, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
-            self._kept[key] = sum(
-                int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
-            )
+            norm = self._layout.norm(split, hook)
+            with self._downloading([norm], range(-(-rows // norm.shard_rows))):
+                self._kept[key] = sum(
+                    int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
+                )
         return self._kept[key]
+
+    def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
+        """Within it these shards of some arrays are downloaded in this order, ahead of who reads them."""
+        if self._files is None:
+            return nullcontext()
+        specs = list(specs)
+        return self._files.ahead([spec.shard_path(shard) for shard in shards for spec in specs])
 
     def _limit_rows(self, split: str, num_rows: int | None) -> int:
         rows = self.num_rows(split)
@@ -361,8 +375,6 @@ def _check_one_of(what: str, name: str, known: Any) -> None:
         raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
 
 
-def _downloading_ahead(
-    batches: Iterator[torch.Tensor], files: "RemoteShards", paths: list[str]
-) -> Iterator[torch.Tensor]:
-    with files.ahead(paths):
+def _within(context: AbstractContextManager[None], batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    with context:
         yield from batches
