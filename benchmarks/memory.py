@@ -5,7 +5,7 @@
 Every size runs in a process of its own. Printed is the growth over the beginning of each part: anonymous
 memory (what the program allocated) and mapped files (page cache in its address space, which the system may
 take back). Later epochs map up to 32 chunks at once, 192 MiB at the default width: a window of 16, and the
-next one.
+next one. Of a compressed cache as many are decoded.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from saecache.store import CacheWriter, StorageConfig, open_cache
+from saecache.store import CacheWriter, StorageConfig, convert_cache, open_cache
+from saecache.store.codecs import ZstdCodec
 
 HOOK, CALL_ROWS = "h", 2048
 Peaks = dict[str, dict[str, int]]
@@ -80,6 +81,13 @@ def use_cache(folder: Path, rows: int, width: int, storage: StorageConfig) -> Pe
     with watched(peaks, "read by number"):
         for start in range(0, rows // 2, CALL_ROWS):
             cache.rows(HOOK, np.arange(start, start + CALL_ROWS)[::-1] % len(cache))
+    small = folder.with_name(f"{folder.name} converted")
+    with watched(peaks, "convert"):  # as a slice, a merge or an extension, with compression besides
+        codec = ZstdCodec(level=1)
+        convert_cache(cache, small, dtype="int8", codec=codec, memory_bytes=storage.memory_bytes)
+    with watched(peaks, "read compressed"):
+        for _ in open_cache(small).batches(HOOK, 1024, epoch=1):
+            pass
     return peaks
 
 

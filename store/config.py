@@ -43,6 +43,12 @@ class StorageConfig(BaseModel):
         """Bytes of one stored number."""
         return {"int8": 1, "float32": 4}.get(self.dtype, 2)
 
+    def bounded(self, memory_bytes: int | None) -> "StorageConfig":
+        """The same with another bound on memory; None leaves it."""
+        if memory_bytes is None:
+            return self
+        return StorageConfig.model_validate({**dict(self), "memory_bytes": memory_bytes})
+
     def identity(self) -> dict[str, Any]:
         """What of it decides the bytes of a cache. Settings that came later are left out at their default."""
         left_out = {"memory_bytes"} | ({"codec"} if self.codec is None else set())

@@ -19,6 +19,7 @@ def convert_cache(
     *,
     dtype: StoredDtype | None = None,
     codec: ZstdCodec | BloscCodec | Literal["keep"] | None = "keep",
+    memory_bytes: int | None = None,
     on_rows: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> Derived:
@@ -32,7 +33,7 @@ def convert_cache(
         out: folder of the new cache.
         dtype: number type of the rows, None for that of the source.
         codec: compression of the rows, None for none, ``keep`` for that of the source.
-        on_rows, on_bytes: as :func:`.derive.derive`.
+        memory_bytes, on_rows, on_bytes: as :func:`.derive.derive`.
 
     Raises:
         UsageError: nothing would change, or a folder that holds something else.
@@ -58,7 +59,7 @@ def convert_cache(
         counts=manifest.counts,
         provenance={"derived": {"by": "convert", "from": [origin(source)]}},
     )
-    return derive(out, recipe, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
 def codec_named(name: str, level: int | None) -> ZstdCodec | BloscCodec | Literal["keep"] | None:

@@ -49,6 +49,7 @@ def derive(
     out: Path | str,
     recipe: Recipe,
     *,
+    memory_bytes: int | None = None,
     on_rows: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> Derived:
@@ -57,6 +58,7 @@ def derive(
     Args:
         out: the new cache's folder.
         recipe: what it is.
+        memory_bytes: bound on buffers, as in ``StorageConfig``; does not change what is written.
         on_rows: called with (rows read, rows in all).
         on_bytes: called with (bytes written, bytes in all) while shards are written.
 
@@ -92,7 +94,7 @@ def derive(
         identity=recipe.source,
         seed=seed,
         heldout_fraction=heldout_fraction,
-        storage=recipe.storage,
+        storage=recipe.storage.bounded(memory_bytes),
         provenance=recipe.provenance,
         planned_sequences=-(-rows // first.context),
     ) as writer:

@@ -30,6 +30,7 @@ def merge_caches(
     sources: Sequence[ActivationCache],
     out: Path | str,
     *,
+    memory_bytes: int | None = None,
     on_rows: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> Derived:
@@ -38,7 +39,7 @@ def merge_caches(
     Args:
         sources: two or more finished caches whose identities agree in everything but the part of the data.
         out: folder of the new cache.
-        on_rows, on_bytes: as :func:`.derive.derive`.
+        memory_bytes, on_rows, on_bytes: as :func:`.derive.derive`.
 
     Raises:
         UsageError: the identities differ, with every setting in which they do; the same text is in two of
@@ -71,7 +72,7 @@ def merge_caches(
         counts=_summed([cache.manifest.counts for cache in sources]),
         provenance={"derived": {"by": "merge", "from": [origin(cache) for cache in sources]}},
     )
-    return derive(out, recipe, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
 def _describe(manifest: Manifest, documents: int) -> list[dict[str, Any]]:

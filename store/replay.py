@@ -136,7 +136,9 @@ class _RowCopy:
     def __call__(self, first: int, last: int) -> int:
         context = self._writer.context
         token = self._token[first:last]
-        wanted = token < np.uint64(self._part.sequences * context)
+        wanted: Any = token < np.uint64(self._part.sequences * context)
+        if wanted.all():
+            wanted = slice(None)  # saves a copy
         records = {
             hook: self._encoded(hook, [array[first:last][wanted] for array in arrays])
             for hook, arrays in self._arrays.items()
@@ -173,7 +175,8 @@ class _RowCopy:
 
 def _rows_of_block(writer: CacheWriter, part: Part) -> int:
     layout = part.cache.manifest.layout
-    rows = max(1, _BLOCK_BYTES // (4 * max(writer.hooks.values())))
+    block_bytes = min(_BLOCK_BYTES, writer.storage.memory_bytes // 8)
+    rows = max(1, block_bytes // (4 * max(writer.hooks.values())))
     return rows if layout.codec is None else max(1, rows // layout.chunk_rows) * layout.chunk_rows
 
 

@@ -17,6 +17,7 @@ def slice_cache(
     hooks: Sequence[str] | None = None,
     rows: int | None = None,
     heldout_rows: int | None = None,
+    memory_bytes: int | None = None,
     on_rows: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> Derived:
@@ -32,7 +33,7 @@ def slice_cache(
         hooks: which hooks, None for all.
         rows: the first training rows, None for all.
         heldout_rows: the first held-out rows, None for all.
-        on_rows, on_bytes: as :func:`.derive.derive`.
+        memory_bytes, on_rows, on_bytes: as :func:`.derive.derive`.
 
     Raises:
         UsageError: no such hook, more rows than there are, or a folder that holds something else.
@@ -65,7 +66,7 @@ def slice_cache(
         counts=manifest.counts,
         provenance={"derived": {"by": "slice", "from": [origin(source)]}},
     )
-    return derive(out, recipe, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
 def _limited(what: str, wanted: int | None, there: int, *, least: int) -> int:
