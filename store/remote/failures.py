@@ -10,11 +10,13 @@ class RemoteError(SaecacheError):
     """The object store failed although the request was repeated; the same command continues.
 
     ``repeated`` says whether obstore did repeat the request: what breaks in the middle of a body it may not.
+    ``answered`` says whether the server refused it, rather than the network.
     """
 
-    def __init__(self, message: str, *, repeated: bool = False) -> None:
+    def __init__(self, message: str, *, repeated: bool = False, answered: bool = False) -> None:
         super().__init__(message)
         self.repeated = repeated
+        self.answered = answered
 
 
 class RemoteChangedError(SaecacheError):
@@ -111,10 +113,14 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
         )
     if failure.status >= 500 or failure.status == 429:
         return RemoteError(
-            f"{what} at {where}: the server kept failing{name}; run again later, it continues", repeated=True
+            f"{what} at {where}: the server kept failing{name}; run again later, it continues",
+            repeated=True,
+            answered=True,
         )
     repeated = failure.code not in _DAMAGED_ON_THE_WAY and failure.status not in (408, 412, 416)
-    return RemoteError(f"{what} at {where}: the server refused the request{name}", repeated=repeated)
+    return RemoteError(
+        f"{what} at {where}: the server refused the request{name}", repeated=repeated, answered=True
+    )
 
 
 def _network_words(text: str) -> str:

@@ -180,7 +180,8 @@ class Location:
             except unsupported:  # a server without conditional writes: nearly as good
                 return False if self.head(key) is not None else self.put(key, content)
             except RemoteError as error:
-                error.repeated = error.repeated and not create  # obstore repeats only what is idempotent
+                if create and not error.answered:  # obstore repeats only what is idempotent
+                    error.repeated = False
                 raise
             if self.get(key, len(content)) != content:
                 raise WrongBytesError(
