@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -96,7 +96,13 @@ def cache_slice(
     chosen = None if hooks is None else [name for listed in hooks for name in listed.split(",") if name]
     with _copying() as bars:
         result = slice_cache(
-            open_cache(source), out, hooks=chosen, rows=rows, heldout_rows=heldout_rows, **bars
+            open_cache(source),
+            out,
+            hooks=chosen,
+            rows=rows,
+            heldout_rows=heldout_rows,
+            on_rows=bars.rows,
+            on_bytes=bars.written,
         )
     _print_derived(result, as_json)
 
@@ -115,7 +121,8 @@ def cache_merge(
 
     *sources, out = paths
     with _copying() as bars:
-        result = merge_caches([open_cache(source) for source in sources], out, **bars)
+        opened = [open_cache(source) for source in sources]
+        result = merge_caches(opened, out, on_rows=bars.rows, on_bytes=bars.written)
     _print_derived(result, as_json)
 
 
@@ -140,13 +147,21 @@ def cache_convert(
     chosen = codec_named(codec, level)
     wanted = None if dtype is None else dtype_named(dtype)
     with _copying() as bars:
-        result = convert_cache(open_cache(source), out, dtype=wanted, codec=chosen, **bars)
+        result = convert_cache(
+            open_cache(source), out, dtype=wanted, codec=chosen, on_rows=bars.rows, on_bytes=bars.written
+        )
     _print_derived(result, as_json)
 
 
+class _Bars(NamedTuple):
+    """Progress of a new cache from others: rows that are read, then bytes that are written."""
+
+    rows: Callable[[int, int], None]
+    written: Callable[[int, int], None]
+
+
 @contextmanager
-def _copying() -> Iterator[dict[str, Callable[[int, int], None]]]:
-    """Progress of a new cache from others, as arguments: rows that are read, then bytes that are written."""
+def _copying() -> Iterator[_Bars]:
     from tqdm import tqdm
 
     def following(bar: "tqdm[Any]") -> Callable[[int, int], None]:
@@ -160,7 +175,7 @@ def _copying() -> Iterator[dict[str, Callable[[int, int], None]]]:
         tqdm(desc="read", unit="row", unit_scale=True) as rows,
         tqdm(desc="write", unit="B", unit_scale=True) as written,
     ):
-        yield {"on_rows": following(rows), "on_bytes": following(written)}
+        yield _Bars(following(rows), following(written))
 
 
 def _print_derived(result: "Derived", as_json: bool) -> None:
