@@ -43,10 +43,12 @@ def evaluate(
 ) -> "Results":
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .evaluate import run
+    from .evaluate.targets import find_checked
     from .harvest import load_model_of
     from .store import open_cache
 
     cache = open_cache(cache_path)
+    find_checked(targets, cache)  # before minutes are spent on loading a model
     model = load_model_of(cache) if with_model and _names_model(cache) else None
     decode = None if model is None else _token_decoder(model)
     return run(list(targets), cache, model=model, decode_token=decode, out=out, ce_tokens=ce_tokens)

@@ -22,7 +22,7 @@ from .language_model import Spliced, SplicedModel, measure_language_model
 from .measure import MeasuredRows, choose_rows, measure_sae
 from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
 from .scored import choose_sequences
-from .targets import Target, check_belongs, default_output, find_targets
+from .targets import Target, default_output, find_checked
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
@@ -55,12 +55,10 @@ def run(
     """
     config = _config(settings)
     folders = [Path(target) for target in targets]
-    found = find_targets(folders)
     out = default_output(folders) if out is None else Path(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
-    for target in found:
-        check_belongs(target.load(), target, cache)
+    found = find_checked(folders, cache)
     rows, warnings = choose_rows(cache, config.max_rows)
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:

@@ -47,6 +47,18 @@ def find_targets(folders: Sequence[Path]) -> list[Target]:
     return [Target(name=name, sae_dir=path) for name, path in zip(names, found, strict=True)]
 
 
+def find_checked(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
+    """:func:`find_targets`, all of them trained from ``cache``.
+
+    Raises:
+        UsageError: as :func:`find_targets` and :func:`check_belongs`.
+    """
+    found = find_targets(folders)
+    for target in found:
+        check_belongs(target.load(), target, cache)
+    return found
+
+
 def _saes_in(folder: Path) -> list[Path]:
     if (folder / _CONFIG_NAME).is_file():
         return [folder]

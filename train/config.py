@@ -121,11 +121,13 @@ class TrainConfig(BaseModel):
         if len(sizes) > 1 or (not sizes and any(v.num_latents is None for v in self.variants)):
             raise ValueError(
                 f"give exactly one of num_latents and expansion_factor, got {sizes or 'neither'}"
+                f"{': set the other to null' if sizes else ''}"
             )
         lengths = [n for n in ("epochs", "steps", "num_rows") if getattr(self, n) is not None]
         if len(lengths) != 1:
             raise ValueError(
                 f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
+                f"{': set the others to null' if lengths else ''}"
             )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):
