@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from saecache.cli import app
 
-from .store.remote.conftest import s3_server, team  # noqa: F401
 from .test_docs import ROOT, commands
 
 SMALL = {
@@ -20,7 +19,7 @@ SMALL = {
 
 
 @pytest.fixture
-def typed(team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
+def typed(team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Types a command of the page; returns what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
@@ -36,7 +35,7 @@ def typed(team: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  #
 
 def test_one_person_harvests_everybody_trains(
     typed: Any,
-    team: str,  # noqa: F811
+    team: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harvest, listing, train, evaluate = commands(ROOT / "docs" / "sharing.md")[:4]

@@ -20,7 +20,6 @@ from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MO
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
-from ..store.remote.conftest import proxy, s3_server, shared_proxy, team  # noqa: F401
 from ..store.remote.proxy import Proxy
 from ..store.remote.server import READER_KEY, READER_SECRET
 
@@ -61,7 +60,7 @@ def objects(location: Location) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def url(team: str) -> str:  # noqa: F811
+def url(team: str) -> str:
     return f"{team}/cache"
 
 
@@ -116,7 +115,7 @@ def test_faults_that_pass_do_not_show(
     config: HarvestConfig,
     local: Path,
     url: str,
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
 ) -> None:
     for kind, settings in (
         ("status", {"status": 503, "code": "SlowDown", "times": 5}),
@@ -136,7 +135,7 @@ def test_a_server_that_stays_away_and_comes_back(
     config: HarvestConfig,
     local: Path,
     url: str,
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is done stays done: the second run reads no text and runs no model."""
@@ -260,7 +259,7 @@ def test_the_team_is_asked_first(
     assert not other.reused
 
 
-def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -> None:  # noqa: F811
+def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -> None:
     nowhere = config.model_copy(update={"team": ("s3://no-such-bucket/x",)})
     with pytest.raises(AccessError, match=r"asking the team.*no such bucket"):
         run(nowhere, "out")
