@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from .codecs import encode_ahead
 from .compact import as_moments_need
 from .copying import split_records
 from .delivery import Delivery
 from .durable import write_bytes
+from .errors import CorruptCacheError
 from .layout import SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, HookInfo
 from .moments import add_moments
@@ -116,11 +118,18 @@ class Finalizer:
         for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
             unit = partial(self._statistic, layout.statistic(hook, name), values)
             self._once(f"stats.{number}.{name}", unit)
-        return HookInfo(
-            d_model=layout.hooks[hook],
-            mean_square_norm=fsum(moments[1]),
-            norm_quantiles=exact_quantiles(partial(self._norms, hook), layout.train_rows),
-        )
+        try:
+            return HookInfo(
+                d_model=layout.hooks[hook],
+                mean_square_norm=fsum(moments[1]),
+                norm_quantiles=exact_quantiles(partial(self._norms, hook), layout.train_rows),
+            )
+        except (
+            ValidationError
+        ):  # rows from a model are checked when they come, rows from another cache are not
+            raise CorruptCacheError(
+                f"hook {hook}: among the rows, or their norms, are some that are no finite numbers"
+            ) from None
 
     def _norms(self, hook: str) -> Iterator[NDArray[np.float32]]:
         norms = ShardedArray(self.cache, self.layout.norm("train", hook))

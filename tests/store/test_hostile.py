@@ -23,8 +23,10 @@ from saecache.store import (
     CorruptCacheError,
     ShardedArray,
     UsageError,
+    convert_cache,
     inspect_output,
     open_cache,
+    slice_cache,
     verify_cache,
 )
 from saecache.store.codecs import ZstdCodec
@@ -259,6 +261,35 @@ def test_an_unfinished_cache_is_not_written_through_a_link(tmp_path: Path, place
     with pytest.raises(UsageError, match=f"{place} is a link"):
         write()
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("array", ["norm", "activations"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_numbers_of_a_source_that_are_none(
+    source: Any, tmp_path: Path, write_cache: Callable[..., Any], array: str, value: float
+) -> None:
+    """A cache made of a hostile one is refused or sound, and an error is told as one."""
+    manifest = write_cache(tmp_path / "c", source)
+    spec = getattr(manifest.layout, array)("train", "mlp_out.0")
+    path = tmp_path / "c" / spec.shard_path(0)
+    content = bytearray(path.read_bytes())
+    content[: spec.row_bytes] = np.full(
+        spec.row_bytes // np.dtype(spec.dtype).itemsize, value, spec.dtype
+    ).tobytes()
+    content[spec.chunk_bytes : spec.chunk_bytes + 4] = crc32c(bytes(content[: spec.chunk_bytes]))
+    path.write_bytes(content)
+    cache = open_cache(tmp_path / "c")
+    for make in (
+        lambda out: slice_cache(cache, out, rows=50),
+        lambda out: convert_cache(cache, out, dtype="int8"),
+    ):
+        try:
+            make(tmp_path / "out")
+        except SaecacheError as error:
+            assert "mlp_out.0" in str(error)
+        else:
+            assert np.isfinite(value) and verify_cache(tmp_path / "out").ok
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 def test_the_way_to_a_cache_may_be_a_link(copied: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from saecache.store.identity import canonical_json, differences, fingerprint
 from saecache.store.manifest import (
     FORMAT_VERSION,
     MAX_MANIFEST_BYTES,
+    NEEDS_SAECACHE,
     load_manifest,
     parse_manifest,
 )
@@ -100,6 +102,12 @@ def test_hostile_manifests_are_refused(values: dict[str, Any], what: str, edit: 
     edit(altered)
     with pytest.raises(CorruptCacheError, match=r"x: the manifest|not valid JSON: (NaN|Infinity)"):
         parse_manifest(sealed(altered), "x")
+
+
+def test_every_format_says_who_reads_it() -> None:
+    assert list(NEEDS_SAECACHE) == list(range(2, FORMAT_VERSION + 1))
+    own = [int(part) for part in version("saecache").split(".")[:3]]
+    assert all([int(part) for part in needed.split(".")] <= own for needed in NEEDS_SAECACHE.values())
 
 
 def test_a_newer_format_is_refused_with_the_version_that_reads_it(values: dict[str, Any]) -> None:
