@@ -131,26 +131,38 @@ def test_faults_that_pass_do_not_show(
     assert objects(open_location(url)) == contents(local)
 
 
-def test_a_server_that_stays_away_and_comes_back(
+@pytest.mark.parametrize(
+    ("status", "code", "error", "message"),
+    [
+        (500, "InternalError", SaecacheError, "kept failing"),
+        (403, "AccessDenied", AccessError, "not allowed"),
+        (400, "ExpiredToken", AccessError, "have expired"),
+    ],
+)
+def test_faults_that_stay_are_told_and_nothing_is_lost(
     config: HarvestConfig,
     local: Path,
     url: str,
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
-    """What is done stays done: the second run reads no text and runs no model."""
+    """What is done stays done: the second run reads no text, and brings only what is missing."""
     quick = Patience(retry_seconds=1, first_retry_seconds=1, max_attempts=2)
     monkeypatch.setattr("saecache.store.remote.location.Patience", lambda: quick)
-    proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=500, times=10_000)
-    with pytest.raises(SaecacheError, match="kept failing"):
+    proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=status, code=code, times=9999)
+    with pytest.raises(error, match=message):
         run(config, url)
+    assert open_location(url).head("zarr.json") is None
     proxy.clear()
-    written = [path for path in Path("caches").rglob("spill/*") if path.stat().st_size]
-    stamps = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr("saecache.harvest.runner.batches", lambda *_: iter(()))
     run(config, url)
-    assert stamps, "the spill of the first run was used"
     assert objects(open_location(url)) == contents(local)
-    assert sum(seen.method == "PUT" and "resid_post.1/activations" in seen.path for seen in proxy.seen) < 20
+    put = [seen.path for seen in proxy.seen if seen.method == "PUT" and "/token/c/" in seen.path]
+    assert not put, "shards that had been brought are not brought again"
 
 
 def test_no_right_to_write_is_said_before_the_model_runs(
