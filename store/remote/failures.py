@@ -64,7 +64,7 @@ _NO_CREDENTIALS = re.compile(
 
 def take_apart(error: BaseException) -> Failure:
     """Status and code of an error that came from obstore."""
-    text = str(error).split("Debug source:")[0]
+    text = re.sub(r"(https?://)[^/\s@]*@", r"\1", str(error).split("Debug source:")[0])
     status = re.search(r"status code: (\d{3})", text)
     code = re.search(r"<Code>([A-Za-z0-9.]+)</Code>|\"(?:code|reason)\": *\"([A-Za-z0-9.]+)\"", text)
     found = int(status[1]) if status else None

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import UsageError
 
@@ -21,7 +21,7 @@ class ObjectUrl:
 
     def __str__(self) -> str:
         if self.scheme == "file":
-            return f"file:///{self.prefix}"
+            return f"file:///{quote(self.prefix)}"
         return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
 
@@ -55,8 +55,9 @@ def parse_url(text: str) -> ObjectUrl:
         raise UsageError(f"a file URL has three slashes: file:///{parts.netloc}{parts.path}")
     if scheme != "file" and not bucket:
         raise UsageError(f"{text!r} names no bucket; expected {scheme}://bucket/team/name")
-    segments = [segment for segment in unquote(parts.path).split("/") if segment]
-    if any(segment in (".", "..") for segment in segments) or any(ord(c) < 32 for c in unquote(parts.path)):
+    path = unquote(parts.path) if scheme == "file" else parts.path  # as the providers' own tools read them
+    segments = [segment for segment in path.split("/") if segment]
+    if any(segment in (".", "..") for segment in segments) or any(ord(c) < 32 for c in path):
         raise UsageError(f"{text!r}: '.', '..' and control characters cannot be part of a location's path")
     if scheme == "file" and not segments:
         raise UsageError(f"{text!r} names no folder; expected file:///folder/name")

@@ -214,6 +214,10 @@ def test_no_server_is_said_soon(team: str, monkeypatch: pytest.MonkeyPatch, open
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"no answer from http://127.0.0.1:9 \(check the endpoint"):
         open_quickly(team).get("x", 10)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hunter2@127.0.0.1:9")
+    with pytest.raises(RemoteError, match=r"no answer from http://127\.0\.0\.1:9") as caught:
+        open_quickly(team).get("x", 10)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_server_that_keeps_failing(proxy: Proxy, open_quickly: Open, team: str) -> None:
@@ -255,6 +259,27 @@ def test_urls() -> None:
         with pytest.raises(UsageError, match="come from the environment") as caught:
             open_location(url)
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "100%", "%41", "ü+&=,;", "x@y"])
+def test_names_mean_what_they_say(team: str, tmp_path: Path, name: str) -> None:
+    for url in (f"{team}/{name}", (tmp_path / name).as_uri(), f"memory://{tmp_path.name}/{name}"):
+        first = open_location(url)
+        assert first.put("x", url.encode())
+        again = pickle.loads(pickle.dumps(first))
+        assert again.url == first.url
+        assert again.get("x", 1000) == url.encode()
+        assert [info.key for info in again.objects()] == ["x"]
+    assert (tmp_path / name / "x").is_file()
+    assert name in open_location(team).folders()[0]
+
+
+def test_a_whole_bucket(tmp_path: Path) -> None:
+    bucket = open_location(f"memory://{tmp_path.name}")
+    assert bucket.put("a/b", b"1")
+    assert bucket.folders() == (["a"], [])
+    assert bucket.child("a").get("b", 1) == b"1"
+    assert [info.key for info in bucket.objects()] == ["a/b"]
 
 
 def test_the_bucket_is_only_written_below_the_prefix(location: Location, file: Path, team: str) -> None:
