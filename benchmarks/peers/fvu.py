@@ -80,13 +80,13 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--hook", default=None)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--warmup-steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--latents", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     settings = parser.parse_args()
     if settings.quick:
         settings.steps, settings.seeds = 50, 2

@@ -71,6 +71,8 @@ def sparsify(settings):
     if settings.variant != "topk":
         raise ImportError(f"it has no {settings.variant}")
     coder = SparseCoder(settings.width, SparseCoderConfig(num_latents=settings.latents, k=settings.k))
+    coder.set_decoder_norm_to_unit_norm()
+    coder.encoder.weight.data = coder.W_dec.data.clone()  # as the others start; its own start is shorter
     optimizer = torch.optim.Adam(coder.parameters(), lr=settings.learning_rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / settings.warmup_steps)
