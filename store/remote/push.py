@@ -69,7 +69,7 @@ class Push:
         self.verify = verify
         self._etags: dict[str, str | None] = {}
         self._missing: list[CacheObject] | None = None
-        self._finished = False
+        self._finished = self._claim_is_left = False
 
     def plan(self) -> TransferResult:
         """Compare both sides.
@@ -79,6 +79,7 @@ class Push:
         """
         self._finished = self._check_place()
         there = {info.key: info for info in self._listing()}
+        self._claim_is_left = UNFINISHED in there
         missing: list[CacheObject] = []
 
         def compare(wanted: CacheObject) -> None:
@@ -101,7 +102,8 @@ class Push:
             self.plan()
         assert self._missing is not None
         if self._finished and not self._missing:
-            self.location.delete([UNFINISHED])  # of a push that was killed at its very end
+            if self._claim_is_left:  # by a push that was killed at its very end
+                self.location.delete([UNFINISHED])
             return self._result(dry_run=False)
         try:
             self._claim()

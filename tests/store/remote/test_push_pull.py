@@ -23,6 +23,7 @@ from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
 
 from .conftest import QUICK
+from .server import READER_KEY, READER_SECRET
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -118,6 +119,17 @@ def test_only_what_differs_moves(pushed: Location, cache_path: Path, tmp_path: P
     mended = Pull(pushed.url, tmp_path / "copy").run()
     assert (mended.moved_objects, mended.moved_bytes) == (1, size)
     assert verify_cache(tmp_path / "copy").ok
+
+
+def test_a_finished_push_needs_no_right_to_write(
+    pushed: Location, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed.put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    Push(cache_path, pushed.url).run()  # ends what a push that was killed at its very end left
+    assert UNFINISHED not in keys(pushed)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    assert Push(cache_path, pushed.url).run().moved_objects == 0
 
 
 def test_bytes_left_by_another_cache_are_not_taken_for_ours(
