@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from ..durable import write_all
-from ..errors import DiskFullError
+from ..errors import DiskFullError, SaecacheError
 from .held import Held, hold_file, remove_unless_held
 
 Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest
@@ -43,11 +43,13 @@ class LocalCache:
 
         Raises:
             DiskFullError: there is no room on the disk, and nothing that may be removed.
+            SaecacheError: the folder cannot be read or written.
             anything that ``fetch`` raises; then nothing of the file is kept.
         """
-        while (held := self.hold_if_here(sha256, size)) is None:
-            self.ensure(sha256, size, fetch)
-        return held
+        with self._explained():
+            while (held := self.hold_if_here(sha256, size)) is None:
+                self._ensure(sha256, size, fetch)
+            return held
 
     def hold_if_here(self, sha256: str, size: int) -> Held | None:
         """The file with this sha256 unless it would have to be downloaded. Counts as a use."""
@@ -63,6 +65,10 @@ class LocalCache:
 
     def ensure(self, sha256: str, size: int, fetch: Fetch) -> None:
         """Download the file unless it is there. Waits for whoever is downloading it. Counts as a use."""
+        with self._explained():
+            self._ensure(sha256, size, fetch)
+
+    def _ensure(self, sha256: str, size: int, fetch: Fetch) -> None:
         path = self.path_of(sha256)
         if not _used_now(path):
             with self._stripe(sha256):
@@ -87,21 +93,20 @@ class LocalCache:
     def _download(self, sha256: str, size: int, fetch: Fetch) -> None:
         """The lock of the stripe is held, so nobody else writes this partial file."""
         path, partial = self.path_of(sha256), self.folder / "partial" / f"{sha256}-{size}"
-        with self._full_disk_explained():
-            self._make_room(size, partial)
+        self._make_room(size, partial)
+        try:
             try:
-                try:
-                    fetch(partial)
-                except OSError as error:
-                    if not _is_full(error) or not self._remove_unused(size):
-                        raise
-                    fetch(partial)
-                path.parent.mkdir(exist_ok=True)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                self._give_back(size)
-                raise
+                fetch(partial)
+            except OSError as error:
+                if not _is_full(error) or not self._remove_unused(size):
+                    raise
+                fetch(partial)
+            path.parent.mkdir(exist_ok=True)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            self._give_back(size)
+            raise
 
     def _make_room(self, size: int, partial: Path) -> None:
         """Reserve ``size`` bytes for ``partial``, after removing what was not used for longest."""
@@ -168,12 +173,15 @@ class LocalCache:
                 continue
 
     @contextmanager
-    def _full_disk_explained(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if not _is_full(error):
-                raise
+                raise SaecacheError(
+                    f"the folder for downloads {self.folder} cannot be used ({error.strerror}): mend it, or "
+                    "name another one in SAECACHE_CACHE_DIR, and run the same command again"
+                ) from error
             raise DiskFullError(
                 f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name"
                 " another folder in SAECACHE_CACHE_DIR, and run the same command again"
@@ -204,6 +212,8 @@ def _used_now(path: Path) -> bool:
         os.utime(path)
     except FileNotFoundError:
         return False
+    except PermissionError:  # another user's file, which may be read all the same
+        return path.exists()
     return True
 
 
