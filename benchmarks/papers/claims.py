@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -178,6 +179,9 @@ def alive_over_training(run_dir: Path) -> dict[str, dict[int, list[float]]]:
 
 
 def shown(values: list[float]) -> str:
+    """Mean and spread; a dash where a figure is not defined for every seed."""
+    if not all(map(isfinite, values)):
+        return "–"
     digits = 0 if max(map(abs, values)) >= 100 else 2 if max(map(abs, values)) >= 10 else 4
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"

@@ -24,6 +24,7 @@ from saecache.train import TrainConfig, run
 
 PEER_SCRIPT = Path(__file__).parent / "train_one.py"
 PEERS = ("SAELens", "dictionary_learning", "sparsify")
+VARIANTS = ("topk", "batch_topk")
 
 
 def ours(
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--peer-python", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", default=[])
     parser.add_argument("--hook", default=None)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--warmup-steps", type=int, default=20)
@@ -103,7 +105,7 @@ def main() -> None:
         folder = Path(name)
         np.save(folder / "heldout.npy", heldout.numpy())
         np.save(folder / "rows.npy", batches(settings, cache).numpy())
-        for variant in ("topk", "batch_topk"):
+        for variant in settings.variant or VARIANTS:
             show(variant, "saecache", ours(settings, cache, variant, heldout))
             for peer in PEERS:
                 values = theirs(settings, peer, variant, folder)
