@@ -10,10 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
 from .config import StorageConfig
 from .delivery import Delivery
 from .disk import full_disk_explained, plan_layout
-from .encode import check_rows, int32_copy
+from .encode import check_rows
 from .errors import BadActivationError, UsageError
 from .finalize import Finalizer
 from .identity import canonical_json, differences, fingerprint, whole_identity
@@ -130,12 +131,7 @@ class CacheWriter:
             BadActivationError: NaN, Inf, or overflow of the stored type.
             DiskFullError: the disk is full; what was committed is kept.
         """
-        ids, documents, keep = int32_copy(ids, "ids"), int32_copy(documents, "documents"), np.asarray(keep)
-        for name, array in (("ids", ids), ("documents", documents), ("keep", keep)):
-            if array.shape != (len(ids), self.context):
-                raise UsageError(f"{name}: expected shape ({len(ids)}, {self.context}), got {array.shape}")
-        if keep.dtype != np.bool_:
-            raise UsageError(f"keep: expected bool, got {keep.dtype}")
+        ids, documents, keep = sequence_arguments(ids, documents, keep, self.context)
         self._append("ids and documents", documents, keep, activations, {"ids": ids, "document": documents})
 
     def write_rows(self, activations: Mapping[str, Any], documents: Any = None) -> None:
@@ -152,16 +148,7 @@ class CacheWriter:
             raise UsageError(f"write_rows needs context=1, this writer has context={self.context}")
         self._check_hooks(activations)
         n = len(next(iter(activations.values())))
-        kind: TokensKind = "none" if documents is None else "documents"
-        if documents is None:
-            first = self._pending.sequences
-            numbers: NDArray[Any] = np.arange(first, first + n)[:, None]
-            arrays: dict[str, NDArray[np.int32]] = {}
-        else:
-            numbers = int32_copy(documents, "documents").reshape(-1, 1)
-            arrays = {"document": numbers}
-        if len(numbers) != n:
-            raise UsageError(f"documents: expected {n} of them, got {len(numbers)}")
+        kind, numbers, arrays = row_arguments(documents, n, self._pending.sequences)
         self._append(kind, numbers, np.ones((n, 1), dtype=np.bool_), activations, arrays)
 
     def write_records(
@@ -241,10 +228,7 @@ class CacheWriter:
             DiskFullError: the disk is full; finalizing again continues.
         """
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
-        if wrong := {
-            name: count for name, count in counts.items() if not isinstance(count, int) or count < 0
-        }:
-            raise UsageError(f"counts: expected whole numbers from 0, got {wrong}")
+        check_counts(counts)
         self.commit()
         with full_disk_explained(self.path), self._failing():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
@@ -334,7 +318,7 @@ class CacheWriter:
         documents: NDArray[np.integer],
         keep: NDArray[np.bool_],
         activations: Mapping[str, Any],
-        sequence_arrays: dict[str, NDArray[np.int32]],
+        sequence_arrays: SequenceArrays,
     ) -> None:
         self._check_usable()
         self._check_hooks(activations)
