@@ -1,5 +1,6 @@
 """The shard files of a remote cache: each is on this machine, checked, by the time it is read."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from weakref import ref
 
+from ..errors import UsageError
 from ..manifest import FileInfo, Manifest
 from .held import Held
 from .local_cache import LocalCache
@@ -42,6 +44,7 @@ class RemoteShards:
         self._schedules: list[_Schedule] = []
         self._under_way: dict[str, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     def hold(self, path: str, let_go: Callable[[], None]) -> Held:
         """The file ``path`` of the cache, here and kept here until ``let_go`` is called, or longer.
@@ -69,6 +72,7 @@ class RemoteShards:
     @contextmanager
     def ahead(self, paths: Iterable[str]) -> Iterator[None]:
         """Within it files are downloaded ahead, in the order in which they will be needed."""
+        self._check_process()
         limit = min(int(self._local.limit_bytes * _SHARE_AHEAD), _MOST_AHEAD_BYTES)
         schedule = _Schedule([self._files[path] for path in paths], limit, self._start)
         with self._lock:
@@ -93,7 +97,17 @@ class RemoteShards:
         future.add_done_callback(lambda _: self._under_way.pop(file.path, None))
         return future
 
+    def _check_process(self) -> None:
+        """Threads and connections do not survive a fork: to use them would wait forever."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "a cache that was opened by its URL cannot be read in a forked process: start workers with "
+                "multiprocessing's 'spawn' or 'forkserver' (for a DataLoader multiprocessing_context='spawn')"
+            )
+
     def _bring(self, file: FileInfo, target: Path) -> None:
+        self._check_process()
+
         def moved(_count: int) -> None:
             if file.path in self._unwanted:
                 raise StoppedError

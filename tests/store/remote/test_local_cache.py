@@ -17,6 +17,7 @@ from saecache.store.errors import DiskFullError
 from saecache.store.remote.local_cache import LocalCache
 from saecache.store.remote.local_settings import check_limit, default_folder, open_local_cache
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SIZE = 1000
 processes = multiprocessing.get_context("fork")
 

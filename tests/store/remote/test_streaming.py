@@ -367,6 +367,23 @@ def test_two_processes_share_the_downloads(proxy: Proxy, url: str, folder: Path,
     assert [(tmp_path / f"rows{number}").read_bytes() for number in range(2)] == [expected] * 2
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told(open_here: OpenHere) -> None:
+    """It would wait forever for threads that it does not have."""
+    cache = open_here()
+    next(cache.batches(HOOK, 50))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            next(cache.batches(HOOK, 50))
+        except UsageError as error:
+            status = 0 if "'spawn'" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_files_that_are_held_do_not_grow_with_the_cache(open_here: OpenHere) -> None:
     def held() -> int:
         return sum("/shards/" in opened.path for opened in psutil.Process().open_files())
