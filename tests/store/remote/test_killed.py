@@ -46,7 +46,7 @@ def kill_somewhere(what: str, path: Path, url: str, proxy: Proxy, choose: random
             process.stdout.readline()
             time.sleep(choose.uniform(0, SECONDS))
         else:
-            fatal = choose.randrange(1, 90 if what == "push" else 40)
+            fatal = choose.randrange(1, 60 if what == "push" else 30)
             begin = len(proxy.seen)
             while process.poll() is None and len(proxy.seen) - begin < fatal:
                 time.sleep(0.0005)
@@ -65,7 +65,7 @@ def test_push(proxy: Proxy, team: str, cache_path: Path, contents: Contents) -> 
         Push(cache_path, url).run()
         assert verify_remote(url).ok
         assert {info.key for info in open_location(url).objects()} == {*contents(cache_path), PROVENANCE}
-    assert deaths > ROUNDS / 2
+    assert deaths > ROUNDS * DEATHS / 4
 
 
 def test_pull(proxy: Proxy, team: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
@@ -80,7 +80,7 @@ def test_pull(proxy: Proxy, team: str, cache_path: Path, tmp_path: Path, content
         Pull(url, path).run()
         assert contents(path) == contents(cache_path)
         assert verify_cache(path).ok
-    assert deaths > ROUNDS / 2
+    assert deaths > ROUNDS * DEATHS / 4
 
 
 def check_not_half_visible(path: Path, contents: Contents, cache_path: Path) -> None:

@@ -231,16 +231,20 @@ def test_a_manifest_written_after_its_removal_is_taken_back(
 
 def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
     Push(cache_path, url).run()
-    started = threading.Event()
+    started, go_on = threading.Event(), threading.Event()
 
-    def slow() -> None:
-        Pull(url, tmp_path / "copy", Traffic(2, 2e5, lambda _: started.set())).run()
+    def hold(_: int) -> None:
+        started.set()
+        go_on.wait(30)
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(slow)
-        assert started.wait(20)
-        with pytest.raises(UsageError, match="another pull into"):
-            Pull(url, tmp_path / "copy").run()
+        first = pool.submit(Pull(url, tmp_path / "copy", Traffic(2, None, hold)).run)
+        try:
+            assert started.wait(30)
+            with pytest.raises(UsageError, match="another pull into"):
+                Pull(url, tmp_path / "copy").run()
+        finally:
+            go_on.set()
         first.result()
     assert contents(tmp_path / "copy") == contents(cache_path)
 

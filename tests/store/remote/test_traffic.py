@@ -63,7 +63,7 @@ def test_bandwidth_is_of_all_together(team: str, cache_path: Path) -> None:
     started = time.monotonic()
     Push(cache_path, f"{team}/c", Traffic(8, total / 1.0, count)).run()
     seconds = time.monotonic() - started
-    assert 0.8 < seconds < 5
+    assert 0.8 < seconds < 20
     assert moved == total
 
 
