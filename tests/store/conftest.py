@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from saecache.store import CacheWriter, Manifest, StorageConfig
+
+# How long an example takes says what else the machine does, not whether the code is right.
+hypothesis.settings.register_profile("store", deadline=None)
+hypothesis.settings.load_profile("store")
 
 SMALL = {"chunk_rows": 64, "shard_bytes": 8192, "memory_bytes": 1 << 20}
 
