@@ -1,5 +1,6 @@
 """Where downloads are kept on this machine, and how much room they may take."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,9 @@ from .local_cache import LocalCache
 
 FOLDER_VARIABLE = "SAECACHE_CACHE_DIR"
 BYTES_VARIABLE = "SAECACHE_CACHE_BYTES"
+ENOUGH_FILES = 16  # measured: from so many on, an epoch in any order needs each file once
+
+logger = logging.getLogger(__name__)
 
 
 def open_local_cache(folder: Path | str | None = None, limit_bytes: int | None = None) -> LocalCache:
@@ -50,6 +54,8 @@ def default_folder() -> Path:
 def check_limit(local: LocalCache, largest_bytes: int, where: str) -> None:
     """Refuse a limit that cannot hold two files of ``largest_bytes``: the one in use and the next.
 
+    Warns of one that holds fewer than an epoch uses at about the same time.
+
     Raises:
         UsageError: with the least that would do.
     """
@@ -57,8 +63,18 @@ def check_limit(local: LocalCache, largest_bytes: int, where: str) -> None:
         raise UsageError(
             f"the local cache of downloads in {local.folder} may take {local.limit_bytes / GIB:.2f} GiB, but "
             f"{where} has files of {largest_bytes / GIB:.2f} GiB and two are needed at once: set "
-            f"{BYTES_VARIABLE} to at least {2 * largest_bytes} (ten such files and more are better), or "
+            f"{BYTES_VARIABLE} to at least {2 * largest_bytes}, better {ENOUGH_FILES * largest_bytes}, or "
             f"{FOLDER_VARIABLE} to a larger disk"
+        )
+    if local.limit_bytes < ENOUGH_FILES * largest_bytes:
+        logger.warning(
+            "the local cache of downloads (%.2f GiB) holds fewer than %d files of %s: some will be "
+            "downloaded several times in an epoch; set %s to at least %d",
+            local.limit_bytes / GIB,
+            ENOUGH_FILES,
+            where,
+            BYTES_VARIABLE,
+            ENOUGH_FILES * largest_bytes,
         )
 
 
