@@ -5,7 +5,6 @@ no root zarr.json: it is no cache yet. Each file is checked before it gets its n
 killed goes on with the files that have none.
 """
 
-import errno
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -15,10 +14,8 @@ from pathlib import Path
 
 import filelock
 
-from ..config import GIB
-from ..disk import full_disk_explained
 from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
-from ..errors import CorruptCacheError, DiskFullError, UsageError
+from ..errors import CorruptCacheError, UsageError
 from ..manifest import PULL_FOLDER
 from ..output import inspect_output
 from ..untrusted import check_no_links
@@ -36,10 +33,9 @@ from .contents import (
 from .failures import MissingObjectError, RemoteChangedError
 from .location import Location, open_location
 from .push import TransferResult
+from .room import check_room, disk_explained
 from .settings import Patience
 from .traffic import Traffic
-
-_SPARE_BYTES = 64 << 20  # left free beside the cache
 
 
 class Pull:
@@ -88,7 +84,7 @@ class Pull:
 
         self.traffic.run(partial(compare, wanted) for wanted in self.root.shards())
         self._missing = sorted(missing, key=lambda found: (-found.size, found.key))
-        self._check_space()
+        check_room(self.path, sum(found.size for found in self._missing))
         return self._result(dry_run=True)
 
     def run(self) -> TransferResult:
@@ -105,7 +101,7 @@ class Pull:
         assert self._missing is not None
         if self._finished and not self._missing:
             return self._result(dry_run=False)
-        with self._claimed(), _disk_explained(self.path), self._removal_explained():
+        with self._claimed(), disk_explained(self.path), self._removal_explained():
             self._remove_leftovers()
             write_bytes(self.path / PULL_FOLDER / ROOT, self.root.content)
             self.traffic.run(
@@ -171,18 +167,6 @@ class Pull:
         except (OSError, CorruptCacheError):
             return False
         return True
-
-    def _check_space(self) -> None:
-        assert self._missing is not None
-        existing = self.path.absolute()
-        while not existing.exists():
-            existing = existing.parent
-        free, needed = shutil.disk_usage(existing).free, sum(found.size for found in self._missing)
-        if needed and needed + _SPARE_BYTES > free:
-            raise UsageError(
-                f"not enough disk space at {existing}: {needed / GIB:.2f} GiB are to come, "
-                f"{free / GIB:.2f} GiB are free; choose another folder, or train from the URL without a copy"
-            )
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -252,17 +236,3 @@ class Pull:
             moved_bytes=sum(found.size for found in self._missing),
             dry_run=dry_run,
         )
-
-
-@contextmanager
-def _disk_explained(path: Path) -> Iterator[None]:
-    try:
-        with full_disk_explained(path):
-            yield
-    except OSError as error:
-        if error.errno != errno.EFBIG:
-            raise
-        raise DiskFullError(
-            f"{path}: files may not grow that large here ({error.strerror}): raise the limit (ulimit -f) "
-            "and run the same command again, it continues"
-        ) from error
