@@ -19,7 +19,12 @@ from saecache.train import TrainConfig
 
 ROOT = Path(saecache.__file__).parent
 PACKAGES = ("store", "harvest", "train", "evaluate")
-CLASS_OF_KIND = {"harvest": HarvestConfig, "train": TrainConfig, "papers": TrainConfig, "synthetic": SyntheticConfig}
+CLASS_OF_KIND = {
+    "harvest": HarvestConfig,
+    "train": TrainConfig,
+    "papers": TrainConfig,
+    "synthetic": SyntheticConfig,
+}
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda r: f"{r.kind}/{r.name}")
