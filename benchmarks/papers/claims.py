@@ -201,8 +201,9 @@ def page(runs: Path) -> str:
         "# What the papers claim, and what comes out on the demo cache",
         "",
         "Made by `python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims --out "
-        "docs/results.md`, which says every setting. Small SAEs, short runs, three seeds: mean ± standard "
-        "deviation. A claim that does not come out here may hold at the papers' sizes. All figures are of "
+        "docs/results.md`, which says every setting, on a cache made by `saecache harvest demo --set "
+        "num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache`. Small SAEs, short runs, three "
+        "seeds: mean ± standard deviation. A claim that does not come out here may hold at the papers' sizes. All figures are of "
         f"inference on held-out rows, but for dead latents (active on none of {ROWS:,} training rows), dying "
         "ones (Definition 3.1 of Mutual and Feature Choice, on the same rows) and `over_10`, the share of "
         "latents active on more than 10 % of them. A verdict needs a difference of more than both standard "
