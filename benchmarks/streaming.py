@@ -1,20 +1,25 @@
 """Training batches from a bucket: the first epoch against a plain download, the second against a local cache.
 
-    python benchmarks/streaming.py [--quick] [--mib N] [--shard-mib N] [--width D] [--batch B] [--rounds R]
+    python benchmarks/streaming.py [--quick] [--link MB/S] [--mib N] [--shard-mib N] [--rounds R]
 
 A SeaweedFS server on this machine holds the cache, so server, network and reader share the processor: the
 plain download (eight threads, to files, nothing checked) shows what is there to be had. The rounds are
 interleaved and the medians compared. ``checked`` opens the cache anew, so that every chunk is checked against
 its crc32c once; ``again`` is a later pass of the same object.
+
+With ``--link`` everything from the server goes through a relay of so many megabytes a second: it stands for
+a network that is slower than memory.
 """
 
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -31,6 +36,51 @@ from server import BUCKET, start_server, stop_server
 
 HOOK = "h"
 URL = f"s3://{BUCKET}/bench/cache"
+
+
+RELAY = """
+import socket, sys, threading, time
+port, rate = int(sys.argv[1]), float(sys.argv[2]) * 1e6
+lock, free_at = threading.Lock(), 0.0
+
+def pump(source, target, paid):
+    global free_at
+    try:
+        while block := source.recv(1 << 18):
+            if paid:
+                with lock:
+                    now = time.monotonic()
+                    free_at = max(free_at, now) + len(block) / rate
+                    pause = free_at - now
+                time.sleep(pause)
+            target.sendall(block)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+while True:
+    client, _ = listening.accept()
+    server = socket.create_connection(("127.0.0.1", port))
+    threading.Thread(target=pump, args=(client, server, False), daemon=True).start()
+    threading.Thread(target=pump, args=(server, client, True), daemon=True).start()
+"""
+
+
+@contextmanager
+def link(endpoint: str, megabytes_per_second: float | None) -> Iterator[str]:
+    """The endpoint behind a link of this speed."""
+    if megabytes_per_second is None:
+        yield endpoint
+        return
+    command = [sys.executable, "-c", RELAY, endpoint.rsplit(":", 1)[1], str(megabytes_per_second)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
+        assert relay.stdout
+        try:
+            yield f"http://127.0.0.1:{relay.stdout.readline().strip()}"
+        finally:
+            relay.kill()
 
 
 def write_cache(path: Path, rows: int, width: int, shard_bytes: int) -> None:
@@ -109,6 +159,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="128 MiB and three rounds")
+    parser.add_argument("--link", type=float, default=None, help="megabytes a second from the server")
     parser.add_argument("--mib", type=int, default=768, help="size of the stored rows")
     parser.add_argument("--shard-mib", type=int, default=64)
     parser.add_argument("--width", type=int, default=768)
@@ -131,14 +182,17 @@ def main() -> None:
             keys = [file.path for file in files if f"rows/{HOOK}/activations/" in file.path]
             megabytes = sum(file.size for file in files if file.path in set(keys)) / 1e6
             seconds: dict[str, list[float]] = {}
-            for what, took in rounds(folder, keys, arguments.batch, arguments.rounds):
-                seconds.setdefault(what, []).append(took)
+            with link(server.endpoint, arguments.link) as endpoint:
+                os.environ["AWS_ENDPOINT_URL"] = endpoint
+                for what, took in rounds(folder, keys, arguments.batch, arguments.rounds):
+                    seconds.setdefault(what, []).append(took)
         finally:
             stop_server(server)
     middle = {what: median(times) for what, times in seconds.items()}
     print(
         f"{rows} rows of {arguments.width} float16 in {len(keys)} shards, batches of {arguments.batch}, "
-        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds"
+        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds, "
+        f"{f'a link of {arguments.link:g} MB/s' if arguments.link else 'loopback'}"
     )
     for what, took in middle.items():
         print(f"  {what:16} {megabytes / took:8.0f} MB/s")
