@@ -62,14 +62,18 @@ def config_classes() -> list[type[BaseModel]]:
     return list(found.values())
 
 
-def attributes_read() -> set[str]:
-    read = set()
+def attributes_read() -> set[object]:
+    read: set[object] = set()
     for package in (*PACKAGES, "."):
         pattern = "*.py" if package == "." else "**/*.py"
         for path in (ROOT / package).glob(pattern):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     read.add(node.attr)
+                elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                    read.add(node.slice.value)  # as a field of parsed JSON
+                elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get":
+                    read |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
     return read
 
 
