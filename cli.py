@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import cli_cache, cli_sharing  # noqa: F401 - the commands below "saecache cache"
-from .cli_parts import JsonFlag, cache_app, cache_facts, command, describe_cache, print_json, print_pairs
+from .commands import caches, sharing  # noqa: F401 - the commands below "saecache cache"
+from .commands.parts import JsonFlag, cache_app, cache_facts, command, describe_cache, print_json, print_pairs
 from .store.errors import SaecacheError
 
 app = typer.Typer(

@@ -26,7 +26,7 @@ from saecache.configs import load_config
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.store import ActivationCache, convert_cache, open_cache
-from saecache.store.codecs import BloscCodec, ZstdCodec
+from saecache.store.encoding.codecs import BloscCodec, ZstdCodec
 from saecache.train import TrainConfig, load_sae
 from saecache.train import run as train
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from saecache.store import CacheWriter, StorageConfig, convert_cache, open_cache
-from saecache.store.codecs import ZstdCodec
+from saecache.store.encoding.codecs import ZstdCodec
 
 HOOK, CALL_ROWS = "h", 2048
 Peaks = dict[str, dict[str, int]]

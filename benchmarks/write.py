@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saecache.store import CacheWriter, StorageConfig
-from saecache.store.copying import split_records
-from saecache.store.disk import plan_layout
-from saecache.store.encode import encode_rows
-from saecache.store.records import RecordLayout
+from saecache.store.encoding.copying import split_records
+from saecache.store.encoding.encode import encode_rows
+from saecache.store.encoding.records import RecordLayout
 from saecache.store.shard_file import CHUNKS_IN_FLIGHT, ShardWriter
+from saecache.store.writing.disk import plan_layout
 
 HOOK = "h"
 CALL_ROWS = 8192  # rows in each call of the writer, about one forward

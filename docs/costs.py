@@ -9,8 +9,8 @@ push and of one pass over the training rows; what a provider asks for is in ``PR
 from dataclasses import dataclass
 
 from saecache.store.config import StorageConfig
-from saecache.store.disk import plan_layout
 from saecache.store.remote.parts import part_size
+from saecache.store.writing.disk import plan_layout
 
 TOKENS = (100_000_000, 1_000_000_000, 10_000_000_000)
 WIDTHS = (768, 1024, 4096)

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..store.errors import UsageError
-from ..store.reader import ActivationCache
+from ..store.reading.reader import ActivationCache
 from ..train.pairs import Pairs
 from ..train.sae import SAE
 from .synthetic import HOOK, GroundTruth, ground_truth

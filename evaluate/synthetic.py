@@ -16,9 +16,9 @@ from torch import Tensor
 from ..store.config import StorageConfig
 from ..store.errors import SaecacheError, UsageError
 from ..store.manifest import Manifest
-from ..store.output import inspect_output
-from ..store.reader import ActivationCache, open_cache
-from ..store.writer import CacheWriter
+from ..store.reading.reader import ActivationCache, open_cache
+from ..store.writing.output import inspect_output
+from ..store.writing.writer import CacheWriter
 from .low_coherence import low_coherence_directions, mutual_coherence
 
 HOOK = "synthetic"

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..store import ActivationCache, UsageError, open_cache
-from ..store.derive import origin
-from ..store.replay import Part, replay
-from ..store.writer import CacheWriter
+from ..store.derived.derive import origin
+from ..store.derived.replay import Part, replay
+from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks
 from .identity import Existing
 from .packing import Cursor

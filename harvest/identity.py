@@ -7,7 +7,7 @@ from typing import Any
 
 from ..store import Manifest, UsageError, inspect_output, read_manifest
 from ..store.identity import differences, whole_identity
-from ..store.journal import read_journal
+from ..store.writing.journal import read_journal
 from .config import HarvestConfig
 
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
 from ..store.identity import fingerprint, whole_identity
-from ..store.journal import WORK_FOLDER
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
+from ..store.writing.journal import WORK_FOLDER
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .extend import batch_size_of, extension_facts, open_base, retrace, say_what_is_taken

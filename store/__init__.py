@@ -16,50 +16,50 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .config import StorageConfig as StorageConfig
-    from .converting import convert_cache as convert_cache
-    from .disk import PlannedSize as PlannedSize
-    from .disk import check_disk_space as check_disk_space
-    from .disk import plan_size as plan_size
+    from .derived.converting import convert_cache as convert_cache
+    from .derived.merging import merge_caches as merge_caches
+    from .derived.slicing import slice_cache as slice_cache
     from .info import describe as describe
     from .info import read_manifest as read_manifest
     from .keys import is_heldout as is_heldout
     from .keys import row_keys as row_keys
     from .manifest import HookInfo as HookInfo
     from .manifest import Manifest as Manifest
-    from .merging import merge_caches as merge_caches
     from .normalization import Normalizer as Normalizer
-    from .output import inspect_output as inspect_output
-    from .reader import ActivationCache as ActivationCache
-    from .reader import open_cache as open_cache
-    from .sharded_array import ShardedArray as ShardedArray
-    from .slicing import slice_cache as slice_cache
+    from .reading.reader import ActivationCache as ActivationCache
+    from .reading.reader import open_cache as open_cache
+    from .reading.sharded_array import ShardedArray as ShardedArray
     from .statistics import HookStatistics as HookStatistics
     from .verify import VerifyReport as VerifyReport
     from .verify import verify_cache as verify_cache
-    from .writer import CacheWriter as CacheWriter
+    from .writing.disk import PlannedSize as PlannedSize
+    from .writing.disk import check_disk_space as check_disk_space
+    from .writing.disk import plan_size as plan_size
+    from .writing.output import inspect_output as inspect_output
+    from .writing.writer import CacheWriter as CacheWriter
 
 _LAZY = {  # public name -> module of this package
-    "ActivationCache": "reader",
-    "CacheWriter": "writer",
+    "ActivationCache": "reading.reader",
+    "CacheWriter": "writing.writer",
     "HookInfo": "manifest",
     "HookStatistics": "statistics",
     "Manifest": "manifest",
     "Normalizer": "normalization",
-    "PlannedSize": "disk",
-    "ShardedArray": "sharded_array",
+    "PlannedSize": "writing.disk",
+    "ShardedArray": "reading.sharded_array",
     "StorageConfig": "config",
     "VerifyReport": "verify",
-    "check_disk_space": "disk",
-    "convert_cache": "converting",
+    "check_disk_space": "writing.disk",
+    "convert_cache": "derived.converting",
     "describe": "info",
-    "inspect_output": "output",
+    "inspect_output": "writing.output",
     "is_heldout": "keys",
-    "merge_caches": "merging",
-    "open_cache": "reader",
-    "plan_size": "disk",
+    "merge_caches": "derived.merging",
+    "open_cache": "reading.reader",
+    "plan_size": "writing.disk",
     "read_manifest": "info",
     "row_keys": "keys",
-    "slice_cache": "slicing",
+    "slice_cache": "derived.slicing",
     "verify_cache": "verify",
 }
 __all__ = [

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .codecs import Codec
+from .encoding.codecs import Codec
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

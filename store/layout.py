@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .codecs import BloscCodec, ZstdCodec, max_encoded_bytes
+from .encoding.codecs import BloscCodec, ZstdCodec, max_encoded_bytes
 from .errors import UsageError
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "int8"]

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from .codecs import Codec
+from .encoding.codecs import Codec
 from .errors import CorruptCacheError, IncompleteCacheError, UsageError
 from .identity import canonical_json, fingerprint
 from .layout import (

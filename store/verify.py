@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .derived.heldout import heldout_positions
 from .errors import CorruptCacheError
-from .heldout import heldout_positions
 from .keys import row_keys
 from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest, load_manifest
-from .publish import nested_metadata, root_metadata
-from .sharded_array import ShardedArray
+from .reading.sharded_array import ShardedArray
 from .untrusted import check_no_links, read_json
+from .writing.publish import nested_metadata, root_metadata
 
 _BLOCK_ROWS = 1 << 20
 _RANGE_TOKENS = 1 << 27  # whose side of the split is held in memory at once

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..store.errors import UsageError
-from ..store.reader import ActivationCache
+from ..store.reading.reader import ActivationCache
 from .batch import block_rows
 from .kernels import encode_blocks
 from .sae import SAE

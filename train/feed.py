@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..store.reader import ActivationCache
+from ..store.reading.reader import ActivationCache
 from .config import TrainConfig
 
 PIECE_BYTES = 64 * 2**20  # the cache reads a few batches ahead: large ones are read in pieces of this size

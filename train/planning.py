@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..store.errors import UsageError
-from ..store.reader import ActivationCache
+from ..store.reading.reader import ActivationCache
 from .config import ExpectedCache, TrainConfig
 from .feed import num_steps, usable_rows
 from .trackers import missing_trackers

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..store.errors import UsageError
-from ..store.reader import ActivationCache
+from ..store.reading.reader import ActivationCache
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig

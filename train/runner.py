@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..store.errors import SaecacheError
-from ..store.reader import ActivationCache, open_cache
+from ..store.reading.reader import ActivationCache, open_cache
 from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
 from .config import TrainConfig
 from .engine import Events, train

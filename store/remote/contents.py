@@ -14,8 +14,8 @@ from typing import Any
 from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..layout import PROVENANCE_GROUP
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
-from ..publish import nested_metadata, root_metadata
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
+from ..writing.publish import nested_metadata, root_metadata
 from .failures import MissingObjectError
 from .location import Location
 

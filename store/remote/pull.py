@@ -17,8 +17,8 @@ import filelock
 from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..errors import CorruptCacheError, UsageError
 from ..manifest import PULL_FOLDER
-from ..output import inspect_output
 from ..untrusted import check_no_links
+from ..writing.output import inspect_output
 from .contents import (
     PROVENANCE,
     ROOT,

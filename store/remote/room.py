@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import GIB
-from ..disk import full_disk_explained
 from ..errors import DiskFullError, UsageError
+from ..writing.disk import full_disk_explained
 
 _SPARE_BYTES = 64 << 20  # left free beside the cache
 

@@ -12,7 +12,7 @@ from saecache.evaluate.scored import choose_sequences
 from saecache.harvest import HarvestConfig, LanguageModel
 from saecache.harvest import run as harvest
 from saecache.store import open_cache
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig
 from saecache.train import run as train
 

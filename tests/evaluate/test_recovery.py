@@ -10,8 +10,8 @@ import torch
 from saecache.evaluate.recovery import correlation, match, recovery
 from saecache.evaluate.synthetic import GroundTruth, ground_truth, write_synthetic
 from saecache.store.errors import UsageError
-from saecache.store.reader import ActivationCache, open_cache
-from saecache.store.writer import CacheWriter
+from saecache.store.reading.reader import ActivationCache, open_cache
+from saecache.store.writing.writer import CacheWriter
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.sae import SAEConfig
 from saecache.train.variants.batch_topk import BatchTopK

@@ -19,7 +19,7 @@ from saecache.evaluate.low_coherence import (
 )
 from saecache.evaluate.synthetic import HOOK, GroundTruth, SyntheticConfig, ground_truth, write_synthetic
 from saecache.store.errors import SaecacheError, UsageError
-from saecache.store.reader import open_cache
+from saecache.store.reading.reader import open_cache
 
 SMALL: dict[str, Any] = {
     "num_rows": 9000,

@@ -15,16 +15,9 @@ import pytest
 
 from saecache.harvest import HarvestConfig, runner
 from saecache.harvest.runner import run
-from saecache.store import (
-    CacheWriter,
-    UsageError,
-    inspect_output,
-    open_cache,
-    replay,
-    slice_cache,
-    verify_cache,
-)
-from saecache.store.journal import read_journal
+from saecache.store import CacheWriter, UsageError, inspect_output, open_cache, slice_cache, verify_cache
+from saecache.store.derived import replay
+from saecache.store.writing.journal import read_journal
 
 MakeConfig = Callable[..., HarvestConfig]
 SINKS = {"selection": {"sink_ratio": 1.6}}

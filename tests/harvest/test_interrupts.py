@@ -15,7 +15,7 @@ import pytest
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 from saecache.store import inspect_output, verify_cache
-from saecache.store.journal import read_journal
+from saecache.store.writing.journal import read_journal
 
 MakeConfig = Callable[..., HarvestConfig]
 NUM_TOKENS = 24_000

@@ -29,7 +29,7 @@ from saecache.store import (
     slice_cache,
     verify_cache,
 )
-from saecache.store.codecs import ZstdCodec
+from saecache.store.encoding.codecs import ZstdCodec
 from saecache.store.errors import SaecacheError
 from saecache.store.identity import fingerprint
 from saecache.store.info import describe, read_provenance

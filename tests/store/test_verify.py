@@ -12,7 +12,7 @@ import pytest
 from saecache.store import CorruptCacheError, IncompleteCacheError, UsageError, verify_cache
 from saecache.store.layout import metadata_bytes
 from saecache.store.manifest import load_manifest
-from saecache.store.publish import root_metadata
+from saecache.store.writing.publish import root_metadata
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.store.reader import ActivationCache, open_cache
-from saecache.store.writer import CacheWriter
+from saecache.store.reading.reader import ActivationCache, open_cache
+from saecache.store.writing.writer import CacheWriter
 from saecache.train import TrainConfig
 
 D_MODEL = 24

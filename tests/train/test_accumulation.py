@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.batch import Batch
 from saecache.train.initialisation import initial_parameters

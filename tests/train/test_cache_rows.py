@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from saecache.store import UsageError, convert_cache, open_cache
-from saecache.store.codecs import BloscCodec, ZstdCodec
-from saecache.store.reader import ActivationCache
-from saecache.store.slicing import slice_cache
+from saecache.store.derived.slicing import slice_cache
+from saecache.store.encoding.codecs import BloscCodec, ZstdCodec
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 
 TOPK = {"kind": "topk", "k": 4}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, feed
 from saecache.train.feed import batches, rows_of_a_piece
 

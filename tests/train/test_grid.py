@@ -10,7 +10,7 @@ import yaml
 from saecache.configs import load_config
 from saecache.configs.loading import validate
 from saecache.store.errors import UsageError
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 
 from .variant_contract import folder_bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.checkpoint import resume_step, saved_steps
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.trainee import Trainee
 

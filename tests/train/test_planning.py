@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from saecache.store.errors import UsageError
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.planning import plan_run
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saecache.store.errors import SaecacheError, UsageError
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 
 from .variant_contract import folder_bytes, metrics

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saecache.store.errors import UsageError
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
 
 

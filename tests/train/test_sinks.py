@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from saecache.store.errors import UsageError
-from saecache.store.reader import ActivationCache, open_cache
-from saecache.store.writer import CacheWriter
+from saecache.store.reading.reader import ActivationCache, open_cache
+from saecache.store.writing.writer import CacheWriter
 from saecache.train import TrainConfig, run
 from saecache.train.feed import batches
 from saecache.train.planning import plan_run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.kernels.dispatch import only_torch, use_compiled
 from saecache.train.together import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side

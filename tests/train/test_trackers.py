@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 
 from .variant_contract import metrics

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saecache.store.errors import UsageError
 from saecache.store.normalization import NORMALIZATIONS
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.batch import Batch, Outcome
 from saecache.train.pairs import Pairs

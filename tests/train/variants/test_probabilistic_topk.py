@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.store.reader import ActivationCache
+from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.batch import Batch, Rows
 from saecache.train.variant import Plan

@@ -1,0 +1,1 @@
+"""Caches from caches: slices, merged caches, other encodings."""

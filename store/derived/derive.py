@@ -1,0 +1,157 @@
+"""A new cache from finished ones: what slices, merged and converted caches have in common."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..config import StorageConfig
+from ..encoding.records import RecordLayout
+from ..errors import CorruptCacheError, UsageError
+from ..identity import OWN_KEYS, differences, whole_identity
+from ..manifest import Manifest, load_manifest
+from ..reading.reader import ActivationCache
+from ..remote.urls import is_url
+from ..writing.disk import PlannedSize, check_disk_space, plan_layout
+from ..writing.output import inspect_output
+from ..writing.writer import CacheWriter
+from .heldout import heldout_fraction_of, seed_of
+from .replay import Part, replay
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A finished cache that was made of others. ``reused``: it was there already and nothing was done."""
+
+    path: Path
+    manifest: Manifest
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a derived cache is: everything that decides its bytes, and where it comes from."""
+
+    parts: Sequence[Part]
+    source: Mapping[str, Any]  # the identity without the keys that the writer adds
+    hooks: Mapping[str, int]
+    storage: StorageConfig
+    counts: Mapping[str, int]
+    provenance: Mapping[str, Any]
+
+
+Progress = Callable[[int, int], None]
+
+
+def derive(
+    out: Path | str,
+    recipe: Recipe,
+    *,
+    memory_bytes: int | None = None,
+    on_rows: Progress | None = None,
+    on_bytes: Progress | None = None,
+) -> Derived:
+    """Write the cache of ``recipe`` into a new folder, or go on with the unfinished one that is there.
+
+    Args:
+        out: the new cache's folder.
+        recipe: what it is.
+        memory_bytes: bound on buffers, as in ``StorageConfig``; does not change what is written.
+        on_rows: called with (rows read, rows in all).
+        on_bytes: called with (bytes written, bytes in all) while shards are written.
+
+    Raises:
+        UsageError: ``out`` holds something else, or is a URL; the disk is too small.
+        CorruptCacheError: a source is damaged.
+        DiskFullError: the same call goes on once there is room.
+    """
+    if is_url(out):
+        raise UsageError(
+            f"{out}: a cache is made from others in a folder; from there, 'saecache cache push FOLDER {out}'"
+        )
+    out = Path(out)
+    first = recipe.parts[0].cache.manifest
+    seed, heldout_fraction = seed_of(first), heldout_fraction_of(first)
+    identity = whole_identity(
+        recipe.source, recipe.hooks, first.context, seed, heldout_fraction, recipe.storage
+    )
+    if inspect_output(out) == "complete":
+        there = load_manifest(out)
+        if lines := differences(there.identity, identity):
+            listed = "\n".join(f"  - {line}" for line in lines)
+            raise UsageError(
+                f"{out} holds a finished cache of another identity; choose another folder:\n{listed}"
+            )
+        return Derived(path=out, manifest=there, reused=True)
+    _check_room(out, recipe)
+    rows = sum(part.train_rows + part.heldout_rows for part in recipe.parts)
+    with CacheWriter(
+        out,
+        hooks=recipe.hooks,
+        context=first.context,
+        identity=recipe.source,
+        seed=seed,
+        heldout_fraction=heldout_fraction,
+        storage=recipe.storage.bounded(memory_bytes),
+        provenance=recipe.provenance,
+        planned_sequences=-(-rows // first.context),
+    ) as writer:
+        replay(writer, recipe.parts, on_progress=on_rows)
+        manifest = writer.finalize(counts=recipe.counts, on_progress=on_bytes)
+    return Derived(path=out, manifest=manifest, reused=False)
+
+
+def source_identity(manifest: Manifest) -> dict[str, Any]:
+    """The identity as its first writer was given it."""
+    return {key: value for key, value in manifest.identity.items() if key not in OWN_KEYS}
+
+
+def storage_of(manifest: Manifest) -> StorageConfig:
+    """How a cache is stored, as its identity says it.
+
+    Raises:
+        CorruptCacheError: the identity has nothing of the kind, or contradicts the manifest.
+    """
+    try:
+        storage = StorageConfig.model_validate(manifest.identity.get("storage"))
+    except ValidationError as error:
+        raise CorruptCacheError(
+            f"the cache's identity does not say how it is stored: {error.errors()[0]['msg']}"
+        ) from None
+    if (storage.dtype, storage.normalization) != (manifest.dtype, manifest.normalization):
+        raise CorruptCacheError(
+            f"the cache's identity says {storage.dtype}, {storage.normalization}, its manifest "
+            f"{manifest.dtype}, {manifest.normalization}"
+        )
+    return storage
+
+
+def origin(cache: ActivationCache) -> dict[str, Any]:
+    """What the provenance of a derived cache keeps of a source."""
+    return {"fingerprint": cache.fingerprint, "provenance": cache.provenance}
+
+
+def _check_room(out: Path, recipe: Recipe) -> None:
+    """Refuse before the work when the disk cannot hold spill and result."""
+    manifest = recipe.parts[0].cache.manifest
+    train_rows, heldout_rows, sequences = (
+        sum(getattr(part, name) for part in recipe.parts)
+        for name in ("train_rows", "heldout_rows", "sequences")
+    )
+    layout = plan_layout(
+        recipe.hooks,
+        manifest.context,
+        recipe.storage,
+        train_rows=train_rows,
+        heldout_rows=heldout_rows,
+        sequences=sequences,
+        tokens=manifest.tokens,
+    )
+    records = sum(RecordLayout(width, recipe.storage.dtype).record_bytes for width in recipe.hooks.values())
+    arrays = len(layout.sequence_arrays())
+    spill = (train_rows + heldout_rows) * (records + 8) + sequences * manifest.context * 4 * arrays
+    final = layout.total_bytes()
+    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
+    check_disk_space(out, PlannedSize(final_bytes=final, peak_bytes=final + spill), already_bytes=done)

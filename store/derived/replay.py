@@ -1,0 +1,187 @@
+"""The rows of a finished cache into a writer, as they are stored: what slicing, merging and extending share.
+
+Sequences come first, then training rows in stored order, then held-out rows in reading order. The writer's
+journal says how far it got, so a copy that was killed goes on, and the finished bytes are those of a cache
+that was written from the model: the shuffle puts rows in order by their keys, however they arrived.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..encoding.compact import decode_words, encode_words
+from ..encoding.records import RecordLayout
+from ..errors import BadActivationError
+from ..layout import SPLITS
+from ..reading.reader import ActivationCache
+from ..reading.sharded_array import ShardedArray
+from ..writing.writer import CacheWriter
+
+COMMIT_BYTES = 1 << 30
+_BLOCK_BYTES = 16 << 20  # of one hook's rows, or of token ids, read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is taken of one finished cache: so many sequences and rows from the front.
+
+    Rows of later sequences than ``sequences`` are left out. Sequence 0 becomes ``first_sequence``, document 0
+    ``first_document``.
+    """
+
+    cache: ActivationCache
+    sequences: int
+    train_rows: int
+    heldout_rows: int
+    first_sequence: int = 0
+    first_document: int = 0
+
+    @classmethod
+    def whole(cls, cache: ActivationCache, *, first_sequence: int = 0, first_document: int = 0) -> "Part":
+        """All of ``cache``."""
+        manifest = cache.manifest
+        return cls(
+            cache=cache,
+            sequences=manifest.sequences,
+            train_rows=manifest.train_rows,
+            heldout_rows=manifest.heldout_rows,
+            first_sequence=first_sequence,
+            first_document=first_document,
+        )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stretch of the work: ``total`` steps, from any of which it goes on."""
+
+    total: int
+    step: int
+    write: Callable[[int, int], int]  # (first, last) -> bytes
+
+
+def replay(
+    writer: CacheWriter, parts: Sequence[Part], *, on_progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write ``parts`` one after the other, from where the writer's last commit stands, and commit.
+
+    Args:
+        writer: of the hooks to take (each part has them) and of the parts' context and seed.
+        parts: what to take.
+        on_progress: called with (rows done, rows in all).
+
+    Raises:
+        CorruptCacheError: naming a damaged file of a source.
+        DiskFullError: the same call continues once there is room.
+    """
+    stages = [stage for part in parts for stage in _stages(writer, part)]
+    total_rows = sum(part.train_rows + part.heldout_rows for part in parts)
+    number, done = writer.progress.get("replayed", [0, 0])
+    uncommitted = 0
+    while number < len(stages):
+        stage = stages[number]
+        while done < stage.total:
+            last = min(done + stage.step, stage.total)
+            uncommitted += stage.write(done, last)
+            done = last
+            if uncommitted >= COMMIT_BYTES:
+                writer.commit({"replayed": [number, done]})
+                uncommitted = 0
+            if on_progress:
+                on_progress(_rows_done(stages, number, done), total_rows)
+        number, done = number + 1, 0
+    writer.commit({"replayed": [number, 0]})
+
+
+def _rows_done(stages: Sequence[_Stage], number: int, done: int) -> int:
+    """Every third stage, from the first on, is of sequences."""
+    before = [stage.total for place, stage in enumerate(stages[:number]) if place % 3]
+    return sum(before) + (done if number % 3 else 0)
+
+
+def _stages(writer: CacheWriter, part: Part) -> Iterator[_Stage]:
+    context = writer.context
+    arrays = _token_arrays(part)
+
+    def write_sequences(first: int, last: int) -> int:
+        taken = {name: array[first:last] for name, array in arrays.items()}
+        if "document" in taken:
+            documents = taken["document"]
+            documents[documents >= 0] += np.int32(part.first_document)
+        writer.write_token_arrays(part.cache.manifest.tokens, last - first, taken)
+        return sum(array.nbytes for array in taken.values())
+
+    yield _Stage(part.sequences, max(1, _BLOCK_BYTES // (4 * context)), write_sequences)
+    for split in SPLITS:
+        rows = part.train_rows if split == "train" else part.heldout_rows
+        yield _Stage(rows, _rows_of_block(writer, part), _RowCopy(writer, part, split))
+
+
+class _RowCopy:
+    """Copies rows ``first:last`` of one split."""
+
+    def __init__(self, writer: CacheWriter, part: Part, split: str) -> None:
+        cache, layout = part.cache, part.cache.manifest.layout
+        self._writer, self._part, self._split = writer, part, split
+        self._token = cache.stored(layout.token(split))
+        self._arrays = {
+            hook: [
+                cache.stored(spec) for spec in (layout.activations(split, hook), *layout.beside(split, hook))
+            ]
+            for hook in writer.hooks
+        }
+
+    def __call__(self, first: int, last: int) -> int:
+        context = self._writer.context
+        token = self._token[first:last]
+        wanted: Any = token < np.uint64(self._part.sequences * context)
+        if wanted.all():
+            wanted = slice(None)  # saves a copy
+        records = {
+            hook: self._encoded(hook, [array[first:last][wanted] for array in arrays])
+            for hook, arrays in self._arrays.items()
+        }
+        token = token[wanted] + np.uint64(self._part.first_sequence * context)
+        self._writer.write_records(self._split, token, records)
+        return sum(block.nbytes for block in records.values())
+
+    def _encoded(self, hook: str, stored: list[NDArray[Any]]) -> NDArray[np.uint8]:
+        """Rows [n, D], norm, mean (and scale) [n] of the source as the writer's records [n, record_bytes]."""
+        rows, norm, mean, *scales = stored
+        scale = scales[0] if scales else None
+        before = self._part.cache.manifest.dtype
+        layout = RecordLayout(self._writer.hooks[hook], self._writer.storage.dtype)
+        records = np.zeros((len(rows), layout.record_bytes), np.uint8)
+        layout.norm(records)[:] = norm
+        layout.mean(records)[:] = mean
+        words = layout.words(records)
+        if layout.dtype == before:
+            words[:, : layout.d_model] = rows.view(layout.word)
+            if scale is not None:
+                layout.scale(records)[:] = scale
+            return records
+        x = decode_words(rows, before, scale)
+        bad = encode_words(x, layout.dtype, words, layout.scale(records) if layout.has_scale else None)
+        if bad.any():
+            largest = float(np.abs(x[bad]).max())
+            raise BadActivationError(
+                f"hook {hook}: values up to {largest:.4g} are too large for {layout.dtype}; "
+                "convert to bfloat16, int8 or float32"
+            )
+        return records
+
+
+def _rows_of_block(writer: CacheWriter, part: Part) -> int:
+    layout = part.cache.manifest.layout
+    block_bytes = min(_BLOCK_BYTES, writer.storage.memory_bytes // 8)
+    rows = max(1, block_bytes // (4 * max(writer.hooks.values())))
+    return rows if layout.codec is None else max(1, rows // layout.chunk_rows) * layout.chunk_rows
+
+
+def _token_arrays(part: Part) -> dict[str, ShardedArray]:
+    """Token arrays of the cache by their name below ``tokens/``."""
+    cache = part.cache
+    specs = cache.manifest.layout.sequence_arrays()
+    return {name: cache.stored(spec) for name, spec in specs.items()}

@@ -1,0 +1,200 @@
+"""Raw rows to stored rows: mean, norm, division and rounding in one pass over memory.
+
+Legend: x raw row [D]; m = mean of x; c = x - m; s = L2 norm of c (0 below the smallest normal float32);
+u = c * (1 / s), or 0 where s is 0.
+
+All arithmetic is float32 in a fixed order: a sum over D adds up ``LANES`` partial sums, element j going to
+lane j mod LANES, and then halves the lanes until one is left. So a row gives the same bytes whatever batch it
+comes in. Rounding to float16 is to nearest, ties to even, done on the bits.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from .compact import encode_words
+from .records import RecordLayout
+
+LANES = 64
+SMALLEST_NORM = np.float32(np.finfo(np.float32).tiny)
+
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) -> None:
+    """Activations of one hook as a caller gives them: torch or numpy, [n, D], any float type and device.
+
+    Raises:
+        UsageError: another shape or type.
+    """
+    shape = tuple(activations.shape)
+    if shape != (expected_rows, d_model):
+        raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")
+    is_tensor = isinstance(activations, torch.Tensor)
+    if not (activations.is_floating_point() if is_tensor else activations.dtype.kind == "f"):
+        raise UsageError(f"activations of {hook}: expected floating point numbers, got {activations.dtype}")
+
+
+def as_float32(activations: Any) -> NDArray[np.float32]:
+    """Rows [n, D] of a caller as C-contiguous float32 in main memory, copied only if they must be."""
+    if isinstance(activations, torch.Tensor):
+        tensor = activations.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        rows: NDArray[np.float32] = tensor.numpy()
+        return rows
+    return np.ascontiguousarray(activations, dtype=np.float32)
+
+
+def int32_copy(values: Any, name: str) -> NDArray[np.int32]:
+    """A copy of whole numbers from -1 to 2^31 - 1.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise UsageError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and (array.min() < -1 or array.max() >= 2**31):
+        raise UsageError(
+            f"{name}: expected values from -1 to {2**31 - 1}, got {array.min()} to {array.max()}"
+        )
+    return array.astype(np.int32)
+
+
+def encode_rows(
+    x: NDArray[np.float32], records: NDArray[np.uint8], layout: RecordLayout, unit: bool
+) -> NDArray[np.bool_]:
+    """Fill ``records`` from raw rows.
+
+    Args:
+        x: float32 [n, D], C-contiguous.
+        records: uint8 [n, record_bytes], C-contiguous, overwritten.
+        layout: of the records.
+        unit: store u; otherwise x itself. Norm and mean are in the record either way.
+
+    Returns:
+        bool [n]: rows that cannot be stored (NaN, Inf, overflow of float32 in the norm or of the stored
+        type).
+    """
+    n = len(x)
+    norm, mean = np.empty(n, np.float32), np.empty(n, np.float32)
+    bad = np.empty(n, np.bool_)
+    words = layout.words(records)
+    records[:, layout.row_bytes : -8] = 0
+    if layout.dtype == "float16":
+        _encode_half(x, words, norm, mean, bad, unit)
+    elif layout.dtype == "float32":
+        _encode_single(x, words, norm, mean, bad, unit)
+    else:
+        rows = np.empty(x.shape, np.float32)
+        _encode_single(x, rows.view(np.uint32), norm, mean, bad, unit)
+        scale = layout.scale(records) if layout.has_scale else None
+        bad |= encode_words(rows, layout.dtype, words, scale)
+    layout.norm(records)[:] = norm
+    layout.mean(records)[:] = mean
+    return bad
+
+
+@_jit
+def _encode_half(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-def]
+    """float32 [n, D] -> float16 bits in uint16 [n, >= D]."""
+    n, d_model = x.shape
+    lanes = np.empty(LANES, np.float32)
+    row = np.empty(d_model, np.float32)
+    shifted = np.empty(d_model, np.float32)
+    row_bits, shifted_bits = row.view(np.uint32), shifted.view(np.uint32)
+    for r in range(n):
+        norm[r], mean[r] = _standardize(x[r], row, lanes, unit)
+        _shift(row, shifted)
+        largest = _round_to_half(row_bits, shifted_bits, words[r])
+        bad[r] = largest >= np.uint32(0x7C00) or not (np.isfinite(norm[r]) and np.isfinite(mean[r]))
+
+
+@_jit
+def _encode_single(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-def]
+    """float32 [n, D] -> float32 bits in uint32 [n, >= D]."""
+    n, d_model = x.shape
+    lanes = np.empty(LANES, np.float32)
+    row = np.empty(d_model, np.float32)
+    row_bits = row.view(np.uint32)
+    for r in range(n):
+        norm[r], mean[r] = _standardize(x[r], row, lanes, unit)
+        target = words[r]
+        for j in range(d_model):
+            target[j] = row_bits[j]
+        bad[r] = not (np.isfinite(norm[r]) and np.isfinite(mean[r]))
+
+
+@_jit
+def _standardize(x, row, lanes, unit):  # type: ignore[no-untyped-def]
+    """Fill ``row`` with u (or x), return norm and mean; the loops are shaped for LLVM to vectorize."""
+    d_model = x.shape[0]
+    whole = d_model - d_model % LANES
+    for lane in range(LANES):
+        lanes[lane] = 0
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += x[j + lane]
+    for lane in range(d_model - whole):
+        lanes[lane] += x[whole + lane]
+    mean = _halve(lanes) / np.float32(d_model)
+    for lane in range(LANES):
+        lanes[lane] = 0
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            centered = x[j + lane] - mean
+            row[j + lane] = centered
+            lanes[lane] += centered * centered
+    for lane in range(d_model - whole):
+        centered = x[whole + lane] - mean
+        row[whole + lane] = centered
+        lanes[lane] += centered * centered
+    norm = np.float32(np.sqrt(_halve(lanes)))
+    if norm < SMALLEST_NORM:
+        norm = np.float32(0)
+    if unit:
+        inverse = np.float32(0) if norm == 0 else np.float32(1) / norm
+        for j in range(d_model):
+            row[j] = row[j] * inverse
+    else:
+        for j in range(d_model):
+            row[j] = x[j]
+    return norm, mean
+
+
+@_jit
+def _halve(lanes):  # type: ignore[no-untyped-def]
+    width = LANES
+    while width > 1:
+        width //= 2
+        for lane in range(width):
+            lanes[lane] += lanes[lane + width]
+    return lanes[0]
+
+
+@_jit
+def _shift(row, shifted):  # type: ignore[no-untyped-def]
+    """|row| + 0.5: below 2^-14 the low bits of the sum are the subnormal float16, rounded by the adder."""
+    for j in range(row.shape[0]):
+        shifted[j] = np.abs(row[j]) + np.float32(0.5)
+
+
+@_jit
+def _round_to_half(bits, shifted_bits, target):  # type: ignore[no-untyped-def]
+    """float32 bits -> float16 bits; returns the largest magnitude, where 0x7C00 and more is Inf or NaN."""
+    largest = np.uint32(0)
+    for j in range(bits.shape[0]):
+        magnitude = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
+        odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
+        normal = np.uint32(np.uint32(magnitude - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
+        subnormal = np.uint32(shifted_bits[j] - np.uint32(0x3F000000))
+        half = normal if magnitude >= np.uint32(0x38800000) else subnormal
+        half = np.uint32(0x7C00) if magnitude >= np.uint32(0x477FF000) else half
+        half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else half
+        largest = max(largest, half)
+        sign = np.uint32(np.uint32(bits[j] >> np.uint32(16)) & np.uint32(0x8000))
+        target[j] = np.uint16(half | sign)
+    return largest

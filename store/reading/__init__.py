@@ -1,0 +1,1 @@
+"""A finished cache is read: shards through memory maps, rows by number, epochs of batches."""

@@ -1,0 +1,380 @@
+"""Reading a finished cache: rows by batch, by number, and where each came from."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..info import read_provenance
+from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
+from ..manifest import Manifest, check_files, load_manifest
+from ..normalization import NORMALIZATIONS, NormalizationKind, Normalizer
+from ..remote.urls import is_url
+from ..statistics import HookStatistics
+from .batches import BatchPlan, iterate
+from .buffers import BufferPool
+from .order import EpochOrder
+from .row_reader import RowReader
+from .sharded_array import RowNumbers, ShardedArray
+
+if TYPE_CHECKING:
+    from ..remote.shards import RemoteShards
+
+_COUNTED_ROWS = 1 << 16
+_TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
+
+
+def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
+    """Open a finished cache: a folder, or a URL as ``s3://bucket/team/name``.
+
+    With ``rows`` only the first training rows are there, a uniform sample (:meth:`ActivationCache.head`).
+
+    Of a folder the manifest and the sizes of all files are read. Of a URL the manifest; the rest is
+    downloaded when it is read, and ahead of that, to the local cache that the processes of this machine share
+    (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), checked against the manifest.
+
+    Raises:
+        UsageError: no such folder or location, not a cache, a newer format, no access, or fewer rows.
+        IncompleteCacheError: the cache is still being written.
+        CorruptCacheError: the manifest contradicts itself, or a file is missing or of the wrong size.
+        RemoteError: the object store does not answer.
+    """
+    if is_url(path):
+        from ..remote.opening import open_remote
+
+        url, manifest, files = open_remote(str(path))
+        cache = ActivationCache(url, manifest, files)
+    else:
+        path = Path(path)
+        manifest = load_manifest(path)
+        check_files(path, manifest)
+        cache = ActivationCache(path, manifest)
+    return cache if rows is None else cache.head(rows)
+
+
+class ActivationCache:
+    """A finished cache, see :func:`open_cache`. Safe to use from several threads.
+
+    Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
+    (rows of held-out documents, in reading order). ``normalization`` is one of ``unit``, ``none``, ``scale``,
+    ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        files: "RemoteShards | None" = None,
+        rows: int | None = None,
+    ) -> None:
+        self.path = path  # its folder, or its URL
+        self._files = files
+        self._rows = rows  # training rows that are used; None: all
+        self.manifest = manifest
+        self.fingerprint = manifest.fingerprint
+        self.hooks = list(manifest.hooks)
+        self.context = manifest.context
+        self.normalization: str = manifest.normalization
+        self._layout = manifest.layout
+        self._kept: dict[tuple[str, str, float, int], int] = {}
+        self._arrays = {
+            spec.path: ShardedArray(
+                path, spec, files=files, rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None
+            )
+            for spec in self._layout.arrays()
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the cache for itself."""
+        return open_cache, (self.path, self._rows)
+
+    def __len__(self) -> int:
+        """Training rows."""
+        return self.num_rows("train")
+
+    def num_rows(self, split: str = "train") -> int:
+        _check_one_of("split", split, SPLITS)
+        return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
+
+    def head(self, rows: int) -> "ActivationCache":
+        """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
+
+        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which normalization
+        ``scale`` goes by: a run on fewer rows sees them scaled as one on all.
+
+        Raises:
+            UsageError: there are fewer rows.
+        """
+        if not 0 < rows <= len(self):
+            raise UsageError(
+                f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"
+            )
+        return ActivationCache(self.path, self.manifest, self._files, rows)
+
+    def stored(self, spec: ArraySpec) -> ShardedArray:
+        """An array of ``manifest.layout`` as it is stored."""
+        return self._arrays[spec.path]
+
+    def d_model(self, hook: str) -> int:
+        """Width of the rows of ``hook``."""
+        self._check_hook(hook)
+        return self.manifest.hooks[hook].d_model
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Facts that do not make it another cache: when, by what software, how fast."""
+        if self._files is None:
+            return read_provenance(self.path)
+        from ..remote.opening import read_remote_provenance
+
+        return read_remote_provenance(str(self.path))
+
+    def batches(
+        self,
+        hook: str,
+        rows_per_batch: int = 4096,
+        seed: int = 0,
+        epoch: int = 0,
+        split: str = "train",
+        normalization: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        start_batch: int = 0,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        num_rows: int | None = None,
+        sink_ratio: float | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
+
+        Epoch 0 is the stored order, a uniform shuffle of the whole cache; later epochs permute chunks, and
+        rows within windows of chunks. Held-out rows always come in reading order.
+
+        Args:
+            hook: name of the hook.
+            rows_per_batch: B; the last batch is shorter unless ``drop_last``.
+            seed: of the order of later epochs.
+            epoch: from 0.
+            split: ``train`` or ``heldout``.
+            normalization: what is handed out, None = as stored.
+            dtype: floating type of the batches.
+            start_batch: begin with this batch of the epoch; those before it are not read.
+            drop_last: leave out a last batch that is shorter.
+            device: where the batches go.
+            num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
+            sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
+                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
+                and batches of two hooks no longer hold the same tokens.
+
+        Raises:
+            UsageError: no such hook, split or normalization; a batch larger than the rows there are.
+            CorruptCacheError: while iterating, naming the shard.
+        """
+        reader = self._row_reader(hook, split, normalization)
+        rows = self._limit_rows(split, num_rows)
+        if epoch < 0 or start_batch < 0:
+            raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
+        plan = BatchPlan(
+            order=EpochOrder(
+                num_rows=rows,
+                chunk_rows=self._layout.chunk_rows,
+                seed=seed,
+                epoch=epoch if split == "train" else 0,
+                shard_chunks=self._layout.shard_rows // self._layout.chunk_rows,
+            ),
+            rows_per_batch=rows_per_batch,
+            start_batch=start_batch,
+            drop_last=drop_last,
+            keep=None if sink_ratio is None else self._sink_filter(hook, split, sink_ratio),
+        )
+        available = self._count_kept(hook, split, sink_ratio, rows)
+        if not 0 < rows_per_batch <= available:
+            raise UsageError(
+                f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
+                f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
+            )
+        pool, width = BufferPool(), self.d_model(hook)
+
+        def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
+            batch = pool.take(len(numbers), width, dtype)
+            reader.fill(batch, numbers, pool, release=False, threads=threads)
+            return batch.to(device)
+
+        batches = iterate(reader.activations, plan, make)
+        if self._files is None:
+            return batches
+        specs = {array.spec.path: array.spec for array in reader.arrays}
+        if plan.keep is not None:
+            norm = self._layout.norm(split, hook)
+            specs[norm.path] = norm
+        shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
+        return _within(self._downloading(specs.values(), shards), batches)
+
+    def num_batches(
+        self,
+        rows_per_batch: int = 4096,
+        split: str = "train",
+        *,
+        drop_last: bool = False,
+        num_rows: int | None = None,
+        hook: str | None = None,
+        sink_ratio: float | None = None,
+    ) -> int:
+        """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
+        if sink_ratio is not None and hook is None:
+            raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
+        rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
+        return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
+
+    def rows(
+        self,
+        hook: str,
+        indices: Any,
+        split: str = "train",
+        normalization: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D]."""
+        reader = self._row_reader(hook, split, normalization)
+        if isinstance(indices, torch.Tensor):
+            indices = indices.cpu().numpy()
+        numbers = reader.activations.check_rows(np.asarray(indices).reshape(-1))
+        out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
+        shards = np.unique(numbers // self._layout.shard_rows).tolist()
+        with self._downloading((array.spec for array in reader.arrays), shards):
+            reader.fill(out, numbers, BufferPool(), release=True)
+        return out
+
+    @property
+    def tokens(self) -> ShardedArray:
+        """Token ids int32 [S, context], -1 = padding."""
+        if self.manifest.tokens != "ids and documents":
+            raise UsageError(f"{self.path} has no token ids: its rows do not come from text")
+        return self._arrays["tokens/ids"]
+
+    @property
+    def documents(self) -> ShardedArray:
+        """Document of each position, int32 [S, context], -1 = padding."""
+        if self.manifest.tokens == "none":
+            raise UsageError(f"{self.path} stores no documents: every row is its own")
+        return self._arrays["tokens/document"]
+
+    def token_index(self, split: str = "train") -> ShardedArray:
+        """uint64 [N]: sequence * context + position of each row."""
+        _check_one_of("split", split, SPLITS)
+        return self._arrays[self._layout.token(split).path]
+
+    def locate(
+        self, rows: Any, split: str = "train"
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where rows come from: (sequence, position, document), int64 [n] each."""
+        numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
+        token = self.token_index(split).gather(numbers).astype(np.int64)
+        sequence, position = np.divmod(token, self.context)
+        if self.manifest.tokens == "none":
+            return sequence, position, token
+        distinct, places = np.unique(sequence, return_inverse=True)
+        document = self.documents.gather(distinct)[places, position]
+        return sequence, position, document.astype(np.int64)
+
+    def statistics(self, hook: str) -> HookStatistics:
+        """Statistics over all training rows."""
+        self._check_hook(hook)
+        info = self.manifest.hooks[hook]
+        return HookStatistics(
+            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
+            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
+            mean_square_norm=info.mean_square_norm,
+            norm_quantiles=dict(info.norm_quantiles),
+            rows=self.manifest.train_rows,
+        )
+
+    def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
+        """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
+        checked = self._check_normalization(kind)
+        d_model, mean_square = self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
+        scale = sqrt(d_model / mean_square) if checked == "scale" and mean_square > 0 else 1.0
+        return Normalizer(kind=checked, d_model=d_model, scale=scale)
+
+    def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
+        self._check_hook(hook)
+        _check_one_of("split", split, SPLITS)
+        kind, layout = self._check_normalization(normalization), self._layout
+        return RowReader(
+            activations=self._arrays[layout.activations(split, hook).path],
+            norm=self._arrays[layout.norm(split, hook).path],
+            mean=self._arrays[layout.mean(split, hook).path],
+            stored=self.normalization,
+            kind=kind,
+            scale=self.normalizer(hook, kind).scale,
+            row_scale=self._arrays.get(layout.scale(split, hook).path),
+        )
+
+    def _sink_filter(
+        self, hook: str, split: str, ratio: float
+    ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
+        """Which of some row numbers are not attention sinks."""
+        self._check_hook(hook)
+        if not ratio > 0:
+            raise UsageError(f"sink_ratio must be positive, got {ratio}")
+        norms = self._arrays[self._layout.norm(split, hook).path]
+        limit = np.float32(ratio * self.manifest.hooks[hook].norm_quantiles["0.5"])
+        return lambda numbers: norms.gather(numbers) <= limit
+
+    def _count_kept(self, hook: str, split: str, ratio: float | None, rows: int) -> int:
+        """How many of the first ``rows`` rows are not attention sinks; counted once."""
+        if ratio is None:
+            return rows
+        key = (hook, split, ratio, rows)
+        if key not in self._kept:
+            keep = self._sink_filter(hook, split, ratio)
+            starts = range(0, rows, _COUNTED_ROWS)
+            norm = self._layout.norm(split, hook)
+            with self._downloading([norm], range(-(-rows // norm.shard_rows))):
+                self._kept[key] = sum(
+                    int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
+                )
+        return self._kept[key]
+
+    def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
+        """Within it these shards of some arrays are downloaded in this order, ahead of who reads them."""
+        if self._files is None:
+            return nullcontext()
+        specs = list(specs)
+        return self._files.ahead([spec.shard_path(shard) for shard in shards for spec in specs])
+
+    def _limit_rows(self, split: str, num_rows: int | None) -> int:
+        rows = self.num_rows(split)
+        if num_rows is None:
+            return rows
+        if not 0 < num_rows <= rows:
+            raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
+        return num_rows
+
+    def _check_hook(self, hook: str) -> None:
+        _check_one_of("hook", hook, self.hooks)
+
+    def _check_normalization(self, kind: str | None) -> NormalizationKind:
+        kind = self.normalization if kind is None else kind
+        _check_one_of("normalization", kind, NORMALIZATIONS)
+        return kind  # type: ignore[return-value]
+
+
+def _check_one_of(what: str, name: str, known: Any) -> None:
+    if name not in known:
+        close = get_close_matches(str(name), known, n=3)
+        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+        raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
+
+
+def _within(context: AbstractContextManager[None], batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    with context:
+        yield from batches

@@ -1,0 +1,109 @@
+"""Rows of one hook and split as one normalization, from the arrays that store them as another."""
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+
+from ..normalization import NormalizationKind
+from .buffers import BufferPool
+from .sharded_array import RowNumbers, ShardedArray
+
+_TORCH_DTYPE = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "uint16": torch.uint16,
+    "int8": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads stored rows [N, D] with their norm [N] and mean [N], and hands them out as ``kind``."""
+
+    activations: ShardedArray
+    norm: ShardedArray
+    mean: ShardedArray
+    stored: str  # the normalization of ``activations``: "unit" or "none"
+    kind: NormalizationKind
+    scale: float  # of kind "scale"
+    row_scale: ShardedArray | None = None  # [N], of int8 rows
+
+    @property
+    def _needs_norms(self) -> bool:
+        return (self.stored == "unit") != (self.kind in ("unit", "layer_norm"))
+
+    @property
+    def arrays(self) -> list[ShardedArray]:
+        """The arrays that are read; all are cut alike."""
+        norms = [self.norm, self.mean] if self._needs_norms else []
+        return [self.activations, *norms, *([] if self.row_scale is None else [self.row_scale])]
+
+    def fill(
+        self,
+        out: torch.Tensor,
+        numbers: RowNumbers,
+        pool: BufferPool,
+        *,
+        release: bool,
+        threads: Executor | None = None,
+    ) -> None:
+        """Rows by number into ``out`` [n, D], of any floating type; normalizing is done in float32.
+
+        Args:
+            out: overwritten.
+            numbers: int64 [n] or a range of step 1, all of existing rows.
+            pool: for memory in between.
+            release: let go of each chunk's memory when it was read.
+            threads: share the reading of rows that are not consecutive.
+        """
+        same = self.kind == self.stored and self.row_scale is None
+        rows = out
+        if not same and out.dtype != torch.float32:
+            rows = pool.take(out.shape[0], out.shape[1], torch.float32)
+        self._read(rows, numbers, pool, release, threads)
+        if not same:
+            self._renormalize(rows, numbers)
+        if rows is not out:
+            out.copy_(rows)
+
+    def _read(
+        self,
+        out: torch.Tensor,
+        numbers: RowNumbers,
+        pool: BufferPool,
+        release: bool,
+        threads: Executor | None,
+    ) -> None:
+        array = self.activations
+        if isinstance(numbers, range):  # straight from the file into the batch
+            for piece in array.pieces(numbers, release=release):
+                out[piece.target].copy_(self._as_numbers(torch.from_numpy(piece.source)))
+        elif array.dtype == np.float16 and out.dtype == torch.float32:
+            array.gather_into(out.numpy(), numbers, release=release, threads=threads)
+        else:
+            stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[array.dtype.name])
+            array.gather_into(stored.numpy(), numbers, release=release, threads=threads)
+            out.copy_(self._as_numbers(stored))
+
+    def _as_numbers(self, stored: torch.Tensor) -> torch.Tensor:
+        return stored.view(torch.bfloat16) if self.activations.spec.bits_of == "bfloat16" else stored
+
+    def _renormalize(self, y: torch.Tensor, numbers: RowNumbers) -> None:
+        """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
+        if self.row_scale is not None:
+            y.mul_(torch.from_numpy(self.row_scale.gather(numbers))[:, None])
+        wants_unit = self.kind in ("unit", "layer_norm")
+        if self._needs_norms:
+            norm = torch.from_numpy(self.norm.gather(numbers))[:, None]
+            mean = torch.from_numpy(self.mean.gather(numbers))[:, None]
+            if wants_unit:
+                y.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+            else:
+                y.mul_(norm).add_(mean)
+        if self.kind == "layer_norm":
+            y.mul_(sqrt(y.shape[1]))
+        elif self.kind == "scale":
+            y.mul_(self.scale)

@@ -1,0 +1,1 @@
+"""A cache comes to be: rows in reading order, the spill, the shuffle, finished shards, the manifest."""

@@ -1,0 +1,143 @@
+"""Before any work: how large a cache will be, and whether it fits."""
+
+import errno
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import GIB, StorageConfig
+from ..encoding.records import RecordLayout
+from ..errors import DiskFullError, UsageError
+from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
+from ..manifest import MAX_MANIFEST_BYTES
+
+_FILE_ENTRY_BYTES = 256  # of a file in the manifest, its hook's name not counted; a little too many
+
+
+@dataclass(frozen=True)
+class PlannedSize:
+    """Bytes of the finished cache, and bytes on disk at the worst moment while it is written."""
+
+    final_bytes: int
+    peak_bytes: int
+
+
+def plan_size(
+    hooks: Mapping[str, int],
+    context: int,
+    sequences: int,
+    storage: StorageConfig,
+    *,
+    tokens: bool = True,
+) -> PlannedSize:
+    """What a cache will take if every position of every sequence is kept; fewer rows take less.
+
+    Args:
+        hooks: name -> d_model.
+        context: positions of a sequence.
+        sequences: how many sequences will be written.
+        storage: how they are stored.
+        tokens: whether token ids and documents are stored too.
+
+    Raises:
+        UsageError: so many shards that the manifest would be larger than readers accept.
+    """
+    rows = sequences * context
+    kind: TokensKind = "ids and documents" if tokens else "none"
+    layout = plan_layout(
+        hooks, context, storage, train_rows=rows, heldout_rows=1, sequences=sequences, tokens=kind
+    )
+    check_manifest_fits(layout, storage)
+    records = sum(RecordLayout(width, storage.dtype).record_bytes for width in hooks.values())
+    spill = rows * (records + 8 + (8 if tokens else 0))
+    return PlannedSize(final_bytes=layout.total_bytes(), peak_bytes=layout.total_bytes() + spill)
+
+
+def plan_layout(
+    hooks: Mapping[str, int],
+    context: int,
+    storage: StorageConfig,
+    *,
+    train_rows: int,
+    heldout_rows: int = 0,
+    sequences: int = 0,
+    tokens: TokensKind = "none",
+) -> Layout:
+    """The arrays of a cache that is stored as ``storage`` says.
+
+    Raises:
+        UsageError: one chunk would be larger than the format allows.
+    """
+    widest = max(hooks.values()) * storage.itemsize
+    if storage.chunk_rows * widest > MAX_CHUNK_BYTES:
+        raise UsageError(
+            f"chunk_rows={storage.chunk_rows} rows of {widest} bytes make chunks of more than "
+            f"{MAX_CHUNK_BYTES} bytes; expected chunk_rows of at most {max(1, MAX_CHUNK_BYTES // widest)}"
+        )
+    chunk_sequences, shard_sequences = choose_sequence_cut(context, storage.shard_bytes)
+    return Layout(
+        hooks=hooks,
+        context=context,
+        train_rows=train_rows,
+        heldout_rows=heldout_rows,
+        sequences=sequences,
+        tokens=tokens,
+        dtype=storage.dtype,
+        chunk_rows=storage.chunk_rows,
+        shard_rows=choose_shard_rows(widest, storage.chunk_rows, storage.shard_bytes),
+        chunk_sequences=chunk_sequences,
+        shard_sequences=shard_sequences,
+        codec=storage.codec,
+    )
+
+
+def check_manifest_fits(layout: Layout, storage: StorageConfig) -> None:
+    """Refuse a cache of so many shards that nobody would read its manifest, before it is harvested.
+
+    Raises:
+        UsageError: with the size of shards that makes few enough of them.
+    """
+    longest = max(len(hook) for hook in layout.hooks)
+    num_shards = sum(spec.num_shards for spec in layout.arrays())
+    needed = num_shards * (_FILE_ENTRY_BYTES + longest)
+    if needed > MAX_MANIFEST_BYTES:
+        wanted = -(-storage.shard_bytes * needed // MAX_MANIFEST_BYTES)
+        raise UsageError(
+            f"the cache would have {num_shards:,} shards, more than a manifest can list; "
+            f"set storage.shard_bytes to {wanted:,} or more (it is {storage.shard_bytes:,})"
+        )
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
+            "make room and run the same command again, it continues there"
+        ) from error
+
+
+def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: int = 0) -> None:
+    """Refuse before the work when the disk cannot hold it.
+
+    Raises:
+        UsageError: the file system of ``path`` has less than ``planned.peak_bytes - already_bytes`` free.
+    """
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    needed = planned.peak_bytes - already_bytes
+    if needed > free:
+        raise UsageError(
+            f"not enough disk space at {existing}: the cache needs {needed / GIB:.1f} GiB while it "
+            f"is written ({planned.final_bytes / GIB:.1f} GiB when finished), {free / GIB:.1f} GiB are free; "
+            "harvest fewer tokens or hooks, or choose another output folder"
+        )

@@ -1,0 +1,226 @@
+"""From the spill to the finished arrays, shard by shard.
+
+Each unit of work writes the shards of one range of rows and then records, durably, what it wrote: a finalize
+that was killed does the units that have no record, and ends with the same bytes.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..durable import write_bytes
+from ..encoding.codecs import encode_ahead
+from ..encoding.compact import as_moments_need
+from ..encoding.copying import split_records
+from ..encoding.records import RecordLayout
+from ..errors import CorruptCacheError
+from ..layout import SPLITS, ArraySpec, Layout
+from ..manifest import FileInfo, HookInfo
+from ..reading.sharded_array import ShardedArray
+from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
+from ..statistics import exact_quantiles
+from .delivery import Delivery
+from .moments import add_moments
+from .shuffle import ShuffledSpill
+
+_QUANTILE_BLOCK_ROWS = 1 << 20
+
+Unit = tuple[list[FileInfo], Any]  # the files written, and what else is to be remembered (plain JSON)
+
+
+class Finalizer:
+    """Writes every array of a cache from its spill. ``unit`` says whether stored rows are u rather than x."""
+
+    def __init__(
+        self,
+        cache: Path,
+        work: Path,
+        layout: Layout,
+        *,
+        seed: int,
+        num_buckets: int,
+        unit: bool,
+        memory_bytes: int,
+        on_progress: Callable[[int, int], None] | None = None,
+        delivery: Delivery | None = None,
+    ) -> None:
+        self.cache = cache
+        self.spill = work / "spill"
+        self.done = work / "done"
+        self.layout = layout
+        self.unit = unit
+        self.on_progress = on_progress
+        self.delivery = delivery
+        self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
+        self.shuffled = ShuffledSpill(self.spill, seed, num_buckets, limit_bytes=memory_bytes // 2)
+        self.shards = ShardWriter()
+        self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
+        self.files: list[FileInfo] = []
+        self.total_bytes = layout.total_bytes()
+        self.done_bytes = 0
+        self._ring: list[NDArray[Any]] = []
+
+    def run(self) -> tuple[list[FileInfo], dict[str, HookInfo]]:
+        """Write all shards; returns the table of files and the hooks with the scalars of their statistics."""
+        layout = self.layout
+        try:
+            for split in SPLITS:
+                for shard in range(layout.token(split).num_shards):
+                    self._once(f"{split}.token.{shard}", partial(self._tokens, split, shard))
+            for name, spec in layout.sequence_arrays().items():
+                for shard in range(spec.num_shards):
+                    self._once(f"tokens.{name}.{shard}", partial(self._sequences, name, shard))
+            hooks = {hook: self._hook(hook, number) for number, hook in enumerate(layout.hooks)}
+        finally:
+            self.shuffled.close()
+            self._encoding.shutdown()
+            self.shards.close()
+        return sorted(self.files, key=lambda file: file.path), hooks
+
+    def _tokens(self, split: str, shard: int) -> Unit:
+        spec = self.layout.token(split)
+        start = shard * spec.shard_rows
+        tokens = self.shuffled.tokens(split, start, start + spec.rows_of_shard(shard))
+        return [self._write(spec, shard, chunks_of(tokens, spec))], None
+
+    def _sequences(self, name: str, shard: int) -> Unit:
+        spec = self.layout.sequence_arrays()[name]
+        rows = np.fromfile(
+            self.spill / name,
+            "<i4",
+            count=spec.rows_of_shard(shard) * spec.shape[1],
+            offset=shard * spec.shard_rows * spec.row_bytes,
+        )
+        return [self._write(spec, shard, chunks_of(rows.reshape(-1, spec.shape[1]), spec))], None
+
+    def _statistic(self, spec: ArraySpec, values: NDArray[np.float64]) -> Unit:
+        return [self._write(spec, 0, chunks_of(values, spec))], None
+
+    def _hook(self, hook: str, number: int) -> HookInfo:
+        """All rows of a hook, both splits, and its statistics."""
+        layout = self.layout
+        sums = np.zeros((2, layout.hooks[hook]))
+        for split in SPLITS:
+            for shard in range(layout.activations(split, hook).num_shards):
+                unit = partial(self._hook_shard, hook, number, split, shard)
+                partial_sums = self._once(f"{split}.hook.{number}.{shard}", unit)
+                if split == "train":
+                    sums += np.array(partial_sums)
+        moments = sums / max(layout.train_rows, 1)
+        for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
+            unit = partial(self._statistic, layout.statistic(hook, name), values)
+            self._once(f"stats.{number}.{name}", unit)
+        try:
+            return HookInfo(
+                d_model=layout.hooks[hook],
+                mean_square_norm=fsum(moments[1]),
+                norm_quantiles=exact_quantiles(partial(self._norms, hook), layout.train_rows),
+            )
+        except (
+            ValidationError
+        ):  # rows from a model are checked when they come, rows from another cache are not
+            raise CorruptCacheError(
+                f"hook {hook}: among the rows, or their norms, are some that are no finite numbers"
+            ) from None
+
+    def _norms(self, hook: str) -> Iterator[NDArray[np.float32]]:
+        norms = ShardedArray(self.cache, self.layout.norm("train", hook))
+        for start in range(0, len(norms), _QUANTILE_BLOCK_ROWS):
+            yield norms[start : start + _QUANTILE_BLOCK_ROWS]
+
+    def _hook_shard(self, hook: str, number: int, split: str, shard: int) -> Unit:
+        """All arrays of one range of rows; remembers the partial sums [2, D] of the moments."""
+        layout = self.layout
+        spec = layout.activations(split, hook)
+        record = RecordLayout(layout.hooks[hook], layout.dtype)
+        start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
+        norm, mean, scale = (np.empty(rows, np.float32) for _ in range(3))
+        sums = np.zeros((2, spec.shape[1]))
+        ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
+
+        def chunks() -> Iterator[NDArray[Any]]:
+            slot = used = done = 0
+            for records in self.shuffled.records(number, record, split, start, start + rows):
+                first = 0
+                while first < len(records):
+                    chunk, count = ring[slot], min(spec.chunk_rows - used, len(records) - first)
+                    room, part = slice(used, used + count), slice(done, done + count)
+                    taken = records[first : first + count]
+                    split_records(taken, record, chunk[room], norm[part], mean[part])
+                    if record.has_scale:
+                        scale[part] = record.scale(taken)
+                    if split == "train":
+                        values = as_moments_need(chunk[room], layout.dtype, scale[part])
+                        add_moments(values, norm[part], mean[part], self.unit, sums)
+                    first, used, done = first + count, used + count, done + count
+                    if used == spec.chunk_rows or done == rows:
+                        chunk[used:] = 0  # Zarr stores the last chunk at full size
+                        yield chunk
+                        slot, used = (slot + 1) % len(ring), 0
+
+        files = [self._write(spec, shard, chunks())]
+        for values, other in zip((norm, mean, scale), layout.beside(split, hook), strict=False):
+            files.append(self._write(other, shard, chunks_of(values, other)))
+        return files, sums.tolist()
+
+    def _chunk_buffers(self, shape: tuple[int, int], word: np.dtype[Any]) -> list[NDArray[Any]]:
+        """As many as are in use at once, used again for shard after shard."""
+        if not self._ring or (self._ring[0].shape, self._ring[0].dtype) != (shape, word):
+            self._ring = [np.empty(shape, word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+        return self._ring
+
+    def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> FileInfo:
+        path = spec.shard_path(shard)
+        if spec.codec is not None:
+            chunks = encode_ahead(spec.codec, chunks, self._encoding, CHUNKS_IN_FLIGHT)
+        size, digest = self.shards.write(self.cache / path, chunks, spec.chunks_per_shard)
+        return FileInfo(path=path, size=size, sha256=digest)
+
+    def _once(self, name: str, write: Callable[[], Unit]) -> Any:
+        """Do ``write`` unless a former run did; its result is kept durably once its files are."""
+        record = self.done / f"{name}.json"
+        done = self._read_record(record)
+        if done is None:
+            done = write()
+            saved = {"files": [file.model_dump() for file in done[0]], "extra": done[1]}
+            write_bytes(record, json.dumps(saved).encode())
+        files, extra = done
+        self.files += files
+        if self.delivery is not None:
+            for file in files:
+                self.delivery.take(file, keep=file.path.startswith(self._read_again))
+        self.done_bytes += sum(file.size for file in files)
+        if self.on_progress:
+            self.on_progress(self.done_bytes, self.total_bytes)
+        return extra
+
+    def _read_record(self, record: Path) -> Unit | None:
+        """What a former run wrote, unless it has to be written again."""
+        if not record.is_file():
+            return None
+        saved = json.loads(record.read_bytes())
+        files = [FileInfo.model_validate(values) for values in saved["files"]]
+        if self.delivery is not None:
+            for file in files:
+                if not self.delivery.has(file, keep=file.path.startswith(self._read_again)):
+                    return None
+        return files, saved["extra"]
+
+
+def chunks_of(rows: NDArray[Any], spec: ArraySpec) -> Iterator[NDArray[Any]]:
+    """Inner chunks of ``rows``; the last one is filled up with zeros, as Zarr wants it."""
+    for first in range(0, len(rows), spec.chunk_rows):
+        block = np.ascontiguousarray(rows[first : first + spec.chunk_rows], dtype=spec.dtype)
+        if len(block) < spec.chunk_rows:
+            whole = np.zeros((spec.chunk_rows, *spec.shape[1:]), dtype=spec.dtype)
+            whole[: len(block)] = block
+            block = whole
+        yield block

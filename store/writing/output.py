@@ -1,0 +1,114 @@
+"""The folder a cache is written into: what it holds already, its lock, and its end."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import filelock
+
+from ..durable import fsync_folder, make_folder
+from ..errors import UsageError
+from ..layout import TOP_FOLDERS
+from ..manifest import MANIFEST_ATTRIBUTE
+from ..untrusted import parse_json
+from .journal import WORK_FOLDER, journal_path
+
+OutputState = Literal["absent", "empty", "incomplete", "complete", "foreign"]
+
+
+def inspect_output(path: Path | str) -> OutputState:
+    """What the folder ``path`` holds.
+
+    ``incomplete`` is a cache whose writing stopped: the same command continues it. A cache is ``complete``
+    when its manifest is there and its journal is gone. ``foreign`` is anything that is not ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        return "absent"
+    if not path.is_dir():
+        return "foreign"
+    names = {entry.name for entry in path.iterdir()}
+    if not names:
+        return "empty"
+    if journal_path(path).is_file() or names == {WORK_FOLDER}:
+        return "incomplete"
+    root = path / "zarr.json"
+    if root.is_file():
+        try:
+            attributes = parse_json(root.read_bytes()).get("attributes")
+        except (ValueError, AttributeError):
+            return "foreign"
+        if isinstance(attributes, dict) and MANIFEST_ATTRIBUTE in attributes:
+            return "complete"
+    return "foreign"
+
+
+def claim_output(path: Path) -> filelock.BaseFileLock:
+    """Make the folder ready for writing and take its lock.
+
+    Raises:
+        UsageError: it holds a finished cache, something else or a link, or another process writes there.
+    """
+    state = inspect_output(path)
+    if state == "complete":
+        raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
+    if state == "foreign":
+        raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
+    _check_no_links(path)
+    work = path / WORK_FOLDER
+    make_folder(work)
+    lock = filelock.FileLock(work / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(
+            f"{path} is being written by another process: wait for it, or choose another folder"
+        ) from None
+    if (path / "zarr.json").is_file() and not journal_path(path).is_file():
+        remove_work(path, lock)  # another process finished it between the look and the lock
+        raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
+    return lock
+
+
+def _check_no_links(path: Path) -> None:
+    """An unfinished cache may come from anybody too: nothing is written through a link in it."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (Path(folder) / name).is_symlink():
+                raise UsageError(
+                    f"{Path(folder) / name} is a link: a cache is not written through links; remove it, or "
+                    "choose another folder"
+                )
+
+
+def remove_work(path: Path, lock: filelock.BaseFileLock) -> None:
+    """Remove what only writing needs and let go of the lock.
+
+    The journal goes last: while it is there the folder counts as unfinished, and the same command cleans up.
+    """
+    work = path / WORK_FOLDER
+    for entry in work.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry not in (journal_path(path), work / "lock"):
+            entry.unlink()
+    lock.release()
+    (work / "lock").unlink(missing_ok=True)
+    journal_path(path).unlink(missing_ok=True)
+    work.rmdir()
+    fsync_folder(path)
+
+
+def discard_work(path: Path, lock: filelock.BaseFileLock, *, remove_folder: bool) -> None:
+    """Undo :func:`claim_output` where nothing worth keeping was written."""
+    remove_work(path, lock)
+    if remove_folder and not any(path.iterdir()):
+        path.rmdir()
+
+
+def discard_results(path: Path) -> None:
+    """Remove what a former finalize wrote, because more rows are coming; its records go first."""
+    for folder in (f"{WORK_FOLDER}/done", *TOP_FOLDERS):
+        if (path / folder).is_dir():
+            shutil.rmtree(path / folder)

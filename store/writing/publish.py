@@ -1,0 +1,57 @@
+"""The last step of writing: metadata of every array and group, provenance, and then the manifest."""
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..durable import fsync_folder, write_bytes
+from ..layout import PROVENANCE_GROUP, Layout, group_metadata, metadata_bytes
+from ..manifest import MANIFEST_ATTRIBUTE, Manifest
+
+_SOFTWARE = ("saecache", "torch", "transformers", "datasets", "numpy", "numba")
+
+
+def publish(path: Path, manifest: Manifest, provenance: Mapping[str, Any]) -> None:
+    """Write all metadata; with the root's zarr.json, which comes last, the folder becomes a cache."""
+    for node, metadata in nested_metadata(manifest.layout).items():
+        write_bytes(path / node / "zarr.json", metadata_bytes(metadata))
+    facts = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": software_versions(),
+        **provenance,
+    }
+    write_bytes(path / PROVENANCE_GROUP / "zarr.json", metadata_bytes(group_metadata(facts)))
+    fsync_folder(path)
+    write_bytes(path / "zarr.json", metadata_bytes(root_metadata(manifest)))
+
+
+def nested_metadata(layout: Layout) -> dict[str, dict[str, Any]]:
+    """zarr.json of every group and array below the root, by path: by depth, siblings together.
+
+    Zarr-python rebuilds the tree from the consolidated listing and relies on that order. The provenance group
+    is left out of it, because it differs between caches that are otherwise the same.
+    """
+    nodes = {group: group_metadata() for group in layout.groups()}
+    nodes |= {spec.path: spec.metadata() for spec in layout.arrays()}
+    return {node: nodes[node] for node in sorted(nodes, key=lambda node: (node.count("/"), node))}
+
+
+def root_metadata(manifest: Manifest) -> dict[str, Any]:
+    """The root group's zarr.json: the manifest as an attribute, and Zarr's consolidated metadata."""
+    root = group_metadata({MANIFEST_ATTRIBUTE: manifest.to_attribute()})
+    listing = {"kind": "inline", "must_understand": False, "metadata": nested_metadata(manifest.layout)}
+    return {**root, "consolidated_metadata": listing}
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what ends up in a cache."""
+    found = {"python": platform.python_version()}
+    for name in _SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

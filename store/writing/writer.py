@@ -1,0 +1,408 @@
+"""Writing a cache: rows in reading order in, one finished shuffled cache out, whatever happens in between."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import StorageConfig
+from ..encoding.encode import check_rows
+from ..encoding.records import RecordLayout
+from ..errors import BadActivationError, UsageError
+from ..identity import canonical_json, differences, fingerprint, whole_identity
+from ..keys import is_heldout, row_keys
+from ..layout import TokensKind
+from ..manifest import Manifest, load_manifest
+from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
+from .delivery import Delivery
+from .disk import full_disk_explained, plan_layout
+from .finalize import Finalizer
+from .journal import WORK_FOLDER, Journal, read_journal, write_journal
+from .output import claim_output, discard_results, discard_work, remove_work
+from .publish import publish
+from .settings import check_settings
+from .shuffle import bucket_of, choose_buckets
+from .spill import SpillWriter
+from .staging import Staging
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class CacheWriter:
+    """Writes one cache: ``write_sequences`` or ``write_rows`` over and over, ``commit``, then ``finalize``.
+
+    As a context manager it finalizes on a normal exit; on an exception it closes, and the next writer with
+    the same arguments continues from the last commit. The finished bytes depend on the rows and the arguments
+    only: not on how rows were batched, when commits happened, or how often writing was interrupted.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        hooks: Mapping[str, int],
+        context: int = 1,
+        identity: Mapping[str, Any],
+        seed: int = 0,
+        heldout_fraction: float = 0.0,
+        storage: StorageConfig | None = None,
+        provenance: Mapping[str, Any] = _NOTHING,
+        planned_sequences: int | None = None,
+        delivery: Delivery | None = None,
+    ) -> None:
+        """Start a cache in a new folder, or continue the unfinished one that is there.
+
+        Args:
+            path: the cache's folder.
+            hooks: hook name -> row width D.
+            context: positions of a sequence; 1 for rows that are not from sequences.
+            identity: facts about the source (model, data, ...), plain JSON. Hooks, context, seed, held-out
+                fraction and storage are added; the whole is the identity, its hash the fingerprint.
+            seed: of the shuffle and of the held-out split.
+            heldout_fraction: share of documents kept out of training, in [0, 1).
+            storage: number type, normalization, sizes; the defaults when None.
+            provenance: facts that do not make it another cache (who, where, ...), plain JSON.
+            planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
+                fits in memory. The finished bytes do not depend on it.
+            delivery: takes the shards away as they are finished; then ``path`` is the place of work only.
+
+        Raises:
+            UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
+                identity; another process is writing there.
+        """
+        self.path = Path(path)
+        self.hooks = dict(sorted(hooks.items()))  # their order is not part of the identity
+        self.context = context
+        self.seed = seed
+        self.heldout_fraction = heldout_fraction
+        self.storage = storage or StorageConfig()
+        self._delivery = delivery
+        self._provenance = json.loads(canonical_json(dict(provenance)))
+        check_settings(self.hooks, context, heldout_fraction, self.storage)
+        self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
+        self._records = {hook: RecordLayout(width, self.storage.dtype) for hook, width in self.hooks.items()}
+        self._spill: SpillWriter | None = None
+        self._staging: Staging | None = None
+        self._failed = False  # an error left rows half taken: nothing more may be written or committed
+        self._created = not self.path.exists()
+        self._lock = claim_output(self.path)
+        try:
+            with full_disk_explained(self.path):
+                self._journal = self._load_or_start(planned_sequences)
+        except BaseException:
+            if self._created:
+                discard_work(self.path, self._lock, remove_folder=True)
+            self._lock.release()
+            raise
+        self._pending = self._journal  # what the next commit will make durable
+
+    @property
+    def sequences_done(self) -> int:
+        """Sequences that are durable: where the caller continues."""
+        return self._journal.sequences
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the caller gave to the last commit, {} before the first."""
+        return dict(self._journal.progress)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the whole identity."""
+        return fingerprint(self.identity)
+
+    def write_sequences(self, *, ids: Any, documents: Any, keep: Any, activations: Mapping[str, Any]) -> None:
+        """Append the next sequences.
+
+        Args:
+            ids: int [n, context], token ids, -1 = padding.
+            documents: int [n, context], document of each position, -1 = padding.
+            keep: bool [n, context], which positions become rows.
+            activations: hook -> [keep.sum(), D] raw rows (torch or numpy), in C order of ``keep``. They are
+                read before this returns, so their memory may be used again.
+
+        Raises:
+            UsageError: wrong shapes, types or hooks.
+            BadActivationError: NaN, Inf, or overflow of the stored type.
+            DiskFullError: the disk is full; what was committed is kept.
+        """
+        ids, documents, keep = sequence_arguments(ids, documents, keep, self.context)
+        self._append("ids and documents", documents, keep, activations, {"ids": ids, "document": documents})
+
+    def write_rows(self, activations: Mapping[str, Any], documents: Any = None) -> None:
+        """Append rows that do not come from token sequences; such a cache has context 1 and no token ids.
+
+        Args:
+            activations: hook -> [n, D] raw rows (torch or numpy).
+            documents: int [n], rows that are held out together; unless given, each row is its own document.
+
+        Raises:
+            as :meth:`write_sequences`.
+        """
+        if self.context != 1:
+            raise UsageError(f"write_rows needs context=1, this writer has context={self.context}")
+        self._check_hooks(activations)
+        n = len(next(iter(activations.values())))
+        kind, numbers, arrays = row_arguments(documents, n, self._pending.sequences)
+        self._append(kind, numbers, np.ones((n, 1), dtype=np.bool_), activations, arrays)
+
+    def write_records(
+        self, split: str, token: NDArray[np.uint64], records: Mapping[str, NDArray[np.uint8]]
+    ) -> None:
+        """Append rows of a finished cache as they are stored: nothing is encoded, no document is looked at.
+
+        Their sequences come before them, by :meth:`write_token_arrays`.
+
+        Args:
+            split: ``train`` or ``heldout``, which they stay in; held-out rows come in reading order.
+            token: uint64 [n], sequence * context + position in this cache.
+            records: hook -> uint8 [n, record_bytes], see ``records.py``.
+        """
+        self._check_usable()
+        self._check_hooks(records)
+        assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
+        with full_disk_explained(self.path), self._failing():
+            staging = self._begin_writing(self._pending.tokens)
+            bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
+            if split == "heldout":
+                bucket[:] = self._journal.num_buckets
+            staging.add_records([records[hook] for hook in self.hooks], token, bucket)
+            count = f"{split}_rows"
+            self._pending = self._pending.model_copy(
+                update={count: getattr(self._pending, count) + len(token)}
+            )
+
+    def write_token_arrays(
+        self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
+    ) -> None:
+        """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
+        self._check_usable()
+        self._check_goes_on(tokens)
+        with full_disk_explained(self.path), self._failing():
+            self._begin_writing(tokens).add_sequences(dict(arrays))
+            self._pending = self._pending.model_copy(
+                update={"sequences": self._pending.sequences + sequences}
+            )
+
+    def commit(self, progress: Mapping[str, Any] | None = None) -> None:
+        """Make everything written so far durable, together with ``progress`` (plain JSON; None keeps the
+        last).
+
+        Raises:
+            DiskFullError: the disk is full; the commit before this one still stands.
+        """
+        self._check_usable()
+        with full_disk_explained(self.path), self._failing():
+            update: dict[str, Any] = {}
+            if progress is not None:
+                update["progress"] = json.loads(canonical_json(dict(progress)))
+            if self._staging is not None and self._spill is not None:
+                self._staging.flush()
+                self._spill.sync()
+                update["blocks"] = self._journal_blocks + self._staging.blocks_submitted
+            self._pending = self._pending.model_copy(update=update)
+            write_journal(self.path, self._pending)
+            self._journal = self._pending
+
+    def finalize(
+        self,
+        *,
+        counts: Mapping[str, int] = _NOTHING,
+        provenance: Mapping[str, Any] = _NOTHING,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Manifest:
+        """Commit, shuffle, write the arrays and last the manifest; then close.
+
+        Args:
+            counts: further counts for the manifest (documents, tokens left out, ...).
+            provenance: further facts that do not make it another cache (throughput, ...).
+            on_progress: called with (bytes done, bytes in all).
+
+        Raises:
+            UsageError: no training rows were written.
+            DiskFullError: the disk is full; finalizing again continues.
+        """
+        facts = json.loads(canonical_json({**self._provenance, **provenance}))
+        check_counts(counts)
+        self.commit()
+        with full_disk_explained(self.path), self._failing():
+            if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
+                publish(self.path, self._build(counts, on_progress), facts)
+            manifest = load_manifest(self.path)
+            if self._delivery is not None:
+                self._delivery.finish()
+            self._close_threads()
+            remove_work(self.path, self._lock)
+        return manifest
+
+    def close(self) -> None:
+        """Stop. What was committed can be continued later; where nothing was, nothing is left behind."""
+        self._close_threads()
+        if self._lock.is_locked:
+            if not self._journal.sequences and not (self.path / "zarr.json").is_file():
+                discard_work(self.path, self._lock, remove_folder=self._created)
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._lock.is_locked:
+                self.finalize()
+        finally:
+            self.close()
+
+    def _load_or_start(self, planned_sequences: int | None) -> Journal:
+        journal = read_journal(self.path)
+        if journal is None:
+            planned_rows = None if planned_sequences is None else planned_sequences * self.context
+            widest = max(record.record_bytes for record in self._records.values())
+            journal = Journal(
+                identity=self.identity, num_buckets=choose_buckets(planned_rows, widest, self.storage)
+            )
+            write_journal(self.path, journal)
+        elif journal.identity != self.identity:
+            listed = "\n".join(f"  - {line}" for line in differences(journal.identity, self.identity))
+            raise UsageError(
+                f"{self.path} holds an unfinished cache of another identity: remove it, or choose another "
+                f"folder. They differ in\n{listed}"
+            )
+        return journal
+
+    def _open_spill(self, tokens: TokensKind) -> Staging:
+        """The staging area in front of the spill, cut back to the last commit when it is opened."""
+        if self._staging is None:
+            names = {"ids and documents": ("ids", "document"), "documents": ("document",), "none": ()}[tokens]
+            records = list(self._records.values())
+            spill = WORK_FOLDER + "/spill"
+            self._spill = SpillWriter(
+                self.path / spill, records, self._journal.num_buckets, names, self.context
+            )
+            self._spill.begin(self._journal.lengths)
+            unit = self.storage.normalization == "unit"
+            self._staging = Staging(
+                self._spill, self._records, unit=unit, block_bytes=self.storage.memory_bytes // 4
+            )
+            self._journal_blocks = self._journal.blocks
+            self._pending = self._pending.model_copy(update={"tokens": tokens})
+        return self._staging
+
+    @property
+    def _written_tokens(self) -> int:
+        return self._pending.sequences * self.context
+
+    def _check_goes_on(self, tokens: TokensKind) -> None:
+        begun = self._pending.tokens or tokens
+        if begun != tokens:
+            raise UsageError(f"this cache was begun with tokens: {begun}; it cannot go on with: {tokens}")
+        if (self.path / "zarr.json").is_file():
+            raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
+
+    def _begin_writing(self, tokens: TokensKind) -> Staging:
+        """The staging area; what a former finalize has written goes, because more is coming."""
+        if self._staging is None:
+            discard_results(self.path)
+        return self._open_spill(tokens)
+
+    def _append(
+        self,
+        tokens: TokensKind,
+        documents: NDArray[np.integer],
+        keep: NDArray[np.bool_],
+        activations: Mapping[str, Any],
+        sequence_arrays: SequenceArrays,
+    ) -> None:
+        self._check_usable()
+        self._check_hooks(activations)
+        where = np.flatnonzero(keep)
+        for hook, width in self.hooks.items():
+            check_rows(activations[hook], len(where), width, hook)
+        self._check_goes_on(tokens)
+        with full_disk_explained(self.path), self._failing():
+            staging = self._begin_writing(tokens)
+            first = self._pending.sequences
+            token = where.astype(np.uint64) + np.uint64(first * self.context)
+            heldout = is_heldout(self.seed, documents.reshape(-1)[where], self.heldout_fraction)
+            bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
+            bucket[heldout] = self._journal.num_buckets
+            bad = staging.add_rows(activations, token, bucket)
+            if bad is not None:
+                sequence, position = divmod(int(where[bad.row]), self.context)
+                document = int(documents[sequence, position])
+                place = f"document {document}, sequence {first + sequence}, position {position}"
+                raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self.storage.dtype)}")
+            staging.add_sequences(sequence_arrays)
+            num_heldout = int(heldout.sum())
+            self._pending = self._pending.model_copy(
+                update={
+                    "sequences": first + len(keep),
+                    "train_rows": self._pending.train_rows + len(where) - num_heldout,
+                    "heldout_rows": self._pending.heldout_rows + num_heldout,
+                }
+            )
+
+    def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
+        """Write every shard; what the manifest then says."""
+        journal = self._journal
+        if not journal.train_rows or journal.tokens is None:
+            raise UsageError(
+                f"nothing to train on: {journal.sequences} sequences were written, with "
+                f"{journal.heldout_rows} held-out rows and no training rows"
+            )
+        self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
+        self._close_threads()  # and with them goes the memory of the blocks
+        layout = plan_layout(
+            self.hooks,
+            self.context,
+            self.storage,
+            train_rows=journal.train_rows,
+            heldout_rows=journal.heldout_rows,
+            sequences=journal.sequences,
+            tokens=journal.tokens,
+        )
+        finalizer = Finalizer(
+            self.path,
+            self.path / WORK_FOLDER,
+            layout,
+            seed=self.seed,
+            num_buckets=journal.num_buckets,
+            unit=self.storage.normalization == "unit",
+            memory_bytes=self.storage.memory_bytes,
+            on_progress=on_progress,
+            delivery=self._delivery,
+        )
+        files, hooks = finalizer.run()
+        return Manifest.describing(
+            layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
+        )
+
+    def _check_hooks(self, activations: Mapping[str, Any]) -> None:
+        if set(activations) != set(self.hooks):
+            raise UsageError(f"activations: expected hooks {sorted(self.hooks)}, got {sorted(activations)}")
+
+    def _check_usable(self) -> None:
+        if self._failed or not self._lock.is_locked:
+            why = "an error stopped it" if self._failed else "it is closed"
+            raise UsageError(f"this writer cannot go on, {why}; a new one with the same arguments continues")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """An error inside leaves rows half taken: the writer then refuses everything but to be closed."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _close_threads(self) -> None:
+        if self._spill is not None:
+            self._spill.close()
+            self._spill = self._staging = None
