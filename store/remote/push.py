@@ -170,7 +170,8 @@ class Push:
 
     def _finish(self) -> None:
         """The manifest, once everything is there; then the claim goes."""
-        if not self._check_place() and not self._is_claimed():
+        claimed = self._is_claimed()  # first: another push writes its manifest before its claim goes
+        if not self._check_place() and not claimed:
             raise self._changed("somebody removed it")
         self._check_all_there()
         if self.location.put(ROOT, self.local.root.content, create=True):
