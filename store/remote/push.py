@@ -155,7 +155,13 @@ class Push:
 
     def _claim(self) -> None:
         """Say what is coming; whoever was first with another cache wins."""
-        if not self.location.put(UNFINISHED, self.local.root.content, create=True):
+        try:
+            first = self.location.put(UNFINISHED, self.local.root.content, create=True)
+        except MissingObjectError:  # gone before it was read back: another push of this cache has finished
+            if not self._check_place():
+                raise
+            return
+        if not first:
             self._check_unfinished(find_unfinished(self.location))
 
     def _upload(self, wanted: CacheObject) -> None:
