@@ -1,6 +1,6 @@
 """Rows from the caller into blocks of records, and full blocks to the spill."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,38 +55,36 @@ class Staging:
         self, activations: Mapping[str, Any], token: NDArray[np.uint64], bucket: NDArray[np.integer]
     ) -> BadRow | None:
         """Take rows: hook -> [n, D], token [n], bucket [n]. Stops at the first bad row and returns it."""
-        start, total = 0, len(token)
-        while start < total:
-            block = self._block
-            full = self._rows_of_block()
-            count = min(total - start, full - block.used, _ENCODE_ROWS)
-            given, room = slice(start, start + count), slice(block.used, block.used + count)
+        for given, room in self._places(token, bucket, _ENCODE_ROWS):
             for i, (hook, record) in enumerate(self._records.items()):
                 x = as_float32(activations[hook][given])
-                bad = encode_rows(x, block.records[i][room], record, self._unit)
+                bad = encode_rows(x, self._block.records[i][room], record, self._unit)
                 if bad.any():
                     first = int(np.argmax(bad))
-                    return BadRow(hook, start + first, x[first])
-            block.token[room], block.bucket[room] = token[given], bucket[given]
-            block.used += count
-            start += count
-            self._rows_taken += count
-            if block.used == full:
-                self.flush()
+                    return BadRow(hook, given.start + first, x[first])
         return None
 
     def add_records(
         self, records: Sequence[NDArray[np.uint8]], token: NDArray[np.uint64], bucket: NDArray[np.integer]
     ) -> None:
         """Take encoded rows: [n, record_bytes] of each hook in turn, token [n], bucket [n]."""
-        start, total = 0, len(token)
-        while start < total:
+        for given, room in self._places(token, bucket, len(token)):
+            for target, source in zip(self._block.records, records, strict=True):
+                target[room] = source[given]
+
+    def _places(
+        self, token: NDArray[np.uint64], bucket: NDArray[np.integer], most: int
+    ) -> Iterator[tuple[slice, slice]]:
+        """(which of the rows given, where in the block), at most ``most`` at a time; they count as taken when
+        the next are asked for, and full blocks go to the spill.
+        """
+        start = 0
+        while start < len(token):
             block = self._block
             full = self._rows_of_block()
-            count = min(total - start, full - block.used)
+            count = min(len(token) - start, full - block.used, most)
             given, room = slice(start, start + count), slice(block.used, block.used + count)
-            for target, source in zip(block.records, records, strict=True):
-                target[room] = source[given]
+            yield given, room
             block.token[room], block.bucket[room] = token[given], bucket[given]
             block.used += count
             start += count
