@@ -8,7 +8,7 @@ from torch import Tensor
 from ..store.reading.reader import ActivationCache
 from .config import TrainConfig
 
-PIECE_BYTES = 64 * 2**20  # the cache reads a few batches ahead: large ones are read in pieces of this size
+PIECE_BYTES = 64 * 2**20  # batches alternate between pieces of memory: large ones are read in such parts
 
 
 def usable_rows(config: TrainConfig, cache: ActivationCache, hook: str) -> int:
