@@ -183,12 +183,18 @@ def test_each_shard_comes_once_for_all_epochs(proxy: Proxy, open_here: OpenHere)
 def test_a_local_cache_smaller_than_the_data_is_not_thrashed(
     proxy: Proxy, open_here: OpenHere, number: int
 ) -> None:
-    """Whatever the order of the epoch, every shard is needed for a short time only."""
+    """Whatever the order of the epoch, every shard is needed for a short time only.
+
+    In stored order each comes once. In a permuted epoch the limit is below what the warning asks for, and a
+    busy machine may bring one of the twenty shards again before it was used; thrashing would bring most.
+    """
     cache = open_here(patience=PATIENT)
     limit = int(0.9 * sum(file.size for file in cache.manifest.files if file.path in shard_keys(cache)))
     small = open_here(limit, patience=PATIENT)
     expected = epoch(small, number)
-    assert set(fetched(proxy).values()) == {1}
+    counts = fetched(proxy)
+    assert set(counts) == shard_keys(cache)
+    assert counts.total() - len(counts) <= (len(counts) // 10 if number else 0)
     assert torch.equal(epoch(small, number), expected)
 
 
