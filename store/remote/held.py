@@ -35,6 +35,18 @@ def hold_file(path: Path) -> Held | None:
     return held
 
 
+def name_and_hold(partial: Path, path: Path) -> Held | None:
+    """Rename a finished file and hold it; None when it was removed in between."""
+    if sys.platform == "win32":  # what is open cannot be renamed there
+        partial.replace(path)
+        return hold_file(path)
+    held = hold_file(partial)  # before anybody finds it under its name
+    partial.replace(path)
+    if held is not None:
+        held.path = path
+    return held
+
+
 def remove_unless_held(path: Path) -> bool:
     """Remove the file at ``path``; False when somebody holds it."""
     if sys.platform == "win32":

@@ -18,7 +18,7 @@ import filelock
 
 from ..durable import write_all
 from ..errors import DiskFullError, SaecacheError
-from .held import Held, hold_file, remove_unless_held
+from .held import Held, hold_file, name_and_hold, remove_unless_held
 
 Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest
 
@@ -39,17 +39,22 @@ class LocalCache:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def hold(self, sha256: str, size: int, fetch: Fetch) -> Held:
-        """The file with this sha256, downloaded by ``fetch`` unless it is there.
+        """The file with this sha256, downloaded by ``fetch`` unless it is there. Counts as a use.
+
+        Waits for whoever is downloading it. It is needed now: files that are held do not keep it away.
 
         Raises:
             DiskFullError: there is no room on the disk, and nothing that may be removed.
             SaecacheError: the folder cannot be read or written.
             anything that ``fetch`` raises; then nothing of the file is kept.
         """
-        with self._explained():
-            while (held := self.hold_if_here(sha256, size)) is None:
-                self._ensure(sha256, size, fetch)
-            return held
+        held = self._hold(sha256, size, fetch, exceed=True)
+        assert held is not None
+        return held
+
+    def hold_within_limit(self, sha256: str, size: int, fetch: Fetch) -> Held | None:
+        """As :meth:`hold`; None when the limit has no room for it beside what all processes hold."""
+        return self._hold(sha256, size, fetch, exceed=False)
 
     def hold_if_here(self, sha256: str, size: int) -> Held | None:
         """The file with this sha256 unless it would have to be downloaded. Counts as a use."""
@@ -63,17 +68,18 @@ class LocalCache:
         _used_now(held.path)
         return held
 
-    def ensure(self, sha256: str, size: int, fetch: Fetch) -> None:
-        """Download the file unless it is there. Waits for whoever is downloading it. Counts as a use."""
+    def _hold(self, sha256: str, size: int, fetch: Fetch, *, exceed: bool) -> Held | None:
         with self._explained():
-            self._ensure(sha256, size, fetch)
-
-    def _ensure(self, sha256: str, size: int, fetch: Fetch) -> None:
-        path = self.path_of(sha256)
-        if not _used_now(path):
-            with self._stripe(sha256):
-                if not _used_now(path):
-                    self._download(sha256, size, fetch)
+            held = self.hold_if_here(sha256, size)
+            while held is None:
+                with self._stripe(sha256):
+                    held = self.hold_if_here(sha256, size)
+                    if held is None:
+                        partial = self.folder / "partial" / f"{sha256}-{size}"
+                        if not self._make_room(size, partial, exceed=exceed):
+                            return None
+                        held = self._download(partial, self.path_of(sha256), size, fetch)
+            return held
 
     def discard(self, sha256: str) -> bool:
         """Remove a damaged file (who has it mapped keeps it); False when it is not here."""
@@ -88,12 +94,10 @@ class LocalCache:
 
     def used_bytes(self) -> int:
         """Bytes of all files, those under way included, by looking."""
-        return sum(size for _, size, _ in self._files()) + sum(size for _, size in self._partial())
+        return self._look()[0]
 
-    def _download(self, sha256: str, size: int, fetch: Fetch) -> None:
+    def _download(self, partial: Path, path: Path, size: int, fetch: Fetch) -> Held | None:
         """The lock of the stripe is held, so nobody else writes this partial file."""
-        path, partial = self.path_of(sha256), self.folder / "partial" / f"{sha256}-{size}"
-        self._make_room(size, partial)
         try:
             try:
                 fetch(partial)
@@ -102,21 +106,27 @@ class LocalCache:
                     raise
                 fetch(partial)
             path.parent.mkdir(exist_ok=True)
-            partial.replace(path)
+            return name_and_hold(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             self._give_back(size)
             raise
 
-    def _make_room(self, size: int, partial: Path) -> None:
-        """Reserve ``size`` bytes for ``partial``, after removing what was not used for longest."""
+    def _make_room(self, size: int, partial: Path, *, exceed: bool) -> bool:
+        """Reserve ``size`` bytes for ``partial``, after removing what was not used for longest.
+
+        False when that does not keep the limit, unless it may be exceeded.
+        """
         slack = int(self.limit_bytes * _SLACK)  # looking at every file is worth more room than one needs
         with self._room_lock():
             used = self._read_used()
             if used is None or used + size > self.limit_bytes:
                 used = self._remove_down_to(self.limit_bytes - size - (slack if size < slack else 0))
-            partial.touch()
-            self._write_used(used + size)
+            reserved = exceed or used + size <= self.limit_bytes
+            if reserved:
+                partial.touch()
+            self._write_used(used + (size if reserved else 0))
+            return reserved
 
     def _give_back(self, size: int) -> None:
         with self._room_lock():
@@ -135,14 +145,20 @@ class LocalCache:
     def _remove_down_to(self, wanted: int) -> int:
         """Remove files, least recently used first, until at most ``wanted`` bytes are used; what still is."""
         self._remove_abandoned()
-        files = sorted(self._files())
-        used = sum(size for _, size, _ in files) + sum(size for _, size in self._partial())
-        for _, size, path in files:
+        used, files = self._look()
+        for _, size, path in sorted(files):
             if used <= wanted:
                 break
             if remove_unless_held(path):
                 used -= size
         return used
+
+    def _look(self) -> tuple[int, list[tuple[int, int, Path]]]:
+        """(bytes of all files, those under way included; time of last use, size, path of each whole one)."""
+        under_way = {path.name.partition("-")[0]: size for path, size in self._partial()}
+        files = list(self._files())
+        whole = sum(size for _, size, path in files if path.name not in under_way)  # named since then
+        return whole + sum(under_way.values()), files
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use, size, path) of every whole file."""

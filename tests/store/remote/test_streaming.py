@@ -183,18 +183,13 @@ def test_each_shard_comes_once_for_all_epochs(proxy: Proxy, open_here: OpenHere)
 def test_a_local_cache_smaller_than_the_data_is_not_thrashed(
     proxy: Proxy, open_here: OpenHere, number: int
 ) -> None:
-    """Whatever the order of the epoch, every shard is needed for a short time only.
-
-    In stored order each comes once. In a permuted epoch the limit is below what the warning asks for, and a
-    busy machine may bring one of the twenty shards again before it was used; thrashing would bring most.
-    """
+    """Whatever the order of the epoch, every shard is needed for a short time only."""
     cache = open_here(patience=PATIENT)
     limit = int(0.9 * sum(file.size for file in cache.manifest.files if file.path in shard_keys(cache)))
     small = open_here(limit, patience=PATIENT)
     expected = epoch(small, number)
-    counts = fetched(proxy)
-    assert set(counts) == shard_keys(cache)
-    assert counts.total() - len(counts) <= (len(counts) // 10 if number else 0)
+    assert set(fetched(proxy)) == shard_keys(cache)
+    assert set(fetched(proxy).values()) == {1}
     assert torch.equal(epoch(small, number), expected)
 
 
@@ -425,7 +420,7 @@ def test_files_that_are_held_do_not_grow_with_the_cache(open_here: OpenHere, tmp
     for hook in cache.hooks:
         for split in ("train", "heldout"):
             for _ in cache.batches(hook, 50, split=split, normalization="none"):
-                assert held() <= 2 * 64 + 16  # those that are just being mapped too
+                assert held() <= 2 * 64 + 32 + 16 + 16  # in use, ahead, overtaken, just being mapped
     assert held() > 2 * 32
     del cache
     deadline = time.monotonic() + 10
