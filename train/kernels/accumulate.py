@@ -3,16 +3,12 @@
 Legend: B rows, D model width, F latents, P pairs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..pairs import Pairs
-from .compile import compiled
-from .decode import add_scaled_rows
+from .decode import add_rows_in_tiles
 from .dispatch import use_compiled
-from .threads import even_part, run_parts
 from .transpose import by_latent
 
 
@@ -34,15 +30,6 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
         )
         return
     scale = coefficient[order.pair]
-    arrays = [t.detach().numpy() for t in (order.latent_ptr, order.row, scale, source, out)]
-    run_parts(
-        lambda first, last: _add_to_latents(*arrays, first, last), out.shape[0], even_part(out.shape[0])
-    )
-
-
-@compiled
-def _add_to_latents(
-    latent_ptr: Any, row: Any, scale: Any, source: Any, out: Any, first: Any, last: Any
-) -> None:
-    for latent in range(first, last):
-        add_scaled_rows(out[latent], row, scale, source, latent_ptr[latent], latent_ptr[latent + 1])
+    tensors = (order.latent_ptr, order.row, scale, source, out)
+    latent_ptr, row, *rest = (t.detach().numpy() for t in tensors)
+    add_rows_in_tiles(latent_ptr[:-1], latent_ptr[1:], row, *rest)

@@ -3,6 +3,7 @@
 Legend: B rows, D model width, F latents, P pairs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .compile import compiled
 from .dispatch import use_compiled
 from .prefetch import prefetch_row
 from .threads import even_part, run_parts
+from .tiles import tile_cuts, tile_rows
 
 
 def decode(pairs: Pairs, W_dec: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -32,10 +34,14 @@ def decode(pairs: Pairs, W_dec: Tensor, bias: Tensor | None = None, out: Tensor 
     if not use_compiled(pairs.value, W_dec, bias, out):
         return _decode_torch(pairs, W_dec, bias, out)
     start = W_dec.new_zeros(W_dec.shape[1]) if bias is None else bias.detach()
-    arrays = [t.detach().numpy() for t in (pairs.row_ptr, pairs.latent, pairs.value, W_dec, start, out)]
-    run_parts(
-        lambda first, last: _decode_rows(*arrays, first, last), pairs.num_rows, even_part(pairs.num_rows)
-    )
+    tensors = (pairs.row_ptr, pairs.latent, pairs.value, W_dec, out)
+    row_ptr, latent, value, W, into = (t.detach().numpy() for t in tensors)
+    bias_ = start.numpy()
+
+    def begin(first: int, last: int) -> None:
+        into[first:last] = bias_
+
+    add_rows_in_tiles(row_ptr[:-1], row_ptr[1:], latent, value, W, into, begin)
     return out
 
 
@@ -46,26 +52,64 @@ def _decode_torch(pairs: Pairs, W_dec: Tensor, bias: Tensor | None, out: Tensor)
     return out.copy_(decoded if bias is None else decoded.add_(bias))
 
 
+def add_rows_in_tiles(
+    start: Any,
+    stop: Any,
+    index: Any,
+    scale: Any,
+    source: Any,
+    out: Any,
+    begin: Callable[[int, int], None] = lambda first, last: None,
+) -> None:
+    """out[row] += sum over p in start[row]..stop[row]-1 of scale[p] * source[index[p]], in that order.
+
+    Args:
+        start, stop: int64 [n]. index: int64 [P], ascending within a row. scale: float32 [P].
+        source: float32 [m, D]. out: float32 [n, D].
+        begin: called with the bounds of some rows, by the thread that goes on with them.
+    """
+    cuts = tile_cuts(start, stop, index, source.strides[0])
+    in_tiles = len(cuts) > 2
+
+    def part(first: int, last: int) -> None:
+        begin(first, last)
+        for tile in range(len(cuts) - 1):
+            _add_rows(cuts[tile], cuts[tile + 1], index, scale, source, out, not in_tiles, first, last)
+
+    size = even_part(len(out))
+    run_parts(part, len(out), min(size, tile_rows(source.strides[0])) if in_tiles else size)
+
+
 @compiled
-def _decode_rows(
-    row_ptr: Any, latent: Any, value: Any, W: Any, bias: Any, out: Any, first: Any, last: Any
+def _add_rows(
+    start: Any,
+    stop: Any,
+    index: Any,
+    scale: Any,
+    source: Any,
+    out: Any,
+    ahead: bool,
+    first: int,
+    last: int,
 ) -> None:
     for row in range(first, last):
-        o = out[row]
-        o[:] = bias
-        add_scaled_rows(o, latent, value, W, row_ptr[row], row_ptr[row + 1])
+        _add_scaled_rows(out[row], index, scale, source, ahead, start[row], stop[row])
 
 
 @compiled
-def add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, first: Any, last: Any) -> None:
+def _add_scaled_rows(
+    o: Any, index: Any, scale: Any, source: Any, ahead: bool, first: int, last: int
+) -> None:
     """o += sum over i in first..last-1 of scale[i] * source[index[i]], in that order.
 
-    Four rows at a time, so that ``o`` is read and written a quarter as often.
+    Four rows at a time, so that ``o`` is read and written a quarter as often. ``ahead`` asks for the next
+    ones.
     """
     i = first
     while i + 4 <= last:
-        for ahead in range(i + 4, min(i + 8, last)):
-            prefetch_row(source, index[ahead])
+        if ahead:
+            for n in range(i + 4, min(i + 8, last)):
+                prefetch_row(source, index[n])
         a, b, c, d = scale[i], scale[i + 1], scale[i + 2], scale[i + 3]
         s, t, u, v = source[index[i]], source[index[i + 1]], source[index[i + 2]], source[index[i + 3]]
         for j in range(o.shape[0]):

@@ -14,6 +14,7 @@ from .compile import compiled_sum
 from .dispatch import use_compiled
 from .prefetch import prefetch_row
 from .threads import even_part, run_parts
+from .tiles import tile_cuts, tile_rows
 
 CHUNK_PAIRS = 1 << 14  # gathered at a time by the torch version: 2 x 50 MB at D = 768
 
@@ -35,11 +36,9 @@ def sddmm(pairs: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
     if not use_compiled(g, W_dec):
         return _sddmm_torch(pairs, g, W_dec)
     out = g.new_empty(len(pairs))
-    row_ptr, latent = pairs.row_ptr.numpy(), pairs.latent.numpy()
-    arrays = (row_ptr[:-1], row_ptr[1:], latent, g.detach().numpy(), W_dec.detach().numpy(), out.numpy())
-    run_parts(
-        lambda first, last: dot_products(*arrays, first, last), pairs.num_rows, even_part(pairs.num_rows)
-    )
+    tensors = (pairs.row_ptr, pairs.latent, g, W_dec, out)
+    row_ptr, latent, *rest = (t.detach().numpy() for t in tensors)
+    dot_products_in_tiles(row_ptr[:-1], row_ptr[1:], latent, *rest)
     return out
 
 
@@ -52,27 +51,57 @@ def _sddmm_torch(pairs: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
     return out
 
 
-@compiled_sum
-def dot_products(start: Any, stop: Any, latent: Any, g: Any, W: Any, out: Any, first: int, last: int) -> None:
-    """out[p] = <g[row], W[latent[p]]> for p in start[row]..stop[row]-1, of rows ``first`` to ``last - 1``.
+def dot_products_in_tiles(start: Any, stop: Any, index: Any, g: Any, W: Any, out: Any) -> None:
+    """out[p] = <g[row], W[index[p]]> for p in start[row]..stop[row]-1.
 
-    Two pairs share each read of ``g``; the last of an odd number is paired with itself, so that every
-    product is added up by the same instructions.
+    Args:
+        start, stop: int64 [n]. index: int64, ascending within a row. g: float32 [n, D]. W: float32 [m, D].
+    """
+    cuts = tile_cuts(start, stop, index, W.strides[0])
+    in_tiles = len(cuts) > 2
+
+    def part(first: int, last: int) -> None:
+        for tile in range(len(cuts) - 1):
+            dot_products(cuts[tile], cuts[tile + 1], index, g, W, out, not in_tiles, first, last)
+
+    size = even_part(len(start))
+    run_parts(part, len(start), min(size, tile_rows(W.strides[0])) if in_tiles else size)
+
+
+@compiled_sum
+def dot_products(
+    start: Any,
+    stop: Any,
+    index: Any,
+    g: Any,
+    W: Any,
+    out: Any,
+    ahead: bool,
+    first: int,
+    last: int,
+) -> None:
+    """out[p] = <g[row], W[index[p]]> for p in start[row]..stop[row]-1, of rows ``first`` to ``last - 1``.
+
+    Four pairs share each read of ``g``; the last is put in the place of those missing, so that every product
+    is added up by the same instructions. ``ahead`` asks for the next rows of ``W``.
     """
     for row in range(first, last):
         x = g[row]
-        p = start[row]
-        while p < stop[row]:
-            q = min(p + 1, stop[row] - 1)
-            if p + 3 < stop[row]:
-                prefetch_row(W, latent[p + 2])
-                prefetch_row(W, latent[p + 3])
-            v, w = W[latent[p]], W[latent[q]]
-            s = np.float32(0)
-            t = np.float32(0)
+        p, final = start[row], stop[row] - 1
+        while p <= final:
+            p1, p2, p3 = min(p + 1, final), min(p + 2, final), min(p + 3, final)
+            if ahead:
+                for n in range(p + 4, min(p + 8, stop[row])):
+                    prefetch_row(W, index[n])
+            a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
+            s = t = u = v = np.float32(0)
             for j in range(x.shape[0]):
-                s += x[j] * v[j]
-                t += x[j] * w[j]
-            out[q] = t
+                s += x[j] * a[j]
+                t += x[j] * b[j]
+                u += x[j] * c[j]
+                v += x[j] * d[j]
+            out[p3] = v
+            out[p2] = u
+            out[p1] = t
             out[p] = s
-            p += 2
+            p += 4

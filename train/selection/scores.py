@@ -17,7 +17,7 @@ from ..kernels.compile import compiled
 from ..kernels.dispatch import use_compiled
 from ..kernels.encode import Blocks, EncoderBlocks
 from ..kernels.scratch import borrowed
-from ..kernels.sddmm import dot_products
+from ..kernels.sddmm import dot_products_in_tiles
 from ..kernels.threads import run_parts
 from .bounds import ErrorBounds, product_bounds, row_norms
 from .errors import check_finite_factors, check_not_nan
@@ -167,7 +167,7 @@ class Screen:
         rows, W, bias = self.x[start:stop].numpy(), self.W.numpy(), self.latents.bias
 
         def exact(first: Any, last: Any, candidate: Any, value: Any) -> None:
-            dot_products(first, last, candidate, rows, W, value, 0, stop - start)
+            dot_products_in_tiles(first, last, candidate, rows, W, value)
             _add_bias(first, last, candidate, bias, value)
 
         return exact
