@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .kernels import Blocks, encode_blocks, sddmm, total
+from .kernels import EncoderBlocks, encode_blocks, sddmm, total
 from .pairs import Pairs
 
 BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
@@ -44,7 +44,7 @@ class Rows:
     def num_latents(self) -> int:
         return self.parameters["W_enc"].shape[0]
 
-    def blocks(self, latents: Tensor | None = None) -> Blocks:
+    def blocks(self, latents: Tensor | None = None) -> EncoderBlocks:
         """Pre-activations x_centered @ W_enc.T + b_enc, by blocks of rows.
 
         ``latents`` (int64 [n]) asks for those only, as columns 0..n-1; see :meth:`relabelled`.

@@ -3,9 +3,9 @@
 Legend: B rows, D model width, F latents, P pairs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,15 +33,13 @@ def decode(pairs: Pairs, W_dec: Tensor, bias: Tensor | None = None, out: Tensor 
         out = W_dec.new_empty(pairs.num_rows, W_dec.shape[1])
     if not use_compiled(pairs.value, W_dec, bias, out):
         return _decode_torch(pairs, W_dec, bias, out)
-    start = W_dec.new_zeros(W_dec.shape[1]) if bias is None else bias.detach()
+    if bias is None:
+        out.zero_()
+    else:
+        out.copy_(bias)
     tensors = (pairs.row_ptr, pairs.latent, pairs.value, W_dec, out)
-    row_ptr, latent, value, W, into = (t.detach().numpy() for t in tensors)
-    bias_ = start.numpy()
-
-    def begin(first: int, last: int) -> None:
-        into[first:last] = bias_
-
-    add_rows_in_tiles(row_ptr[:-1], row_ptr[1:], latent, value, W, into, begin)
+    row_ptr, *rest = (t.detach().numpy() for t in tensors)
+    add_rows_in_tiles(row_ptr[:-1], row_ptr[1:], *rest)
     return out
 
 
@@ -52,54 +50,33 @@ def _decode_torch(pairs: Pairs, W_dec: Tensor, bias: Tensor | None, out: Tensor)
     return out.copy_(decoded if bias is None else decoded.add_(bias))
 
 
-def add_rows_in_tiles(
-    start: Any,
-    stop: Any,
-    index: Any,
-    scale: Any,
-    source: Any,
-    out: Any,
-    begin: Callable[[int, int], None] = lambda first, last: None,
-) -> None:
+def add_rows_in_tiles(start: Any, stop: Any, index: Any, scale: Any, source: Any, out: Any) -> None:
     """out[row] += sum over p in start[row]..stop[row]-1 of scale[p] * source[index[p]], in that order.
 
     Args:
         start, stop: int64 [n]. index: int64 [P], ascending within a row. scale: float32 [P].
         source: float32 [m, D]. out: float32 [n, D].
-        begin: called with the bounds of some rows, by the thread that goes on with them.
     """
     cuts = tile_cuts(start, stop, index, source.strides[0])
     in_tiles = len(cuts) > 2
-
-    def part(first: int, last: int) -> None:
-        begin(first, last)
-        for tile in range(len(cuts) - 1):
-            _add_rows(cuts[tile], cuts[tile + 1], index, scale, source, out, not in_tiles, first, last)
-
-    size = even_part(len(out))
-    run_parts(part, len(out), min(size, tile_rows(source.strides[0])) if in_tiles else size)
-
-
-@compiled
-def _add_rows(
-    start: Any,
-    stop: Any,
-    index: Any,
-    scale: Any,
-    source: Any,
-    out: Any,
-    ahead: bool,
-    first: int,
-    last: int,
-) -> None:
-    for row in range(first, last):
-        _add_scaled_rows(out[row], index, scale, source, ahead, start[row], stop[row])
+    rows = np.flatnonzero(stop > start)
+    size = even_part(len(rows))
+    run_parts(
+        lambda first, last: _add_rows(cuts, rows[first:last], index, scale, source, out, not in_tiles),
+        len(rows),
+        min(size, tile_rows(source.strides[0])) if in_tiles else size,
+    )
 
 
 @compiled
-def _add_scaled_rows(
-    o: Any, index: Any, scale: Any, source: Any, ahead: bool, first: int, last: int
-) -> None:
+def _add_rows(cuts: Any, rows: Any, index: Any, scale: Any, source: Any, out: Any, ahead: bool) -> None:
+    for tile in range(cuts.shape[0] - 1):
+        for row in rows:
+            _add_scaled_rows(out[row], index, scale, source, ahead, cuts[tile, row], cuts[tile + 1, row])
+
+
+@compiled
+def _add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, ahead: bool, first: int, last: int) -> None:
     """o += sum over i in first..last-1 of scale[i] * source[index[i]], in that order.
 
     Four rows at a time, so that ``o`` is read and written a quarter as often. ``ahead`` asks for the next

@@ -60,48 +60,39 @@ def dot_products_in_tiles(start: Any, stop: Any, index: Any, g: Any, W: Any, out
     cuts = tile_cuts(start, stop, index, W.strides[0])
     in_tiles = len(cuts) > 2
 
-    def part(first: int, last: int) -> None:
-        for tile in range(len(cuts) - 1):
-            dot_products(cuts[tile], cuts[tile + 1], index, g, W, out, not in_tiles, first, last)
-
     size = even_part(len(start))
-    run_parts(part, len(start), min(size, tile_rows(W.strides[0])) if in_tiles else size)
+    run_parts(
+        lambda first, last: _dot_products(cuts, index, g, W, out, not in_tiles, first, last),
+        len(start),
+        min(size, tile_rows(W.strides[0])) if in_tiles else size,
+    )
 
 
 @compiled_sum
-def dot_products(
-    start: Any,
-    stop: Any,
-    index: Any,
-    g: Any,
-    W: Any,
-    out: Any,
-    ahead: bool,
-    first: int,
-    last: int,
+def _dot_products(
+    cuts: Any, index: Any, g: Any, W: Any, out: Any, ahead: bool, first: int, last: int
 ) -> None:
-    """out[p] = <g[row], W[index[p]]> for p in start[row]..stop[row]-1, of rows ``first`` to ``last - 1``.
+    """Of rows ``first`` to ``last - 1``, tile by tile.
 
     Four pairs share each read of ``g``; the last is put in the place of those missing, so that every product
     is added up by the same instructions. ``ahead`` asks for the next rows of ``W``.
     """
-    for row in range(first, last):
-        x = g[row]
-        p, final = start[row], stop[row] - 1
-        while p <= final:
-            p1, p2, p3 = min(p + 1, final), min(p + 2, final), min(p + 3, final)
-            if ahead:
-                for n in range(p + 4, min(p + 8, stop[row])):
-                    prefetch_row(W, index[n])
-            a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
-            s = t = u = v = np.float32(0)
-            for j in range(x.shape[0]):
-                s += x[j] * a[j]
-                t += x[j] * b[j]
-                u += x[j] * c[j]
-                v += x[j] * d[j]
-            out[p3] = v
-            out[p2] = u
-            out[p1] = t
-            out[p] = s
-            p += 4
+    for tile in range(cuts.shape[0] - 1):
+        for row in range(first, last):
+            x, stop = g[row], cuts[tile + 1, row]
+            for p in range(cuts[tile, row], stop, 4):
+                p1, p2, p3 = min(p + 1, stop - 1), min(p + 2, stop - 1), min(p + 3, stop - 1)
+                if ahead:
+                    for n in range(p + 4, min(p + 8, stop)):
+                        prefetch_row(W, index[n])
+                a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
+                s = t = u = v = np.float32(0)
+                for j in range(x.shape[0]):
+                    s += x[j] * a[j]
+                    t += x[j] * b[j]
+                    u += x[j] * c[j]
+                    v += x[j] * d[j]
+                out[p3] = v
+                out[p2] = u
+                out[p1] = t
+                out[p] = s

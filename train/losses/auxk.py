@@ -1,5 +1,7 @@
 """AuxK: dead latents reconstruct what the living ones left over. Gao et al. 2024, appendix A.2."""
 
+from dataclasses import replace
+
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -40,12 +42,13 @@ def reconstruct_leftover(
     if latents.numel() == 0:
         return
     k = min(k or default_k(error.shape[1]), latents.numel())
-    chosen = select_per_row(part.blocks(latents), part.num_rows, latents.numel(), k)
-    codes = part.relabelled(chosen.keep(chosen.value > 0), latents)
+    blocks = part.blocks(latents)
     for rows, some in part.split(max(SOME_PAIRS // k, 64)):
-        some_codes = codes.slice_rows(rows.start, rows.stop)
-        _, d_value = reconstruct(some, some_codes, -error[rows], weight=coefficient, name=name)
-        backpropagate(some, some_codes, d_value)
+        some_blocks = replace(blocks, x_centered=some.x_centered)
+        chosen = select_per_row(some_blocks, some.num_rows, latents.numel(), k)
+        codes = some.relabelled(chosen.keep(chosen.value > 0), latents)
+        _, d_value = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
+        backpropagate(some, codes, d_value)
 
 
 def default_k(d_model: int) -> int:

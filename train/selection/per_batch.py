@@ -1,13 +1,14 @@
 """BatchTopK and Mutual Choice: the largest pre-activations of the whole batch.
 
 Pairs that reach a guessed threshold are collected, block by block; when they are enough, the largest of them
-are the answer, else the guess is lowered. So a good guess, the last batch's, costs nothing and a bad one
-only time.
+are the answer, else the guess is lowered. A guess that is too low costs little and one that is too high a
+second look at all pairs: it is the lower one of what the last batch and what some pairs of this one suggest.
 
 Legend: B rows, F latents, P pairs.
 """
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from .pieces import Piece, assemble
 
 HINT = "selection_hint"
 MARGIN = 1.25  # pairs that a guess should let through, for each one wanted
-SAMPLE_ROWS, SAMPLE_LATENTS = 64, 4096  # that the first guess is taken from
-SAMPLE_MARGINS = (1.5, 4.0)  # of the first guess, and of the one after a guess that was too high
+SAMPLE_ROWS, SAMPLE_LATENTS = 256, 2048  # that guesses are taken from
+SAMPLE_MARGINS = (1.3, 4.0)  # of the first guess, and of the one after a guess that was too high
 
 
 def select_per_batch(
@@ -77,14 +78,15 @@ def _guesses(
     allowed: Tensor | None,
 ) -> Iterator[float]:
     """Thresholds to try, until one lets enough pairs through; the last lets all."""
-    if state is not None and HINT in state and bool(state[HINT].isfinite()):
-        yield float(state[HINT])
+    hint = float(state[HINT]) if state is not None and HINT in state else torch.inf
+    if not isfinite(hint):  # there was no batch before this one
+        hint = torch.inf
     if total:
         sample, share = _sample(blocks, num_rows, allowed)
         for margin in SAMPLE_MARGINS:
             rank = int(margin * total * share) + 1
             if rank <= sample.numel():
-                yield kth_largest(sample, rank)
+                yield min(hint, kth_largest(sample, rank))
     yield -torch.inf
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .bounds import product_bounds, row_norms
 
-SMALLEST_LATENTS = 4096  # below this the product is a small part of a step
+SMALLEST_LATENTS = 1024  # below this the product is a small part of a step
 ROWS, LATENTS = 256, 4096  # of the trial
 REPETITIONS = 3
 CLEARLY_FASTER = 1.5  # the screen costs a rounded copy of W_enc and more candidates

@@ -7,8 +7,8 @@ from saecache.train.selection.screening import bfloat16_pays
 
 def test_small_encoders_are_not_tried(monkeypatch):
     monkeypatch.setattr(screening, "_is_faster", lambda width: True)
-    assert not bfloat16_pays(4095, 64)
-    assert bfloat16_pays(4096, 64)
+    assert not bfloat16_pays(1023, 64)
+    assert bfloat16_pays(1024, 64)
 
 
 def test_a_processor_that_breaks_the_bounds_is_not_used(monkeypatch):
