@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHA256_ATTRIBUTE = "sha256"
-_CHUNK_BYTES = 1 << 20
+_LEAST_BLOCK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Access:
             return obstore.get(self.backend.store(writing=False), self.key(key))
 
     def chunks(self, key: str, result: "GetResult") -> Iterator[bytes]:
-        """Its bytes, a MiB or more at a time."""
-        stream = iter(result.stream(min_chunk_size=_CHUNK_BYTES))
+        """Its bytes in blocks as they come: only small ones are put together, which copies them."""
+        stream = iter(result.stream(min_chunk_size=_LEAST_BLOCK_BYTES))
         while True:
             with self.asking(f"reading {key}"):
                 chunk = next(stream, None)

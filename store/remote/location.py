@@ -131,7 +131,7 @@ class Location:
         if durable:
             write_file(path, lambda file: fetch(self._access, key, file, size, sha256, on_bytes))
         else:
-            with path.open("wb", buffering=0) as file:
+            with path.open("ab", buffering=0) as file:  # "wb" would truncate: see stream()
                 fetch(self._access, key, file, size, sha256, on_bytes)
 
     def checksum(self, key: str, *, size: int, on_bytes: OnBytes | None = None) -> str:

@@ -1,6 +1,7 @@
 """Whole objects to and from files, every byte compared with its sha256."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,6 +9,8 @@ from ..durable import write_all
 from .access import Access, ObjectInfo
 from .failures import RemoteError, WrongBytesError
 from .parts import HashedParts, OnBytes, part_size
+
+_WRITE_BYTES = 4 << 20
 
 
 def fetch(access: Access, key: str, file: BinaryIO, size: int, sha256: str, on_bytes: OnBytes | None) -> None:
@@ -72,25 +75,57 @@ def stream(access: Access, key: str, file: BinaryIO | None, size: int, on_bytes:
     digest, done = hashlib.sha256(), 0
     if file is not None:
         file.seek(0)
-        file.truncate()
+        if os.fstat(
+            file.fileno()
+        ).st_size:  # truncating even an empty file makes ext4 write all of it on close
+            file.truncate()
     try:
         result = access.open(key)
         if result.meta["size"] != size:
             raise WrongBytesError(f"{access.url}/{key}: {result.meta['size']} bytes, expected {size}")
+        writer = None if file is None else _BlockWriter(file, min(size, _WRITE_BYTES))
         for chunk in access.chunks(key, result):
             if done + len(chunk) > size:
                 raise WrongBytesError(f"{access.url}/{key}: more than the expected {size} bytes")
             digest.update(chunk)
-            if file is not None:
-                write_all(file, chunk)
+            if writer is not None:
+                writer.write(chunk)
             done += len(chunk)
             _moved(on_bytes, len(chunk))
+        if writer is not None:
+            writer.flush()
         if done != size:
             raise RemoteError(f"reading {key} at {access.url}: got {done} of its {size} bytes")
     except BaseException:
         _moved(on_bytes, -done)
         raise
     return digest.hexdigest()
+
+
+class _BlockWriter:
+    """Writes in large blocks: the system then keeps the file in large pages, and maps it with fewer faults.
+
+    Measured with files that stay in memory: an epoch was slower by a sixth after writes of 1 MiB or less.
+    """
+
+    def __init__(self, file: BinaryIO, block_bytes: int) -> None:
+        self._file = file
+        self._block = memoryview(bytearray(block_bytes))
+        self._filled = 0
+
+    def write(self, chunk: bytes) -> None:
+        rest = memoryview(chunk)
+        while len(rest):
+            taken = min(len(rest), len(self._block) - self._filled)
+            self._block[self._filled : self._filled + taken] = rest[:taken]
+            self._filled += taken
+            rest = rest[taken:]
+            if self._filled == len(self._block):
+                self.flush()
+
+    def flush(self) -> None:
+        write_all(self._file, self._block[: self._filled])
+        self._filled = 0
 
 
 def _put(access: Access, key: str, parts: HashedParts, size: int, sha256: str) -> str:
