@@ -1,6 +1,6 @@
 """From which share of active latents on matrix products beat products by pairs (see train/products.py).
 
-    python benchmarks/products.py [--quick] [--threads N]
+    python benchmarks/products.py [--quick] [--rows B] [--threads N]
 
 Prints, for each share, the time of a step's four products both ways and the ratio: above 1 matrices win.
 """
@@ -39,15 +39,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the size, in seconds")
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    latents, width, rows = (4096, 256, 64) if arguments.quick else (24576, 768, 128)
+    latents, width = (4096, 256) if arguments.quick else (24576, 768)
+    rows = arguments.rows
     generator = torch.Generator().manual_seed(0)
     W_dec = torch.randn(latents, width, generator=generator)
     g, out = torch.randn(rows, width, generator=generator), torch.zeros(latents, width)
     print(f"F = {latents}, D = {width}, {rows} rows, {arguments.threads} threads")
-    for share in (0.5, 0.25, 0.18, 0.125, 0.09, 0.06, 0.03):
+    for share in (0.9, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06):
         active = torch.rand(rows, latents, generator=generator) < share
         codes = Pairs.from_dense(torch.randn(rows, latents, generator=generator) * active)
         took = {}

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--quick] [--variant topk|batch_topk|mutual_choice|feature_choice] [--dead
         SHARE] [--latents F] [--rows B] [--width D] [--k K] [--rounds N] [--threads N] [--peer-python PATH]...
+        [--peer NAME]...
 
 Every round runs each of them once on the same rows, so that a busy machine slows all alike; medians are
 compared. ``--peer-python`` is the Python of an environment with sae-lens, dictionary-learning and
@@ -147,7 +148,7 @@ class Peer:
 def start_peers(settings: argparse.Namespace) -> dict[str, Peer]:
     """Each package from the first environment that has it."""
     found: dict[str, Peer] = {}
-    for name in PEERS if settings.variant in ("topk", "batch_topk") else ():
+    for name in settings.peer if settings.variant in ("topk", "batch_topk") else ():
         reasons = []
         for python in settings.peer_python:
             peer = Peer(python, name, settings)
@@ -202,7 +203,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", type=Path, action="append", default=[])
+    parser.add_argument("--peer", choices=PEERS, action="append", help="only these; all without it")
     settings = parser.parse_args()
+    settings.peer = settings.peer or PEERS
     if settings.quick:
         settings.latents, settings.rows, settings.width, settings.rounds = 8192, 1024, 256, 3
     return settings

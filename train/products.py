@@ -1,7 +1,7 @@
 """The three products of a step, by pairs or by matrices: whichever is faster for as many pairs as there are.
 
 Codes that a selection made are so sparse that pairs win by far. A penalty lets half of all latents be
-active at the start; from about a sixth of them on matrix products win, on parts small enough for a matrix
+active at the start; from about two fifths of them on matrix products win, on parts small enough for a matrix
 (see :mod:`.parts`). Legend: B rows, D model width, F latents, P pairs.
 """
 
@@ -11,7 +11,7 @@ from . import kernels
 from .batch import BLOCK_BYTES
 from .pairs import Pairs
 
-DENSE_SHARE = 1 / 6  # of all pairs: where benchmarks/products.py has both take the same time
+DENSE_SHARE = 0.4  # of all pairs: where benchmarks/products.py has both take the same time
 DENSE_BYTES = 2 * BLOCK_BYTES  # of a matrix; larger ones do not exist, whatever their share
 
 

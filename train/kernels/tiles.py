@@ -26,7 +26,7 @@ def tile_cuts(start: Any, stop: Any, index: Any, row_bytes: int) -> Any:
     """
     whole = np.stack([start, stop])
     count = stop - start
-    per_row = int(count.sum()) / max(1, np.count_nonzero(count))
+    per_row = float(count.sum()) / max(1, int(np.count_nonzero(count)))
     if per_row < 2 * LEAST_PAIRS:
         return whole
     edges = _edges(start, stop, index, tile_rows(row_bytes))

@@ -9,6 +9,9 @@ arithmetic of :func:`..kernels.sddmm`. A matrix product gives a score q for x·w
     bfloat16 product    |q - x·w| <= |x - x'||w| + |x'||w - w'| + γ(2D) |x'||w'| + 2⁻⁸ |q|
                         x', w' are rounded to bfloat16; their products are exact in float32, a term is
                         rounded twice at most while it is added up, and the sum is rounded to bfloat16 once
+    int8 product        |q - x·w| <= |x - x'||w| + |x'||w - w'| + 2⁻⁷ |q|
+                        x', w' are integers times a scale (:mod:`.int8`); their sums are exact, and are cut
+                        to bfloat16 once they are scaled
     p itself            |p - (x·w + b)| <= γ(D) |x||w| + u |dot + b|
 
 so that |p - (q + b)| <= slack[row] * norm[latent] + relative * |q| + ROUNDING * |q + b| + FLOOR, where
@@ -31,10 +34,10 @@ from .float_bits import as_float
 
 ROUNDING = np.float32(2.0**-20)
 FLOOR = np.float32(1e-30)
-BFLOAT16_ROUNDING = 2.0**-8
 SMALLEST_NORM = 1e-16  # squares below it are no normal float32 numbers
 
-Product = Literal["float32", "bfloat16"]
+Product = Literal["float32", "bfloat16", "int8"]
+RELATIVE: dict[Product, float] = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 1.001 * 2.0**-7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def product_bounds(x: RowNorms, w: RowNorms, width: int, product: Product) -> Er
     return ErrorBounds(
         slack=slack * (1 + 1e-5),  # for the float32 arithmetic of this function and of the scans
         norm=norm,
-        relative=BFLOAT16_ROUNDING if product == "bfloat16" else 0.0,
+        relative=RELATIVE[product],
     )
 
 

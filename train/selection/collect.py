@@ -16,7 +16,8 @@ from .float_bits import key
 from .largest import mask_of_largest
 from .pieces import Piece
 from .scan import CHUNK, EXCLUDED, OVERFLOW, scan_above, whole_chunks
-from .scores import ScoredBlock, each_block
+from .scores import each_block
+from .screen import ScoredBlock
 
 
 def collect(
@@ -43,6 +44,7 @@ def collect(
         blocks,
         lambda block: _cut(_collect(block, keys, least, strict, expected_per_row), most),
         lambda row, pre: _cut(_collect_torch(row, pre, threshold, strict, allowed), most),
+        per_row=expected_per_row,
     )
 
 

@@ -40,6 +40,12 @@ def _float_of_bfloat16_bits(typing_context: Any, value: Any) -> Any:
     return numba.types.float32(numba.types.uint16), code
 
 
+@compiled
+def bfloat16_bits(value: Any) -> Any:
+    """uint16: the bits of a float32 cut to a bfloat16, towards zero."""
+    return np.uint16(np.uint32(_float_bits(value)) >> np.uint32(16))
+
+
 def as_float(score: Any) -> Any:
     """The float32 that a stored score stands for: itself, or the bits of a bfloat16 in a uint16."""
     raise NotImplementedError("only inside compiled loops")
@@ -61,6 +67,15 @@ def key(value: Any) -> Any:
     """int32 that orders float32 as ``<`` does: -0.0 and 0.0 share one key."""
     bits = _float_bits(value + np.float32(0))
     return bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
+
+
+@compiled
+def keys_of(values: Any) -> Any:
+    """The :func:`key` of each of ``values``, float32 [n]: int32 [n]."""
+    keys = np.empty(values.shape[0], np.int32)
+    for i in range(values.shape[0]):
+        keys[i] = key(values[i])
+    return keys
 
 
 @compiled

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels.compile import compiled
 from ..kernels.dispatch import use_compiled
-from .float_bits import float_of_key, key, kth_key
+from .float_bits import float_of_key, keys_of, kth_key
 
 
 def kth_largest(values: Tensor, k: int) -> float:
@@ -35,16 +35,8 @@ def mask_of_largest(values: Tensor, count: int) -> Tensor:
 
 
 @compiled
-def _keys(values: Any) -> Any:
-    keys = np.empty(values.shape[0], np.int32)
-    for i in range(values.shape[0]):
-        keys[i] = key(values[i])
-    return keys
-
-
-@compiled
 def _kth(values: Any, k: int) -> Any:
-    keys = _keys(values)
+    keys = keys_of(values)
     least = kth_key(keys, keys.shape[0], k)
     smallest = np.int32(2**31 - 1)
     for i in range(keys.shape[0]):  # kth_key may be below the value that it separates from the others
@@ -55,7 +47,7 @@ def _kth(values: Any, k: int) -> Any:
 
 @compiled
 def _mark_largest(values: Any, count: int, mask: Any) -> None:
-    keys = _keys(values)
+    keys = keys_of(values)
     least = kth_key(keys, keys.shape[0], count)
     above = 0
     for i in range(keys.shape[0]):

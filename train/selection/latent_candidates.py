@@ -15,7 +15,7 @@ from ..kernels.compile import compiled
 from ..kernels.threads import run_parts
 from .float_bits import LOWEST, as_float, key
 from .scan import CHUNK, EXCLUDED, error_bound, upper_keys, whole_chunks
-from .scores import ScoredBlock
+from .screen import ScoredBlock
 
 PART_LATENTS = 32 * CHUNK  # latents that one thread looks after at a time
 ROOM = 3  # candidates there is room for at first, for each one wanted

@@ -22,7 +22,8 @@ from ..pairs import Pairs
 from .float_bits import key, kth_key
 from .latent_candidates import LatentCandidates
 from .per_latent_torch import select_per_latent_torch
-from .scores import given_block, opened, screen_of
+from .scores import given_block
+from .screen import opened, screen_of
 
 
 def select_per_latent(blocks: Blocks, num_rows: int, num_latents: int, counts: Tensor) -> Pairs:

@@ -13,12 +13,15 @@ from ..kernels.compile import compiled
 from ..kernels.encode import Blocks
 from ..pairs import Pairs
 from .errors import check_not_nan
-from .float_bits import key, kth_key
+from .float_bits import key, keys_of, kth_key
 from .pieces import Piece, assemble
-from .scan import CHUNK, OVERFLOW, scan_for_largest
-from .scores import ScoredBlock, each_block
+from .scan import CHUNK, OVERFLOW
+from .scan_largest import enough_chunks, scan_for_largest, scan_for_leaders, scan_reaching
+from .scores import each_block
+from .screen import ScoredBlock
 
 CANDIDATES_PER_K = 8  # room for a row's candidates; a row that has more is looked at again by itself
+CANDIDATES_SHARE = 1 / 16  # of all latents, where that is more
 
 
 def select_per_row(blocks: Blocks, num_rows: int, num_latents: int, k: int) -> Pairs:
@@ -35,7 +38,9 @@ def select_per_row(blocks: Blocks, num_rows: int, num_latents: int, k: int) -> P
         raise ValueError(f"k must be from 1 to the number of latents, {num_latents}, got {k}")
     if num_rows == 0:
         return assemble([_no_rows()], num_latents)
-    pieces = each_block(blocks, lambda block: _select(block, k), lambda row, pre: _select_torch(row, pre, k))
+    pieces = each_block(
+        blocks, lambda block: _select(block, k), lambda row, pre: _select_torch(row, pre, k), per_row=k
+    )
     return assemble(pieces, num_latents)
 
 
@@ -57,7 +62,7 @@ def _select_torch(first_row: int, pre: Tensor, k: int) -> Piece:
 def _select(block: ScoredBlock, k: int) -> Piece:
     num_rows, num_latents = block.scores.shape
     latent, value = torch.empty(num_rows, k, dtype=torch.int64), torch.empty(num_rows, k)
-    capacity = min(CANDIDATES_PER_K * k + CHUNK, num_latents)
+    capacity = min(max(CANDIDATES_PER_K * k, int(CANDIDATES_SHARE * num_latents)) + CHUNK, num_latents)
     count = _select_rows(block, k, capacity, 0, num_rows, latent.numpy(), value.numpy())
     overflown: list[int] = np.flatnonzero(count == OVERFLOW).tolist()
     for row in overflown:  # many equal scores, or loose bounds: every latent may be a candidate
@@ -77,17 +82,8 @@ def _select_rows(
     num_rows, stride = block.scores.shape[0], capacity + CHUNK
     count = np.zeros(num_rows, np.int64)
     candidate = np.empty((last - first, stride), np.int64)
-    scan_for_largest(
-        block.scores[first:last],
-        block.latents,
-        block.slack[first:last],
-        block.relative,
-        k,
-        candidate,
-        count[first:last],
-        0,
-        last - first,
-    )
+    scan = _scan_twice if block.wide and enough_chunks(block.latents, k) else _scan_once
+    scan(block, k, first, last, candidate, count[first:last])
     start = np.arange(-first, num_rows - first) * stride  # rows before `first` have no candidates
     score = np.empty(candidate.size, np.float32)
     block.exact(start, start + np.maximum(count, 0), candidate.reshape(-1), score)
@@ -95,6 +91,27 @@ def _select_rows(
         candidate, score.reshape(candidate.shape), count[first:last], k, latent[first:last], value[first:last]
     )
     return count
+
+
+def _scan_once(block: ScoredBlock, k: int, first: int, last: int, candidate: Any, count: Any) -> None:
+    scores, slack = block.scores[first:last], block.slack[first:last]
+    scan_for_largest(scores, block.latents, slack, block.relative, k, candidate, count)
+
+
+def _scan_twice(block: ScoredBlock, k: int, first: int, last: int, candidate: Any, count: Any) -> None:
+    """With wide bounds: some exact pre-activations first, to be left with far fewer candidates."""
+    scores, slack = block.scores[first:last], block.slack[first:last]
+    leader = np.empty((last - first, k), np.int64)
+    upper = np.empty((last - first, block.latents.norm_of_chunk.shape[0]), np.int32)
+    scan_for_leaders(scores, block.latents, slack, block.relative, k, leader, upper)
+    start = np.zeros(block.num_rows, np.int64)
+    stop = np.zeros(block.num_rows, np.int64)
+    start[first:last] = np.arange(0, leader.size, k)
+    stop[first:last] = start[first:last] + k
+    value = np.empty(leader.size, np.float32)
+    block.exact(start, stop, leader.reshape(-1), value)
+    least = value.reshape(leader.shape).min(axis=1)
+    scan_reaching(scores, block.latents, slack, block.relative, keys_of(least), upper, candidate, count)
 
 
 @compiled

@@ -17,10 +17,9 @@ import numpy as np
 
 from ..kernels.compile import compiled
 from .bounds import FLOOR, ROUNDING
-from .float_bits import LOWEST, as_float, float_of_key, key, kth_key
+from .float_bits import LOWEST, as_float, float_of_key, key
 
 CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
-CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
 
 LARGEST = np.float32(3e38)
 OVERFLOW = -1  # in place of a number of candidates
@@ -55,54 +54,6 @@ def describe_latents(bias: Any, norm: Any) -> Latents:
 
 
 @compiled
-def scan_for_largest(
-    scores: Any,
-    latents: Any,
-    slack: Any,
-    relative: Any,
-    k: int,
-    candidate: Any,
-    count: Any,
-    first: int,
-    last: int,
-) -> None:
-    """For rows ``first`` to ``last - 1``: every latent that could be among the row's ``k`` largest,
-    ascending.
-
-    Candidates are the latents whose upper bound v + e reaches the k-th largest of some lower bounds. For few
-    k those are the chunks' m - E: one cheap pass over the row, and then only about k chunks in detail.
-
-    Args:
-        scores: float32 or bfloat16 bits [b, F], without NaN.
-        slack: float32 [b].
-        candidate: int64 [b, capacity + CHUNK], written; capacity >= k.
-        count: int64 [b], written: of candidates, or OVERFLOW.
-    """
-    capacity = candidate.shape[1] - CHUNK
-    num_latents = scores.shape[1]
-    num_chunks = latents.norm_of_chunk.shape[0]
-    by_chunks = num_chunks >= CHUNKS_PER_K * k
-    lower = np.empty(num_chunks if by_chunks else num_latents, np.int32)
-    upper = np.empty(num_chunks, np.int32)
-    keys = np.empty(CHUNK, np.int32)
-    for row in range(first, last):
-        _bound_chunks(scores[row], latents, slack[row], relative, lower[:num_chunks], upper)
-        if not by_chunks:
-            _bound_latents(scores[row], latents, slack[row], relative, lower)
-        least = kth_key(lower, lower.shape[0], k)
-        n = 0
-        for chunk in range(num_chunks):
-            if upper[chunk] >= least and n <= capacity:
-                start = chunk * CHUNK
-                upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(CHUNK):
-                    if keys[j] >= least:
-                        candidate[row, n] = start + j
-                        n += 1
-        count[row] = n if n <= capacity else OVERFLOW
-
-
-@compiled
 def scan_above(
     scores: Any,
     latents: Any,
@@ -134,7 +85,7 @@ def scan_above(
     n = 0
     row_ptr[0] = 0
     for row in range(scores.shape[0]):
-        _bound_chunks(scores[row], latents, slack[row], relative, lower, upper)
+        bound_chunks(scores[row], latents, slack[row], relative, lower, upper)
         for chunk in range(num_chunks):
             if upper[chunk] >= threshold_of_chunk[chunk]:
                 if n > capacity:
@@ -156,7 +107,7 @@ def error_bound(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
 
 
 @compiled
-def _bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
+def bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
     """Keys of m - E into ``lower``, of m + E into ``upper``, of every chunk."""
     bias = latents.bias
     num_latents = scores.shape[0]
@@ -180,7 +131,7 @@ def _bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: A
 
 
 @compiled
-def _bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any) -> None:
+def bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any) -> None:
     """Keys of v - e of every latent."""
     bias, norm = latents.bias, latents.norm
     for j in range(lower.shape[0]):

@@ -135,21 +135,20 @@ def make_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Factors], Sou
         blocks = encode_blocks(*factors, block_rows=BLOCK_ROWS)
         if kind == "encoder_torch":  # takes the products as they are
             return Source(blocks, torch.cat([block.clone() for _, block in blocks()]))
-        pays = {"bfloat16": True, "float32": False}[kind]
-        monkeypatch.setattr("saecache.train.selection.scores.bfloat16_pays", lambda *_: pays)
+        monkeypatch.setattr("saecache.train.selection.screen.cheapest_product", lambda *_: kind)
         return Source(blocks, pre_activations(factors))
 
     return make
 
 
-SOURCES = ("float32", "bfloat16", "given", "given_torch", "encoder_torch")
+SOURCES = ("float32", "bfloat16", "int8", "given", "given_torch", "encoder_torch")
 
 
 @pytest.fixture(params=SOURCES)
 def source(
     request: pytest.FixtureRequest, factors: Factors, make_source: Callable[[str, Factors], Source]
 ) -> Iterator[Source]:
-    """Every case, screened by both products, given as they are, and in plain torch."""
+    """Every case, screened by all products, given as they are, and in plain torch."""
     made = make_source(request.param, factors)
     if request.param.endswith("torch"):
         with only_torch():

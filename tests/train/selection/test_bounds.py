@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from saecache.train.selection.bounds import FLOOR, ROUNDING, product_bounds, row_norms
+from saecache.train.selection.factors import factors as make_factors
+from saecache.train.selection.int8 import to_codes
+
+PRODUCTS = ("float32", "bfloat16", "int8")
 
 
-@pytest.mark.parametrize("product", ["float32", "bfloat16"])
+@pytest.mark.parametrize("product", PRODUCTS)
 def test_no_score_is_further_off(factors, product):
     x, W, b = factors
-    if product == "float32":
-        score = x @ W.T
-        bounds = product_bounds(row_norms(x, None), row_norms(W, None), x.shape[1], product)
-    else:
-        x_rounded, W_rounded = x.bfloat16(), W.bfloat16()
-        score = (x_rounded @ W_rounded.T).float()
-        bounds = product_bounds(row_norms(x, x_rounded), row_norms(W, W_rounded), x.shape[1], product)
+    with make_factors(product, x, W) as ready:
+        score = torch.empty(len(x), len(W), dtype=ready.dtype)
+        ready.multiply(0, len(x), score)
+        bounds = ready.bounds()
+    score = score.float()
     true = x.double() @ W.double().T + b
     biased = score.double() + b
     error = bounds.slack[:, None].double() * bounds.norm + bounds.relative * score.abs()
@@ -34,10 +36,23 @@ def test_bfloat16_bounds_are_tight_enough_to_be_useful():
     assert bool((bounds.slack * bounds.norm.mean() < 0.12 * spread).all())
 
 
-def test_norms_are_not_below_the_truth(factors):
+@pytest.mark.parametrize("product", ["bfloat16", "int8"])
+def test_norms_are_not_below_the_truth(factors, product):
     x, W, _ = factors
     for rows in (x, W):
-        rounded = rows.bfloat16()
-        norms = row_norms(rows, rounded)
+        if product == "int8":
+            codes = to_codes(rows, torch.empty(rows.shape, dtype=torch.int8))
+            rounded, norms = codes.code.double() * codes.scale.double()[:, None], codes.norms
+        else:
+            rounded, norms = rows.bfloat16().double(), row_norms(rows, rows.bfloat16())
         assert bool((norms.norm >= rows.double().norm(dim=1)).all())
-        assert bool((norms.error >= (rows.double() - rounded.double()).norm(dim=1)).all())
+        assert bool((norms.error >= (rows.double() - rounded).norm(dim=1)).all())
+
+
+def test_codes_are_the_nearest(factors):
+    for rows in factors[:2]:
+        codes = to_codes(rows, torch.empty(rows.shape, dtype=torch.int8))
+        left_out = (rows.double() - codes.code.double() * codes.scale.double()[:, None]).abs()
+        usable = rows.abs().amax(1) > 1e-29
+        assert bool((left_out <= 0.5001 * codes.scale.double()[:, None])[usable].all())
+        assert not bool(codes.code[~usable].any())

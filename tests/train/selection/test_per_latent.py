@@ -32,7 +32,7 @@ def test_more_latents_than_one_thread_looks_after(make_source, marked):
         torch.zeros(5000),
     )
     counts = torch.arange(5000) % 4
-    for kind in ("float32", "bfloat16", "given"):
+    for kind in ("float32", "bfloat16", "int8", "given"):
         source = make_source(kind, factors)
         pairs = select_per_latent(source.blocks, 90, 5000, counts)
         assert torch.equal(marked(pairs), reference.per_latent(source.pre, counts))

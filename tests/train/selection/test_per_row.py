@@ -28,7 +28,7 @@ def test_no_rows(make_source):
 
 
 @pytest.mark.parametrize("k", [1, 700])
-@pytest.mark.parametrize("kind", ["bfloat16", "given"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "given"])
 def test_one_and_all(factors, make_source, marked, kind, k):
     source = make_source(kind, factors)
     assert torch.equal(marked(select_per_row(source.blocks, 37, 700, k)), reference.per_row(source.pre, k))

@@ -1,27 +1,99 @@
+"""Which product screens: the fastest that keeps its promises, with bounds that are narrow enough."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
 import torch
 
 from saecache.train.selection import screening
 from saecache.train.selection.bounds import ErrorBounds
-from saecache.train.selection.screening import bfloat16_pays
+from saecache.train.selection.screening import added_candidates, cheapest_product
+
+
+@pytest.fixture(autouse=True)
+def no_memory():
+    yield
+    screening._fastest.cache_clear()
+
+
+def taking(monkeypatch, **seconds: float) -> None:
+    screening._fastest.cache_clear()
+    monkeypatch.setattr(screening, "_seconds", lambda width: seconds)
+    monkeypatch.setattr(screening, "ROWS", 64)
+    monkeypatch.setattr(screening, "LATENTS", 512)
+
+
+def isotropic(latents: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, W = (torch.randn(n, 64, generator=generator) for n in (100, latents))
+    return x, W, torch.zeros(latents)
 
 
 def test_small_encoders_are_not_tried(monkeypatch):
-    monkeypatch.setattr(screening, "_is_faster", lambda width: True)
-    assert not bfloat16_pays(1023, 64)
-    assert bfloat16_pays(1024, 64)
+    taking(monkeypatch, float32=3.0, bfloat16=1.0, int8=9.0)
+    assert cheapest_product(*isotropic(1023), 32) == "float32"
+    assert cheapest_product(*isotropic(1024), 32) == "bfloat16"
 
 
-def test_a_processor_that_breaks_the_bounds_is_not_used(monkeypatch):
-    monkeypatch.setattr(screening, "_seconds", lambda x, w, out: 3.0 if out.dtype == torch.float32 else 1.0)
-    assert screening._is_faster.__wrapped__(32)
-    monkeypatch.setattr(screening, "product_bounds", lambda *a: _far_too_tight())
-    assert not screening._is_faster.__wrapped__(32)
+@pytest.mark.parametrize(
+    ("seconds", "fastest"),
+    [
+        ((3.0, 1.0, 0.5), "int8"),
+        ((3.0, 1.0, 0.9), "bfloat16"),
+        ((3.0, 2.9, 1.0), "int8"),
+        ((1.0, 1.0, 1.0), "float32"),
+        ((1.0, 2.0, torch.inf), "float32"),
+    ],
+)
+def test_the_clearly_fastest_is_used(monkeypatch, seconds, fastest):
+    taking(monkeypatch, **dict(zip(("float32", "bfloat16", "int8"), seconds, strict=True)))
+    assert screening._fastest(32) == fastest
 
 
-def test_slower_is_not_used(monkeypatch):
-    monkeypatch.setattr(screening, "_seconds", lambda x, w, out: 1.0)
-    assert not screening._is_faster.__wrapped__(32)
+@pytest.mark.parametrize("product", ["bfloat16", "int8"])
+def test_a_processor_that_breaks_the_bounds_is_not_used(monkeypatch, product):
+    taking(monkeypatch, **{"float32": 3.0, "bfloat16": 9.0, "int8": 9.0, product: 1.0})
+    assert screening._fastest(32) == product
+    screening._fastest.cache_clear()
+    real = screening.factors
+
+    @contextmanager
+    def far_too_sure(*arguments):
+        with real(*arguments) as ready:
+            exact = replace(ready.x_norms, norm=ready.x_norms.norm * 0, error=ready.x_norms.error * 0)
+            yield replace(ready, x_norms=exact)
+
+    monkeypatch.setattr(screening, "factors", far_too_sure)
+    assert screening._fastest(32) == "float32"
 
 
-def _far_too_tight():
-    return ErrorBounds(slack=torch.zeros(screening.ROWS), norm=torch.zeros(screening.LATENTS), relative=0.0)
+def test_a_processor_that_adds_up_in_sixteen_bits_is_not_used(monkeypatch):
+    taking(monkeypatch, float32=3.0, bfloat16=9.0, int8=1.0)
+    saturated = torch.zeros(screening.ROWS, screening.ROWS, dtype=torch.int32)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: saturated)
+    assert screening._fastest(32) == "float32"
+
+
+def test_wide_bounds_are_for_rows_that_they_are_narrow_enough_for(monkeypatch):
+    """One entry far above the others leaves the others few codes."""
+    taking(monkeypatch, float32=3.0, bfloat16=1.0, int8=0.1)
+    x, W, b = isotropic(8192)
+    assert added_candidates(x, W, b, 16) < 8192 / screening.LATENTS_PER_CANDIDATE
+    assert cheapest_product(x, W, b, 16) == "int8"
+    assert cheapest_product(x, W, b, None) == "bfloat16"
+    x[:, 7] = 1000.0
+    W[:, 7] = 0.0
+    assert cheapest_product(x, W, b, 16) == "bfloat16"
+
+
+def test_candidates_are_counted(monkeypatch):
+    """As many as the bounds let through beside those that are looked for, within a factor."""
+    x, W, b = isotropic(4096)
+    with screening.factors("int8", x, W) as ready:
+        bounds: ErrorBounds = ready.bounds()
+    pre = x @ W.T
+    error = bounds.slack[:, None] * bounds.norm + bounds.relative * pre.abs()
+    least = pre.topk(64, dim=1).values[:, -1:]
+    wanted = float((pre + error >= least).sum() / len(x)) - 64
+    assert 0.7 * wanted < added_candidates(x, W, b, 64) < 1.4 * wanted

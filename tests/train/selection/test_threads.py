@@ -14,9 +14,9 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_same_bits(threads, monkeypatch, bfloat16):
-    monkeypatch.setattr("saecache.train.selection.scores.bfloat16_pays", lambda *_: bfloat16)
+@pytest.mark.parametrize("product", ["float32", "bfloat16", "int8"])
+def test_same_bits(threads, monkeypatch, product):
+    monkeypatch.setattr("saecache.train.selection.screen.cheapest_product", lambda *_: product)
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(shape, generator=generator) for shape in ((200, 16), (2100, 16), (2100,)))
     seen = []

@@ -1,0 +1,123 @@
+"""Compiled scans of a block of scores for what could be among the largest of each row; see :mod:`.scan`.
+
+Legend: b rows of the block, F latents.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..kernels.compile import compiled
+from .float_bits import LOWEST, as_float, key, kth_key
+from .scan import CHUNK, OVERFLOW, bound_chunks, bound_latents, upper_keys
+
+CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
+
+
+@compiled
+def enough_chunks(latents: Any, k: int) -> Any:
+    """Whether the chunks' bounds say enough about the ``k`` largest latents."""
+    return latents.norm_of_chunk.shape[0] >= CHUNKS_PER_K * k
+
+
+@compiled
+def scan_for_largest(
+    scores: Any,
+    latents: Any,
+    slack: Any,
+    relative: Any,
+    k: int,
+    candidate: Any,
+    count: Any,
+) -> None:
+    """Of each row every latent that could be among the row's ``k`` largest, ascending.
+
+    Candidates are the latents whose upper bound v + e reaches the k-th largest of some lower bounds. For few
+    k those are the chunks' m - E: one cheap pass over the row, and then only about k chunks in detail.
+
+    Args:
+        scores: float32 or bfloat16 bits [b, F], without NaN.
+        slack: float32 [b].
+        candidate: int64 [b, capacity + CHUNK], written; capacity >= k.
+        count: int64 [b], written: of candidates, or OVERFLOW.
+    """
+    capacity = candidate.shape[1] - CHUNK
+    num_latents = scores.shape[1]
+    num_chunks = latents.norm_of_chunk.shape[0]
+    by_chunks = enough_chunks(latents, k)
+    lower = np.empty(num_chunks if by_chunks else num_latents, np.int32)
+    upper = np.empty(num_chunks, np.int32)
+    keys = np.empty(CHUNK, np.int32)
+    for row in range(scores.shape[0]):
+        bound_chunks(scores[row], latents, slack[row], relative, lower[:num_chunks], upper)
+        if not by_chunks:
+            bound_latents(scores[row], latents, slack[row], relative, lower)
+        least = kth_key(lower, lower.shape[0], k)
+        n = 0
+        for chunk in range(num_chunks):
+            if upper[chunk] >= least and n <= capacity:
+                start = chunk * CHUNK
+                upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(CHUNK):
+                    if keys[j] >= least:
+                        candidate[row, n] = start + j
+                        n += 1
+        count[row] = n if n <= capacity else OVERFLOW
+
+
+@compiled
+def scan_for_leaders(
+    scores: Any, latents: Any, slack: Any, relative: Any, k: int, leader: Any, upper: Any
+) -> None:
+    """The latents with the largest v of ``k`` chunks of each row, ascending: those with the largest m - E.
+
+    There must be ``k`` chunks. The least of the leaders' pre-activations is at most the k-th largest of the
+    row, and closer to it than any lower bound from scores.
+
+    Args:
+        leader: int64 [b, k], written. upper: int32 [b, chunks], the keys of m + E, written.
+    """
+    num_latents, num_chunks = scores.shape[1], upper.shape[1]
+    lower = np.empty(num_chunks, np.int32)
+    for row in range(scores.shape[0]):
+        bound_chunks(scores[row], latents, slack[row], relative, lower, upper[row])
+        least = kth_key(lower, num_chunks, k)
+        n = 0
+        for chunk in range(num_chunks):
+            if lower[chunk] >= least and n < k:
+                best, top = 0, LOWEST
+                for j in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, num_latents)):
+                    own = key(as_float(scores[row, j]) + latents.bias[j])
+                    if own > top:
+                        best, top = j, own
+                leader[row, n] = best
+                n += 1
+
+
+@compiled
+def scan_reaching(
+    scores: Any,
+    latents: Any,
+    slack: Any,
+    relative: Any,
+    least: Any,
+    upper: Any,
+    candidate: Any,
+    count: Any,
+) -> None:
+    """As :func:`scan_for_largest`, for a bound that is known: the key ``least[row]`` (int32 [b]) is at most
+    that of the k-th largest. ``upper`` is what :func:`scan_for_leaders` wrote.
+    """
+    capacity = candidate.shape[1] - CHUNK
+    keys = np.empty(CHUNK, np.int32)
+    for row in range(scores.shape[0]):
+        n = 0
+        for chunk in range(upper.shape[1]):
+            if upper[row, chunk] >= least[row] and n <= capacity:
+                start = chunk * CHUNK
+                upper_keys(scores[row], latents, slack[row], relative, start, keys)
+                for j in range(CHUNK):
+                    if keys[j] >= least[row]:
+                        candidate[row, n] = start + j
+                        n += 1
+        count[row] = n if n <= capacity else OVERFLOW
