@@ -1,20 +1,22 @@
 """Writing that survives a crash: temporary name, fsync, rename, fsync of the folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Create or replace ``path`` with what ``write`` puts into the open file; the file is whole or absent."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: without an error inside, it then is ``path``, durably; otherwise nothing is left."""
     make_folder(path.parent)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         with temporary.open("wb", buffering=0) as file:
-            write(file)
+            yield file
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -23,9 +25,16 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     fsync_folder(path.parent)
 
 
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Create or replace ``path`` with what ``write`` puts into the open file; the file is whole or absent."""
+    with replacing(path) as file:
+        write(file)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Create or replace ``path`` with ``content``, durably and atomically."""
-    write_file(path, lambda file: write_all(file, content))
+    with replacing(path) as file:
+        write_all(file, content)
 
 
 def write_all(file: BinaryIO, block: bytes | memoryview) -> None:

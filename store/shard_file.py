@@ -7,6 +7,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable
 from concurrent import futures
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +15,11 @@ import crc32c as crc32c_library
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import append_early, write_file
+from .durable import append_early, replacing
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
-CHUNKS_IN_FLIGHT = 2
+CHUNKS_IN_FLIGHT = 4
 
 
 def crc32c(payload: bytes | NDArray[Any]) -> bytes:
@@ -30,57 +31,70 @@ def crc32c(payload: bytes | NDArray[Any]) -> bytes:
 
 
 class ShardWriter:
-    """Writes shard files: hashing and writing have threads of their own while the next chunk is made."""
+    """Writes shard files: hashed, written and synced by threads while the next chunk is made."""
 
     def __init__(self) -> None:
         self._writing = futures.ThreadPoolExecutor(1, "saecache-write")
         self._hashing = futures.ThreadPoolExecutor(1, "saecache-sha256")
+        self._finishing = futures.ThreadPoolExecutor(2, "saecache-sync")
+        self._under_way: deque[futures.Future[None]] = deque()  # the write and the hash of each chunk
 
-    def write(self, path: Path, chunks: Iterable[NDArray[Any]], chunks_per_shard: int) -> tuple[int, str]:
+    def write(
+        self, path: Path, chunks: Iterable[NDArray[Any]], chunks_per_shard: int
+    ) -> futures.Future[tuple[int, str]]:
         """Write one shard file durably from its inner chunks, in order; chunks that are not given are absent.
+
+        Returns when all chunks are taken; the next file may be begun then.
 
         Args:
             path: where the shard goes; it appears there whole or not at all.
             chunks: C-contiguous arrays, one inner chunk each, padded to full size. A chunk may be overwritten
-                once ``CHUNKS_IN_FLIGHT`` more were taken.
+                once ``CHUNKS_IN_FLIGHT`` more were taken, of this file or the next.
             chunks_per_shard: slots of the index.
 
         Returns:
-            The file's size in bytes and its sha256 in hex.
+            The file's size in bytes and its sha256 in hex, once it is durable.
         """
         digest = hashlib.sha256()
         index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
         size = 0
+        submitted: list[futures.Future[None]] = []
 
-        def write(file: BinaryIO) -> None:
+        def put(*parts: bytes | memoryview) -> None:
             nonlocal size
-            under_way: deque[futures.Future[None]] = deque()
+            size += sum(len(part) for part in parts)
+            submitted.append(self._writing.submit(_write_parts, file, parts))
+            submitted.append(self._hashing.submit(_hash_parts, digest, parts))
+            self._under_way.extend(submitted[-2:])
 
-            def put(*parts: bytes | memoryview) -> None:
-                nonlocal size
-                size += sum(len(part) for part in parts)
-                under_way.append(self._writing.submit(_write_parts, file, parts))
-                under_way.append(self._hashing.submit(_hash_parts, digest, parts))
+        with ExitStack() as stack:
+            file = stack.enter_context(replacing(path))
+            stack.callback(futures.wait, submitted)  # nothing may write on when the file is closed
+            for slot, chunk in enumerate(chunks):
+                while len(self._under_way) > 2 * (CHUNKS_IN_FLIGHT - 1):
+                    self._under_way.popleft().result()
+                index[slot] = size, chunk.nbytes + CRC_BYTES
+                put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
+            table = index.tobytes()
+            put(table, crc32c(table))
+            open_file = stack.pop_all()
 
-            try:
-                for slot, chunk in enumerate(chunks):
-                    while len(under_way) > 2 * (CHUNKS_IN_FLIGHT - 1):  # the write and the hash of a chunk
-                        under_way.popleft().result()
-                    index[slot] = size, chunk.nbytes + CRC_BYTES
-                    put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
-                table = index.tobytes()
-                put(table, crc32c(table))
-            finally:
-                futures.wait(under_way)  # nothing may write on when the file is closed
-            for future in under_way:
-                future.result()
+        def finish() -> tuple[int, str]:
+            with open_file:
+                for future in submitted:
+                    future.result()
+            return size, digest.hexdigest()
 
-        write_file(path, write)
-        return size, digest.hexdigest()
+        return self._finishing.submit(finish)
+
+    def under_way(self) -> list[futures.Future[None]]:
+        """What is still to be done with chunks that were taken."""
+        return list(self._under_way)
 
     def close(self) -> None:
-        self._writing.shutdown()
-        self._hashing.shutdown()
+        """Wait until everything begun is finished, or has failed."""
+        for threads in (self._writing, self._hashing, self._finishing):
+            threads.shutdown()
 
 
 def _write_parts(file: BinaryIO, parts: tuple[bytes | memoryview, ...]) -> None:

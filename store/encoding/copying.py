@@ -1,4 +1,4 @@
-"""Kernels that move rows: from the spill into sorted order, and from chunks into batches."""
+"""Kernels that move rows from chunks into batches."""
 
 from typing import Any
 
@@ -7,33 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .half import widen
-from .records import RecordLayout
 
 _jit = numba.njit(nogil=True, cache=True)
-
-
-def scatter_records(records: NDArray[np.uint8], ranks: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
-    """``target[ranks[i]] = records[i]`` for every rank inside the target; the others are left out.
-
-    Args:
-        records: uint8 [n, record_bytes], C-contiguous; record_bytes is a multiple of 8.
-        ranks: int64 [n], any.
-        target: uint8 [m, record_bytes], C-contiguous.
-    """
-    assert records.shape[1] == target.shape[1] and len(ranks) == len(records)
-    _scatter(records.view(np.uint64), ranks, target.view(np.uint64))
-
-
-def split_records(
-    records: NDArray[np.uint8],
-    layout: RecordLayout,
-    rows: NDArray[Any],
-    norm: NDArray[np.float32],
-    mean: NDArray[np.float32],
-) -> None:
-    """Take records [n, record_bytes] apart into ``rows`` words [n, D], ``norm`` [n] and ``mean`` [n]."""
-    rows[:] = layout.words(records)[:, : rows.shape[1]]
-    norm[:], mean[:] = layout.norm(records), layout.mean(records)
 
 
 def copy_rows(
@@ -72,17 +47,6 @@ def widen_rows(
     assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
     assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
     _widen(source.view(np.uint16), picks, target.view(np.uint32), places)
-
-
-@_jit
-def _scatter(records, ranks, target):  # type: ignore[no-untyped-def]
-    width, size = records.shape[1], target.shape[0]
-    for i in range(records.shape[0]):
-        rank = ranks[i]
-        if 0 <= rank < size:
-            source, place = records[i], target[rank]
-            for j in range(width):
-                place[j] = source[j]
 
 
 @_jit

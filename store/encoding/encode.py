@@ -5,7 +5,7 @@ u = c * (1 / s), or 0 where s is 0.
 
 All arithmetic is float32 in a fixed order: a sum over D adds up ``LANES`` partial sums, element j going to
 lane j mod LANES, and then halves the lanes until one is left. So a row gives the same bytes whatever batch it
-comes in. Rounding to float16 is to nearest, ties to even, done on the bits.
+comes in. Rounding to float16 is to nearest, ties to even.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .compact import encode_words
+from .half import narrow
 from .records import RecordLayout
 
 LANES = 64
@@ -104,12 +105,9 @@ def _encode_half(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-de
     n, d_model = x.shape
     lanes = np.empty(LANES, np.float32)
     row = np.empty(d_model, np.float32)
-    shifted = np.empty(d_model, np.float32)
-    row_bits, shifted_bits = row.view(np.uint32), shifted.view(np.uint32)
     for r in range(n):
         norm[r], mean[r] = _standardize(x[r], row, lanes, unit)
-        _shift(row, shifted)
-        largest = _round_to_half(row_bits, shifted_bits, words[r])
+        largest = narrow(row, words[r])
         bad[r] = largest >= np.uint32(0x7C00) or not (np.isfinite(norm[r]) and np.isfinite(mean[r]))
 
 
@@ -173,28 +171,3 @@ def _halve(lanes):  # type: ignore[no-untyped-def]
         for lane in range(width):
             lanes[lane] += lanes[lane + width]
     return lanes[0]
-
-
-@_jit
-def _shift(row, shifted):  # type: ignore[no-untyped-def]
-    """|row| + 0.5: below 2^-14 the low bits of the sum are the subnormal float16, rounded by the adder."""
-    for j in range(row.shape[0]):
-        shifted[j] = np.abs(row[j]) + np.float32(0.5)
-
-
-@_jit
-def _round_to_half(bits, shifted_bits, target):  # type: ignore[no-untyped-def]
-    """float32 bits -> float16 bits; returns the largest magnitude, where 0x7C00 and more is Inf or NaN."""
-    largest = np.uint32(0)
-    for j in range(bits.shape[0]):
-        magnitude = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
-        odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
-        normal = np.uint32(np.uint32(magnitude - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
-        subnormal = np.uint32(shifted_bits[j] - np.uint32(0x3F000000))
-        half = normal if magnitude >= np.uint32(0x38800000) else subnormal
-        half = np.uint32(0x7C00) if magnitude >= np.uint32(0x477FF000) else half
-        half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else half
-        largest = max(largest, half)
-        sign = np.uint32(np.uint32(bits[j] >> np.uint32(16)) & np.uint32(0x8000))
-        target[j] = np.uint16(half | sign)
-    return largest

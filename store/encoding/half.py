@@ -1,9 +1,15 @@
-"""float16 to float32 in compiled kernels, exactly, and in a loop that becomes vector instructions."""
+"""float16 to float32 and back in compiled kernels, in loops that become vector instructions.
 
+float16 to float32 is exact. The other way is rounded to nearest, ties to even: by the processor's instruction
+where it has one, else on the bits. Both give the same for every number; NaNs may differ in their bits.
+"""
+
+import platform
 from typing import Any
 
 import numba
-from llvmlite import ir  # type: ignore[import-untyped]
+import numpy as np
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -38,3 +44,61 @@ def _widened(typing_context: Any, bits: Any) -> Any:
         return builder.or_(builder.or_(wide, exponent), sign)
 
     return numba.types.uint32(numba.types.uint16), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _narrowed(typing_context: Any, value: Any) -> Any:
+    """The bits of a float32 rounded to float16, by the processor."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return numba.types.uint16(numba.types.float32), code
+
+
+@_jit
+def narrow_by_instruction(source, target):  # type: ignore[no-untyped-def]
+    """Fill ``target``, float16 bits in uint16 [>= D], from ``source``, float32 [D].
+
+    Returns:
+        The largest magnitude in ``target``, as bits: 0x7C00 is Inf, more is NaN.
+    """
+    largest = np.uint16(0)
+    for j in range(source.shape[0]):
+        half = _narrowed(source[j])
+        target[j] = half
+        largest = max(largest, np.uint16(half & np.uint16(0x7FFF)))
+    return largest
+
+
+@_jit
+def narrow_by_bits(source, target):  # type: ignore[no-untyped-def]
+    """As :func:`narrow_by_instruction`.
+
+    Below 2^-14 the low bits of |x| + 0.5 are the subnormal float16, rounded by the adder.
+    """
+    bits, shifted = source.view(np.uint32), np.empty(source.shape[0], np.float32)
+    for j in range(source.shape[0]):
+        shifted[j] = np.abs(source[j]) + np.float32(0.5)
+    shifted_bits = shifted.view(np.uint32)
+    largest = np.uint32(0)
+    for j in range(bits.shape[0]):
+        magnitude = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
+        odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
+        normal = np.uint32(np.uint32(magnitude - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
+        subnormal = np.uint32(shifted_bits[j] - np.uint32(0x3F000000))
+        half = normal if magnitude >= np.uint32(0x38800000) else subnormal
+        half = np.uint32(0x7C00) if magnitude >= np.uint32(0x477FF000) else half
+        half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else half
+        largest = max(largest, half)
+        sign = np.uint32(np.uint32(bits[j] >> np.uint32(16)) & np.uint32(0x8000))
+        target[j] = np.uint16(half | sign)
+    return largest
+
+
+def _processor_narrows() -> bool:
+    """Elsewhere LLVM would call a function that may not exist."""
+    return platform.machine() in ("arm64", "aarch64") or bool(binding.get_host_cpu_features().get("f16c"))
+
+
+narrow = narrow_by_instruction if _processor_narrows() else narrow_by_bits

@@ -5,8 +5,9 @@ that was killed does the units that have no record, and ends with the same bytes
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from math import fsum
 from pathlib import Path
@@ -19,8 +20,8 @@ from pydantic import ValidationError
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.compact import as_moments_need
-from ..encoding.copying import split_records
 from ..encoding.records import RecordLayout
+from ..encoding.stored_rows import StoredRows
 from ..errors import CorruptCacheError
 from ..layout import SPLITS, ArraySpec, Layout
 from ..manifest import FileInfo, HookInfo
@@ -33,7 +34,10 @@ from .shuffle import ShuffledSpill
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
 
-Unit = tuple[list[FileInfo], Any]  # the files written, and what else is to be remembered (plain JSON)
+_UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
+
+Written = tuple[str, Future[tuple[int, str]]]  # a file's path, and its size and sha256 once it is durable
+Unit = tuple[list[Written], Any]  # the files, and what else is to be remembered (plain JSON)
 
 
 class Finalizer:
@@ -60,9 +64,13 @@ class Finalizer:
         self.on_progress = on_progress
         self.delivery = delivery
         self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
-        self.shuffled = ShuffledSpill(self.spill, seed, num_buckets, limit_bytes=memory_bytes // 2)
         self.shards = ShardWriter()
+        self.shuffled = ShuffledSpill(
+            self.spill, seed, num_buckets, limit_bytes=memory_bytes // 4, in_use=self.shards.under_way
+        )
         self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
+        self._recording = ThreadPoolExecutor(1, "saecache-record")
+        self._under_way: deque[Future[list[FileInfo]]] = deque()
         self.files: list[FileInfo] = []
         self.total_bytes = layout.total_bytes()
         self.done_bytes = 0
@@ -83,6 +91,7 @@ class Finalizer:
             self.shuffled.close()
             self._encoding.shutdown()
             self.shards.close()
+            self._recording.shutdown()
         return sorted(self.files, key=lambda file: file.path), hooks
 
     def _tokens(self, split: str, shard: int) -> Unit:
@@ -118,6 +127,7 @@ class Finalizer:
         for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
             unit = partial(self._statistic, layout.statistic(hook, name), values)
             self._once(f"stats.{number}.{name}", unit)
+        self._settle()  # the norms are read again
         try:
             return HookInfo(
                 d_model=layout.hooks[hook],
@@ -142,33 +152,40 @@ class Finalizer:
         spec = layout.activations(split, hook)
         record = RecordLayout(layout.hooks[hook], layout.dtype)
         start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
-        norm, mean, scale = (np.empty(rows, np.float32) for _ in range(3))
+        columns = [np.empty(rows, np.float32) for _ in range(3 if record.has_scale else 2)]
         sums = np.zeros((2, spec.shape[1]))
         ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
 
+        def take(stored: StoredRows, first: int) -> None:
+            for column, values in zip(columns, (stored.norm, stored.mean, stored.scale), strict=False):
+                column[first : first + len(stored)] = values
+            if split == "train":
+                numbers = as_moments_need(stored.words, layout.dtype, stored.scale)
+                add_moments(numbers, stored.norm, stored.mean, self.unit, sums)
+
         def chunks() -> Iterator[NDArray[Any]]:
             slot = used = done = 0
-            for records in self.shuffled.records(number, record, split, start, start + rows):
+            for stored in self.shuffled.rows(number, record, split, start, start + rows):
                 first = 0
-                while first < len(records):
-                    chunk, count = ring[slot], min(spec.chunk_rows - used, len(records) - first)
-                    room, part = slice(used, used + count), slice(done, done + count)
-                    taken = records[first : first + count]
-                    split_records(taken, record, chunk[room], norm[part], mean[part])
-                    if record.has_scale:
-                        scale[part] = record.scale(taken)
-                    if split == "train":
-                        values = as_moments_need(chunk[room], layout.dtype, scale[part])
-                        add_moments(values, norm[part], mean[part], self.unit, sums)
-                    first, used, done = first + count, used + count, done + count
+                while first < len(stored):
+                    count = min(spec.chunk_rows - used, len(stored) - first)
+                    piece = stored[first : first + count]
+                    take(piece, done)
+                    first, done = first + count, done + count
+                    if count == spec.chunk_rows and spec.codec is None:
+                        yield piece.words  # it stays where it is until it is written: see ``in_use``
+                        continue
+                    chunk = ring[slot]
+                    chunk[used : used + count] = piece.words
+                    used += count
                     if used == spec.chunk_rows or done == rows:
                         chunk[used:] = 0  # Zarr stores the last chunk at full size
                         yield chunk
                         slot, used = (slot + 1) % len(ring), 0
 
         files = [self._write(spec, shard, chunks())]
-        for values, other in zip((norm, mean, scale), layout.beside(split, hook), strict=False):
-            files.append(self._write(other, shard, chunks_of(values, other)))
+        for column, other in zip(columns, layout.beside(split, hook), strict=True):
+            files.append(self._write(other, shard, chunks_of(column, other)))
         return files, sums.tolist()
 
     def _chunk_buffers(self, shape: tuple[int, int], word: np.dtype[Any]) -> list[NDArray[Any]]:
@@ -177,32 +194,38 @@ class Finalizer:
             self._ring = [np.empty(shape, word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
         return self._ring
 
-    def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> FileInfo:
+    def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> Written:
         path = spec.shard_path(shard)
         if spec.codec is not None:
             chunks = encode_ahead(spec.codec, chunks, self._encoding, CHUNKS_IN_FLIGHT)
-        size, digest = self.shards.write(self.cache / path, chunks, spec.chunks_per_shard)
-        return FileInfo(path=path, size=size, sha256=digest)
+        return path, self.shards.write(self.cache / path, chunks, spec.chunks_per_shard)
 
     def _once(self, name: str, write: Callable[[], Unit]) -> Any:
         """Do ``write`` unless a former run did; its result is kept durably once its files are."""
         record = self.done / f"{name}.json"
         done = self._read_record(record)
         if done is None:
-            done = write()
-            saved = {"files": [file.model_dump() for file in done[0]], "extra": done[1]}
-            write_bytes(record, json.dumps(saved).encode())
-        files, extra = done
-        self.files += files
-        if self.delivery is not None:
-            for file in files:
-                self.delivery.take(file, keep=file.path.startswith(self._read_again))
-        self.done_bytes += sum(file.size for file in files)
-        if self.on_progress:
-            self.on_progress(self.done_bytes, self.total_bytes)
+            written, extra = write()
+            self._under_way.append(self._recording.submit(_record, record, written, extra))
+        else:
+            files, extra = done
+            self._under_way.append(self._recording.submit(lambda: files))
+        self._settle(_UNITS_UNDER_WAY)
         return extra
 
-    def _read_record(self, record: Path) -> Unit | None:
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most so many units are under way."""
+        while len(self._under_way) > most:
+            files = self._under_way.popleft().result()
+            self.files += files
+            if self.delivery is not None:
+                for file in files:
+                    self.delivery.take(file, keep=file.path.startswith(self._read_again))
+            self.done_bytes += sum(file.size for file in files)
+            if self.on_progress:
+                self.on_progress(self.done_bytes, self.total_bytes)
+
+    def _read_record(self, record: Path) -> tuple[list[FileInfo], Any] | None:
         """What a former run wrote, unless it has to be written again."""
         if not record.is_file():
             return None
@@ -213,6 +236,17 @@ class Finalizer:
                 if not self.delivery.has(file, keep=file.path.startswith(self._read_again)):
                     return None
         return files, saved["extra"]
+
+
+def _record(record: Path, written: list[Written], extra: Any) -> list[FileInfo]:
+    """Write down, durably, what a unit has written, once that is durable."""
+    files = []
+    for path, finished in written:
+        size, digest = finished.result()
+        files.append(FileInfo(path=path, size=size, sha256=digest))
+    saved = {"files": [file.model_dump() for file in files], "extra": extra}
+    write_bytes(record, json.dumps(saved).encode())
+    return files
 
 
 def chunks_of(rows: NDArray[Any], spec: ArraySpec) -> Iterator[NDArray[Any]]:

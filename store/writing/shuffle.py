@@ -1,45 +1,25 @@
-"""From spilled blocks to rows in stored order: ascending shuffle keys, one bucket in memory at a time."""
+"""From spilled blocks to rows in stored order: ascending shuffle keys, one bucket after the other.
+
+At least two buckets are in memory: one is handed out while a thread sorts the next.
+"""
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import StorageConfig
-from ..encoding.copying import scatter_records
 from ..encoding.records import RecordLayout
+from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
 
-DEFAULT_BUCKETS = 256
-MAX_BUCKETS = 1 << 14
-SMALL_BUCKET_BYTES = 32 << 20
-
-_READ_BYTES = 4 << 20
-
-
-def bucket_of(keys: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int64]:
-    """The top bits of each key: buckets are ranges of keys. ``num_buckets`` is a power of two."""
-    bits = num_buckets.bit_length() - 1
-    if bits == 0:
-        return np.zeros(keys.shape, dtype=np.int64)
-    return (keys >> np.uint64(64 - bits)).astype(np.int64)
-
-
-def choose_buckets(planned_rows: int | None, record_bytes: int, storage: StorageConfig) -> int:
-    """How many buckets, a power of two, so that one of the widest hook fits in a quarter of the memory.
-
-    A small cache does not take that much: its buckets are small ones, up to 64 of them.
-    """
-    if planned_rows is None:
-        return DEFAULT_BUCKETS
-    planned = planned_rows * record_bytes
-    bucket_bytes = min(storage.memory_bytes // 4, max(SMALL_BUCKET_BYTES, planned // 64))
-    wanted = -(-planned // bucket_bytes)
-    return int(min(1 << max(0, (wanted - 1).bit_length()), MAX_BUCKETS))
+_READ_BYTES = 1 << 20
+_MOST_BUFFERS = 4
 
 
 @dataclass(frozen=True)
@@ -52,89 +32,196 @@ class _Part:
     stop: int
 
 
-class ShuffledSpill:
-    """Reads the spill in stored order. A bucket that outgrew ``limit_bytes`` is read in several passes."""
+@dataclass
+class _Buffer:
+    """Room for a part, and the thread's work of filling it."""
 
-    def __init__(self, folder: Path, seed: int, num_buckets: int, limit_bytes: int) -> None:
+    rows: StoredRows
+    part: _Part | None = None
+    filling: futures.Future[None] | None = None
+
+
+def _nothing_in_use() -> Iterable[futures.Future[Any]]:
+    return ()
+
+
+class ShuffledSpill:
+    """Reads the spill in stored order. A bucket that outgrew ``limit_bytes`` is read in several passes.
+
+    Args:
+        folder: of the spill.
+        seed: of the shuffle.
+        num_buckets: of the spill.
+        limit_bytes: bound on a buffer; there are two, or up to four where they are small.
+        in_use: what has to be done before rows that were handed out earlier may be overwritten.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        num_buckets: int,
+        limit_bytes: int,
+        in_use: Callable[[], Iterable[futures.Future[Any]]] = _nothing_in_use,
+    ) -> None:
         self._folder = folder
         self._seed = seed
         self._heldout = num_buckets
         self._limit_bytes = limit_bytes
+        self._in_use = in_use
         segments = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
         self._counts = segments.T.copy()  # [buckets + 1, blocks]
+        self._bucket_rows = self._counts.sum(axis=1, dtype=np.int64)
+        self._bucket_ends = np.cumsum(self._bucket_rows[:num_buckets])
         block_rows = self._counts.sum(axis=0, dtype=np.int64)
         self._block_starts = np.cumsum(block_rows) - block_rows
-        self._bucket_ends = np.cumsum(self._counts[:num_buckets].sum(axis=1, dtype=np.int64))
+        self._before = 0, np.zeros_like(block_rows)  # a bucket, and the rows of each block in those before it
         self._files: dict[str, BinaryIO] = {}
         self._ranks: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-        self._loaded: _Part | None = None
-        self._buffer = np.empty((0, 1), np.uint8)
+        self._buffers: deque[_Buffer] = deque()  # the one that is handed out comes first
         self._read = np.empty(_READ_BYTES, np.uint8)
+        self._thread = futures.ThreadPoolExecutor(1, "saecache-sort")  # all reading is done there
 
     def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
         for file in self._files.values():
             file.close()
 
     def tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
         """Token indices uint64 [stop - start] of the stored rows ``start:stop`` of a split."""
-        blocks = [
-            block.view(np.uint64)[:, 0].copy() for block in self._blocks("token", 8, split, start, stop)
-        ]
-        return np.concatenate([np.empty(0, np.uint64), *blocks])
+        return self._thread.submit(self._tokens, split, start, stop).result()
 
-    def records(
+    def rows(
         self, hook: int, layout: RecordLayout, split: str, start: int, stop: int
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Records uint8 [n, record_bytes] of the stored rows ``start:stop``, in order, some at a time.
+    ) -> Iterator[StoredRows]:
+        """The stored rows ``start:stop`` of a hook, in order, some at a time.
 
-        What is yielded is overwritten when the next is asked for.
+        What is yielded may be overwritten when the next is asked for, but not before all that ``in_use`` then
+        names is done.
         """
-        return self._blocks(f"hook.{hook}", layout.record_bytes, split, start, stop)
-
-    def _blocks(
-        self, name: str, record_bytes: int, split: str, start: int, stop: int
-    ) -> Iterator[NDArray[np.uint8]]:
+        name = f"hook.{hook}"
         if split == "heldout":  # stays in the order in which it arrived
-            yield from self._arrived(self._open(name), self._heldout, record_bytes, start, stop)
+            step = max(1, min(self._limit_bytes, 8 * _READ_BYTES) // layout.record_bytes)
+            for first in range(start, stop, step):
+                yield self._thread.submit(
+                    self._heldout_rows, name, layout, first, min(first + step, stop)
+                ).result()
             return
-        limit = max(1, self._limit_bytes // record_bytes)
+        if start == stop:
+            return
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
+        part: _Part | None = self._part(name, bucket, start - self._first_row(bucket), layout)
         while start < stop:
-            first = int(self._bucket_ends[bucket - 1]) if bucket else 0
-            size = int(self._bucket_ends[bucket]) - first
-            while start < min(stop, first + size):
-                number = (start - first) // limit
-                part = _Part(name, bucket, number * limit, min((number + 1) * limit, size))
-                self._load(part, record_bytes)
-                end = min(stop, first + part.stop)
-                yield self._buffer[start - first - part.start : end - first - part.start]
-                start = end
-            bucket += 1
+            assert part is not None
+            first = self._first_row(part.bucket)
+            rows = self._sorted(part, layout)
+            end = min(stop, first + part.stop)
+            yield rows[start - first - part.start : end - first - part.start]
+            start, part = end, self._part_after(part, layout)
 
-    def _load(self, part: _Part, record_bytes: int) -> None:
-        """Fill the buffer with the sorted rows of a part."""
-        if part == self._loaded:
-            return
-        self._loaded = None
+    def _first_row(self, bucket: int) -> int:
+        return int(self._bucket_ends[bucket] - self._bucket_rows[bucket])
+
+    def _part(self, name: str, bucket: int, row: int, layout: RecordLayout) -> _Part:
+        """The part with a row of a bucket."""
+        limit = max(1, self._limit_bytes // layout.record_bytes)
+        number = row // limit
+        return _Part(name, bucket, number * limit, min((number + 1) * limit, int(self._bucket_rows[bucket])))
+
+    def _part_after(self, part: _Part, layout: RecordLayout) -> _Part | None:
+        bucket, row = part.bucket, part.stop
+        while row == self._bucket_rows[bucket]:
+            bucket, row = bucket + 1, 0
+            if bucket == self._heldout:
+                return None
+        return self._part(part.name, bucket, row, layout)
+
+    def _sorted(self, part: _Part, layout: RecordLayout) -> StoredRows:
+        """The sorted rows of a part; those of the next are then under way in the other buffer."""
+        if not self._buffers or self._buffers[0].rows.layout != layout:
+            self._buffers = self._room_for(layout)
+        if any(buffer.part == part for buffer in self._buffers):
+            while self._buffers[0].part != part:
+                self._buffers.rotate(-1)
+        current = self._buffers[0]
+        wanted: _Part | None = part
+        for buffer in self._buffers:
+            if wanted is None:
+                break
+            if buffer.part != wanted:
+                self._fill(buffer, wanted)
+            wanted = self._part_after(wanted, layout)
+        assert current.filling is not None
+        current.filling.result()
+        return current.rows[: part.stop - part.start]
+
+    def _room_for(self, layout: RecordLayout) -> "deque[_Buffer]":
+        """Buffers for the largest part of a hook, as many as fit."""
+        largest = int(self._bucket_rows[:-1].max(initial=1))
+        rows = max(1, min(largest, self._limit_bytes // layout.record_bytes))
+        number = min(_MOST_BUFFERS, max(2, 2 * self._limit_bytes // (rows * layout.record_bytes)))
+        return deque(_Buffer(StoredRows.empty(layout, rows)) for _ in range(number))
+
+    def _fill(self, buffer: _Buffer, part: _Part) -> None:
+        """Have the thread put the sorted rows of a part into a buffer, once nobody reads it any more."""
+        in_use = list(self._in_use())
+        rows = buffer.rows[: part.stop - part.start]
+
+        def fill() -> None:
+            futures.wait(in_use)
+            self._sort_into(rows, part)
+
+        buffer.part, buffer.filling = part, self._thread.submit(fill)
+
+    def _sort_into(self, rows: StoredRows, part: _Part) -> None:
         ranks = self._ranks_of(part.bucket)
-        if self._buffer.shape[1] != record_bytes or len(self._buffer) < part.stop - part.start:
-            self._buffer = np.empty((part.stop - part.start, record_bytes), np.uint8)
         file = self._open(part.name)
-        self._will_need(file, part.bucket, record_bytes)
+        record_bytes = rows.layout.record_bytes
+        if part.bucket + 1 < self._heldout:
+            self._will_need(file, self._segments(part.bucket + 1), record_bytes)
         arrived = 0
         for block in self._arrived(file, part.bucket, record_bytes):
-            rank = ranks[arrived : arrived + len(block)] - part.start
-            scatter_records(block, rank, self._buffer[: part.stop - part.start])
+            rows.place(block, ranks[arrived : arrived + len(block)] - part.start)
             arrived += len(block)
-        self._will_need(file, part.bucket + 1, record_bytes)
-        self._loaded = part
+        if part.stop == self._bucket_rows[part.bucket]:
+            self._was_read(file, self._segments(part.bucket), record_bytes)
+
+    def _heldout_rows(self, name: str, layout: RecordLayout, start: int, stop: int) -> StoredRows:
+        rows = StoredRows.empty(layout, stop - start)
+        arrived = 0
+        for block in self._arrived(self._open(name), self._heldout, layout.record_bytes, start, stop):
+            rows.place(block, np.arange(arrived, arrived + len(block)))
+            arrived += len(block)
+        return rows
+
+    def _tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
+        pieces = [np.empty(0, np.uint64)]
+        if split == "heldout":
+            return self._tokens_of(self._heldout)[start:stop]
+        bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
+        while start < stop:
+            first, end = self._first_row(bucket), int(self._bucket_ends[bucket])
+            token = self._tokens_of(bucket)
+            order = np.argsort(row_keys(self._seed, token))
+            pieces.append(token[order[start - first : stop - first]])
+            start, bucket = end, bucket + 1
+        return np.concatenate(pieces)
+
+    def _tokens_of(self, bucket: int) -> NDArray[np.uint64]:
+        """Token indices of the rows of a bucket, in the order in which the rows arrived."""
+        file, segments = self._open("token"), self._segments(bucket)
+        token = np.empty(sum(count for _, count in segments), np.uint64)
+        arrived = 0
+        for start, count in segments:
+            file.seek(start * token.itemsize)
+            _read_exactly(file, token[arrived : arrived + count].view(np.uint8))
+            arrived += count
+        return token
 
     def _ranks_of(self, bucket: int) -> NDArray[np.int64]:
         """Place of each row of a bucket among its sorted rows, in the order in which the rows arrived."""
         if self._ranks[0] != bucket:
-            file = self._open("token")
-            token = [block.view(np.uint64)[:, 0].copy() for block in self._arrived(file, bucket, 8)]
-            keys = row_keys(self._seed, np.concatenate([np.empty(0, np.uint64), *token]))
+            keys = row_keys(self._seed, self._tokens_of(bucket))
             ranks = np.empty(len(keys), np.int64)
             ranks[np.argsort(keys)] = np.arange(len(keys))  # keys are distinct: there are no ties
             self._ranks = bucket, ranks
@@ -159,16 +246,33 @@ class ShuffledSpill:
 
     def _segments(self, bucket: int) -> list[tuple[int, int]]:
         """(first spill row, rows) of the bucket in each block that has some."""
-        before = self._counts[:bucket].sum(axis=0, dtype=np.int64)
+        last, before = self._before
+        if bucket < last:
+            last, before = 0, np.zeros_like(before)
+        before = before + self._counts[last:bucket].sum(axis=0, dtype=np.int64)
+        self._before = bucket, before
         segments = zip((self._block_starts + before).tolist(), self._counts[bucket].tolist(), strict=True)
         return [(start, count) for start, count in segments if count]
 
-    def _will_need(self, file: BinaryIO, bucket: int, record_bytes: int) -> None:
-        """Have the system read a bucket's segments ahead, all at once, where it can be asked to."""
-        if hasattr(os, "posix_fadvise") and bucket < self._heldout:
-            for start, count in self._segments(bucket):
+    def _will_need(self, file: BinaryIO, segments: list[tuple[int, int]], record_bytes: int) -> None:
+        """Have the system read segments ahead, all at once, where it can be asked to."""
+        if hasattr(os, "posix_fadvise"):
+            for start, count in segments:
                 offset, size = start * record_bytes, count * record_bytes
                 os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _was_read(self, file: BinaryIO, segments: list[tuple[int, int]], record_bytes: int) -> None:
+        """Let the memory of what was read go to what is written now, where the system can be told.
+
+        From the start of each block on: a piece of the page cache goes only as a whole, and one may hold the
+        segments of several buckets.
+        """
+        if hasattr(os, "posix_fadvise"):
+            starts = self._block_starts
+            blocks = starts[np.searchsorted(starts, [start for start, _ in segments], side="right") - 1]
+            for first, (start, count) in zip(blocks.tolist(), segments, strict=True):
+                offset, size = first * record_bytes, (start + count - first) * record_bytes
+                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_DONTNEED)
 
     def _open(self, name: str) -> BinaryIO:
         if name not in self._files:

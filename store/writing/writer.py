@@ -19,6 +19,7 @@ from ..keys import is_heldout, row_keys
 from ..layout import TokensKind
 from ..manifest import Manifest, load_manifest
 from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
+from .buckets import bucket_of, choose_buckets
 from .delivery import Delivery
 from .disk import full_disk_explained, plan_layout
 from .finalize import Finalizer
@@ -26,7 +27,6 @@ from .journal import WORK_FOLDER, Journal, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
 from .publish import publish
 from .settings import check_settings
-from .shuffle import bucket_of, choose_buckets
 from .spill import SpillWriter
 from .staging import Staging
 

@@ -22,7 +22,7 @@ STORED = SPEC.chunk_bytes + 4
 def test_every_byte_of_a_shard(tmp_path: Path) -> None:
     chunks = [np.arange(8, dtype="<f2").reshape(4, 2) + i for i in range(2)]
     writer = ShardWriter()
-    size, digest = writer.write(tmp_path / "shard", iter(chunks), 3)
+    size, digest = writer.write(tmp_path / "shard", iter(chunks), 3).result()
     writer.close()
     expected = b""
     for chunk in chunks:
@@ -55,7 +55,7 @@ def test_a_slow_thread_does_not_see_a_later_chunk(
 
     monkeypatch.setattr(shard_file, slow, slowly)
     writer = ShardWriter()
-    _, digest = writer.write(tmp_path / "shard", chunks(), 20)
+    _, digest = writer.write(tmp_path / "shard", chunks(), 20).result()
     writer.close()
     content = (tmp_path / "shard").read_bytes()
     assert hashlib.sha256(content).hexdigest() == digest

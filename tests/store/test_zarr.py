@@ -34,7 +34,8 @@ def write_ours(root: Path, values: np.ndarray) -> ArraySpec:
     writer = ShardWriter()
     for shard in range(spec.num_shards):
         rows = values[shard * SHARD : (shard + 1) * SHARD]
-        size, _ = writer.write(root / spec.shard_path(shard), chunks_of(rows, spec), spec.chunks_per_shard)
+        path, chunks = root / spec.shard_path(shard), chunks_of(rows, spec)
+        size, _ = writer.write(path, chunks, spec.chunks_per_shard).result()
         assert size == spec.shard_size(shard) == (root / spec.shard_path(shard)).stat().st_size
     writer.close()
     return spec

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from saecache.store.encoding.copying import scatter_records, split_records
 from saecache.store.encoding.encode import encode_rows
 from saecache.store.encoding.records import RecordLayout
+from saecache.store.encoding.stored_rows import StoredRows
 from saecache.store.writing.moments import add_moments
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("width", [1, 17, 64])
-def test_scatter_split_and_moments_equal_plain_numpy(dtype: str, unit: bool, width: int) -> None:
+def test_rows_in_place_and_moments_equal_plain_numpy(dtype: str, unit: bool, width: int) -> None:
     rng = np.random.default_rng(0)
     layout = RecordLayout(width, dtype)
     x = (rng.normal(size=(200, width)) * 10).astype(np.float32)
@@ -21,20 +21,26 @@ def test_scatter_split_and_moments_equal_plain_numpy(dtype: str, unit: bool, wid
     encode_rows(x, records, layout, unit)
 
     ranks = rng.permutation(250)[:200]  # some beyond the target, some places of the target left as they are
-    target = np.full((180, layout.record_bytes), 7, np.uint8)
-    scatter_records(records, ranks, target)
+    target = StoredRows.empty(layout, 180)
+    for column in (target.words, target.norm, target.mean, target.scale):
+        column[:] = 7
+    target.place(records, ranks)
     inside = ranks < 180
-    expected_target = np.full_like(target, 7)
-    expected_target[ranks[inside]] = records[inside]
-    assert np.array_equal(target, expected_target)
+    numbers = layout.words(records)[:, :width]
+    columns = [(target.words, numbers), (target.norm, layout.norm(records))]
+    columns.append((target.mean, layout.mean(records)))
+    if layout.has_scale:
+        columns.append((target.scale, layout.scale(records)))
+    for column, values in columns:
+        expected_column = np.full_like(column, 7)
+        expected_column[ranks[inside]] = values[inside]
+        assert np.array_equal(column, expected_column)
+    if layout.has_scale:
+        return
 
-    rows = np.zeros((200, width), layout.word)
-    norm, mean = np.zeros(200, np.float32), np.zeros(200, np.float32)
-    split_records(records, layout, rows, norm, mean)
-    assert np.array_equal(rows, layout.words(records)[:, :width])
-    assert np.array_equal(norm, layout.norm(records))
-    assert np.array_equal(mean, layout.mean(records))
-
+    stored = StoredRows.empty(layout, 200)
+    stored.place(records, np.arange(200))
+    rows, norm, mean = stored.words, stored.norm, stored.mean
     sums = np.ones((2, width))
     add_moments(rows, norm, mean, unit, sums)
     raw = rows.view(dtype).astype(np.float32)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from saecache.store import StorageConfig, row_keys
 from saecache.store.encoding.records import RecordLayout
-from saecache.store.writing.shuffle import MAX_BUCKETS, ShuffledSpill, bucket_of, choose_buckets
+from saecache.store.writing.buckets import MAX_BUCKETS, bucket_of, choose_buckets
+from saecache.store.writing.shuffle import ShuffledSpill
 from saecache.store.writing.spill import Block, SpillLengths, SpillWriter
 
 
@@ -41,7 +42,7 @@ def test_positions_are_those_of_one_sort(
         block.bucket[:] = bucket_of(row_keys(9, token), 1 << bits)
         block.bucket[token % np.uint64(heldout_every) == 0] = 1 << bits
         block.records[0][:] = 0
-        block.records[0].view(np.uint64)[:, 0] = token
+        block.records[0].view(np.uint64)[:, 0] = token  # in place of the row
         spill.submit(block)
         first += count
     spill.sync()
@@ -54,9 +55,9 @@ def test_positions_are_those_of_one_sort(
     for split, wanted in (("train", expected), ("heldout", every[heldout])):
         start, stop = sorted(min(number, len(wanted)) for number in cut)
         assert np.array_equal(shuffled.tokens(split, start, stop), wanted[start:stop])
-        records = [block.copy() for block in shuffled.records(0, layout, split, start, stop)]
-        assert all(len(block) <= limit_rows for block in records) or split == "heldout"
-        joined = np.concatenate([np.empty((0, layout.record_bytes), np.uint8), *records])
+        words = [rows.words.copy() for rows in shuffled.rows(0, layout, split, start, stop)]
+        assert all(len(block) <= limit_rows for block in words)
+        joined = np.concatenate([np.empty((0, 4), np.uint16), *words])
         assert np.array_equal(joined.view(np.uint64)[:, 0], wanted[start:stop])
     shuffled.close()
 
