@@ -134,6 +134,15 @@ def contents_fixture() -> Callable[[Path], dict[str, bytes]]:
     return contents
 
 
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Writes caches in processes that are killed."""
+    from .crash import crash_server  # the server runs this file by its path
+
+    with crash_server() as run:
+        yield run
+
+
 @pytest.fixture(scope="session")
 def source() -> Source:
     return make_source()

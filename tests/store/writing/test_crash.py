@@ -1,12 +1,8 @@
 """``kill -9`` at any moment, then the same again: the same bytes as without it."""
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +10,7 @@ import pytest
 
 from saecache.store import inspect_output, open_cache, verify_cache
 
-Run = Callable[..., dict[str, Any]]
-BATCH, COMMIT_EVERY = 20, 2
-LONG = bool(os.environ.get("SAECACHE_LONG_TESTS"))
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Writes the cache ``path`` in a process of its own, killed as asked for."""
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("crash_server.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin and server.stdout
-
-    def run(
-        path: Path, *, batch: int = BATCH, commit_every: int = COMMIT_EVERY, **more: Any
-    ) -> dict[str, Any]:
-        request = {"path": str(path), "batch": batch, "commit_every": commit_every, **more}
-        print(json.dumps(request), file=server.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(server.stdout.readline())
-        return answer
-
-    with server:
-        yield run
-        server.stdin.close()
+from ..crash import Run, check
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +20,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory, run: Run) -> tuple[Path,
     done = run(path)
     assert done["status"] == 0
     return path, done["changes"]
-
-
-def check(path: Path, reference: Path, contents: Callable[..., Any]) -> None:
-    assert inspect_output(path) == "complete"
-    assert contents(path) == contents(reference)
 
 
 def test_killed_at_any_change_of_the_file_system(
@@ -115,28 +80,3 @@ def test_a_cache_that_only_lacks_its_cleaning_can_be_read(
             assert open_cache(path).fingerprint == open_cache(whole).fingerprint
             return
     pytest.fail("no moment between manifest and cleaning was met")
-
-
-def test_merging_killed_at_any_change_of_the_file_system(
-    tmp_path: Path, run: Run, make_source: Callable[..., Any], write_cache: Callable[..., Any], contents: Any
-) -> None:
-    """Slices, conversions and extended caches are written by the same copy of rows."""
-    sources = [str(tmp_path / name) for name in "ab"]
-    for seed, path in enumerate(sources):
-        write_cache(Path(path), make_source(30, hooks={"a": 24}, seed=seed), identity={"text": path[-1]})
-    whole = run(tmp_path / "whole", merge=sources)
-    assert whole["status"] == 0 and whole["changes"] > 100
-    for kill_at in random.Random(2).sample(range(1, whole["changes"]), 50 if LONG else 14):
-        path = tmp_path / str(kill_at)
-        assert run(path, merge=sources, kill_at=kill_at)["status"] == -signal.SIGKILL
-        assert run(path, merge=sources)["status"] == 0
-        check(path, tmp_path / "whole", contents)
-    path = tmp_path / "again and again"
-    deaths = 0
-    for kill_at in range(12, 4 * whole["changes"], 20):
-        if run(path, merge=sources, kill_at=kill_at)["status"] == 0:
-            break
-        deaths += 1
-    assert deaths > 3
-    check(path, tmp_path / "whole", contents)
-    assert verify_cache(path).ok

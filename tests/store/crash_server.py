@@ -1,9 +1,9 @@
 """Forks a writer for every line of JSON on stdin, kills it where the line says, and prints how it ended.
 
 One process imports everything once; its children are killed. A line is a JSON object with path, batch,
-commit_every (or merge, the caches to merge into path), and kill_at: the child sends itself SIGKILL at
-so-and-so many changes of the file system; or kill_after: the parent kills it after so many seconds. The
-answer has its status and the changes it made.
+commit_every (or derive, see below), and kill_at: the child sends itself SIGKILL at so-and-so many changes of
+the file system; or kill_after: the parent kills it after so many seconds. The answer has its status and the
+changes it made. ``derive`` is the name of a command, ``from`` are the caches it takes, ``how`` its settings.
 """
 
 import json
@@ -13,21 +13,33 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saecache.store import open_cache
-from saecache.store.derived import merging, replay
+from saecache.store.derived import replay
+from saecache.store.derived.converting import codec_named, convert_cache
+from saecache.store.derived.merging import merge_caches
+from saecache.store.derived.slicing import slice_cache
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
-helpers = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
+DERIVE: dict[str, Callable[..., object]] = {
+    "merge": merge_caches,
+    "slice": lambda sources, path, **how: slice_cache(*sources, path, **how),
+    "convert": lambda sources, path, dtype, codec: convert_cache(
+        *sources, path, dtype=dtype, codec=codec_named(codec, None)
+    ),
+}
+helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 source = helpers["make_source"](sequences=60, hooks={"a": 24, "b": 8})
 replay.COMMIT_BYTES, replay._BLOCK_BYTES = 1 << 12, 1 << 11  # many commits, in a small cache
 
 
 def write(request: dict[str, Any]) -> None:
-    if "merge" in request:
-        merging.merge_caches([open_cache(path) for path in request["merge"]], request["path"])
+    if "derive" in request:
+        sources = [open_cache(path) for path in request["from"]]
+        DERIVE[request["derive"]](sources, request["path"], **request["how"])
         return
     helpers["write_cache"](
         Path(request["path"]),
