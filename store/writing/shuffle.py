@@ -3,13 +3,12 @@
 At least two buckets are in memory: one is handed out while a thread sorts the next.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
+from .spill_reader import SpillReader
 
-_READ_BYTES = 1 << 20
 _MOST_BUFFERS = 4
+_HELDOUT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,20 @@ class ShuffledSpill:
         limit_bytes: int,
         in_use: Callable[[], Iterable[futures.Future[Any]]] = _nothing_in_use,
     ) -> None:
-        self._folder = folder
+        self._spill = SpillReader(folder, num_buckets)
         self._seed = seed
         self._heldout = num_buckets
         self._limit_bytes = limit_bytes
         self._in_use = in_use
-        segments = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
-        self._counts = segments.T.copy()  # [buckets + 1, blocks]
-        self._bucket_rows = self._counts.sum(axis=1, dtype=np.int64)
+        self._bucket_rows = self._spill.bucket_rows()
         self._bucket_ends = np.cumsum(self._bucket_rows[:num_buckets])
-        block_rows = self._counts.sum(axis=0, dtype=np.int64)
-        self._block_starts = np.cumsum(block_rows) - block_rows
-        self._before = 0, np.zeros_like(block_rows)  # a bucket, and the rows of each block in those before it
-        self._files: dict[str, BinaryIO] = {}
         self._ranks: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         self._buffers: deque[_Buffer] = deque()  # the one that is handed out comes first
-        self._read = np.empty(_READ_BYTES, np.uint8)
         self._thread = futures.ThreadPoolExecutor(1, "saecache-sort")  # all reading is done there
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            file.close()
+        self._spill.close()
 
     def tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
         """Token indices uint64 [stop - start] of the stored rows ``start:stop`` of a split."""
@@ -101,7 +93,7 @@ class ShuffledSpill:
         """
         name = f"hook.{hook}"
         if split == "heldout":  # stays in the order in which it arrived
-            step = max(1, min(self._limit_bytes, 8 * _READ_BYTES) // layout.record_bytes)
+            step = max(1, min(self._limit_bytes, _HELDOUT_BYTES) // layout.record_bytes)
             for first in range(start, stop, step):
                 yield self._thread.submit(
                     self._heldout_rows, name, layout, first, min(first + step, stop)
@@ -175,21 +167,20 @@ class ShuffledSpill:
 
     def _sort_into(self, rows: StoredRows, part: _Part) -> None:
         ranks = self._ranks_of(part.bucket)
-        file = self._open(part.name)
         record_bytes = rows.layout.record_bytes
         if part.bucket + 1 < self._heldout:
-            self._will_need(file, self._segments(part.bucket + 1), record_bytes)
+            self._spill.will_need(part.name, part.bucket + 1, record_bytes)
         arrived = 0
-        for block in self._arrived(file, part.bucket, record_bytes):
+        for block in self._spill.records(part.name, part.bucket, record_bytes):
             rows.place(block, ranks[arrived : arrived + len(block)] - part.start)
             arrived += len(block)
         if part.stop == self._bucket_rows[part.bucket]:
-            self._was_read(file, self._segments(part.bucket), record_bytes)
+            self._spill.was_read(part.name, part.bucket, record_bytes)
 
     def _heldout_rows(self, name: str, layout: RecordLayout, start: int, stop: int) -> StoredRows:
         rows = StoredRows.empty(layout, stop - start)
         arrived = 0
-        for block in self._arrived(self._open(name), self._heldout, layout.record_bytes, start, stop):
+        for block in self._spill.records(name, self._heldout, layout.record_bytes, start, stop):
             rows.place(block, np.arange(arrived, arrived + len(block)))
             arrived += len(block)
         return rows
@@ -197,92 +188,21 @@ class ShuffledSpill:
     def _tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
         pieces = [np.empty(0, np.uint64)]
         if split == "heldout":
-            return self._tokens_of(self._heldout)[start:stop]
+            return self._spill.tokens(self._heldout)[start:stop]
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
         while start < stop:
             first, end = self._first_row(bucket), int(self._bucket_ends[bucket])
-            token = self._tokens_of(bucket)
+            token = self._spill.tokens(bucket)
             order = np.argsort(row_keys(self._seed, token))
             pieces.append(token[order[start - first : stop - first]])
             start, bucket = end, bucket + 1
         return np.concatenate(pieces)
 
-    def _tokens_of(self, bucket: int) -> NDArray[np.uint64]:
-        """Token indices of the rows of a bucket, in the order in which the rows arrived."""
-        file, segments = self._open("token"), self._segments(bucket)
-        token = np.empty(sum(count for _, count in segments), np.uint64)
-        arrived = 0
-        for start, count in segments:
-            file.seek(start * token.itemsize)
-            _read_exactly(file, token[arrived : arrived + count].view(np.uint8))
-            arrived += count
-        return token
-
     def _ranks_of(self, bucket: int) -> NDArray[np.int64]:
         """Place of each row of a bucket among its sorted rows, in the order in which the rows arrived."""
         if self._ranks[0] != bucket:
-            keys = row_keys(self._seed, self._tokens_of(bucket))
+            keys = row_keys(self._seed, self._spill.tokens(bucket))
             ranks = np.empty(len(keys), np.int64)
             ranks[np.argsort(keys)] = np.arange(len(keys))  # keys are distinct: there are no ties
             self._ranks = bucket, ranks
         return self._ranks[1]
-
-    def _arrived(
-        self, file: BinaryIO, bucket: int, record_bytes: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """The records ``start:stop`` of a bucket [n, record_bytes] as they arrived, some at a time."""
-        step = max(1, _READ_BYTES // record_bytes)
-        if len(self._read) < step * record_bytes:
-            self._read = np.empty(step * record_bytes, np.uint8)
-        seen = 0  # rows of the bucket in the segments before
-        for position, count in self._segments(bucket):
-            last = count if stop is None else min(count, stop - seen)
-            for row in range(max(0, start - seen), last, step):
-                file.seek((position + row) * record_bytes)
-                block = self._read[: min(step, last - row) * record_bytes]
-                _read_exactly(file, block)
-                yield block.reshape(-1, record_bytes)
-            seen += count
-
-    def _segments(self, bucket: int) -> list[tuple[int, int]]:
-        """(first spill row, rows) of the bucket in each block that has some."""
-        last, before = self._before
-        if bucket < last:
-            last, before = 0, np.zeros_like(before)
-        before = before + self._counts[last:bucket].sum(axis=0, dtype=np.int64)
-        self._before = bucket, before
-        segments = zip((self._block_starts + before).tolist(), self._counts[bucket].tolist(), strict=True)
-        return [(start, count) for start, count in segments if count]
-
-    def _will_need(self, file: BinaryIO, segments: list[tuple[int, int]], record_bytes: int) -> None:
-        """Have the system read segments ahead, all at once, where it can be asked to."""
-        if hasattr(os, "posix_fadvise"):
-            for start, count in segments:
-                offset, size = start * record_bytes, count * record_bytes
-                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
-
-    def _was_read(self, file: BinaryIO, segments: list[tuple[int, int]], record_bytes: int) -> None:
-        """Let the memory of what was read go to what is written now, where the system can be told.
-
-        From the start of each block on: a piece of the page cache goes only as a whole, and one may hold the
-        segments of several buckets.
-        """
-        if hasattr(os, "posix_fadvise"):
-            starts = self._block_starts
-            blocks = starts[np.searchsorted(starts, [start for start, _ in segments], side="right") - 1]
-            for first, (start, count) in zip(blocks.tolist(), segments, strict=True):
-                offset, size = first * record_bytes, (start + count - first) * record_bytes
-                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_DONTNEED)
-
-    def _open(self, name: str) -> BinaryIO:
-        if name not in self._files:
-            self._files[name] = (self._folder / name).open("rb", buffering=0)
-        return self._files[name]
-
-
-def _read_exactly(file: BinaryIO, target: NDArray[np.uint8]) -> None:
-    view = target.data
-    while len(view):
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        assert count, "a spill file is shorter than its journal says"
-        view = view[count:]
