@@ -3,9 +3,13 @@
     python benchmarks/streaming.py [--quick] [--link MB/S] [--mib N] [--shard-mib N] [--rounds R]
 
 A SeaweedFS server on this machine holds the cache, so server, network and reader share the processor: the
-plain download (eight threads, to files, nothing checked) shows what is there to be had. The rounds are
-interleaved and the medians compared. ``checked`` opens the cache anew, so that every chunk is checked against
-its crc32c once; ``again`` is a later pass of the same object.
+plain download (eight threads, to files, nothing checked) shows what is there to be had. Neither side syncs
+its files. The first epoch opens the cache, downloads, checks all against the sha256 of the manifest, and
+hands out all batches.
+
+``checked`` passes are the first of a cache that was opened anew, so that every chunk is checked against its
+crc32c once; ``again`` are later ones. Bucket and local cache take turns, who is first changes from round to
+round, nothing waits to be written while a pass is timed, and medians are compared.
 
 With ``--link`` everything from the server goes through a relay of so many megabytes a second: it stands for
 a network that is slower than memory.
@@ -20,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -36,6 +41,7 @@ from server import BUCKET, start_server, stop_server
 
 HOOK = "h"
 URL = f"s3://{BUCKET}/bench/cache"
+AGAIN = 3  # passes of each side in a round
 
 
 RELAY = """
@@ -119,39 +125,52 @@ def epoch(cache: ActivationCache, batch: int) -> float:
     return sum(float(x[0, 0]) for x in cache.batches(HOOK, batch))
 
 
-def passes(folder: Path, keys: list[str], batch: int) -> dict[str, Callable[[], float | None]]:
-    """Name -> what is timed. ``first epoch`` fills the empty local cache, those after it find it full."""
-    downloads, plain = folder / "downloads", folder / "plain"
-    os.environ["SAECACHE_CACHE_DIR"] = str(downloads)
-    opened: dict[str, ActivationCache] = {"local": open_cache(folder / "cache")}
-    epoch(opened["local"], batch)
+class Rounds:
+    """The passes that are compared. Each is timed from a quiet disk, and checked to have read the same."""
 
-    def first() -> float:
-        opened["remote"] = open_cache(URL)
-        return epoch(opened["remote"], batch)
+    def __init__(self, folder: Path, keys: list[str], batch: int) -> None:
+        self.folder, self.keys, self.batch = folder, keys, batch
+        os.environ["SAECACHE_CACHE_DIR"] = str(folder / "downloads")
+        self.expected = epoch(open_cache(folder / "cache"), batch)
+        self.seconds: dict[str, list[float]] = {}
 
-    return {
-        "plain download": lambda: plain_download(keys, plain),
-        "first epoch": first,
-        "local, checked": lambda: epoch(open_cache(folder / "cache"), batch),
-        "bucket, checked": lambda: epoch(open_cache(URL), batch),
-        "local, again": lambda: epoch(opened["local"], batch),
-        "bucket, again": lambda: epoch(opened["remote"], batch),
-    }
+    def run(self, number: int) -> None:
+        """One round; odd ones go the other way round."""
+        turns = slice(None, None, -1 if number % 2 else 1)
+        for time_it in (self._plain, self._first)[turns]:
+            for name in ("downloads", "plain"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            time_it()
+        if number % 2:  # the plain download was last, the files of the epoch are gone
+            shutil.rmtree(self.folder / "plain")
+            epoch(open_cache(URL), self.batch)
+        self._compare("checked", self._opened(), turns)
+        opened = self._opened()
+        for cache in opened.values():
+            epoch(cache, self.batch)
+        for _ in range(AGAIN):
+            self._compare("again", opened, turns)
 
+    def _opened(self) -> dict[str, ActivationCache]:
+        return {"local": open_cache(self.folder / "cache"), "bucket": open_cache(URL)}
 
-def rounds(folder: Path, keys: list[str], batch: int, count: int) -> Iterator[tuple[str, float]]:
-    made = passes(folder, keys, batch)
-    expected = made["local, checked"]()
-    for _ in range(count):
-        for name in ("downloads", "plain"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / "plain").mkdir()
-        for name, work in made.items():
-            start = perf_counter()
-            got = work()
-            yield name, perf_counter() - start
-            assert got in (None, expected), name
+    def _compare(self, what: str, caches: dict[str, ActivationCache], turns: slice) -> None:
+        for side, cache in list(caches.items())[turns]:
+            self._timed(f"{side}, {what}", partial(epoch, cache, self.batch))
+
+    def _plain(self) -> None:
+        (self.folder / "plain").mkdir()
+        self._timed("plain download", lambda: plain_download(self.keys, self.folder / "plain"))
+
+    def _first(self) -> None:
+        self._timed("first epoch", lambda: epoch(open_cache(URL), self.batch))
+
+    def _timed(self, name: str, work: Callable[[], float | None]) -> None:
+        os.sync()
+        start = perf_counter()
+        got = work()
+        self.seconds.setdefault(name, []).append(perf_counter() - start)
+        assert got in (None, self.expected), name
 
 
 def main() -> None:
@@ -181,14 +200,14 @@ def main() -> None:
             files = open_cache(folder / "cache").manifest.files
             keys = [file.path for file in files if f"rows/{HOOK}/activations/" in file.path]
             megabytes = sum(file.size for file in files if file.path in set(keys)) / 1e6
-            seconds: dict[str, list[float]] = {}
             with link(server.endpoint, arguments.link) as endpoint:
                 os.environ["AWS_ENDPOINT_URL"] = endpoint
-                for what, took in rounds(folder, keys, arguments.batch, arguments.rounds):
-                    seconds.setdefault(what, []).append(took)
+                rounds = Rounds(folder, keys, arguments.batch)
+                for number in range(arguments.rounds):
+                    rounds.run(number)
         finally:
             stop_server(server)
-    middle = {what: median(times) for what, times in seconds.items()}
+    middle = {what: median(times) for what, times in rounds.seconds.items()}
     print(
         f"{rows} rows of {arguments.width} float16 in {len(keys)} shards, batches of {arguments.batch}, "
         f"{torch.get_num_threads()} threads, {arguments.rounds} rounds, "

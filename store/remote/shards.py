@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 from ..errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
@@ -48,6 +48,7 @@ class RemoteShards:
         self._local = local
         self._lock = threading.Lock()
         self._held: deque[_Entry] = deque()
+        self._open: WeakValueDictionary[str, Held] = WeakValueDictionary()  # what readers have, by path
         self._schedules: list[Schedule] = []
         self._under_way: dict[str, Ahead] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -66,6 +67,7 @@ class RemoteShards:
                 under_way.result()
         held = self._hold_now(self._files[path])
         held.verified = path in self._fetched
+        self._open[path] = held
         del ahead, under_way
         self._let_others_go(_SHARE_HELD, (ref(held), held.size, let_go))
         for schedule in tuple(self._schedules):
@@ -99,6 +101,11 @@ class RemoteShards:
         return limit // epochs, _MOST_AHEAD // epochs
 
     def _start(self, file: FileInfo) -> Ahead:
+        held = self._open.get(file.path)
+        if held is not None:
+            here = Ahead()
+            here.set_result(held)
+            return here
         with self._lock:
             if file.path in self._under_way:
                 return self._under_way[file.path]

@@ -183,3 +183,27 @@ def test_nothing_is_held_once_the_epoch_has_ended(tmp_path: Path) -> None:
         reader.wait_for(*reader.paths[:2])
     held: list[Any] = [other.read(path) for path in other.paths]
     assert held and not any(map(reader.is_here, reader.paths))
+
+
+def test_files_that_are_open_are_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second epoch of a cache that fits costs nothing; they stay, whatever their reader does."""
+    reader = Reader(tmp_path, limit_files=2 * NUM_FILES)
+    few = reader.paths[:10]
+    for path in few:
+        reader.read(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalCache, "hold_if_here", None)
+        ahead = reader.shards.ahead(few)
+        ahead.__enter__()
+    reader._open.clear()
+    reader.local.limit_bytes = 10 * SIZE
+    for path in reader.paths[10:]:
+        reader.read(path)
+        reader._open.clear()
+    assert all(map(reader.is_here, few))
+    ahead.__exit__(None, None, None)
+    for path in reader.paths[10:]:
+        reader.read(path)
+    assert not any(map(reader.is_here, few))
