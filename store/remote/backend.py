@@ -53,11 +53,14 @@ def _maker(url: ObjectUrl, patience: Patience, root: Path | None) -> "Callable[[
 
     Its arguments are: for writing, and whether something answered before.
     """
-    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     s3: dict[str, Any] = {}
     if url.scheme == "s3":
         s3["config"], s3["credential_provider"] = s3_config()
-        allow_http = allow_http or s3["config"].get("endpoint", "").startswith("http://")
+        allow_http = _is_set("AWS_ALLOW_HTTP") or s3["config"].get("endpoint", "").startswith("http://")
+    elif url.scheme == "az":
+        allow_http = _is_set("AZURE_STORAGE_USE_EMULATOR") or _is_http("AZURE_ENDPOINT")
+    else:
+        allow_http = _is_http("GOOGLE_BASE_URL")
 
     def make(writing: bool, proven: bool) -> "ObjectStore":
         from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
@@ -67,7 +70,7 @@ def _maker(url: ObjectUrl, patience: Patience, root: Path | None) -> "Callable[[
         if root is not None:
             return LocalStore(prefix=root, automatic_cleanup=True)
         http: dict[str, Any] = {
-            "client_options": patience.client(writing=writing, allow_http=allow_http and url.scheme == "s3"),
+            "client_options": patience.client(writing=writing, allow_http=allow_http),
             "retry_config": patience.retries(writing=writing, proven=proven),
         }
         try:
@@ -81,6 +84,14 @@ def _maker(url: ObjectUrl, patience: Patience, root: Path | None) -> "Callable[[
             ) from None
 
     return make
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def _is_http(variable: str) -> bool:
+    return os.environ.get(variable, "").startswith("http://")
 
 
 @cache

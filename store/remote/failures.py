@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import CorruptCacheError, SaecacheError, UsageError
 
@@ -62,6 +63,24 @@ _NO_CREDENTIALS = re.compile(
 )
 
 
+class _Variables(NamedTuple):
+    """Which variables of the environment decide, of one kind of store."""
+
+    endpoint: str
+    credentials: str
+
+
+_VARIABLES = {
+    "s3": _Variables(
+        "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"
+    ),
+    "gs": _Variables("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": _Variables(
+        "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    ),
+}
+
+
 def take_apart(error: BaseException) -> Failure:
     """Status and code of an error that came from obstore."""
     text = re.sub(r"(https?://)[^/\s@]*@", r"\1", str(error).split("Debug source:")[0])
@@ -77,8 +96,11 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
     """The error to raise for ``error`` while doing ``what`` (``reading x``) at the location ``where``."""
     failure = take_apart(error)
     name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""
+    variables = _VARIABLES.get(where.partition("://")[0], _VARIABLES["s3"])
     if failure.code in _NO_BUCKET:
-        return AccessError(f"{where}: there is no such bucket{name}; check the name, and AWS_ENDPOINT_URL")
+        return AccessError(
+            f"{where}: there is no such bucket{name}; check the name, and {variables.endpoint}"
+        )
     if failure.code in _EXPIRED:
         return AccessError(f"{what} at {where}: the credentials have expired{name}; renew them and run again")
     if _NO_CREDENTIALS.search(failure.text):
@@ -93,8 +115,7 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
         )
     if failure.code in _WRONG_KEY or failure.status == 401:
         return AccessError(
-            f"{what} at {where}: the credentials were not accepted{name}; check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"
+            f"{what} at {where}: the credentials were not accepted{name}; check {variables.credentials}"
         )
     if failure.status == 403:
         return AccessError(
@@ -105,7 +126,7 @@ def translate(error: BaseException, what: str, where: str) -> SaecacheError:
     if "Received redirect" in failure.text:  # obstore does not follow them
         return AccessError(f"{where}: the bucket is in another region{name}; set AWS_REGION to its own")
     if "builder error" in failure.text:
-        return AccessError(f"{where}: the endpoint is not a valid https:// URL; check AWS_ENDPOINT_URL")
+        return AccessError(f"{where}: the endpoint is not a valid https:// URL; check {variables.endpoint}")
     if failure.status is None:
         words = _network_words(failure.text)
         return RemoteError(
