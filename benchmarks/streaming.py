@@ -180,7 +180,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="128 MiB and three rounds")
     parser.add_argument("--link", type=float, default=None, help="megabytes a second from the server")
     parser.add_argument("--mib", type=int, default=768, help="size of the stored rows")
-    parser.add_argument("--shard-mib", type=int, default=64)
+    parser.add_argument(
+        "--shard-mib", type=int, default=32, help="several times eight shards, as real caches have"
+    )
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
