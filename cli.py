@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from .commands import caches, sharing  # noqa: F401 - the commands below "saecache cache"
-from .commands.parts import JsonFlag, cache_app, cache_facts, command, describe_cache, print_json, print_pairs
+from .commands.parts import (
+    JsonFlag,
+    cache_app,
+    cache_facts,
+    command,
+    describe_cache,
+    print_json,
+    print_pairs,
+    train_command,
+)
 from .store.errors import SaecacheError
 
 app = typer.Typer(
@@ -75,9 +84,7 @@ def harvest(
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
     print_pairs(describe_cache(result.path))
-    hooks = list(result.manifest.hooks)
-    choice = f" --set hook={hooks[0]}" if len(hooks) > 1 else ""
-    typer.echo(f"\nNext:  saecache train topk --cache {result.path}{choice}")
+    typer.echo(f"\nNext:  {train_command(result.path, result.manifest.hooks)}")
 
 
 @command(app, "train")

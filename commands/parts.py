@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -79,6 +79,12 @@ def cache_facts(place: str | Path) -> dict[str, Any]:
     from ..store.info import read_manifest
 
     return read_manifest(place).model_dump(mode="json")
+
+
+def train_command(cache: str | Path, hooks: Collection[str]) -> str:
+    """How to train on a cache with these hooks."""
+    choice = f" --set hook={min(hooks)}" if len(hooks) > 1 else ""
+    return f"saecache train topk --cache {cache}{choice}"
 
 
 def print_pairs(pairs: list[tuple[str, str]]) -> None:

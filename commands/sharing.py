@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..store.errors import UsageError
-from .parts import JsonFlag, cache_app, command, is_url, print_json, print_pairs
+from .parts import JsonFlag, cache_app, command, is_url, print_json, print_pairs, train_command
 from .transfer import BandwidthOption, ConcurrencyOption, transfer
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def cache_push(
             "push takes a folder and then a URL: saecache cache push CACHE s3://bucket/team/name"
         )
     result = _move("push", Push(Path(cache), url, verify=verify), dry_run, concurrency, max_bandwidth)
-    _tell(result, as_json, f"saecache cache info {result.url}", f"saecache train topk --cache {result.url}")
+    _tell(result, as_json, result.url)
 
 
 @command(cache_app, "pull")
@@ -71,7 +71,7 @@ def cache_pull(
     if not is_url(url):
         raise UsageError("pull takes a URL and then a folder: saecache cache pull s3://bucket/team/name DIR")
     result = _move("pull", Pull(url, folder, verify=verify), dry_run, concurrency, max_bandwidth)
-    _tell(result, as_json, f"saecache cache info {folder}", f"saecache train topk --cache {folder}")
+    _tell(result, as_json, str(folder))
 
 
 @command(cache_app, "ls")
@@ -142,8 +142,8 @@ def _move(
         return mover.run()
 
 
-def _tell(result: "TransferResult", as_json: bool, *following: str) -> None:
-    """Where the result is, and what to run next."""
+def _tell(result: "TransferResult", as_json: bool, target: str) -> None:
+    """Where the result is, and what to run next with the cache at ``target``."""
     if as_json:
         print_json(asdict(result))
         return
@@ -160,4 +160,7 @@ def _tell(result: "TransferResult", as_json: bool, *following: str) -> None:
         ]
     )
     if not result.dry_run:
-        typer.echo("\nNext:  " + "\n       ".join(following))
+        from ..store.manifest import load_manifest
+
+        hooks = load_manifest(Path(result.cache)).hooks
+        typer.echo(f"\nNext:  saecache cache info {target}\n       {train_command(target, hooks)}")

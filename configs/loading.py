@@ -28,14 +28,17 @@ def load_config(
         name_or_path: a path to a YAML file, or the name of a recipe of one of ``kinds``.
         overrides: ``key.sub=value`` strings; values are YAML (``--set text.max_documents=100``),
             list items are addressed by number (``variants.0.k=16``), or all of them (``variants.*.k=16``).
+            One of the model's ``alternatives`` replaces the others: ``steps=100`` the recipe's ``epochs``.
 
     Raises:
         UsageError: no such file or recipe, bad YAML, unknown key or kind (with suggestions), bad value.
     """
     text, origin = _read(name_or_path, kinds)
     values = _parse_yaml(text, origin)
+    overrides = list(overrides)
     for override in overrides:
         apply_override(values, override)
+    _drop_alternatives(model, values, {override.partition("=")[0] for override in overrides})
     return validate(model, values, origin)
 
 
@@ -68,6 +71,14 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{origin} must hold a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def _drop_alternatives(model: type[BaseModel], values: dict[str, Any], overridden: set[str]) -> None:
+    """Of settings that exclude each other, those that were overridden replace the others, in place."""
+    for group in getattr(model, "alternatives", ()):
+        if any(values.get(name) is not None for name in overridden.intersection(group)):
+            for name in set(group) - overridden:
+                values.pop(name, None)
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

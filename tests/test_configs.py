@@ -138,3 +138,22 @@ def test_bad_yaml_is_told(tmp_path: Path) -> None:
     path.write_text("- 1\n- 2\n")
     with pytest.raises(UsageError, match="must hold a mapping"):
         load_config(HarvestConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("override", "left"),
+    [("steps=7", {"steps": 7}), ("num_rows=9", {"num_rows": 9}), ("epochs=2", {"epochs": 2.0})],
+)
+def test_an_overridden_length_replaces_that_of_the_recipe(override: str, left: dict[str, float]) -> None:
+    config = load_config(TrainConfig, "topk", [override], kinds=("train",))
+    lengths = {name: getattr(config, name) for name in ("epochs", "steps", "num_rows")}
+    assert {name: value for name, value in lengths.items() if value is not None} == left
+
+
+def test_two_lengths_on_the_command_line_are_refused() -> None:
+    with pytest.raises(UsageError, match="exactly one of epochs, steps and num_rows"):
+        load_config(TrainConfig, "topk", ["steps=7", "epochs=2"], kinds=("train",))
+
+
+def test_an_alternative_set_to_null_replaces_nothing() -> None:
+    assert load_config(TrainConfig, "topk", ["steps=null"], kinds=("train",)).epochs is not None

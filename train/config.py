@@ -1,7 +1,7 @@
 """The settings of a training run. What is a fact of the cache (width, rows) comes from the cache."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -38,6 +38,7 @@ class InitialisationConfig(BaseModel):
 
     directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
     encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
+    encoder_norm: PositiveFloat = 1.0  # of the rows of W_enc at the start; those of W_dec have norm 1
     decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
     median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
 
@@ -80,6 +81,7 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     hook: str | None = None  # null: the cache's only hook
@@ -117,13 +119,14 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
-        sizes = [n for n in ("num_latents", "expansion_factor") if getattr(self, n) is not None]
+        sizes, lengths = (
+            [name for name in group if getattr(self, name) is not None] for group in self.alternatives
+        )
         if len(sizes) > 1 or (not sizes and any(v.num_latents is None for v in self.variants)):
             raise ValueError(
                 f"give exactly one of num_latents and expansion_factor, got {sizes or 'neither'}"
                 f"{': set the other to null' if sizes else ''}"
             )
-        lengths = [n for n in ("epochs", "steps", "num_rows") if getattr(self, n) is not None]
         if len(lengths) != 1:
             raise ValueError(
                 f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
