@@ -163,8 +163,8 @@ def _copying() -> Iterator[_Bars]:
         return on_progress
 
     with (
-        tqdm(desc="read", unit="row", unit_scale=True) as rows,
-        tqdm(desc="write", unit="B", unit_scale=True) as written,
+        tqdm(desc="read", unit="row", unit_scale=True, delay=0.5) as rows,
+        tqdm(desc="write", unit="B", unit_scale=True, delay=0.5) as written,
     ):
         yield _Bars(following(rows), following(written))
 
