@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MO
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
+from ..killing import killed_runs
 from ..store.remote.proxy import Proxy
 from ..store.remote.server import READER_KEY, READER_SECRET
 
@@ -278,52 +277,30 @@ def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -
     assert not Path("out").exists()
 
 
-PARENT_OF_THE_KILLED = """
-import json, os, signal, sys, time
+HARVEST = """
+import sys
 from pathlib import Path
 import transformers.models.gpt_neox.modeling_gpt_neox
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 
 config = HarvestConfig.model_validate_json(sys.argv[1])
-for line in sys.stdin:
-    url, scratch, seconds = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        status = 1
-        try:
-            run(config, url, scratch=Path(scratch))
-            status = 0
-        finally:
-            os._exit(status)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+work = lambda url, scratch: run(config, url, scratch=Path(scratch))
 """
 
 
 def test_kill_9_at_random_moments(config: HarvestConfig, local: Path, url: str, tmp_path: Path) -> None:
     """Killed again and again, a little later each time; then the same call ends with the same bytes."""
     clock, killed, scratch = random.Random(0), 0, tmp_path / "scratch"
-    server = subprocess.Popen(
-        [sys.executable, "-c", PARENT_OF_THE_KILLED, config.model_dump_json()],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin and server.stdout
-    with server:
+    with killed_runs(HARVEST, config.model_dump_json()) as run_killed:
         for number in range(ROUNDS):
             place = f"{url}{number}"
             for attempt in range(1 + number % 2):
-                request = [place, str(scratch), clock.uniform(0.0, 1.0 + 0.5 * attempt)]
-                print(json.dumps(request), file=server.stdin, flush=True)
-                status = int(server.stdout.readline())
+                seconds = clock.uniform(0.0, 1.0 + 0.5 * attempt)
+                status = run_killed(place, str(scratch), seconds=seconds)
                 assert status in (0, -signal.SIGKILL)
                 killed += status == -signal.SIGKILL
             run(config, place, scratch=scratch)
             assert objects(open_location(place)) == contents(local)
             assert not scratch.exists()
-        server.stdin.close()
     assert killed >= ROUNDS - 1

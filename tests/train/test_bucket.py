@@ -17,6 +17,7 @@ from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.remote.push import Push
 from saecache.train import TrainConfig, run
 
+from ..killing import killed_runs
 from ..store.remote.proxy import Proxy
 from .conftest import D_MODEL, sparse_rows
 from .variant_contract import TIMING, folder_bytes, metrics
@@ -32,27 +33,13 @@ SETTINGS: dict[str, Any] = {
     "log": {"every_steps": 5, "progress": False},
     "device": "cpu",
 }
-PARENT_OF_THE_KILLED = """
-import json, os, signal, sys, time
-from pathlib import Path
+TRAIN = """
+import sys
 import saecache.train.runner
 from saecache.train import TrainConfig, run
 
 config = TrainConfig.model_validate_json(sys.argv[1])
-for line in sys.stdin:
-    url, out, seconds = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        status = 1
-        try:
-            run(config, url, out)
-            status = 0
-        finally:
-            os._exit(status)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+work = lambda url, out: run(config, url, out)
 """
 
 
@@ -139,24 +126,14 @@ def test_kill_9_at_random_moments(
 ) -> None:
     """Killed while it downloads, reads, trains or saves: the same call ends with the same bytes."""
     clock, killed = random.Random(0), 0
-    server = subprocess.Popen(
-        [sys.executable, "-c", PARENT_OF_THE_KILLED, config.model_dump_json()],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin and server.stdout
-    with server:
+    with killed_runs(TRAIN, config.model_dump_json()) as run_killed:
         for number in range(ROUNDS):
             out = tmp_path / f"run{number}"
             for _ in range(1 + number % 2):
-                request = [url, str(out), clock.uniform(0.0, 0.9)]
-                print(json.dumps(request), file=server.stdin, flush=True)
-                status = int(server.stdout.readline())
+                status = run_killed(url, str(out), seconds=clock.uniform(0.0, 0.9))
                 assert status in (0, -signal.SIGKILL)
                 killed += status == -signal.SIGKILL
             assert outcome(run(config, url, out).run_dir) == never_stopped
-        server.stdin.close()
     assert killed >= ROUNDS - 1
 
 
