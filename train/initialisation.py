@@ -18,7 +18,9 @@ MEDIAN_ITERATIONS = 1000
 def initial_parameters(
     plan: Plan, seed: int, b_dec: Tensor, config: InitialisationConfig | None = None
 ) -> dict[str, Tensor]:
-    """W_dec: random rows of norm 1; W_enc: the same, tied at the start only; b_enc: 0; b_dec as given."""
+    """W_dec: random rows of norm 1; W_enc: the same times ``encoder_norm``, tied at the start only; b_enc: 0;
+    b_dec as given.
+    """
     config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
     draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
@@ -26,7 +28,7 @@ def initial_parameters(
     tied = config.encoder == "tied"
     W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
     return {
-        "W_enc": W_enc.clone(),
+        "W_enc": W_enc * config.encoder_norm,
         "W_dec": W_dec,
         "b_enc": torch.zeros(plan.num_latents, device=b_dec.device),
         "b_dec": b_dec.clone(),

@@ -1,12 +1,13 @@
 """The FVU our TopK and BatchTopK reach against other packages', at equal data and settings, over some seeds.
 
     python benchmarks/peers/fvu.py --cache CACHE --peer-python PATH [--quick] [--hook HOOK] [--steps N]
-        [--seeds N] [--latents F] [--k K]
+        [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own]
 
-All train on the same batches in the same order: unit-norm decoder directions, encoder tied at the start, Adam
-at one constant learning rate after the same warmup. Each package keeps its own start of the bias, clipping
-and auxiliary losses (no latent is dead in so short a run, so that none acts). FVU is of held-out rows by the
-rule of training, in batches of the same size. Seeds differ in the start only.
+All train on the same batches in the same order: decoder rows of norm 1, encoder rows of ``--encoder-norm``
+at the start, Adam at one constant learning rate after the same warmup. ``own`` leaves each package's own start
+of the encoder. Each package keeps its own start of the bias, clipping, auxiliary losses (no latent is dead in
+so short a run, so that none acts) and treatment of the decoder's norm, which SAELens lets grow. FVU is of
+held-out rows by the rule of training, in batches of the same size. Seeds differ in the start only.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def ours(
             "batch_rows": settings.rows,
             "steps": settings.steps,
             "optimizer": {"learning_rate": settings.learning_rate},
+            "initialisation": {}
+            if settings.encoder_norm is None
+            else {"encoder_norm": settings.encoder_norm},
             "schedule": {"warmup": settings.warmup_steps, "decay": "constant"},
             "checkpoint": {"every_steps": settings.steps, "keep": 1},
             "log": {"every_steps": settings.steps, "heldout_rows": 0, "progress": False},
@@ -58,12 +62,24 @@ def ours(
 
 def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) -> list[float] | str:
     """For each seed, or why there is nothing."""
+    names = (
+        "seeds",
+        "rows",
+        "steps",
+        "width",
+        "latents",
+        "k",
+        "learning_rate",
+        "warmup_steps",
+        "encoder_norm",
+    )
     values = {
-        "peer": peer, "variant": variant, "seeds": settings.seeds, "rows": str(folder / "rows.npy"),
-        "heldout": str(folder / "heldout.npy"), "batch_rows": settings.rows, "steps": settings.steps,
-        "width": settings.width, "latents": settings.latents, "k": settings.k,
-        "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps,
-    }  # fmt: skip
+        "peer": peer,
+        "variant": variant,
+        "rows_file": str(folder / "rows.npy"),
+        "heldout_file": str(folder / "heldout.npy"),
+        **{name: getattr(settings, name) for name in names},
+    }
     done = subprocess.run(
         [settings.peer_python, PEER_SCRIPT, json.dumps(values)], capture_output=True, text=True, check=False
     )
@@ -89,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--encoder-norm", type=norm_or_own, default=1.0)
     settings = parser.parse_args()
     if settings.quick:
         settings.steps, settings.seeds = 50, 2
@@ -99,7 +116,8 @@ def main() -> None:
     heldout = heldout[: len(heldout) // settings.rows * settings.rows]
     print(
         f"{settings.hook}, F = {settings.latents}, D = {settings.width}, k = {settings.k}, {settings.steps} "
-        f"steps of {settings.rows} rows, {settings.seeds} seeds: FVU of {len(heldout)} held-out rows"
+        f"steps of {settings.rows} rows, learning rate {settings.learning_rate:g}, encoder rows of norm "
+        f"{settings.encoder_norm or 'its own'}, {settings.seeds} seeds: FVU of {len(heldout)} held-out rows"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -113,6 +131,10 @@ def main() -> None:
                     print(f"  {variant:10} {peer:20} left out: {values}", flush=True)
                 else:
                     show(variant, peer, values)
+
+
+def norm_or_own(text: str) -> float | None:
+    return None if text == "own" else float(text)
 
 
 def show(variant: str, package: str, fvu: list[float]) -> None:

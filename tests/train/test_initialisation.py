@@ -92,3 +92,14 @@ def test_an_independent_encoder_is_drawn_for_itself() -> None:
     assert torch.equal(free["W_dec"], tied["W_dec"])
     assert float((free["W_enc"] * free["W_dec"]).sum(1).abs().mean()) < 0.6
     torch.testing.assert_close(free["W_enc"].norm(dim=1), torch.ones(32))
+
+
+@pytest.mark.parametrize("encoder", ["tied", "independent"])
+def test_the_encoder_starts_with_the_norm_asked_for(encoder: str) -> None:
+    plan = Plan(d_model=6, num_latents=20, batch_rows=4, num_steps=1)
+    config = InitialisationConfig(encoder=encoder, encoder_norm=0.3)
+    parameters = initial_parameters(plan, 0, torch.zeros(6), config)
+    torch.testing.assert_close(parameters["W_enc"].norm(dim=1), torch.full((20,), 0.3))
+    torch.testing.assert_close(parameters["W_dec"].norm(dim=1), torch.ones(20))
+    tied = torch.allclose(parameters["W_enc"], 0.3 * parameters["W_dec"])
+    assert tied == (encoder == "tied")

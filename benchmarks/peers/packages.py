@@ -1,0 +1,140 @@
+"""Trainers of other packages, one step at a time: the set-up that ``training_step.py`` and ``train_one.py``
+share. Runs in an environment of its own, without saecache.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+FOREVER = 10**9  # steps or rows without firing: dead by every package's count
+
+
+class Trainer(NamedTuple):
+    """A package at work.
+
+    Attributes:
+        step: one step of training on rows [B, D].
+        reconstruct: of rows, by the rule of training.
+        W_enc: [F, D], its encoder, a view of what it trains.
+        declare_dead: takes bool [F], latents to count as dead from now on.
+    """
+
+    step: Callable[[torch.Tensor], object]
+    reconstruct: Callable[[torch.Tensor], torch.Tensor]
+    W_enc: torch.Tensor
+    declare_dead: Callable[[torch.Tensor], object]
+
+
+def saelens(settings) -> Trainer:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    kinds = {
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+        "batch_topk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+    }
+    sae_class, config_class = kinds[settings.variant]
+    sae = sae_class(
+        config_class(
+            d_in=settings.width, d_sae=settings.latents, k=settings.k, aux_loss_coefficient=1 / 32,
+            decoder_init_norm=1.0,
+        )
+    )  # fmt: skip
+    config = SAETrainerConfig(
+        total_training_samples=settings.steps * settings.rows,
+        train_batch_size_samples=settings.rows,
+        lr=settings.learning_rate,
+        lr_end=settings.learning_rate,
+        lr_warm_up_steps=settings.warmup_steps,
+        device="cpu",
+    )
+    trainer = SAETrainer(config, sae, data_provider=iter(()))
+
+    def step(x):
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    def declare_dead(dead):
+        trainer.n_forward_passes_since_fired[dead] = FOREVER
+
+    return Trainer(step, lambda x: sae.decode(sae.encode(x)), sae.W_enc.data.T, declare_dead)
+
+
+def dictionary_learning(settings) -> Trainer:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer_class = {"topk": TopKTrainer, "batch_topk": BatchTopKTrainer}[settings.variant]
+    trainer = trainer_class(
+        steps=settings.steps, activation_dim=settings.width, dict_size=settings.latents, k=settings.k,
+        layer=0, lm_name="none", device="cpu", seed=settings.seed, lr=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+    )  # fmt: skip
+    ae, steps = trainer.ae, iter(range(FOREVER))
+
+    def declare_dead(dead):
+        trainer.num_tokens_since_fired[dead] = FOREVER
+
+    return Trainer(
+        lambda x: trainer.update(next(steps), x),
+        lambda x: ae.decode(ae.encode(x, use_threshold=False)),
+        ae.encoder.weight.data,
+        declare_dead,
+    )
+
+
+def sparsify(settings) -> Trainer:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    if settings.variant != "topk":
+        raise ImportError(f"it has no {settings.variant}")
+    torch.set_float32_matmul_precision("high")  # as its trainer does
+    coder = SparseCoder(settings.width, SparseCoderConfig(num_latents=settings.latents, k=settings.k))
+    coder.set_decoder_norm_to_unit_norm()
+    optimizer = torch.optim.Adam(coder.parameters(), lr=settings.learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    )
+    since_fired = torch.zeros(settings.latents, dtype=torch.long)
+    steps = iter(range(FOREVER))
+
+    def step(x):  # what its trainer does with one batch of activations
+        if next(steps) == 0:
+            coder.b_dec.data = x.mean(0)
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(x, dead_mask=since_fired > 10_000_000)
+        (out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8).backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        warmup.step()
+        since_fired.add_(len(x))
+        since_fired[out.latent_indices.flatten()] = 0
+
+    def declare_dead(dead):
+        since_fired[dead] = FOREVER
+
+    return Trainer(step, lambda x: coder(x).sae_out, coder.encoder.weight.data, declare_dead)
+
+
+PACKAGES = {"SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+
+
+def answering() -> Callable[..., None]:
+    """A function that prints JSON on stdout; all other printing goes to stderr from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    def answer(**values):
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    return answer
