@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..store.errors import SaecacheError, UsageError
-from .parts import JsonFlag, cache_app, cache_facts, command, describe_cache, is_url, print_json, print_pairs
+from .parts import (
+    JsonFlag,
+    cache_app,
+    cache_facts,
+    command,
+    describe_cache,
+    is_url,
+    print_json,
+    print_pairs,
+    train_command,
+)
 from .transfer import BandwidthOption, ConcurrencyOption, bytes_bar, manifest_bytes, transfer
 
 if TYPE_CHECKING:
@@ -175,7 +185,8 @@ def _print_derived(result: "Derived", as_json: bool) -> None:
         return
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
-    print_pairs(describe_cache(result.path))
+    print_pairs([("cache", str(result.path)), *describe_cache(result.path)])
+    typer.echo(f"\nNext:  {train_command(result.path, result.manifest.hooks)}")
 
 
 def _advance(bar: "tqdm[Any]", done: int) -> None:
