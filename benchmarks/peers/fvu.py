@@ -4,8 +4,8 @@
         [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own]
 
 All train on the same batches in the same order: decoder rows of norm 1, encoder rows of ``--encoder-norm``
-at the start, Adam at one constant learning rate after the same warmup. ``own`` leaves each package's own start
-of the encoder. Each package keeps its own start of the bias, clipping, auxiliary losses (no latent is dead in
+at the start, Adam at one constant learning rate after the same warmup. ``own`` leaves each package's own
+start of the encoder. Each keeps its own start of the bias, clipping, auxiliary losses (no latent is dead in
 so short a run, so that none acts) and treatment of the decoder's norm, which SAELens lets grow. FVU is of
 held-out rows by the rule of training, in batches of the same size. Seeds differ in the start only.
 """
