@@ -1,7 +1,10 @@
 """The bytes of one shard file, and indexes that lie."""
 
+import errno
 import hashlib
+import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +83,52 @@ def test_an_error_while_making_chunks_leaves_nothing(tmp_path: Path) -> None:
         writer.write(tmp_path / "shard", chunks(), 3)
     writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["fsync", "write"])
+def test_an_error_of_the_disk_comes_with_the_result_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    if broken == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(shard_file, "append_early", fail)
+    writer = ShardWriter()
+    finished = writer.write(tmp_path / "shard", iter([np.zeros((4, 2), "<f2")]), 1)
+    with pytest.raises(OSError, match="broken disk"):
+        finished.result()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_file_is_begun_before_the_last_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And chunks of both may share the buffers, in turn."""
+    may_sync = threading.Event()
+    sync = os.fsync
+
+    def waiting(descriptor: int) -> None:
+        may_sync.wait(10)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", waiting)
+    (tmp_path / "folder").mkdir()
+    writer = ShardWriter()
+    written = [
+        writer.write(tmp_path / "folder" / str(number), iter([np.full((4, 2), number, "<f2")]), 1)
+        for number in range(2)
+    ]
+    assert not any(future.done() for future in written)
+    may_sync.set()
+    for number, future in enumerate(written):
+        content = (tmp_path / "folder" / str(number)).read_bytes() if future.result() else b""
+        assert (np.frombuffer(content, "<f2", 8) == number).all()
+        assert future.result() == (len(content), hashlib.sha256(content).hexdigest())
+    writer.close()
 
 
 def index_of(*entries: tuple[int, int]) -> bytes:
