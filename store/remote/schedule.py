@@ -19,14 +19,14 @@ class Schedule:
     Args:
         files: in the order in which they are first needed.
         share: (bytes, files) that may be ahead of what is needed, now.
-        start: begins a download.
+        start: begins a download; told whether nothing else is ahead.
     """
 
     def __init__(
         self,
         files: list[FileInfo],
         share: Callable[[], tuple[int, int]],
-        start: Callable[[FileInfo], Ahead],
+        start: Callable[[FileInfo, bool], Ahead],
     ) -> None:
         self._files = files
         self._places = {file.path: place for place, file in enumerate(files)}
@@ -49,7 +49,7 @@ class Schedule:
                     size = self._files[self._next].size
                     if ahead and (sum(ahead) + size > most_bytes or len(ahead) >= most_files):
                         return
-                    self._begun[self._next] = self._start(self._files[self._next])
+                    self._begun[self._next] = self._start(self._files[self._next], not ahead)
                     ahead.append(size)
                 self._next += 1
 

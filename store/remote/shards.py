@@ -15,13 +15,15 @@ from ..errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
 from .held import Held
 from .local_cache import LocalCache
+from .local_settings import ENOUGH_FILES
 from .parts import OnBytes
 from .schedule import Ahead, Schedule
 from .traffic import StoppedError
 
 DOWNLOADS_AT_ONCE = 8
-_SHARE_HELD = 1 / 2  # of the local cache's limit, that this object may keep others from removing
-_SHARE_HELD_WHEN_FULL = 1 / 4  # the same, while there is no room for what will be needed
+_SHARE_HELD = 1 / 2  # of the local cache's limit, that this object may keep others from removing; more if
+# that is less than ENOUGH_FILES and there is room for two more
+_SHARE_HELD_WHEN_FULL = 1 / 4  # the same, while there is no room for what will be needed next
 _SHARE_AHEAD = 1 / 4  # of the limit, that the epochs under way may have downloaded before it is needed
 _MOST_AHEAD_BYTES = 4 << 30
 _MOST_AHEAD = 32  # files: a descriptor each
@@ -69,7 +71,7 @@ class RemoteShards:
         held.verified = path in self._fetched
         self._open[path] = held
         del ahead, under_way
-        self._let_others_go(_SHARE_HELD, (ref(held), held.size, let_go))
+        self._let_others_go(self._share_held(held.size), (ref(held), held.size, let_go))
         for schedule in tuple(self._schedules):
             schedule.fill()
         return held
@@ -100,7 +102,7 @@ class RemoteShards:
         limit = min(int(self._local.limit_bytes * _SHARE_AHEAD), _MOST_AHEAD_BYTES)
         return limit // epochs, _MOST_AHEAD // epochs
 
-    def _start(self, file: FileInfo) -> Ahead:
+    def _start(self, file: FileInfo, first: bool) -> Ahead:
         held = self._open.get(file.path)
         if held is not None:
             here = Ahead()
@@ -112,31 +114,35 @@ class RemoteShards:
             self._unwanted.discard(file.path)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, "saecache-download")
-            future = self._pool.submit(self._hold_ahead, file)
+            future = self._pool.submit(self._hold_ahead, file, first)
             self._under_way[file.path] = future
         future.add_done_callback(lambda _: self._under_way.pop(file.path, None))
         return future
 
-    def _hold_ahead(self, file: FileInfo) -> Held | None:
+    def _hold_ahead(self, file: FileInfo, first: bool) -> Held | None:
         """None when there is no room that nobody holds: whoever needs it later takes it all the same."""
         hold = partial(self._local.hold_within_limit, file.sha256, file.size, partial(self._bring, file))
         held = hold()
-        if held is None:
-            self._let_others_go(_SHARE_HELD_WHEN_FULL)
+        if held is None and first:
+            self._let_others_go(int(self._local.limit_bytes * _SHARE_HELD_WHEN_FULL))
             held = hold()
         return held
 
     def _hold_now(self, file: FileInfo) -> Held:
-        hold = partial(self._local.hold, file.sha256, file.size, partial(self._bring, file))
+        wanted = (file.sha256, file.size, partial(self._bring, file))
         try:
-            return hold()
+            held = self._local.hold_within_limit(*wanted)
+            if held is None:
+                self._let_others_go(int(self._local.limit_bytes * _SHARE_HELD_WHEN_FULL))
+                held = self._local.hold(*wanted)
+            return held
         except DiskFullError:
             logger.warning("the disk of %s is full: nothing more is downloaded ahead", self._local.folder)
             for schedule in tuple(self._schedules):
                 self._unwanted.update(schedule.cancel())
             wait(tuple(self._under_way.values()))
             self._let_others_go(0)
-            return hold()
+            return self._local.hold(*wanted)
 
     def _check_process(self) -> None:
         """Threads and connections do not survive a fork: to use them would wait forever."""
@@ -156,9 +162,13 @@ class RemoteShards:
         self._fetch(file, target, moved)
         self._fetched.add(file.path)
 
-    def _let_others_go(self, share: float, *new: _Entry) -> None:
-        """Keep what is held for readers within a share of the limit, but for the newest."""
-        budget = int(self._local.limit_bytes * share)
+    def _share_held(self, size: int) -> int:
+        """Bytes that may be held for readers, of files of this size."""
+        limit = self._local.limit_bytes
+        return max(int(limit * _SHARE_HELD), min(ENOUGH_FILES * size, limit - 2 * size))
+
+    def _let_others_go(self, budget: int, *new: _Entry) -> None:
+        """Keep what is held for readers within so many bytes, but for the newest."""
         old: list[Callable[[], None]] = []
         with self._lock:
             alive = [entry for entry in self._held if (held := entry[0]()) is not None and held.release.alive]

@@ -171,7 +171,7 @@ def test_many_epochs_share_what_may_be_ahead(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert reader.used_bytes() <= 16 * SIZE
+        assert reader.used_bytes() <= (16 + 4) * SIZE  # what each needs at once
         time.sleep(0.001)
     assert not errors
     assert reader.fetched == Counter(reader.paths)

@@ -179,15 +179,22 @@ def test_each_shard_comes_once_for_all_epochs(proxy: Proxy, open_here: OpenHere)
     assert set(fetched(proxy).values()) == {1}
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("number", "pause"), [(0, 0.0), (1, 0.0), (1, 0.003)])
 def test_a_local_cache_smaller_than_the_data_is_not_thrashed(
-    proxy: Proxy, open_here: OpenHere, number: int
+    proxy: Proxy, open_here: OpenHere, number: int, pause: float
 ) -> None:
-    """Whatever the order of the epoch, every shard is needed for a short time only."""
+    """Whatever the order of the epoch, every shard is needed for a short time only.
+
+    Behind a slow loop all that is read ahead is in use at once.
+    """
     cache = open_here(patience=PATIENT)
     limit = int(0.9 * sum(file.size for file in cache.manifest.files if file.path in shard_keys(cache)))
     small = open_here(limit, patience=PATIENT)
-    expected = epoch(small, number)
+    batches = []
+    for batch in small.batches(HOOK, 50, epoch=number):
+        batches.append(batch.clone())
+        time.sleep(pause)
+    expected = torch.cat(batches)
     assert set(fetched(proxy)) == shard_keys(cache)
     assert set(fetched(proxy).values()) == {1}
     assert torch.equal(epoch(small, number), expected)
