@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,10 +46,17 @@ class Reader:
     def _fetch(self, file: FileInfo, target: Path, on_bytes: Callable[[int], None]) -> None:
         self.fetched[file.path] += 1
         target.write_bytes(b"")
-        if sum(found.stat().st_size for found in self.local.folder.rglob("*/*/*")) + SIZE > self.disk_bytes:
+        if self._bytes_on_disk() + SIZE > self.disk_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
         target.write_bytes(content(file.path))
         on_bytes(SIZE)
+
+    def _bytes_on_disk(self) -> int:
+        total = 0
+        for found in self.local.folder.rglob("*/*/*"):
+            with suppress(FileNotFoundError):  # removed by another thread in the meantime
+                total += found.stat().st_size
+        return total
 
     def read(self, path: str) -> None:
         held = self._open[path] = self.shards.hold(path, lambda: self._open.pop(path, None))
