@@ -6,8 +6,8 @@
 with crc32c, sha256 and statistics. ``unshuffled`` is the same without spill and sort: rows encoded and
 written as shards in the order in which they come. Either way every side syncs its files, or none does (``no
 fsync``: what the program costs where the disk is no limit). The rounds are interleaved and the medians
-compared. By default the cache is twice as large as the writer's memory; of a small one (``--mib 512``) the
-shuffled way costs more, because nothing but the page cache limits the plain one.
+compared. By default the cache is twice as large as the writer's memory; for a small one (``--mib 512``) the
+ratio of the shuffled way is lower.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Writing that survives a crash: temporary name, fsync, rename, fsync of the folder."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -23,12 +23,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)  # on a full disk its bytes are wanted back
         raise
     fsync_folder(path.parent)
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Create or replace ``path`` with what ``write`` puts into the open file; the file is whole or absent."""
-    with replacing(path) as file:
-        write(file)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

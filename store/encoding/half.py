@@ -97,7 +97,11 @@ def narrow_by_bits(source, target):  # type: ignore[no-untyped-def]
 
 
 def _processor_narrows() -> bool:
-    """Elsewhere LLVM would call a function that may not exist."""
+    """Elsewhere LLVM would call a function that does not exist; so too for a processor that the environment
+    names (``NUMBA_CPU_NAME``), whatever this one is.
+    """
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+        return False
     return platform.machine() in ("arm64", "aarch64") or bool(binding.get_host_cpu_features().get("f16c"))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..durable import write_file
+from ..durable import replacing
 from ..errors import CorruptCacheError, SaecacheError, UsageError
 from .access import Access, ObjectInfo
 from .backend import Backend
@@ -129,7 +129,8 @@ class Location:
             OSError: of the local disk.
         """
         if durable:
-            write_file(path, lambda file: fetch(self._access, key, file, size, sha256, on_bytes))
+            with replacing(path) as file:
+                fetch(self._access, key, file, size, sha256, on_bytes)
         else:
             with path.open("ab", buffering=0) as file:  # "wb" would truncate: see stream()
                 fetch(self._access, key, file, size, sha256, on_bytes)

@@ -75,9 +75,7 @@ def stream(access: Access, key: str, file: BinaryIO | None, size: int, on_bytes:
     digest, done = hashlib.sha256(), 0
     if file is not None:
         file.seek(0)
-        if os.fstat(
-            file.fileno()
-        ).st_size:  # truncating even an empty file makes ext4 write all of it on close
+        if os.fstat(file.fileno()).st_size:  # ext4 writes all of a file on close that was ever truncated
             file.truncate()
     try:
         result = access.open(key)

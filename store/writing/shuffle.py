@@ -129,7 +129,7 @@ class ShuffledSpill:
         return self._part(part.name, bucket, row, layout)
 
     def _sorted(self, part: _Part, layout: RecordLayout) -> StoredRows:
-        """The sorted rows of a part; those of the next are then under way in the other buffer."""
+        """The sorted rows of a part; those of the next are then under way in the others."""
         if not self._buffers or self._buffers[0].rows.layout != layout:
             self._buffers = self._room_for(layout)
         if any(buffer.part == part for buffer in self._buffers):

@@ -107,7 +107,6 @@ def test_an_error_of_the_disk_comes_with_the_result_and_leaves_nothing(
 def test_the_next_file_is_begun_before_the_last_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And chunks of both may share the buffers, in turn."""
     may_sync = threading.Event()
     sync = os.fsync
 

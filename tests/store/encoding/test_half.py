@@ -1,5 +1,10 @@
 """float32 to float16 by the processor and on the bits, against NumPy."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -33,3 +38,14 @@ def test_subnormals_and_nan(way) -> None:  # type: ignore[no-untyped-def]
     assert np.array_equal(target, values.astype(np.float16).view(np.uint16))
     assert way(np.float32([1, np.nan, 2]), target) > 0x7C00
     assert way(np.float32([1, -np.inf, 2]), target) == 0x7C00
+
+
+def test_without_the_instruction_rows_are_rounded_all_the_same(tmp_path: Path) -> None:
+    """Compiled for a processor that does not have it; a call of what does not exist would end the process."""
+    code = (
+        "import numpy as np; from saecache.store.encoding.half import narrow; t = np.empty(8, np.uint16);"
+        "narrow(np.full(8, 0.1, np.float32), t); print(t.view(np.float16)[0] == np.float16(0.1))"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr

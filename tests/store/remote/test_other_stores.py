@@ -1,0 +1,63 @@
+"""Azure and GCS, as far as it goes without them: where requests go, and what is said of an answer."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from saecache.store.remote import open_location
+from saecache.store.remote.failures import AccessError
+
+from .conftest import QUICK
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers everything with the server's ``answer``: (status, code)."""
+
+    def do_GET(self) -> None:
+        status, code = self.server.answer  # type: ignore[attr-defined]
+        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "answer", "words"),
+    [
+        ("az://team/x", (404, "ContainerNotFound"), "no such bucket.*AZURE_STORAGE_ACCOUNT_NAME"),
+        ("az://team/x", (403, "AuthenticationFailed"), "not accepted.*AZURE_STORAGE_ACCOUNT_KEY"),
+        ("gs://team/x", (404, "NoSuchBucket"), "no such bucket.*GOOGLE_BASE_URL"),
+        ("gs://team/x", (401, "AuthenticationRequired"), "not accepted.*GOOGLE_APPLICATION_CREDENTIALS"),
+    ],
+)
+def test_a_plain_endpoint_is_asked_and_its_refusal_told_in_the_terms_of_the_store(
+    server: ThreadingHTTPServer,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    answer: tuple[int, str],
+    words: str,
+) -> None:
+    server.answer = answer  # type: ignore[attr-defined]
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("AZURE_ENDPOINT", f"{endpoint}/account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    monkeypatch.setenv("GOOGLE_BASE_URL", endpoint)
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    with pytest.raises(AccessError, match=words) as told:
+        open_location(url, QUICK).get("zarr.json", 100)
+    assert "AWS_" not in str(told.value)
