@@ -13,24 +13,29 @@ from numba.extending import intrinsic
 
 from .compile import compiled
 
-LINE_FLOATS = 16  # a cache line of 64 bytes
+LINE_BYTES = 64
 
 
 @compiled
 def prefetch_row(matrix: Any, row: int) -> None:
-    """Start to load ``matrix[row]``; float32 [n, D], rows contiguous."""
-    for column in range(0, matrix.shape[1], LINE_FLOATS):
-        _prefetch(matrix, row, column)
+    """Start to load ``matrix[row]``; [n, D], rows contiguous."""
+    prefetch_columns(matrix, row, 0, matrix.shape[1])
+
+
+@compiled
+def prefetch_columns(matrix: Any, row: int, first: int, last: int) -> None:
+    """Start to load ``matrix[row, first:last]``."""
+    for first_byte in range(first * matrix.itemsize, last * matrix.itemsize, LINE_BYTES):
+        _prefetch(matrix, row, first_byte)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(typing_context: Any, matrix: Any, row: Any, column: Any) -> Any:
+def _prefetch(typing_context: Any, matrix: Any, row: Any, first_byte: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         row_bytes = builder.mul(arguments[1], builder.extract_value(array.strides, 0))
-        column_bytes = builder.mul(arguments[2], ir.Constant(word, 4))
-        address = builder.add(builder.ptrtoint(array.data, word), builder.add(row_bytes, column_bytes))
+        address = builder.add(builder.ptrtoint(array.data, word), builder.add(row_bytes, arguments[2]))
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer, *[ir.IntType(32)] * 3])
         function = builder.module.globals.get("llvm.prefetch.p0")
         if function is None:

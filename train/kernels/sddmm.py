@@ -85,6 +85,10 @@ def _dot_products(
                 if ahead:
                     for n in range(p + 4, min(p + 8, stop)):
                         prefetch_row(W, index[n])
+                    if p + 4 >= stop and row + 1 < last:
+                        following = cuts[tile, row + 1]
+                        for n in range(following, min(following + 4, cuts[tile + 1, row + 1])):
+                            prefetch_row(W, index[n])
                 a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
                 s = t = u = v = np.float32(0)
                 for j in range(x.shape[0]):

@@ -12,6 +12,8 @@ arithmetic of :func:`..kernels.sddmm`. A matrix product gives a score q for x·w
     int8 product        |q - x·w| <= |x - x'||w| + |x'||w - w'| + 2⁻⁷ |q|
                         x', w' are integers times a scale (:mod:`.int8`); their sums are exact, and are cut
                         to bfloat16 once they are scaled
+    int8 encoder only   |q - x·w| <= |x||w - w'| + γ(D) |x||w'| + 2⁻²² |q|
+                        for a second look (:mod:`.narrow`): float32 x times the integers of w, then scaled
     p itself            |p - (x·w + b)| <= γ(D) |x||w| + u |dot + b|
 
 so that |p - (q + b)| <= slack[row] * norm[latent] + relative * |q| + ROUNDING * |q + b| + FLOOR, where
@@ -36,8 +38,13 @@ ROUNDING = np.float32(2.0**-20)
 FLOOR = np.float32(1e-30)
 SMALLEST_NORM = 1e-16  # squares below it are no normal float32 numbers
 
-Product = Literal["float32", "bfloat16", "int8"]
-RELATIVE: dict[Product, float] = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 1.001 * 2.0**-7}
+Product = Literal["float32", "bfloat16", "int8", "int8 encoder"]
+RELATIVE: dict[Product, float] = {
+    "float32": 0.0,
+    "bfloat16": 2.0**-8,
+    "int8": 1.001 * 2.0**-7,
+    "int8 encoder": 2.0**-22,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.compile import compiled
 from ..kernels.encode import Blocks
 from .errors import check_not_nan
-from .float_bits import key
+from .float_bits import LOWEST, key
 from .largest import mask_of_largest
 from .pieces import Piece
 from .scan import CHUNK, EXCLUDED, OVERFLOW, scan_above, whole_chunks
@@ -89,12 +89,17 @@ def _collect(block: ScoredBlock, keys: Any, least: Any, strict: bool, expected_p
         capacity = min(2 * capacity, num_rows * num_latents)
         latent = np.empty(capacity + CHUNK, np.int64)
         found = scan_above(
-            block.scores, block.latents, block.slack, block.relative, keys, least, latent, row_ptr
-        )
+            block.scores, block.tops, block.latents, block.slack, block.relative,
+            keys, least, latent, row_ptr,
+        )  # fmt: skip
+    start, stop = row_ptr[:-1], row_ptr[1:]
+    if block.narrower is not None:
+        any_row = np.full(num_rows, LOWEST)
+        stop = block.narrower.reaching(block.first_row, start, stop, latent, any_row, keys)
     value = np.empty(found, np.float32)
-    block.exact(row_ptr[:-1], row_ptr[1:], latent, value)
+    block.exact(block.first_row, start, stop, latent, value)
     count = np.empty(num_rows, np.int64)
-    kept = _keep_reaching(row_ptr, latent, value, keys, strict, count)
+    kept = _keep_reaching(start, stop, latent, value, keys, strict, count)
     kept_latent, kept_value = torch.from_numpy(latent[:kept].copy()), torch.from_numpy(value[:kept].copy())
     return Piece(block.first_row, torch.from_numpy(count), kept_latent, kept_value)
 
@@ -106,12 +111,18 @@ def _to_keys(values: Any, keys: Any) -> None:
 
 
 @compiled
-def _keep_reaching(row_ptr: Any, latent: Any, value: Any, keys: Any, strict: bool, count: Any) -> int:
-    """Move the pairs that do reach their threshold to the front; returns how many, ``count`` [b] by rows."""
+def _keep_reaching(
+    start: Any, stop: Any, latent: Any, value: Any, keys: Any, strict: bool, count: Any
+) -> int:
+    """Move the pairs that do reach their threshold to the front.
+
+    Returns:
+        How many, and of each row in ``count``, int64 [b].
+    """
     n = 0
     for row in range(count.shape[0]):
         before = n
-        for i in range(row_ptr[row], row_ptr[row + 1]):
+        for i in range(start[row], stop[row]):
             own, least = key(value[i]), keys[latent[i]]
             if own > least or (own == least and not strict):
                 latent[n] = latent[i]

@@ -17,10 +17,11 @@ from ..kernels.compile import compiled, compiled_sum
 from ..kernels.scratch import borrowed
 from ..kernels.threads import even_part, run_parts
 from .bounds import SMALLEST_NORM, RowNorms
-from .float_bits import bfloat16_bits, float_of_key, key
+from .float_bits import LOWEST, as_float, bfloat16_bits, float_of_key, key
+from .scan import CHUNK
 
 LARGEST_CODE = 127
-TILE_LATENTS = 1024  # whose sums of 256 rows are 1 MB: still in the cache when they become scores
+TILE_LATENTS = 512  # whose sums of 512 rows are 1 MB: still in the cache when they become scores
 SMALLEST_SCALED = np.float32(1e-30)  # of a row's largest value; codes of smaller rows are 0
 
 
@@ -46,8 +47,11 @@ def to_codes(x: Tensor, code: Tensor) -> Codes:
     return Codes(code=code, scale=scale, norms=RowNorms(norm=norm, error=error))
 
 
-def scores(x: Codes, W: Codes, start: int, stop: int, out: Tensor) -> None:
-    """x W.T of rows ``start`` to ``stop - 1`` of ``x``, into ``out``, bfloat16 [stop - start, F]."""
+def scores(x: Codes, W: Codes, start: int, stop: int, bias: Any, out: Tensor, tops: Any) -> None:
+    """x W.T of rows ``start`` to ``stop - 1`` of ``x``, into ``out``, bfloat16 [stop - start, F].
+
+    ``tops``, of :func:`.scan.top_of_chunks` with ``bias``, is made along the way.
+    """
     rows, num_latents = x.code[start:stop], W.code.shape[0]
     bits, row_scale = out.view(torch.uint16).numpy(), x.scale[start:stop].numpy()
     with borrowed(stop - start, min(TILE_LATENTS, num_latents), dtype=torch.int32) as buffer:
@@ -55,7 +59,7 @@ def scores(x: Codes, W: Codes, start: int, stop: int, out: Tensor) -> None:
             codes, scale = W.code[first : first + TILE_LATENTS], W.scale[first : first + TILE_LATENTS]
             sums = buffer.view(-1)[: len(rows) * len(codes)].view(len(rows), len(codes))
             torch._int_mm(rows, codes.T, out=sums)
-            _to_scores(sums.numpy(), row_scale, scale.numpy(), bits[:, first : first + len(codes)])
+            _to_scores(sums.numpy(), row_scale, scale.numpy(), bias, first, bits, tops)
 
 
 @compiled
@@ -88,8 +92,22 @@ def _norms(x: Any, code: Any, scale: Any, norm: Any, error: Any) -> None:
 
 
 @compiled
-def _to_scores(sums: Any, row_scale: Any, scale: Any, bits: Any) -> None:
+def _to_scores(sums: Any, row_scale: Any, scale: Any, bias: Any, first: int, bits: Any, tops: Any) -> None:
+    """Of the latents from ``first`` on, whose ``sums`` and ``scale`` these are."""
     for row in range(sums.shape[0]):
         of_row = row_scale[row]
-        for j in range(sums.shape[1]):
-            bits[row, j] = bfloat16_bits(np.float32(sums[row, j]) * (of_row * scale[j]))
+        for start in range(0, sums.shape[1], CHUNK):
+            top = LOWEST
+            if start + CHUNK <= sums.shape[1]:
+                for j in range(CHUNK):
+                    i = np.uintp(start + j)  # an index that could be negative keeps this from vector code
+                    latent = np.uintp(first + start + j)
+                    cut = bfloat16_bits(np.float32(sums[row, i]) * (of_row * scale[i]))
+                    bits[row, latent] = cut
+                    top = max(top, key(as_float(cut) + bias[latent]))
+            else:
+                for j in range(start, sums.shape[1]):
+                    cut = bfloat16_bits(np.float32(sums[row, j]) * (of_row * scale[j]))
+                    bits[row, first + j] = cut
+                    top = max(top, key(as_float(cut) + bias[first + j]))
+            tops[row, (first + start) // CHUNK] = top

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..kernels.compile import compiled
 from ..kernels.threads import run_parts
-from .float_bits import LOWEST, as_float, key
-from .scan import CHUNK, EXCLUDED, error_bound, upper_keys, whole_chunks
+from .float_bits import LOWEST, as_float, float_of_key, key
+from .masks import at_least, lowest, without_lowest
+from .scan import CHUNK, EXCLUDED, chunk_error, error_bound, upper_keys, whole_chunks
 from .screen import ScoredBlock
 
 PART_LATENTS = 32 * CHUNK  # latents that one thread looks after at a time
@@ -56,6 +57,7 @@ class _Part:
         self.filled = np.zeros(self.width, np.int64)
         self.threshold = np.full(whole_chunks(self.width), EXCLUDED, np.int32)
         self.threshold[: self.width][counts > 0] = LOWEST
+        self.threshold_of_chunk = self.threshold.reshape(-1, CHUNK).min(axis=1)
         self._reserve(ROOM * (int(self.heap_ptr[-1]) + self.width))
         self.held = 0
 
@@ -73,8 +75,8 @@ class _Part:
         row = 0
         while row < block.num_rows:
             row, self.held = _scan(
-                block.scores, block.latents, block.slack, block.relative, block.first_row, row,
-                self.start, self.heap_ptr, self.heap, self.filled, self.threshold,
+                block.scores, block.tops, block.latents, block.slack, block.relative, block.first_row, row,
+                self.start, self.heap_ptr, self.heap, self.filled, self.threshold, self.threshold_of_chunk,
                 self.row, self.latent, self.score, self.upper, self.held,
             )  # fmt: skip
             if row < block.num_rows:
@@ -97,8 +99,8 @@ class _Part:
 
 @compiled
 def _scan(
-    scores: Any, latents: Any, slack: Any, relative: Any, first_row: int, row: int,
-    start: int, heap_ptr: Any, heap: Any, filled: Any, threshold: Any,
+    scores: Any, tops: Any, latents: Any, slack: Any, relative: Any, first_row: int, row: int,
+    start: int, heap_ptr: Any, heap: Any, filled: Any, threshold: Any, threshold_of_chunk: Any,
     out_row: Any, out_latent: Any, out_score: Any, out_upper: Any, n: int,
 ) -> Any:  # fmt: skip
     """Rows from ``row`` on, until the block ends or the next row might not fit.
@@ -109,17 +111,18 @@ def _scan(
     width = threshold.shape[0]
     keys = np.empty(CHUNK, np.int32)
     while row < scores.shape[0] and n + width <= out_row.shape[0]:
-        for chunk in range(0, width, CHUNK):
-            upper_keys(scores[row], latents, slack[row], relative, start + chunk, keys)
-            reached = np.int32(0)
-            for j in range(CHUNK):
-                reached = np.int32(reached + (keys[j] >= threshold[np.uintp(chunk + j)]))
-            if reached == 0:
+        for chunk in range(threshold_of_chunk.shape[0]):
+            first = chunk * CHUNK
+            whole = (start + first) // CHUNK
+            m = float_of_key(tops[row, whole])
+            if key(m + chunk_error(m, latents, whole, slack[row], relative)) < threshold_of_chunk[chunk]:
                 continue
-            for j in range(CHUNK):
-                own = chunk + j
-                if keys[j] < threshold[own]:
-                    continue
+            upper_keys(scores[row], latents, slack[row], relative, start + first, keys)
+            reaching = at_least(keys, threshold[first : first + CHUNK])
+            while reaching != 0:
+                j = lowest(reaching)
+                reaching = without_lowest(reaching)
+                own = first + j
                 latent = start + own
                 q = as_float(scores[row, latent])
                 v = q + latents.bias[latent]
@@ -135,6 +138,7 @@ def _scan(
                 elif lower > heap[base]:
                     _replace_least(heap, base, size, lower)
                     threshold[own] = heap[base]
+            threshold_of_chunk[chunk] = threshold[first : first + CHUNK].min()
         row += 1
     return row, n
 

@@ -65,7 +65,7 @@ def _from_encoder(blocks: EncoderBlocks, counts: Tensor) -> Pairs:
         row_ptr, latent, value = (t.numpy() for t in (pairs.row_ptr, pairs.latent, pairs.value))
 
         def recompute(start: int, stop: int) -> None:
-            screen.exact(start, stop)(row_ptr[start:stop], row_ptr[start + 1 : stop + 1], latent, value)
+            screen.exact(start, row_ptr[start:stop], row_ptr[start + 1 : stop + 1], latent, value)
 
         run_parts(recompute, num_rows, even_part(num_rows))
     return _largest(pairs, counts)

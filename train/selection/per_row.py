@@ -13,10 +13,11 @@ from ..kernels.compile import compiled
 from ..kernels.encode import Blocks
 from ..pairs import Pairs
 from .errors import check_not_nan
-from .float_bits import key, keys_of, kth_key
+from .float_bits import LOWEST, key, keys_of, kth_key
+from .narrow import Narrower
 from .pieces import Piece, assemble
 from .scan import CHUNK, OVERFLOW
-from .scan_largest import enough_chunks, scan_for_largest, scan_for_leaders, scan_reaching
+from .scan_largest import enough_chunks, scan_for_largest, scan_for_leaders, scan_for_others
 from .scores import each_block
 from .screen import ScoredBlock
 
@@ -63,55 +64,85 @@ def _select(block: ScoredBlock, k: int) -> Piece:
     num_rows, num_latents = block.scores.shape
     latent, value = torch.empty(num_rows, k, dtype=torch.int64), torch.empty(num_rows, k)
     capacity = min(max(CANDIDATES_PER_K * k, int(CANDIDATES_SHARE * num_latents)) + CHUNK, num_latents)
-    count = _select_rows(block, k, capacity, 0, num_rows, latent.numpy(), value.numpy())
+    count = _select_rows(block, k, capacity, latent.numpy(), value.numpy())
     overflown: list[int] = np.flatnonzero(count == OVERFLOW).tolist()
     for row in overflown:  # many equal scores, or loose bounds: every latent may be a candidate
-        _select_rows(block, k, num_latents, row, row + 1, latent.numpy(), value.numpy())
+        one = slice(row, row + 1)
+        _select_rows(block.part(row, row + 1), k, num_latents, latent[one].numpy(), value[one].numpy())
     return Piece(block.first_row, torch.full((num_rows,), k), latent.flatten(), value.flatten())
 
 
-def _select_rows(
-    block: ScoredBlock, k: int, capacity: int, first: int, last: int, latent: Any, value: Any
-) -> Any:
-    """Select in rows ``first`` to ``last - 1`` of the block, into ``latent`` and ``value`` [b, k].
+def _select_rows(block: ScoredBlock, k: int, capacity: int, latent: Any, value: Any) -> Any:
+    """Select in all rows of the block, into ``latent`` and ``value`` [b, k].
 
     Returns:
-        The number of candidates of every row of the block, or OVERFLOW where they were more than
-        ``capacity`` and the row is left as it was.
+        The number of candidates of every row, or OVERFLOW where they were more than ``capacity`` and the row
+        is left as it was.
     """
-    num_rows, stride = block.scores.shape[0], capacity + CHUNK
-    count = np.zeros(num_rows, np.int64)
-    candidate = np.empty((last - first, stride), np.int64)
-    scan = _scan_twice if block.wide and enough_chunks(block.latents, k) else _scan_once
-    scan(block, k, first, last, candidate, count[first:last])
-    start = np.arange(-first, num_rows - first) * stride  # rows before `first` have no candidates
-    score = np.empty(candidate.size, np.float32)
-    block.exact(start, start + np.maximum(count, 0), candidate.reshape(-1), score)
-    _keep_largest(
-        candidate, score.reshape(candidate.shape), count[first:last], k, latent[first:last], value[first:last]
-    )
+    candidate = np.empty((block.num_rows, capacity + CHUNK), np.int64)
+    score = np.empty(candidate.shape, np.float32)
+    count = np.empty(block.num_rows, np.int64)
+    if block.narrower is not None and enough_chunks(block.latents, k):
+        _from_leaders(block, block.narrower, k, candidate, score, count)
+    else:
+        _from_bounds(block, k, candidate, score, count)
+    _keep_largest(candidate, score, count, k, latent, value)
     return count
 
 
-def _scan_once(block: ScoredBlock, k: int, first: int, last: int, candidate: Any, count: Any) -> None:
-    scores, slack = block.scores[first:last], block.slack[first:last]
-    scan_for_largest(scores, block.latents, slack, block.relative, k, candidate, count)
+def _from_bounds(block: ScoredBlock, k: int, candidate: Any, score: Any, count: Any) -> None:
+    scan_for_largest(
+        block.scores, block.tops, block.latents, block.slack, block.relative, k, candidate, count
+    )
+    start = np.arange(block.num_rows) * candidate.shape[1]
+    stop = start + np.maximum(count, 0)
+    if block.narrower is not None:
+        stop = block.narrower.largest(block.first_row, start, stop, candidate.reshape(-1), k)
+        np.copyto(count, stop - start, where=count != OVERFLOW)
+    block.exact(block.first_row, start, stop, candidate.reshape(-1), score.reshape(-1))
 
 
-def _scan_twice(block: ScoredBlock, k: int, first: int, last: int, candidate: Any, count: Any) -> None:
+def _from_leaders(
+    block: ScoredBlock, narrower: Narrower, k: int, candidate: Any, score: Any, count: Any
+) -> None:
     """With wide bounds: some exact pre-activations first, to be left with far fewer candidates."""
-    scores, slack = block.scores[first:last], block.slack[first:last]
-    leader = np.empty((last - first, k), np.int64)
-    upper = np.empty((last - first, block.latents.norm_of_chunk.shape[0]), np.int32)
-    scan_for_leaders(scores, block.latents, slack, block.relative, k, leader, upper)
-    start = np.zeros(block.num_rows, np.int64)
-    stop = np.zeros(block.num_rows, np.int64)
-    start[first:last] = np.arange(0, leader.size, k)
-    stop[first:last] = start[first:last] + k
-    value = np.empty(leader.size, np.float32)
-    block.exact(start, stop, leader.reshape(-1), value)
-    least = value.reshape(leader.shape).min(axis=1)
-    scan_reaching(scores, block.latents, slack, block.relative, keys_of(least), upper, candidate, count)
+    num_rows = block.num_rows
+    leader = np.empty((num_rows, k), np.int64)
+    upper = np.empty(block.tops.shape, np.int32)
+    bounds = (block.latents, block.slack, block.relative)
+    scan_for_leaders(block.scores, block.tops, *bounds, k, leader, upper)
+    value = np.empty((num_rows, k), np.float32)
+    start = np.arange(num_rows) * k
+    block.exact(block.first_row, start, start + k, leader.reshape(-1), value.reshape(-1))
+    least = keys_of(value.min(axis=1))
+    others = candidate[:, : candidate.shape[1] - k]  # the leaders will need room
+    scan_for_others(block.scores, *bounds, leader, least, upper, others, count)
+    start = np.arange(num_rows) * candidate.shape[1]
+    stop = start + np.maximum(count, 0)
+    any_latent = np.full(block.scores.shape[1], LOWEST)
+    stop = narrower.reaching(block.first_row, start, stop, candidate.reshape(-1), least, any_latent)
+    block.exact(block.first_row, start, stop, candidate.reshape(-1), score.reshape(-1))
+    np.copyto(count, stop - start, where=count != OVERFLOW)
+    _merge(leader, value, candidate, score, count)
+
+
+@compiled
+def _merge(leader: Any, leader_value: Any, candidate: Any, score: Any, count: Any) -> None:
+    """The leaders among the other candidates of their row, in ascending order; ``count`` grows by them."""
+    k = leader.shape[1]
+    for row in range(count.shape[0]):
+        if count[row] == OVERFLOW:
+            continue
+        i, n = count[row] - 1, k - 1
+        while n >= 0:  # from the back, so that none is written over before it is moved
+            place = i + n + 1
+            if i >= 0 and candidate[row, i] > leader[row, n]:
+                candidate[row, place], score[row, place] = candidate[row, i], score[row, i]
+                i -= 1
+            else:
+                candidate[row, place], score[row, place] = leader[row, n], leader_value[row, n]
+                n -= 1
+        count[row] += k
 
 
 @compiled

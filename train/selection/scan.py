@@ -18,6 +18,7 @@ import numpy as np
 from ..kernels.compile import compiled
 from .bounds import FLOOR, ROUNDING
 from .float_bits import LOWEST, as_float, float_of_key, key
+from .masks import at_least, lowest, without_lowest
 
 CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
 
@@ -56,6 +57,7 @@ def describe_latents(bias: Any, norm: Any) -> Latents:
 @compiled
 def scan_above(
     scores: Any,
+    tops: Any,
     latents: Any,
     slack: Any,
     relative: Any,
@@ -68,6 +70,7 @@ def scan_above(
 
     Args:
         scores: float32 or bfloat16 bits [b, F], without NaN.
+        tops: int32 [b, chunks], of :func:`top_of_chunks`.
         slack: float32 [b].
         threshold: int32 [F rounded up to whole chunks], its :func:`.float_bits.key`; EXCLUDED admits nothing.
         threshold_of_chunk: int32, the least of each chunk.
@@ -85,17 +88,18 @@ def scan_above(
     n = 0
     row_ptr[0] = 0
     for row in range(scores.shape[0]):
-        bound_chunks(scores[row], latents, slack[row], relative, lower, upper)
+        bound_chunks(tops[row], latents, slack[row], relative, lower, upper)
         for chunk in range(num_chunks):
             if upper[chunk] >= threshold_of_chunk[chunk]:
                 if n > capacity:
                     return OVERFLOW
                 start = chunk * CHUNK
                 upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(CHUNK):
-                    if keys[j] >= threshold[start + j]:
-                        candidate[n] = start + j
-                        n += 1
+                reaching = at_least(keys, threshold[start : start + CHUNK])
+                while reaching != 0:
+                    candidate[n] = start + lowest(reaching)
+                    n += 1
+                    reaching = without_lowest(reaching)
         row_ptr[row + 1] = n
     return n if n <= capacity else OVERFLOW
 
@@ -107,25 +111,36 @@ def error_bound(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
 
 
 @compiled
-def bound_chunks(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
-    """Keys of m - E into ``lower``, of m + E into ``upper``, of every chunk."""
-    bias = latents.bias
-    num_latents = scores.shape[0]
+def chunk_error(m: Any, latents: Any, chunk: int, slack: Any, relative: Any) -> Any:
+    """E of a chunk with the largest v of ``m``."""
+    largest = abs(m) + latents.bias_of_chunk[chunk]
+    return error_bound(largest, m, latents.norm_of_chunk[chunk], slack, relative)
+
+
+@compiled
+def top_of_chunks(scores: Any, bias: Any, tops: Any) -> None:
+    """The key of the largest v of each chunk of every row, into ``tops``, int32 [b, chunks]."""
+    num_latents = scores.shape[1]
+    for row in range(scores.shape[0]):
+        for chunk in range(tops.shape[1]):
+            start = chunk * CHUNK
+            top = LOWEST
+            if start + CHUNK <= num_latents:
+                for j in range(CHUNK):
+                    i = np.uintp(start + j)  # see upper_keys
+                    top = max(top, key(as_float(scores[row, i]) + bias[i]))
+            else:
+                for j in range(start, num_latents):
+                    top = max(top, key(as_float(scores[row, j]) + bias[j]))
+            tops[row, chunk] = top
+
+
+@compiled
+def bound_chunks(tops: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
+    """Keys of m - E into ``lower``, of m + E into ``upper``, of every chunk; ``tops`` are those of m."""
     for chunk in range(upper.shape[0]):
-        start = chunk * CHUNK
-        top = LOWEST
-        if start + CHUNK <= num_latents:
-            for j in range(CHUNK):
-                top = max(top, key(as_float(scores[start + j]) + bias[start + j]))
-        else:
-            for j in range(start, num_latents):
-                top = max(top, key(as_float(scores[j]) + bias[j]))
-        upper[chunk] = top
-    for chunk in range(upper.shape[0]):
-        m = float_of_key(upper[chunk])
-        most = error_bound(
-            abs(m) + latents.bias_of_chunk[chunk], m, latents.norm_of_chunk[chunk], slack, relative
-        )
+        m = float_of_key(tops[chunk])
+        most = chunk_error(m, latents, chunk, slack, relative)
         upper[chunk] = key(m + most)
         lower[chunk] = key(m - most)
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..kernels.compile import compiled
+from ..kernels.prefetch import prefetch_columns
 from .float_bits import LOWEST, as_float, key, kth_key
+from .masks import at_least, lowest, without_lowest
 from .scan import CHUNK, OVERFLOW, bound_chunks, bound_latents, upper_keys
 
 CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
@@ -23,6 +25,7 @@ def enough_chunks(latents: Any, k: int) -> Any:
 @compiled
 def scan_for_largest(
     scores: Any,
+    tops: Any,
     latents: Any,
     slack: Any,
     relative: Any,
@@ -37,6 +40,7 @@ def scan_for_largest(
 
     Args:
         scores: float32 or bfloat16 bits [b, F], without NaN.
+        tops: int32 [b, chunks], of :func:`.scan.top_of_chunks`.
         slack: float32 [b].
         candidate: int64 [b, capacity + CHUNK], written; capacity >= k.
         count: int64 [b], written: of candidates, or OVERFLOW.
@@ -49,7 +53,7 @@ def scan_for_largest(
     upper = np.empty(num_chunks, np.int32)
     keys = np.empty(CHUNK, np.int32)
     for row in range(scores.shape[0]):
-        bound_chunks(scores[row], latents, slack[row], relative, lower[:num_chunks], upper)
+        bound_chunks(tops[row], latents, slack[row], relative, lower[:num_chunks], upper)
         if not by_chunks:
             bound_latents(scores[row], latents, slack[row], relative, lower)
         least = kth_key(lower, lower.shape[0], k)
@@ -58,16 +62,17 @@ def scan_for_largest(
             if upper[chunk] >= least and n <= capacity:
                 start = chunk * CHUNK
                 upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(CHUNK):
-                    if keys[j] >= least:
-                        candidate[row, n] = start + j
-                        n += 1
+                reaching = at_least(keys, least)
+                while reaching != 0:
+                    candidate[row, n] = start + lowest(reaching)
+                    n += 1
+                    reaching = without_lowest(reaching)
         count[row] = n if n <= capacity else OVERFLOW
 
 
 @compiled
 def scan_for_leaders(
-    scores: Any, latents: Any, slack: Any, relative: Any, k: int, leader: Any, upper: Any
+    scores: Any, tops: Any, latents: Any, slack: Any, relative: Any, k: int, leader: Any, upper: Any
 ) -> None:
     """The latents with the largest v of ``k`` chunks of each row, ascending: those with the largest m - E.
 
@@ -79,45 +84,74 @@ def scan_for_leaders(
     """
     num_latents, num_chunks = scores.shape[1], upper.shape[1]
     lower = np.empty(num_chunks, np.int32)
+    keys = np.empty(CHUNK, np.int32)
     for row in range(scores.shape[0]):
-        bound_chunks(scores[row], latents, slack[row], relative, lower, upper[row])
+        bound_chunks(tops[row], latents, slack[row], relative, lower, upper[row])
         least = kth_key(lower, num_chunks, k)
         n = 0
         for chunk in range(num_chunks):
             if lower[chunk] >= least and n < k:
-                best, top = 0, LOWEST
-                for j in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, num_latents)):
-                    own = key(as_float(scores[row, j]) + latents.bias[j])
-                    if own > top:
-                        best, top = j, own
-                leader[row, n] = best
+                leader[row, n] = chunk
+                prefetch_columns(scores, row, chunk * CHUNK, min(chunk * CHUNK + CHUNK, num_latents))
                 n += 1
+        for i in range(n):
+            start = leader[row, i] * CHUNK
+            _keys(scores[row], latents.bias, start, keys)
+            leader[row, i] = start + lowest(at_least(keys, tops[row, leader[row, i]]))
 
 
 @compiled
-def scan_reaching(
+def _keys(scores: Any, bias: Any, start: int, keys: Any) -> None:
+    """Those of v of the chunk that starts at latent ``start``; LOWEST where there is no latent any more."""
+    if start + CHUNK > scores.shape[0]:
+        for j in range(CHUNK):
+            keys[j] = LOWEST
+            if start + j < scores.shape[0]:
+                keys[j] = key(as_float(scores[start + j]) + bias[start + j])
+        return
+    for j in range(CHUNK):
+        i = np.uintp(start + j)  # see upper_keys
+        keys[j] = key(as_float(scores[i]) + bias[i])
+
+
+@compiled
+def scan_for_others(
     scores: Any,
     latents: Any,
     slack: Any,
     relative: Any,
+    leader: Any,
     least: Any,
     upper: Any,
     candidate: Any,
     count: Any,
 ) -> None:
-    """As :func:`scan_for_largest`, for a bound that is known: the key ``least[row]`` (int32 [b]) is at most
-    that of the k-th largest. ``upper`` is what :func:`scan_for_leaders` wrote.
+    """As :func:`scan_for_largest`, where a bound is known already: the key ``least[row]`` (int32 [b]) is at
+    most that of the k-th largest. ``leader``, ``upper`` are what :func:`scan_for_leaders` wrote; the leaders
+    are no candidates, their pre-activations being known.
     """
-    capacity = candidate.shape[1] - CHUNK
+    k, capacity = leader.shape[1], candidate.shape[1] - CHUNK
     keys = np.empty(CHUNK, np.int32)
+    chunks = np.empty(upper.shape[1], np.int64)
     for row in range(scores.shape[0]):
-        n = 0
+        num_chunks = 0
         for chunk in range(upper.shape[1]):
-            if upper[row, chunk] >= least[row] and n <= capacity:
-                start = chunk * CHUNK
+            if upper[row, chunk] >= least[row]:
+                chunks[num_chunks] = chunk
+                num_chunks += 1
+                prefetch_columns(scores, row, chunk * CHUNK, min(chunk * CHUNK + CHUNK, scores.shape[1]))
+        n = following = 0
+        for c in range(num_chunks):
+            if n <= capacity:
+                start = chunks[c] * CHUNK
                 upper_keys(scores[row], latents, slack[row], relative, start, keys)
-                for j in range(CHUNK):
-                    if keys[j] >= least[row]:
-                        candidate[row, n] = start + j
-                        n += 1
+                while following < k and leader[row, following] < start + CHUNK:
+                    if leader[row, following] >= start:
+                        keys[leader[row, following] - start] = LOWEST
+                    following += 1
+                reaching = at_least(keys, least[row])
+                while reaching != 0:
+                    candidate[row, n] = start + lowest(reaching)
+                    n += 1
+                    reaching = without_lowest(reaching)
         count[row] = n if n <= capacity else OVERFLOW

@@ -16,7 +16,7 @@ from ..kernels.encode import Blocks, EncoderBlocks
 from ..kernels.threads import run_parts
 from .errors import check_not_nan
 from .pieces import Piece
-from .scan import Latents, describe_latents
+from .scan import Latents, describe_latents, top_of_chunks
 from .screen import ScoredBlock, opened, part_rows, screen_of
 
 CompiledWork = Callable[[ScoredBlock], Piece]
@@ -52,7 +52,8 @@ def _screened(blocks: EncoderBlocks, work: CompiledWork, per_row: float) -> list
             with screen.scored(start, stop) as block:
                 pieces.append(work(block))
 
-        run_parts(part, num_rows, part_rows(num_rows, blocks.block_rows))
+        most = blocks.block_rows * blocks.W_enc.element_size() // screen.factors.dtype.itemsize
+        run_parts(part, num_rows, part_rows(num_rows, most))
     return pieces
 
 
@@ -76,11 +77,13 @@ def given_block(first_row: int, pre: Tensor, latents: Latents | None = None) -> 
         zeros = np.zeros(pre.shape[1], np.float32)
         latents = describe_latents(zeros, zeros)
     given, slack = pre.detach().numpy(), np.zeros(pre.shape[0], np.float32)
+    tops = np.empty((len(given), len(latents.norm_of_chunk)), np.int32)
+    top_of_chunks(given, latents.bias, tops)
 
-    def exact(start: Any, stop: Any, candidate: Any, value: Any) -> None:
-        _gather(start, stop, candidate, given, value)
+    def exact(row: int, start: Any, stop: Any, candidate: Any, value: Any) -> None:
+        _gather(start, stop, candidate, given[row - first_row :], value)
 
-    return ScoredBlock(first_row, given, slack, np.float32(0), latents, False, exact)
+    return ScoredBlock(first_row, given, tops, slack, np.float32(0), latents, exact)
 
 
 @compiled

@@ -5,7 +5,7 @@ Legend: B rows, b rows of a block, D model width, F latents, P pairs.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from ..kernels.sddmm import dot_products_in_tiles
 from ..kernels.threads import run_parts
 from .bounds import ErrorBounds
 from .errors import check_finite_factors
-from .factors import Factors, factors
+from .factors import Factors, as_array, factors
+from .narrow import Narrower
 from .scan import Latents, describe_latents
 from .screening import cheapest_product
 
@@ -34,28 +35,42 @@ class ScoredBlock:
     Attributes:
         first_row: of the batch.
         scores: float32 or bfloat16 bits [b, F].
+        tops: int32 [b, chunks], the key of the largest v of each chunk.
         slack: float32 [b].
         relative: float32.
         latents: their biases and norms.
-        wide: the bounds are so wide that it pays to look at some exact pre-activations first.
-        exact: ``exact(start, stop, candidate, value)`` writes the pre-activations of
-            ``candidate[start[r]:stop[r]]``, latents of row r of the block, to the same places of ``value``.
+        exact: ``exact(first_row, start, stop, candidate, value)`` writes the pre-activations of
+            ``candidate[start[r]:stop[r]]``, latents of row ``first_row + r`` of the batch, to the same places
+            of ``value``.
+        narrower: where bounds are so wide that a second look at candidates pays.
     """
 
     first_row: int
     scores: Any
+    tops: Any
     slack: Any
     relative: Any
     latents: Latents
-    wide: bool
     exact: "Exact"
+    narrower: Narrower | None = None
 
     @property
     def num_rows(self) -> int:
         return int(self.scores.shape[0])
 
+    def part(self, first: int, last: int) -> "ScoredBlock":
+        """Rows ``first`` to ``last - 1`` of the block."""
+        rows = slice(first, last)
+        return replace(
+            self,
+            first_row=self.first_row + first,
+            scores=self.scores[rows],
+            tops=self.tops[rows],
+            slack=self.slack[rows],
+        )
 
-Exact = Callable[[Any, Any, Any, Any], None]
+
+Exact = Callable[[int, Any, Any, Any, Any], None]
 
 
 def part_rows(num_rows: int, most: int) -> int:
@@ -82,32 +97,35 @@ class Screen:
     factors: Factors
     bounds: ErrorBounds
     latents: Latents
+    narrower: Narrower | None
 
     @contextmanager
     def scored(self, start: int, stop: int) -> Iterator[ScoredBlock]:
         """Rows ``start`` to ``stop - 1``. The scores are gone after the ``with`` block."""
-        dtype = self.factors.dtype
-        with borrowed(stop - start, self.W.shape[0], dtype=dtype) as buffer:
+        tops = np.empty((stop - start, len(self.latents.norm_of_chunk)), np.int32)
+        with borrowed(stop - start, self.W.shape[0], dtype=self.factors.dtype) as buffer:
 
             def part(first: int, last: int) -> None:
-                self.factors.multiply(start + first, start + last, buffer[first:last])
+                rows = slice(first, last)
+                self.factors.score(start + first, start + last, self.latents.bias, buffer[rows], tops[rows])
 
             run_parts(part, stop - start, part_rows(stop - start, stop - start))
-            scores = (buffer.view(torch.uint16) if dtype == torch.bfloat16 else buffer).numpy()
-            slack = self.bounds.slack[start:stop].numpy()
-            relative = np.float32(self.bounds.relative)
-            wide = self.factors.product == "int8"
-            yield ScoredBlock(start, scores, slack, relative, self.latents, wide, self.exact(start, stop))
+            yield ScoredBlock(
+                first_row=start,
+                scores=as_array(buffer),
+                tops=tops,
+                slack=self.bounds.slack[start:stop].numpy(),
+                relative=np.float32(self.bounds.relative),
+                latents=self.latents,
+                exact=self.exact,
+                narrower=self.narrower,
+            )
 
-    def exact(self, start: int, stop: int) -> Exact:
-        """See :class:`ScoredBlock`, for rows ``start`` to ``stop - 1``."""
-        rows, W, bias = self.x[start:stop].numpy(), self.W.numpy(), self.latents.bias
-
-        def exact(first: Any, last: Any, candidate: Any, value: Any) -> None:
-            dot_products_in_tiles(first, last, candidate, rows, W, value)
-            _add_bias(first, last, candidate, bias, value)
-
-        return exact
+    def exact(self, first_row: int, start: Any, stop: Any, candidate: Any, value: Any) -> None:
+        """See :class:`ScoredBlock`."""
+        rows = self.x[first_row : first_row + len(start)].numpy()
+        dot_products_in_tiles(start, stop, candidate, rows, self.W.numpy(), value)
+        _add_bias(start, stop, candidate, self.latents.bias, value)
 
 
 @contextmanager
@@ -120,7 +138,22 @@ def opened(blocks: EncoderBlocks, per_row: float | None = None) -> Iterator[Scre
     with factors(cheapest_product(x, W, b, per_row), x, W) as ready:
         check_finite_factors(ready.x_norms, ready.W_norms, b)
         bounds = ready.bounds()
-        yield Screen(x, W, ready, bounds, describe_latents(b.numpy(), bounds.norm.numpy()))
+        latents = describe_latents(b.numpy(), bounds.norm.numpy())
+        yield Screen(x, W, ready, bounds, latents, _narrower(x, ready, latents))
+
+
+def _narrower(x: Tensor, ready: Factors, latents: Latents) -> Narrower | None:
+    if ready.W_codes is None:
+        return None
+    bounds = ready.narrow_bounds()
+    return Narrower(
+        x=x.numpy(),
+        code=ready.W_codes.code.numpy(),
+        scale=ready.W_codes.scale.numpy(),
+        slack=bounds.slack.numpy(),
+        relative=np.float32(bounds.relative),
+        latents=latents,  # the norms are those of the wide bounds
+    )
 
 
 @compiled

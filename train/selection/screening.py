@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from functools import cache, partial
 from math import inf
 from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from ..kernels.threads import run_parts
 from .bounds import Product
 from .factors import Factors, factors
 from .int8 import LARGEST_CODE
+from .scan import CHUNK
 
 SMALLEST_LATENTS = 1024  # below this the product is a small part of a step
 ROWS, LATENTS = 512, 4096  # of the trial
@@ -87,18 +90,22 @@ def _seconds(width: int) -> dict[Product, float]:
         ready = {product: stack.enter_context(factors(product, x, w)) for product in least}
         for _ in range(REPETITIONS):
             for product, one in ready.items():
-                out = torch.empty(ROWS, LATENTS, dtype=one.dtype)
+                out, tops = torch.empty(ROWS, LATENTS, dtype=one.dtype), _tops(ROWS)
                 started = perf_counter()
                 try:
-                    run_parts(partial(_part, one, out), ROWS, -(-ROWS // torch.get_num_threads()))
+                    run_parts(partial(_part, one, out, tops), ROWS, -(-ROWS // torch.get_num_threads()))
                 except RuntimeError:  # torch has no such product for this processor
                     continue
                 least[product] = min(least[product], perf_counter() - started)
     return {"int8": inf, **least}
 
 
-def _part(ready: Factors, out: Tensor, start: int, stop: int) -> None:
-    ready.multiply(start, stop, out[start:stop])
+def _part(ready: Factors, out: Tensor, tops: Any, start: int, stop: int) -> None:
+    ready.score(start, stop, np.zeros(out.shape[1], np.float32), out[start:stop], tops[start:stop])
+
+
+def _tops(num_rows: int) -> Any:
+    return np.empty((num_rows, LATENTS // CHUNK), np.int32)
 
 
 def _keeps_bounds(product: Product, width: int) -> bool:
@@ -113,7 +120,7 @@ def _keeps_bounds(product: Product, width: int) -> bool:
     x, w = _trial(width)
     with factors(product, x, w) as ready:
         out = torch.empty(ROWS, LATENTS, dtype=ready.dtype)
-        ready.multiply(0, ROWS, out)
+        _part(ready, out, _tops(ROWS), 0, ROWS)
         bounds = ready.bounds()
     score = out.double()
     allowed = bounds.slack[:, None].double() * bounds.norm + bounds.relative * score.abs()

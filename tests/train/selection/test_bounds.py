@@ -1,11 +1,14 @@
 """The bounds hold for what the products really return, compared with sums in float64."""
 
+import numpy as np
 import pytest
 import torch
 
 from saecache.train.selection.bounds import FLOOR, ROUNDING, product_bounds, row_norms
 from saecache.train.selection.factors import factors as make_factors
+from saecache.train.selection.float_bits import keys_of
 from saecache.train.selection.int8 import to_codes
+from saecache.train.selection.scan import CHUNK, whole_chunks
 
 PRODUCTS = ("float32", "bfloat16", "int8")
 
@@ -15,9 +18,34 @@ def test_no_score_is_further_off(factors, product):
     x, W, b = factors
     with make_factors(product, x, W) as ready:
         score = torch.empty(len(x), len(W), dtype=ready.dtype)
-        ready.multiply(0, len(x), score)
+        tops = np.empty((len(x), whole_chunks(len(W)) // CHUNK), np.int32)
+        ready.score(0, len(x), b.numpy(), score, tops)
         bounds = ready.bounds()
     score = score.float()
+    assert_chunks_of(score + b, tops)
+    true = x.double() @ W.double().T + b
+    biased = score.double() + b
+    error = bounds.slack[:, None].double() * bounds.norm + bounds.relative * score.abs()
+    error += ROUNDING * biased.abs() + FLOOR
+    assert bool(((true - biased).abs() <= error).all())
+
+
+def assert_chunks_of(v, tops):
+    """Of the largest values, whatever the sign of a zero."""
+    padded = torch.full((len(v), tops.shape[1] * CHUNK), -torch.inf)
+    padded[:, : v.shape[1]] = v
+    largest = padded.view(len(v), -1, CHUNK).amax(2)
+    assert np.array_equal(tops, keys_of(largest.numpy().ravel()).reshape(tops.shape))
+
+
+def test_no_second_look_is_further_off(factors):
+    x, W, b = factors
+    with make_factors("int8", x, W) as ready:
+        bounds, wide, codes = ready.narrow_bounds(), ready.bounds(), ready.W_codes
+        assert codes is not None
+        score = (x @ codes.code.float().T) * codes.scale
+    assert torch.equal(bounds.norm, wide.norm)
+    assert bool((bounds.slack <= wide.slack).all())
     true = x.double() @ W.double().T + b
     biased = score.double() + b
     error = bounds.slack[:, None].double() * bounds.norm + bounds.relative * score.abs()

@@ -39,3 +39,18 @@ def test_impossible_k(make_source, k):
     factors = torch.zeros(37, 24), torch.zeros(700, 24), torch.zeros(700)
     with pytest.raises(ValueError, match="k must be from 1 to the number of latents, 700"):
         select_per_row(make_source("given", factors).blocks, 37, 700, k)
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["random", "ties"])
+@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_with_many_chunks_for_each_selected_latent(make_source, marked, kind, k, rounded):
+    """Where the chunks' leaders are looked at first; with ties, more are candidates than there is room for."""
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = (torch.randn(*size, generator=generator) for size in ((50, 24), (2500, 24), (2500,)))
+    if rounded:
+        x, W, b = (t.round().clamp(-1, 1) for t in (x, W, b))
+    source = make_source(kind, (x, W, b))
+    pairs = select_per_row(source.blocks, 50, 2500, k)
+    assert torch.equal(marked(pairs), reference.per_row(source.pre, k))
+    assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])
