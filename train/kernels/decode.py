@@ -12,7 +12,7 @@ from torch import Tensor
 from ..pairs import Pairs
 from .compile import compiled
 from .dispatch import use_compiled
-from .prefetch import prefetch_row
+from .prefetch import prefetch_some
 from .threads import even_part, run_parts
 from .tiles import tile_cuts, tile_rows
 
@@ -85,8 +85,7 @@ def _add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, ahead: bool, f
     i = first
     while i + 4 <= last:
         if ahead:
-            for n in range(i + 4, min(i + 8, last)):
-                prefetch_row(source, index[n])
+            prefetch_some(source, index, i + 4, min(i + 8, last))
         a, b, c, d = scale[i], scale[i + 1], scale[i + 2], scale[i + 3]
         s, t, u, v = source[index[i]], source[index[i + 1]], source[index[i + 2]], source[index[i + 3]]
         for j in range(o.shape[0]):

@@ -23,6 +23,13 @@ def prefetch_row(matrix: Any, row: int) -> None:
 
 
 @compiled
+def prefetch_some(matrix: Any, index: Any, first: int, last: int) -> None:
+    """Start to load ``matrix[index[n]]`` for n in first..last-1."""
+    for n in range(first, last):
+        prefetch_row(matrix, index[n])
+
+
+@compiled
 def prefetch_columns(matrix: Any, row: int, first: int, last: int) -> None:
     """Start to load ``matrix[row, first:last]``."""
     for first_byte in range(first * matrix.itemsize, last * matrix.itemsize, LINE_BYTES):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..pairs import Pairs
 from .compile import compiled_sum
 from .dispatch import use_compiled
-from .prefetch import prefetch_row
+from .prefetch import prefetch_some
 from .threads import even_part, run_parts
 from .tiles import tile_cuts, tile_rows
 
@@ -72,31 +72,35 @@ def dot_products_in_tiles(start: Any, stop: Any, index: Any, g: Any, W: Any, out
 def _dot_products(
     cuts: Any, index: Any, g: Any, W: Any, out: Any, ahead: bool, first: int, last: int
 ) -> None:
-    """Of rows ``first`` to ``last - 1``, tile by tile.
-
-    Four pairs share each read of ``g``; the last is put in the place of those missing, so that every product
-    is added up by the same instructions. ``ahead`` asks for the next rows of ``W``.
-    """
+    """Of rows ``first`` to ``last - 1``, tile by tile. ``ahead`` asks for the next rows of ``W``."""
     for tile in range(cuts.shape[0] - 1):
         for row in range(first, last):
-            x, stop = g[row], cuts[tile + 1, row]
-            for p in range(cuts[tile, row], stop, 4):
-                p1, p2, p3 = min(p + 1, stop - 1), min(p + 2, stop - 1), min(p + 3, stop - 1)
-                if ahead:
-                    for n in range(p + 4, min(p + 8, stop)):
-                        prefetch_row(W, index[n])
-                    if p + 4 >= stop and row + 1 < last:
-                        following = cuts[tile, row + 1]
-                        for n in range(following, min(following + 4, cuts[tile + 1, row + 1])):
-                            prefetch_row(W, index[n])
-                a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
-                s = t = u = v = np.float32(0)
-                for j in range(x.shape[0]):
-                    s += x[j] * a[j]
-                    t += x[j] * b[j]
-                    u += x[j] * c[j]
-                    v += x[j] * d[j]
-                out[p3] = v
-                out[p2] = u
-                out[p1] = t
-                out[p] = s
+            if ahead and row + 1 < last:
+                prefetch_some(
+                    W, index, cuts[tile, row + 1], min(cuts[tile, row + 1] + 4, cuts[tile + 1, row + 1])
+                )
+            dot_products_of_row(g[row], index, W, out, ahead, cuts[tile, row], cuts[tile + 1, row])
+
+
+@compiled_sum
+def dot_products_of_row(x: Any, index: Any, W: Any, out: Any, ahead: bool, first: int, stop: int) -> None:
+    """out[p] = <x, W[index[p]]> for p in first..stop-1.
+
+    Four pairs share each read of ``x``; the last is put in the place of those missing, so that every product
+    is added up by the same instructions.
+    """
+    for p in range(first, stop, 4):
+        p1, p2, p3 = min(p + 1, stop - 1), min(p + 2, stop - 1), min(p + 3, stop - 1)
+        if ahead:
+            prefetch_some(W, index, p + 4, min(p + 8, stop))
+        a, b, c, d = W[index[p]], W[index[p1]], W[index[p2]], W[index[p3]]
+        s = t = u = v = np.float32(0)
+        for j in range(x.shape[0]):
+            s += x[j] * a[j]
+            t += x[j] * b[j]
+            u += x[j] * c[j]
+            v += x[j] * d[j]
+        out[p3] = v
+        out[p2] = u
+        out[p1] = t
+        out[p] = s

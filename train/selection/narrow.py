@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.compile import compiled, compiled_sum
-from ..kernels.prefetch import prefetch_row
+from ..kernels.prefetch import prefetch_some
 from .float_bits import key, kth_key
 from .scan import Latents, error_bound
 
@@ -75,8 +75,7 @@ def _keep_reaching(
     for row in range(start.shape[0]):
         n = start[row]
         for p in range(start[row], stop[row]):
-            if p + AHEAD < stop[row]:
-                prefetch_row(code, candidate[p + AHEAD])
+            prefetch_some(code, candidate, p + AHEAD, min(p + AHEAD + 1, stop[row]))
             j = candidate[p]
             q = _dot(x[row], code[j]) * scale[j]
             v = q + latents.bias[j]
@@ -98,8 +97,7 @@ def _keep_largest(
     for row in range(start.shape[0]):
         first, count = start[row], stop[row] - start[row]
         for i in range(count):
-            if i + AHEAD < count:
-                prefetch_row(code, candidate[first + i + AHEAD])
+            prefetch_some(code, candidate, first + i + AHEAD, min(first + i + AHEAD + 1, stop[row]))
             j = candidate[first + i]
             q = _dot(x[row], code[j]) * scale[j]
             v = q + latents.bias[j]

@@ -23,6 +23,9 @@ ROWS, LATENTS = 512, 4096  # of the trial
 REPETITIONS = 4
 CLEARLY_FASTER = 1.25  # a screen costs a rounded copy of W_enc and more candidates
 SAMPLE_ROWS, SAMPLE_LATENTS = 32, 2048  # that candidates are counted on
+LARGEST_SHARE = (
+    0.1  # of all latents, that eight bits are tried for: among so many, too many are near the least
+)
 LATENTS_PER_CANDIDATE = 40  # that eight bits must save the products of, for each candidate that they add
 
 
@@ -36,7 +39,9 @@ def cheapest_product(x: Tensor, W: Tensor, b: Tensor, per_row: float | None) -> 
     fastest = _fastest(width)
     if fastest != "int8":
         return fastest
-    if per_row is not None and added_candidates(x, W, b, per_row) * LATENTS_PER_CANDIDATE < num_latents:
+    if per_row is None or per_row > LARGEST_SHARE * num_latents:
+        return _fastest(width, eight_bits=False)
+    if added_candidates(x, W, b, per_row) * LATENTS_PER_CANDIDATE < num_latents:
         return "int8"
     return _fastest(width, eight_bits=False)
 

@@ -45,7 +45,7 @@ def test_impossible_k(make_source, k):
 @pytest.mark.parametrize("k", [3, 9])
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 def test_with_many_chunks_for_each_selected_latent(make_source, marked, kind, k, rounded):
-    """Where the chunks' leaders are looked at first; with ties, more are candidates than there is room for."""
+    """Where the chunks' leaders are looked at first; with ties there are more candidates than room."""
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(*size, generator=generator) for size in ((50, 24), (2500, 24), (2500,)))
     if rounded:
