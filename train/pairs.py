@@ -3,10 +3,14 @@
 Legend: B rows of the batch, F latents, P pairs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,16 @@ class Pairs:
     latent: Tensor
     value: Tensor
     num_latents: int
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, made once for these places: :meth:`with_value` shares it. For what several
+        products need, such as the order by latents.
+        """
+        if key not in self.made:
+            self.made[key] = make()
+        made: Made = self.made[key]
+        return made
 
     @property
     def num_rows(self) -> int:
@@ -41,7 +55,7 @@ class Pairs:
 
     def with_value(self, value: Tensor) -> "Pairs":
         """The same places with other values, [P]."""
-        return Pairs(row_ptr=self.row_ptr, latent=self.latent, value=value, num_latents=self.num_latents)
+        return replace(self, value=value)
 
     def keep(self, mask: Tensor) -> "Pairs":
         """Only the pairs where ``mask`` (bool [P]) holds; the rows stay."""

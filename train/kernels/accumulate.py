@@ -9,6 +9,7 @@ from torch import Tensor
 from ..pairs import Pairs
 from .decode import add_rows_in_tiles
 from .dispatch import use_compiled
+from .tiles import latent_cuts
 from .transpose import by_latent
 
 
@@ -30,6 +31,5 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
         )
         return
     scale = coefficient[order.pair]
-    tensors = (order.latent_ptr, order.row, scale, source, out)
-    latent_ptr, row, *rest = (t.detach().numpy() for t in tensors)
-    add_rows_in_tiles(latent_ptr[:-1], latent_ptr[1:], row, *rest)
+    row, *rest = (t.detach().numpy() for t in (order.row, scale, source, out))
+    add_rows_in_tiles(latent_cuts(pairs, rest[1].strides[0]), row, *rest)

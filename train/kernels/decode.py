@@ -14,7 +14,7 @@ from .compile import compiled
 from .dispatch import use_compiled
 from .prefetch import prefetch_some
 from .threads import even_part, run_parts
-from .tiles import tile_cuts, tile_rows
+from .tiles import row_cuts, tile_rows
 
 
 def decode(pairs: Pairs, W_dec: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -37,9 +37,8 @@ def decode(pairs: Pairs, W_dec: Tensor, bias: Tensor | None = None, out: Tensor 
         out.zero_()
     else:
         out.copy_(bias)
-    tensors = (pairs.row_ptr, pairs.latent, pairs.value, W_dec, out)
-    row_ptr, *rest = (t.detach().numpy() for t in tensors)
-    add_rows_in_tiles(row_ptr[:-1], row_ptr[1:], *rest)
+    latent, value, W, o = (t.detach().numpy() for t in (pairs.latent, pairs.value, W_dec, out))
+    add_rows_in_tiles(row_cuts(pairs, W.strides[0]), latent, value, W, o)
     return out
 
 
@@ -50,16 +49,15 @@ def _decode_torch(pairs: Pairs, W_dec: Tensor, bias: Tensor | None, out: Tensor)
     return out.copy_(decoded if bias is None else decoded.add_(bias))
 
 
-def add_rows_in_tiles(start: Any, stop: Any, index: Any, scale: Any, source: Any, out: Any) -> None:
-    """out[row] += sum over p in start[row]..stop[row]-1 of scale[p] * source[index[p]], in that order.
+def add_rows_in_tiles(cuts: Any, index: Any, scale: Any, source: Any, out: Any) -> None:
+    """out[row] += sum over p in cuts[0, row]..cuts[-1, row]-1 of scale[p] * source[index[p]], in that order.
 
     Args:
-        start, stop: int64 [n]. index: int64 [P], ascending within a row. scale: float32 [P].
-        source: float32 [m, D]. out: float32 [n, D].
+        cuts: int64 [T + 1, n], of :func:`.tiles.tile_cuts`. index: int64 [P], ascending within a row.
+        scale: float32 [P]. source: float32 [m, D]. out: float32 [n, D].
     """
-    cuts = tile_cuts(start, stop, index, source.strides[0])
     in_tiles = len(cuts) > 2
-    rows = np.flatnonzero(stop > start)
+    rows = np.flatnonzero(cuts[-1] > cuts[0])
     size = even_part(len(rows))
     run_parts(
         lambda first, last: _add_rows(cuts, rows[first:last], index, scale, source, out, not in_tiles),

@@ -14,7 +14,7 @@ from .compile import compiled_sum
 from .dispatch import use_compiled
 from .prefetch import prefetch_some
 from .threads import even_part, run_parts
-from .tiles import tile_cuts, tile_rows
+from .tiles import row_cuts, tile_rows
 
 CHUNK_PAIRS = 1 << 14  # gathered at a time by the torch version: 2 x 50 MB at D = 768
 
@@ -36,9 +36,8 @@ def sddmm(pairs: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
     if not use_compiled(g, W_dec):
         return _sddmm_torch(pairs, g, W_dec)
     out = g.new_empty(len(pairs))
-    tensors = (pairs.row_ptr, pairs.latent, g, W_dec, out)
-    row_ptr, latent, *rest = (t.detach().numpy() for t in tensors)
-    dot_products_in_tiles(row_ptr[:-1], row_ptr[1:], latent, *rest)
+    latent, *dense = (t.detach().numpy() for t in (pairs.latent, g, W_dec, out))
+    dot_products_in_tiles(row_cuts(pairs, dense[1].strides[0]), latent, *dense)
     return out
 
 
@@ -51,19 +50,18 @@ def _sddmm_torch(pairs: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
     return out
 
 
-def dot_products_in_tiles(start: Any, stop: Any, index: Any, g: Any, W: Any, out: Any) -> None:
-    """out[p] = <g[row], W[index[p]]> for p in start[row]..stop[row]-1.
+def dot_products_in_tiles(cuts: Any, index: Any, g: Any, W: Any, out: Any) -> None:
+    """out[p] = <g[row], W[index[p]]> for p in cuts[0, row]..cuts[-1, row]-1.
 
     Args:
-        start, stop: int64 [n]. index: int64, ascending within a row. g: float32 [n, D]. W: float32 [m, D].
+        cuts: int64 [T + 1, n], of :func:`.tiles.tile_cuts`. index: int64, ascending within a row.
+        g: float32 [n, D]. W: float32 [m, D].
     """
-    cuts = tile_cuts(start, stop, index, W.strides[0])
     in_tiles = len(cuts) > 2
-
-    size = even_part(len(start))
+    size = even_part(len(g))
     run_parts(
         lambda first, last: _dot_products(cuts, index, g, W, out, not in_tiles, first, last),
-        len(start),
+        len(g),
         min(size, tile_rows(W.strides[0])) if in_tiles else size,
     )
 

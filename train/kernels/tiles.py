@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..pairs import Pairs
 from .compile import compiled
+from .transpose import by_latent
 
 TILE_BYTES = 640 * 1024  # of a matrix; most processors have 1 MB or more of such cache a core
 LEAST_PAIRS = 4  # of a row in a tile: with fewer, starting over takes longer than the outer caches do
@@ -35,6 +37,27 @@ def tile_cuts(start: Any, stop: Any, index: Any, row_bytes: int) -> Any:
     cuts = np.empty((len(edges), len(start)), np.int64)
     _cut(start, stop, index, edges, cuts)
     return cuts
+
+
+def row_cuts(pairs: Pairs, row_bytes: int) -> Any:
+    """:func:`tile_cuts` of the rows of ``pairs`` [B, F], once; the matrix has a row for each latent."""
+
+    def cut() -> Any:
+        row_ptr = pairs.row_ptr.numpy()
+        return tile_cuts(row_ptr[:-1], row_ptr[1:], pairs.latent.numpy(), row_bytes)
+
+    return pairs.once(("row_cuts", row_bytes), cut)
+
+
+def latent_cuts(pairs: Pairs, row_bytes: int) -> Any:
+    """:func:`tile_cuts` of the latents of ``pairs``, once; the matrix has a row for each of their rows."""
+
+    def cut() -> Any:
+        order = by_latent(pairs)
+        latent_ptr = order.latent_ptr.numpy()
+        return tile_cuts(latent_ptr[:-1], latent_ptr[1:], order.row.numpy(), row_bytes)
+
+    return pairs.once(("latent_cuts", row_bytes), cut)
 
 
 def tile_rows(row_bytes: int) -> int:

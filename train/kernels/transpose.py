@@ -30,7 +30,11 @@ class LatentMajor:
 
 
 def by_latent(pairs: Pairs) -> LatentMajor:
-    """Transpose the places of ``pairs`` (a counting sort on the CPU)."""
+    """Transpose the places of ``pairs`` (a counting sort on the CPU), once."""
+    return pairs.once("by_latent", lambda: _by_latent(pairs))
+
+
+def _by_latent(pairs: Pairs) -> LatentMajor:
     if not use_compiled() or pairs.latent.device.type != "cpu":
         return _by_latent_torch(pairs)
     latent_ptr = pairs.latent.new_zeros(pairs.num_latents + 1)

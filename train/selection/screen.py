@@ -18,6 +18,7 @@ from ..kernels.encode import Blocks, EncoderBlocks
 from ..kernels.scratch import borrowed
 from ..kernels.sddmm import dot_products_in_tiles
 from ..kernels.threads import run_parts
+from ..kernels.tiles import tile_cuts
 from .bounds import ErrorBounds
 from .errors import check_finite_factors
 from .factors import Factors, as_array, factors
@@ -124,7 +125,8 @@ class Screen:
     def exact(self, first_row: int, start: Any, stop: Any, candidate: Any, value: Any) -> None:
         """See :class:`ScoredBlock`."""
         rows = self.x[first_row : first_row + len(start)].numpy()
-        dot_products_in_tiles(start, stop, candidate, rows, self.W.numpy(), value)
+        W = self.W.numpy()
+        dot_products_in_tiles(tile_cuts(start, stop, candidate, W.strides[0]), candidate, rows, W, value)
         _add_bias(start, stop, candidate, self.latents.bias, value)
 
 
