@@ -38,7 +38,7 @@ class InitialisationConfig(BaseModel):
 
     directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
     encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
-    encoder_norm: PositiveFloat = 1.0  # of the rows of W_enc at the start; those of W_dec have norm 1
+    encoder_norm: PositiveFloat = 0.5  # of the rows of W_enc at the start; those of W_dec have norm 1
     decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
     median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
 

@@ -9,6 +9,8 @@ Figures = Mapping[str, Mapping[str, list[float]]]  # variant -> figure -> value 
 def compared(found: Figures, claim: str, figure: str, lower: str, higher: str) -> str:
     """Whether ``lower`` has less of ``figure`` than ``higher`` by more than both standard deviations."""
     a, b = found[lower][figure], found[higher][figure]
+    if len({*a, *b}) == 1:
+        return f"{claim}: **cannot be told here** ({figure} {a[0]:.4g} in every run of both)."
     apart = stdev(a) + stdev(b)
     if mean(b) - mean(a) > apart:
         verdict = "comes out here"

@@ -52,12 +52,11 @@ def test_no_convergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         geometric_median(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).exp())
 
 
-def test_encoder_is_the_decoder_transposed_but_not_shared() -> None:
+def test_encoder_is_half_the_decoder_transposed() -> None:
     plan = Plan(d_model=8, num_latents=32, batch_rows=4, num_steps=1)
     parameters = initial_parameters(plan, 7, torch.arange(8.0))
     torch.testing.assert_close(parameters["W_dec"].norm(dim=1), torch.ones(32))
-    assert torch.equal(parameters["W_enc"], parameters["W_dec"])
-    assert parameters["W_enc"].data_ptr() != parameters["W_dec"].data_ptr()
+    assert torch.equal(parameters["W_enc"], 0.5 * parameters["W_dec"])
     assert parameters["b_enc"].tolist() == [0] * 32
     assert parameters["b_dec"].tolist() == list(range(8))
     assert torch.equal(initial_parameters(plan, 7, torch.zeros(8))["W_dec"], parameters["W_dec"])
