@@ -90,7 +90,7 @@ def test_an_independent_encoder_is_drawn_for_itself() -> None:
     free = initial_parameters(plan, 0, torch.zeros(8), InitialisationConfig(encoder="independent"))
     assert torch.equal(free["W_dec"], tied["W_dec"])
     assert float((free["W_enc"] * free["W_dec"]).sum(1).abs().mean()) < 0.6
-    torch.testing.assert_close(free["W_enc"].norm(dim=1), torch.ones(32))
+    torch.testing.assert_close(free["W_enc"].norm(dim=1), torch.full((32,), 0.5))
 
 
 @pytest.mark.parametrize("encoder", ["tied", "independent"])
