@@ -4,6 +4,7 @@ A thread checks and maps coming chunks; the caller's makes the batches. A batch 
 wait in memory for its turn: by then it has left the processor's cache, and reading was three times slower.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -122,7 +123,9 @@ class _Ahead:
         self._decoding = ThreadPoolExecutor(max(1, torch.get_num_threads()), "saecache-decode")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: object, python_ends: Callable[[], bool] = sys.is_finalizing) -> None:
+        if python_ends():  # with an unfinished iterator left over: threads and modules are gone already
+            return
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.threads.shutdown(wait=True, cancel_futures=True)
         self._decoding.shutdown(wait=True, cancel_futures=True)

@@ -2,6 +2,8 @@
 
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -363,3 +365,14 @@ def test_an_empty_heldout_split(tmp_path: Path, source: Any, write_cache: Callab
     assert len(cache) == source.keep.sum()
     with pytest.raises(UsageError, match="0 rows of split 'heldout'"):
         cache.batches(HOOK, 4, split="heldout")
+
+
+def test_python_ends_quietly_with_an_unfinished_iterator(cache_path: Path) -> None:
+    script = """
+import sys, saecache
+batches = saecache.open_cache(sys.argv[1]).batches(sys.argv[2], rows_per_batch=8)
+next(batches)
+"""
+    command = [sys.executable, "-c", script, str(cache_path), HOOK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
