@@ -441,3 +441,15 @@ def test_files_that_are_held_do_not_grow_with_the_cache(open_here: OpenHere, tmp
 def _nothing_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     yield
+
+
+def test_python_ends_quietly_with_an_unfinished_iterator(url: str, tmp_path: Path) -> None:
+    script = """
+import sys, saecache
+batches = saecache.open_cache(sys.argv[1]).batches("resid_post.1", rows_per_batch=8)
+next(batches)
+"""
+    environment = {**os.environ, "SAECACHE_CACHE_DIR": str(tmp_path / "local")}
+    command = [sys.executable, "-c", script, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
