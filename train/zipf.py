@@ -37,7 +37,7 @@ class Zipf(BaseModel):
         return (weight * (k * num_rows / weight.sum())).clamp_(max=self._cap(num_rows))
 
     def rows(self, k: float, num_latents: int, num_rows: int) -> Tensor:
-        """m of Algorithm 1, with floor and cap: int64 [F], descending; its sum is k * B or somewhat less."""
+        """m of Algorithm 1, with floor and cap: int64 [F], descending; its sum is k * B, less what floor and cap take off."""
         return self.expected_rows(k, num_latents, num_rows).floor_().long()
 
     def _cap(self, num_rows: int) -> int:
@@ -51,7 +51,7 @@ class ZipfAllotment(Zipf):
     ``rounding: floor`` is Algorithm 1: a latent expected on less than one row a batch would never be
     active, and k * B matches are not reached. With ``carry`` what is left over is carried to the next
     batches, so that such a latent has its row every few batches (as a footnote of the paper expects) and
-    the mean is k * B.
+    the mean is k * B, where no cap binds.
     """
 
     rounding: Literal["floor", "carry"] = "floor"
