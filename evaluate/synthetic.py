@@ -38,7 +38,7 @@ class Bucket(BaseModel):
 
 
 # Sizes are those of the paper's Table 2, which says an expected L0 of 61.52. Section 4 gives high frequencies
-# as 0.2; with these sizes the L0 would be 105.3, and with 0.1 it would be 58.2 (61.4 with four equal buckets).
+# as 0.2; with these sizes the L0 would be 105.3, and with 0.1 it would be 58.2 (61.4 if all sizes were 256).
 # The table says what was generated, so the frequency is the one that gives its L0.
 TABLE_2 = (
     Bucket(name="LF+HA", num_features=265, frequency=0.02, scale=1.0),

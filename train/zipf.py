@@ -37,7 +37,7 @@ class Zipf(BaseModel):
         return (weight * (k * num_rows / weight.sum())).clamp_(max=self._cap(num_rows))
 
     def rows(self, k: float, num_latents: int, num_rows: int) -> Tensor:
-        """m of Algorithm 1, with floor and cap: int64 [F], descending; its sum is k * B, less what floor and cap take off."""
+        """m of Algorithm 1, with floor and cap: int64 [F], descending; their sum is k * B without the two."""
         return self.expected_rows(k, num_latents, num_rows).floor_().long()
 
     def _cap(self, num_rows: int) -> int:
