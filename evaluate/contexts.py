@@ -40,8 +40,8 @@ def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One latent's positive activations: ``rows`` int64 ascending (0 is the first measured row), ``values``
-    float32.
+    """One latent's activations that are not 0: ``rows`` int64 ascending (0 is the first measured row),
+    ``values`` float32.
     """
 
     rows: np.ndarray
@@ -65,7 +65,7 @@ class ColumnStream:
     def update(self, codes: Pairs, first_row: int) -> None:
         """Add the codes of rows ``first_row, first_row + 1, ...``."""
         latent, value = codes.latent.cpu().numpy(), codes.value.float().cpu().numpy()
-        wanted = np.flatnonzero(np.isin(latent, self.latents) & (value > 0))
+        wanted = np.flatnonzero(np.isin(latent, self.latents) & (value != 0))
         rows = codes.rows().cpu().numpy()[wanted] + first_row
         self._parts.append((latent[wanted], rows, value[wanted]))
 
@@ -159,18 +159,21 @@ def describe_latent(
     radius: int,
     decode_token: DecodeToken,
 ) -> LatentResult:
-    """Density, distribution of activations and the top contexts of one latent."""
+    """Density, distribution of activations and the top contexts of one latent; by size, where codes can be
+    negative.
+    """
+    sizes = np.abs(column.values)
     peaks = choose_peaks(
-        column.values, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
+        sizes, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
     )
-    largest = float(column.values.max(initial=0))
-    counts, edges = np.histogram(column.values, _HISTOGRAM_BINS, (0, largest))
+    largest = float(sizes.max(initial=0))
+    counts, edges = np.histogram(sizes, _HISTOGRAM_BINS, (0, largest))
     return LatentResult(
         index=latent,
         rank=rank,
         density=len(column.rows) / len(places),
         max_activation=_short(largest),
-        mean_activation=_short(float(column.values.mean())) if len(column.values) else 0.0,
+        mean_activation=_short(float(sizes.mean())) if len(column.values) else 0.0,
         activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),
         contexts=[
             context_around(cache, places, column, int(column.rows[peak]), radius, decode_token)

@@ -11,9 +11,9 @@ DEFINITIONS = {
     "cosine": "Mean over rows of the cosine between x and x̂; a zero reconstruction counts as 0.",
     "l0": "Mean number of latents that are not 0 on a row; its quantiles are over rows.",
     "l1": "Mean over rows of the sum of |activation|, in the units of the normalized space.",
-    "density": "Share of the measured rows on which a latent is above 0.",
+    "density": "Share of the measured rows on which a latent is active: not 0 (some codes can be negative).",
     "alive": (
-        "Latents that are above 0 on at least one measured row; the others are dead. Depends on how many "
+        "Latents that are active on at least one measured row; the others are dead. Depends on how many "
         "rows were measured: with few rows, rare latents look dead."
     ),
     "dense_share": "Share of all latents that fire on more than 10 % of the rows.",

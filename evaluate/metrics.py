@@ -68,11 +68,7 @@ class CodeStream:
     def __init__(self, num_latents: int) -> None:
         self.num_rows = 0
         self.fires_F = torch.zeros(num_latents, dtype=torch.int64)
-        """Rows on which each latent is above 0."""
-        self.sum_F = torch.zeros(num_latents, dtype=torch.float64)
-        """Sum of each latent's positive activations."""
-        self.max_F = torch.zeros(num_latents, dtype=torch.float32)
-        """Largest activation of each latent, 0 when it never fires."""
+        """Rows on which each latent is active: not 0."""
         self.rows_by_l0 = torch.zeros(num_latents + 1, dtype=torch.int64)
         """How many rows have 0, 1, ..., F latents that are not 0."""
         self._l1 = 0.0
@@ -83,14 +79,11 @@ class CodeStream:
         if codes.num_latents != num_latents:
             raise ValueError(f"expected codes over {num_latents} latents, got {codes.num_latents}")
         rows, latent, value = codes.rows().cpu(), codes.latent.cpu(), codes.value.float().cpu()
-        l0_B = torch.bincount(rows[value != 0], minlength=codes.num_rows)
+        active = value != 0
+        l0_B = torch.bincount(rows[active], minlength=codes.num_rows)
         self.rows_by_l0 += torch.bincount(l0_B, minlength=num_latents + 1)
         self._l1 += float(value.abs().sum(dtype=torch.float64))
-        positive = value > 0
-        fired, strength = latent[positive], value[positive]
-        self.fires_F += torch.bincount(fired, minlength=num_latents)
-        self.sum_F += torch.bincount(fired, weights=strength.double(), minlength=num_latents)
-        self.max_F.scatter_reduce_(0, fired, strength, "amax")
+        self.fires_F += torch.bincount(latent[active], minlength=num_latents)
         self.num_rows += codes.num_rows
 
     def density(self) -> Tensor:

@@ -188,7 +188,7 @@ function contextLine(context, most) {
   const spans = context.tokens.map((token, i) => {
     const a = context.activations[i];
     const span = element("span", { class: `t${i === context.peak ? " peak" : ""}${a === null ? " none" : ""}` }, ...tokenNodes(token, token));
-    if (a > 0) span.style.background = `rgba(var(--heat), ${(0.1 + 0.6 * Math.min(1, a / most)).toFixed(3)})`;
+    if (a) span.style.background = `rgba(var(--heat), ${(0.1 + 0.6 * Math.min(1, Math.abs(a) / most)).toFixed(3)})`;
     return span;
   });
   words.append(...spans);

@@ -18,11 +18,14 @@ from saecache.train.variants.topk import TopK
 from .conftest import CONTEXT, HOOK, make_sae
 
 
-@pytest.fixture(scope="module")
-def dense(cache) -> torch.Tensor:
+@pytest.fixture(scope="module", params=["positive", "signed"])
+def dense(cache, request) -> torch.Tensor:
     """Codes of all held-out rows."""
     sae = make_sae(cache, "topk", TopK(k=4))
-    return sae.encode(cache.rows(HOOK, np.arange(cache.num_rows("heldout")), split="heldout"))
+    codes = sae.encode(cache.rows(HOOK, np.arange(cache.num_rows("heldout")), split="heldout"))
+    if request.param == "signed":  # as those of Probabilistic TopK
+        codes[::3] *= -1
+    return codes
 
 
 def gather(dense: torch.Tensor, latents: list[int], block: int) -> dict[int, Column]:
@@ -47,10 +50,10 @@ def test_columns_without_any_rows() -> None:
 
 
 def brute_force_peaks(cache, values: np.ndarray, most: int, apart: int) -> list[int]:
-    """Rows in order of activation, each taken unless it is near a taken one of its document."""
+    """Rows in order of the activation's size, each taken unless it is near a taken one of its document."""
     sequence, position, document = cache.locate(np.arange(len(values)), split="heldout")
     chosen: list[int] = []
-    for row in sorted(np.flatnonzero(values > 0), key=lambda r: (-values[r], r)):
+    for row in sorted(np.flatnonzero(values), key=lambda r: (-abs(values[r]), r)):
         near = [
             c
             for c in chosen
@@ -66,7 +69,7 @@ def brute_force_peaks(cache, values: np.ndarray, most: int, apart: int) -> list[
 @pytest.mark.parametrize("radius", [0, 3, 100])
 def test_contexts_are_those_of_brute_force(cache, dense, radius: int) -> None:
     places = measured_places(cache, "heldout", 0, len(dense))
-    density = (dense > 0).double().mean(0)
+    density = (dense != 0).double().mean(0)
     for latent in (int(density.argmax()), *sample_latents(density, 3, seed=1)[2:]):
         column = gather(dense, [latent], 100)[latent]
         result = describe_latent(
@@ -75,9 +78,9 @@ def test_contexts_are_those_of_brute_force(cache, dense, radius: int) -> None:
         values = dense[:, latent].numpy()
         assert [c.row for c in result.contexts] == brute_force_peaks(cache, values, 6, 2 * radius)
         assert result.density == pytest.approx(density[latent].item())
-        assert result.max_activation == pytest.approx(values.max(), rel=1e-3)
-        assert result.mean_activation == pytest.approx(values[values > 0].mean(), rel=1e-3)
-        assert sum(result.activation_histogram.counts) == (values > 0).sum()
+        assert result.max_activation == pytest.approx(np.abs(values).max(), rel=1e-3)
+        assert result.mean_activation == pytest.approx(np.abs(values[values != 0]).mean(), rel=1e-3)
+        assert sum(result.activation_histogram.counts) == (values != 0).sum()
         index = cache.token_index("heldout")[:].astype(np.int64)
         for context in result.contexts:
             ids, documents = cache.tokens[context.sequence], cache.documents[context.sequence]
