@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import caches, sharing  # noqa: F401 - the commands below "saecache cache"
+from .commands import caches, export, sharing  # noqa: F401 - the commands below "saecache cache"
 from .commands.parts import (
     JsonFlag,
     cache_app,
@@ -178,6 +178,9 @@ def report(
         print_json({"report": str(out)})
     else:
         typer.echo(f"wrote {out}")
+
+
+export.register(app)
 
 
 @command(app, "recipes")

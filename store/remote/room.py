@@ -13,8 +13,15 @@ from ..writing.disk import full_disk_explained
 _SPARE_BYTES = 64 << 20  # left free beside the cache
 
 
-def check_room(path: Path, needed_bytes: int) -> None:
+def check_room(
+    path: Path,
+    needed_bytes: int,
+    otherwise: str = "choose another folder, or train from the URL without a copy",
+) -> None:
     """
+    Args:
+        otherwise: what to do instead.
+
     Raises:
         UsageError: the file system of ``path``, which need not exist yet, has too little space.
     """
@@ -25,7 +32,7 @@ def check_room(path: Path, needed_bytes: int) -> None:
     if needed_bytes and needed_bytes + _SPARE_BYTES > free:
         raise UsageError(
             f"not enough disk space at {existing}: {needed_bytes / GIB:.2f} GiB are to come, "
-            f"{free / GIB:.2f} GiB are free; choose another folder, or train from the URL without a copy"
+            f"{free / GIB:.2f} GiB are free; {otherwise}"
         )
 
 

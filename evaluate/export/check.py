@@ -1,0 +1,125 @@
+"""An export against the SAE it was made from, on the same rows: same latents active, same values.
+
+Legend: B rows of a block, D model width, F latents.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from ...store.errors import SaecacheError
+from ...train import SAE
+from .format import Forward
+from .space import Space
+
+MASK_LIMIT = 1e-3  # rounding moves a few pre-activations across a threshold, never one in a thousand
+APPROXIMATE_MASK_LIMIT = 1e-2  # for a form that is not the rule itself
+VALUE_LIMIT = 1e-3
+TINY = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What differs between an SAE and its export.
+
+    Attributes:
+        rows: ``random``, or the split of the cache they are from.
+        mask_difference: pairs active in one of the two only, as a share of those active in either.
+        feature: largest difference of a feature that is active in both, relative to the largest feature.
+        reconstruction: largest norm of the difference of a row whose active latents agree, relative to the
+            norm of the row less its mean.
+        reconstruction_all: the same over all rows.
+        l0, l0_exported: active latents per row.
+        fvu, fvu_exported: of the rows as they were handed in.
+    """
+
+    rows: str
+    num_rows: int
+    mask_difference: float
+    feature: float
+    reconstruction: float
+    reconstruction_all: float
+    l0: float
+    l0_exported: float
+    fvu: float
+    fvu_exported: float
+
+
+@torch.no_grad()
+def compare(
+    sae: SAE, forward: Forward, space: Space, factor: Tensor, blocks: Iterable[Tensor], rows: str
+) -> Comparison:
+    """
+    Args:
+        factor: what features of the export are multiples of: [] or [F].
+        blocks: at least one row; each [B, D] as ``space`` has them handed in.
+    """
+    num_rows = one = either = l0 = l0_exported = 0
+    feature = largest = agreeing = everywhere = error = error_exported = 0.0
+    sum_D, sum_of_squares = torch.zeros(sae.cfg.d_model, dtype=torch.float64), 0.0
+    for x_BD in blocks:
+        ours_BF = sae.encode(x_BD, input=space.rows)
+        assert isinstance(ours_BF, Tensor), "dense codes were asked for"
+        ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
+        theirs_BF, theirs_BD = forward(x_BD)
+        active, in_export = ours_BF != 0, theirs_BF != 0
+        one += int((active ^ in_export).sum())
+        either += int((active | in_export).sum())
+        l0, l0_exported = l0 + int(active.sum()), l0_exported + int(in_export.sum())
+        feature = max(feature, _largest((theirs_BF - ours_BF)[active & in_export].abs()))
+        largest = max(largest, _largest(ours_BF.abs()))
+        size_B = (x_BD - x_BD.mean(1, keepdim=True)).norm(dim=1).clamp_min(TINY)
+        difference_B = (theirs_BD - ours_BD).norm(dim=1) / size_B
+        agreeing = max(agreeing, _largest(difference_B[(active == in_export).all(1)]))
+        everywhere = max(everywhere, _largest(difference_B))
+        error += float((ours_BD - x_BD).double().square().sum())
+        error_exported += float((theirs_BD - x_BD).double().square().sum())
+        sum_D += x_BD.double().sum(0)
+        sum_of_squares += float(x_BD.double().square().sum())
+        num_rows += len(x_BD)
+    variance = max(sum_of_squares - float(sum_D.square().sum()) / num_rows, TINY)
+    return Comparison(
+        rows=rows,
+        num_rows=num_rows,
+        mask_difference=one / max(either, 1),
+        feature=feature / max(largest, TINY),
+        reconstruction=agreeing,
+        reconstruction_all=everywhere,
+        l0=l0 / num_rows,
+        l0_exported=l0_exported / num_rows,
+        fvu=error / variance,
+        fvu_exported=error_exported / variance,
+    )
+
+
+def _largest(values: Tensor) -> float:
+    """0 of none; infinity where one is NaN, which no comparison would notice."""
+    value = float(values.max()) if values.numel() else 0.0
+    return torch.inf if isnan(value) else value
+
+
+def limits_of(exact: bool) -> dict[str, float]:
+    """What :func:`check` allows, by field of :class:`Comparison`."""
+    mask = MASK_LIMIT if exact else APPROXIMATE_MASK_LIMIT
+    return {"mask_difference": mask, "feature": VALUE_LIMIT, "reconstruction": VALUE_LIMIT}
+
+
+def check(comparison: Comparison, limits: dict[str, float], *, who: str, advice: str) -> None:
+    """
+    Raises:
+        SaecacheError: the export does not compute what the SAE does.
+    """
+    values = {name: float(getattr(comparison, name)) for name in limits}
+    over = [
+        f"{name} {value:.2e}, at most {limits[name]:g}"
+        for name, value in values.items()
+        if value > limits[name]
+    ]
+    if over:
+        raise SaecacheError(
+            f"{who} would not compute what the SAE does, and was not written: on {comparison.num_rows:,} "
+            f"{comparison.rows} rows the difference is {'; '.join(over)}. {advice}"
+        )

@@ -1,0 +1,62 @@
+"""Where an SAE comes from, in the words of the other libraries: model, hook, text, context."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ...store import ActivationCache
+from ...train import SAE
+
+_TRANSFORMER_LENS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+}
+_NAMED_HOOK = re.compile(rf"({'|'.join(_TRANSFORMER_LENS)})\.(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """None is what is not known: an SAE's own files do not say the text and the context, its cache does."""
+
+    model: str | None
+    hook: str
+    context: int | None
+    dataset: str | None
+    prepend_bos: bool | None
+
+    @property
+    def layer(self) -> int | None:
+        """The block of a named hook."""
+        match = _NAMED_HOOK.fullmatch(self.hook)
+        return None if match is None else int(match[2])
+
+    @property
+    def transformer_lens_hook(self) -> str | None:
+        """``blocks.3.hook_resid_post``; None for a module path, which TransformerLens has no name for."""
+        match = _NAMED_HOOK.fullmatch(self.hook)
+        return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
+
+
+def provenance_of(sae: SAE, cache: ActivationCache | None) -> Provenance:
+    """What the SAE's config says, and its cache, if there is one."""
+    identity: dict[str, Any] = {} if cache is None else cache.manifest.identity
+    text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
+    dataset = next((str(text[key]) for key in ("dataset", "name", "path") if text.get(key)), None)
+    return Provenance(
+        model=sae.cfg.cache.get("model_name"),
+        hook=sae.cfg.hook,
+        context=None if cache is None else cache.manifest.context,
+        dataset=dataset,
+        prepend_bos=packing["bos_id"] is not None if "bos_id" in packing else None,
+    )
+
+
+def own_notes(sae: SAE, *, feature_factor: float, rows: str) -> dict[str, Any]:
+    """What every format carries under the key ``saecache``."""
+    return {"feature_factor": feature_factor, "rows": rows, "cfg": sae.cfg.model_dump(mode="json")}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,50 @@
+"""A folder that is whole or absent."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
+from ...store.errors import SaecacheError, UsageError
+from ...store.remote import is_url
+from ...store.remote.room import check_room, disk_explained
+
+
+def check_new(out: Path | str, needed_bytes: int) -> Path:
+    """``out`` as the path of a folder that can be made.
+
+    Raises:
+        UsageError: a URL, something that exists already, a file above it, or too little space.
+    """
+    if is_url(out):
+        raise UsageError(f"--out must name a folder, got the URL {out}: copy the folder there afterwards")
+    path = Path(out)
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists, and nothing is overwritten: give another --out, or remove it")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(f"cannot make {path}: {above} is a file")
+    check_room(path, needed_bytes, "choose another --out")
+    return path
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder to fill: without an error inside it then is ``out``; otherwise nothing is left."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with disk_explained(out):
+            make_folder(out.absolute().parent)
+            temporary.mkdir()
+            yield temporary
+            fsync_folder(temporary)
+            if out.exists():  # made meanwhile; an empty folder would be replaced
+                raise UsageError(f"{out} was made by another process meanwhile: give another --out")
+            temporary.rename(out)
+            fsync_folder(out.absolute().parent)
+    except OSError as error:
+        raise SaecacheError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

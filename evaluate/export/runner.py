@@ -1,0 +1,165 @@
+"""One SAE folder in, one folder of another library out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...store import ActivationCache, open_cache
+from ...store.durable import write_bytes
+from ...store.errors import UsageError
+from ...train import SAE, load_sae
+from ..measure import choose_rows
+from ..targets import Target, check_belongs
+from .check import Comparison, check, compare, limits_of
+from .dictionary_learning import DictionaryLearning
+from .format import Exportable, Format, Forward, Written
+from .metadata import provenance_of
+from .new_folder import check_new, new_folder
+from .rows import cached_rows, random_rows
+from .rules import Rule, rule_of
+from .saelens import SAELens
+from .space import Space, choose_space
+from .sparsify import Sparsify
+
+REPORT_FILE = "saecache-export.json"
+CACHED_ROWS = 8192  # of a cache, that an export is compared on
+FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A finished export; also what ``saecache-export.json`` holds.
+
+    Attributes:
+        rows: what to hand in: ``raw`` activations, or ``normalized`` ones.
+        feature_factor: features of the export are ours times this, and times the norm of the latent's decoder
+            row if ``features_times_decoder_norm``.
+        unknown: fields of the format's metadata that the SAE's own files do not tell; its cache does.
+        loading: Python that loads it.
+    """
+
+    path: Path
+    format: str
+    architecture: str
+    sae: str
+    kind: str
+    exact: bool
+    rows: str
+    feature_factor: float
+    features_times_decoder_norm: bool
+    limits: dict[str, float]
+    comparisons: list[Comparison]
+    unknown: list[str]
+    loading: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "saecache": version("saecache")}
+
+
+def export_sae(
+    sae_dir: Path | str,
+    format: str,  # noqa: A002 - the option's name
+    out: Path | str,
+    *,
+    cache: ActivationCache | Path | str | None = None,
+    normalized_input: bool = False,
+) -> Export:
+    """Write the SAE in ``sae_dir`` for another library into the new folder ``out``, and compare the two.
+
+    What was written is read back and run by a plain version of that library's forward pass, on random rows
+    and, with ``cache``, on its held-out rows; ``out`` appears only if features and reconstructions agree.
+
+    Args:
+        format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
+        cache: the cache the SAE was trained from; it also tells the text, the context and BOS.
+        normalized_input: for an SAE of rows that whoever loads it normalizes as the cache does.
+
+    Raises:
+        UsageError: no SAE there, an unknown format or one that cannot hold it, ``out`` exists, another cache.
+        SaecacheError: the export does not compute what the SAE does, or cannot be written.
+    """
+    chosen = FORMATS.get(format)
+    if chosen is None:
+        raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
+    sae = load_sae(sae_dir)
+    rule = rule_of(sae)
+    _check_held(sae, rule, chosen)
+    space = choose_space(
+        sae, format_name=format, standardizes=chosen.standardizes, normalized_input=normalized_input
+    )
+    if not rule.exact and cache is None:
+        raise UsageError(
+            f"SAE {sae.cfg.name} ({sae.cfg.kind}) selects by {sae.cfg.inference!r}, which {format} "
+            f"has only as {rule.form!r}; whether the two agree is a matter of the rows: give --cache, the "
+            "cache it was trained from, to measure it"
+        )
+    path = check_new(out, 2 * sum(t.numel() * t.element_size() for t in sae.buffers()))
+    opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
+    if opened is not None:
+        check_belongs(sae, Target(name=sae.cfg.name, sae_dir=Path(sae_dir)), opened)
+    provenance = provenance_of(sae, opened)
+    what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
+    with new_folder(path) as folder:
+        written = chosen.write(what, folder)
+        limits = limits_of(rule.exact)
+        comparisons = list(_comparisons(what, written, chosen.read(folder), opened))
+        for comparison in comparisons:
+            check(comparison, limits, who=f"{format}'s {written.architecture}", advice=_advice(rule, space))
+        export = Export(
+            path=path,
+            format=format,
+            architecture=written.architecture,
+            sae=sae.cfg.name,
+            kind=sae.cfg.kind,
+            exact=rule.exact,
+            rows=space.rows,
+            feature_factor=space.factor,
+            features_times_decoder_norm=written.times_decoder_norm,
+            limits=limits,
+            comparisons=comparisons,
+            unknown=[key for key, value in asdict(provenance).items() if value is None],
+            loading=chosen.loading(path),
+        )
+        report = {key: value for key, value in export.to_json().items() if key not in ("path", "loading")}
+        write_bytes(folder / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode("utf-8"))
+    return export
+
+
+def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
+    if rule.form in chosen.forms:
+        return
+    able = [name for name, each in FORMATS.items() if rule.form in each.forms]
+    raise UsageError(
+        f"SAE {sae.cfg.name} ({sae.cfg.kind}) finds its codes by {sae.cfg.inference!r}, and {chosen.name} "
+        f"holds {', '.join(sorted(chosen.forms))} only: use --format {' or '.join(able)}"
+    )
+
+
+def _comparisons(
+    what: Exportable, written: Written, forward: Forward, cache: ActivationCache | None
+) -> Iterator[Comparison]:
+    sae, space = what.sae, what.space
+    factor = torch.tensor(space.factor)
+    if written.times_decoder_norm:
+        factor = factor * sae.W_dec.norm(dim=1)
+    if what.rule.exact:  # random rows say nothing of a rule that agrees on most of the model's
+        yield compare(sae, forward, space, factor, [random_rows(sae, space)], "random")
+    if cache is not None:
+        measured, _ = choose_rows(cache, CACHED_ROWS)
+        yield compare(sae, forward, space, factor, cached_rows(sae, space, cache, measured), measured.split)
+
+
+def _advice(rule: Rule, space: Space) -> str:
+    if not rule.exact:
+        return "Its own rule and this one select too differently on these rows."
+    if space.standardized:
+        return (
+            "SAELens adds 1e-5 to the standard deviation of a row, which shows where rows are small: "
+            "--normalized-input exports an SAE of rows that you normalize yourself."
+        )
+    return "Nothing is known that would explain it: please report it, with the SAE."

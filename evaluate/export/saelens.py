@@ -1,0 +1,122 @@
+"""SAELens 6: ``cfg.json`` and ``sae_weights.safetensors``, read with ``SAE.load_from_disk``.
+
+Read in sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist in
+training only; what they and every other rule with a threshold become is ``jumprelu``, with a threshold for
+each latent. Its ``layer_norm`` divides by std + 1e-5, so that small rows come out smaller than here, by
+1e-5 / std.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...store.durable import write_bytes
+from ...train.tensor_file import read_tensors, write_tensors
+from ...train.variants.matryoshka import MatryoshkaBatchTopK
+from .format import Exportable, Format, Forward, Written
+from .metadata import own_notes
+from .rules import Form, whole_k
+
+SAE_LENS_VERSION = "6.54.12"  # whose files these are; without one SAELens takes them for those of version 5
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+EPS = 1e-5
+_ARCHITECTURES: dict[Form, str] = {
+    "relu": "standard",
+    "topk": "topk",
+    "threshold": "jumprelu",
+    "gated": "gated",
+}
+
+
+class SAELens(Format):
+    name: ClassVar[str] = "saelens"
+    forms: ClassVar[frozenset[Form]] = frozenset(_ARCHITECTURES)
+    standardizes: ClassVar[bool] = True
+
+    def write(self, what: Exportable, folder: Path) -> Written:
+        architecture = _ARCHITECTURES[what.rule.form]
+        write_tensors(folder / WEIGHTS_FILE, _tensors(what))
+        sae = what.sae
+        config = {
+            "architecture": architecture,
+            "d_in": sae.cfg.d_model,
+            "d_sae": sae.cfg.num_latents,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "layer_norm" if what.space.standardized else "none",
+            "reshape_activations": "none",
+            **({"k": whole_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}),
+            "metadata": _metadata(what),
+        }
+        write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
+        return Written(architecture=architecture)
+
+    def read(self, folder: Path) -> Forward:
+        config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+
+        def forward(v: Tensor) -> tuple[Tensor, Tensor]:
+            mean, std = torch.zeros(()), torch.ones(())
+            if config["normalize_activations"] == "layer_norm":
+                mean = v.mean(-1, keepdim=True)
+                std = (v - mean).std(-1, keepdim=True)
+                v = (v - mean) / (std + EPS)
+            a = (v - tensors["b_dec"] * config["apply_b_dec_to_input"]) @ tensors["W_enc"]
+            features = _features(config, tensors, a)
+            return features, (features @ tensors["W_dec"] + tensors["b_dec"]) * std + mean
+
+        return forward
+
+    def loading(self, folder: Path) -> str:
+        return f"from sae_lens import SAE; sae = SAE.load_from_disk({str(folder)!r})"
+
+
+def _tensors(what: Exportable) -> dict[str, Tensor]:
+    sae, scaled = what.sae, what.space.scaled
+    tensors = {"W_enc": sae.W_enc.T, "W_dec": sae.W_dec, "b_dec": scaled(sae.b_dec)}
+    if what.rule.form == "gated":
+        named = dict(sae.named_buffers())
+        biases = {"b_gate": scaled(sae.b_enc), "b_mag": scaled(named["b_mag"])}
+        return {**tensors, **biases, "r_mag": named["r_mag"]}
+    tensors["b_enc"] = scaled(sae.b_enc)
+    if what.rule.form == "threshold":
+        assert sae.threshold is not None, "rule_of has checked that"
+        tensors["threshold"] = scaled(sae.threshold).expand(sae.cfg.num_latents)
+    return tensors
+
+
+def _metadata(what: Exportable) -> dict[str, Any]:
+    sae, provenance = what.sae, what.provenance
+    notes = own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
+    module_path = provenance.transformer_lens_hook is None
+    metadata: dict[str, Any] = {
+        "sae_lens_version": SAE_LENS_VERSION,
+        "model_name": provenance.model,
+        "model_class_name": "AutoModelForCausalLM" if module_path else "HookedTransformer",
+        "hook_name": provenance.transformer_lens_hook or provenance.hook,
+        "context_size": provenance.context,
+        "dataset_path": provenance.dataset,
+        "prepend_bos": provenance.prepend_bos,
+        "saecache": notes,
+    }
+    if isinstance(sae.cfg.variant, MatryoshkaBatchTopK):
+        metadata["matryoshka_widths"] = sae.cfg.variant.sizes(sae.cfg.num_latents)
+    return metadata
+
+
+def _features(config: dict[str, Any], tensors: dict[str, Tensor], a: Tensor) -> Tensor:
+    """What encode() returns; ``a`` [B, F] are pre-activations without bias."""
+    if config["architecture"] == "gated":
+        magnitude = a * tensors["r_mag"].exp() + tensors["b_mag"]
+        return torch.relu(magnitude) * (a + tensors["b_gate"] > 0)
+    pre = a + tensors["b_enc"]
+    if config["architecture"] == "jumprelu":
+        return torch.relu(pre) * (pre > tensors["threshold"])
+    if config["architecture"] == "topk":
+        top = pre.topk(config["k"], dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, top.indices, top.values.relu())
+    return torch.relu(pre)

@@ -1,0 +1,71 @@
+"""The rows that whoever loads an export hands in, and how the SAE's normalization is told to the format.
+
+The SAE was trained on normalized rows y. The other library sees rows v = factor * y: its features then are
+``factor`` times ours, when biases and thresholds are multiplied by it and W_enc and W_dec stay as they are,
+with decoder rows of norm 1, which all three libraries expect.
+
+=============  ============================  =================  ====================================
+trained on     what the library does first   v                  factor
+=============  ============================  =================  ====================================
+``none``       nothing                       x                  1
+``scale``      nothing                       x                  1 / scale
+``unit``       subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1)
+``layer_norm`` divides by its std            sqrt(D - 1) u      sqrt((D - 1) / D)
+any            nothing (normalized input)    y                  1
+=============  ============================  =================  ====================================
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from torch import Tensor
+
+from ...store.errors import UsageError
+from ...train import SAE
+
+PER_ROW = ("unit", "layer_norm")  # normalizations that need statistics of each row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """``rows``: what is handed in; ``standardized``: the library then standardizes each row itself."""
+
+    rows: Literal["raw", "normalized"]
+    standardized: bool
+    factor: float
+
+    def scaled(self, bias: Tensor) -> Tensor:
+        """A bias or a threshold of the SAE, in this space: float32, rounded once."""
+        return (bias.double() * self.factor).float()
+
+
+def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_input: bool) -> Space:
+    """
+    Args:
+        standardizes: the format can have the library standardize rows.
+        normalized_input: whoever loads the export normalizes rows as the SAE's cache does.
+
+    Raises:
+        UsageError: the format cannot normalize rows as needed, or ``normalized_input`` does nothing.
+    """
+    kind, d_model = sae.normalizer.kind, sae.cfg.d_model
+    if normalized_input:
+        if kind == "none":
+            raise UsageError(
+                f"SAE {sae.cfg.name} was trained on raw rows, so that --normalized-input changes nothing: "
+                "leave it out"
+            )
+        return Space(rows="normalized", standardized=False, factor=1.0)
+    if kind == "none":
+        return Space(rows="raw", standardized=False, factor=1.0)
+    if kind == "scale":
+        return Space(rows="raw", standardized=False, factor=1 / sae.normalizer.scale)
+    if not standardizes:
+        raise UsageError(
+            f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows normalized by {kind!r}, each with "
+            f"its own mean and norm, and the {format_name} format has no such step: use --format saelens, "
+            "which has it, or --normalized-input, to hand in rows that you normalize yourself"
+        )
+    factor = sqrt(d_model - 1) if kind == "unit" else sqrt((d_model - 1) / d_model)
+    return Space(rows="raw", standardized=True, factor=factor)
