@@ -223,3 +223,7 @@ def demo(
         print_json(summary.facts)
     else:
         typer.echo(summary.text)
+
+
+if __name__ == "__main__":
+    main()

@@ -47,7 +47,7 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], origin: str) -> Co
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(detail, model) for detail in error.errors()]
+        problems = [_explain(detail, model) for detail in _causes(error.errors())]
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UsageError(f"{origin} is not a valid {model.__name__}:\n{listed}") from None
 
@@ -134,6 +134,19 @@ def _list_index(target: list[Any], part: str, where: str) -> int:
     if not part.isdigit() or int(part) >= len(target):
         raise UsageError(f"--set {where}: expected an item number from 0 to {len(target) - 1}, got {part!r}")
     return int(part)
+
+
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because their items are wrong."""
+    places = [detail["loc"] for detail in details]
+    return [
+        detail
+        for detail in details
+        if detail["type"] != "too_short"
+        or not any(
+            len(loc) > len(detail["loc"]) and loc[: len(detail["loc"])] == detail["loc"] for loc in places
+        )
+    ]
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:

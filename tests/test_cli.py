@@ -36,6 +36,14 @@ def test_help_teaches(command: str) -> None:
     assert len(result.stdout.splitlines()) >= 5
 
 
+@pytest.mark.parametrize("module", ["saecache", "saecache.cli"])
+def test_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "recipes"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "pythia-160m-pile" in result.stdout
+
+
 def test_help_is_quick() -> None:
     durations = []
     for _ in range(5):

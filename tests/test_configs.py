@@ -116,6 +116,16 @@ def test_unknown_kind_lists_the_kinds() -> None:
         load_config(TrainConfig, "demo", ["variants.0.kind=tokp"], kinds=("train",))
 
 
+def test_a_wrong_item_is_one_problem(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("num_latents: 64\nsteps: 1\nvariants: [{kind: topk, k: -1}]\n")
+    with pytest.raises(UsageError) as error:
+        load_config(TrainConfig, tmp_path / "one.yaml")
+    assert str(error.value).count("\n  - ") == 1
+    (tmp_path / "none.yaml").write_text("num_latents: 64\nsteps: 1\nvariants: []\n")
+    with pytest.raises(UsageError, match=r"variants: .* at least 1 item"):
+        load_config(TrainConfig, tmp_path / "none.yaml")
+
+
 def test_overrides_reach_nested_settings_and_items() -> None:
     values = {"a": {"b": 1}, "items": [{"k": 1}, {"k": 2}]}
     apply_override(values, "a.b=2")

@@ -21,7 +21,7 @@ from .batch import Rows
 from .kernels import decode
 from .pairs import Pairs
 from .tensor_file import read_tensors, write_tensors
-from .variants import AnyVariant
+from .variants import VARIANTS, AnyVariant
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
@@ -150,13 +150,20 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
+        inside = folder / "sae"
+        hint = f"; there is one in {inside}" if (inside / CONFIG_FILE).is_file() else ""
+        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there{hint}")
     try:
         values = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"{folder}: SAE format {version}; this version of saecache reads {FORMAT_VERSION}"
+            )
+        if (kind := values.get("kind")) not in VARIANTS:
+            raise UsageError(
+                f"{folder}: SAE of kind {kind!r}, which this version of saecache does not know; it knows "
+                f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
             )
         cfg = SAEConfig.model_validate(values)
         tensors = read_tensors(folder / WEIGHTS_FILE, device)

@@ -90,6 +90,12 @@ class Trainee:
             self.variant.forward_backward(batch)
         except NonFiniteError as error:
             raise DivergedError(str(error)) from error
+        recorded = sum(len(rows) for rows in self._outcome.row_l0)
+        expected = x_centered.shape[0] * (number_in_step + 1)
+        assert recorded == expected, (
+            f"{type(self.variant).__qualname__} told the codes of {recorded} of {expected} rows: its "
+            "forward_backward must call batch.record for every part"
+        )
 
     def update(self, rate_factor: float) -> None:
         """Change the parameters by the gradients of all batches of the step.

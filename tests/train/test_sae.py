@@ -40,12 +40,19 @@ def test_no_sae_there(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
+def test_the_folder_above_an_sae(copy: Callable[[], Path], tmp_path: Path) -> None:
+    copy().rename(tmp_path / "sae")
+    with pytest.raises(UsageError, match=r"no SAE in .*; there is one in .*sae$"):
+        load_sae(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"format_version": 99}, "SAE format 99; this version of saecache reads 1"),
         ({"num_latents": 47}, r"tensor W_enc should have shape \(47, 24\), got \(48, 24\)"),
         ({"variant": {"kind": "quantum"}}, "quantum"),
+        ({"kind": "quantum"}, r"SAE of kind 'quantum', which .* does not know; it knows .*batch_topk"),
         ({"surprise": 1}, "surprise"),
     ],
 )

@@ -34,6 +34,8 @@ class VariantContract(ABC):
     settings: ClassVar[dict[str, Any]]
     """As in a config, ``kind`` included; small enough for 96 latents and 256 rows."""
     has_dead_term: ClassVar[bool] = False
+    step: ClassVar[int] = 0
+    """Of ``PLAN.num_steps``, at which the definition is compared: a later one for what changes in a run."""
     heldout_fvu_below: ClassVar[float] = 0.6
     """After 60 steps; more for rules of training that inference cannot follow."""
 
@@ -98,6 +100,8 @@ class VariantContract(ABC):
             pairs = sae.encode(x, sparse=True, as_trained=as_trained)
             dense = sae.encode(x, as_trained=as_trained)
             assert isinstance(pairs, Pairs) and pairs.num_rows == x.shape[0]
+            place = pairs.rows() * PLAN.num_latents + pairs.latent
+            assert bool((place.diff() > 0).all())  # latents ascend within a row
             assert dense.shape == (x.shape[0], PLAN.num_latents)
             assert torch.equal(pairs.to_dense(), dense)
             torch.testing.assert_close(sae.decode(pairs), sae.decode(dense))
@@ -211,7 +215,7 @@ class VariantContract(ABC):
             gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
             outcome=Outcome.empty(PLAN.num_latents, x.device),
             dead=dead,
-            step=0,
+            step=self.step,
             num_steps=PLAN.num_steps,
             seed=0,
             step_rows=x.shape[0],

@@ -1,5 +1,6 @@
 """One file per kind of SAE. A file here is found by its presence: there is no list to edit."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from inspect import isabstract
 from pkgutil import iter_modules
@@ -11,7 +12,7 @@ from ..variant import Variant
 
 
 def _discover() -> dict[str, type[Variant]]:
-    """Every concrete :class:`Variant` defined in a module of this folder, by its kind."""
+    """Every :class:`Variant` with a kind of its own that a module of this folder defines, by that kind."""
     found: dict[str, type[Variant]] = {}
     for info in iter_modules(__path__):
         module = import_module(f".{info.name}", __name__)
@@ -20,12 +21,28 @@ def _discover() -> dict[str, type[Variant]]:
                 isinstance(value, type)
                 and issubclass(value, Variant)
                 and value.__module__ == module.__name__
-                and not isabstract(value)
+                and "kind" in vars(value).get("__annotations__", {})
             ):
-                kind = get_args(value.model_fields["kind"].annotation)[0]
-                assert kind not in found, f"{value} and {found[kind]} are both kind {kind!r}"
-                found[kind] = value
+                found[kind_of(value, found)] = value
     return found
+
+
+def kind_of(variant: type[Variant], others: Mapping[str, type[Variant]]) -> str:
+    """The kind that ``variant`` is found by.
+
+    Raises:
+        TypeError: the class is not finished, in words for who writes it.
+    """
+    where = f"{variant.__qualname__} in {variant.__module__}"
+    kinds = get_args(variant.model_fields["kind"].annotation)
+    if len(kinds) != 1 or variant.model_fields["kind"].default != kinds[0]:
+        raise TypeError(f'{where}: write its kind as  kind: Literal["NAME"] = "NAME"')
+    if isabstract(variant):
+        lacking = ", ".join(sorted(variant.__abstractmethods__))
+        raise TypeError(f"{where} lacks {lacking}: see Variant in train/variant.py")
+    if kinds[0] in others:
+        raise TypeError(f"{where} and {others[kinds[0]].__module__} are both of kind {kinds[0]!r}")
+    return str(kinds[0])
 
 
 VARIANTS = _discover()

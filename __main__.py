@@ -1,0 +1,5 @@
+"""``python -m saecache`` is the command ``saecache``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,22 @@
+"""What the engine asks of a variant's step."""
+
+import pytest
+import torch
+
+from saecache.train.batch import Batch
+from saecache.train.initialisation import initial_parameters
+from saecache.train.optimizer_config import OptimizerConfig
+from saecache.train.trainee import Trainee
+from saecache.train.variant import Plan
+from saecache.train.variants.topk import TopK
+
+
+def test_codes_that_were_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(d_model=8, num_latents=32, batch_rows=16, num_steps=4)
+    trainee = Trainee(TopK(k=4), plan, 0, OptimizerConfig(), initial_parameters(plan, 0, torch.zeros(8)))
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        trainee.step(x, 0, 1.0, 10**9)
+        monkeypatch.setattr(Batch, "record", lambda *_: None)
+        with pytest.raises(AssertionError, match=r"TopK told the codes of 0 of 16 rows: .* batch.record"):
+            trainee.step(x, 1, 1.0, 10**9)
