@@ -41,10 +41,7 @@ class BatchRule(Variant):
         return float(self.k)
 
     def problems(self, plan: Plan) -> list[str]:
-        found = self.threshold.problems(plan.num_steps)
-        if self.k >= plan.num_latents:
-            found.append(f"k={self.k} must be smaller than the number of latents, {plan.num_latents}")
-        return found
+        return self.threshold.problems(plan.num_steps)
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return {**self.threshold.initial_state(None), HINT: torch.tensor(-torch.inf)}

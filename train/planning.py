@@ -9,7 +9,7 @@ from ..store.reading.reader import ActivationCache
 from .config import ExpectedCache, TrainConfig
 from .feed import num_steps, usable_rows
 from .trackers import missing_trackers
-from .variant import Plan
+from .variant import Plan, Variant
 
 MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 
@@ -56,7 +56,8 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
             batches_of_step=config.accumulate_batches,
         )
         plans.append(plan)
-        problems += [f"variant {variant.run_name}: {problem}" for problem in variant.problems(plan)]
+        found = [*too_many_active(variant, plan), *variant.problems(plan)]
+        problems += [f"variant {variant.run_name}: {problem}" for problem in found]
     if (
         config.log.heldout_rows
         and cache.num_rows("heldout") == 0
@@ -69,6 +70,16 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     if problems:
         raise UsageError(_listed(problems))
     return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans))
+
+
+def too_many_active(variant: Variant, plan: Plan) -> list[str]:
+    """Whether a variant with a ``k`` wants all latents active, or more."""
+    k = getattr(variant, "k", None)
+    if k is None or k < plan.num_latents:
+        return []
+    return [
+        f"k={k} must be smaller than the number of latents, {plan.num_latents}: lower k, or raise num_latents"
+    ]
 
 
 def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[str]:

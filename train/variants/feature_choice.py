@@ -59,12 +59,6 @@ class FeatureChoice(Variant):
 
     def problems(self, plan: Plan) -> list[str]:
         problems = self.threshold.problems(plan.num_steps)
-        if self.k >= plan.num_latents:
-            chosen = self.k * plan.batch_rows / plan.num_latents
-            problems.append(
-                f"k={self.k} must be smaller than the number of latents, {plan.num_latents}: "
-                f"each latent would have to choose {chosen:.0f} of {plan.batch_rows} rows"
-            )
         if self.zipf is not None:
             problems += zipf_problems(self.zipf, self.k, plan)
         elif self.k * plan.batch_rows < plan.num_latents:

@@ -38,8 +38,6 @@ class MultiTopK(Variant):
         return float(self.k)
 
     def problems(self, plan: Plan) -> list[str]:
-        if self.k >= plan.num_latents:
-            return [f"k={self.k} must be smaller than the number of latents, {plan.num_latents}"]
         if self.multiple * self.k >= plan.num_latents:
             return [
                 f"multiple * k = {self.multiple * self.k} must be smaller than the number of latents, "

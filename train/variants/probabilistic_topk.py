@@ -65,8 +65,6 @@ class ProbabilisticTopK(Variant):
 
     def problems(self, plan: Plan) -> list[str]:
         found = []
-        if self.k >= plan.num_latents:
-            found.append(f"k={self.k} must be smaller than the number of latents, {plan.num_latents}")
         if self.beta_end > self.beta_start:
             found.append(
                 f"beta_end={self.beta_end:g} must not exceed beta_start={self.beta_start:g}: β falls"

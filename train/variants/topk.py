@@ -9,7 +9,7 @@ from ..losses.auxk import AuxK
 from ..pairs import Pairs
 from ..selection import select_per_row
 from ..step import train_selected
-from ..variant import Plan, Variant
+from ..variant import Variant
 
 
 class TopK(Variant):
@@ -31,11 +31,6 @@ class TopK(Variant):
     @property
     def expected_l0(self) -> float:
         return float(self.k)
-
-    def problems(self, plan: Plan) -> list[str]:
-        if self.k >= plan.num_latents:
-            return [f"k={self.k} must be smaller than the number of latents, {plan.num_latents}"]
-        return []
 
     def forward_backward(self, batch: Batch) -> None:
         train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk])
