@@ -28,7 +28,7 @@ class Pairs:
     latent: Tensor
     value: Tensor
     num_latents: int
-    made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What ``make`` gives, made once for these places: :meth:`with_value` shares it. For what several
@@ -55,7 +55,9 @@ class Pairs:
 
     def with_value(self, value: Tensor) -> "Pairs":
         """The same places with other values, [P]."""
-        return replace(self, value=value)
+        same_places = replace(self, value=value)
+        object.__setattr__(same_places, "made", self.made)
+        return same_places
 
     def keep(self, mask: Tensor) -> "Pairs":
         """Only the pairs where ``mask`` (bool [P]) holds; the rows stay."""

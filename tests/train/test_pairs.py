@@ -1,5 +1,7 @@
 """Pairs against dense matrices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,3 +55,13 @@ def test_keeping_everything_copies_nothing() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_rows(rows: int) -> None:
     assert Pairs.from_dense(torch.zeros(rows, 5)).to_dense().shape == (rows, 5)
+
+
+def test_what_is_made_once_belongs_to_the_places() -> None:
+    pairs = Pairs.from_dense(random_dense(8, 6, 0.5, 0))
+    assert pairs.once("answer", lambda: 1) == 1
+    assert pairs.once("answer", lambda: 2) == 1
+    assert pairs.with_value(2 * pairs.value).once("answer", lambda: 3) == 1
+    elsewhere = replace(pairs, latent=pairs.latent + 1, num_latents=7)
+    assert elsewhere.once("answer", lambda: 4) == 4
+    assert pairs.slice_rows(0, 4).once("answer", lambda: 5) == 5
