@@ -44,7 +44,8 @@ def random_rows(sae: SAE, space: Space) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+    norm: Tensor = x.norm(dim=1, keepdim=True)
+    return norm.clamp_min(1e-12)
 
 
 def cached_rows(sae: SAE, space: Space, cache: ActivationCache, measured: MeasuredRows) -> Iterator[Tensor]:

@@ -33,9 +33,12 @@ _RULES = {
 def rule_of(sae: SAE) -> Rule:
     """
     Raises:
-        UsageError: no other library has such a rule, or the SAE's tensors are not those of its rule.
+        UsageError: no other library has such a rule, or the SAE's tensors are damaged or not of its rule.
     """
     cfg = sae.cfg
+    for name, tensor in sae.named_buffers():
+        if bool(tensor.isnan().any()) or (name != "threshold" and bool(tensor.isinf().any())):
+            raise UsageError(f"SAE {cfg.name}: tensor {name} is not finite: its weights are damaged")
     rule = _RULES.get(cfg.inference)
     if rule is None:
         raise UsageError(
