@@ -30,34 +30,46 @@ _RULES = {
 }
 
 
+_ALWAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
+_OF_FORM: dict[str, tuple[str, ...]] = {"threshold": ("threshold",), "gated": ("r_mag", "b_mag")}
+
+
 def rule_of(sae: SAE) -> Rule:
     """
     Raises:
         UsageError: no other library has such a rule, or the SAE's tensors are damaged or not of its rule.
     """
     cfg = sae.cfg
-    for name, tensor in sae.named_buffers():
-        if bool(tensor.isnan().any()) or (name != "threshold" and bool(tensor.isinf().any())):
-            raise UsageError(f"SAE {cfg.name}: tensor {name} is not finite: its weights are damaged")
     rule = _RULES.get(cfg.inference)
     if rule is None:
         raise UsageError(
             f"SAE {cfg.name} ({cfg.kind}) finds its codes by {cfg.inference!r}, which no format "
             f"can express; they can express {', '.join(_RULES)}"
         )
-    if rule.form == "threshold":
-        if sae.threshold is None:
-            raise UsageError(
-                f"SAE {cfg.name} ({cfg.kind}) lacks its tensor 'threshold': its files are not whole"
-            )
-        if bool((sae.threshold < 0).any()):
-            raise UsageError(
-                f"SAE {cfg.name} ({cfg.kind}) has thresholds below 0, as {float(sae.threshold.min()):.3g}; "
-                "the other libraries cut at 0 first, so that its negative codes would be lost"
-            )
-    if rule.form == "topk" and (cfg.k is None or cfg.k != int(cfg.k)):
+    _check_tensors(sae, rule.form)
+    threshold = sae.threshold if rule.form == "threshold" else None
+    if threshold is not None and bool((threshold < 0).any()):
+        raise UsageError(
+            f"SAE {cfg.name} ({cfg.kind}) has thresholds below 0, as {float(threshold.min()):.3g}; the other "
+            "libraries cut at 0 first, so that its negative codes would be lost"
+        )
+    if rule.form == "topk" and whole_k(sae) is None:
         raise UsageError(f"SAE {cfg.name} ({cfg.kind}) should have a whole number k, got {cfg.k}")
     return rule
+
+
+def _check_tensors(sae: SAE, form: Form) -> None:
+    tensors, who = dict(sae.named_buffers()), f"SAE {sae.cfg.name} ({sae.cfg.kind})"
+    for name in _OF_FORM.get(form, ()):
+        shapes = [(sae.cfg.num_latents,)] + ([()] if name == "threshold" else [])
+        got = tuple(tensors[name].shape) if name in tensors else None
+        if got not in shapes:
+            expected = " or ".join(str(shape) for shape in shapes)
+            raise UsageError(f"{who}: tensor {name} should have shape {expected}, got {got}")
+    for name in (*_ALWAYS, *_OF_FORM.get(form, ())):
+        bad = tensors[name].isnan() if name == "threshold" else ~tensors[name].isfinite()
+        if bool(bad.any()):  # a threshold may be infinite: never active
+            raise UsageError(f"{who}: tensor {name} is not finite: its weights are damaged")
 
 
 def whole_k(sae: SAE) -> int | None:

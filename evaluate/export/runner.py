@@ -33,7 +33,7 @@ FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), Dictionary
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A finished export; also what ``saecache-export.json`` holds.
+    """A finished export. ``saecache-export.json`` beside it holds this too, and the SAE's config.
 
     Attributes:
         rows: what to hand in: ``raw`` activations, or ``normalized`` ones.
@@ -125,7 +125,11 @@ def export_sae(
             unknown=[key for key, value in asdict(provenance).items() if value is None],
             loading=chosen.loading(path),
         )
-        report = {key: value for key, value in export.to_json().items() if key not in ("path", "loading")}
+        report = {
+            **{key: value for key, value in export.to_json().items() if key not in ("path", "loading")},
+            "provenance": asdict(provenance),
+            "cfg": sae.cfg.model_dump(mode="json"),
+        }
         write_bytes(folder / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode("utf-8"))
     return export
 

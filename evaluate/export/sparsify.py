@@ -1,6 +1,7 @@
 """sparsify: ``cfg.json`` and ``sae.safetensors``, read with ``SparseCoder.load_from_disk``. TopK only.
 
-Read in eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py).
+Read in eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). Its config has no place for where an SAE comes
+from; ``saecache-export.json`` has.
 """
 
 import json
@@ -13,7 +14,6 @@ from torch import Tensor
 from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from .format import Exportable, Format, Forward, Written
-from .metadata import own_notes
 from .rules import Form, whole_k
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
@@ -42,15 +42,7 @@ class Sparsify(Format):
             "skip_connection": False,
             "transcode": False,
             "d_in": sae.cfg.d_model,
-            "saecache": own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
-            | {
-                "model": what.provenance.model,
-                "hook": what.provenance.hook,
-                "context_size": what.provenance.context,
-                "dataset_path": what.provenance.dataset,
-                "prepend_bos": what.provenance.prepend_bos,
-            },
-        }
+        }  # nothing else: it prints whatever it does not know
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
         return Written(architecture="SparseCoder")
 

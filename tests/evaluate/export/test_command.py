@@ -22,7 +22,10 @@ def test_json_and_the_report_beside_the_files(
     assert printed.pop("path") == str(out)
     assert "SAE.load_from_disk" in printed.pop("loading")
     text = (out / "saecache-export.json").read_text("utf-8")
-    assert json.loads(text) == printed
+    report = json.loads(text)
+    assert report.pop("cfg") == json.loads((folder / "cfg.json").read_text("utf-8"))
+    assert report.pop("provenance")["dataset"] == "toy/text"
+    assert report == printed
     assert str(tmp_path) not in text and str(cache.path) not in text
     assert [c["rows"] for c in printed["comparisons"]] == ["random", "heldout"]
     assert sorted(path.name for path in out.iterdir()) == [

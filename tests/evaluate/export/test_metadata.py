@@ -74,7 +74,6 @@ def test_dictionary_learning_and_sparsify(trained: Trained, cache: ActivationCac
     }
     export_sae(trained("topk", "scale"), "sparsify", tmp_path / "b", cache=cache)
     config = read(tmp_path / "b" / "cfg.json")
-    notes = config.pop("saecache")
     assert config == {
         "activation": "topk",
         "expansion_factor": LATENTS // D_MODEL,
@@ -86,7 +85,14 @@ def test_dictionary_learning_and_sparsify(trained: Trained, cache: ActivationCac
         "transcode": False,
         "d_in": D_MODEL,
     }
-    assert isinstance(notes, dict) and notes["model"] == "toy" and notes["dataset_path"] == "toy/text"
+    report = read(tmp_path / "b" / "saecache-export.json")  # sparsify would print what it does not know
+    assert report["provenance"] == {
+        "model": "toy",
+        "hook": "resid_post.3",
+        "context": cache.manifest.context,
+        "dataset": "toy/text",
+        "prepend_bos": True,
+    }
 
 
 @pytest.mark.parametrize(

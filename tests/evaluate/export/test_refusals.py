@@ -103,11 +103,26 @@ def test_thresholds_below_zero(trained: Trained, tmp_path: Path) -> None:
         export_sae(folder, "saelens", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("kind", "tensor", "told"),
+    [
+        ("feature_choice", "threshold", r"threshold should have shape \(96,\) or \(\), got \(5,\)"),
+        ("gated", "b_mag", r"b_mag should have shape \(96,\), got \(5,\)"),
+    ],
+)
+def test_tensors_of_another_shape(
+    kind: str, tensor: str, told: str, trained: Trained, tmp_path: Path
+) -> None:
+    folder = changed(trained(kind, "scale"), tmp_path / "sae", **{tensor: torch.ones(5)})
+    with pytest.raises(UsageError, match=told):
+        export_sae(folder, "saelens", tmp_path / "out")
+
+
 def test_weights_that_are_not_finite(trained: Trained, tmp_path: Path) -> None:
     b_dec = load_sae(trained("topk", "scale")).b_dec.clone()
     b_dec[3] = torch.nan
     folder = changed(trained("topk", "scale"), tmp_path / "sae", b_dec=b_dec)
-    with pytest.raises(UsageError, match=r"SAE topk: tensor b_dec is not finite"):
+    with pytest.raises(UsageError, match=r"SAE topk .*: tensor b_dec is not finite"):
         export_sae(folder, "saelens", tmp_path / "out")
 
 
