@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = [
-    *("harvest", "train", "evaluate", "report", "recipes", "demo"),
+    *("harvest", "train", "evaluate", "report", "export", "recipes", "demo"),
     *(
         f"cache {name}"
         for name in ("info", "verify", "ls", "push", "pull", "rm", "slice", "merge", "convert")
