@@ -24,6 +24,7 @@ from .metadata import own_notes
 from .rules import Form, whole_k
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
+TINY = 1e-30
 _TRAINERS = {  # dict_class -> trainer_class, for who reads the config
     "AutoEncoder": "StandardTrainer",
     "AutoEncoderTopK": "TopKTrainer",
@@ -80,11 +81,13 @@ def _tensors(what: Exportable, dict_class: str) -> dict[str, Tensor]:
     linear = {"encoder.weight": sae.W_enc, "decoder.weight": sae.W_dec.T}
     if dict_class == "AutoEncoder":
         norm = sae.W_dec.norm(dim=1)
+        direction = sae.W_dec / norm[:, None].clamp_min(TINY)
+        direction[norm == 0, 0] = 1.0  # its feature is 0; a norm of 0 would give NaN when it is loaded
         return {
             "bias": b_dec,
             "encoder.weight": sae.W_enc * norm[:, None],
             "encoder.bias": b_enc * norm,
-            "decoder.weight": (sae.W_dec / norm[:, None]).T,
+            "decoder.weight": direction.T,
         }
     if dict_class == "GatedAutoEncoder":
         named = dict(sae.named_buffers())

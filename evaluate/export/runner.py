@@ -12,9 +12,9 @@ import torch
 from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
 from ...store.errors import UsageError
-from ...train import SAE, load_sae
+from ...train import SAE
 from ..measure import choose_rows
-from ..targets import Target, check_belongs
+from ..targets import Target, check_belongs, find_targets
 from .check import Comparison, check, compare, limits_of
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
@@ -69,12 +69,13 @@ def export_sae(
     cache: ActivationCache | Path | str | None = None,
     normalized_input: bool = False,
 ) -> Export:
-    """Write the SAE in ``sae_dir`` for another library into the new folder ``out``, and compare the two.
+    """Write an SAE for another library into the new folder ``out``, and compare the two.
 
     What was written is read back and run by a plain version of that library's forward pass, on random rows
     and, with ``cache``, on its held-out rows; ``out`` appears only if features and reconstructions agree.
 
     Args:
+        sae_dir: the SAE's folder, or that of a run with one SAE.
         format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
         cache: the cache the SAE was trained from; it also tells the text, the context and BOS.
         normalized_input: for an SAE of rows that whoever loads it normalizes as the cache does.
@@ -86,7 +87,8 @@ def export_sae(
     chosen = FORMATS.get(format)
     if chosen is None:
         raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    sae = load_sae(sae_dir)
+    target = _only_one(Path(sae_dir))
+    sae = target.load()
     rule = rule_of(sae)
     _check_held(sae, rule, chosen)
     space = choose_space(
@@ -101,7 +103,7 @@ def export_sae(
     path = check_new(out, 2 * sum(t.numel() * t.element_size() for t in sae.buffers()))
     opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
     if opened is not None:
-        check_belongs(sae, Target(name=sae.cfg.name, sae_dir=Path(sae_dir)), opened)
+        check_belongs(sae, target, opened)
     provenance = provenance_of(sae, opened)
     what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
     with new_folder(path) as folder:
@@ -132,6 +134,16 @@ def export_sae(
         }
         write_bytes(folder / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode("utf-8"))
     return export
+
+
+def _only_one(folder: Path) -> Target:
+    targets = find_targets([folder])
+    if len(targets) > 1:
+        raise UsageError(
+            f"{folder} holds {len(targets)} SAEs, and one is exported at a time: name one of them, as "
+            f"{targets[0].sae_dir}"
+        )
+    return targets[0]
 
 
 def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:

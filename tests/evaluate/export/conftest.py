@@ -8,7 +8,7 @@ import pytest
 
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
-from saecache.train import TrainConfig, run
+from saecache.train import TrainConfig, load_sae, run
 from saecache.train.variants import VARIANTS
 
 from ...train.conftest import sparse_rows
@@ -53,9 +53,13 @@ def trained(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def free_relu(cache: ActivationCache, out: Path) -> Path:
-    """A ReLU SAE whose decoder rows have norms of their own."""
+    """A ReLU SAE whose decoder rows have norms of their own, some of them 0."""
     variant = {"kind": "relu", "name": "free", "decoder": "free"}
-    return _train(cache, "scale", [variant], out)["free"]
+    folder = _train(cache, "scale", [variant], out)["free"]
+    sae = load_sae(folder)
+    sae.W_dec[::7] = 0
+    sae.save(folder)
+    return folder
 
 
 def _train_all(

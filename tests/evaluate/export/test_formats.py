@@ -185,8 +185,9 @@ def test_norms_of_a_free_decoder_go_into_the_features_of_dictionary_learning(
     cache: ActivationCache, tmp_path: Path
 ) -> None:
     folder = free_relu(cache, tmp_path / "run")
-    norms = load_sae(folder).W_dec.norm(dim=1)
-    assert float((norms - 1).abs().max()) > 0.01
+    sae = load_sae(folder)
+    assert float((sae.W_dec.norm(dim=1) - 1).abs().max()) > 0.01
+    assert int((sae.W_dec.norm(dim=1) == 0).sum()) == 14
     export = export_sae(folder, "dictionary_learning", tmp_path / "out", cache=cache)
     assert export.features_times_decoder_norm
     norm = tensors_of(export)["decoder.weight"].norm(dim=0)

@@ -36,8 +36,18 @@ def test_unknown_format_lists_the_known(trained: Trained, tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_no_sae(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no SAE in .*expected cfg.json and weights.safetensors"):
+    with pytest.raises(UsageError, match=r"no SAE in .*it has no cfg.json; expected an SAE folder"):
         export_sae(tmp_path, "saelens", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"no SAE in .*there is no such folder"):
+        export_sae(tmp_path / "absent", "saelens", tmp_path / "out")
+
+
+def test_a_run_of_several_saes_asks_which(trained: Trained, tmp_path: Path) -> None:
+    folder = trained("topk", "scale")
+    with pytest.raises(UsageError, match=r"holds \d+ SAEs, and one is exported at a time: name one of them"):
+        export_sae(folder.parent.parent, "saelens", tmp_path / "out")
+    shutil.copytree(folder, tmp_path / "run" / "topk" / "sae")
+    assert export_sae(tmp_path / "run", "saelens", tmp_path / "out").sae == "topk"
 
 
 def test_nothing_is_overwritten(trained: Trained, tmp_path: Path) -> None:
