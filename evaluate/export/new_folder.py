@@ -1,15 +1,18 @@
 """A folder that is whole or absent."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
 from ...store.errors import SaecacheError, UsageError
 from ...store.remote import is_url
 from ...store.remote.room import check_room, disk_explained
+
+LOCK_FILE = ".lock"
 
 
 def check_new(out: Path | str, needed_bytes: int) -> Path:
@@ -32,19 +35,40 @@ def check_new(out: Path | str, needed_bytes: int) -> Path:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder to fill: without an error inside it then is ``out``; otherwise nothing is left."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    """An empty folder to fill: without an error inside it then is ``out``; otherwise nothing is left.
+
+    What a killed process left of the same folder goes.
+
+    Raises:
+        UsageError: another process is at it, or was while this one filled its own.
+        SaecacheError: it cannot be written.
+    """
+    temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     try:
         with disk_explained(out):
             make_folder(out.absolute().parent)
-            temporary.mkdir()
-            yield temporary
-            fsync_folder(temporary)
-            if out.exists():  # made meanwhile; an empty folder would be replaced
-                raise UsageError(f"{out} was made by another process meanwhile: give another --out")
-            temporary.rename(out)
-            fsync_folder(out.absolute().parent)
+            temporary.mkdir(exist_ok=True)
+            lock = FileLock(temporary / LOCK_FILE)
+            lock.acquire(timeout=0)
+            with lock:
+                try:
+                    _clear(temporary)
+                    yield temporary
+                    fsync_folder(temporary)
+                    if out.exists():  # an empty folder would be replaced
+                        raise UsageError(f"{out} was made meanwhile by another process: give another --out")
+                    temporary.rename(out)
+                    (out / LOCK_FILE).unlink()
+                    fsync_folder(out.absolute().parent)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    except Timeout:
+        raise UsageError(f"{out} is being written by another process: wait, or give another --out") from None
     except OSError as error:
         raise SaecacheError(f"cannot write {out}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != LOCK_FILE:
+            path.unlink()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saecache.evaluate.export import export_sae
+from saecache.evaluate.export.new_folder import new_folder
 from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.errors import SaecacheError, UsageError
@@ -196,3 +197,29 @@ def test_a_failure_while_writing_leaves_nothing(
     with pytest.raises(SaecacheError, match=r"cannot write .*out: .*denied"):
         export_sae(trained("topk", "scale"), "sparsify", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_goes(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp").mkdir()
+    (tmp_path / ".out.tmp" / "half.safetensors").write_bytes(b"half")
+    export_sae(trained("topk", "scale"), "sparsify", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cfg.json",
+        "sae.safetensors",
+        "saecache-export.json",
+    ]
+
+
+def test_two_at_a_time(trained: Trained, tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "mine").write_text("mine")
+        with pytest.raises(UsageError, match=r"out is being written by another process"):
+            export_sae(trained("topk", "scale"), "sparsify", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    with (
+        pytest.raises(UsageError, match=r"late was made meanwhile by another process"),
+        new_folder(tmp_path / "late"),
+    ):
+        (tmp_path / "late").mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late", "out"]
