@@ -15,8 +15,10 @@ from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
-from saecache.train import SAE, load_sae
+from saecache.train import SAE, Pairs, load_sae
+from saecache.train.batch import Rows
 from saecache.train.tensor_file import read_tensors, write_tensors
+from saecache.train.variants.topk import TopK
 
 from ...train.conftest import write_cache
 from .conftest import Trained
@@ -106,6 +108,22 @@ def test_a_rule_of_which_nothing_is_known(trained: Trained, tmp_path: Path) -> N
     path.write_text(json.dumps({**json.loads(path.read_text()), "inference": "magic"}))
     with pytest.raises(UsageError, match="finds its codes by 'magic', which no format can express"):
         export_sae(tmp_path / "sae", "saelens", tmp_path / "out")
+
+
+def test_a_kind_that_declares_a_rule_that_is_not_its_own(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = TopK.encode
+
+    def signed(self: TopK, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        codes = encode(self, rows)
+        return codes.with_value(-codes.value)
+
+    monkeypatch.setattr(TopK, "encode", signed)
+    for format_name in ("saelens", "dictionary_learning", "sparsify"):
+        with pytest.raises(SaecacheError, match=r"would not compute what the SAE does, and was not written"):
+            export_sae(trained("topk", "scale"), format_name, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_thresholds_below_zero(trained: Trained, tmp_path: Path) -> None:
