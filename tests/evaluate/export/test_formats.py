@@ -3,7 +3,6 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -88,32 +87,30 @@ def tensors_of(export: Export) -> dict[str, Tensor]:
     return dict(load_file(export.path / name))
 
 
-@pytest.mark.parametrize("normalization", ["unit", "scale"])
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(
+    ("format_name", "normalization"), [("saelens", "unit"), *((name, "scale") for name in FORMATS)]
+)
 @pytest.mark.parametrize("kind", sorted(VARIANTS))
 def test_every_kind_is_exported_or_refused(
     kind: str, format_name: str, normalization: str, trained: Trained, cache: ActivationCache, tmp_path: Path
 ) -> None:
-    per_row = normalization == "unit"
-    normalized_input = per_row and format_name != "saelens"
-    options: dict[str, Any] = {"cache": cache, "normalized_input": normalized_input}
     folder, out = trained(kind, normalization), tmp_path / "out"
     if kind not in ARCHITECTURES:  # a newer kind: its rule is a known one, or it is refused
         with contextlib.suppress(SaecacheError):
-            assert export_sae(folder, format_name, out, **options).architecture in SHAPES
+            assert export_sae(folder, format_name, out, cache=cache).architecture in SHAPES
         return
     expected = ARCHITECTURES[kind][list(FORMATS).index(format_name)]
     if expected is None:
         with pytest.raises(UsageError, match=rf"SAE {kind} \({kind}\) finds its codes by") as error:
-            export_sae(folder, format_name, out, **options)
+            export_sae(folder, format_name, out, cache=cache)
         assert "sparsify holds topk only: use --format saelens or dictionary_learning" in str(error.value)
         assert not out.exists()
         return
-    export = export_sae(folder, format_name, out, **options)
+    export = export_sae(folder, format_name, out, cache=cache)
     assert export.architecture == expected
     assert export.exact == (kind != "probabilistic_topk")
     assert [c.rows for c in export.comparisons] == (["random"] if export.exact else []) + ["heldout"]
-    eps = per_row and format_name == "saelens"
+    eps = normalization == "unit"
     for comparison in export.comparisons:
         assert comparison.mask_difference <= (3e-3 if eps else 1e-4)
         assert comparison.feature < (3e-4 if eps else 2e-6)
@@ -135,6 +132,12 @@ def test_the_other_normalizations(
     export = export_sae(trained(kind, normalization), "saelens", tmp_path / "out", cache=cache)
     assert export.rows == "raw"
     assert all(c.feature < 3e-4 for c in export.comparisons)
+    if normalization == "layer_norm":
+        other = export_sae(
+            trained(kind, normalization), "dictionary_learning", tmp_path / "2", normalized_input=True
+        )
+        assert (other.rows, other.feature_factor) == ("normalized", 1)
+        assert all(c.feature < 2e-6 for c in other.comparisons)
     if normalization == "none":
         assert export.feature_factor == 1
         with pytest.raises(
