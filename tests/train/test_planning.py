@@ -22,7 +22,11 @@ TOPK = {"kind": "topk", "k": 4}
         ([TOPK], {"steps": None, "num_rows": 100}, "shorter than one batch of 256 rows"),
         ([{"kind": "topk", "k": 96}], {}, "variant topk_k96: k=96 must be smaller"),
         ([{"kind": "batch_topk", "k": 200}], {}, "k=200 must be smaller"),
-        ([{"kind": "feature_choice", "k": 100}], {}, "k=100 must be smaller than the number of latents, 96: lower k"),
+        (
+            [{"kind": "feature_choice", "k": 100}],
+            {},
+            "k=100 must be smaller than the number of latents, 96: lower k",
+        ),
         ([{"kind": "feature_choice", "k": 1}], {"batch_rows": 50}, "set batch_rows to 96 or more"),
         (
             [{"kind": "batch_topk", "k": 4, "threshold": {"start_step": 8}}],

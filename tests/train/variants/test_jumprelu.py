@@ -44,7 +44,7 @@ class TestStep(VariantContract):
     settings: ClassVar[dict[str, Any]] = {
         "kind": "jumprelu",
         "penalty": {"kind": "step", "coefficient": 0.01, "warmup": 0},
-        "initial_threshold": 0.5,
+        "initial_threshold": 0.25,
         "bandwidth": WIDTH,
     }
 
