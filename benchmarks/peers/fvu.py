@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--encoder-norm", type=norm_or_own, default=1.0)
+    parser.add_argument("--encoder-norm", type=norm_or_own, default=0.5)
     settings = parser.parse_args()
     if settings.quick:
         settings.steps, settings.seeds = 50, 2
