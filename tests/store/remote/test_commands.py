@@ -106,12 +106,19 @@ def test_rights_that_are_missing(team: str, cache_path: Path, monkeypatch: pytes
     assert "credentials were not accepted" in run("ls", team, status=2).stderr
 
 
+def accept_interrupts() -> None:
+    """Tests that a shell runs in the background are started with Ctrl-C ignored, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted(team: str, cache_path: Path, contents: Contents, tmp_path: Path) -> None:
     """Ctrl-C in the middle: said, and the same command continues."""
     run("push", cache_path, f"{team}/c")
     words = ["cache", "pull", f"{team}/c", str(tmp_path / "copy")]
     command = [sys.executable, "-c", MAIN, *words, "--max-bandwidth", "0.02"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, env=dict(os.environ), preexec_fn=accept_interrupts
+    ) as process:
         assert process.stderr
         while not list((tmp_path / "copy").rglob("c/0")):
             assert process.poll() is None
