@@ -107,7 +107,7 @@ def test_rights_that_are_missing(team: str, cache_path: Path, monkeypatch: pytes
 
 
 def accept_interrupts() -> None:
-    """Tests that a shell runs in the background are started with Ctrl-C ignored, and so are their children."""
+    """What a shell starts in the background ignores Ctrl-C, and so do its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
