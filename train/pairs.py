@@ -22,6 +22,7 @@ class Pairs:
         latent: int64 [P], ascending within a row, at most once per row.
         value: float32 [P].
         num_latents: F.
+        made: what :meth:`once` made for these places.
     """
 
     row_ptr: Tensor

@@ -19,8 +19,8 @@ _MASK = ir.IntType(WIDTH)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def at_least(typing_context: Any, keys: Any, least: Any) -> Any:
-    """uint64: bit j says whether ``keys[j]`` (int32, contiguous) reaches ``least``, an int32 or one for each
-    key (int32, contiguous).
+    """uint64: bit j says whether ``keys[j]`` (int32 [64 or more], contiguous) reaches ``least``, an int32 or
+    one for each key (int32 [64 or more], contiguous). Nothing checks the lengths.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
