@@ -27,18 +27,28 @@ def test_everything_in_order() -> None:
 
 
 def test_stages_overlap() -> None:
-    """Three stages of 10 ms each take hardly longer than one."""
+    """Item by item the three stages wait for each other: one after the other, they would wait forever."""
+    together = threading.Barrier(3, timeout=60)
+    count = 20
+    met: list[int] = []
 
-    def slow(value: int) -> int:
-        time.sleep(0.01)
-        return value
+    def meet(number: int) -> None:
+        """Reads item ``number`` + 2, transforms the one after ``number`` and consumes it, all at once."""
+        if 0 <= number < count - 2:
+            together.wait()
+            met.append(number)
 
-    def wait(value: int) -> None:
-        slow(value)
+    def read() -> Iterator[int]:
+        for number in range(count):
+            meet(number - 2)
+            yield number
 
-    started = time.perf_counter()
-    run_overlapped((slow(i) for i in range(20)), slow, wait, should_stop=never)
-    assert time.perf_counter() - started < 0.5  # one after the other: 0.6
+    def transform(number: int) -> int:
+        meet(number - 1)
+        return number
+
+    run_overlapped(read(), transform, meet, should_stop=never)
+    assert sorted(met) == sorted(3 * list(range(count - 2)))
 
 
 def test_reading_stays_only_a_little_ahead() -> None:

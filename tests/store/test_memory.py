@@ -24,7 +24,8 @@ def test_eight_times_the_rows_in_the_same_memory(tmp_path: Path) -> None:
     reading = ["read, epoch 0", "read, epoch 1", "read by number"]
     assert list(one) == ["write", "finalize", *reading, "convert", "read compressed"]
     for part in one:
-        for kind in ("anonymous", "mapped"):
+        # The rows grew by 28 MiB. Of mapped chunks the larger cache has the whole window, 8 MiB.
+        for kind, most_grown, most in (("anonymous", 4 << 20, 16 << 20), ("mapped", 8 << 20, 16 << 20)):
             grown = eight[part][kind] - one[part][kind]
-            assert grown < 8 << 20, (part, kind, one, eight)  # the rows grew by 28 MiB
-            assert eight[part][kind] < 24 << 20, (part, kind, eight)
+            assert grown < most_grown, (part, kind, one, eight)
+            assert eight[part][kind] < most, (part, kind, eight)
