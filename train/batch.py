@@ -51,12 +51,12 @@ class Rows:
         """
         W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
         if latents is not None:
-            W_enc, b_enc = W_enc[latents], b_enc[latents]
+            W_enc, b_enc = W_enc.index_select(0, latents), b_enc.index_select(0, latents)
         return encode_blocks(self.x_centered, W_enc, b_enc, block_rows(W_enc.shape[0]))
 
     def relabelled(self, pairs: Pairs, latents: Tensor) -> Pairs:
         """Pairs over the columns of ``blocks(latents)``, over all F latents; ``latents`` ascending."""
-        return replace(pairs, latent=latents[pairs.latent], num_latents=self.num_latents)
+        return replace(pairs, latent=latents.index_select(0, pairs.latent), num_latents=self.num_latents)
 
     def pre_activations_at(self, pairs: Pairs) -> Tensor:
         """Pre-activations at given pairs, [P]: for rules whose score is not the value."""

@@ -19,6 +19,7 @@ from ..store.errors import UsageError
 from ..store.normalization import Normalizer
 from .batch import Rows
 from .kernels import decode
+from .kernels.threads import torch_on_one_thread
 from .pairs import Pairs
 from .tensor_file import read_tensors, write_tensors
 from .variants import VARIANTS, AnyVariant
@@ -130,6 +131,7 @@ class SAE(nn.Module):
             return x.float(), None
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
 
+    @torch_on_one_thread()
     def _encode(self, x: Tensor, as_trained: bool) -> Pairs:
         tensors = dict(self.named_buffers())
         rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors)

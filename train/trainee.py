@@ -6,6 +6,7 @@ from torch import Tensor
 from ..store.errors import SaecacheError
 from .batch import Batch, Outcome
 from .dead import count_rows, dead_latents
+from .kernels.threads import torch_on_one_thread
 from .metrics import Interval
 from .optimizer import Optimizer
 from .optimizer_config import OptimizerConfig
@@ -60,6 +61,7 @@ class Trainee:
         self.add_batch(x_centered, step, dead_after_rows)
         self.update(rate_factor)
 
+    @torch_on_one_thread()
     def add_batch(
         self, x_centered: Tensor, step: int, dead_after_rows: int, *, number_in_step: int = 0
     ) -> None:
@@ -97,6 +99,7 @@ class Trainee:
             "forward_backward must call batch.record for every part"
         )
 
+    @torch_on_one_thread()
     def update(self, rate_factor: float) -> None:
         """Change the parameters by the gradients of all batches of the step.
 

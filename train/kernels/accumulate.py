@@ -30,6 +30,6 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
             order.row, source, order.latent_ptr[:-1], mode="sum", per_sample_weights=coefficient[order.pair]
         )
         return
-    scale = coefficient[order.pair]
+    scale = coefficient.index_select(0, order.pair)
     row, *rest = (t.detach().numpy() for t in (order.row, scale, source, out))
     add_rows_in_tiles(latent_cuts(pairs, rest[1].strides[0]), row, *rest)

@@ -7,32 +7,61 @@ the way.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 _lock = threading.Lock()
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process (a fork has no threads) and size
 
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)  # where torch itself has only one
+
 Part = Callable[[int, int], None]
+
+
+def num_threads() -> int:
+    """How many parts run at a time: torch's threads, or those it had before :func:`torch_on_one_thread`."""
+    return _threads.get() or torch.get_num_threads()
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Inside, torch's operations stay on the calling thread, and only :func:`run_parts` uses the others.
+
+    After each operation the threads of torch's pool spin for some milliseconds, waiting for the next one.
+    They take that time from the parts that run in between: a seventh of a step with dead latents.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:  # a thread of a pool, or within another such block
+        yield
+        return
+    token = _threads.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _threads.reset(token)
 
 
 def run_parts(work: Part, size: int, part: int) -> None:
     """Call ``work(start, stop)`` for consecutive parts of ``range(size)``, of ``part`` (the last may be
     shorter).
 
-    As many run at a time as torch has threads (``torch.set_num_threads``); on each, torch itself is
-    single-threaded. ``work`` must give the same result whatever the order of the parts. The first exception
-    is raised, once no part runs any more.
+    As many run at a time as :func:`num_threads` says; on each, torch itself is single-threaded. ``work`` must
+    give the same result whatever the order of the parts. The first exception is raised, once no part runs any
+    more.
     """
     parts = [(start, min(start + part, size)) for start in range(0, size, part)]
-    num_threads = min(torch.get_num_threads(), len(parts))
-    if num_threads <= 1:
+    threads = num_threads()
+    if min(threads, len(parts)) <= 1:
         for start, stop in parts:
             work(start, stop)
         return
-    futures = [_pool(torch.get_num_threads()).submit(work, *bounds) for bounds in parts]
+    futures = [_pool(threads).submit(work, *bounds) for bounds in parts]
     try:
         for future in futures:
             future.result()
@@ -42,7 +71,7 @@ def run_parts(work: Part, size: int, part: int) -> None:
 
 def even_part(size: int, smallest: int = 64) -> int:
     """A part size that gives every thread several parts, for loops whose parts cost about the same."""
-    return max(smallest, -(-size // (4 * torch.get_num_threads())))
+    return max(smallest, -(-size // (4 * num_threads())))
 
 
 def _finish(futures: list[Future[None]]) -> None:

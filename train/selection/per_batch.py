@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.encode import Blocks, EncoderBlocks
+from ..kernels.matmul import matmul
 from ..pairs import Pairs
 from .collect import collect
 from .largest import kth_largest, mask_of_largest
@@ -106,7 +107,7 @@ def _sample(blocks: Blocks, num_rows: int, allowed: Tensor | None) -> tuple[Tens
     )
     some = latents[:: -(-len(latents) // SAMPLE_LATENTS)]
     rows = torch.linspace(0, num_rows - 1, min(num_rows, SAMPLE_ROWS), device=W.device).long()
-    sample = torch.addmm(b[some], blocks.x_centered[rows], W[some].T)
+    sample = matmul(blocks.x_centered[rows], W[some].T).add_(b[some])
     return sample, len(rows) / num_rows * len(some) / len(latents)
 
 

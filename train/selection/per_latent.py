@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels.compile import compiled
 from ..kernels.dispatch import use_compiled
 from ..kernels.encode import Blocks, EncoderBlocks
-from ..kernels.threads import even_part, run_parts
+from ..kernels.threads import even_part, num_threads, run_parts
 from ..kernels.transpose import by_latent
 from ..pairs import Pairs
 from .float_bits import key, kth_key
@@ -57,7 +57,7 @@ def _from_encoder(blocks: EncoderBlocks, counts: Tensor) -> Pairs:
     candidates = LatentCandidates(counts.cpu().numpy())
     num_rows = blocks.x_centered.shape[0]
     with opened(blocks) as screen:
-        rows = blocks.block_rows * torch.get_num_threads()
+        rows = blocks.block_rows * num_threads()
         for start in range(0, num_rows, rows):
             with screen.scored(start, min(start + rows, num_rows)) as block:
                 candidates.add(block)
@@ -85,8 +85,8 @@ def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
     order = by_latent(places)
     return Pairs(
         row_ptr=order.latent_ptr,
-        latent=latent[order.pair],
-        value=score[order.pair],
+        latent=latent.index_select(0, order.pair),
+        value=score.index_select(0, order.pair),
         num_latents=candidates.num_latents,
     )
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..kernels.compile import compiled
@@ -17,7 +16,7 @@ from ..kernels.dispatch import use_compiled
 from ..kernels.encode import Blocks, EncoderBlocks
 from ..kernels.scratch import borrowed
 from ..kernels.sddmm import dot_products_in_tiles
-from ..kernels.threads import run_parts
+from ..kernels.threads import num_threads, run_parts
 from ..kernels.tiles import tile_cuts
 from .bounds import ErrorBounds
 from .errors import check_finite_factors
@@ -76,7 +75,7 @@ Exact = Callable[[int, Any, Any, Any, Any], None]
 
 def part_rows(num_rows: int, most: int) -> int:
     """Rows of a part: at most ``most``, and no more than leaves every thread one."""
-    return min(most, max(SMALLEST_PART, -(-num_rows // torch.get_num_threads())))
+    return min(most, max(SMALLEST_PART, -(-num_rows // num_threads())))
 
 
 def screen_of(blocks: Blocks) -> EncoderBlocks | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.threads import run_parts
+from ..kernels.threads import num_threads, run_parts
 from .bounds import Product
 from .factors import Factors, factors
 from .int8 import LARGEST_CODE
@@ -98,7 +98,7 @@ def _seconds(width: int) -> dict[Product, float]:
                 out, tops = torch.empty(ROWS, LATENTS, dtype=one.dtype), _tops(ROWS)
                 started = perf_counter()
                 try:
-                    run_parts(partial(_part, one, out, tops), ROWS, -(-ROWS // torch.get_num_threads()))
+                    run_parts(partial(_part, one, out, tops), ROWS, -(-ROWS // num_threads()))
                 except RuntimeError:  # torch has no such product for this processor
                     continue
                 least[product] = min(least[product], perf_counter() - started)

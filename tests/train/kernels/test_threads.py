@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from saecache.train.kernels.threads import even_part, run_parts
+from saecache.train.kernels.threads import even_part, num_threads, run_parts, torch_on_one_thread
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
@@ -60,3 +60,23 @@ def test_even_part(threads):
     threads(2)
     assert even_part(8000) == 1000
     assert even_part(10) == 64
+
+
+def test_torch_on_one_thread_and_parts_on_all(threads):
+    threads(3)
+    inside = []
+    with torch_on_one_thread():
+        assert (torch.get_num_threads(), num_threads()) == (1, 3)
+        with torch_on_one_thread():  # as once
+            assert (torch.get_num_threads(), num_threads()) == (1, 3)
+        meeting = threading.Barrier(3, timeout=60)  # three parts at once, or none gets past it
+        run_parts(lambda start, stop: inside.append((meeting.wait(), num_threads())), 3, 1)
+    assert sorted(inside) == [(0, 1), (1, 1), (2, 1)]
+    assert (torch.get_num_threads(), num_threads()) == (3, 3)
+
+
+def test_torch_has_its_threads_back_after_an_error(threads):
+    threads(2)
+    with pytest.raises(ValueError, match="inside"), torch_on_one_thread():
+        raise ValueError("inside")
+    assert (torch.get_num_threads(), num_threads()) == (2, 2)
