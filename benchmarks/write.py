@@ -28,7 +28,7 @@ from saecache.store.encoding.encode import encode_rows
 from saecache.store.encoding.records import RecordLayout
 from saecache.store.encoding.stored_rows import StoredRows
 from saecache.store.shard_file import CHUNKS_IN_FLIGHT, ShardWriter
-from saecache.store.writing.disk import plan_layout
+from saecache.store.writing.planned_size import plan_layout
 
 HOOK = "h"
 CALL_ROWS = 8192  # rows in each call of the writer, about one forward

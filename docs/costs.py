@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from saecache.store.config import StorageConfig
 from saecache.store.remote.parts import part_size
-from saecache.store.writing.disk import plan_layout
+from saecache.store.writing.planned_size import plan_layout
 
 TOKENS = (100_000_000, 1_000_000_000, 10_000_000_000)
 WIDTHS = (768, 1024, 4096)

@@ -11,7 +11,7 @@ from ..store.identity import canonical_json
 from ..store.remote import is_url
 from ..store.remote.contents import find_root
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from ..store.writing.disk import PlannedSize
+from ..store.writing.planned_size import PlannedSize
 from .config import HarvestConfig
 from .identity import Existing
 

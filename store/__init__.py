@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from .statistics import HookStatistics as HookStatistics
     from .verify import VerifyReport as VerifyReport
     from .verify import verify_cache as verify_cache
-    from .writing.disk import PlannedSize as PlannedSize
-    from .writing.disk import check_disk_space as check_disk_space
-    from .writing.disk import plan_size as plan_size
     from .writing.output import inspect_output as inspect_output
+    from .writing.planned_size import PlannedSize as PlannedSize
+    from .writing.planned_size import check_disk_space as check_disk_space
+    from .writing.planned_size import plan_size as plan_size
     from .writing.writer import CacheWriter as CacheWriter
 
 _LAZY = {  # public name -> module of this package
@@ -45,18 +45,18 @@ _LAZY = {  # public name -> module of this package
     "HookStatistics": "statistics",
     "Manifest": "manifest",
     "Normalizer": "normalization",
-    "PlannedSize": "writing.disk",
+    "PlannedSize": "writing.planned_size",
     "ShardedArray": "reading.sharded_array",
     "StorageConfig": "config",
     "VerifyReport": "verify",
-    "check_disk_space": "writing.disk",
+    "check_disk_space": "writing.planned_size",
     "convert_cache": "derived.converting",
     "describe": "info",
     "inspect_output": "writing.output",
     "is_heldout": "keys",
     "merge_caches": "derived.merging",
     "open_cache": "reading.reader",
-    "plan_size": "writing.disk",
+    "plan_size": "writing.planned_size",
     "read_manifest": "info",
     "row_keys": "keys",
     "slice_cache": "derived.slicing",

@@ -85,9 +85,8 @@ class TrainConfig(BaseModel):
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     hook: str | None = None  # null: the cache's only hook
-    normalization: Literal["unit", "none", "scale", "layer_norm"] | None = (
-        None  # null: as the cache stores it
-    )
+    # null: as the cache stores it
+    normalization: Literal["unit", "none", "scale", "unit_scale", "layer_norm"] | None = None
     num_latents: PositiveInt | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
     batch_rows: PositiveInt = 4096

@@ -8,7 +8,8 @@ with decoder rows of norm 1, which all three libraries expect.
 trained on     what the library does first   v                  factor
 =============  ============================  =================  ====================================
 ``none``       nothing                       x                  1
-``scale``      nothing                       x                  1 / scale
+``scale``,     nothing                       x                  1 / scale
+``unit_scale``
 ``unit``       subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1)
 ``layer_norm`` divides by its std            sqrt(D - 1) u      sqrt((D - 1) / D)
 any            nothing (normalized input)    y                  1
@@ -22,6 +23,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...store.errors import UsageError
+from ...store.normalization import SCALED
 from ...train import SAE
 
 PER_ROW = ("unit", "layer_norm")  # normalizations that need statistics of each row
@@ -59,7 +61,7 @@ def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_i
         return Space(rows="normalized", standardized=False, factor=1.0)
     if kind == "none":
         return Space(rows="raw", standardized=False, factor=1.0)
-    if kind == "scale":
+    if kind in SCALED:
         return Space(rows="raw", standardized=False, factor=1 / sae.normalizer.scale)
     if not standardizes:
         raise UsageError(

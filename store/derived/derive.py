@@ -14,8 +14,8 @@ from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest, load_manifest
 from ..reading.reader import ActivationCache
 from ..remote.urls import is_url
-from ..writing.disk import PlannedSize, check_disk_space, plan_layout
 from ..writing.output import inspect_output
+from ..writing.planned_size import PlannedSize, check_disk_space, plan_layout
 from ..writing.writer import CacheWriter
 from .heldout import heldout_fraction_of, seed_of
 from .replay import Part, replay

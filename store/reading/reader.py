@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
-from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ class ActivationCache:
 
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
     (rows of held-out documents, in reading order). ``normalization`` is one of ``unit``, ``none``, ``scale``,
-    ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
+    ``unit_scale``, ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
     """
 
     def __init__(
@@ -107,8 +106,8 @@ class ActivationCache:
     def head(self, rows: int) -> "ActivationCache":
         """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
 
-        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which normalization
-        ``scale`` goes by: a run on fewer rows sees them scaled as one on all.
+        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which the
+        normalizations ``scale`` and ``unit_scale`` go by: a run on fewer rows sees them scaled as one on all.
 
         Raises:
             UsageError: there are fewer rows.
@@ -300,9 +299,9 @@ class ActivationCache:
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
         checked = self._check_normalization(kind)
-        d_model, mean_square = self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
-        scale = sqrt(d_model / mean_square) if checked == "scale" and mean_square > 0 else 1.0
-        return Normalizer(kind=checked, d_model=d_model, scale=scale)
+        return Normalizer.of_mean_square(
+            checked, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
+        )
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)

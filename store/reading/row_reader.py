@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 import torch
 
-from ..normalization import NormalizationKind
+from ..normalization import SCALED, NormalizationKind
 from .buffers import BufferPool
 from .sharded_array import RowNumbers, ShardedArray
 
@@ -28,7 +28,7 @@ class RowReader:
     mean: ShardedArray
     stored: str  # the normalization of ``activations``: "unit" or "none"
     kind: NormalizationKind
-    scale: float  # of kind "scale"
+    scale: float  # of the kinds "scale" and "unit_scale"
     row_scale: ShardedArray | None = None  # [N], of int8 rows
 
     @property
@@ -105,5 +105,5 @@ class RowReader:
                 y.mul_(norm).add_(mean)
         if self.kind == "layer_norm":
             y.mul_(sqrt(y.shape[1]))
-        elif self.kind == "scale":
+        elif self.kind in SCALED:
             y.mul_(self.scale)

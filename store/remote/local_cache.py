@@ -8,7 +8,6 @@
 Least recently used files are removed when room is wanted. A file that is held cannot be, in any process.
 """
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import filelock
 
+from ..disk_space import is_full
 from ..durable import write_all
 from ..errors import DiskFullError, SaecacheError
 from .held import Held, hold_file, name_and_hold, remove_unless_held
@@ -102,7 +102,7 @@ class LocalCache:
             try:
                 fetch(partial)
             except OSError as error:
-                if not _is_full(error) or not self._remove_unused(size):
+                if not is_full(error) or not self._remove_unused(size):
                     raise
                 fetch(partial)
             path.parent.mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ class LocalCache:
         try:
             yield
         except OSError as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise SaecacheError(
                     f"the folder for downloads {self.folder} cannot be used ({error.strerror}): mend it, or "
                     "name another one in SAECACHE_CACHE_DIR, and run the same command again"
@@ -231,7 +231,3 @@ def _used_now(path: Path) -> bool:
     except PermissionError:  # another user's file, which may be read all the same
         return path.exists()
     return True
-
-
-def _is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

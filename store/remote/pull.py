@@ -14,6 +14,7 @@ from pathlib import Path
 
 import filelock
 
+from ..disk_space import check_room, disk_explained
 from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..errors import CorruptCacheError, UsageError
 from ..manifest import PULL_FOLDER
@@ -33,7 +34,6 @@ from .contents import (
 from .failures import MissingObjectError, RemoteChangedError
 from .location import Location, open_location
 from .push import TransferResult
-from .room import check_room, disk_explained
 from .settings import Patience
 from .traffic import Traffic
 

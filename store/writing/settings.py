@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ..config import StorageConfig
 from ..errors import UsageError
 from ..layout import MAX_CONTEXT, MAX_WIDTH, check_hook_names
-from .disk import plan_layout
+from .planned_size import plan_layout
 
 
 def check_settings(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import StorageConfig
+from ..disk_space import disk_explained
 from ..encoding.encode import check_rows
 from ..encoding.records import RecordLayout
 from ..errors import BadActivationError, UsageError
@@ -21,10 +22,10 @@ from ..manifest import Manifest, load_manifest
 from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
 from .buckets import bucket_of, choose_buckets
 from .delivery import Delivery
-from .disk import full_disk_explained, plan_layout
 from .finalize import Finalizer
 from .journal import WORK_FOLDER, Journal, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
+from .planned_size import plan_layout
 from .publish import publish
 from .settings import check_settings
 from .spill import SpillWriter
@@ -92,7 +93,7 @@ class CacheWriter:
         self._created = not self.path.exists()
         self._lock = claim_output(self.path)
         try:
-            with full_disk_explained(self.path):
+            with disk_explained(self.path):
                 self._journal = self._load_or_start(planned_sequences)
         except BaseException:
             if self._created:
@@ -166,7 +167,7 @@ class CacheWriter:
         self._check_usable()
         self._check_hooks(records)
         assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
-        with full_disk_explained(self.path), self._failing():
+        with disk_explained(self.path), self._failing():
             staging = self._begin_writing(self._pending.tokens)
             bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
             if split == "heldout":
@@ -183,7 +184,7 @@ class CacheWriter:
         """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
         self._check_usable()
         self._check_goes_on(tokens)
-        with full_disk_explained(self.path), self._failing():
+        with disk_explained(self.path), self._failing():
             self._begin_writing(tokens).add_sequences(dict(arrays))
             self._pending = self._pending.model_copy(
                 update={"sequences": self._pending.sequences + sequences}
@@ -197,7 +198,7 @@ class CacheWriter:
             DiskFullError: the disk is full; the commit before this one still stands.
         """
         self._check_usable()
-        with full_disk_explained(self.path), self._failing():
+        with disk_explained(self.path), self._failing():
             update: dict[str, Any] = {}
             if progress is not None:
                 update["progress"] = json.loads(canonical_json(dict(progress)))
@@ -230,7 +231,7 @@ class CacheWriter:
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
         self.commit()
-        with full_disk_explained(self.path), self._failing():
+        with disk_explained(self.path), self._failing():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
                 publish(self.path, self._build(counts, on_progress), facts)
             manifest = load_manifest(self.path)
@@ -326,7 +327,7 @@ class CacheWriter:
         for hook, width in self.hooks.items():
             check_rows(activations[hook], len(where), width, hook)
         self._check_goes_on(tokens)
-        with full_disk_explained(self.path), self._failing():
+        with disk_explained(self.path), self._failing():
             staging = self._begin_writing(tokens)
             first = self._pending.sequences
             token = where.astype(np.uint64) + np.uint64(first * self.context)

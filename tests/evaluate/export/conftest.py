@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
 
 @pytest.fixture(scope="session")
 def trained(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """(kind, normalization) -> the folder of its SAE; only ``FEW`` kinds for ``none`` and ``layer_norm``."""
+    """(kind, normalization) -> the folder of its SAE; of most normalizations only ``FEW`` kinds."""
     made: dict[str, dict[str, Path]] = {}
 
     def get(kind: str, normalization: str) -> Path:

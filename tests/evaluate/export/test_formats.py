@@ -124,7 +124,7 @@ def test_the_table_is_of_kinds_that_there_are() -> None:
     assert set(ARCHITECTURES) <= set(VARIANTS)
 
 
-@pytest.mark.parametrize("normalization", ["none", "layer_norm"])
+@pytest.mark.parametrize("normalization", ["none", "layer_norm", "unit_scale"])
 @pytest.mark.parametrize("kind", FEW)
 def test_the_other_normalizations(
     kind: str, normalization: str, trained: Trained, cache: ActivationCache, tmp_path: Path
@@ -138,6 +138,8 @@ def test_the_other_normalizations(
         )
         assert (other.rows, other.feature_factor) == ("normalized", 1)
         assert all(c.feature < 2e-6 for c in other.comparisons)
+    if normalization == "unit_scale":
+        assert export.feature_factor == 1 / load_sae(trained(kind, normalization)).normalizer.scale != 1
     if normalization == "none":
         assert export.feature_factor == 1
         with pytest.raises(

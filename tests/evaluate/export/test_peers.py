@@ -53,7 +53,7 @@ def write_case(sae_dir: Path, format_name: str, cache: ActivationCache, case: Pa
 def test_the_libraries_compute_what_we_do(trained: Trained, cache: ActivationCache, tmp_path: Path) -> None:
     cases = tmp_path / "cases"
     folders: dict[str, Path] = {"relu_free.scale": free_relu(cache, tmp_path / "run")}
-    for normalization in ("unit", "scale", "none", "layer_norm"):
+    for normalization in ("unit", "scale", "unit_scale", "none", "layer_norm"):
         kinds = sorted(VARIANTS) if normalization in ("unit", "scale") else FEW
         folders |= {f"{kind}.{normalization}": trained(kind, normalization) for kind in kinds}
     for name, folder in folders.items():

@@ -25,7 +25,7 @@ from saecache.store import (
 )
 
 HOOK = "resid_post.1"
-KINDS = ["unit", "none", "scale", "layer_norm"]
+KINDS = ["unit", "none", "scale", "unit_scale", "layer_norm"]
 
 
 @pytest.fixture
@@ -45,8 +45,10 @@ def normalized(x: np.ndarray, kind: str, cache: ActivationCache, hook: str) -> n
     x = x.astype(np.float64)
     centered = x - x.mean(axis=1, keepdims=True)
     unit = centered / np.linalg.norm(centered, axis=1, keepdims=True)
-    scale = np.sqrt(x.shape[1] / cache.statistics(hook).mean_square_norm)
-    return {"unit": unit, "none": x, "layer_norm": unit * np.sqrt(x.shape[1]), "scale": x * scale}[kind]
+    to_one = x / np.sqrt(cache.statistics(hook).mean_square_norm)
+    width = np.sqrt(x.shape[1])
+    kinds = {"unit": unit, "none": x, "layer_norm": unit * width, "scale": to_one * width}
+    return (kinds | {"unit_scale": to_one})[kind]
 
 
 @pytest.mark.parametrize("stored", ["unit", "none"])
@@ -65,6 +67,8 @@ def test_every_normalization_from_either_stored_form(
                 expected = normalized(raw, kind, cache, hook)
                 assert got.dtype == np.float32
                 assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()
+                if kind == "unit_scale" and split == "train":
+                    assert np.square(got.astype(np.float64)).sum(1).mean() == pytest.approx(1, rel=1e-3)
                 normalizer = cache.normalizer(hook, kind)
                 x = torch.from_numpy(raw)
                 y, state = normalizer.apply(x)

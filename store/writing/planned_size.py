@@ -1,15 +1,13 @@
 """Before any work: how large a cache will be, and whether it fits."""
 
-import errno
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import GIB, StorageConfig
+from ..disk_space import free_space
 from ..encoding.records import RecordLayout
-from ..errors import DiskFullError, UsageError
+from ..errors import UsageError
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
 from ..manifest import MAX_MANIFEST_BYTES
 
@@ -110,30 +108,13 @@ def check_manifest_fits(layout: Layout, storage: StorageConfig) -> None:
         )
 
 
-@contextmanager
-def full_disk_explained(path: Path) -> Iterator[None]:
-    """Turn the system's "no space left" into a message that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(
-            f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
-            "make room and run the same command again, it continues there"
-        ) from error
-
-
 def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: int = 0) -> None:
     """Refuse before the work when the disk cannot hold it.
 
     Raises:
         UsageError: the file system of ``path`` has less than ``planned.peak_bytes - already_bytes`` free.
     """
-    existing = Path(path).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    existing, free = free_space(path)
     needed = planned.peak_bytes - already_bytes
     if needed > free:
         raise UsageError(

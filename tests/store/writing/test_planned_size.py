@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saecache.store import StorageConfig, UsageError, check_disk_space, plan_size
-from saecache.store.writing.disk import PlannedSize
+from saecache.store.writing.planned_size import PlannedSize
 
 
 @pytest.mark.parametrize("heldout_fraction", [0.0, 0.3])

@@ -1,0 +1,68 @@
+"""Room on a disk: looked at before the work, explained when it runs out."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .config import GIB
+from .errors import DiskFullError, UsageError
+
+_SPARE_BYTES = 64 << 20  # left free beside what is to come
+
+
+def free_space(path: Path | str) -> tuple[Path, int]:
+    """The nearest folder of ``path`` that exists, and the free bytes of its file system."""
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing, shutil.disk_usage(existing).free
+
+
+def check_room(
+    path: Path,
+    needed_bytes: int,
+    otherwise: str = "choose another folder, or train from the URL without a copy",
+) -> None:
+    """
+    Args:
+        otherwise: what to do instead.
+
+    Raises:
+        UsageError: the file system of ``path``, which need not exist yet, has too little space.
+    """
+    existing, free = free_space(path)
+    if needed_bytes and needed_bytes + _SPARE_BYTES > free:
+        raise UsageError(
+            f"not enough disk space at {existing}: {needed_bytes / GIB:.2f} GiB are to come, "
+            f"{free / GIB:.2f} GiB are free; {otherwise}"
+        )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or the quota on it, is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_explained(path: Path) -> Iterator[None]:
+    """Turn a full disk, a quota or a limit of the process into a message that says what to do.
+
+    Raises:
+        DiskFullError: no space left, or files may not grow that large.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFullError(
+                f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
+                "make room and run the same command again, it continues there"
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise DiskFullError(
+                f"{path}: files may not grow that large here ({error.strerror}): raise the limit (ulimit -f) "
+                "and run the same command again, it continues"
+            ) from error
+        raise
