@@ -36,7 +36,7 @@ GOOD: dict[str, Any] = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 6
         ({"optimizer": {"learning_rate": -1}}, "learning_rate"),
         ({"optimizer": {"kind": "sgd"}}, "expected one of adam, adamw"),
         ({"schedule": {"decay": "step"}}, "expected one of constant, linear, cosine"),
-        ({"normalization": "zscore"}, "expected one of unit, none, scale, layer_norm"),
+        ({"normalization": "zscore"}, "expected one of unit, none, scale, unit_scale, layer_norm"),
         ({"bach_rows": 3}, r"bach_rows: unknown key \(did you mean 'batch_rows'"),
     ],
 )
