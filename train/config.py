@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..store.normalization import NormalizationKind
 from . import grid
 from .optimizer_config import OptimizerConfig, ScheduleConfig
 from .variant import Variant
@@ -85,8 +86,7 @@ class TrainConfig(BaseModel):
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     hook: str | None = None  # null: the cache's only hook
-    # null: as the cache stores it
-    normalization: Literal["unit", "none", "scale", "unit_scale", "layer_norm"] | None = None
+    normalization: NormalizationKind | None = None  # null: as the cache stores it
     num_latents: PositiveInt | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
     batch_rows: PositiveInt = 4096
