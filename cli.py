@@ -19,7 +19,7 @@ from .commands.parts import (
     print_pairs,
     train_command,
 )
-from .store.errors import SaecacheError
+from .common.errors import SaecacheError
 
 app = typer.Typer(
     name="saecache",

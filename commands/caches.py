@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..store.errors import SaecacheError, UsageError
+from ..common.errors import SaecacheError, UsageError
 from .parts import (
     JsonFlag,
     cache_app,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from ..store.errors import SaecacheError
+from ..common.errors import SaecacheError
 
 P = ParamSpec("P")
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from .recipes import find_recipe, suggest
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

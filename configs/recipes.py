@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 
 KINDS = ("harvest", "train", "papers", "synthetic")
 

@@ -1,8 +1,8 @@
 """Cache + SAEs -> metrics, ``results.json`` and one HTML report."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..common.lazy import lazy_names
 from .config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -16,16 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["EvaluateConfig", "Results", "SplicedModel", "export_sae", "format_table", "run", "write_report"]
 
 _LAZY = {  # the first three import torch; the others need only results.json
-    "run": ".runner",
-    "export_sae": ".export",
-    "SplicedModel": ".language_model",
-    "Results": ".results",
-    "format_table": ".table",
-    "write_report": ".report",
+    "run": "runner",
+    "export_sae": "export",
+    "SplicedModel": "language_model",
+    "Results": "results",
+    "format_table": "table",
+    "write_report": "report",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)

@@ -1,12 +1,12 @@
 """Settings of an evaluation. They are recorded with the results."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ..common.frozen import FrozenModel
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(FrozenModel):
     """What is measured, on how much, and how many latents are shown."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_rows: int = Field(500_000, ge=1)
     """At most this many rows, the first of the held-out split in reading order."""
@@ -24,5 +24,5 @@ class EvaluateConfig(BaseModel):
     """Tokens shown on each side of the peak."""
     seed: int = 0
     """Chooses the shown latents and the scored sequences."""
-    device: str | None = None
+    device: str = "auto"
     """Where SAEs are evaluated; None takes CUDA or MPS when there is one, else the CPU."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..common.errors import UsageError
 from ..store import ActivationCache
-from ..store.errors import UsageError
 from .results import LanguageModelMetrics
 from .scored import ScoredSequences
 

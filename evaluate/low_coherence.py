@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 
 MOST_ITERATIONS = 3000
 STEP, MOMENTUM = 0.02, 0.9

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from ..common.errors import UsageError
 from ..store import ActivationCache
-from ..store.errors import UsageError
 from ..train import SAE, Pairs
 from .config import EvaluateConfig
 from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample_latents

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from ..store.reading.reader import ActivationCache
 from ..train.pairs import Pairs
 from ..train.sae import SAE

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..common.errors import UsageError
 from ..store.durable import write_bytes
-from ..store.errors import UsageError
 
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"

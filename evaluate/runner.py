@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from ..common.devices import choose_device
+from ..common.errors import UsageError
+from ..common.versions import software_versions
 from ..store import ActivationCache, open_cache
-from ..store.errors import UsageError
 from ..train import SAE
 from .config import EvaluateConfig
 from .contexts import DecodeToken, measured_places
@@ -69,7 +70,7 @@ def run(
     places = None
     if has_tokens and config.num_latents:
         places = measured_places(cache, rows.split, rows.first, rows.count)
-    device = config.device or _best_device()
+    device = choose_device(config.device, float64=True)
     decode_token = decode_token or "⟨{}⟩".format
     measured = [
         measure_sae(
@@ -89,7 +90,7 @@ def run(
         costs = _language_model(model, cache, found, rows, config, device, show_progress)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=_software(),
+        software=software_versions(_SOFTWARE),
         settings=config.model_dump(),
         cache=_summary(cache, rows),
         definitions=DEFINITIONS,
@@ -114,19 +115,13 @@ def _config(settings: dict[str, Any]) -> EvaluateConfig:
         raise UsageError(f"bad evaluation settings: {problems}. The settings are {known}.") from None
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _language_model(
     model: SplicedModel,
     cache: ActivationCache,
     targets: Sequence[Target],
     rows: MeasuredRows,
     config: EvaluateConfig,
-    device: str,
+    device: torch.device,
     show_progress: bool,
 ) -> dict[str, LanguageModelMetrics]:
     sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
@@ -180,13 +175,3 @@ def _summary(cache: ActivationCache, rows: MeasuredRows) -> CacheSummary:
         split=rows.split,
         rows=rows.count,
     )
-
-
-def _software() -> dict[str, str]:
-    versions = {}
-    for name in _SOFTWARE:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree, or without the optional package
-            continue
-    return versions

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..common.errors import UsageError
 from ..store import ActivationCache
-from ..store.errors import UsageError
 
 _BLOCK_SEQUENCES = 256
 _BLOCK_ROWS = 2**20

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ..common.errors import SaecacheError, UsageError
+from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
-from ..store.errors import SaecacheError, UsageError
 from ..store.manifest import Manifest
 from ..store.reading.reader import ActivationCache, open_cache
 from ..store.writing.output import inspect_output
@@ -26,10 +27,8 @@ BLOCK_ROWS = 4096  # whose random numbers have one seed
 PROBED = 8  # numbers of the first direction that a cache remembers
 
 
-class Bucket(BaseModel):
+class Bucket(FrozenModel):
     """Features that are alike: on average ``frequency`` of the rows have each, with N(0, scale²) of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     num_features: PositiveInt
@@ -48,10 +47,8 @@ TABLE_2 = (
 )
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(FrozenModel):
     """X = S Aᵀ + noise. The defaults are the paper's, where it does not contradict itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_rows: PositiveInt = 10_000
     width: PositiveInt = 256

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from ..common.errors import UsageError
 from ..store import ActivationCache
-from ..store.errors import UsageError
 from ..train import SAE, load_sae
 from .results import RESULTS_NAME
 
@@ -20,7 +22,7 @@ class Target:
     name: str
     sae_dir: Path
 
-    def load(self, device: str = "cpu") -> SAE:
+    def load(self, device: str | torch.device = "cpu") -> SAE:
         return load_sae(self.sae_dir, device)
 
 

@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 
 LOG_NAME = "metrics.jsonl"
 CURVES = ("fvu", "l0", "dead")

@@ -1,10 +1,10 @@
 """Text -> tokens -> model -> rows -> store. ``saecache.harvest(config)`` calls this module."""
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..common.lazy import lazy_names
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
@@ -16,17 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["HarvestConfig", "HarvestResult", "LanguageModel", "load_model_of", "run"]
 
 _LAZY = {  # these import torch and transformers, so they wait until they are used
-    "LanguageModel": ".model",
-    "load_model_of": ".model",
-    "HarvestResult": ".runner",
-    "run": ".runner",
+    "LanguageModel": "model",
+    "load_model_of": "model",
+    "HarvestResult": "runner",
+    "run": "runner",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 class _CallableModule(ModuleType):

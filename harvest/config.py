@@ -2,16 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(_Config):
+class ModelConfig(FrozenModel):
     """Which language model."""
 
     name: str = Field(min_length=1, description="hub name (org/model), a local folder, or 'builtin:demo'")
@@ -25,7 +22,7 @@ class ModelConfig(_Config):
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
 
 
-class HubText(_Config):
+class HubText(FrozenModel):
     """A dataset of the Hugging Face hub, streamed."""
 
     kind: Literal["hub"] = "hub"
@@ -39,7 +36,7 @@ class HubText(_Config):
     column: str = Field(default="text", min_length=1)
 
 
-class FilesText(_Config):
+class FilesText(FrozenModel):
     """Local files, in the order of their paths."""
 
     kind: Literal["files"] = "files"
@@ -57,7 +54,7 @@ class FilesText(_Config):
         return (value,) if isinstance(value, str) else value
 
 
-class BuiltinText(_Config):
+class BuiltinText(FrozenModel):
     """Text that needs no download."""
 
     kind: Literal["builtin"] = "builtin"
@@ -67,7 +64,7 @@ class BuiltinText(_Config):
 TextConfig = Annotated[HubText | FilesText | BuiltinText, Field(discriminator="kind")]
 
 
-class TokensConfig(_Config):
+class TokensConfig(FrozenModel):
     """How documents become sequences of ``context`` positions."""
 
     context: int = Field(ge=1, le=1 << 20, description="positions of a sequence")
@@ -101,7 +98,7 @@ class TokensConfig(_Config):
         return self
 
 
-class SelectionConfig(_Config):
+class SelectionConfig(FrozenModel):
     """Which positions become rows. Padding never does."""
 
     exclude_bos: bool = Field(default=True, description="leave out the BOS that begins a sequence")
@@ -116,7 +113,7 @@ class SelectionConfig(_Config):
     )
 
 
-class HarvestConfig(_Config):
+class HarvestConfig(FrozenModel):
     """One harvest. ``num_tokens`` counts the positions run through the model, padding not counted."""
 
     model: ModelConfig

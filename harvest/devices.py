@@ -5,27 +5,10 @@ from typing import Any
 
 import torch
 
-from ..store.errors import UsageError
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
 _MIN_WIDTH_FOR_CPU_BF16 = 512
 _WORTHWHILE_SPEEDUP = 1.3
-
-
-def resolve_device(device: str) -> torch.device:
-    """'auto' is CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: a device that this machine (or this build of torch) does not have.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[device]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise UsageError(f"device={device}: torch finds none here; available: {there}")
-    return torch.device(device)
 
 
 def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
@@ -47,11 +30,6 @@ def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
     ):
         return "bfloat16"
     return "float32"
-
-
-def device_name(device: torch.device) -> str:
-    """For the provenance: which hardware this was."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _cpu_has_bf16() -> bool:

@@ -6,7 +6,7 @@ Bad activations are told at once, and the norms that attention sinks are judged 
 import numpy as np
 import torch
 
-from ..store.errors import BadActivationError, UsageError
+from ..common.errors import BadActivationError, UsageError
 from .forward import RowReader, cpu_block, whole_blocks
 from .model import LanguageModel
 from .packing import Cursor

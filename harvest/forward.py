@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from .model import LanguageModel
 from .packing import Sequences
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 
 NAMED_HOOKS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 _NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.(\d+)")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from ..store.errors import UsageError
+from ..common.devices import choose_device
+from ..common.errors import UsageError
 from .config import ModelConfig
-from .devices import DTYPES, resolve_device, resolve_dtype
+from .devices import DTYPES, resolve_dtype
 from .hooks import HookPoint, check_layers, read_hooks, replaced, resolve_hook
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .probe import probe
@@ -52,7 +53,7 @@ class LanguageModel:
         files = locate_model(name, revision, trust_remote_code=trust_remote_code)
         config = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
         settings = read_model_settings(files, config)
-        place = resolve_device(device)
+        place = choose_device(device)
         dtype = resolve_dtype(dtype, place, settings.get_text_config().hidden_size)
         return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
 
@@ -204,7 +205,7 @@ def load_model_of(
     model = LanguageModel.from_files(
         files,
         dtype=str(facts["dtype"]),
-        device=resolve_device(device),
+        device=choose_device(device),
         trust_remote_code=trust_remote_code,
     )
     if model.weights_sha256 != facts["weights_sha256"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from .network import network_errors
 
 DEMO_MODEL = "builtin:demo"

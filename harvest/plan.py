@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ..common.devices import choose_device
 from .config import HarvestConfig
-from .devices import resolve_device, resolve_dtype
+from .devices import resolve_dtype
 from .identity import Existing, check_extends, check_same, look_at_output, pinned
 from .model import LanguageModel, check_model, read_model_settings
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
@@ -67,7 +68,7 @@ def make_plan(
     place, existing = finished or (path, look_at_output(path))
     known = existing or base
     before = pinned(known, "model")
-    device = resolve_device(config.device)
+    device = choose_device(config.device)
     revision = config.model.revision
     if revision is None and before.get("name") == config.model.name:
         revision = before.get("revision")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from .hooks import HookPoint, parse_hook, read_hooks, resolve_hook
 
 PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8

@@ -1,12 +1,12 @@
 """Facts about a run that do not make it another cache: software, hardware, speed."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from .devices import device_name
+from ..common.devices import device_name
+from ..common.versions import software_versions
 from .plan import Plan
 from .progress import Progress
 
@@ -18,7 +18,7 @@ def run_facts(plan: Plan, progress: Progress) -> dict[str, Any]:
     folder = {} if plan.files.from_hub or plan.files.name.startswith("builtin:") else _folder(plan)
     return {
         **folder,
-        "software": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "software": software_versions(_PACKAGES),
         "device": plan.device.type,
         "device_name": device_name(plan.device),
         "machine": platform.machine(),
@@ -33,10 +33,3 @@ def run_facts(plan: Plan, progress: Progress) -> dict[str, Any]:
 def _folder(plan: Plan) -> dict[str, Any]:
     """Where a local model was: a cache names it only by the last part of that."""
     return {"model_folder": str(plan.files.folder)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -10,6 +10,7 @@ from time import monotonic
 import torch
 from tqdm import tqdm
 
+from ..common.interrupts import stop_on_signals
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
 from ..store.identity import fingerprint, whole_identity
 from ..store.remote.opening import read_manifest_at
@@ -26,7 +27,7 @@ from .progress import Progress
 from .provenance import run_facts
 from .recorder import Recorder, Step
 from .sizing import planned_size
-from .stages import run_overlapped, stop_on_signals
+from .stages import run_overlapped
 from .stream import Batch, batches
 from .target import Target, open_target
 

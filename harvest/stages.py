@@ -1,12 +1,8 @@
 """Three stages at once: one thread reads text ahead, this one runs the model, another writes rows."""
 
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -57,30 +53,3 @@ def run_overlapped(
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
         writer.shutdown(wait=True)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM only ask for a stop at the next good moment; a second one interrupts at
-    once.
-
-    Yields a function that tells whether a stop was asked for. Outside the main thread, where Python delivers
-    no signals, nothing changes.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

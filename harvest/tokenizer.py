@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.errors import SaecacheError, UsageError
+from ..common.errors import SaecacheError, UsageError
 from .config import TokensConfig
 from .packing import PackingRule, TokenDocument
 from .sources import Document

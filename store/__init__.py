@@ -3,16 +3,16 @@
 Names are imported on first use: what the command line needs for ``--help`` and ``cache info`` loads no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .errors import (
+from ..common.errors import (
     BadActivationError,
     CorruptCacheError,
     IncompleteCacheError,
     SaecacheError,
     UsageError,
 )
+from ..common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .config import StorageConfig as StorageConfig
@@ -72,10 +72,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

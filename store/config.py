@@ -2,17 +2,16 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ..common.frozen import FrozenModel
 from .encoding.codecs import Codec
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
-class StorageConfig(BaseModel):
+class StorageConfig(FrozenModel):
     """What is stored, in which pieces, and how much memory writing it may take."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float16", "float32", "bfloat16", "int8"] = Field(
         default="float16",

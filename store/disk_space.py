@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..common.errors import DiskFullError, UsageError
 from .config import GIB
-from .errors import DiskFullError, UsageError
 
 _SPARE_BYTES = 64 << 20  # left free beside what is to come
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..common.errors import UsageError
 from .config import StorageConfig
-from .errors import UsageError
 
 OWN_KEYS = ("hooks", "context", "seed", "heldout_fraction", "storage")  # what the writer adds to a source
 

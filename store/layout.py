@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..common.errors import UsageError
 from .encoding.codecs import BloscCodec, ZstdCodec, max_encoded_bytes
-from .errors import UsageError
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "int8"]
 TokensKind = Literal["ids and documents", "documents", "none"]

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -22,8 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ..common.frozen import FrozenModel
 from .encoding.codecs import Codec
-from .errors import CorruptCacheError, IncompleteCacheError, UsageError
 from .identity import canonical_json, fingerprint
 from .layout import (
     MAX_CHUNK_BYTES,
@@ -48,20 +47,16 @@ _Count = Annotated[int, Field(ge=0, le=2**48)]
 _Finite = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 
 
-class FileInfo(BaseModel):
+class FileInfo(FrozenModel):
     """One file of the cache."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     size: _Count
     sha256: _Hex64
 
 
-class HookInfo(BaseModel):
+class HookInfo(FrozenModel):
     """One hook: its width, and the scalars of its statistics over all training rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     d_model: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     mean_square_norm: _Finite = Field(description="mean over rows of the squared L2 norm of the raw row")
@@ -70,10 +65,8 @@ class HookInfo(BaseModel):
     )
 
 
-class Cut(BaseModel):
+class Cut(FrozenModel):
     """How arrays are cut into inner chunks and shards, in indices along the first axis."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chunk_rows: Annotated[int, Field(ge=1, le=2**24)]
     shard_rows: Annotated[int, Field(ge=1, le=2**40)]
@@ -87,10 +80,8 @@ class Cut(BaseModel):
         return self
 
 
-class Manifest(BaseModel):
+class Manifest(FrozenModel):
     """See ``README.md`` in this folder for each field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1, 2]
     needs_saecache: str | None = None

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .errors import UsageError
+from ..common.errors import UsageError
 
 NormalizationKind = Literal["unit", "none", "scale", "unit_scale", "layer_norm"]
 NORMALIZATIONS: tuple[str, ...] = get_args(NormalizationKind)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptCacheError
+from ..common.errors import CorruptCacheError
 from .layout import ArraySpec, index_size
 from .shard_file import ABSENT, CRC_BYTES, crc32c
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptCacheError
+from ..common.errors import CorruptCacheError
 
 MAX_METADATA_BYTES = 16 << 20  # of one array or group, or of the provenance
 MAX_DEPTH = 64

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.errors import CorruptCacheError
 from .derived.heldout import heldout_positions
-from .errors import CorruptCacheError
 from .keys import row_keys
 from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest, load_manifest

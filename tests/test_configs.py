@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 import saecache
+from saecache.common.errors import UsageError
 from saecache.configs import list_recipes, load_config
 from saecache.configs.loading import apply_override
 from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
-from saecache.store.errors import UsageError
 from saecache.train import TrainConfig
 
 ROOT = Path(saecache.__file__).parent

@@ -1,9 +1,10 @@
 """Store -> SAEs. ``saecache.train(config, cache)`` calls this module."""
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from ..common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
@@ -16,19 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["SAE", "Pairs", "TrainConfig", "TrainResult", "load_sae", "run"]
 
 _LAZY = {  # these import torch, so they wait until they are used
-    "Pairs": ".pairs",
-    "SAE": ".sae",
-    "TrainConfig": ".config",  # its variants are made of tensors
-    "TrainResult": ".runner",
-    "load_sae": ".sae",
-    "run": ".runner",
+    "Pairs": "pairs",
+    "SAE": "sae",
+    "TrainConfig": "config",  # its variants are made of tensors
+    "TrainResult": "runner",
+    "load_sae": "sae",
+    "run": "runner",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 class _CallableModule(ModuleType):

@@ -6,7 +6,7 @@ Legend: N rows, F latents.
 import torch
 from torch import Tensor
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from ..store.reading.reader import ActivationCache
 from .batch import block_rows
 from .kernels import encode_blocks

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..common.errors import SaecacheError
 from ..store.durable import fsync_folder, write_bytes
-from ..store.errors import SaecacheError
 from .metrics import InputSums
 from .sae import SAE, WEIGHTS_FILE
 from .tensor_file import read_tensors, write_tensors

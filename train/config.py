@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -14,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..common.frozen import FrozenModel
 from ..store.normalization import NormalizationKind
 from . import grid
 from .optimizer_config import OptimizerConfig, ScheduleConfig
@@ -23,19 +22,15 @@ from .variants import AnyVariant
 RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
 
 
-class ExpectedCache(BaseModel):
+class ExpectedCache(FrozenModel):
     """What the cache must be; a cache that is something else is refused before the first step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str | None = None  # a prefix of at least 8 characters is enough
     model: str | None = None  # the model's name, as the harvest was given it
 
 
-class InitialisationConfig(BaseModel):
+class InitialisationConfig(FrozenModel):
     """Where training starts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
     encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
@@ -44,28 +39,22 @@ class InitialisationConfig(BaseModel):
     median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
 
 
-class CalibrationConfig(BaseModel):
+class CalibrationConfig(FrozenModel):
     """Thresholds of inference set at the end of a run, on held-out rows; rules without one are left alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
     rows: PositiveInt = 16384  # the first held-out rows, or as many as there are
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(FrozenModel):
     """When the whole state of training is saved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_steps: PositiveInt = 1000
     keep: PositiveInt = 2
 
 
-class LogConfig(BaseModel):
+class LogConfig(FrozenModel):
     """What is written to metrics.jsonl, and where else it goes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_steps: PositiveInt = 50
     heldout_every_steps: PositiveInt | None = None  # a multiple of every_steps; null measures at the end only
@@ -75,13 +64,12 @@ class LogConfig(BaseModel):
     wandb_project: str | None = None  # needs the extra saecache[wandb]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(FrozenModel):
     """One pass over a cache that trains one or several SAEs, each batch read once for all of them.
 
     Lists in the settings of a variant are a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]

@@ -6,7 +6,7 @@ Legend: D model width, F latents.
 import torch
 from torch import Tensor
 
-from ..store.errors import SaecacheError
+from ..common.errors import SaecacheError
 from .config import InitialisationConfig
 from .optimizer import normalize_rows
 from .variant import Plan

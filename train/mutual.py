@@ -5,9 +5,10 @@ C.
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ..common.frozen import FrozenModel
 from .batch import Batch
 from .losses.aux_zipf import AuxZipf
 from .losses.auxk import AuxK
@@ -19,14 +20,12 @@ from .step import AuxiliaryLoss, train_selected
 from .variant import Plan
 
 
-class MutualTerms(BaseModel):
+class MutualTerms(FrozenModel):
     """loss = |x - reconstruction|² + AuxK + aux_zipf, and NFM and NFM-inf where asked for.
 
     Prevalence, which says which latents are dying, is a running mean; until a whole window has been seen no
     latent is said to be dying.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     auxk: AuxK | None = AuxK()
     aux_zipf: AuxZipf | None = AuxZipf()

@@ -2,16 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from ..common.frozen import FrozenModel
 
 LearningRate = Literal["auto"] | PositiveFloat
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(FrozenModel):
     """Adam or AdamW, the same for every parameter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["adam", "adamw"] = "adam"
     learning_rate: LearningRate = "auto"  # auto: 2e-4 * sqrt(2**14 / latents), Gao et al. 2024, section 3
@@ -21,10 +21,8 @@ class OptimizerConfig(BaseModel):
     clip_norm: PositiveFloat | None = 1.0  # global gradient norm; null switches clipping off
 
 
-class OptimizerOverrides(BaseModel):
+class OptimizerOverrides(FrozenModel):
     """Settings of :class:`OptimizerConfig` that one variant changes; null keeps the run's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: LearningRate | None = None
     betas: Betas | None = None
@@ -42,10 +40,8 @@ class OptimizerOverrides(BaseModel):
         return config.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
-class ScheduleConfig(BaseModel):
+class ScheduleConfig(FrozenModel):
     """Factor on the learning rate over the run. Numbers below 1 are fractions of it, others are steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     warmup: NonNegativeFloat = 0.02  # linear from 0
     decay: Literal["constant", "linear", "cosine"] = "linear"

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..store.errors import UsageError
+from ..common.devices import choose_device
+from ..common.errors import UsageError
 from ..store.reading.reader import ActivationCache
 from .config import ExpectedCache, TrainConfig
 from .feed import num_steps, usable_rows
@@ -66,7 +67,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
-    device = choose_device(config.device)
+    device = choose_device(config.device, float64=True)
     if problems:
         raise UsageError(_listed(problems))
     return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans))
@@ -111,20 +112,6 @@ def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
     if len(cache.hooks) == 1:
         return cache.hooks[0]
     raise UsageError(f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}")
-
-
-def choose_device(name: str) -> torch.device:
-    """A torch device; ``auto`` is the GPU if there is one.
-
-    Raises:
-        UsageError: there is no such device here, or it knows no float64, which sums are kept in.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name, dtype=torch.float64).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UsageError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ..store.errors import UsageError
+from ..common.errors import UsageError
 from ..store.reading.reader import ActivationCache
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from ..common.errors import UsageError
 from ..store.durable import TEMPORARY_SUFFIX, write_bytes
-from ..store.errors import UsageError
 from ..store.identity import differences
 from .config import TrainConfig
 

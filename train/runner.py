@@ -1,18 +1,16 @@
 """``run(config, cache, out)``: plan, start or resume, train, save. ``saecache.train`` calls it."""
 
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..store.errors import SaecacheError
+from ..common.errors import SaecacheError
+from ..common.interrupts import stop_on_signals
 from ..store.reading.reader import ActivationCache, open_cache
 from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
 from .config import TrainConfig
@@ -99,7 +97,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
     with (
         matmul_precision(config.matmul_precision),
-        _interruptible() as stop_asked,
+        stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step) as watched,
     ):
         events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
@@ -136,26 +134,3 @@ def matmul_precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM lets the step finish and asks to stop; a second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
-        yield asked.is_set
-        return
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def ask(*_: Any) -> None:
-        asked.set()
-        restore()
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        restore()

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import SerializeAsAny, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..common.errors import UsageError
+from ..common.frozen import FrozenModel
 from ..store.durable import write_bytes
-from ..store.errors import UsageError
 from ..store.normalization import Normalizer
 from .batch import Rows
 from .kernels import decode
@@ -30,10 +31,8 @@ ENCODE_ROWS = 16384  # rows encoded at a time by forward()
 Space = Literal["normalized", "raw"]
 
 
-class SAEConfig(BaseModel):
+class SAEConfig(FrozenModel):
     """``cfg.json``. ``variant`` holds every setting of the kind; what comes before it is easy to read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     kind: str

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
+from ..common.frozen import FrozenModel
 from .pairs import Pairs
 
 SUM, WEIGHT = "threshold_sum", "threshold_weight"
 
 
-class RunningThreshold(BaseModel):
+class RunningThreshold(FrozenModel):
     """Exponential mean of the least value that the batch rule selected, free of the bias of its start."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start_step: NonNegativeInt = 0  # steps before this one are not averaged

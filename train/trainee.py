@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..store.errors import SaecacheError
+from ..common.errors import SaecacheError
 from .batch import Batch, Outcome
 from .dead import count_rows, dead_latents
 from .kernels.threads import torch_on_one_thread

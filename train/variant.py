@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from ..common.frozen import FrozenModel
 from .batch import Batch, Rows
 from .optimizer import Optimizer
 from .optimizer_config import OptimizerOverrides
@@ -33,15 +34,13 @@ class Plan:
         return self.batch_rows * self.batches_of_step
 
 
-class Variant(BaseModel, ABC):
+class Variant(FrozenModel, ABC):
     """One kind of SAE. A new one is a subclass with its own ``kind`` in a new file of ``train/variants/``.
 
     The engine calls :meth:`forward_backward` once a step; whatever it does, it is built from
     :mod:`.step`: pairs are selected, :func:`.step.reconstruct` decodes them and returns the gradient of their
     values, :func:`.step.backpropagate` carries gradients of pre-activations into the encoder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")

@@ -7,20 +7,20 @@ Legend: B rows of a batch, F latents, k active latents per row, i rank of a late
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
+
+from ..common.frozen import FrozenModel
 
 GOLDEN_RATIO = 0.6180339887498949
 
 
-class Zipf(BaseModel):
+class Zipf(FrozenModel):
     """The law m_i ~ 1 / (i + beta)^alpha, cut off at F latents and scaled to k * B matches per batch.
 
     The defaults are what the paper fitted on GPT-2's residual stream; it fixes alpha to 1 and reuses beta for
     other widths.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: NonNegativeFloat = 1.0
     beta: Annotated[float, Field(gt=-1)] = 6.8

@@ -1,7 +1,8 @@
 """A trained SAE -> the files of another library, compared with it before they count as written."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .runner import Export as Export
@@ -10,7 +11,5 @@ if TYPE_CHECKING:
 __all__ = ["Export", "export_sae"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # they import torch, so they wait until they are used
-        return getattr(import_module(".runner", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# They import torch, so they wait until they are used.
+__getattr__ = lazy_names(__name__, {"Export": "runner", "export_sae": "runner"})

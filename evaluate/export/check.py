@@ -10,7 +10,7 @@ from math import isnan
 import torch
 from torch import Tensor
 
-from ...store.errors import SaecacheError
+from ...common.errors import SaecacheError
 from ...train import SAE
 from .format import Forward
 from .space import Space

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ...common.errors import SaecacheError, UsageError
 from ...store.disk_space import check_room, disk_explained
 from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
-from ...store.errors import SaecacheError, UsageError
 from ...store.remote import is_url
 
 LOCK_FILE = ".lock"

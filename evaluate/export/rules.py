@@ -7,7 +7,7 @@ exported without a change here, and :mod:`.check` compares what it computes.
 from dataclasses import dataclass
 from typing import Literal
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 from ...train import SAE
 
 Form = Literal["relu", "topk", "threshold", "gated"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ...common.errors import UsageError
 from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
-from ...store.errors import UsageError
 from ...train import SAE
 from ..measure import choose_rows
 from ..targets import Target, check_belongs, find_targets

@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 from ...store.normalization import SCALED
 from ...train import SAE
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 from ..config import FilesText
 from .base import Document
 from .formats import FileFormat, JsonLinesFormat, ParquetFormat, TextFormat

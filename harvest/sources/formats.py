@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 
 
 class FileFormat(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...store.errors import SaecacheError, UsageError
+from ...common.errors import SaecacheError, UsageError
 from ..config import HubText
 from ..network import network_errors
 from .base import Document

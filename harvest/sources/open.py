@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 from ..config import BuiltinText, FilesText, HubText
 from .base import TextSource
 

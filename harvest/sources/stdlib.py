@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ...store.errors import UsageError
+from ...common.errors import UsageError
 from ..builtin.stdlib_text import stdlib_documents, stdlib_fingerprint
 from .base import Document
 

@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from ...common.errors import UsageError
 from ..encoding.codecs import BloscCodec, ZstdCodec
-from ..errors import UsageError
 from ..layout import StoredDtype
 from ..reading.reader import ActivationCache
 from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of

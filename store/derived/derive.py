@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...common.errors import CorruptCacheError, UsageError
 from ..config import StorageConfig
 from ..encoding.records import RecordLayout
-from ..errors import CorruptCacheError, UsageError
 from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest, load_manifest
 from ..reading.reader import ActivationCache

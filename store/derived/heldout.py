@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptCacheError
+from ...common.errors import CorruptCacheError
 from ..keys import is_heldout
 from ..manifest import Manifest
 

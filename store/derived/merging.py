@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from ..identity import canonical_json, differences
 from ..manifest import Manifest
 from ..reading.reader import ActivationCache

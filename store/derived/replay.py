@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import BadActivationError
 from ..encoding.compact import decode_words, encode_words
 from ..encoding.records import RecordLayout
-from ..errors import BadActivationError
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache
 from ..reading.sharded_array import ShardedArray

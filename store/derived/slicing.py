@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from ..reading.reader import ActivationCache
 from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
 from .replay import Part

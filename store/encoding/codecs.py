@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ...common.frozen import FrozenModel
 
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
-class _Codec(BaseModel, ABC):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Codec(FrozenModel, ABC):
     @abstractmethod
     def metadata(self, itemsize: int) -> dict[str, Any]:
         """The codec in the array's metadata; ``itemsize`` is that of the array."""

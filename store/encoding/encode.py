@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from .compact import encode_words
 from .half import narrow
 from .records import RecordLayout

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, load_manifest

@@ -14,8 +14,8 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import CorruptCacheError
 from ..encoding.copying import copy_rows, widen_rows
-from ..errors import CorruptCacheError
 from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, crc32c
 from ..shard_index import parse_index

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import SaecacheError
+from ...common.errors import SaecacheError
 from .backend import Backend
 from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError, take_apart, translate
 

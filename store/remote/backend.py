@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from .credentials import s3_config
 from .settings import Patience
 from .urls import ObjectUrl

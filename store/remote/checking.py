@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..errors import CorruptCacheError
+from ...common.errors import CorruptCacheError
 from ..verify import VerifyReport
 from .access import ObjectInfo
 from .contents import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root

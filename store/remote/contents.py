@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..layout import PROVENANCE_GROUP
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 
 if TYPE_CHECKING:
     from obstore.store import S3Config

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import SaecacheError, UsageError
+from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .access import ObjectInfo

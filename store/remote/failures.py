@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..errors import CorruptCacheError, SaecacheError, UsageError
+from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 
 
 class RemoteError(SaecacheError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ..errors import CorruptCacheError, UsageError
+from ...common.errors import CorruptCacheError, UsageError
 from ..info import printable, readable_bytes
 from ..manifest import Manifest
 from .contents import ROOT, UNFINISHED, find_root, find_unfinished

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import filelock
 
+from ...common.errors import DiskFullError, SaecacheError
 from ..disk_space import is_full
 from ..durable import write_all
-from ..errors import DiskFullError, SaecacheError
 from .held import Held, hold_file, name_and_hold, remove_unless_held
 
 Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from ...common.errors import UsageError
 from ..config import GIB
-from ..errors import UsageError
 from .local_cache import LocalCache
 
 FOLDER_VARIABLE = "SAECACHE_CACHE_DIR"

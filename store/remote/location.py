@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ..durable import replacing
-from ..errors import CorruptCacheError, SaecacheError, UsageError
 from .access import Access, ObjectInfo
 from .backend import Backend
 from .failures import RemoteError, WrongBytesError

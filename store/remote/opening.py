@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptCacheError, SaecacheError
+from ...common.errors import CorruptCacheError, SaecacheError
 from ..info import provenance_facts
 from ..manifest import FileInfo, Manifest, load_manifest
 from ..untrusted import MAX_METADATA_BYTES, parse_json

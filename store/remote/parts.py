@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import CorruptCacheError
+from ...common.errors import CorruptCacheError
 
 PART_BYTES = 8 << 20
 _MAX_PARTS = 9000  # S3 takes 10,000

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 from .access import ObjectInfo
 from .contents import (
     PROVENANCE,

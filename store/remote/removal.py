@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import CorruptCacheError, UsageError
+from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
 from .access import ObjectInfo
 from .contents import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished

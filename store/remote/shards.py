@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary, ref
 
-from ..errors import DiskFullError, UsageError
+from ...common.errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
 from .held import Held
 from .local_cache import LocalCache

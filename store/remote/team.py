@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import SaecacheError
+from ...common.errors import SaecacheError
 from .listing import list_caches
 from .settings import Patience
 from .urls import is_url

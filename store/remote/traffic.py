@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 
 DEFAULT_CONCURRENCY = 8
 OnProgress = Callable[[int], None]

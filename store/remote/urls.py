@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from ..errors import UsageError
+from ...common.errors import UsageError
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")

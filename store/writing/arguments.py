@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import UsageError
 from ..encoding.encode import int32_copy
-from ..errors import UsageError
 from ..layout import TokensKind
 
 SequenceArrays = dict[str, NDArray[np.int32]]  # "ids" and "document", those that exist

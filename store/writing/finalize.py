@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ...common.errors import CorruptCacheError
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.compact import as_moments_need
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
-from ..errors import CorruptCacheError
 from ..layout import SPLITS, ArraySpec, Layout
 from ..manifest import FileInfo, HookInfo
 from ..reading.sharded_array import ShardedArray

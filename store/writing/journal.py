@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ...common.errors import CorruptCacheError
+from ...common.frozen import FrozenModel
 from ..durable import write_bytes
-from ..errors import CorruptCacheError
 from ..layout import TokensKind
 from .spill import SpillLengths
 
@@ -14,10 +15,8 @@ WORK_FOLDER = ".writing"
 JOURNAL = "journal.json"
 
 
-class Journal(BaseModel):
+class Journal(FrozenModel):
     """Everything that is needed to continue."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     identity: dict[str, Any]

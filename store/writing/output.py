@@ -7,8 +7,8 @@ from typing import Literal
 
 import filelock
 
+from ...common.errors import UsageError
 from ..durable import fsync_folder, make_folder
-from ..errors import UsageError
 from ..layout import TOP_FOLDERS
 from ..manifest import MANIFEST_ATTRIBUTE
 from ..untrusted import parse_json

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.errors import UsageError
 from ..config import GIB, StorageConfig
 from ..disk_space import free_space
 from ..encoding.records import RecordLayout
-from ..errors import UsageError
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
 from ..manifest import MAX_MANIFEST_BYTES
 

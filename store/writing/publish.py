@@ -1,12 +1,11 @@
 """The last step of writing: metadata of every array and group, provenance, and then the manifest."""
 
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ...common.versions import software_versions
 from ..durable import fsync_folder, write_bytes
 from ..layout import PROVENANCE_GROUP, Layout, group_metadata, metadata_bytes
 from ..manifest import MANIFEST_ATTRIBUTE, Manifest
@@ -20,7 +19,7 @@ def publish(path: Path, manifest: Manifest, provenance: Mapping[str, Any]) -> No
         write_bytes(path / node / "zarr.json", metadata_bytes(metadata))
     facts = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": software_versions(),
+        "software": software_versions(_SOFTWARE),
         **provenance,
     }
     write_bytes(path / PROVENANCE_GROUP / "zarr.json", metadata_bytes(group_metadata(facts)))
@@ -44,14 +43,3 @@ def root_metadata(manifest: Manifest) -> dict[str, Any]:
     root = group_metadata({MANIFEST_ATTRIBUTE: manifest.to_attribute()})
     listing = {"kind": "inline", "must_understand": False, "metadata": nested_metadata(manifest.layout)}
     return {**root, "consolidated_metadata": listing}
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what ends up in a cache."""
-    found = {"python": platform.python_version()}
-    for name in _SOFTWARE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from ...common.errors import UsageError
 from ..config import StorageConfig
-from ..errors import UsageError
 from ..layout import MAX_CONTEXT, MAX_WIDTH, check_hook_names
 from .planned_size import plan_layout
 

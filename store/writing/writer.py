@@ -10,11 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import BadActivationError, UsageError
 from ..config import StorageConfig
 from ..disk_space import disk_explained
 from ..encoding.encode import check_rows
 from ..encoding.records import RecordLayout
-from ..errors import BadActivationError, UsageError
 from ..identity import canonical_json, differences, fingerprint, whole_identity
 from ..keys import is_heldout, row_keys
 from ..layout import TokensKind

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from saecache.common.errors import UsageError
 from saecache.evaluate.recovery import correlation, match, recovery
 from saecache.evaluate.synthetic import GroundTruth, ground_truth, write_synthetic
-from saecache.store.errors import UsageError
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import SAE, TrainConfig, load_sae, run

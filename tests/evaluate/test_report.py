@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.evaluate import run, write_report
 from saecache.evaluate.report_data import script_safe_json
-from saecache.store.errors import UsageError
 
 HOSTILE = (
     "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>\"'&{{7*7}}"

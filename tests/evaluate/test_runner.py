@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.definitions import DEFINITIONS
 from saecache.evaluate.measure import choose_rows
 from saecache.evaluate.results import read_results
 from saecache.evaluate.targets import find_targets
 from saecache.store import CacheWriter, open_cache
-from saecache.store.errors import UsageError
 from saecache.train import load_sae
 from saecache.train.variants.topk import TopK
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from saecache.common.errors import SaecacheError, UsageError
 from saecache.configs import load_config
 from saecache.evaluate import synthetic
 from saecache.evaluate.low_coherence import (
@@ -18,7 +19,6 @@ from saecache.evaluate.low_coherence import (
     mutual_coherence,
 )
 from saecache.evaluate.synthetic import HOOK, GroundTruth, SyntheticConfig, ground_truth, write_synthetic
-from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import open_cache
 
 SMALL: dict[str, Any] = {

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.evaluate.training_log import read_training_curves
-from saecache.store.errors import UsageError
 
 
 def write(path, records, tail=""):

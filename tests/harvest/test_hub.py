@@ -168,7 +168,7 @@ def ask(hub: Hub, home: Path, code: str, *arguments: object) -> Any:
 READ_DATASETS = """
 from saecache.harvest.config import HubText
 from saecache.harvest.sources import open_source
-from saecache.store.errors import SaecacheError
+from saecache.common.errors import SaecacheError
 
 def read(start, pinned=None, **settings):
     try:
@@ -236,7 +236,7 @@ from pathlib import Path
 from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
 from saecache.harvest.runner import run
 from saecache.store import open_cache
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 
 def harvest():
     text = {"kind": "hub", "dataset": "org/text"}
@@ -294,9 +294,9 @@ def test_a_harvest_is_pinned_to_the_commits_it_found(
 def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    from saecache.common.errors import UsageError
     from saecache.harvest.config import HubText
     from saecache.harvest.sources import hub as hub_source
-    from saecache.store.errors import UsageError
 
     def load_dataset(*_: object, **__: object) -> None:
         raise ValueError("Compression type zstd not supported")
@@ -310,9 +310,9 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    from saecache.common.errors import SaecacheError
     from saecache.harvest.config import HubText
     from saecache.harvest.sources import hub as hub_source
-    from saecache.store.errors import SaecacheError
 
     def broken() -> Iterator[dict[str, str]]:
         yield {"text": "one"}

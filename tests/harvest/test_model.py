@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
 from saecache.harvest.model_files import fetch_weights, locate_model, weights_sha256
-from saecache.store.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import saecache
+from saecache.common.errors import BadActivationError, SaecacheError, UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
 from saecache.harvest.runner import run
 from saecache.harvest.target import default_path
 from saecache.store import ActivationCache, open_cache
-from saecache.store.errors import BadActivationError, SaecacheError, UsageError
 from saecache.store.info import read_provenance
 
 MakeConfig = Callable[..., HarvestConfig]

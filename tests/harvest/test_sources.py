@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.harvest.config import BuiltinText, FilesText
 from saecache.harvest.sources import TextSource, open_source
 from saecache.harvest.sources.stdlib import StdlibSource
-from saecache.store.errors import UsageError
 
 TEXTS = ["one", "", "three\nlines\r\nhere", "vier – fünf", "6" * 5000, "seven", "eight"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from saecache.harvest.stages import run_overlapped, stop_on_signals
+from saecache.harvest.stages import run_overlapped
 
 
 def never() -> bool:
@@ -114,16 +114,3 @@ def test_a_stop_ends_between_items() -> None:
     run_overlapped(numbers(100), lambda i: i, written.append, should_stop=lambda: len(written) >= 5)
     assert written == list(range(len(written)))
     assert 5 <= len(written) < 15
-
-
-def test_signals_only_matter_in_the_main_thread() -> None:
-    seen = []
-
-    def elsewhere() -> None:
-        with stop_on_signals() as asked:
-            seen.append(asked())
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert seen == [False]

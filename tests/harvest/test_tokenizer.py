@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.harvest.config import TokensConfig
 from saecache.harvest.sources import Document
 from saecache.harvest.tokenizer import encode, load_tokenizer, packing_rule, tokenized, tokenizer_sha256
-from saecache.store.errors import UsageError
 
 
 @pytest.fixture(scope="module")

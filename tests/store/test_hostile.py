@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from saecache.common.errors import SaecacheError
 from saecache.store import (
     CacheWriter,
     CorruptCacheError,
@@ -30,7 +31,6 @@ from saecache.store import (
     verify_cache,
 )
 from saecache.store.encoding.codecs import ZstdCodec
-from saecache.store.errors import SaecacheError
 from saecache.store.identity import fingerprint
 from saecache.store.info import describe, read_provenance
 from saecache.store.layout import ArraySpec

@@ -31,7 +31,7 @@ def test_provenance_is_never_needed(tmp_path: Path) -> None:
 
 def test_loads_no_torch_zarr_or_numba() -> None:
     code = (
-        "import sys, saecache.store.errors, saecache.store.info, saecache.store.config;"
+        "import sys, saecache.common.errors, saecache.store.info, saecache.store.config;"
         "import saecache.store.writing.planned_size;"
         "print([name for name in ('torch', 'zarr', 'numba', 'transformers') if name in sys.modules])"
     )

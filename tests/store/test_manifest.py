@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from saecache.common.errors import SaecacheError
 from saecache.store import CorruptCacheError, UsageError
-from saecache.store.errors import SaecacheError
 from saecache.store.identity import canonical_json, differences, fingerprint
 from saecache.store.manifest import (
     FORMAT_VERSION,

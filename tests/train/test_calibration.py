@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.calibration import calibrated, calibrated_on

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.store.errors import SaecacheError
+from saecache.common.errors import SaecacheError
 from saecache.train.checkpoint import (
     failure_before,
     forget_failure,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.configs.loading import validate
-from saecache.store.errors import UsageError
 from saecache.train import TrainConfig
 from saecache.train.feed import num_steps
 from saecache.train.variants import VARIANTS

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from saecache.common.errors import UsageError
 from saecache.configs import load_config
 from saecache.configs.loading import validate
-from saecache.store.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from saecache.store.errors import SaecacheError
+from saecache.common.errors import SaecacheError
 from saecache.train import initialisation
 from saecache.train.config import InitialisationConfig
 from saecache.train.initialisation import geometric_median, initial_parameters

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.planning import plan_run

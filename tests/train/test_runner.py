@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.store.errors import SaecacheError, UsageError
+from saecache.common.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import TrainConfig, run

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.store.errors import UsageError
+from saecache.common.errors import UsageError
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run

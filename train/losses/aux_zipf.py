@@ -5,9 +5,10 @@ Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sect
 from functools import partial
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ...common.frozen import FrozenModel
 from ..step import AuxiliaryLoss
 from ..zipf import Zipf
 from .auxk import reconstruct_leftover
@@ -16,14 +17,12 @@ LAST_SHARE = 0.25  # only the least prevalent quarter can be dying
 LOW_RATIO = 0.6  # of the prevalence that Zipf's law expects at the rank
 
 
-class AuxZipf(BaseModel):
+class AuxZipf(FrozenModel):
     """L_aux_zipf = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
 
     ê decodes, without bias, the top ``k`` dying latents of each row after ReLU. Dead latents are dying ones
     too, as in Definition 3.1. The paper gives no coefficient and no k: these are AuxK's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coefficient: PositiveFloat = 1 / 32
     k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations

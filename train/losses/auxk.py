@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ...common.frozen import FrozenModel
 from ..batch import Batch
 from ..selection import select_per_row
 from ..step import backpropagate, reconstruct
@@ -12,14 +13,12 @@ from ..step import backpropagate, reconstruct
 SOME_PAIRS = 1 << 18  # worked on at a time: k is ten times that of the codes, and so would temporaries be
 
 
-class AuxK(BaseModel):
+class AuxK(FrozenModel):
     """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
 
     ê decodes, without bias, the top ``k`` dead latents of each row after ReLU. The gradient reaches W_dec and
     the encoder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coefficient: PositiveFloat = 1 / 32
     k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations

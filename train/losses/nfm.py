@@ -6,9 +6,10 @@ Legend: D model width, F latents, b latents of a block.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ...common.frozen import FrozenModel
 from ..batch import Batch, block_rows
 from ..kernels import accumulate_by_latent, matmul, total
 from ..optimizer import TINY
@@ -18,10 +19,8 @@ GRAM_ROWS = 4096  # latents whose unit rows are in memory at a time
 PURPOSE = 2  # of the random numbers
 
 
-class NFM(BaseModel):
+class NFM(FrozenModel):
     """coefficient * ‖Ŵ Ŵᵀ‖ (Frobenius), which is ‖Ŵᵀ Ŵ‖: a matrix of D x D."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coefficient: PositiveFloat
 
@@ -42,7 +41,7 @@ class NFM(BaseModel):
             batch.gradients["W_dec"][start : start + GRAM_ROWS].add_(d_unit.div_(norms))
 
 
-class NFMInf(BaseModel):
+class NFMInf(FrozenModel):
     """coefficient * mean over latents i of the largest entry of row i of Ŵ Ŵᵀ, over j ≠ i, by blocks of rows.
 
     As printed the maximum is over all j; row i's largest entry is then always its own 1, and the loss a
@@ -50,8 +49,6 @@ class NFMInf(BaseModel):
     more than the encoder's where F is above the rows of the batch: ``sample`` latents i a step estimate the
     mean without bias.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coefficient: PositiveFloat
     include_diagonal: bool = False

@@ -1,15 +1,14 @@
 """What penalties of sparsity share."""
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
+from ...common.frozen import FrozenModel
 from ..batch import Batch
 from ..schedule import in_steps
 
 
-class Penalty(BaseModel):
+class Penalty(FrozenModel):
     """A coefficient that grows linearly from 0 over ``warmup``: first find directions, then have a price."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coefficient: PositiveFloat
     warmup: NonNegativeFloat = 0.05  # below 1 a fraction of the run, else steps

@@ -5,9 +5,10 @@ al. 2023, appendix "Neuron Resampling". No ghost gradients: between resamplings 
 from collections.abc import Callable, Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ...common.frozen import FrozenModel
 from ..batch import Batch
 from ..kernels import decode
 from ..optimizer import Optimizer, normalize_rows
@@ -18,7 +19,7 @@ STATE = "steps_since_active"
 PURPOSE = 1  # of the random numbers
 
 
-class Resampling(BaseModel):
+class Resampling(FrozenModel):
     """At steps ``every_steps``, 2 ``every_steps``, ... each idle latent gets the direction of a row of the
     batch.
 
@@ -28,8 +29,6 @@ class Resampling(BaseModel):
     moments are 0. The paper draws from 819,200 rows, we draw from the batch at hand: large batches come
     closer.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_steps: PositiveInt = 25_000
     times: PositiveInt = 4

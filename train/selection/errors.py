@@ -5,7 +5,7 @@ Legend: b rows of a block, F latents.
 
 from torch import Tensor
 
-from ...store.errors import SaecacheError
+from ...common.errors import SaecacheError
 from .bounds import RowNorms
 
 LARGEST = 1e38  # leaves room for rounding and for the bounds

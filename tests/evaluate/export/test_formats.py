@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.export import Export, export_sae
 from saecache.evaluate.export.runner import FORMATS
-from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
 from saecache.train.variants import VARIANTS

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saecache.common.errors import UsageError
 from saecache.evaluate.export import export_sae
 from saecache.evaluate.export.runner import FORMATS
-from saecache.store.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
 from saecache.train.variants import VARIANTS

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.export import export_sae
 from saecache.evaluate.export.new_folder import new_folder
 from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
-from saecache.store.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, Pairs, load_sae
 from saecache.train.batch import Rows

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from saecache.common.errors import DiskFullError
 from saecache.store import SaecacheError, UsageError
-from saecache.store.errors import DiskFullError
 from saecache.store.remote.local_cache import LocalCache
 from saecache.store.remote.local_settings import check_limit, default_folder, open_local_cache
 

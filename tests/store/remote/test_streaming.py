@@ -19,9 +19,9 @@ import psutil
 import pytest
 import torch
 
+from saecache.common.errors import DiskFullError
 from saecache.store import ActivationCache, CorruptCacheError, SaecacheError, UsageError, open_cache
 from saecache.store.durable import write_all
-from saecache.store.errors import DiskFullError
 from saecache.store.manifest import FileInfo
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.remote import Location, Patience, open_location

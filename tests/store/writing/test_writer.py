@@ -413,8 +413,8 @@ def test_a_full_disk_is_explained_and_resumable(
 ) -> None:
     import errno
 
+    from saecache.common.errors import DiskFullError
     from saecache.store import shard_file
-    from saecache.store.errors import DiskFullError
 
     calls = 0
 

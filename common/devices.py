@@ -1,0 +1,47 @@
+"""The device that a stage runs on."""
+
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str, *, float64: bool = False) -> "torch.device":
+    """The torch device called ``name``: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``.
+
+    ``auto`` is CUDA where there is one, then MPS, then the CPU.
+
+    Args:
+        float64: the stage keeps sums in float64, which MPS does not have: ``auto`` then passes over MPS.
+
+    Raises:
+        UsageError: this machine, or this build of torch, has no such device, or it lacks float64.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device(next(one for one in _available() if one != "mps" or not float64))
+    try:
+        return torch.empty(0, device=name, dtype=torch.float64 if float64 else torch.float32).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device={name!r} cannot be used here: {reason}; available: {', '.join(_available())}"
+        ) from None
+
+
+def device_name(device: "torch.device") -> str:
+    """The hardware's own name where torch knows it, else the device type."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _available() -> list[str]:
+    """Device types that torch finds here, the fastest first."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, there in found.items() if there]

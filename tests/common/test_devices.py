@@ -1,0 +1,30 @@
+"""One function picks the device of every stage."""
+
+import pytest
+import torch
+
+from saecache.common.devices import choose_device
+from saecache.common.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:1", "cuda:99", "abacus"])
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(name: str) -> None:
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    if name in ("cuda", "cuda:1") and torch.cuda.device_count() > int(name == "cuda:1"):
+        pytest.skip("this machine has it")
+    with pytest.raises(UsageError, match=f"device='{name}' cannot be used here: .*; available: .*cpu"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("float64", [False, True])
+def test_the_cpu_is_always_there(float64: bool) -> None:
+    assert choose_device("cpu", float64=float64) == torch.device("cpu")
+    assert choose_device("auto", float64=float64).type in ("cpu", "cuda", "mps")
+
+
+def test_auto_passes_over_mps_where_sums_are_kept_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "mps"
+    assert choose_device("auto", float64=True).type == "cpu"
