@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import caches, export, sharing  # noqa: F401 - the commands below "saecache cache"
+from .commands import export
 from .commands.parts import (
     JsonFlag,
     cache_app,

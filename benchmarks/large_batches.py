@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from step import memory, timed
 
-from saecache.train.initialisation import initial_parameters
-from saecache.train.kernels.scratch import release_scratch
-from saecache.train.optimizer_config import OptimizerConfig
-from saecache.train.trainee import Trainee
-from saecache.train.variant import Plan
+from saecache.train.backends.scratch import release_scratch
+from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.trainee import Trainee
+from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS
+from saecache.train.variants.base.variant import Plan
 
 SIZES = "4096x4096,16384x4096,65536x4096,4096x16384,16384x16384,4096x65536"
 QUICK = "2048x2048,8192x2048,2048x8192"

@@ -12,8 +12,8 @@ from time import perf_counter
 
 import torch
 
-from saecache.train import products
 from saecache.train.pairs import Pairs
+from saecache.train.variants.base import products
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:

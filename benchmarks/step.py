@@ -24,14 +24,14 @@ from typing import NamedTuple
 
 import torch
 
-from saecache.train.initialisation import initial_parameters
-from saecache.train.kernels.scratch import release_scratch
-from saecache.train.losses.auxk import AuxK
-from saecache.train.optimizer_config import OptimizerConfig
-from saecache.train.trainee import Trainee
-from saecache.train.variant import Plan
+from saecache.train.backends.scratch import release_scratch
+from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.trainee import Trainee
+from saecache.train.runs.initialisation import initial_parameters
+from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.feature_choice import FeatureChoice
+from saecache.train.variants.losses.auxk import AuxK
 from saecache.train.variants.mutual_choice import MutualChoice
 from saecache.train.variants.topk import TopK
 

@@ -63,7 +63,7 @@ def test_light_modules_do_not_load_heavy_ones(module: str) -> None:
 
 def test_training_loads_no_language_model_library() -> None:
     code = (
-        "import sys, saecache.train.runner, saecache.train.sae, saecache.store.reading.reader;"
+        "import sys, saecache.train.runs.runner, saecache.train.sae, saecache.store.reading.reader;"
         "print([name for name in ('transformers', 'datasets', 'tokenizers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

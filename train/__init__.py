@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from ..common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .config import TrainConfig as TrainConfig
     from .pairs import Pairs as Pairs
-    from .runner import TrainResult as TrainResult
-    from .runner import run as run
+    from .runs.config import TrainConfig as TrainConfig
+    from .runs.runner import TrainResult as TrainResult
+    from .runs.runner import run as run
     from .sae import SAE as SAE
     from .sae import load_sae as load_sae
 
@@ -19,10 +19,10 @@ __all__ = ["SAE", "Pairs", "TrainConfig", "TrainResult", "load_sae", "run"]
 _LAZY = {  # these import torch, so they wait until they are used
     "Pairs": "pairs",
     "SAE": "sae",
-    "TrainConfig": "config",  # its variants are made of tensors
-    "TrainResult": "runner",
+    "TrainConfig": "runs.config",  # its variants are made of tensors
+    "TrainResult": "runs.runner",
     "load_sae": "sae",
-    "run": "runner",
+    "run": "runs.runner",
 }
 
 

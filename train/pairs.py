@@ -87,11 +87,6 @@ class Pairs:
         """How many rows use each latent: int64 [F]."""
         return torch.bincount(self.latent, minlength=self.num_latents)
 
-    def sum_per_latent(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` [P] over the pairs of each latent: [F], in the dtype of ``values``."""
-        summed = torch.bincount(self.latent, weights=values, minlength=self.num_latents)
-        return summed.to(values.dtype)
-
     def to_dense(self) -> Tensor:
         """float32 [B, F], for tests and small batches."""
         dense = torch.zeros(self.num_rows, self.num_latents, dtype=self.value.dtype, device=self.value.device)

@@ -18,12 +18,12 @@ from ..common.errors import UsageError
 from ..common.frozen import FrozenModel
 from ..store.durable import write_bytes
 from ..store.normalization import Normalizer
-from .batch import Rows
-from .kernels import decode
-from .kernels.threads import torch_on_one_thread
+from .backends.choice import backend_of
+from .backends.threads import torch_on_one_thread
 from .pairs import Pairs
 from .tensor_file import read_tensors, write_tensors
 from .variants import VARIANTS, AnyVariant
+from .variants.base.rows import Rows
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
@@ -104,7 +104,7 @@ class SAE(nn.Module):
         """Codes (dense [B, F] or pairs) to normalized rows [B, D]."""
         if isinstance(codes, Tensor):
             return codes @ self.W_dec + self.b_dec
-        return decode(codes, self.W_dec, self.b_dec)
+        return backend_of(self.W_dec).decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002

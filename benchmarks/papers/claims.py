@@ -29,7 +29,7 @@ from saecache.configs import load_config
 from saecache.evaluate.recovery import recovery
 from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, ground_truth, write_synthetic
 from saecache.train import SAE, TrainConfig, run
-from saecache.train.losses.aux_zipf import AuxZipf
+from saecache.train.variants.losses.aux_zipf import AuxZipf
 
 SEEDS = (0, 1, 2)
 ROWS = 20_000  # of training, which dead and dying latents are counted on

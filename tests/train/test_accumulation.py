@@ -9,12 +9,12 @@ import torch
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
-from saecache.train.batch import Batch
-from saecache.train.initialisation import initial_parameters
-from saecache.train.optimizer_config import OptimizerConfig
-from saecache.train.trainee import Trainee
-from saecache.train.variant import Plan
+from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.trainee import Trainee
+from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS
+from saecache.train.variants.base.rows import Batch
+from saecache.train.variants.base.variant import Plan
 
 from .conftest import sparse_rows
 from .variant_contract import metrics, rewind, run_bytes
@@ -122,7 +122,7 @@ def test_the_same_rows_as_one_large_batch(
 
 
 def test_lengths_in_rows_and_epochs(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:
-    from saecache.train.planning import plan_run
+    from saecache.train.runs.planning import plan_run
 
     per_epoch = len(cache) // 100
     config = make_config(TOPK, steps=None, epochs=2, batch_rows=100, accumulate_batches=4)

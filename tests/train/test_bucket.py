@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 }
 TRAIN = """
 import sys
-import saecache.train.runner
+import saecache.train.runs.runner
 from saecache.train import TrainConfig, run
 
 config = TrainConfig.model_validate_json(sys.argv[1])

@@ -11,7 +11,7 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
-from saecache.train.calibration import calibrated, calibrated_on
+from saecache.train.runs.calibration import calibrated, calibrated_on
 
 from .conftest import sparse_rows
 from .variant_contract import metrics

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from saecache.common.errors import SaecacheError
-from saecache.train.checkpoint import (
+from saecache.train.engine.metrics import InputSums
+from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.trainee import Trainee
+from saecache.train.runs.checkpoint import (
     failure_before,
     forget_failure,
     load_checkpoint,
@@ -17,11 +20,8 @@ from saecache.train.checkpoint import (
     save_checkpoint,
     saved_steps,
 )
-from saecache.train.metrics import InputSums
-from saecache.train.optimizer_config import OptimizerConfig
 from saecache.train.sae import SAE, SAEConfig, load_sae
-from saecache.train.trainee import Trainee
-from saecache.train.variant import Plan, Variant
+from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
 

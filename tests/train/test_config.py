@@ -7,7 +7,7 @@ import pytest
 from saecache.common.errors import UsageError
 from saecache.configs.loading import validate
 from saecache.train import TrainConfig
-from saecache.train.feed import num_steps
+from saecache.train.engine.feed import num_steps
 from saecache.train.variants import VARIANTS
 
 GOOD: dict[str, Any] = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 64, "steps": 5}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from saecache.store.reading.reader import ActivationCache
-from saecache.train import TrainConfig, feed
-from saecache.train.feed import batches, rows_of_a_piece
+from saecache.train import TrainConfig
+from saecache.train.engine import feed
+from saecache.train.engine.feed import batches, rows_of_a_piece
 
 TOPK = {"kind": "topk", "k": 4}
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ import torch
 from scipy.optimize import minimize
 
 from saecache.common.errors import SaecacheError
-from saecache.train import initialisation
-from saecache.train.config import InitialisationConfig
-from saecache.train.initialisation import geometric_median, initial_parameters
-from saecache.train.variant import Plan
+from saecache.train.runs import initialisation
+from saecache.train.runs.config import InitialisationConfig
+from saecache.train.runs.initialisation import geometric_median, initial_parameters
+from saecache.train.variants.base.variant import Plan
 
 
 def total_distance(point: np.ndarray, rows: torch.Tensor) -> float:

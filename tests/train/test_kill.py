@@ -12,7 +12,7 @@ import pytest
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
-from saecache.train.checkpoint import resume_step, saved_steps
+from saecache.train.runs.checkpoint import resume_step, saved_steps
 
 from .variant_contract import TIMING, folder_bytes, metrics
 
@@ -30,7 +30,7 @@ POLITE = ("Ctrl-C", "SIGTERM")
 PARENT_OF_THE_KILLED = """
 import importlib, json, os, signal, sys
 from saecache.train import TrainConfig, run
-import saecache.train.runner
+import saecache.train.runs.runner
 
 def stopping_at(target, when, count, signal_name):
     module_name, *path = target.split(".")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saecache.train.losses.auxk import AuxK, default_k
+from saecache.train.variants.losses.auxk import AuxK, default_k
 
 
 @pytest.mark.parametrize(("d_model", "k"), [(768, 256), (1024, 512), (160, 64), (24, 8), (2, 1), (1, 1)])

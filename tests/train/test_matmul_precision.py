@@ -8,7 +8,7 @@ import torch
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
-from saecache.train.trainee import Trainee
+from saecache.train.engine.trainee import Trainee
 
 TOPK = {"kind": "topk", "k": 4}
 

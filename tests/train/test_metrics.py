@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.train.batch import Outcome
-from saecache.train.metrics import InputSums, Interval, MetricsFile, histogram_quantiles, reset
+from saecache.train.engine.metrics import InputSums, Interval, MetricsFile, histogram_quantiles, reset
+from saecache.train.variants.base.rows import Outcome
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_quantiles_of_a_histogram() -> None:
 
 
 def test_more_active_latents_than_the_histogram_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saecache.train.metrics.MAX_L0", 3)
+    monkeypatch.setattr("saecache.train.engine.metrics.MAX_L0", 3)
     inputs, interval = InputSums(2, CPU), Interval(10, CPU)
     inputs.add(torch.randn(2, 2))
     outcome = Outcome.empty(10, CPU)

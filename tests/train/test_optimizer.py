@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.optimizer import Optimizer, normalize_rows
-from saecache.train.optimizer_config import OptimizerConfig, OptimizerOverrides
+from saecache.train.engine.optimizer import Optimizer, normalize_rows
+from saecache.train.engine.optimizer_config import OptimizerConfig, OptimizerOverrides
 
 
 def example() -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 
 from saecache.configs import list_recipes, load_config
 from saecache.train import TrainConfig
-from saecache.train.variant import Plan
+from saecache.train.variants.base.variant import Plan
 
 WIDTHS = {"synthetic": 256, "gpt2": 768, "qwen3": 1024, "ablations": 768, "sampled-sae": 768, "mutual": 768}
 CACHE_ROWS = 25_000_000

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saecache.train import parts as module
-from saecache.train.batch import Batch, Outcome
-from saecache.train.parts import parts_above
+from saecache.train.variants.base import parts_above as module
+from saecache.train.variants.base.parts_above import parts_above
+from saecache.train.variants.base.rows import Batch, Outcome
 
 R, D, F = 200, 6, 40
 

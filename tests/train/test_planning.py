@@ -9,7 +9,7 @@ import pytest
 from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
-from saecache.train.planning import plan_run
+from saecache.train.runs.planning import plan_run
 
 TOPK = {"kind": "topk", "k": 4}
 

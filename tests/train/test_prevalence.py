@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saecache.train.batch import Batch, Outcome
 from saecache.train.pairs import Pairs
-from saecache.train.prevalence import initial_prevalence, observe_prevalence, prevalence, window_seen
+from saecache.train.variants.base.prevalence import (
+    initial_prevalence,
+    observe_prevalence,
+    prevalence,
+    window_seen,
+)
+from saecache.train.variants.base.rows import Batch, Outcome
 
 
 def make_batch(step: int = 0) -> Batch:

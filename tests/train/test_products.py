@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from saecache.train import kernels, products
+from saecache.train.backends.compiled import kernels_old as kernels
 from saecache.train.pairs import Pairs
+from saecache.train.variants.base import products
 
 B, D, F = 30, 7, 50
 

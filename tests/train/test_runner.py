@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from saecache.train import checkpoint
+    from saecache.train.runs import checkpoint
 
     calls = 0
 

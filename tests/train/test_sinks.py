@@ -11,8 +11,8 @@ from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import TrainConfig, run
-from saecache.train.feed import batches
-from saecache.train.planning import plan_run
+from saecache.train.engine.feed import batches
+from saecache.train.runs.planning import plan_run
 
 from .conftest import sparse_rows
 from .variant_contract import metrics, rewind, run_bytes

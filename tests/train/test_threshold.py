@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saecache.train.pairs import Pairs
-from saecache.train.threshold import RunningThreshold, threshold_of
+from saecache.train.variants.base.running_threshold import RunningThreshold, threshold_of
 
 
 def codes(rows: list[list[float]]) -> Pairs:

@@ -11,11 +11,11 @@ import torch
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
-from saecache.train.kernels.dispatch import only_torch, use_compiled
-from saecache.train.together import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side
-from saecache.train.trainee import DivergedError
-from saecache.train.variant import Plan
+from saecache.train.backends.dispatch import only_torch, use_compiled
+from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side
+from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
+from saecache.train.variants.base.variant import Plan
 
 from .variant_contract import run_bytes
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from saecache.train.batch import Batch
-from saecache.train.initialisation import initial_parameters
-from saecache.train.optimizer_config import OptimizerConfig
-from saecache.train.trainee import Trainee
-from saecache.train.variant import Plan
+from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.trainee import Trainee
+from saecache.train.runs.initialisation import initial_parameters
+from saecache.train.variants.base.rows import Batch
+from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.topk import TopK
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from saecache.train.zipf import Zipf
+from saecache.train.variants.base.zipf import Zipf
 
 
 def algorithm_1(k: int, F: int, B: int, beta: Fraction, m_max: int) -> list[int]:

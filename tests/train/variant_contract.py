@@ -15,13 +15,13 @@ from saecache.common.errors import UsageError
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
-from saecache.train.batch import Batch, Outcome
+from saecache.train.engine.trainee import DivergedError, Trainee
 from saecache.train.pairs import Pairs
 from saecache.train.sae import SAEConfig
-from saecache.train.step import finish_gradients
-from saecache.train.trainee import DivergedError, Trainee
-from saecache.train.variant import Plan, Variant
 from saecache.train.variants import VARIANTS
+from saecache.train.variants.base.gradients import finish_gradients
+from saecache.train.variants.base.rows import Batch, Outcome
+from saecache.train.variants.base.variant import Plan, Variant
 
 PLAN = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
 TIMING = ("seconds", "rows_per_second", "data_wait_fraction")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Union, get_args
 
 from pydantic import Field
 
-from ..variant import Variant
+from .base.variant import Variant
 
 
 def _discover() -> dict[str, type[Variant]]:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from ..batch import Batch
-from ..batch_rule import BatchRule
-from ..losses.auxk import AuxK
 from ..pairs import Pairs
-from ..step import train_selected
+from .base.batch_rule import BatchRule
+from .base.gradients import train_selected
+from .base.rows import Batch
+from .losses.auxk import AuxK
 
 
 class BatchTopK(BatchRule):

@@ -11,16 +11,16 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..batch_rule import hint_of, largest_of_batch
-from ..mutual import MutualPhase
 from ..pairs import Pairs
-from ..prevalence import prevalence
-from ..selection import HINT, select_per_latent, select_threshold
-from ..step import train_selected
-from ..threshold import RunningThreshold, forget_thresholds, threshold_of
-from ..variant import Plan, Variant
-from ..zipf import ZipfAllotment
+from ..selection.pre_activations import HINT
+from .base.batch_rule import hint_of, largest_of_batch
+from .base.gradients import train_selected
+from .base.mutual import MutualPhase
+from .base.prevalence import prevalence
+from .base.rows import Batch, Rows
+from .base.running_threshold import RunningThreshold, forget_thresholds, threshold_of
+from .base.variant import Plan, Variant
+from .base.zipf import ZipfAllotment
 
 RANK = "rank"
 
@@ -100,19 +100,17 @@ class FeatureChoice(Variant):
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         if as_trained:
             return self._select(rows)
-        return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, rows.state["threshold"])
+        return rows.pre_activations().above(rows.state["threshold"])
 
     def _select(self, rows: Rows) -> Pairs:
-        counts = self._counts(rows).to(rows.x_centered.device)
-        chosen = select_per_latent(rows.blocks(), rows.num_rows, rows.num_latents, counts)
+        chosen = rows.pre_activations().largest_per_latent(self._counts(rows))
         return chosen.keep(chosen.value > 0)
 
     def _counts(self, rows: Rows) -> Tensor:
         """m_i of each latent on ``rows``, int64 [F]."""
         if self.zipf is None:
             return uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
-        number = rows.number if isinstance(rows, Batch) else 0
-        by_rank = self.zipf.rows_in_batch(self.k, rows.num_latents, rows.num_rows, number)
+        by_rank = self.zipf.rows_in_batch(self.k, rows.num_latents, rows.num_rows, rows.number)
         return by_rank[rows.state[RANK].cpu()]
 
 

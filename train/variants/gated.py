@@ -8,13 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..losses.l1 import L1
 from ..pairs import Pairs
-from ..parts import parts_above
-from ..selection import select_threshold
-from ..step import backpropagate, reconstruct
-from ..variant import Plan, Variant
+from .base.gradients import backpropagate, reconstruct
+from .base.parts_above import parts_above
+from .base.rows import Batch, Rows
+from .base.variant import Plan, Variant
+from .losses.l1 import L1
 
 
 class Gated(Variant):
@@ -48,7 +47,7 @@ class Gated(Variant):
         return {"r_mag": torch.zeros(plan.num_latents), "b_mag": torch.zeros(plan.num_latents)}
 
     def forward_backward(self, batch: Batch) -> None:
-        scale = batch.parameters["r_mag"].exp()
+        scale, sums = batch.parameters["r_mag"].exp(), batch.backend.sum_per_latent
         for part, gate in parts_above(batch, 0.0):
             magnitude = magnitudes(part, gate)
             codes = gate.keep(magnitude > 0).with_value(magnitude[magnitude > 0])
@@ -56,14 +55,14 @@ class Gated(Variant):
             part.record(codes, error)
             d_magnitude = torch.zeros_like(magnitude).masked_scatter_(magnitude > 0, d_code)
             through_scale = d_magnitude * scale[gate.latent]
-            batch.gradients["r_mag"].add_(gate.sum_per_latent(through_scale * affinities(part, gate)))
-            batch.gradients["b_mag"].add_(gate.sum_per_latent(d_magnitude))
+            batch.gradients["r_mag"].add_(sums(gate, through_scale * affinities(part, gate)))
+            batch.gradients["b_mag"].add_(sums(gate, d_magnitude))
             _, d_gate = reconstruct(part, gate, name="gate", into_decoder=False)
             d_gate += self.l1(part, gate)
             backpropagate(part, gate, through_scale + d_gate, d_bias=d_gate)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        gate = select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, 0.0)
+        gate = rows.pre_activations().above(0.0)
         magnitude = magnitudes(rows, gate)
         return gate.with_value(magnitude).keep(magnitude > 0)
 

@@ -9,15 +9,15 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..kernels import total
-from ..losses.penalty import Penalty
-from ..optimizer import TINY, Optimizer
+from ..backends.plain.adam import TINY
+from ..backends.plain.products import total
+from ..engine.optimizer import Optimizer
 from ..pairs import Pairs
-from ..parts import parts_above
-from ..selection import select_threshold
-from ..step import backpropagate, reconstruct
-from ..variant import Plan, Variant
+from .base.gradients import backpropagate, reconstruct
+from .base.parts_above import parts_above
+from .base.rows import Batch, Rows
+from .base.variant import Plan, Variant
+from .losses.penalty import Penalty
 
 PARAMETER, THRESHOLD = "threshold_parameter", "threshold"
 
@@ -105,7 +105,7 @@ class JumpReLU(Variant):
             error, d_code = reconstruct(part, codes)
             part.record(codes, error)
             d_jump = self._penalize(part, codes, active, d_code).addcmul_(at, d_code).mul_(kernel)
-            d_threshold -= near.sum_per_latent(d_jump)
+            d_threshold -= batch.backend.sum_per_latent(near, d_jump)
             d_pre = d_code * active
             backpropagate(part, near, d_pre + d_jump if self.jump_to == "threshold_and_input" else d_pre)
         scale = threshold if self.threshold_scale == "log" else 1.0  # d θ / d log θ = θ
@@ -123,13 +123,13 @@ class JumpReLU(Variant):
         part.outcome.add_loss("sparsity", weight * total(tanh.double()))
         d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
         d_code += d_scaled * norms[codes.latent]
-        per_latent = codes.sum_per_latent(d_scaled * codes.value).div_(norms)
+        per_latent = part.backend.sum_per_latent(codes, d_scaled * codes.value).div_(norms)
         part.gradients["W_dec"].addcmul_(per_latent[:, None], W_dec)
         return torch.zeros_like(d_code)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         threshold = self._threshold(rows.parameters) if as_trained else rows.state[THRESHOLD]
-        return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, threshold)
+        return rows.pre_activations().above(threshold)
 
     def _threshold(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """θ, [F]."""

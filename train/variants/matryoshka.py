@@ -9,13 +9,12 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from ..batch import PART_ROWS, Batch, sum_of_squares
-from ..batch_rule import BatchRule
-from ..kernels import accumulate_by_latent, decode, sddmm
-from ..losses.auxk import AuxK
 from ..pairs import Pairs
-from ..step import backpropagate
-from ..variant import Plan
+from .base.batch_rule import BatchRule
+from .base.gradients import backpropagate
+from .base.rows import PART_ROWS, Batch, sum_of_squares
+from .base.variant import Plan
+from .losses.auxk import AuxK
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -79,8 +78,8 @@ def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[flo
     rings = Pairs.from_rows(
         rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents
     )
-    errors = decode(rings, W_dec).view(num_rings, part.num_rows, -1)
-    errors[0] -= part.x_centered
+    errors = part.backend.decode(rings, W_dec).view(num_rings, part.num_rows, -1)
+    errors[0] -= part.target_centered
     for g in range(1, num_rings):
         errors[g] += errors[g - 1]
     for size, weight, error in zip(sizes, weights, errors, strict=True):
@@ -92,9 +91,9 @@ def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[flo
     for h in reversed(range(num_rings - 1)):
         errors[h] += errors[h + 1]
     summed = errors.view(rings.num_rows, -1)
-    accumulate_by_latent(rings, rings.value, summed, part.gradients["W_dec"])
+    part.backend.accumulate_by_latent(rings, rings.value, summed, part.gradients["W_dec"])
     d_value = torch.empty_like(codes.value)
-    d_value[order] = sddmm(rings, summed, W_dec)
+    d_value[order] = part.backend.sddmm(rings, summed, W_dec)
     backpropagate(part, codes, d_value)
     part.gradients["b_dec"].add_(errors[0].sum(0))
     return whole

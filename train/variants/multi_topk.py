@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ..batch import Batch, Rows
-from ..losses.auxk import AuxK
 from ..pairs import Pairs
-from ..selection import select_per_row
-from ..step import backpropagate, reconstruct
-from ..variant import Plan, Variant
+from .base.gradients import backpropagate, reconstruct
+from .base.rows import Batch, Rows
+from .base.variant import Plan, Variant
+from .losses.auxk import AuxK
 
 
 class MultiTopK(Variant):
@@ -47,7 +46,7 @@ class MultiTopK(Variant):
 
     def forward_backward(self, batch: Batch) -> None:
         for _, part in batch.split():
-            wide = select_per_row(part.blocks(), part.num_rows, part.num_latents, self.multiple * self.k)
+            wide = part.pre_activations().largest_per_row(self.multiple * self.k)
             narrow = largest_per_row(wide, self.k)
             wide, narrow = wide.keep(wide.value > 0), narrow.keep(narrow.value > 0)
             error, d_narrow = reconstruct(part, narrow)
@@ -59,7 +58,7 @@ class MultiTopK(Variant):
                 self.auxk(part, error)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        chosen = select_per_row(rows.blocks(), rows.num_rows, rows.num_latents, self.k)
+        chosen = rows.pre_activations().largest_per_row(self.k)
         return chosen.keep(chosen.value > 0)
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..batch import Batch
-from ..batch_rule import BatchRule
-from ..mutual import MutualTerms
 from ..pairs import Pairs
-from ..variant import Plan
+from .base.batch_rule import BatchRule
+from .base.mutual import MutualTerms
+from .base.rows import Batch
+from .base.variant import Plan
 
 
 class MutualChoice(BatchRule, MutualTerms):

@@ -2,20 +2,19 @@
 TopK Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..kernels import Blocks
+from ..engine.schedule import in_steps
 from ..pairs import Pairs
-from ..schedule import in_steps
-from ..selection import select_per_row
-from ..step import train_selected
-from ..variant import Plan, Variant
+from .base.gradients import train_selected
+from .base.rows import Batch, RandomStream, Rows
+from .base.variant import Plan, Variant
 
 BETA = "beta"
 
@@ -89,28 +88,27 @@ class ProbabilisticTopK(Variant):
 
     def forward_backward(self, batch: Batch) -> None:
         batch.state[BETA].fill_(self.beta(batch.step, batch.num_steps))
-        train_selected(batch, self._select(batch, random=batch if self.gate == "concrete" else None))
+        train_selected(batch, self._select(batch, noisy=self.gate == "concrete"))
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        return self._select(rows, random=None)
+        return self._select(rows, noisy=False)
 
-    def _select(self, rows: Rows, random: Batch | None) -> Pairs:
-        """The codes of ``rows``; with the random numbers of the step ``random``, if there is one."""
-        blocks = self.ranked_blocks(rows, random)
-        chosen = select_per_row(blocks, rows.num_rows, rows.num_latents, self.k)
-        return chosen.with_value(rows.pre_activations_at(chosen))
+    def _select(self, rows: Rows, *, noisy: bool) -> Pairs:
+        """The codes of ``rows``; ``noisy`` adds the random numbers of the batch to the gates."""
+        pre = rows.pre_activations()
+        chosen = pre.ranked_by(partial(self.ranking, rows, noisy=noisy)).largest_per_row(self.k)
+        return chosen.with_value(pre.at(chosen))
 
-    def ranked_blocks(self, rows: Rows, random: Batch | None) -> Blocks:
-        """What latents are ranked by, in the place of pre-activations: s - 1, or t where λ = 0."""
+    def ranking(self, rows: Rows, *, noisy: bool) -> Callable[[Tensor], Tensor]:
+        """What latents are ranked by, from blocks a [b, F] of all rows in order: s - 1, or t where λ = 0."""
         beta, weight = rows.state[BETA], self.magnitude_weight
+        generator = rows.generator(RandomStream.GATES) if noisy else None
 
-        def blocks() -> Iterator[tuple[int, Tensor]]:
-            generator = None if random is None else random.generator()
-            for first_row, a in rows.blocks()():
-                t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
-                if generator is not None:
-                    t += torch.rand(a.shape, generator=generator, device=a.device).logit_()
-                t /= beta
-                yield first_row, t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)
+        def rank(a: Tensor) -> Tensor:
+            t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
+            if generator is not None:
+                t += torch.rand(a.shape, generator=generator, device=a.device).logit_()
+            t /= beta
+            return t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)
 
-        return blocks
+        return rank

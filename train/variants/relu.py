@@ -8,15 +8,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..losses.l1 import L1
-from ..losses.resampling import Resampling
-from ..optimizer import TINY, Optimizer
+from ..backends.plain.adam import TINY
+from ..engine.optimizer import Optimizer
 from ..pairs import Pairs
-from ..parts import parts_above
-from ..selection import select_threshold
-from ..step import backpropagate, reconstruct
-from ..variant import Plan, Variant
+from .base.gradients import backpropagate, reconstruct
+from .base.parts_above import parts_above
+from .base.rows import Batch, Rows
+from .base.variant import Plan, Variant
+from .losses.l1 import L1
+from .losses.resampling import Resampling
 
 
 class ReLU(Variant):
@@ -63,11 +63,11 @@ class ReLU(Variant):
             backpropagate(part, codes, d_value)
             part.record(codes, error)
             if norms is not None:  # d (sum of f_i |w_i|) / d w_i = (sum of f_i) w_i / |w_i|
-                total = codes.sum_per_latent(codes.value).mul_(self.l1.weight(part) / norms)
+                total = part.backend.sum_per_latent(codes, codes.value).mul_(self.l1.weight(part) / norms)
                 batch.gradients["W_dec"].addcmul_(total[:, None], W_dec)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        return select_threshold(rows.blocks(), rows.num_rows, rows.num_latents, 0.0)
+        return rows.pre_activations().above(0.0)
 
     def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
         if self.resampling is not None:

@@ -2,7 +2,6 @@
 "Distribution-Aware Feature Selection for SAEs", sections 3 and 3.1.
 """
 
-from dataclasses import replace
 from math import floor
 from typing import Annotated, Literal, Self
 
@@ -10,15 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..batch import Batch, Rows
-from ..batch_rule import BatchRule, hint_of, largest_of_batch
-from ..losses.auxk import AuxK
 from ..pairs import Pairs
-from ..selection import select_per_batch
-from ..step import train_selected
-from ..variant import Plan
+from .base.batch_rule import BatchRule, hint_of, largest_of_batch
+from .base.gradients import train_selected
+from .base.rows import Batch, RandomStream, Rows
+from .base.variant import Plan
+from .losses.auxk import AuxK
 
-PURPOSE = 3  # of the random numbers
 THRESHOLD_ROWS = 256  # of a batch, that the threshold is measured on
 
 
@@ -85,21 +82,21 @@ class Sampled(BatchRule):
     def setting_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         if self.threshold_of == "pool" or self.pool_size() >= batch.num_latents:
             return codes
-        return largest_of_batch(replace(batch, x_centered=batch.x_centered[:THRESHOLD_ROWS]), self.k)
+        return largest_of_batch(batch.of_rows(slice(0, THRESHOLD_ROWS)), self.k)
 
     def select(self, rows: Rows) -> Pairs:
         if self.pool_size() >= rows.num_latents:
             return largest_of_batch(rows, self.k, hint_of(rows))
         pool = self.pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows
-        chosen = select_per_batch(rows.blocks(pool), rows.num_rows, pool.numel(), total, hint_of(rows))
-        return rows.relabelled(chosen.keep(chosen.value > 0), pool)
+        chosen = rows.pre_activations(pool).largest_of_batch(total, hint_of(rows))
+        return chosen.keep(chosen.value > 0)
 
     def pool(self, rows: Rows) -> Tensor:
         """The latents that may be active on ``rows``, ascending: int64 [floor(ℓ k)]."""
         if self.score == "uniform":
-            seeded = rows.generator(PURPOSE) if isinstance(rows, Batch) else _fixed_generator(rows)
-            order = torch.randperm(rows.num_latents, generator=seeded, device=rows.x_centered.device)
+            generator = rows.generator(RandomStream.POOL)
+            order = torch.randperm(rows.num_latents, generator=generator, device=rows.x_centered.device)
         else:
             order = torch.sort(self.scores(rows), descending=True, stable=True).indices
         return order[: self.pool_size()].sort().values
@@ -107,7 +104,7 @@ class Sampled(BatchRule):
     def scores(self, rows: Rows) -> Tensor:
         """What latents are ranked by, float64 [F]: the highest first, the lowest latent among equals."""
         total, moment = (rows.x_centered.new_zeros(rows.num_latents, dtype=torch.float64) for _ in range(2))
-        for _, pre in rows.blocks()():
+        for _, pre in rows.pre_activations().blocks():
             z = pre.clamp(min=0.0) if self.scored == "relu" else pre
             if self.score == "entropy":
                 total += z.sum(0)
@@ -120,8 +117,3 @@ class Sampled(BatchRule):
         safe = total.where(fires, 1.0)
         entropy = (safe.log() - moment / safe).where(fires, 0.0)  # -sum q log q, with q = z / total
         return entropy if self.entropy_prefers == "high" else (-entropy).where(fires, -torch.inf)
-
-
-def _fixed_generator(rows: Rows) -> torch.Generator:
-    """Outside training there is no step to draw for: always the same pool."""
-    return torch.Generator(device=rows.x_centered.device).manual_seed(0)

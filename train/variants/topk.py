@@ -4,12 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from ..batch import Batch, Rows
-from ..losses.auxk import AuxK
 from ..pairs import Pairs
-from ..selection import select_per_row
-from ..step import train_selected
-from ..variant import Variant
+from .base.gradients import train_selected
+from .base.rows import Batch, Rows
+from .base.variant import Variant
+from .losses.auxk import AuxK
 
 
 class TopK(Variant):
@@ -36,5 +35,5 @@ class TopK(Variant):
         train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk])
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        chosen = select_per_row(rows.blocks(), rows.num_rows, rows.num_latents, self.k)
+        chosen = rows.pre_activations().largest_per_row(self.k)
         return chosen.keep(chosen.value > 0)

@@ -16,8 +16,8 @@ from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, Pairs, load_sae
-from saecache.train.batch import Rows
 from saecache.train.tensor_file import read_tensors, write_tensors
+from saecache.train.variants.base.rows import Rows
 from saecache.train.variants.topk import TopK
 
 from ...train.conftest import write_cache

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from saecache.train.kernels.adam import AdamSettings, adam_step, gradient_norm
-from saecache.train.kernels.dispatch import only_torch
+from saecache.train.backends.compiled.adam import AdamSettings, adam_step, gradient_norm
+from saecache.train.backends.dispatch import only_torch
 
 
 @pytest.fixture(params=["compiled", "torch"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from saecache.train.kernels import encode_blocks
+from saecache.train.backends.compiled.kernels_old import encode_blocks
 
 
 def test_blocks_are_the_pre_activations_in_one_buffer(normal):

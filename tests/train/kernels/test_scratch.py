@@ -1,6 +1,6 @@
 import torch
 
-from saecache.train.kernels.scratch import borrowed, release_scratch
+from saecache.train.backends.scratch import borrowed, release_scratch
 
 
 def test_memory_is_used_again():

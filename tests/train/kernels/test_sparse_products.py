@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saecache.train.kernels import accumulate_by_latent, decode, sddmm
-from saecache.train.kernels.dispatch import only_torch
-from saecache.train.kernels.transpose import by_latent
+from saecache.train.backends.compiled.kernels_old import accumulate_by_latent, decode, sddmm
+from saecache.train.backends.compiled.transpose import by_latent
+from saecache.train.backends.dispatch import only_torch
 from saecache.train.pairs import Pairs
 
 

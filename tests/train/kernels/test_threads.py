@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from saecache.train.kernels.threads import even_part, num_threads, run_parts, torch_on_one_thread
+from saecache.train.backends.threads import even_part, num_threads, run_parts, torch_on_one_thread
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from saecache.train.kernels import accumulate_by_latent, decode, sddmm, tiles
-from saecache.train.kernels.tiles import LEAST_PAIRS, tile_cuts
+from saecache.train.backends.compiled.kernels_old import accumulate_by_latent, decode, sddmm, tiles
+from saecache.train.backends.compiled.tiles import LEAST_PAIRS, tile_cuts
 from saecache.train.pairs import Pairs
 
 WIDTH = 20

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.losses.aux_zipf import AuxZipf
-from saecache.train.zipf import Zipf
+from saecache.train.variants.base.zipf import Zipf
+from saecache.train.variants.losses.aux_zipf import AuxZipf
 
 F, K, B = 40, 4, 128
 LAW = Zipf(beta=6.8)

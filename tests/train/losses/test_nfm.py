@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.batch import Batch, Outcome
-from saecache.train.losses import nfm as module
-from saecache.train.losses.nfm import NFM, NFMInf
+from saecache.train.variants.base.rows import Batch, Outcome
+from saecache.train.variants.losses import nfm as module
+from saecache.train.variants.losses.nfm import NFM, NFMInf
 
 F, D = 50, 12
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from saecache.train.losses.resampling import draw_rows
+from saecache.train.variants.losses.resampling import draw_rows
 
 
 def test_rows_are_drawn_by_the_square_of_their_loss() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.kernels import Blocks, encode_blocks, sddmm
-from saecache.train.kernels.dispatch import only_torch
+from saecache.train.backends.compiled.kernels_old import Blocks, encode_blocks, sddmm
+from saecache.train.backends.dispatch import only_torch
 from saecache.train.pairs import Pairs
 
 ROWS, LATENTS, WIDTH, BLOCK_ROWS = 37, 700, 24, 16  # the last chunk of latents and the last block are short
@@ -135,7 +135,7 @@ def make_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Factors], Sou
         blocks = encode_blocks(*factors, block_rows=BLOCK_ROWS)
         if kind == "encoder_torch":  # takes the products as they are
             return Source(blocks, torch.cat([block.clone() for _, block in blocks()]))
-        monkeypatch.setattr("saecache.train.selection.screen.cheapest_product", lambda *_: kind)
+        monkeypatch.setattr(SCREEN_PRODUCT, lambda *_: kind)
         return Source(blocks, pre_activations(factors))
 
     return make

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from saecache.train.kernels.compile import compiled
-from saecache.train.selection.masks import WIDTH, at_least, lowest, without_lowest
-from saecache.train.selection.scan import CHUNK
+from saecache.train.backends.compiled.compile import compiled
+from saecache.train.backends.compiled.masks import WIDTH, at_least, lowest, without_lowest
+from saecache.train.backends.compiled.selection.scan import CHUNK
 
 SMALLEST, LARGEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 

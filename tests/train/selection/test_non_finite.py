@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saecache.train.kernels import encode_blocks
-from saecache.train.kernels.dispatch import only_torch
+from saecache.train.backends.compiled.kernels_old import encode_blocks
+from saecache.train.backends.dispatch import only_torch
 from saecache.train.selection import select_per_batch, select_per_latent, select_per_row, select_threshold
 from saecache.train.selection.errors import NonFiniteError
 

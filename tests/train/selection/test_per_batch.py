@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from saecache.train.backends.compiled.selection.per_batch import HINT
 from saecache.train.selection import reference, select_per_batch
-from saecache.train.selection.per_batch import HINT
 
 
 @pytest.mark.parametrize("total", [1, 111, 37 * 700 - 1])

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from saecache.train.backends.compiled.selection.latent_candidates import LatentCandidates
+from saecache.train.backends.compiled.selection.scores import given_block
 from saecache.train.selection import reference, select_per_latent
-from saecache.train.selection.latent_candidates import LatentCandidates
-from saecache.train.selection.scores import given_block
 
 
 def uneven_counts() -> torch.Tensor:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saecache.train.backends.compiled.selection.bounds import ErrorBounds
+from saecache.train.backends.compiled.selection.screening import added_candidates, cheapest_product
 from saecache.train.selection import screening
-from saecache.train.selection.bounds import ErrorBounds
-from saecache.train.selection.screening import added_candidates, cheapest_product
 
 
 @pytest.fixture(autouse=True)

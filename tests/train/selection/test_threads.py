@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saecache.train.kernels import encode_blocks
+from saecache.train.backends.compiled.kernels_old import encode_blocks
 from saecache.train.selection import select_per_batch, select_per_latent, select_per_row, select_threshold
 
 
@@ -16,7 +16,7 @@ def threads():
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16", "int8"])
 def test_same_bits(threads, monkeypatch, product):
-    monkeypatch.setattr("saecache.train.selection.screen.cheapest_product", lambda *_: product)
+    monkeypatch.setattr(SCREEN_PRODUCT, lambda *_: product)
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(shape, generator=generator) for shape in ((200, 16), (2100, 16), (2100,)))
     seen = []

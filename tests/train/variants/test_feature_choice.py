@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.batch import Batch, Outcome
-from saecache.train.step import finish_gradients
-from saecache.train.variant import Plan, Variant
+from saecache.train.variants.base.gradients import finish_gradients
+from saecache.train.variants.base.rows import Batch, Outcome
+from saecache.train.variants.base.variant import Plan, Variant
+from saecache.train.variants.base.zipf import ZipfAllotment
 from saecache.train.variants.feature_choice import FeatureChoice, ranks, uniform_counts
 from saecache.train.variants.mutual_choice import MutualChoice
-from saecache.train.zipf import ZipfAllotment
 
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import mean_square, pre_activations

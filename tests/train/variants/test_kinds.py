@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 
-from saecache.train.variant import Variant
 from saecache.train.variants import VARIANTS, kind_of
+from saecache.train.variants.base.variant import Variant
 from saecache.train.variants.topk import TopK
 
 

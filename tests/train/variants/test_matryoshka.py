@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.variant import Plan
+from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.matryoshka import MatryoshkaBatchTopK
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.batch import Batch
-from saecache.train.prevalence import SUM, WEIGHT
-from saecache.train.step import finish_gradients
+from saecache.train.variants.base.gradients import finish_gradients
+from saecache.train.variants.base.prevalence import SUM, WEIGHT
+from saecache.train.variants.base.rows import Batch
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.mutual_choice import MutualChoice
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
-from saecache.train.batch import Batch, Rows
-from saecache.train.variant import Plan
+from saecache.train.variants.base.rows import Batch, Rows
+from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.probabilistic_topk import ProbabilisticTopK
 
 from ..variant_contract import PLAN, Losses, VariantContract

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saecache.train import TrainConfig
-from saecache.train.trainee import Trainee
+from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU
 
 from ..variant_contract import PLAN, Losses, VariantContract

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.batch import Rows
+from saecache.train.variants.base.rows import Rows
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.sampled import Sampled
 

@@ -1,0 +1,54 @@
+"""Which backend serves a tensor. Backends are the folders beside this file: there is no list to edit.
+
+A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
+module ``backend`` holds the functions of :class:`.protocol.Backend`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from torch import Tensor
+
+from .protocol import Backend
+
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
+
+
+def backend_of(tensor: Tensor) -> Backend:
+    """The backend for work on tensors like this one: the preferred one of those that serve it."""
+    forced = _forced.get()
+    if forced is not None:
+        return load_backend(forced)
+    return load_backend(next(name for name, serves in _backends() if serves(tensor)))
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside, everything runs on the backend of this name: for comparisons and tests."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@cache
+def load_backend(name: str) -> Backend:
+    """The backend in the folder ``name``."""
+    module: Any = import_module(f".{name}.backend", __package__)
+    backend: Backend = module
+    return backend
+
+
+@cache
+def _backends() -> list[tuple[str, Callable[[Tensor], bool]]]:
+    """Names and ``serves`` of the folders here, the most preferred first."""
+    here = import_module(__package__)
+    folders = [info.name for info in iter_modules(here.__path__) if info.ispkg]
+    modules = {name: import_module(f".{name}", __package__) for name in folders}
+    return [(n, m.serves) for n, m in sorted(modules.items(), key=lambda item: -item[1].PREFERENCE)]

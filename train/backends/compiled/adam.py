@@ -1,0 +1,131 @@
+"""The optimizer's pass over one matrix: clipped, tangential gradient, Adam(W), rows back to norm 1, in one
+sweep.
+
+Separate passes for the parallel part and the norm cost more than the update itself: each reads and writes
+the whole matrix again, and here the row is in the core's cache already.
+
+Legend: F rows (latents), D columns.
+"""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..plain.adam import TINY
+from ..plain.products import total
+from ..protocol import AdamSettings
+from ..threads import even_part, run_parts
+from .compile import compiled, compiled_sum
+
+
+def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+    """L2 norm of ``gradient`` [F, D] (or [D]): float64 []. NaN or infinity when an entry is.
+
+    With ``unit_rows_of`` [F, D], of what is left of each row after its part along that row is removed.
+    """
+    weights = None if unit_rows_of is None else unit_rows_of.detach()
+    g = gradient.detach().reshape(-1, gradient.shape[-1])
+    squares = torch.empty(g.shape[0], dtype=torch.float64)
+    arrays = (
+        g.numpy(),
+        g.numpy() if weights is None else weights.numpy(),
+        weights is not None,
+        squares.numpy(),
+    )
+    run_parts(lambda first, last: _row_squares(*arrays, first, last), g.shape[0], even_part(g.shape[0]))
+    return total(squares).sqrt()
+
+
+def adam_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    settings: AdamSettings,
+    *,
+    unit_rows: bool = False,
+) -> None:
+    """Update ``parameter`` [F, D] (or [D]) and its moments in place; ``gradient`` stays as it is on the CPU.
+
+    Args:
+        step: 1 for the first.
+        unit_rows: the rows have norm 1 and keep it: the gradient's part along each row is removed, and the
+            updated row is divided by its norm.
+    """
+    assert parameter.is_contiguous() and gradient.is_contiguous(), "both are whole tensors"
+    width = parameter.shape[-1]
+    arrays = [t.detach().reshape(-1, width).numpy() for t in (parameter, gradient, exp_avg, exp_avg_sq)]
+    beta1, beta2 = settings.betas
+    numbers = np.array(
+        [
+            settings.gradient_scale,
+            0.0 if settings.decoupled else settings.weight_decay,
+            1 - settings.learning_rate * settings.weight_decay if settings.decoupled else 1.0,
+            beta1,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            settings.learning_rate / (1 - beta1**step),
+            1 / sqrt(1 - beta2**step),
+            settings.eps,
+        ],
+        dtype=np.float32,
+    )
+    rows = arrays[0].shape[0]
+    run_parts(lambda first, last: _adam_rows(*arrays, numbers, unit_rows, first, last), rows, even_part(rows))
+
+
+@compiled_sum
+def _dot(a: Any, b: Any) -> Any:
+    total = np.float32(0)
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@compiled_sum
+def _squares_off(g: Any, w: Any, along: Any) -> Any:
+    total = np.float32(0)
+    for j in range(g.shape[0]):
+        left = g[j] - along * w[j]
+        total += left * left
+    return total
+
+
+@compiled
+def _row_squares(gradient: Any, weights: Any, tangential: Any, squares: Any, first: Any, last: Any) -> None:
+    tiny = np.float32(TINY)
+    for f in range(first, last):
+        g, w = gradient[f], weights[f]
+        if tangential:
+            squares[f] = _squares_off(g, w, _dot(g, w) / max(_dot(w, w), tiny))
+        else:
+            squares[f] = _dot(g, g)
+
+
+@compiled
+def _adam_rows(
+    parameter: Any, gradient: Any, mean: Any, square: Any, n: Any, unit_rows: Any, first: Any, last: Any
+) -> None:
+    scale, decay, keep, beta1, rest1, beta2, rest2, rate, correction, eps = (
+        n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9],
+    )  # fmt: skip
+    tiny = np.float32(TINY)
+    for f in range(first, last):
+        p, g, m, s = parameter[f], gradient[f], mean[f], square[f]
+        along = np.float32(0)
+        if unit_rows:
+            along = _dot(g, p) / max(_dot(p, p), tiny)
+        for j in range(p.shape[0]):
+            d = (g[j] - along * p[j]) * scale + decay * p[j]
+            m[j] = beta1 * m[j] + rest1 * d
+            s[j] = beta2 * s[j] + rest2 * d * d
+            p[j] = keep * p[j] - rate * m[j] / (np.sqrt(s[j]) * correction + eps)
+        if unit_rows:
+            norm = max(np.sqrt(_dot(p, p)), tiny)
+            for j in range(p.shape[0]):
+                p[j] /= norm

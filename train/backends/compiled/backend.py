@@ -1,0 +1,47 @@
+"""The compiled backend: float32 in main memory; selections are decided by exact pre-activations."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...pairs import Pairs
+from .. import guessing
+from ..plain.products import sum_per_latent
+from ..sources import Source
+from .adam import adam_step, gradient_norm
+from .pair_products import accumulate_by_latent, decode, sddmm
+from .selection.collect import collect
+from .selection.largest import kth_largest, mask_of_largest
+from .selection.per_latent import largest_per_latent
+from .selection.per_row import largest_per_row
+
+__all__ = [
+    "above",
+    "accumulate_by_latent",
+    "adam_step",
+    "decode",
+    "gradient_norm",
+    "largest_of_batch",
+    "largest_per_latent",
+    "largest_per_row",
+    "sddmm",
+    "sum_per_latent",
+]
+
+
+def above(source: Source, threshold: Tensor) -> Pairs:
+    """As :meth:`..protocol.Backend.above`."""
+    return collect(source, threshold, strict=True)
+
+
+def _reaching(source: Source, threshold: float, total: int) -> Pairs:
+    everywhere = torch.full((source.num_latents,), threshold)
+    per_row = 2 * total / max(1, source.num_rows)
+    return collect(source, everywhere, strict=False, most=total, expected_per_row=per_row)
+
+
+largest_of_batch = partial(
+    guessing.largest_of_batch,
+    guessing.Collector(reaching=_reaching, kth_largest=kth_largest, mask_of_largest=mask_of_largest),
+)

@@ -1,0 +1,161 @@
+"""Order statistics of floats through integers: loops over integers become vector instructions without any
+licence to reorder floating-point sums, and NaN cannot hide in them.
+
+Comparisons are made 64 keys at a time, one bit each: a loop that stores what passes, one key after the other,
+waits for every comparison; with a mask it runs once for each key that passes.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic, overload
+
+from .compile import compiled
+
+LOWEST = np.int32(-(2**31))  # below the key of every float
+MAGNITUDE = np.int32(0x7FFFFFFF)
+
+MASK_KEYS = 64  # keys that one mask compares at once
+_WORD = ir.IntType(32)
+_KEYS = ir.VectorType(_WORD, MASK_KEYS)
+_MASK = ir.IntType(MASK_KEYS)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_bits(typing_context: Any, value: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return numba.types.int32(numba.types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.types.float32(numba.types.int32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bfloat16_bits(typing_context: Any, value: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return numba.types.float32(numba.types.uint16), code
+
+
+@compiled
+def bfloat16_bits(value: Any) -> Any:
+    """uint16: the bits of a float32 cut to a bfloat16, towards zero."""
+    return np.uint16(np.uint32(_float_bits(value)) >> np.uint32(16))
+
+
+def as_float(score: Any) -> Any:
+    """The float32 that a stored score stands for: itself, or the bits of a bfloat16 in a uint16."""
+    raise NotImplementedError("only inside compiled loops")
+
+
+@overload(as_float)  # type: ignore[untyped-decorator]
+def _as_float(score: Any) -> Any:
+    def widened(score: Any) -> Any:
+        return _float_of_bfloat16_bits(score)
+
+    def unchanged(score: Any) -> Any:
+        return score
+
+    return widened if score == numba.types.uint16 else unchanged
+
+
+@compiled
+def key(value: Any) -> Any:
+    """int32 that orders float32 as ``<`` does: -0.0 and 0.0 share one key."""
+    bits = _float_bits(value + np.float32(0))
+    return bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
+
+
+@compiled
+def keys_of(values: Any) -> Any:
+    """The :func:`key` of each of ``values``, float32 [n]: int32 [n]."""
+    keys = np.empty(values.shape[0], np.int32)
+    for i in range(values.shape[0]):
+        keys[i] = key(values[i])
+    return keys
+
+
+@compiled
+def float_of_key(ordered: Any) -> Any:
+    """The float32 whose :func:`key` it is."""
+    return _float_of_bits(ordered ^ ((ordered >> np.int32(31)) & MAGNITUDE))
+
+
+@compiled
+def kth_key(keys: Any, count: int, k: int) -> Any:
+    """A key that at least ``k`` of the first ``count`` of ``keys`` (int32) reach: the k-th largest of them,
+    or, when exactly k reach a lower one, possibly that.
+
+    Bisection over the 32 bits: every step is one count over the keys, so time does not depend on their order.
+    """
+    sign = np.uint32(0x80000000)
+    found = np.uint32(0)  # bits of the answer, in the order of unsigned integers
+    for bit in range(31, -1, -1):
+        candidate = np.uint32(found | (np.uint32(1) << np.uint32(bit)))
+        least = np.int32(candidate ^ sign)
+        reached = np.int32(0)
+        for i in range(count):
+            reached = np.int32(reached + (keys[i] >= least))
+        if reached >= k:
+            found = candidate
+            if reached == k:
+                break
+    return np.int32(found ^ sign)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at_least(typing_context: Any, keys: Any, least: Any) -> Any:
+    """uint64: bit j says whether ``keys[j]`` (int32 [64 or more], contiguous) reaches ``least``, an int32 or
+    one for each key (int32 [64 or more], contiguous). Nothing checks the lengths.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        ours = _load(context, builder, signature.args[0], arguments[0])
+        if isinstance(signature.args[1], numba.types.Array):
+            bounds = _load(context, builder, signature.args[1], arguments[1])
+        else:
+            one = builder.insert_element(
+                ir.Constant(_KEYS, ir.Undefined), arguments[1], ir.Constant(_WORD, 0)
+            )
+            every = ir.Constant(ir.VectorType(_WORD, MASK_KEYS), [0] * MASK_KEYS)
+            bounds = builder.shuffle_vector(one, ir.Constant(_KEYS, ir.Undefined), every)
+        return builder.bitcast(builder.icmp_signed(">=", ours, bounds), _MASK)
+
+    bound = least if isinstance(least, numba.types.Array) else numba.types.int32
+    return numba.types.uint64(keys, bound), code
+
+
+def _load(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.load(builder.bitcast(data, _KEYS.as_pointer()), align=4)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest(typing_context: Any, mask: Any) -> Any:
+    """int64: the number of the lowest bit of ``mask`` (uint64) that is set; one must be."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return numba.types.int64(numba.types.uint64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def without_lowest(typing_context: Any, mask: Any) -> Any:
+    """``mask`` (uint64, not 0) with its lowest bit cleared."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.and_(arguments[0], builder.sub(arguments[0], ir.Constant(_MASK, 1)))
+
+    return numba.types.uint64(numba.types.uint64), code

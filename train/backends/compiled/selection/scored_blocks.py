@@ -1,0 +1,244 @@
+"""Where selections get their scores: from an encoder (screened, the pairs that matter computed exactly), or
+from blocks of numbers that are taken as they are.
+
+Legend: B rows, b rows of a block, D model width, F latents, P pairs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ....selection.errors import NonFiniteError, check_not_nan
+from ...block_pairs import BlockPairs
+from ...scratch import borrowed
+from ...sources import Encoder, Source
+from ...threads import num_threads, run_parts
+from ..compile import compiled
+from ..pair_order import tile_cuts
+from ..pair_products import dot_products_in_tiles
+from .bounds import ErrorBounds, RowNorms
+from .cheapest_product import cheapest_product
+from .refine import Narrower
+from .scan import Latents, describe_latents, top_of_chunks
+from .screening_products import Factors, as_array, factors
+
+LARGEST_PRE_ACTIVATION = 1e38  # leaves room for rounding and for the bounds
+SMALLEST_PART = 32  # rows of a product; fewer make a slow one
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBlock:
+    """Scores of consecutive rows, and what bounds their error (see :mod:`.scan`); numpy arrays.
+
+    Attributes:
+        first_row: of the batch.
+        scores: float32 or bfloat16 bits [b, F].
+        tops: int32 [b, chunks], the key of the largest v of each chunk.
+        slack: float32 [b].
+        relative: float32.
+        latents: their biases and norms.
+        exact: ``exact(first_row, start, stop, candidate, value)`` writes the pre-activations of
+            ``candidate[start[r]:stop[r]]``, latents of row ``first_row + r`` of the batch, to the same places
+            of ``value``.
+        narrower: where bounds are so wide that a second look at candidates pays.
+    """
+
+    first_row: int
+    scores: Any
+    tops: Any
+    slack: Any
+    relative: Any
+    latents: Latents
+    exact: "Exact"
+    narrower: Narrower | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.scores.shape[0])
+
+    def part(self, first: int, last: int) -> "ScoredBlock":
+        """Rows ``first`` to ``last - 1`` of the block."""
+        rows = slice(first, last)
+        return replace(
+            self,
+            first_row=self.first_row + first,
+            scores=self.scores[rows],
+            tops=self.tops[rows],
+            slack=self.slack[rows],
+        )
+
+
+Exact = Callable[[int, Any, Any, Any, Any], None]
+
+
+def part_rows(num_rows: int, most: int) -> int:
+    """Rows of a part: at most ``most``, and no more than leaves every thread one."""
+    return min(most, max(SMALLEST_PART, -(-num_rows // num_threads())))
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """An encoder whose product gives scores, in whichever numbers are the cheapest.
+
+    Pre-activations are what :func:`..kernels.sddmm` gives plus the bias, whichever product it is.
+    """
+
+    x: Tensor
+    W: Tensor
+    factors: Factors
+    bounds: ErrorBounds
+    latents: Latents
+    narrower: Narrower | None
+
+    @contextmanager
+    def scored(self, start: int, stop: int) -> Iterator[ScoredBlock]:
+        """Rows ``start`` to ``stop - 1``. The scores are gone after the ``with`` block."""
+        tops = np.empty((stop - start, len(self.latents.norm_of_chunk)), np.int32)
+        with borrowed(stop - start, self.W.shape[0], dtype=self.factors.dtype) as buffer:
+
+            def part(first: int, last: int) -> None:
+                rows = slice(first, last)
+                self.factors.score(start + first, start + last, self.latents.bias, buffer[rows], tops[rows])
+
+            run_parts(part, stop - start, part_rows(stop - start, stop - start))
+            yield ScoredBlock(
+                first_row=start,
+                scores=as_array(buffer),
+                tops=tops,
+                slack=self.bounds.slack[start:stop].numpy(),
+                relative=np.float32(self.bounds.relative),
+                latents=self.latents,
+                exact=self.exact,
+                narrower=self.narrower,
+            )
+
+    def exact(self, first_row: int, start: Any, stop: Any, candidate: Any, value: Any) -> None:
+        """See :class:`ScoredBlock`."""
+        rows = self.x[first_row : first_row + len(start)].numpy()
+        W = self.W.numpy()
+        dot_products_in_tiles(tile_cuts(start, stop, candidate, W.strides[0]), candidate, rows, W, value)
+        _add_bias(start, stop, candidate, self.latents.bias, value)
+
+
+@contextmanager
+def opened(encoder: Encoder, per_row: float | None = None) -> Iterator[Screen]:
+    """The screen of an encoder; rounded copies of its factors are borrowed memory.
+
+    ``per_row``: about how many pairs of each row are looked for; None rules wide bounds out.
+    """
+    x, W, b = encoder.x_centered, encoder.W_enc, encoder.b_enc
+    with factors(cheapest_product(x, W, b, per_row), x, W) as ready:
+        check_finite_factors(ready.x_norms, ready.W_norms, b)
+        bounds = ready.bounds()
+        latents = describe_latents(b.numpy(), bounds.norm.numpy())
+        yield Screen(x, W, ready, bounds, latents, _narrower(x, ready, latents))
+
+
+def _narrower(x: Tensor, ready: Factors, latents: Latents) -> Narrower | None:
+    if ready.W_codes is None:
+        return None
+    bounds = ready.narrow_bounds()
+    return Narrower(
+        x=x.numpy(),
+        code=ready.W_codes.code.numpy(),
+        scale=ready.W_codes.scale.numpy(),
+        slack=bounds.slack.numpy(),
+        relative=np.float32(bounds.relative),
+        latents=latents,  # the norms are those of the wide bounds
+    )
+
+
+@compiled
+def _add_bias(start: Any, stop: Any, candidate: Any, bias: Any, value: Any) -> None:
+    for row in range(start.shape[0]):
+        for i in range(start[row], stop[row]):
+            value[i] += bias[candidate[i]]
+
+
+Work = Callable[[ScoredBlock], BlockPairs]
+
+
+def each_block(source: Source, work: Work, *, per_row: float) -> list[BlockPairs]:
+    """What ``work`` makes of every block, in no particular order; about ``per_row`` pairs of each row.
+
+    ``work`` is called from several threads.
+    """
+    if isinstance(source, Encoder):
+        return _screened(source, work, per_row)
+    return [one for first_row, pre in source.blocks() for one in _as_given(first_row, pre.contiguous(), work)]
+
+
+def _screened(encoder: Encoder, work: Work, per_row: float) -> list[BlockPairs]:
+    """The product and the work on a block run on one thread, while the block is in its cache."""
+    found: list[BlockPairs] = []
+    num_rows = encoder.num_rows
+    with opened(encoder, per_row) as screen:
+
+        def part(start: int, stop: int) -> None:
+            with screen.scored(start, stop) as block:
+                found.append(work(block))
+
+        most = encoder.rows_per_block * encoder.W_enc.element_size() // screen.factors.dtype.itemsize
+        run_parts(part, num_rows, part_rows(num_rows, most))
+    return found
+
+
+def _as_given(first_row: int, pre: Tensor, work: Work) -> list[BlockPairs]:
+    found: list[BlockPairs] = []
+    whole = given_block(first_row, pre)
+
+    def part(start: int, stop: int) -> None:
+        found.append(work(given_block(first_row + start, pre[start:stop], whole.latents)))
+
+    run_parts(part, whole.num_rows, part_rows(whole.num_rows, whole.num_rows))
+    return found
+
+
+def given_block(first_row: int, pre: Tensor, latents: Latents | None = None) -> ScoredBlock:
+    """Pre-activations [b, F] as scores without error. They are searched for NaN, unless ``latents`` is
+    given.
+    """
+    if latents is None:
+        check_not_nan(first_row, pre)
+        zeros = np.zeros(pre.shape[1], np.float32)
+        latents = describe_latents(zeros, zeros)
+    given, slack = pre.detach().numpy(), np.zeros(pre.shape[0], np.float32)
+    tops = np.empty((len(given), len(latents.norm_of_chunk)), np.int32)
+    top_of_chunks(given, latents.bias, tops)
+
+    def exact(row: int, start: Any, stop: Any, candidate: Any, value: Any) -> None:
+        _gather(start, stop, candidate, given[row - first_row :], value)
+
+    return ScoredBlock(first_row, given, tops, slack, np.float32(0), latents, exact)
+
+
+@compiled
+def _gather(start: Any, stop: Any, candidate: Any, pre: Any, value: Any) -> None:
+    for row in range(start.shape[0]):
+        for i in range(start[row], stop[row]):
+            value[i] = pre[row, candidate[i]]
+
+
+def check_finite_factors(x: RowNorms, W: RowNorms, b_enc: Tensor) -> None:
+    """Raise unless all pre-activations of these rows and latents are sure to be finite in float32."""
+    for values, what in (
+        (x.norm, "row {} of the batch"),
+        (W.norm, "the encoder weights of latent {}"),
+        (b_enc, "the encoder bias of latent {}"),
+    ):
+        finite = values.isfinite()
+        if not bool(finite.all()):
+            place = int((~finite).nonzero()[0])
+            raise NonFiniteError(f"pre-activations cannot be computed: {what.format(place)} is not finite")
+    if len(x.norm) and len(W.norm):
+        largest = float(x.norm.max()) * float(W.norm.max()) + float(b_enc.abs().max())
+        if largest > LARGEST_PRE_ACTIVATION:
+            raise NonFiniteError(
+                f"pre-activations can overflow: they may reach {largest:.1e}, at most "
+                f"{LARGEST_PRE_ACTIVATION:.0e} is safe; "
+                "scale the activations down, or look at why the encoder grew"
+            )

@@ -1,0 +1,188 @@
+"""The matrix products that screen: float32, bfloat16, and eight bits at twice the speed of bfloat16.
+
+In eight bits a row x is stored as integers of -127 to 127 times one scale, max|x| / 127. Sums of their
+products are exact in 32 bits; as scores they are scaled and cut to bfloat16.
+
+Legend: n rows, B rows of the batch, D model width, F latents.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...scratch import borrowed
+from ...threads import even_part, run_parts
+from ..bits import LOWEST, as_float, bfloat16_bits, float_of_key, key
+from ..compile import compiled, compiled_sum
+from .bounds import SMALLEST_NORM, ErrorBounds, Product, RowNorms, product_bounds, row_norms
+from .scan import CHUNK, top_of_chunks
+
+LARGEST_CODE = 127
+TILE_LATENTS = 512  # whose sums of 512 rows are 1 MB: still in the cache when they become scores
+SMALLEST_SCALED = np.float32(1e-30)  # of a row's largest value; codes of smaller rows are 0
+
+Score = Callable[[int, int, Any, Tensor, Any], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """Rows as integers. ``code``: int8 [n, D]; ``scale``: float32 [n]; ``norms``: of the rows, and of what
+    ``scale * code`` leaves out.
+    """
+
+    code: Tensor
+    scale: Tensor
+    norms: RowNorms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """x [B, D] and W [F, D], ready to be multiplied.
+
+    Attributes:
+        dtype: of the scores.
+        score: ``score(start, stop, bias, out, tops)`` writes those of some rows into ``out`` [b, F], and what
+            :func:`.scan.top_of_chunks` says of them and ``bias`` into ``tops``.
+        x_norms, W_norms: of the rows of both, and of what their numbers leave out.
+        W_codes: the encoder in eight bits, where that is the product.
+    """
+
+    product: Product
+    dtype: torch.dtype
+    score: Score
+    x_norms: RowNorms
+    W_norms: RowNorms
+    width: int
+    W_codes: Codes | None = None
+
+    def bounds(self) -> ErrorBounds:
+        """On the errors of the scores."""
+        return product_bounds(self.x_norms, self.W_norms, self.width, self.product)
+
+    def narrow_bounds(self) -> ErrorBounds:
+        """On those of float32 rows times ``W_codes``."""
+        x_norms = RowNorms(norm=self.x_norms.norm, error=torch.zeros_like(self.x_norms.error))
+        return product_bounds(x_norms, self.W_norms, self.width, "int8 encoder")
+
+
+@contextmanager
+def factors(product: Product, x: Tensor, W: Tensor) -> Iterator[Factors]:
+    """Of float32 ``x`` and ``W``; rounded copies are borrowed memory."""
+    width = x.shape[1]
+    if product == "float32":
+        # Below the highest precision torch may use bfloat16 factors itself.
+        rounds = torch.get_float32_matmul_precision() != "highest"
+        norms = [row_norms(rows, rows.bfloat16() if rounds else None) for rows in (x, W)]
+        yield Factors(
+            product=product, dtype=x.dtype, score=partial(_score, x, W),
+            x_norms=norms[0], W_norms=norms[1], width=width,
+        )  # fmt: skip
+        return
+    dtype = torch.int8 if product == "int8" else torch.bfloat16
+    with borrowed(*x.shape, dtype=dtype) as x_, borrowed(*W.shape, dtype=dtype) as W_:
+        if product == "int8":
+            x_codes, W_codes = to_codes(x, x_), to_codes(W, W_)
+            yield Factors(
+                product=product, dtype=torch.bfloat16, score=partial(int8_scores, x_codes, W_codes),
+                x_norms=x_codes.norms, W_norms=W_codes.norms, width=width, W_codes=W_codes,
+            )  # fmt: skip
+        else:
+            x_.copy_(x)
+            W_.copy_(W)
+            yield Factors(
+                product=product, dtype=torch.bfloat16, score=partial(_score, x_, W_),
+                x_norms=row_norms(x, x_), W_norms=row_norms(W, W_), width=width,
+            )  # fmt: skip
+
+
+def _score(x: Tensor, W: Tensor, start: int, stop: int, bias: Any, out: Tensor, tops: Any) -> None:
+    torch.mm(x[start:stop], W.T, out=out)
+    top_of_chunks(as_array(out), bias, tops)
+
+
+def as_array(scores: Tensor) -> Any:
+    """Scores as compiled loops read them: float32, or the bits of bfloat16 in uint16."""
+    return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
+
+
+def to_codes(x: Tensor, code: Tensor) -> Codes:
+    """``x``, float32 [n, D], rounded to the nearest codes, which are written into ``code``, int8 [n, D]."""
+    scale, norm, error = (torch.empty(x.shape[0]) for _ in range(3))
+    arrays = [t.numpy() for t in (x, code, scale, norm, error)]
+    run_parts(lambda first, last: _to_codes(*arrays, first, last), x.shape[0], even_part(x.shape[0]))
+    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # the sums are float32 themselves, and so is scale * code
+    norm.mul_(upwards).add_(SMALLEST_NORM)
+    error.mul_(upwards).add_(norm, alpha=2.0**-22).add_(SMALLEST_NORM)
+    return Codes(code=code, scale=scale, norms=RowNorms(norm=norm, error=error))
+
+
+def int8_scores(x: Codes, W: Codes, start: int, stop: int, bias: Any, out: Tensor, tops: Any) -> None:
+    """x W.T of rows ``start`` to ``stop - 1`` of ``x``, into ``out``, bfloat16 [stop - start, F].
+
+    ``tops``, of :func:`.scan.top_of_chunks` with ``bias``, is made along the way.
+    """
+    rows, num_latents = x.code[start:stop], W.code.shape[0]
+    bits, row_scale = out.view(torch.uint16).numpy(), x.scale[start:stop].numpy()
+    with borrowed(stop - start, min(TILE_LATENTS, num_latents), dtype=torch.int32) as buffer:
+        for first in range(0, num_latents, TILE_LATENTS):
+            codes, scale = W.code[first : first + TILE_LATENTS], W.scale[first : first + TILE_LATENTS]
+            sums = buffer.view(-1)[: len(rows) * len(codes)].view(len(rows), len(codes))
+            torch._int_mm(rows, codes.T, out=sums)
+            _to_scores(sums.numpy(), row_scale, scale.numpy(), bias, first, bits, tops)
+
+
+@compiled
+def _to_codes(x: Any, code: Any, scale: Any, norm: Any, error: Any, first: int, last: int) -> None:
+    for row in range(first, last):
+        largest = np.int32(0)
+        for j in range(x.shape[1]):
+            largest = max(largest, key(abs(x[row, j])))
+        most = float_of_key(largest)
+        per_code, codes_per = np.float32(0), np.float32(0)
+        if most >= SMALLEST_SCALED:
+            per_code = most / np.float32(LARGEST_CODE)
+            codes_per = np.float32(LARGEST_CODE) / most
+        scale[row] = per_code
+        for j in range(x.shape[1]):
+            code[row, j] = np.int8(np.rint(x[row, j] * codes_per))
+        _norms(x[row], code[row], per_code, norm[row : row + 1], error[row : row + 1])
+
+
+@compiled_sum
+def _norms(x: Any, code: Any, scale: Any, norm: Any, error: Any) -> None:
+    squares = np.float32(0)
+    errors = np.float32(0)
+    for j in range(x.shape[0]):
+        left_out = x[j] - scale * np.float32(code[j])
+        squares += x[j] * x[j]
+        errors += left_out * left_out
+    norm[0] = np.sqrt(squares)
+    error[0] = np.sqrt(errors)
+
+
+@compiled
+def _to_scores(sums: Any, row_scale: Any, scale: Any, bias: Any, first: int, bits: Any, tops: Any) -> None:
+    """Of the latents from ``first`` on, whose ``sums`` and ``scale`` these are."""
+    for row in range(sums.shape[0]):
+        of_row = row_scale[row]
+        for start in range(0, sums.shape[1], CHUNK):
+            top = LOWEST
+            if start + CHUNK <= sums.shape[1]:
+                for j in range(CHUNK):
+                    i = np.uintp(start + j)  # an index that could be negative keeps this from vector code
+                    latent = np.uintp(first + start + j)
+                    cut = bfloat16_bits(np.float32(sums[row, i]) * (of_row * scale[i]))
+                    bits[row, latent] = cut
+                    top = max(top, key(as_float(cut) + bias[latent]))
+            else:
+                for j in range(start, sums.shape[1]):
+                    cut = bfloat16_bits(np.float32(sums[row, j]) * (of_row * scale[j]))
+                    bits[row, first + j] = cut
+                    top = max(top, key(as_float(cut) + bias[first + j]))
+            tops[row, (first + start) // CHUNK] = top

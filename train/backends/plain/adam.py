@@ -1,0 +1,50 @@
+"""The optimizer's pass in torch operations. Legend: F rows (latents), D columns."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from ..protocol import AdamSettings
+from .products import total
+
+TINY = 1e-12  # keeps a row of zeros from becoming NaN
+
+
+def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None) -> Tensor:
+    """As :meth:`..protocol.Backend.gradient_norm`."""
+    left = gradient if unit_rows_of is None else gradient - _along(gradient, unit_rows_of) * unit_rows_of
+    row_norms: Tensor = torch.linalg.vector_norm(left, dim=-1)
+    return total(row_norms.double().square()).sqrt()
+
+
+def adam_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    settings: AdamSettings,
+    *,
+    unit_rows: bool = False,
+) -> None:
+    """As :meth:`..protocol.Backend.adam_step`."""
+    if unit_rows:
+        gradient = gradient - _along(gradient, parameter) * parameter
+    gradient = gradient * settings.gradient_scale
+    if settings.decoupled:
+        parameter.mul_(1 - settings.learning_rate * settings.weight_decay)
+    elif settings.weight_decay:
+        gradient = gradient.add(parameter, alpha=settings.weight_decay)
+    beta1, beta2 = settings.betas
+    exp_avg.lerp_(gradient, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = exp_avg_sq.sqrt().div_(sqrt(1 - beta2**step)).add_(settings.eps)
+    parameter.addcdiv_(exp_avg, denominator, value=-settings.learning_rate / (1 - beta1**step))
+    if unit_rows:
+        parameter.div_(torch.linalg.vector_norm(parameter, dim=-1, keepdim=True).clamp_min(TINY))
+
+
+def _along(gradient: Tensor, weights: Tensor) -> Tensor:
+    """Coefficient of each row of ``gradient`` along the row of ``weights``: [F, 1]."""
+    return (gradient * weights).sum(-1, keepdim=True) / weights.square().sum(-1, keepdim=True).clamp_min(TINY)

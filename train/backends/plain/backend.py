@@ -1,0 +1,40 @@
+"""The plain backend: torch operations; pre-activations are what the float32 matrix product gives."""
+
+from functools import partial
+
+from torch import Tensor
+
+from ...pairs import Pairs
+from .. import guessing
+from ..sources import Source
+from .adam import adam_step, gradient_norm
+from .products import accumulate_by_latent, decode, sddmm, sum_per_latent
+from .selection import collect, kth_largest, largest_per_latent, largest_per_row, mask_of_largest
+
+__all__ = [
+    "above",
+    "accumulate_by_latent",
+    "adam_step",
+    "decode",
+    "gradient_norm",
+    "largest_of_batch",
+    "largest_per_latent",
+    "largest_per_row",
+    "sddmm",
+    "sum_per_latent",
+]
+
+
+def above(source: Source, threshold: Tensor) -> Pairs:
+    """As :meth:`..protocol.Backend.above`."""
+    return collect(source, threshold, strict=True)
+
+
+def _reaching(source: Source, threshold: float, total: int) -> Pairs:
+    return collect(source, threshold, strict=False, most=total)
+
+
+largest_of_batch = partial(
+    guessing.largest_of_batch,
+    guessing.Collector(reaching=_reaching, kth_largest=kth_largest, mask_of_largest=mask_of_largest),
+)

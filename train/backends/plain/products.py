@@ -1,0 +1,123 @@
+"""Matrix products, sums and sparse products in torch operations.
+
+Libraries split long sums over threads, and then the number of threads decides how they are rounded. Here the
+split depends on the sizes only, and every part is summed by one thread.
+
+Legend: B rows, D model width, F latents, P pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...pairs import Pairs
+from ..threads import run_parts
+
+SUM_PART = 16384  # below what torch splits over threads
+CHUNK_PAIRS = 1 << 14  # whose rows are gathered at a time: 2 x 50 MB at D = 768
+
+
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+    """a @ b into ``out``, or added to it: [n, m], [m, p], [n, p]."""
+    if out is None:
+        out = a.new_empty(a.shape[0], b.shape[1])
+    if a.device.type != "cpu":
+        return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+
+    def part(start: int, stop: int) -> None:
+        if add:
+            out[start:stop].addmm_(a[start:stop], b)
+        else:
+            torch.mm(a[start:stop], b, out=out[start:stop])
+
+    run_parts(part, a.shape[0], part_of(a.shape[0]))
+    return out
+
+
+def weighted_sum(weight: Tensor, rows: Tensor) -> Tensor:
+    """weight @ rows: [n], [n, p] -> [p]."""
+    if rows.device.type != "cpu":
+        return weight @ rows
+    size = part_of(rows.shape[0])
+    sums = rows.new_empty(-(-rows.shape[0] // size), rows.shape[1])
+
+    def part(start: int, stop: int) -> None:
+        torch.mv(rows[start:stop].T, weight[start:stop], out=sums[start // size])
+
+    run_parts(part, rows.shape[0], size)
+    return sums.sum(0)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of all values, []."""
+    if x.device.type != "cpu":
+        return x.sum()
+    return torch.stack([part.sum() for part in torch.split(x.flatten(), SUM_PART)]).sum()
+
+
+def part_of(size: int) -> int:
+    """64 parts of a large ``size``, parts of 64 of a smaller one; two parts at least, for two threads."""
+    return -(-size // 64) if size > 4096 else max(1, min(64, -(-size // 2)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMajor:
+    """The places of pairs [B, F], by latents, and by ascending rows within a latent.
+
+    Attributes:
+        latent_ptr: int64 [F + 1]; the pairs of latent ``i`` are ``latent_ptr[i]:latent_ptr[i + 1]``.
+        row: int64 [P], of each of them.
+        pair: int64 [P], which pair of the row order it is: ``values[pair]`` puts values [P] into this order.
+    """
+
+    latent_ptr: Tensor
+    row: Tensor
+    pair: Tensor
+
+
+def by_latent(pairs: Pairs) -> LatentMajor:
+    """Transpose the places of ``pairs``, once."""
+    return pairs.once("by_latent", lambda: _sort_by_latent(pairs))
+
+
+def _sort_by_latent(pairs: Pairs) -> LatentMajor:
+    pair = pairs.latent.argsort(stable=True)
+    latent_ptr = torch.zeros(pairs.num_latents + 1, dtype=torch.int64, device=pair.device)
+    torch.cumsum(pairs.count_per_latent(), 0, out=latent_ptr[1:])
+    return LatentMajor(latent_ptr=latent_ptr, row=pairs.rows()[pair], pair=pair)
+
+
+def sddmm(pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
+    """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]."""
+    rows = pairs.rows()
+    out = g.new_empty(len(pairs))
+    for start in range(0, len(pairs), CHUNK_PAIRS):
+        part = slice(start, start + CHUNK_PAIRS)
+        torch.sum(g[rows[part]] * W[pairs.latent[part]], dim=1, out=out[part])
+    return out
+
+
+def decode(pairs: Pairs, W: Tensor, bias: Tensor | None) -> Tensor:
+    """bias + sum over a row's pairs of value * W[latent]: [B, D]."""
+    decoded = torch.nn.functional.embedding_bag(
+        pairs.latent, W, pairs.row_ptr[:-1], mode="sum", per_sample_weights=pairs.value
+    )
+    return decoded if bias is None else decoded.add_(bias)
+
+
+def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
+    """out[latent] += sum over the latent's pairs of coefficient * source[row]."""
+    order = by_latent(pairs)
+    out += torch.nn.functional.embedding_bag(
+        order.row, source, order.latent_ptr[:-1], mode="sum", per_sample_weights=coefficient[order.pair]
+    )
+
+
+def sum_per_latent(pairs: Pairs, values: Tensor) -> Tensor:
+    """The sum of ``values`` [P] over the pairs of each latent: [F], in the dtype of ``values``."""
+    if values.device.type == "cpu":
+        summed = torch.bincount(pairs.latent, weights=values, minlength=pairs.num_latents)
+        return summed.to(values.dtype)
+    order = by_latent(pairs)  # bincount with weights adds up in the order of atomics on a GPU
+    return torch.segment_reduce(values[order.pair], "sum", offsets=order.latent_ptr)

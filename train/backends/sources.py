@@ -1,0 +1,106 @@
+"""What rules select from: an encoder whose pre-activations are not computed yet, or scores made elsewhere.
+
+Legend: B rows, b rows of a block, D model width, F latents.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .plain.products import matmul
+from .scratch import borrowed
+
+BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
+
+Blocks = Iterator[tuple[int, Tensor]]
+"""(first row, float32 [b, F] in a buffer that the next block overwrites), rows ascending."""
+
+
+def block_rows(num_latents: int) -> int:
+    """Rows of a block of pre-activations: a power of two, about :data:`BLOCK_BYTES`, from 32 to 4096."""
+    fitting = BLOCK_BYTES // (4 * num_latents)
+    return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The pre-activations x_centered @ W_enc.T + b_enc, not computed yet.
+
+    A backend looks at the factors: it may screen with a cheaper product, and compute the pre-activations of
+    the few pairs that matter one by one.
+
+    Attributes:
+        x_centered: float32 [B, D]. W_enc: float32 [F, D]. b_enc: float32 [F].
+        block_rows: rows of a block; None is what :func:`block_rows` says.
+    """
+
+    x_centered: Tensor
+    W_enc: Tensor
+    b_enc: Tensor
+    block_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        num_latents, width = self.W_enc.shape
+        if self.x_centered.dim() != 2 or self.x_centered.shape[1] != width:
+            raise ValueError(f"x_centered must be [B, {width}], got {tuple(self.x_centered.shape)}")
+        if self.b_enc.shape != (num_latents,):
+            raise ValueError(f"b_enc must be [{num_latents}], got {tuple(self.b_enc.shape)}")
+        for name in ("x_centered", "W_enc", "b_enc"):
+            object.__setattr__(self, name, getattr(self, name).detach().contiguous())
+        if self.block_rows is None:
+            object.__setattr__(self, "block_rows", block_rows(num_latents))
+
+    @property
+    def num_rows(self) -> int:
+        return self.x_centered.shape[0]
+
+    @property
+    def num_latents(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows of a block; the last one may have fewer."""
+        assert self.block_rows is not None, "set in __post_init__"
+        return self.block_rows
+
+    def of_rows(self, rows: slice) -> "Encoder":
+        """The same encoder on some of the rows."""
+        return replace(self, x_centered=self.x_centered[rows])
+
+    def blocks(self) -> Blocks:
+        """All pre-activations, as a float32 matrix product gives them."""
+        x, W, b, size = self.x_centered, self.W_enc, self.b_enc, self.rows_per_block
+        with borrowed(min(size, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
+            for first_row in range(0, len(x), size):
+                part = x[first_row : first_row + size]
+                yield first_row, matmul(part, W.T, buffer[: len(part)]).add_(b)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Numbers for all pairs, made block by block on each pass; they are compared as they are.
+
+    Attributes:
+        stream: starts a pass over the blocks.
+    """
+
+    stream: Callable[[], Blocks]
+    num_rows: int
+    num_latents: int
+    device: torch.device
+
+    def of_rows(self, rows: slice) -> "Scores":
+        raise TypeError("scores are made for all rows at a time")
+
+    def blocks(self) -> Blocks:
+        return self.stream()
+
+
+Source = Encoder | Scores

@@ -1,0 +1,1 @@
+"""The training loop, and what it owns: one SAE in training, its optimizer, its batches."""

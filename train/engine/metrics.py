@@ -1,0 +1,150 @@
+"""What is measured while training: sums over an interval of steps, then a line of metrics.jsonl per variant.
+
+Legend: D model width, F latents.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...store.durable import write_bytes
+from ..pairs import Pairs
+from ..sae import SAE
+from ..variants.base.rows import Outcome, sum_of_squares
+
+METRICS_FILE = "metrics.jsonl"
+MAX_L0 = 4096  # rows with more active latents count as so many in the quantiles (not in the mean)
+HELDOUT_ROWS = 4096  # rows measured at a time
+QUANTILES = {"l0_p05": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
+
+
+class InputSums:
+    """Sums over the rows of an interval that give their variance around the mean; shared by all variants."""
+
+    def __init__(self, d_model: int, device: torch.device) -> None:
+        self.rows = torch.zeros((), dtype=torch.int64, device=device)
+        self.sum = torch.zeros(d_model, dtype=torch.float64, device=device)
+        self.squares = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor) -> None:
+        """Take in the rows ``x`` [R, D]."""
+        self.rows += x.shape[0]
+        self.sum += x.sum(0, dtype=torch.float64)
+        self.squares += sum_of_squares(x)
+
+    def total_variance(self) -> float:
+        """Sum over rows of |x - mean of the rows|²."""
+        return float(self.squares - self.sum.square().sum() / self.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state, for checkpoints and for :func:`reset`."""
+        return {"rows": self.rows, "sum": self.sum, "squares": self.squares}
+
+
+class Interval:
+    """Sums over the steps of an interval for one variant."""
+
+    def __init__(self, num_latents: int, device: torch.device) -> None:
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.losses: dict[str, Tensor] = {}
+        self.squared_error = torch.zeros((), dtype=torch.float64, device=device)
+        self.active = torch.zeros((), dtype=torch.int64, device=device)
+        self.l0_histogram = torch.zeros(min(num_latents, MAX_L0) + 1, dtype=torch.int64, device=device)
+        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, outcome: Outcome, grad_norm: Tensor) -> None:
+        """Take in one step."""
+        self.steps += 1
+        for name, value in outcome.losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value
+        self.squared_error += outcome.squared_error
+        largest = self.l0_histogram.numel() - 1
+        for l0 in outcome.row_l0:
+            self.active += l0.sum()
+            self.l0_histogram += torch.bincount(l0.clamp(max=largest), minlength=largest + 1)
+        self.grad_norm += grad_norm
+
+    def summary(self, inputs: InputSums) -> dict[str, float]:
+        """Means over steps (losses, gradient norm) and rows (L0); FVU = error / variance around the mean."""
+        steps, rows = int(self.steps), int(inputs.rows)
+        losses = {f"loss_{name}": float(value) / steps for name, value in sorted(self.losses.items())}
+        variance = inputs.total_variance()
+        return {
+            "loss": sum(losses.values()),
+            **losses,
+            "fvu": float(self.squared_error) / variance if variance > 0 else 0.0,
+            "l0": int(self.active) / rows,
+            **histogram_quantiles(self.l0_histogram, QUANTILES),
+            "grad_norm": float(self.grad_norm) / steps,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state, for checkpoints and for :func:`reset`."""
+        return {
+            "steps": self.steps,
+            "squared_error": self.squared_error,
+            "active": self.active,
+            "l0_histogram": self.l0_histogram,
+            "grad_norm": self.grad_norm,
+            **{f"losses.{name}": value for name, value in self.losses.items()},
+        }
+
+
+def reset(inputs: InputSums, intervals: Iterable[Interval]) -> None:
+    """Start the next interval."""
+    everything: list[InputSums | Interval] = [inputs, *intervals]
+    for sums in everything:
+        for tensor in sums.tensors().values():
+            tensor.zero_()
+
+
+def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
+    """FVU and mean L0 of normalized held-out rows ``x`` [n, D] under the SAE's inference rule."""
+    sums = InputSums(x.shape[1], x.device)
+    sums.add(x)
+    active, squared_error = 0, torch.zeros((), dtype=torch.float64, device=x.device)
+    for part in torch.split(x, HELDOUT_ROWS):
+        codes = sae.encode(part, sparse=True)
+        assert isinstance(codes, Pairs)
+        active += int((codes.value != 0).sum())
+        squared_error += sum_of_squares(sae.decode(codes) - part)
+    variance = sums.total_variance()
+    return {
+        "heldout_fvu": float(squared_error) / variance if variance > 0 else 0.0,
+        "heldout_l0": active / x.shape[0],
+    }
+
+
+def histogram_quantiles(histogram: Tensor, quantiles: Mapping[str, float]) -> dict[str, float]:
+    """By name, the least value that a given share of the counts does not exceed; int64 [values]."""
+    cumulative = histogram.cumsum(0)
+    total = int(cumulative[-1])
+    return {name: int((cumulative < q * total).sum()) for name, q in quantiles.items()}
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, only ever appended to, except that resuming cuts it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``lines``; durable when this returns, so that no checkpoint is ahead of its metrics."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_after(self, step: int) -> None:
+        """Drop the lines of later steps, and a line that a crash left unfinished."""
+        if not self.path.exists():
+            return
+        whole = self.path.read_bytes().split(b"\n")[:-1]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        write_bytes(self.path, b"".join(line + b"\n" for line in kept))

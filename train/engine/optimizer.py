@@ -1,0 +1,79 @@
+"""One optimizer step: tangential decoder gradient, clipped global norm, Adam(W), decoder rows of norm 1."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..backends.choice import backend_of
+from ..backends.plain.adam import TINY
+from ..backends.protocol import AdamSettings
+from .optimizer_config import OptimizerConfig
+
+
+class Optimizer:
+    """Adam or AdamW over named parameters, with its moments as plain tensors.
+
+    With ``unit_norm_decoder`` the rows of ``W_dec`` keep norm 1: the gradient's part along each row is left
+    out, of the global norm too, and the updated row is divided by its norm.
+    """
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        parameters: Mapping[str, Tensor],
+        *,
+        unit_norm_decoder: bool,
+        frozen: Iterable[str] = (),
+    ) -> None:
+        self.config = config
+        self.unit_norm = {"W_dec"} if unit_norm_decoder else set()
+        self.parameters = {name: tensor for name, tensor in parameters.items() if name not in set(frozen)}
+        self.steps = torch.zeros((), dtype=torch.int64)
+        self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+
+    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The global norm of the gradients as a step uses them, float64 []; not finite when one is not."""
+        norms = [
+            backend_of(tensor).gradient_norm(gradients[name], tensor if name in self.unit_norm else None)
+            for name, tensor in self.parameters.items()
+        ]
+        return torch.stack(norms).square().sum().sqrt()
+
+    def step(self, gradients: Mapping[str, Tensor], norm: Tensor, learning_rate: float) -> None:
+        """Update every parameter in place; gradients of a global ``norm`` above ``clip_norm`` are scaled."""
+        self.steps += 1
+        limit = self.config.clip_norm
+        settings = AdamSettings(
+            learning_rate=learning_rate,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=self.config.weight_decay,
+            decoupled=self.config.kind == "adamw",
+            gradient_scale=1.0 if limit is None else min(1.0, limit / (float(norm) + 1e-6)),
+        )
+        for name, tensor in self.parameters.items():
+            moments = self.exp_avg[name], self.exp_avg_sq[name]
+            unit_rows = name in self.unit_norm
+            backend = backend_of(tensor)
+            backend.adam_step(
+                tensor, gradients[name], *moments, int(self.steps), settings, unit_rows=unit_rows
+            )
+
+    def forget(self, latents: Tensor) -> None:
+        """Set the moments of some latents (int64 [n]) to zero in every tensor that has latents."""
+        for name in self.parameters.keys() - {"b_dec"}:  # the one tensor without latents
+            self.exp_avg[name][latents] = 0
+            self.exp_avg_sq[name][latents] = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state, by name, for checkpoints."""
+        averages = {f"exp_avg.{name}": tensor for name, tensor in self.exp_avg.items()}
+        squares = {f"exp_avg_sq.{name}": tensor for name, tensor in self.exp_avg_sq.items()}
+        return {"steps": self.steps, **averages, **squares}
+
+
+def normalize_rows(weights: Tensor) -> None:
+    """Scale each row of ``weights`` [F, D] to norm 1, in place."""
+    weights.div_(torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(TINY))

@@ -1,0 +1,131 @@
+"""One SAE in training: its tensors, its optimizer, and one step of it."""
+
+import torch
+from torch import Tensor
+
+from ...common.errors import SaecacheError
+from ..backends.threads import torch_on_one_thread
+from ..selection.errors import NonFiniteError
+from ..variants.base.gradients import finish_gradients
+from ..variants.base.rows import Batch, Outcome
+from ..variants.base.variant import Plan, Variant
+from .dead import count_rows, dead_latents
+from .metrics import Interval
+from .optimizer import Optimizer
+from .optimizer_config import OptimizerConfig
+from .schedule import peak_learning_rate
+
+
+class DivergedError(SaecacheError):
+    """The loss or the gradient of a variant is no longer finite. Nothing of that step was applied."""
+
+
+class Trainee:
+    """A variant with its tensors, which change only in :meth:`update`."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        plan: Plan,
+        seed: int,
+        optimizer: OptimizerConfig,
+        parameters: dict[str, Tensor],
+    ) -> None:
+        """``parameters``: W_enc, W_dec, b_enc, b_dec at their initial values; the variant's own are added."""
+        device = parameters["b_dec"].device
+        self.variant, self.plan, self.seed = variant, plan, seed
+        self.parameters = parameters | {n: t.to(device) for n, t in variant.extra_parameters(plan).items()}
+        self.state = {n: t.to(device) for n, t in variant.initial_state(plan).items()}
+        self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.optimizer_config = variant.optimizer.applied_to(optimizer)
+        self.optimizer = Optimizer(
+            self.optimizer_config,
+            self.parameters,
+            unit_norm_decoder=variant.unit_norm_decoder,
+            frozen=variant.frozen_parameters,
+        )
+        self.peak_learning_rate = peak_learning_rate(self.optimizer_config, plan.num_latents)
+        self.rows_since_active = torch.zeros(plan.num_latents, dtype=torch.int64, device=device)
+        self.interval = Interval(plan.num_latents, device)
+
+    @property
+    def name(self) -> str:
+        return self.variant.run_name
+
+    @torch_on_one_thread()
+    def add_batch(
+        self,
+        x_centered: Tensor,
+        target_centered: Tensor,
+        step: int,
+        dead_after_rows: int,
+        *,
+        number_in_step: int = 0,
+    ) -> None:
+        """Add the gradient of one of the ``plan.batches_of_step`` batches of a step.
+
+        Args:
+            x_centered: float32 [R, D], the rows to encode, minus this SAE's ``b_dec``.
+            target_centered: float32 [R, D], the rows to reconstruct, minus ``b_dec``: the same tensor for an
+                autoencoder.
+
+        Raises:
+            DivergedError: NaN or infinity in the loss or the gradient; the parameters are as before the step.
+        """
+        if number_in_step == 0:
+            for gradient in self.gradients.values():
+                gradient.zero_()
+            self._outcome = Outcome.empty(self.plan.num_latents, x_centered.device)
+        self._batch = batch = Batch(
+            x_centered=x_centered,
+            target_centered=target_centered,
+            parameters=self.parameters,
+            state=self.state,
+            gradients=self.gradients,
+            outcome=self._outcome,
+            dead=dead_latents(self.rows_since_active, dead_after_rows),
+            number=step * self.plan.batches_of_step + number_in_step,
+            seed=self.seed,
+            num_steps=self.plan.num_steps,
+            step_rows=x_centered.shape[0] * self.plan.batches_of_step,
+            batches_of_step=self.plan.batches_of_step,
+        )
+        try:
+            self.variant.forward_backward(batch)
+        except NonFiniteError as error:
+            raise DivergedError(str(error)) from error
+        recorded = sum(len(rows) for rows in self._outcome.row_l0)
+        expected = x_centered.shape[0] * (number_in_step + 1)
+        assert recorded == expected, (
+            f"{type(self.variant).__qualname__} recorded the codes of {recorded} of {expected} rows: its "
+            "forward_backward must call batch.record for every part"
+        )
+
+    @torch_on_one_thread()
+    def update(self, rate_factor: float) -> None:
+        """Change the parameters by the gradients of all batches of the step.
+
+        Raises:
+            DivergedError: as :meth:`add_batch`.
+        """
+        batch = self._batch
+        del self._batch  # it holds the rows
+        finish_gradients(batch)
+        norm = self.optimizer.norm(self.gradients)
+        loss = batch.outcome.loss
+        if not (bool(loss.isfinite()) and bool(norm.isfinite())):
+            raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")
+        self.optimizer.step(self.gradients, norm, self.peak_learning_rate * rate_factor)
+        self.variant.after_step(batch, self.optimizer)
+        count_rows(self.rows_since_active, batch.outcome.firing, batch.step_rows)
+        self.interval.add(batch.outcome, norm)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every live tensor that training changes, by group and name: what a checkpoint holds."""
+        return {
+            "parameters": self.parameters,
+            "state": self.state,
+            "optimizer": self.optimizer.tensors(),
+            "interval": self.interval.tensors(),
+            "dead": {"rows_since_active": self.rows_since_active},
+        }

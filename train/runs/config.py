@@ -1,0 +1,154 @@
+"""The settings of a training run. What is a fact of the cache (width, rows) comes from the cache."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from ...common.frozen import FrozenModel
+from ...store.normalization import NormalizationKind
+from ..engine.optimizer_config import OptimizerConfig, ScheduleConfig
+from ..variants import AnyVariant
+from ..variants.base.variant import Variant
+from . import grid
+
+RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
+
+
+class ExpectedCache(FrozenModel):
+    """What the cache must be; a cache that is something else is refused before the first step."""
+
+    fingerprint: str | None = None  # a prefix of at least 8 characters is enough
+    model: str | None = None  # the model's name, as the harvest was given it
+
+
+class InitialisationConfig(FrozenModel):
+    """Where training starts."""
+
+    directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
+    encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
+    encoder_norm: PositiveFloat = 0.5  # of the rows of W_enc at the start; those of W_dec have norm 1
+    decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
+    median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
+
+
+class CalibrationConfig(FrozenModel):
+    """Thresholds of inference set at the end of a run, on held-out rows; rules without one are left alone."""
+
+    l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
+    rows: PositiveInt = 16384  # the first held-out rows, or as many as there are
+
+
+class CheckpointConfig(FrozenModel):
+    """When the whole state of training is saved."""
+
+    every_steps: PositiveInt = 1000
+    keep: PositiveInt = 2
+
+
+class LogConfig(FrozenModel):
+    """What is written to metrics.jsonl, and where else it goes."""
+
+    every_steps: PositiveInt = 50
+    heldout_every_steps: PositiveInt | None = None  # a multiple of every_steps; null measures at the end only
+    heldout_rows: NonNegativeInt = 8192  # held-out rows for heldout_fvu and heldout_l0; 0 measures none
+    progress: bool = True
+    tensorboard: bool = False  # needs the extra saecache[tensorboard]
+    wandb_project: str | None = None  # needs the extra saecache[wandb]
+
+
+class TrainConfig(FrozenModel):
+    """One pass over a cache that trains one or several SAEs, each batch read once for all of them.
+
+    Lists in the settings of a variant are a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
+    """
+
+    alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
+
+    variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
+    hook: str | None = None  # null: the cache's only hook
+    normalization: NormalizationKind | None = None  # null: as the cache stores it
+    num_latents: PositiveInt | None = None  # give this
+    expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
+    batch_rows: PositiveInt = 4096
+    # Batches whose gradients, averaged, make one step. A rule that compares rows compares those of one batch.
+    accumulate_batches: PositiveInt = 1
+    cache_rows: PositiveInt | None = None  # use only the first rows of the cache, a uniform sample of them
+    sink_ratio: PositiveFloat | None = None  # leaves out rows of a norm above this multiple of the median
+    epochs: PositiveFloat | None = None  # give one of epochs,
+    steps: PositiveInt | None = None  # steps,
+    num_rows: PositiveInt | None = None  # and num_rows: how long to train
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    initialisation: InitialisationConfig = InitialisationConfig()
+    calibration: CalibrationConfig | None = None  # null: thresholds stay the running means
+    matmul_precision: Literal["highest", "high", "medium"] = (
+        "highest"  # of torch's float32 products; medium may multiply in bfloat16. Selections stay exact
+    )
+    dead_after_rows: PositiveInt = 10_000_000  # a latent not active on so many rows is dead, Gao et al. 2024
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    device: str = "auto"  # auto: cuda if there is a GPU, else cpu
+    expect: ExpectedCache = ExpectedCache()
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _grids_spelled_out(cls, entries: Any) -> Any:
+        return grid.expand(entries)
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        sizes, lengths = (
+            [name for name in group if getattr(self, name) is not None] for group in self.alternatives
+        )
+        if len(sizes) > 1 or (not sizes and any(v.num_latents is None for v in self.variants)):
+            raise ValueError(
+                f"give exactly one of num_latents and expansion_factor, got {sizes or 'neither'}"
+                f"{': set the other to null' if sizes else ''}"
+            )
+        if len(lengths) != 1:
+            raise ValueError(
+                f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
+                f"{': set the others to null' if lengths else ''}"
+            )
+        names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
+        if taken := sorted(RESERVED_NAMES.intersection(names)):
+            raise ValueError(f"a variant cannot be called {taken[0]}: the run's own files are")
+        _check_names(self.variants)
+        every, heldout = self.log.every_steps, self.log.heldout_every_steps
+        if heldout is not None and heldout % every:
+            raise ValueError(
+                f"log.heldout_every_steps={heldout} must be a multiple of log.every_steps={every}"
+            )
+        return self
+
+
+def _check_names(variants: Sequence[Variant]) -> None:
+    """Every variant has a folder of its own.
+
+    Raises:
+        ValueError: two are called alike (some file systems ignore case), with a name that tells them apart.
+    """
+    by_name: dict[str, Variant] = {}
+    for variant in variants:
+        name = variant.run_name
+        if (other := by_name.setdefault(name.lower(), variant)) is variant:
+            continue
+        setting = grid.difference(variant, other)
+        if setting is None:
+            raise ValueError(f"two variants are called {name} and are the same: leave one out")
+        if setting == "name":
+            raise ValueError(f"two variants are called {name} and {other.run_name}: give different names")
+        example = f"{name}_{setting.rpartition('.')[2]}{{{setting}}}"
+        raise ValueError(
+            f"two variants are called {name}: they differ in {setting}, which the name does not say; "
+            f"give different names, in a grid with the setting in braces (name: {example!r})"
+        )

@@ -1,0 +1,97 @@
+"""The folder of a run: whose it is, whether it is finished, and that only one process writes it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ...common.errors import UsageError
+from ...store.durable import TEMPORARY_SUFFIX, write_bytes
+from ...store.identity import differences
+from .config import TrainConfig
+
+RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
+FORMAT_VERSION = 1
+MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
+
+
+@contextmanager
+def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bool]:
+    """Hold ``out`` for this run, new or begun with the same config and cache; yields whether it is finished.
+
+    Raises:
+        UsageError: the folder holds something else, or another run (what differs is named), or it is in use.
+    """
+    identity = {"config": _settings(config), "cache": {"fingerprint": cache_fingerprint}}
+    _check(out, identity)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{out} is being written by another process: wait for it, or give another --out"
+        ) from None
+    with lock:
+        found = _check(out, identity)
+        if found is None:
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            write_bytes(out / CONFIG_FILE, text.encode("utf-8"))
+            _write(out, identity, finished=False)
+        yield bool(found and found["finished"])
+
+
+def mark_finished(out: Path) -> None:
+    """Note that there is nothing left to do in ``out``."""
+    run = json.loads((out / RUN_FILE).read_text("utf-8"))
+    _write(out, {"config": run["config"], "cache": run["cache"]}, finished=True)
+
+
+def _check(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What run.json says; None for a folder that is absent or as good as empty."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out must name a folder")
+    if (out / RUN_FILE).is_file():
+        found: dict[str, Any] = json.loads((out / RUN_FILE).read_text("utf-8"))
+        if found["format_version"] != FORMAT_VERSION:
+            raise UsageError(f"{out} was made by another version of saecache; give another --out")
+        different = differences(
+            _by_name({"config": found["config"], "cache": found["cache"]}), _by_name(identity)
+        )
+        if different:
+            listed = "\n".join(f"  - {line}" for line in different)
+            raise UsageError(f"{out} holds another run; give another --out, or the same settings:\n{listed}")
+        return found
+    ours = {LOCK_FILE, CONFIG_FILE, CONFIG_FILE + TEMPORARY_SUFFIX, RUN_FILE + TEMPORARY_SUFFIX}
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.exists() else []
+    if foreign:
+        raise UsageError(
+            f"{out} is not empty and holds no training run (found {foreign[0]}); give another --out"
+        )
+    return None
+
+
+def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:
+    run = {"format_version": FORMAT_VERSION, "finished": finished, **identity}
+    write_bytes(out / RUN_FILE, (json.dumps(run, indent=2) + "\n").encode("utf-8"))
+
+
+def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as mappings, so that what differs between two variants is named, and not their list."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: named(item) for key, item in value.items()}
+        return {str(i): named(item) for i, item in enumerate(value)} if isinstance(value, list) else value
+
+    return {key: named(value) for key, value in identity.items()}
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    settings["log"] = {key: value for key, value in settings["log"].items() if key not in MAY_CHANGE}
+    return settings

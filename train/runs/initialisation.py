@@ -1,0 +1,88 @@
+"""Where training starts: random unit-norm decoder, encoder its transpose, bias in the middle of the rows.
+
+Legend: D model width, F latents.
+"""
+
+import torch
+from torch import Tensor
+
+from ...common.errors import SaecacheError
+from ..engine.optimizer import normalize_rows
+from ..variants.base.variant import Plan
+from .config import InitialisationConfig
+
+MEDIAN_TOLERANCE = 1e-7  # of the spread of the rows; a step below it ends the iteration
+MEDIAN_ITERATIONS = 1000
+
+
+def initial_parameters(
+    plan: Plan, seed: int, b_dec: Tensor, config: InitialisationConfig | None = None
+) -> dict[str, Tensor]:
+    """W_dec: random rows of norm 1; W_enc: the same times ``encoder_norm``, tied at the start only; b_enc: 0;
+    b_dec as given.
+    """
+    config = config or InitialisationConfig()
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
+    draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
+    W_dec = draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
+    tied = config.encoder == "tied"
+    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
+    return {
+        "W_enc": W_enc * config.encoder_norm,
+        "W_dec": W_dec,
+        "b_enc": torch.zeros(plan.num_latents, device=b_dec.device),
+        "b_dec": b_dec.clone(),
+    }
+
+
+def isotropic_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """[num_rows, width], of norm 1, every direction equally likely."""
+    rows = torch.randn(num_rows, width, generator=generator)
+    normalize_rows(rows)
+    return rows
+
+
+def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """[num_rows, width], of norm 1: every ``width`` consecutive ones from the first on are orthogonal.
+
+    Each set is a rotation drawn uniformly: Q of a Gaussian matrix, with the signs of R's diagonal (Mezzadri
+    2007).
+    """
+    sets = []
+    for _ in range(0, num_rows, width):
+        q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+        sets.append((q * r.diagonal().sign()).float())
+    rows = torch.cat(sets)[:num_rows]
+    normalize_rows(rows)
+    return rows
+
+
+def geometric_median(rows: Tensor) -> Tensor:
+    """The point with the least sum of distances to ``rows`` [n, D]: float32 [D].
+
+    Weiszfeld's iteration, with the correction of Vardi & Zhang (2000) for an estimate that falls on a row, in
+    float64, until a step is shorter than 1e-7 of the mean distance.
+
+    Raises:
+        SaecacheError: it has not settled after 1000 steps.
+    """
+    x = rows.double()
+    estimate = x.mean(0)
+    for _ in range(MEDIAN_ITERATIONS):
+        distance = torch.linalg.vector_norm(x - estimate, dim=1)
+        spread = distance.mean()
+        on_row = distance <= 1e-12 * spread
+        weight = torch.where(on_row, 0.0, 1 / distance)
+        if not bool(weight.any()):
+            return estimate.float()
+        towards = weight @ x / weight.sum()
+        pull = torch.linalg.vector_norm((towards - estimate) * weight.sum())
+        stay = min(1.0, float(on_row.sum() / pull)) if bool(on_row.any()) and float(pull) > 0 else 0.0
+        updated = (1 - stay) * towards + stay * estimate
+        if float(torch.linalg.vector_norm(updated - estimate)) <= MEDIAN_TOLERANCE * float(spread):
+            return updated.float()
+        estimate = updated
+    raise SaecacheError(
+        f"the geometric median of {x.shape[0]} rows did not settle in {MEDIAN_ITERATIONS} steps; "
+        "set initialisation.decoder_bias=zeros"
+    )

@@ -1,0 +1,148 @@
+"""Config + cache -> what the run will do, with everything that is impossible found before the first step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...common.devices import choose_device
+from ...common.errors import UsageError
+from ...store.reading.reader import ActivationCache
+from ..engine.feed import num_steps, usable_rows
+from ..variants.base.variant import Plan, Variant
+from .config import ExpectedCache, TrainConfig
+from .trackers import missing_trackers
+
+MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run whose settings fit its cache. ``variants`` goes with ``config.variants``."""
+
+    hook: str
+    device: torch.device
+    rows: int  # training rows of an epoch
+    num_steps: int
+    variants: tuple[Plan, ...]
+
+
+def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
+    """Check ``config`` against ``cache``.
+
+    Raises:
+        UsageError: listing every setting that cannot work, with the way out.
+    """
+    problems = unexpected(config.expect, cache)
+    hook = choose_hook(config, cache)
+    rows = usable_rows(config, cache, hook)
+    if config.batch_rows > rows:
+        kept = (
+            "of the cache" if config.sink_ratio is None else f"that sink_ratio={config.sink_ratio:g} leaves"
+        )
+        problems.append(f"batch_rows={config.batch_rows} is more than the {rows} training rows {kept}")
+        raise UsageError(_listed(problems))
+    steps = num_steps(config, rows)
+    if steps < 1:
+        problems.append(
+            f"the run would be shorter than one batch of {config.batch_rows} rows: "
+            "raise epochs, num_rows or steps, or lower batch_rows"
+        )
+    plans = []
+    for variant in config.variants:
+        plan = Plan(
+            d_model=cache.d_model(hook),
+            num_latents=variant.num_latents or config.num_latents or _expanded(config, cache.d_model(hook)),
+            batch_rows=config.batch_rows,
+            num_steps=steps,
+            batches_of_step=config.accumulate_batches,
+        )
+        plans.append(plan)
+        found = [*too_many_active(variant, plan), *variant.problems(plan)]
+        problems += [f"variant {variant.run_name}: {problem}" for problem in found]
+    if (
+        config.log.heldout_rows
+        and cache.num_rows("heldout") == 0
+        and config.log.heldout_every_steps is not None
+    ):
+        problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
+    problems += calibration_problems(config, cache)
+    problems += missing_trackers(config.log)
+    device = choose_device(config.device, float64=True)
+    if problems:
+        raise UsageError(_listed(problems))
+    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans))
+
+
+def too_many_active(variant: Variant, plan: Plan) -> list[str]:
+    """Whether a variant with a ``k`` wants all latents active, or more."""
+    k = getattr(variant, "k", None)
+    if k is None or k < plan.num_latents:
+        return []
+    return [
+        f"k={k} must be smaller than the number of latents, {plan.num_latents}: lower k, or raise num_latents"
+    ]
+
+
+def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[str]:
+    """Why thresholds could not be calibrated at the end."""
+    if config.calibration is None:
+        return []
+    having = [v for v in config.variants if v.has_threshold]
+    if not having:
+        kinds = ", ".join(sorted({v.kind for v in config.variants}))
+        return [f"calibration is set, but {kinds} has no threshold at inference: leave it out"]
+    problems = []
+    if cache.num_rows("heldout") == 0:
+        problems.append("calibration is set, but the cache has no held-out rows: leave it out")
+    for variant in having:
+        if config.calibration.l0 is None and variant.expected_l0 is None:
+            problems.append(f"variant {variant.run_name} has no l0 of its own: set calibration.l0")
+    return problems
+
+
+def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
+    """The configured hook, or the only one there is.
+
+    Raises:
+        UsageError: the cache has no such hook, or several and the config names none.
+    """
+    if config.hook is not None:
+        cache.d_model(config.hook)  # says which hooks there are when this is none of them
+        return config.hook
+    if len(cache.hooks) == 1:
+        return cache.hooks[0]
+    raise UsageError(f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}")
+
+
+def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:
+    """How the cache is not the one that the config was written for."""
+    problems = []
+    if expect.fingerprint is not None:
+        if len(expect.fingerprint) < MIN_FINGERPRINT:
+            problems.append(f"expect.fingerprint needs at least {MIN_FINGERPRINT} characters")
+        elif not cache.fingerprint.startswith(expect.fingerprint):
+            problems.append(
+                f"expect.fingerprint is {expect.fingerprint}, but the cache is {cache.fingerprint}"
+            )
+    if expect.model is not None:
+        model = model_name(cache)
+        if model != expect.model:
+            problems.append(f"expect.model is {expect.model}, but the cache was harvested from {model}")
+    return problems
+
+
+def model_name(cache: ActivationCache) -> str | None:
+    """The model that the cache names, if it names one."""
+    model = cache.manifest.identity.get("model")
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def _expanded(config: TrainConfig, d_model: int) -> int:
+    assert config.expansion_factor is not None, "the config gives one of the two"
+    return config.expansion_factor * d_model
+
+
+def _listed(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "the config does not fit the cache:\n" + "\n".join(f"  - {problem}" for problem in problems)

@@ -1,0 +1,178 @@
+"""What a run writes while it trains: metrics, checkpoints, failures, the progress bar."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ...common.errors import UsageError
+from ...store.reading.reader import ActivationCache
+from ..engine.dead import dead_latents
+from ..engine.loop import Clock
+from ..engine.metrics import METRICS_FILE, InputSums, MetricsFile, heldout_metrics
+from ..engine.schedule import learning_rate_factor
+from ..engine.trainee import DivergedError, Trainee
+from ..sae import SAE, SAEConfig
+from .calibration import calibrated_on
+from .checkpoint import prune, record_failure, save_checkpoint
+from .config import TrainConfig
+from .planning import RunPlan, model_name
+from .trackers import open_trackers
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5  # variants whose figures fit beside the progress bar
+
+
+class Recorder:
+    """The events of the loop, turned into files of the run folder ``out``."""
+
+    def __init__(
+        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: InputSums
+    ) -> None:
+        self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
+        self.metrics = MetricsFile(out / METRICS_FILE)
+        self.heldout = _heldout_rows(config, cache, plan)
+        self.step_rows = config.batch_rows * config.accumulate_batches
+        self.bar: Any = None
+
+    @contextmanager
+    def watching(self, stream: Iterator[Tensor], first_step: int) -> Iterator[Iterator[Tensor]]:
+        """The batches from ``first_step`` on, under a progress bar; later metrics are cut off before."""
+        self.metrics.cut_after(first_step)
+        self.trackers = open_trackers(self.config, self.out, first_step)
+        hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
+        per_step = self.config.accumulate_batches
+        first, total = first_step * per_step, self.plan.num_steps * per_step
+        try:
+            with tqdm(desc="train", total=total, initial=first, unit="batch", disable=hidden) as self.bar:
+                yield self._counted(stream)
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+
+    def _counted(self, stream: Iterator[Tensor]) -> Iterator[Tensor]:
+        for x in stream:
+            self.bar.update()
+            yield x
+
+    def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
+        """One line per variant for the interval that ends after ``step`` steps."""
+        seconds = clock.elapsed
+        timing = {
+            "rows_per_second": round(clock.steps * self.step_rows / seconds, 1),
+            "data_wait_fraction": round(clock.waiting / seconds, 4),
+            "seconds": round(seconds, 3),
+        }
+        lines = [self._line(step, trainee) | timing for trainee in trainees]
+        self.metrics.append(lines)
+        for tracker in self.trackers:
+            for line in lines:
+                tracker.write(line)
+        figures = ("/".join(f"{line[key]:.3g}" for line in lines[:SHOWN]) for key in ("fvu", "l0", "dead"))
+        self.bar.set_postfix_str("fvu {} l0 {} dead {}".format(*figures), refresh=False)
+
+    def save(self, step: int, trainees: Sequence[Trainee]) -> None:
+        """A checkpoint of every variant; older ones go only when all have the new one."""
+        for trainee in trainees:
+            save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
+        for trainee in trainees:
+            prune(self.out / trainee.name, self.config.checkpoint.keep)
+
+    def failed(self, step: int, number: int, trainee: Trainee, error: DivergedError) -> None:
+        """Say which variant stopped in 0-based ``step``, in which batch (``number`` of the run) and why."""
+        epoch, batch = divmod(number, self.plan.rows // self.config.batch_rows)
+        reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
+        record_failure(self.out / trainee.name, step, reason)
+        logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
+
+    def sae(self, trainee: Trainee, step: int) -> SAE:
+        """The SAE as it stands after ``step`` steps; its tensors are the trainee's own, not copies."""
+        variant, plan = trainee.variant, trainee.plan
+        identity = self.cache.manifest.identity
+        cfg = SAEConfig(
+            kind=variant.kind,
+            name=trainee.name,
+            d_model=plan.d_model,
+            num_latents=plan.num_latents,
+            k=variant.expected_l0,
+            inference=variant.inference,
+            hook=self.plan.hook,
+            normalization=self.cache.normalizer(self.plan.hook, self.config.normalization).to_dict(),
+            variant=variant,
+            cache={
+                "fingerprint": self.cache.fingerprint,
+                "hook": self.plan.hook,
+                "model": identity.get("model"),
+                "model_name": model_name(self.cache),
+            },
+            training={
+                "step": step,
+                "rows": step * self.step_rows,
+                "batch_rows": self.config.batch_rows,
+                "accumulate_batches": self.config.accumulate_batches,
+                "sink_ratio": self.config.sink_ratio,
+                "planned_steps": self.plan.num_steps,
+                "seed": trainee.seed,
+                "learning_rate": trainee.peak_learning_rate,
+                "optimizer": trainee.optimizer_config.model_dump(mode="json"),
+                "schedule": self.config.schedule.model_dump(mode="json"),
+            },
+        )
+        return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})
+
+    def finished_sae(self, trainee: Trainee) -> SAE:
+        """The SAE at the end of the run, its threshold calibrated where that is asked for."""
+        sae, calibration = self.sae(trainee, self.plan.num_steps), self.config.calibration
+        if calibration is None or not trainee.variant.has_threshold:
+            return sae
+        note: dict[str, Any] = {"l0": calibration.l0 or sae.cfg.k, "rows": calibration.rows}
+        try:
+            sae = calibrated_on(sae, self.cache, calibration.l0, calibration.rows)
+        except UsageError as error:  # no reason to lose what was trained
+            logger.error("%s; its threshold stays as training left it", error)
+            note = {"failed": str(error)}
+        cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
+        return SAE(cfg, dict(sae.named_buffers()))
+
+    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
+        dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
+        factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
+        line: dict[str, Any] = {
+            "step": step,
+            "rows": step * self.step_rows,
+            "variant": trainee.name,
+            **trainee.interval.summary(self.inputs),
+            "dead": dead,
+            "alive": trainee.plan.num_latents - dead,
+            "lr": trainee.peak_learning_rate * factor,
+        }
+        sae = self.finished_sae(trainee) if step == self.plan.num_steps else self.sae(trainee, step)
+        if sae.threshold is not None:
+            finite = sae.threshold[sae.threshold.isfinite()]
+            line["threshold"] = float(finite.mean()) if finite.numel() else None
+        every = self.config.log.heldout_every_steps or self.plan.num_steps
+        if self.heldout is not None and (step % every == 0 or step == self.plan.num_steps):
+            line |= heldout_metrics(sae, self.heldout)
+        return line
+
+
+def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> Tensor | None:
+    """The first held-out rows, [n, D], normalized as for training; None when there are none to measure."""
+    usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
+    rows = min(config.log.heldout_rows, usable)
+    if rows == 0:
+        return None
+    stream = cache.batches(
+        plan.hook,
+        rows,
+        split="heldout",
+        normalization=config.normalization,
+        device=plan.device,
+        sink_ratio=config.sink_ratio,
+    )
+    return next(stream)

@@ -1,0 +1,136 @@
+"""``run(config, cache, out)``: plan, start or resume, train, save. ``saecache.train`` calls it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from ...common.errors import SaecacheError
+from ...common.interrupts import stop_on_signals
+from ...store.reading.reader import ActivationCache, open_cache
+from ..engine.feed import batches
+from ..engine.loop import Events, train
+from ..engine.metrics import InputSums
+from ..engine.trainee import Trainee
+from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
+from .config import TrainConfig
+from .folder import claim, mark_finished
+from .initialisation import geometric_median, initial_parameters
+from .planning import RunPlan, plan_run
+from .recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run made. ``failed``: variants that stopped early, and why; their last checkpoint is kept."""
+
+    run_dir: Path
+    saes: dict[str, Path]
+    failed: dict[str, str]
+    reused: bool
+
+
+def run(
+    config: TrainConfig, cache: ActivationCache | Path | str, out: Path | str | None = None
+) -> TrainResult:
+    """Train every variant of ``config`` on ``cache``; continue if ``out`` holds an unfinished run of both.
+
+    Ctrl-C and SIGTERM (how Slurm and spot machines give notice) finish the step, save a checkpoint of
+    everything and raise KeyboardInterrupt. The same call continues, and ends with the same bytes as a run
+    that was never stopped.
+
+    Raises:
+        UsageError: settings that do not fit the cache, or a folder that holds something else; before writing.
+        SaecacheError: the disk is full or gone; the same call continues once it is back.
+    """
+    cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    if config.cache_rows is not None:
+        cache = cache.head(config.cache_rows)
+    plan = plan_run(config, cache)
+    out = Path(out) if out is not None else default_folder(config, cache)
+    with claim(out, config, cache.fingerprint) as finished:
+        if not finished:
+            try:
+                _train(config, cache, plan, out)
+            except OSError as error:  # a full disk, for one
+                raise SaecacheError(
+                    f"{error}: mend it and run again; {out} goes on from what is saved"
+                ) from error
+            mark_finished(out)
+        failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+        return TrainResult(
+            run_dir=out,
+            saes={name: out / name / "sae" for name, reason in failed.items() if reason is None},
+            failed={name: reason for name, reason in failed.items() if reason is not None},
+            reused=finished,
+        )
+
+
+def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
+    """``runs/<first variant>-<hash>``, the same for the same config and cache: running again resumes."""
+    identity = cache.fingerprint + config.model_dump_json()
+    return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
+
+
+def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
+    """Everything between an empty or interrupted folder and a finished one."""
+    inputs = InputSums(cache.d_model(plan.hook), plan.device)
+    first_step = resume_step([out / variant.run_name for variant in config.variants])
+    trainees = _trainees(config, cache, plan, fresh=first_step == 0)
+    running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
+    for trainee in running:
+        forget_failure(out / trainee.name)
+    if first_step:
+        for trainee in running:
+            load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+        logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
+    used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
+    if used > 1:
+        logger.warning("every training row is used %.1f times", used)
+    recorder = Recorder(config, cache, plan, out, inputs)
+    stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
+    with (
+        matmul_precision(config.matmul_precision),
+        stop_on_signals() as stop_asked,
+        recorder.watching(stream, first_step) as watched,
+    ):
+        events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
+        done = train(config, running, watched, inputs, first_step, plan.num_steps, events)
+    if not done:
+        raise KeyboardInterrupt
+    for trainee in running:
+        if failure_before(out / trainee.name, plan.num_steps) is None:
+            recorder.finished_sae(trainee).save(out / trainee.name / "sae")
+
+
+def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool) -> list[Trainee]:
+    b_dec = torch.zeros(cache.d_model(plan.hook))
+    if fresh and config.initialisation.decoder_bias == "geometric_median":
+        rows = min(config.initialisation.median_rows, plan.rows)
+        sample = cache.batches(
+            plan.hook, rows, normalization=config.normalization, sink_ratio=config.sink_ratio
+        )
+        b_dec = geometric_median(next(sample))
+    trainees = []
+    for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
+        seed = config.seed if variant.seed is None else variant.seed
+        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
+        trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
+    return trainees
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """torch's float32 products at this precision, and as before afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

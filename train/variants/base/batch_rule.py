@@ -1,0 +1,82 @@
+"""What BatchTopK, Mutual Choice, Sampled-SAE and Matryoshka share: k * B codes for the B rows of a batch."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from ...pairs import Pairs
+from ...selection.pre_activations import HINT
+from .rows import Batch, Rows
+from .running_threshold import RunningThreshold, threshold_of
+from .variant import Plan, Variant
+
+
+class BatchRule(Variant):
+    """codes = ReLU(the k * B largest of all pre-activations of the batch); the loss is the subclass's.
+
+    Rows share one budget, so that hard rows use more latents than easy ones. Inference cannot see a batch: a
+    latent is active above the running mean of the least selected value.
+    """
+
+    k: PositiveInt = 32
+    threshold: RunningThreshold = RunningThreshold()
+
+    inference: ClassVar[str] = "threshold"
+
+    @abstractmethod
+    def train(self, batch: Batch, codes: Pairs) -> None:
+        """Add the losses and gradients that the selected ``codes`` (values above 0 only) have."""
+
+    @property
+    def default_name(self) -> str:
+        kind: str = self.kind
+        return f"{kind}_k{self.k}"
+
+    @property
+    def expected_l0(self) -> float:
+        return float(self.k)
+
+    def problems(self, plan: Plan) -> list[str]:
+        return self.threshold.problems(plan.num_steps)
+
+    def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
+        return {**self.threshold.initial_state(None), HINT: torch.tensor(-torch.inf)}
+
+    def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return threshold_of(state)
+
+    def forward_backward(self, batch: Batch) -> None:
+        codes = self.select(batch)
+        self.threshold.observe(batch.state, self.setting_threshold(batch, codes), batch.step)
+        self.train(batch, codes)
+
+    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
+        if as_trained:
+            return self.select(rows)
+        return rows.pre_activations().above(rows.state["threshold"])
+
+    def select(self, rows: Rows) -> Pairs:
+        """The rule of training."""
+        return largest_of_batch(rows, self.k, hint_of(rows))
+
+    def setting_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
+        """The codes (values above 0 only) whose least value the threshold is the running mean of."""
+        return codes
+
+
+def hint_of(rows: Rows) -> dict[str, Tensor] | None:
+    """Where selection keeps its guess of the next threshold while training; nowhere afterwards."""
+    return rows.state if HINT in rows.state else None
+
+
+def largest_of_batch(rows: Rows, k: int, state: dict[str, Tensor] | None = None) -> Pairs:
+    """The k * B largest pre-activations of B rows, those above 0.
+
+    ``state`` keeps a guess of their threshold (``HINT``) for the next batch: less time, the same result.
+    """
+    chosen = rows.pre_activations().largest_of_batch(k * rows.num_rows, state)
+    return chosen.keep(chosen.value > 0)

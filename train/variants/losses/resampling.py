@@ -1,0 +1,102 @@
+"""Resampling: latents that have stopped firing start again at rows that are reconstructed badly. Bricken et
+al. 2023, appendix "Neuron Resampling". No ghost gradients: between resamplings nothing is done for them.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from ....common.frozen import FrozenModel
+from ...engine.optimizer import Optimizer, normalize_rows
+from ...pairs import Pairs
+from ..base.rows import Batch, RandomStream
+from ..base.variant import Plan
+
+STATE = "steps_since_active"
+
+
+class Resampling(FrozenModel):
+    """At steps ``every_steps``, 2 ``every_steps``, ... each idle latent gets the direction of a row of the
+    batch.
+
+    Rows are drawn, with replacement, with probabilities proportional to the square of their loss |x - x̂|².
+    The latent's decoder row is the row's x - b_dec at norm 1; its encoder row the same direction with
+    ``encoder_scale`` times the mean norm of the other latents' encoder rows; its bias is 0, its Adam
+    moments are 0. The paper draws from 819,200 rows, we draw from the batch at hand: large batches come
+    closer.
+    """
+
+    every_steps: PositiveInt = 25_000
+    times: PositiveInt = 4
+    idle_steps: PositiveInt = 12_500  # not active in so many steps
+    encoder_scale: PositiveFloat = 0.2
+
+    def problems(self, plan: Plan) -> list[str]:
+        """What is impossible about these settings for this plan."""
+        found = []
+        if self.every_steps >= plan.num_steps:
+            found.append(
+                f"resampling.every_steps={self.every_steps} is never reached in {plan.num_steps} steps: "
+                "lower it, or set resampling to null"
+            )
+        if self.idle_steps > self.every_steps:
+            found.append(
+                f"resampling.idle_steps={self.idle_steps} must not exceed every_steps={self.every_steps}: "
+                "no latent could be idle for so long at the first resampling"
+            )
+        return found
+
+    def initial_state(self, num_latents: int) -> Mapping[str, Tensor]:
+        """Steps since each latent was active, int64 [F]."""
+        return {STATE: torch.zeros(num_latents, dtype=torch.int64)}
+
+    def after_step(self, batch: Batch, optimizer: Optimizer, encode: Callable[[Batch], Pairs]) -> None:
+        """Count idle steps; resample when it is time. ``encode`` gives the codes of a part of the batch."""
+        idle = batch.state[STATE]
+        idle += 1
+        idle.masked_fill_(batch.outcome.firing > 0, 0)
+        done = batch.step + 1
+        if done % self.every_steps or done // self.every_steps > self.times or done == batch.num_steps:
+            return
+        latents = (idle >= self.idle_steps).nonzero().flatten()
+        if latents.numel() == 0:
+            return
+        loss = torch.cat([squared_error(part, encode(part)) for _, part in batch.split()])
+        restart(
+            batch,
+            latents,
+            draw_rows(loss, latents.numel(), batch.generator(RandomStream.RESAMPLING)),
+            self.encoder_scale,
+        )
+        optimizer.forget(latents)
+        idle[latents] = 0
+
+
+def squared_error(part: Batch, codes: Pairs) -> Tensor:
+    """|x - x̂|² of each row: float64 [B]."""
+    error = part.backend.decode(codes, part.parameters["W_dec"]).sub_(part.target_centered)
+    squares: Tensor = torch.linalg.vector_norm(error, dim=1).double().square()
+    return squares
+
+
+def draw_rows(loss: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` rows, with probability proportional to loss² (float64 [R]), with replacement: int64."""
+    weights = (loss / loss.max().clamp_min(1e-300)).square()
+    cumulative = weights.cumsum(0)
+    points = torch.rand(count, generator=generator, dtype=torch.float64, device=loss.device)
+    return torch.searchsorted(cumulative, points * cumulative[-1], right=True).clamp_(max=len(loss) - 1)
+
+
+def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -> None:
+    """Give ``latents`` (int64 [n]) the directions of ``rows`` (int64 [n]) of the batch."""
+    W_enc, W_dec, b_enc = (batch.parameters[name] for name in ("W_enc", "W_dec", "b_enc"))
+    others = torch.ones(batch.num_latents, dtype=torch.bool, device=latents.device)
+    others[latents] = False
+    norms = torch.linalg.vector_norm(W_enc[others] if bool(others.any()) else W_enc, dim=1)
+    directions = batch.x_centered[rows]
+    normalize_rows(directions)
+    W_dec[latents] = directions
+    W_enc[latents] = directions * (encoder_scale * norms.mean())
+    b_enc[latents] = 0.0
