@@ -23,6 +23,8 @@ from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.rows import Batch, Outcome
 from saecache.train.variants.base.variant import Plan, Variant
 
+from .stepping import take_step
+
 PLAN = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
 TIMING = ("seconds", "rows_per_second", "data_wait_fraction")
 Losses = dict[str, Tensor]
@@ -83,7 +85,7 @@ class VariantContract(ABC):
         before = {name: tensor.clone() for name, tensor in trainee.parameters.items()}
         x[3, 5] = torch.nan
         with torch.no_grad(), pytest.raises(DivergedError):
-            trainee.step(x - trainee.parameters["b_dec"], 0, 1.0, 10**9)
+            take_step(trainee, x - trainee.parameters["b_dec"], 0, 1.0, 10**9)
         assert all(torch.equal(before[name], trainee.parameters[name]) for name in before)
 
     # ---- codes
@@ -210,12 +212,13 @@ class VariantContract(ABC):
         """Forward and backward of one batch through the engine's parts."""
         batch = Batch(
             x_centered=x - parameters["b_dec"],
+            target_centered=x - parameters["b_dec"],
             parameters=parameters,
             state=dict(self.variant.initial_state(PLAN)),
             gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
             outcome=Outcome.empty(PLAN.num_latents, x.device),
             dead=dead,
-            step=self.step,
+            number=self.step,
             num_steps=PLAN.num_steps,
             seed=0,
             step_rows=x.shape[0],

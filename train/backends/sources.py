@@ -49,6 +49,8 @@ class Encoder:
             raise ValueError(f"b_enc must be [{num_latents}], got {tuple(self.b_enc.shape)}")
         for name in ("x_centered", "W_enc", "b_enc"):
             object.__setattr__(self, name, getattr(self, name).detach().contiguous())
+        if self.block_rows is not None and self.block_rows < 1:
+            raise ValueError(f"block_rows must be at least 1, got {self.block_rows}")
         if self.block_rows is None:
             object.__setattr__(self, "block_rows", block_rows(num_latents))
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.backends.compiled.kernels_old import Blocks, encode_blocks, sddmm
-from saecache.train.backends.dispatch import only_torch
+from saecache.train.backends.choice import load_backend, use_backend
+from saecache.train.backends.sources import Encoder, Scores
 from saecache.train.pairs import Pairs
+from saecache.train.selection.pre_activations import PreActivations
 
+CHEAPEST_PRODUCT = "saecache.train.backends.compiled.selection.scored_blocks.cheapest_product"
 ROWS, LATENTS, WIDTH, BLOCK_ROWS = 37, 700, 24, 16  # the last chunk of latents and the last block are short
 
 
@@ -100,60 +102,72 @@ def factors(request: pytest.FixtureRequest) -> Factors:
 
 @dataclass(frozen=True)
 class Source:
-    """Blocks, and the pre-activations [B, F] that they stand for."""
+    """What a rule asks, and the pre-activations [B, F] that stand behind it."""
 
-    blocks: Blocks
+    pre_activations: PreActivations
     pre: Tensor
 
 
 @cache
-def pre_activations(factors: Factors) -> Tensor:
-    """By the definition: every pair's own dot product."""
+def by_definition(factors: Factors) -> Tensor:
+    """Every pair's own dot product, [B, F]."""
     x, W, b = factors
     every = Pairs.from_dense(torch.ones(x.shape[0], W.shape[0]))
-    return (sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
-
-
-def given(pre: Tensor) -> Blocks:
-    def blocks() -> Iterator[tuple[int, Tensor]]:
-        buffer = torch.empty(BLOCK_ROWS, pre.shape[1])
-        for first in range(0, len(pre), BLOCK_ROWS):
-            part = pre[first : first + BLOCK_ROWS]
-            yield first, buffer[: len(part)].copy_(part)
-
-    return blocks
+    return (load_backend("compiled").sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
 
 
 @pytest.fixture
-def make_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Factors], Source]:
-    """``make_source(kind, factors)``; see :data:`SOURCES`."""
+def given() -> Callable[[Tensor], PreActivations]:
+    """Numbers [B, F] that are compared as they are, in blocks that share one buffer."""
 
-    def make(kind: str, factors: Factors) -> Source:
-        if kind.startswith("given"):
-            pre = pre_activations(factors)
-            return Source(given(pre), pre)
-        blocks = encode_blocks(*factors, block_rows=BLOCK_ROWS)
-        if kind == "encoder_torch":  # takes the products as they are
-            return Source(blocks, torch.cat([block.clone() for _, block in blocks()]))
-        monkeypatch.setattr(SCREEN_PRODUCT, lambda *_: kind)
-        return Source(blocks, pre_activations(factors))
+    def make(pre: Tensor, *block_rows: int) -> PreActivations:
+        num_rows, num_latents = pre.shape
+        encoder = Encoder(torch.zeros(num_rows, 1), torch.zeros(num_latents, 1), torch.zeros(num_latents))
+
+        def stream() -> Iterator[tuple[int, Tensor]]:
+            buffer = torch.empty(max(block_rows, default=BLOCK_ROWS), num_latents)
+            first = 0
+            for size in block_rows or [BLOCK_ROWS] * -(-num_rows // BLOCK_ROWS):
+                part = pre[first : first + size]
+                yield first, buffer[: len(part)].copy_(part)
+                first += size
+
+        scores = Scores(stream, num_rows, num_latents, pre.device)
+        return PreActivations(encoder, num_latents=num_latents, scores=scores)
 
     return make
 
 
-SOURCES = ("float32", "bfloat16", "int8", "given", "given_torch", "encoder_torch")
+@pytest.fixture
+def make_source(
+    monkeypatch: pytest.MonkeyPatch, given: Callable[[Tensor], PreActivations]
+) -> Callable[[str, Factors], Source]:
+    """``make_source(kind, factors)``; see :data:`SOURCES`."""
+
+    def make(kind: str, factors: Factors) -> Source:
+        if kind.startswith("given"):
+            pre = by_definition(factors)
+            return Source(given(pre), pre)
+        encoder = Encoder(*factors, block_rows=BLOCK_ROWS)
+        asked = PreActivations(encoder, num_latents=encoder.num_latents)
+        if kind == "encoder_plain":  # takes the products as they are
+            return Source(asked, torch.cat([block.clone() for _, block in encoder.blocks()]))
+        monkeypatch.setattr(CHEAPEST_PRODUCT, lambda *_: kind)
+        return Source(asked, by_definition(factors))
+
+    return make
+
+
+SOURCES = ("float32", "bfloat16", "int8", "given", "given_plain", "encoder_plain")
 
 
 @pytest.fixture(params=SOURCES)
 def source(
     request: pytest.FixtureRequest, factors: Factors, make_source: Callable[[str, Factors], Source]
 ) -> Iterator[Source]:
-    """Every case, screened by all products, given as they are, and in plain torch."""
+    """Every case, screened by all products, given as they are, and on the plain backend."""
     made = make_source(request.param, factors)
-    if request.param.endswith("torch"):
-        with only_torch():
-            yield made
-    else:
+    with use_backend("plain" if request.param.endswith("plain") else "compiled"):
         yield made
 
 

@@ -1,41 +1,48 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from saecache.train.backends.compiled.selection.per_batch import HINT
-from saecache.train.selection import reference, select_per_batch
+from saecache.train.selection import reference
+from saecache.train.selection.pre_activations import HINT
 
 
 @pytest.mark.parametrize("total", [1, 111, 37 * 700 - 1])
 def test_equals_the_definition(source, marked, total):
-    pairs = select_per_batch(source.blocks, 37, 700, total)
+    pairs = source.pre_activations.largest_of_batch(total)
     assert torch.equal(marked(pairs), reference.per_batch(source.pre, total))
     assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])
 
 
 def test_none_and_all(factors, make_source, marked):
     source = make_source("bfloat16", factors)
-    assert len(select_per_batch(source.blocks, 37, 700, 0)) == 0
-    assert bool(marked(select_per_batch(source.blocks, 37, 700, 37 * 700)).all())
+    assert len(source.pre_activations.largest_of_batch(0)) == 0
+    assert bool(marked(source.pre_activations.largest_of_batch(37 * 700)).all())
 
 
-def test_only_allowed_latents(source, marked):
-    allowed = torch.arange(700) % 3 == 0
-    pairs = select_per_batch(source.blocks, 37, 700, 200, allowed=allowed)
-    assert torch.equal(marked(pairs), reference.per_batch(source.pre, 200, allowed))
-    assert bool(allowed[pairs.latent].all())
+def test_only_some_latents(source, marked):
+    """The candidate pool of Sampled-SAE: columns of the pre-activations, named by their latents."""
+    asked, pool = source.pre_activations, torch.arange(0, 700, 3)
+    if asked.scores is not None:
+        pytest.skip("scores are made for all latents")
+    encoder = asked.encoder
+    W, b = encoder.W_enc[pool], encoder.b_enc[pool]
+    some = replace(asked, encoder=replace(encoder, W_enc=W, b_enc=b), latents=pool)
+    pairs = some.largest_of_batch(200)
+    assert torch.equal(marked(pairs), reference.per_batch(source.pre, 200, torch.arange(700) % 3 == 0))
 
 
 @pytest.mark.parametrize("hint", [-torch.inf, -100.0, 0.0, 100.0, torch.inf, torch.nan])
 def test_no_hint_changes_the_result(make_source, factors, marked, hint):
     source = make_source("float32", factors)
     state = {HINT: torch.tensor(hint)}
-    pairs = select_per_batch(source.blocks, 37, 700, 150, state)
+    pairs = source.pre_activations.largest_of_batch(150, state)
     assert torch.equal(marked(pairs), reference.per_batch(source.pre, 150))
 
 
 def test_the_hint_it_leaves_lets_enough_pairs_through(source):
     state = {}
-    select_per_batch(source.blocks, 37, 700, 150, state)
+    source.pre_activations.largest_of_batch(150, state)
     passing = int((source.pre >= state[HINT]).sum())
     assert passing >= 150
 
@@ -45,15 +52,13 @@ def test_the_hint_it_leaves_does_not_depend_on_the_one_it_found(make_source, fac
     left = []
     for found in (-torch.inf, -3.0, 0.0, 0.5, 100.0):
         state = {HINT: torch.tensor(found)}
-        select_per_batch(source.blocks, 37, 700, 150, state)
+        source.pre_activations.largest_of_batch(150, state)
         left.append(float(state[HINT]))
     assert len(set(left)) == 1, "checkpoints hold it: a process's rounding may not reach it"
 
 
 def test_too_many(make_source):
     factors = torch.zeros(4, 3), torch.zeros(5, 3), torch.zeros(5)
-    blocks = make_source("given", factors).blocks
+    asked = make_source("given", factors).pre_activations
     with pytest.raises(ValueError, match="total must be from 0 to 20"):
-        select_per_batch(blocks, 4, 5, 21)
-    with pytest.raises(ValueError, match="total must be from 0 to 4"):
-        select_per_batch(blocks, 4, 5, 5, allowed=torch.arange(5) == 2)
+        asked.largest_of_batch(21)

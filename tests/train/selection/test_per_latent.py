@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from saecache.train.backends.compiled.selection.latent_candidates import LatentCandidates
-from saecache.train.backends.compiled.selection.scores import given_block
-from saecache.train.selection import reference, select_per_latent
+from saecache.train.backends.compiled.selection.scored_blocks import given_block
+from saecache.train.selection import reference
 
 
 def uneven_counts() -> torch.Tensor:
@@ -14,14 +14,14 @@ def uneven_counts() -> torch.Tensor:
 
 @pytest.mark.parametrize("counts", [torch.full((700,), 2), uneven_counts()])
 def test_equals_the_definition(source, marked, counts):
-    pairs = select_per_latent(source.blocks, 37, 700, counts)
+    pairs = source.pre_activations.largest_per_latent(counts)
     assert torch.equal(marked(pairs), reference.per_latent(source.pre, counts))
     assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])
 
 
 def test_nothing_wanted(factors, make_source):
     source = make_source("bfloat16", factors)
-    assert len(select_per_latent(source.blocks, 37, 700, torch.zeros(700, dtype=torch.int64))) == 0
+    assert len(source.pre_activations.largest_per_latent(torch.zeros(700, dtype=torch.int64))) == 0
 
 
 def test_more_latents_than_one_thread_looks_after(make_source, marked):
@@ -34,7 +34,7 @@ def test_more_latents_than_one_thread_looks_after(make_source, marked):
     counts = torch.arange(5000) % 4
     for kind in ("float32", "bfloat16", "int8", "given"):
         source = make_source(kind, factors)
-        pairs = select_per_latent(source.blocks, 90, 5000, counts)
+        pairs = source.pre_activations.largest_per_latent(counts)
         assert torch.equal(marked(pairs), reference.per_latent(source.pre, counts))
 
 
@@ -49,10 +49,10 @@ def test_memory_does_not_grow_with_rows():
     assert reserved[0] == reserved[1] <= 4 * 256 * 4
 
 
-def test_rising_scores_are_the_worst_case(marked):
+def test_rising_scores_are_the_worst_case(marked, given):
     """Every row beats all before it, so that every row is a candidate until the next one comes."""
     pre = torch.arange(500.0)[:, None].expand(500, 70).contiguous()
-    pairs = select_per_latent(lambda: iter([(0, pre[:300]), (300, pre[300:])]), 500, 70, torch.full((70,), 2))
+    pairs = given(pre, 300, 200).largest_per_latent(torch.full((70,), 2))
     assert torch.equal(marked(pairs), reference.per_latent(pre, torch.full((70,), 2)))
 
 
@@ -66,6 +66,6 @@ def test_rising_scores_are_the_worst_case(marked):
     ],
 )
 def test_impossible_counts(make_source, counts, message):
-    blocks = make_source("given", (torch.zeros(4, 3), torch.zeros(5, 3), torch.zeros(5))).blocks
+    source = make_source("given", (torch.zeros(4, 3), torch.zeros(5, 3), torch.zeros(5)))
     with pytest.raises(ValueError, match=message):
-        select_per_latent(blocks, 4, 5, counts)
+        source.pre_activations.largest_per_latent(counts)

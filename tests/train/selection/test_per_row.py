@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from saecache.train.selection import reference, select_per_row
+from saecache.train.selection import reference
 
 
 @pytest.mark.parametrize("k", [2, 30, 699])
 def test_equals_the_definition(source, marked, k):
-    pairs = select_per_row(source.blocks, 37, 700, k)
+    pairs = source.pre_activations.largest_per_row(k)
     assert torch.equal(marked(pairs), reference.per_row(source.pre, k))
     assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])
 
@@ -14,16 +14,17 @@ def test_equals_the_definition(source, marked, k):
 def test_differs_from_float64_in_near_ties_only(factors, make_source, marked):
     x, W, b = (t.double() for t in factors)
     true = x @ W.T + b
-    pairs = select_per_row(make_source("bfloat16", factors).blocks, 37, 700, 10)
+    pairs = make_source("bfloat16", factors).pre_activations.largest_per_row(10)
     least = true.topk(10).values[:, -1:]
     off = (true - least).abs()[marked(pairs) != reference.per_row(true, 10)]
     rounding = 24 * 2.0**-23 * x.norm(dim=1).max() * W.norm(dim=1).max() + 2.0**-22 * true.abs().max()
     assert bool((off <= rounding).all())
 
 
-def test_no_rows(make_source):
-    blocks = make_source("given", (torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(9))).blocks
-    pairs = select_per_row(blocks, 0, 9, 3)
+@pytest.mark.parametrize("kind", ["given", "float32"])
+def test_no_rows(make_source, kind):
+    source = make_source(kind, (torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(9)))
+    pairs = source.pre_activations.largest_per_row(3)
     assert (pairs.num_rows, pairs.num_latents, len(pairs)) == (0, 9, 0)
 
 
@@ -31,14 +32,14 @@ def test_no_rows(make_source):
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "given"])
 def test_one_and_all(factors, make_source, marked, kind, k):
     source = make_source(kind, factors)
-    assert torch.equal(marked(select_per_row(source.blocks, 37, 700, k)), reference.per_row(source.pre, k))
+    assert torch.equal(marked(source.pre_activations.largest_per_row(k)), reference.per_row(source.pre, k))
 
 
 @pytest.mark.parametrize("k", [0, 701])
 def test_impossible_k(make_source, k):
     factors = torch.zeros(37, 24), torch.zeros(700, 24), torch.zeros(700)
     with pytest.raises(ValueError, match="k must be from 1 to the number of latents, 700"):
-        select_per_row(make_source("given", factors).blocks, 37, 700, k)
+        make_source("given", factors).pre_activations.largest_per_row(k)
 
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["random", "ties"])
@@ -51,6 +52,6 @@ def test_with_many_chunks_for_each_selected_latent(make_source, marked, kind, k,
     if rounded:
         x, W, b = (t.round().clamp(-1, 1) for t in (x, W, b))
     source = make_source(kind, (x, W, b))
-    pairs = select_per_row(source.blocks, 50, 2500, k)
+    pairs = source.pre_activations.largest_per_row(k)
     assert torch.equal(marked(pairs), reference.per_row(source.pre, k))
     assert torch.equal(pairs.value, source.pre[pairs.rows(), pairs.latent])

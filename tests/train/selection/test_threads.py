@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from saecache.train.backends.compiled.kernels_old import encode_blocks
-from saecache.train.selection import select_per_batch, select_per_latent, select_per_row, select_threshold
+from saecache.train.backends.sources import Encoder
+from saecache.train.selection.pre_activations import PreActivations
+
+CHEAPEST_PRODUCT = "saecache.train.backends.compiled.selection.scored_blocks.cheapest_product"
 
 
 @pytest.fixture
@@ -16,19 +18,19 @@ def threads():
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16", "int8"])
 def test_same_bits(threads, monkeypatch, product):
-    monkeypatch.setattr(SCREEN_PRODUCT, lambda *_: product)
+    monkeypatch.setattr(CHEAPEST_PRODUCT, lambda *_: product)
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(shape, generator=generator) for shape in ((200, 16), (2100, 16), (2100,)))
     seen = []
     for num_threads, block_rows in ((1, 200), (2, 64), (3, 33), (3, 7)):
         threads(num_threads)
-        blocks = encode_blocks(x, W, b, block_rows)
+        asked = PreActivations(Encoder(x, W, b, block_rows), num_latents=2100)
         seen.append(
             [
-                select_per_row(blocks, 200, 2100, 3),
-                select_per_batch(blocks, 200, 2100, 600),
-                select_per_latent(blocks, 200, 2100, torch.arange(2100) % 3),
-                select_threshold(blocks, 200, 2100, 10.0),
+                asked.largest_per_row(3),
+                asked.largest_of_batch(600),
+                asked.largest_per_latent(torch.arange(2100) % 3),
+                asked.above(10.0),
             ]
         )
     for other in seen[1:]:

@@ -171,12 +171,13 @@ def step_from(
     """One step at any point of the run, from any state."""
     batch = Batch(
         x_centered=x - parameters["b_dec"],
+        target_centered=x - parameters["b_dec"],
         parameters=parameters,
         state=state,
         gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
         outcome=Outcome.empty(PLAN.num_latents, x.device),
         dead=dead,
-        step=step,
+        number=step,
         num_steps=PLAN.num_steps,
         seed=0,
         step_rows=x.shape[0],

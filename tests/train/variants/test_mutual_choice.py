@@ -72,7 +72,7 @@ def step_at(variant: Any, parameters: dict[str, Tensor], x: Tensor, step: int, p
     """A step later in the run, with the given running prevalence."""
     contract = TestMutualChoice()
     none = torch.zeros(PLAN.num_latents, dtype=torch.bool)
-    batch = replace(contract.step_on(parameters, x, none), step=step)
+    batch = replace(contract.step_on(parameters, x, none), number=step)
     for gradient in batch.gradients.values():
         gradient.zero_()
     batch.outcome.losses.clear()

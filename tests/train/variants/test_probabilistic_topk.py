@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
-from saecache.train.variants.base.rows import Batch, Rows
+from saecache.train.variants.base.rows import Batch, RandomStream, Rows
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.probabilistic_topk import ProbabilisticTopK
 
@@ -44,7 +44,8 @@ class TestProbabilisticTopK(VariantContract):
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
         batch = super().step_on(parameters, x, dead)
         if self.settings.get("gate") != "sigmoid":
-            self.noise = torch.rand(x.shape[0], PLAN.num_latents, generator=batch.generator()).double()
+            generator = batch.generator(RandomStream.GATES)
+            self.noise = torch.rand(x.shape[0], PLAN.num_latents, generator=generator).double()
         return batch
 
     def test_training_codes_are_the_definition(self) -> None:

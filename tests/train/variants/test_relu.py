@@ -11,6 +11,7 @@ from saecache.train import TrainConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU
 
+from ..stepping import take_step
 from ..variant_contract import PLAN, Losses, VariantContract
 from .dense import mean_square, pre_activations
 
@@ -45,7 +46,7 @@ class TestFreeDecoder(VariantContract):
 
     def test_the_decoder_is_free(self) -> None:
         trainee = make_trainee(self.variant, self.example()[0])
-        take_step(trainee, self.example()[1], 0)
+        take_step(trainee, self.example()[1] - trainee.parameters["b_dec"], 0, 1.0, 10**9)
         norms = trainee.parameters["W_dec"].norm(dim=1)
         assert float((norms - 1).abs().max()) > 0.5
 
@@ -70,11 +71,6 @@ def make_trainee(variant: Any, parameters: dict[str, Tensor]) -> Trainee:
     return Trainee(variant, PLAN, 0, config.optimizer, parameters)
 
 
-@torch.no_grad()
-def take_step(trainee: Trainee, x: Tensor, step: int) -> None:
-    trainee.step(x - trainee.parameters["b_dec"], step, 1.0, 10**9)
-
-
 def test_only_idle_latents_start_again_at_badly_reconstructed_rows() -> None:
     parameters, x = TestReLU().example()
     idle = torch.tensor([3, 40, 95])
@@ -84,10 +80,10 @@ def test_only_idle_latents_start_again_at_badly_reconstructed_rows() -> None:
         {"l1": {"coefficient": 0.02}, "resampling": {"every_steps": 2, "idle_steps": 2}}
     )
     trainee = make_trainee(variant, parameters)
-    take_step(trainee, x, 0)
+    take_step(trainee, x - trainee.parameters["b_dec"], 0, 1.0, 10**9)
     before = {name: tensor.clone() for name, tensor in trainee.parameters.items()}
     centered = x - trainee.parameters["b_dec"]
-    take_step(trainee, x, 1)
+    take_step(trainee, x - trainee.parameters["b_dec"], 1, 1.0, 10**9)
     after = trainee.parameters
 
     direction = centered[7] / centered[7].norm()

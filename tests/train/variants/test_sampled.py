@@ -1,6 +1,7 @@
 """Sampled-SAE against its definition, its scores one by one, and its limit BatchTopK."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -97,8 +98,7 @@ class TestUniform(VariantContract):
         batch = self.step_on(parameters, x, torch.zeros(PLAN.num_latents, dtype=torch.bool))
         pools = []
         for step in range(50):
-            object.__setattr__(batch, "step", step)
-            pools.append(self.variant.pool(batch))  # type: ignore[attr-defined]
+            pools.append(self.variant.pool(replace(batch, number=step)))  # type: ignore[attr-defined]
         assert all(torch.equal(pool, pool.unique()) and len(pool) == 12 for pool in pools)
         counts = torch.bincount(torch.cat(pools), minlength=PLAN.num_latents)
         assert int(counts.max()) < 20 and int((counts == 0).sum()) < 5

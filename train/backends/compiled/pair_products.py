@@ -170,8 +170,10 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
         source: float32 [B, D].
         out: float32 [F, D], added to.
     """
-    assert out.is_contiguous(), "gradients are whole tensors"
     order = by_latent(pairs)
     scale = coefficient.index_select(0, order.pair)
-    row, *rest = (t.detach().numpy() for t in (order.row, scale, source.contiguous(), out))
+    whole = out.contiguous()
+    row, *rest = (t.detach().numpy() for t in (order.row, scale, source.contiguous(), whole))
     add_rows_in_tiles(latent_cuts(pairs, rest[1].strides[0]), row, *rest)
+    if whole is not out:
+        out.copy_(whole)

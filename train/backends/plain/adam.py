@@ -11,7 +11,7 @@ from .products import total
 TINY = 1e-12  # keeps a row of zeros from becoming NaN
 
 
-def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None) -> Tensor:
+def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
     """As :meth:`..protocol.Backend.gradient_norm`."""
     left = gradient if unit_rows_of is None else gradient - _along(gradient, unit_rows_of) * unit_rows_of
     row_norms: Tensor = torch.linalg.vector_norm(left, dim=-1)

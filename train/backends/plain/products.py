@@ -98,7 +98,7 @@ def sddmm(pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
     return out
 
 
-def decode(pairs: Pairs, W: Tensor, bias: Tensor | None) -> Tensor:
+def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
     """bias + sum over a row's pairs of value * W[latent]: [B, D]."""
     decoded = torch.nn.functional.embedding_bag(
         pairs.latent, W, pairs.row_ptr[:-1], mode="sum", per_sample_weights=pairs.value

@@ -13,8 +13,8 @@ from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.runs.calibration import calibrated, calibrated_on
 
-from .conftest import sparse_rows
-from .variant_contract import metrics
+from ..conftest import sparse_rows
+from ..variant_contract import metrics
 
 KINDS = {
     "batch_topk": {"kind": "batch_topk", "k": 4},

@@ -12,7 +12,7 @@ from saecache.common.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 
-from .variant_contract import folder_bytes, metrics
+from ..variant_contract import folder_bytes, metrics
 
 TOPK, BATCH_TOPK = {"kind": "topk", "k": 4}, {"kind": "batch_topk", "k": 4}
 FEATURE_CHOICE = {"kind": "feature_choice", "k": 4}

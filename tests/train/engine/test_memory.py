@@ -10,6 +10,8 @@ from saecache.train.engine.trainee import Trainee
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
+from ..stepping import take_step
+
 PLAN = Plan(d_model=32, num_latents=4096, batch_rows=16_384, num_steps=10)
 ALL_PAIRS_BYTES = 4 * PLAN.batch_rows * PLAN.num_latents  # 256 MiB
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -35,8 +37,8 @@ def test_a_step_needs_a_fraction_of_all_pairs(kind: str) -> None:
     trainee.rows_since_active[:400] = 10**9  # dead: auxiliary losses are at work too
     x = torch.nn.functional.normalize(torch.randn(PLAN.batch_rows, PLAN.d_model, generator=generator), dim=1)
     with torch.no_grad():
-        trainee.step(x[:2048], 0, 1.0, 10**8)  # compiles, and fills the buffers that are used again
+        take_step(trainee, x[:2048], 0, 1.0, 10**8)  # compiles, and fills the buffers that are used again
         before = memory_bytes("VmRSS")
         CLEAR.write_text("5")
-        trainee.step(x, 1, 1.0, 10**8)
+        take_step(trainee, x, 1, 1.0, 10**8)
     assert memory_bytes("VmHWM") - before < 0.6 * ALL_PAIRS_BYTES

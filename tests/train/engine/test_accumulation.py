@@ -13,11 +13,11 @@ from saecache.train.engine.optimizer_config import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS
-from saecache.train.variants.base.rows import Batch
+from saecache.train.variants.base.rows import Batch, RandomStream
 from saecache.train.variants.base.variant import Plan
 
-from .conftest import sparse_rows
-from .variant_contract import metrics, rewind, run_bytes
+from ..conftest import sparse_rows
+from ..variant_contract import metrics, rewind, run_bytes
 
 TOPK = {"kind": "topk", "k": 4}
 BY_ROW = {
@@ -40,7 +40,8 @@ def accumulated(one: Trainee, x: torch.Tensor) -> None:
     parts = x.chunk(one.plan.batches_of_step)
     with torch.no_grad():
         for number, part in enumerate(parts):
-            one.add_batch(part - one.parameters["b_dec"], 3, 700, number_in_step=number)
+            centered = part - one.parameters["b_dec"]
+            one.add_batch(centered, centered, 3, 700, number_in_step=number)
 
 
 @pytest.mark.parametrize("kind", BY_ROW)
@@ -84,8 +85,8 @@ def test_random_numbers_differ_between_the_batches_of_a_step() -> None:
     one = trainee("probabilistic_topk", {"k": 4}, 64, 2)
     original = Batch.generator
 
-    def generator(self: Batch, purpose: int = 0) -> torch.Generator:
-        made = original(self, purpose)
+    def generator(self: Batch, stream: RandomStream) -> torch.Generator:
+        made = original(self, stream)
         seen.append(made.initial_seed())
         return made
 

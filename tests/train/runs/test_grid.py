@@ -13,7 +13,7 @@ from saecache.configs.loading import validate
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 
-from .variant_contract import folder_bytes
+from ..variant_contract import folder_bytes
 
 REST: dict[str, Any] = {"num_latents": 96, "steps": 5}
 

@@ -14,17 +14,17 @@ from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.runs.checkpoint import resume_step, saved_steps
 
-from .variant_contract import TIMING, folder_bytes, metrics
+from ..variant_contract import TIMING, folder_bytes, metrics
 
 NAMES = ("topk_k4", "batch_topk_k4", "feature_choice_k4")
 MOMENTS = {  # name -> (function of the package that is patched, after or before its how-manieth call, signal)
-    "while a checkpoint is being written": ("checkpoint.write_tensors", "before", 5, "SIGKILL"),
-    "between the checkpoints of two variants": ("recorder.save_checkpoint", "after", 4, "SIGKILL"),
-    "when metrics are ahead of the checkpoint": ("metrics.MetricsFile.append", "after", 2, "SIGKILL"),
-    "before any checkpoint": ("metrics.MetricsFile.append", "after", 1, "SIGKILL"),
+    "while a checkpoint is being written": ("runs.checkpoint.write_tensors", "before", 5, "SIGKILL"),
+    "between the checkpoints of two variants": ("runs.recorder.save_checkpoint", "after", 4, "SIGKILL"),
+    "when metrics are ahead of the checkpoint": ("engine.metrics.MetricsFile.append", "after", 2, "SIGKILL"),
+    "before any checkpoint": ("engine.metrics.MetricsFile.append", "after", 1, "SIGKILL"),
     "before the last SAE is saved": ("sae.SAE.save", "before", 12, "SIGKILL"),
-    "Ctrl-C": ("metrics.MetricsFile.append", "after", 2, "SIGINT"),
-    "SIGTERM": ("metrics.MetricsFile.append", "after", 2, "SIGTERM"),
+    "Ctrl-C": ("engine.metrics.MetricsFile.append", "after", 2, "SIGINT"),
+    "SIGTERM": ("engine.metrics.MetricsFile.append", "after", 2, "SIGTERM"),
 }
 POLITE = ("Ctrl-C", "SIGTERM")
 PARENT_OF_THE_KILLED = """

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saecache.train.backends.compiled.float_bits import float_of_key, key, kth_key
+from saecache.train.backends.compiled.bits import float_of_key, key, kth_key
 
 FLOATS = st.floats(width=32, allow_nan=False)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from saecache.train.backends.compiled.bits import MASK_KEYS, at_least, lowest, without_lowest
 from saecache.train.backends.compiled.compile import compiled
-from saecache.train.backends.compiled.masks import WIDTH, at_least, lowest, without_lowest
 from saecache.train.backends.compiled.selection.scan import CHUNK
 
 SMALLEST, LARGEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
@@ -22,32 +22,32 @@ def places(keys, bound, found):
 
 
 def reaching(keys, bound):
-    found = np.empty(WIDTH, np.int64)
+    found = np.empty(MASK_KEYS, np.int64)
     return found[: places(keys, bound, found)].tolist()
 
 
 def test_a_chunk_is_one_mask():
-    assert CHUNK == WIDTH
+    assert CHUNK == MASK_KEYS
 
 
 @pytest.mark.parametrize("bound", [SMALLEST, -1, 0, 5, LARGEST])
 def test_one_bound_for_all(bound):
-    keys = np.random.default_rng(0).integers(-8, 8, WIDTH).astype(np.int32)
+    keys = np.random.default_rng(0).integers(-8, 8, MASK_KEYS).astype(np.int32)
     keys[[0, 17, 63]] = SMALLEST, LARGEST, bound
     assert reaching(keys, np.int32(bound)) == np.flatnonzero(keys >= bound).tolist()
 
 
 def test_a_bound_for_each():
     draw = np.random.default_rng(1)
-    bounds = draw.integers(-4, 4, 5 * WIDTH).astype(np.int32)
-    for start in range(0, len(bounds), WIDTH):
-        keys = draw.integers(-4, 4, WIDTH).astype(np.int32)
-        part = bounds[start : start + WIDTH]
+    bounds = draw.integers(-4, 4, 5 * MASK_KEYS).astype(np.int32)
+    for start in range(0, len(bounds), MASK_KEYS):
+        keys = draw.integers(-4, 4, MASK_KEYS).astype(np.int32)
+        part = bounds[start : start + MASK_KEYS]
         assert reaching(keys, part) == np.flatnonzero(keys >= part).tolist()
 
 
-@pytest.mark.parametrize("place", range(WIDTH))
+@pytest.mark.parametrize("place", range(MASK_KEYS))
 def test_every_place(place):
-    keys = np.zeros(WIDTH, np.int32)
+    keys = np.zeros(MASK_KEYS, np.int32)
     keys[place] = 1
     assert reaching(keys, np.int32(1)) == [place]

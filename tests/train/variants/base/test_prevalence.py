@@ -18,12 +18,13 @@ from saecache.train.variants.base.rows import Batch, Outcome
 def make_batch(step: int = 0) -> Batch:
     return Batch(
         x_centered=torch.zeros(4, 2),
+        target_centered=torch.zeros(4, 2),
         parameters={},
         state=initial_prevalence(3),
         gradients={},
         outcome=Outcome.empty(3, torch.device("cpu")),
         dead=torch.zeros(3, dtype=torch.bool),
-        step=step,
+        number=step,
         num_steps=100,
         seed=0,
         step_rows=4,
@@ -53,5 +54,5 @@ def test_a_window_of_rows_halves_what_came_before() -> None:
 @pytest.mark.parametrize(("window", "first_step"), [(40, 10), (41, 11), (None, 5)])
 def test_a_window_is_seen_when_its_rows_were(window: int | None, first_step: int) -> None:
     """None is a twentieth of the run's 400 rows."""
-    seen = [window_seen(replace(make_batch(), step=step), window) for step in range(20)]
+    seen = [window_seen(replace(make_batch(), number=step), window) for step in range(20)]
     assert seen.index(True) == first_step and all(seen[first_step:])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saecache.train.backends.compiled.kernels_old import accumulate_by_latent, decode, sddmm, tiles
-from saecache.train.backends.compiled.tiles import LEAST_PAIRS, tile_cuts
+from saecache.train.backends.compiled import pair_order
+from saecache.train.backends.compiled.pair_order import LEAST_PAIRS, tile_cuts
+from saecache.train.backends.compiled.pair_products import accumulate_by_latent, decode, sddmm
 from saecache.train.pairs import Pairs
 
 WIDTH = 20
@@ -13,7 +14,7 @@ ROW_BYTES = 4 * WIDTH
 
 
 def by_tiles(most_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "TILE_BYTES", most_rows * ROW_BYTES)
+    monkeypatch.setattr(pair_order, "TILE_BYTES", most_rows * ROW_BYTES)
 
 
 @pytest.mark.parametrize("most_rows", [7, 15, 40])

@@ -11,13 +11,13 @@ import torch
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
-from saecache.train.backends.dispatch import only_torch, use_compiled
+from saecache.train.backends.choice import backend_of, load_backend, use_backend
 from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side
 from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
-from .variant_contract import run_bytes
+from ..variant_contract import run_bytes
 
 
 @pytest.fixture
@@ -61,21 +61,22 @@ def test_every_kind_ends_with_the_same_bytes(
 
 def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
     threads(2)
-    seen: dict[Any, tuple[int, int, bool]] = {}
+    seen: dict[Any, tuple[int, int, Any]] = {}
 
     plan = Plan(d_model=3, num_latents=9, batch_rows=4, num_steps=1)
     trainees: Any = [SimpleNamespace(name=name, plan=plan) for name in "abcde"]
 
     def work(trainee: Any) -> None:
         assert not torch.is_grad_enabled()
-        seen[trainee.name] = get_ident(), torch.get_num_threads(), use_compiled()
+        seen[trainee.name] = get_ident(), torch.get_num_threads(), backend_of(torch.zeros(1))
         if trainee.name in "db":
             raise DivergedError(trainee.name)
 
-    with torch.no_grad(), only_torch():
+    with torch.no_grad(), use_backend("plain"):
         failed = each_variant(trainees, work, torch.zeros(4, 3))
     assert [(trainee.name, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
     assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
     assert seen["e"][0] == get_ident() and seen["e"][1] == 2
     assert get_ident() not in {thread for name, (thread, *_) in seen.items() if name != "e"}
-    assert not any(compiled for *_, compiled in seen.values()), "the caller's context holds there too"
+    chosen = [backend for *_, backend in seen.values()]
+    assert all(backend is load_backend("plain") for backend in chosen), "the caller's context holds there too"

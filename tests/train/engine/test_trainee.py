@@ -10,13 +10,15 @@ from saecache.train.variants.base.rows import Batch
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.topk import TopK
 
+from ..stepping import take_step
+
 
 def test_codes_that_were_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(d_model=8, num_latents=32, batch_rows=16, num_steps=4)
     trainee = Trainee(TopK(k=4), plan, 0, OptimizerConfig(), initial_parameters(plan, 0, torch.zeros(8)))
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        trainee.step(x, 0, 1.0, 10**9)
+        take_step(trainee, x, 0, 1.0, 10**9)
         monkeypatch.setattr(Batch, "record", lambda *_: None)
-        with pytest.raises(AssertionError, match=r"TopK told the codes of 0 of 16 rows: .* batch.record"):
-            trainee.step(x, 1, 1.0, 10**9)
+        with pytest.raises(AssertionError, match=r"TopK recorded the codes of 0 of 16 rows: .* batch.record"):
+            take_step(trainee, x, 1, 1.0, 10**9)

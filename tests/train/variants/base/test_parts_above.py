@@ -15,12 +15,13 @@ def make_batch() -> Batch:
     parameters = {"W_enc": torch.randn(F, D, generator=generator), "b_enc": torch.zeros(F)}
     return Batch(
         x_centered=torch.randn(R, D, generator=generator),
+        target_centered=torch.randn(R, D, generator=generator),
         parameters=parameters,
         state={},
         gradients={},
         outcome=Outcome.empty(F, torch.device("cpu")),
         dead=torch.zeros(F, dtype=torch.bool),
-        step=0,
+        number=0,
         num_steps=1,
         seed=0,
         step_rows=R,

@@ -14,8 +14,8 @@ from saecache.train import TrainConfig, run
 from saecache.train.engine.feed import batches
 from saecache.train.runs.planning import plan_run
 
-from .conftest import sparse_rows
-from .variant_contract import metrics, rewind, run_bytes
+from ..conftest import sparse_rows
+from ..variant_contract import metrics, rewind, run_bytes
 
 TOPK = {"kind": "topk", "k": 4}
 CPU = torch.device("cpu")

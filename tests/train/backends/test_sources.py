@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from saecache.train.backends.compiled.kernels_old import encode_blocks
+from saecache.train.backends.sources import Encoder
 
 
 def test_blocks_are_the_pre_activations_in_one_buffer(normal):
     x, W, b = normal(50, 20), normal(90, 20), normal(90)
-    blocks = encode_blocks(x, W, b, block_rows=16)
+    encoder = Encoder(x, W, b, block_rows=16)
     for _ in range(2):  # each call starts again
         seen, places = [], set()
-        for first_row, pre in blocks():
+        for first_row, pre in encoder.blocks():
             assert first_row == 16 * len(seen)
             seen.append(pre.clone())
             places.add(pre.data_ptr())
@@ -20,13 +20,15 @@ def test_blocks_are_the_pre_activations_in_one_buffer(normal):
 
 def test_two_streams_at_a_time_do_not_share_a_buffer(normal):
     x, W, b = normal(50, 20), normal(90, 20), normal(90)
-    first, second = encode_blocks(x, W, b, 10)(), encode_blocks(-x, W, b, 10)()
+    first, second = Encoder(x, W, b, 10).blocks(), Encoder(-x, W, b, 10).blocks()
     for (_, a), (_, c) in zip(first, second, strict=True):
         torch.testing.assert_close(a + c, (2 * b).expand(10, 90), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_shapes(normal):
-    with pytest.raises(ValueError, match=r"expects x_centered \[B, 20\] and b_enc \[90\].*got \(50, 21\)"):
-        encode_blocks(normal(50, 21), normal(90, 20), normal(90))
+    with pytest.raises(ValueError, match=r"x_centered must be \[B, 20\], got \(50, 21\)"):
+        Encoder(normal(50, 21), normal(90, 20), normal(90))
+    with pytest.raises(ValueError, match=r"b_enc must be \[90\], got \(91,\)"):
+        Encoder(normal(50, 20), normal(90, 20), normal(91))
     with pytest.raises(ValueError, match="block_rows must be at least 1, got 0"):
-        encode_blocks(normal(50, 20), normal(90, 20), normal(90), block_rows=0)
+        Encoder(normal(50, 20), normal(90, 20), normal(90), block_rows=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saecache.train.backends.compiled import kernels_old as kernels
+from saecache.train.backends.compiled import pair_products as kernels
 from saecache.train.pairs import Pairs
 from saecache.train.variants.base import products
 

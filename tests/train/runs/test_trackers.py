@@ -12,7 +12,7 @@ import pytest
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 
-from .variant_contract import metrics
+from ..variant_contract import metrics
 
 TOPK = {"kind": "topk", "k": 4}
 

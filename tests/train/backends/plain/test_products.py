@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from saecache.train.backends.compiled.kernels_old import matmul, total, weighted_sum
-from saecache.train.backends.plain.products import part_of
+from saecache.train.backends.plain.products import matmul, part_of, total, weighted_sum
 
 
 def test_they_are_what_they_say() -> None:

@@ -25,6 +25,8 @@ from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
 
+from ..stepping import take_step
+
 PLAN = Plan(d_model=6, num_latents=12, batch_rows=32, num_steps=9)
 
 
@@ -39,7 +41,7 @@ def trained(variant: Variant, steps: int, seed: int = 0, silent: int = 0) -> tup
         for step in range(steps):
             x = torch.randn(32, 6, generator=generator)
             inputs.add(x)
-            trainee.step(x, step, 1.0, dead_after_rows=40)
+            take_step(trainee, x, step, 1.0, dead_after_rows=40)
     return trainee, inputs
 
 

@@ -6,22 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saecache.train.backends.compiled.selection import cheapest_product as module
 from saecache.train.backends.compiled.selection.bounds import ErrorBounds
-from saecache.train.backends.compiled.selection.screening import added_candidates, cheapest_product
-from saecache.train.selection import screening
+from saecache.train.backends.compiled.selection.cheapest_product import added_candidates, cheapest_product
 
 
 @pytest.fixture(autouse=True)
 def no_memory():
     yield
-    screening._fastest.cache_clear()
+    module._fastest.cache_clear()
 
 
 def taking(monkeypatch, **seconds: float) -> None:
-    screening._fastest.cache_clear()
-    monkeypatch.setattr(screening, "_seconds", lambda width: seconds)
-    monkeypatch.setattr(screening, "ROWS", 64)
-    monkeypatch.setattr(screening, "LATENTS", 512)
+    module._fastest.cache_clear()
+    monkeypatch.setattr(module, "_seconds", lambda width: seconds)
+    monkeypatch.setattr(module, "ROWS", 64)
+    monkeypatch.setattr(module, "LATENTS", 512)
 
 
 def isotropic(latents: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,15 +48,15 @@ def test_small_encoders_are_not_tried(monkeypatch):
 )
 def test_the_clearly_fastest_is_used(monkeypatch, seconds, fastest):
     taking(monkeypatch, **dict(zip(("float32", "bfloat16", "int8"), seconds, strict=True)))
-    assert screening._fastest(32) == fastest
+    assert module._fastest(32) == fastest
 
 
 @pytest.mark.parametrize("product", ["bfloat16", "int8"])
 def test_a_processor_that_breaks_the_bounds_is_not_used(monkeypatch, product):
     taking(monkeypatch, **{"float32": 3.0, "bfloat16": 9.0, "int8": 9.0, product: 1.0})
-    assert screening._fastest(32) == product
-    screening._fastest.cache_clear()
-    real = screening.factors
+    assert module._fastest(32) == product
+    module._fastest.cache_clear()
+    real = module.factors
 
     @contextmanager
     def far_too_sure(*arguments):
@@ -64,22 +64,22 @@ def test_a_processor_that_breaks_the_bounds_is_not_used(monkeypatch, product):
             exact = replace(ready.x_norms, norm=ready.x_norms.norm * 0, error=ready.x_norms.error * 0)
             yield replace(ready, x_norms=exact)
 
-    monkeypatch.setattr(screening, "factors", far_too_sure)
-    assert screening._fastest(32) == "float32"
+    monkeypatch.setattr(module, "factors", far_too_sure)
+    assert module._fastest(32) == "float32"
 
 
 def test_a_processor_that_adds_up_in_sixteen_bits_is_not_used(monkeypatch):
     taking(monkeypatch, float32=3.0, bfloat16=9.0, int8=1.0)
-    saturated = torch.zeros(screening.ROWS, screening.ROWS, dtype=torch.int32)
+    saturated = torch.zeros(module.ROWS, module.ROWS, dtype=torch.int32)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: saturated)
-    assert screening._fastest(32) == "float32"
+    assert module._fastest(32) == "float32"
 
 
 def test_wide_bounds_are_for_rows_that_they_are_narrow_enough_for(monkeypatch):
     """One entry far above the others leaves the others few codes."""
     taking(monkeypatch, float32=3.0, bfloat16=1.0, int8=0.1)
     x, W, b = isotropic(8192)
-    assert added_candidates(x, W, b, 16) < 8192 / screening.LATENTS_PER_CANDIDATE
+    assert added_candidates(x, W, b, 16) < 8192 / module.LATENTS_PER_CANDIDATE
     assert cheapest_product(x, W, b, 16) == "int8"
     assert cheapest_product(x, W, b, None) == "bfloat16"
     x[:, 7] = 1000.0
@@ -90,7 +90,7 @@ def test_wide_bounds_are_for_rows_that_they_are_narrow_enough_for(monkeypatch):
 def test_candidates_are_counted(monkeypatch):
     """As many as the bounds let through beside those that are looked for, within a factor."""
     x, W, b = isotropic(4096)
-    with screening.factors("int8", x, W) as ready:
+    with module.factors("int8", x, W) as ready:
         bounds: ErrorBounds = ready.bounds()
     pre = x @ W.T
     error = bounds.slack[:, None] * bounds.norm + bounds.relative * pre.abs()

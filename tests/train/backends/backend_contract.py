@@ -1,0 +1,156 @@
+"""What every backend must fulfil: its test inherits ``BackendContract`` and names the folder.
+
+Products are compared with dense float64, optimizer steps with torch.optim.
+"""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from saecache.train.backends.choice import load_backend
+from saecache.train.backends.protocol import AdamSettings, Backend
+from saecache.train.pairs import Pairs
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+class BackendContract:
+    """Tests of one backend. Subclasses are named ``Test...`` and are found by pytest."""
+
+    name: ClassVar[str]
+
+    @property
+    def backend(self) -> Backend:
+        return load_backend(self.name)
+
+    # ---- products
+
+    def test_sum_per_latent(self, pairs, normal):
+        values = normal(len(pairs))
+        dense = pairs.with_value(values).to_dense().double()
+        close(self.backend.sum_per_latent(pairs, values), dense.sum(0))
+
+    def test_decode(self, pairs, normal):
+        W_dec, bias = normal(90, 20), normal(20)
+        expected = pairs.to_dense().double() @ W_dec.double()
+        close(self.backend.decode(pairs, W_dec), expected)
+        close(self.backend.decode(pairs, W_dec, bias), expected + bias)
+
+    def test_sddmm(self, pairs, normal):
+        g, W_dec = normal(pairs.num_rows, 20), normal(90, 20)
+        close(
+            self.backend.sddmm(pairs, g, W_dec), (g.double() @ W_dec.double().T)[pairs.rows(), pairs.latent]
+        )
+
+    def test_accumulate_by_latent(self, pairs, normal):
+        coefficient, source, out = normal(len(pairs)), normal(pairs.num_rows, 20), normal(90, 20)
+        dense = pairs.with_value(coefficient).to_dense().double()
+        expected = out.double() + dense.T @ source.double()
+        self.backend.accumulate_by_latent(pairs, coefficient, source, out)
+        close(out, expected)
+
+    def test_slices_of_larger_tensors(self, normal):
+        """Parts of a batch are views; so may be parameters."""
+        pairs = Pairs.from_dense((torch.arange(50 * 90).view(50, 90) % 7 == 0).float()).slice_rows(10, 40)
+        g, W_dec = normal(50, 20)[10:40], normal(90, 40)[:, ::2]
+        dense = pairs.to_dense().double()
+        close(self.backend.decode(pairs, W_dec), dense @ W_dec.double())
+        close(
+            self.backend.sddmm(pairs, g, W_dec), (g.double() @ W_dec.double().T)[pairs.rows(), pairs.latent]
+        )
+        out = torch.zeros(90, 40)[:, ::2]
+        self.backend.accumulate_by_latent(pairs, pairs.value, g, out)
+        close(out, dense.T @ g.double())
+
+    def test_parameters_that_require_gradients(self, pairs, normal):
+        W_dec = normal(90, 20).requires_grad_()
+        with torch.no_grad():
+            close(self.backend.decode(pairs, W_dec), pairs.to_dense().double() @ W_dec.double())
+
+    @pytest.mark.parametrize("width", [1, 20, 64, 100, 768])
+    def test_a_product_does_not_depend_on_its_neighbours(self, normal, width):
+        """What the selection rules rely on: any subset of pairs has the same pre-activations, bit for bit."""
+        g, W = normal(30, width), normal(90, width)
+        every = Pairs.from_dense(torch.ones(30, 90))
+        products = self.backend.sddmm(every, g, W)
+        some = torch.arange(len(every)) * 7919 % 5 == 0
+        assert torch.equal(self.backend.sddmm(every.keep(some), g, W), products[some])
+
+    def test_nan_goes_where_it_belongs(self, normal):
+        pairs = Pairs.from_dense(torch.eye(4))
+        source = normal(4, 3)
+        source[2, 1] = torch.nan
+        out = torch.zeros(4, 3)
+        self.backend.accumulate_by_latent(pairs, pairs.value, source, out)
+        assert out.isnan().nonzero().tolist() == [[2, 1]]
+        assert self.backend.sddmm(pairs, source, normal(4, 3)).isnan().tolist() == [False, False, True, False]
+
+    # ---- optimizer
+
+    def run(self, weights, gradients, settings, *, unit_rows=False):
+        weights = weights.clone()
+        mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+        for step, gradient in enumerate(gradients, 1):
+            self.backend.adam_step(weights, gradient, mean, square, step, settings, unit_rows=unit_rows)
+        return weights, mean, square
+
+    @pytest.mark.parametrize("shape", [(90, 20), (20,), (3, 1)])
+    @pytest.mark.parametrize("decoupled", [False, True])
+    @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+    def test_is_torch_adam(self, normal, shape, decoupled, weight_decay):
+        weights, gradients = normal(*shape), [normal(*shape) for _ in range(5)]
+        settings = AdamSettings(
+            learning_rate=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=weight_decay, decoupled=decoupled
+        )
+        expected = weights.clone().double().requires_grad_()
+        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+        optimizer = kind([expected], lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=weight_decay)
+        for gradient in gradients:
+            expected.grad = gradient.double()
+            optimizer.step()
+        updated, mean, square = self.run(weights, gradients, settings)
+        state = optimizer.state[expected]
+        torch.testing.assert_close(updated.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mean.double(), state["exp_avg"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(square.double(), state["exp_avg_sq"], rtol=1e-5, atol=1e-6)
+
+    def test_unit_rows_is_tangential_gradient_then_adam_then_normalization(self, normal):
+        weights = torch.nn.functional.normalize(normal(90, 20))
+        gradients = [normal(90, 20) for _ in range(4)]
+        settings = AdamSettings(learning_rate=0.05, betas=(0.9, 0.999), eps=1e-8, gradient_scale=0.3)
+        expected = weights.clone().double().requires_grad_()
+        optimizer = torch.optim.Adam([expected], lr=0.05)
+        for gradient in gradients:
+            with torch.no_grad():
+                g = gradient.double()
+                expected.grad = 0.3 * (g - (g * expected).sum(1, keepdim=True) * expected)
+                optimizer.step()
+                expected /= expected.norm(dim=1, keepdim=True)
+        updated, _, _ = self.run(weights, gradients, settings, unit_rows=True)
+        torch.testing.assert_close(updated.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(updated.norm(dim=1), torch.ones(90))
+
+    def test_a_row_of_zeros_stays_finite(self):
+        weights, gradient = torch.zeros(3, 4), torch.zeros(3, 4)
+        settings = AdamSettings(learning_rate=0.1, betas=(0.9, 0.999), eps=1e-8)
+        assert torch.equal(self.run(weights, [gradient], settings, unit_rows=True)[0], weights)
+
+    def test_gradient_norm(self, normal):
+        gradient, weights = normal(90, 20), normal(90, 20)
+        along = (gradient * weights).sum(1, keepdim=True) / weights.square().sum(1, keepdim=True)
+        tangential = gradient.double() - along.double() * weights
+        torch.testing.assert_close(self.backend.gradient_norm(gradient), gradient.double().norm())
+        torch.testing.assert_close(self.backend.gradient_norm(gradient[0]), gradient[0].double().norm())
+        torch.testing.assert_close(
+            self.backend.gradient_norm(gradient, unit_rows_of=weights), tangential.norm(), rtol=1e-6, atol=0
+        )
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_gradient_norm_shows_what_is_not_finite(self, normal, bad):
+        gradient = normal(90, 20)
+        gradient[80, 19] = bad
+        assert not self.backend.gradient_norm(gradient).isfinite()
+        assert not self.backend.gradient_norm(gradient, unit_rows_of=normal(90, 20)).isfinite()
