@@ -19,7 +19,7 @@ import torch
 from step import memory, timed
 
 from saecache.train.backends.scratch import release_scratch
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS

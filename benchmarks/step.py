@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from saecache.train.backends.scratch import release_scratch
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants.base.variant import Plan

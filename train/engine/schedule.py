@@ -1,8 +1,21 @@
 """The learning rate: its default for a number of latents, and its course over the steps."""
 
 from math import cos, pi, sqrt
+from typing import Annotated, Literal
 
-from .optimizer_config import OptimizerConfig, ScheduleConfig
+from pydantic import Field, NonNegativeFloat
+
+from ...common.frozen import FrozenModel
+from .optimizer import OptimizerConfig
+
+
+class ScheduleConfig(FrozenModel):
+    """Factor on the learning rate over the run. Numbers below 1 are fractions of it, others are steps."""
+
+    warmup: NonNegativeFloat = 0.02  # linear from 0
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    decay_start: NonNegativeFloat = 0.8  # where the decay begins; it ends with the run
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0  # what the decay comes down to
 
 
 def peak_learning_rate(config: OptimizerConfig, num_latents: int) -> float:

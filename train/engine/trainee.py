@@ -1,4 +1,7 @@
-"""One SAE in training: its tensors, its optimizer, and one step of it."""
+"""One SAE in training: its tensors, its optimizer, and one step of it.
+
+Dead latents are counted in rows (tokens), so that the batch size does not change what dead means.
+"""
 
 import torch
 from torch import Tensor
@@ -9,10 +12,8 @@ from ..selection.errors import NonFiniteError
 from ..variants.base.gradients import finish_gradients
 from ..variants.base.rows import Batch, Outcome
 from ..variants.base.variant import Plan, Variant
-from .dead import count_rows, dead_latents
 from .metrics import Interval
-from .optimizer import Optimizer
-from .optimizer_config import OptimizerConfig
+from .optimizer import Optimizer, OptimizerConfig
 from .schedule import peak_learning_rate
 
 
@@ -129,3 +130,14 @@ class Trainee:
             "interval": self.interval.tensors(),
             "dead": {"rows_since_active": self.rows_since_active},
         }
+
+
+def count_rows(rows_since_active: Tensor, firing: Tensor, num_rows: int) -> None:
+    """After a batch of ``num_rows``, in place: int64 [F] grows by them; is 0 where ``firing`` [F] is not."""
+    rows_since_active += num_rows
+    rows_since_active.masked_fill_(firing > 0, 0)
+
+
+def dead_latents(rows_since_active: Tensor, dead_after_rows: int) -> Tensor:
+    """bool [F]: not active on any of the last ``dead_after_rows`` rows or more."""
+    return torch.ge(rows_since_active, dead_after_rows)

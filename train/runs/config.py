@@ -14,7 +14,8 @@ from pydantic import (
 
 from ...common.frozen import FrozenModel
 from ...store.normalization import NormalizationKind
-from ..engine.optimizer_config import OptimizerConfig, ScheduleConfig
+from ..engine.optimizer import OptimizerConfig
+from ..engine.schedule import ScheduleConfig
 from ..variants import AnyVariant
 from ..variants.base.variant import Variant
 from . import grid

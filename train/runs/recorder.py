@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
-from ..engine.dead import dead_latents
 from ..engine.loop import Clock
 from ..engine.metrics import METRICS_FILE, InputSums, MetricsFile, heldout_metrics
 from ..engine.schedule import learning_rate_factor
-from ..engine.trainee import DivergedError, Trainee
+from ..engine.trainee import DivergedError, Trainee, dead_latents
 from ..sae import SAE, SAEConfig
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint

@@ -15,7 +15,7 @@ from .base.gradients import backpropagate, reconstruct
 from .base.parts_above import parts_above
 from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
-from .losses.l1 import L1
+from .losses.penalty import L1
 from .losses.resampling import Resampling
 
 

@@ -9,7 +9,7 @@ import torch
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS

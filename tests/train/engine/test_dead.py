@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saecache.train.engine.dead import count_rows, dead_latents
+from saecache.train.engine.trainee import count_rows, dead_latents
 
 
 @pytest.mark.parametrize("batch_rows", [10, 25, 50])

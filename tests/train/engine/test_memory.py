@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan

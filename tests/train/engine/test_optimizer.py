@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saecache.train.engine.optimizer import Optimizer, normalize_rows
-from saecache.train.engine.optimizer_config import OptimizerConfig, OptimizerOverrides
+from saecache.train.engine.optimizer import Optimizer, OptimizerConfig, OptimizerOverrides, normalize_rows
 
 
 def example() -> dict[str, Tensor]:

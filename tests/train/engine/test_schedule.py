@@ -2,8 +2,8 @@
 
 import pytest
 
-from saecache.train.engine.optimizer_config import OptimizerConfig, ScheduleConfig
-from saecache.train.engine.schedule import learning_rate_factor, peak_learning_rate
+from saecache.train.engine.optimizer import OptimizerConfig
+from saecache.train.engine.schedule import ScheduleConfig, learning_rate_factor, peak_learning_rate
 
 
 def factors(num_steps: int, **settings: object) -> list[float]:

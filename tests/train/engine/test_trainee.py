@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants.base.rows import Batch

@@ -8,7 +8,7 @@ import torch
 
 from saecache.common.errors import SaecacheError
 from saecache.train.engine.metrics import InputSums
-from saecache.train.engine.optimizer_config import OptimizerConfig
+from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.checkpoint import (
     failure_before,

@@ -10,9 +10,9 @@ from .. import guessing
 from ..plain.products import sum_per_latent
 from ..sources import Source
 from .adam import adam_step, gradient_norm
+from .bits import kth_largest, mask_of_largest
 from .pair_products import accumulate_by_latent, decode, sddmm
 from .selection.collect import collect
-from .selection.largest import kth_largest, mask_of_largest
 from .selection.per_latent import largest_per_latent
 from .selection.per_row import largest_per_row
 

@@ -13,8 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
-from ...engine.optimizer import Optimizer
-from ...engine.optimizer_config import OptimizerOverrides
+from ...engine.optimizer import Optimizer, OptimizerOverrides
 from ...pairs import Pairs
 from .rows import Batch, Rows
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from saecache.train.variants.losses.l1 import L1
+from saecache.train.variants.losses.penalty import L1
 
 
 def at(step: int, num_steps: int = 100) -> Any:

@@ -12,9 +12,8 @@ from torch import Tensor
 from ....pairs import Pairs
 from ...block_pairs import BlockPairs, assemble
 from ...sources import Source
-from ..bits import LOWEST, key
+from ..bits import LOWEST, key, mask_of_largest
 from ..compile import compiled
-from .largest import mask_of_largest
 from .scan import CHUNK, EXCLUDED, OVERFLOW, scan_above, whole_chunks
 from .scored_blocks import ScoredBlock, each_block
 
