@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...bounds import Product
 from ...threads import num_threads, run_parts
-from .bounds import Product
 from .scan import CHUNK
 from .screening_products import LARGEST_CODE, Factors, factors
 

@@ -2,7 +2,7 @@
 
 A score q of row r and latent j stands for a pre-activation p with |p - v| <= e, where v = q + bias[j] and
 
-    e = slack[r] * norm[j] + relative * |q| + ROUNDING * |v| + FLOOR          (:mod:`.bounds`)
+    e = slack[r] * norm[j] + relative * |q| + ROUNDING * |v| + FLOOR          (:mod:`...bounds`)
 
 Latents are looked at in chunks first. In a chunk with largest v = m, all p <= m + E, and the p of the
 largest v is at least m - E, where E is e with m for v, |m| + max |bias| for |q| and max norm for norm: v + e
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...bounds import FLOOR, ROUNDING
 from ..bits import LOWEST, as_float, at_least, float_of_key, key, lowest, without_lowest
 from ..compile import compiled
-from .bounds import FLOOR, ROUNDING
 
 CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
 

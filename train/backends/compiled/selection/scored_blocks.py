@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ....selection.errors import NonFiniteError, check_not_nan
+from ....selection.errors import check_not_nan
 from ...block_pairs import BlockPairs
+from ...bounds import ErrorBounds, check_finite_factors
 from ...scratch import borrowed
 from ...sources import Encoder, Source
 from ...threads import num_threads, run_parts
 from ..compile import compiled
 from ..pair_order import tile_cuts
 from ..pair_products import dot_products_in_tiles
-from .bounds import ErrorBounds, RowNorms
 from .cheapest_product import cheapest_product
 from .refine import Narrower
 from .scan import Latents, describe_latents, top_of_chunks
 from .screening_products import Factors, as_array, factors
 
-LARGEST_PRE_ACTIVATION = 1e38  # leaves room for rounding and for the bounds
 SMALLEST_PART = 32  # rows of a product; fewer make a slow one
 
 
@@ -221,24 +220,3 @@ def _gather(start: Any, stop: Any, candidate: Any, pre: Any, value: Any) -> None
     for row in range(start.shape[0]):
         for i in range(start[row], stop[row]):
             value[i] = pre[row, candidate[i]]
-
-
-def check_finite_factors(x: RowNorms, W: RowNorms, b_enc: Tensor) -> None:
-    """Raise unless all pre-activations of these rows and latents are sure to be finite in float32."""
-    for values, what in (
-        (x.norm, "row {} of the batch"),
-        (W.norm, "the encoder weights of latent {}"),
-        (b_enc, "the encoder bias of latent {}"),
-    ):
-        finite = values.isfinite()
-        if not bool(finite.all()):
-            place = int((~finite).nonzero()[0])
-            raise NonFiniteError(f"pre-activations cannot be computed: {what.format(place)} is not finite")
-    if len(x.norm) and len(W.norm):
-        largest = float(x.norm.max()) * float(W.norm.max()) + float(b_enc.abs().max())
-        if largest > LARGEST_PRE_ACTIVATION:
-            raise NonFiniteError(
-                f"pre-activations can overflow: they may reach {largest:.1e}, at most "
-                f"{LARGEST_PRE_ACTIVATION:.0e} is safe; "
-                "scale the activations down, or look at why the encoder grew"
-            )

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...bounds import SMALLEST_NORM, ErrorBounds, Product, RowNorms, product_bounds
 from ...scratch import borrowed
 from ...threads import even_part, run_parts
 from ..bits import LOWEST, as_float, bfloat16_bits, float_of_key, key
 from ..compile import compiled, compiled_sum
-from .bounds import SMALLEST_NORM, ErrorBounds, Product, RowNorms, product_bounds, row_norms
 from .scan import CHUNK, top_of_chunks
 
 LARGEST_CODE = 127
@@ -151,11 +151,11 @@ def _to_codes(x: Any, code: Any, scale: Any, norm: Any, error: Any, first: int, 
         scale[row] = per_code
         for j in range(x.shape[1]):
             code[row, j] = np.int8(np.rint(x[row, j] * codes_per))
-        _norms(x[row], code[row], per_code, norm[row : row + 1], error[row : row + 1])
+        _code_norms(x[row], code[row], per_code, norm[row : row + 1], error[row : row + 1])
 
 
 @compiled_sum
-def _norms(x: Any, code: Any, scale: Any, norm: Any, error: Any) -> None:
+def _code_norms(x: Any, code: Any, scale: Any, norm: Any, error: Any) -> None:
     squares = np.float32(0)
     errors = np.float32(0)
     for j in range(x.shape[0]):
@@ -186,3 +186,43 @@ def _to_scores(sums: Any, row_scale: Any, scale: Any, bias: Any, first: int, bit
                     bits[row, first + j] = cut
                     top = max(top, key(as_float(cut) + bias[first + j]))
             tops[row, (first + start) // CHUNK] = top
+
+
+def row_norms(x: Tensor, rounded: Tensor | None) -> RowNorms:
+    """Of ``x``, float32 [n, D], and of what ``rounded``, the same in bfloat16, leaves out. None leaves out
+    nothing.
+    """
+    norm, error = torch.zeros(x.shape[0]), torch.zeros(x.shape[0])
+    if rounded is None:
+        arrays = (x.numpy(), norm.numpy())
+        run_parts(lambda first, last: _norms(*arrays, first, last), x.shape[0], even_part(x.shape[0]))
+    else:
+        both = (x.numpy(), rounded.view(torch.uint16).numpy(), norm.numpy(), error.numpy())
+        run_parts(
+            lambda first, last: _norms_and_errors(*both, first, last), x.shape[0], even_part(x.shape[0])
+        )
+    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # the sums are float32 themselves
+    norm.mul_(upwards).add_(SMALLEST_NORM)
+    return RowNorms(norm=norm, error=error if rounded is None else error.mul_(upwards).add_(SMALLEST_NORM))
+
+
+@compiled_sum
+def _norms(x: Any, norm: Any, first: int, last: int) -> None:
+    for row in range(first, last):
+        squares = np.float32(0)
+        for j in range(x.shape[1]):
+            squares += x[row, j] * x[row, j]
+        norm[row] = np.sqrt(squares)
+
+
+@compiled_sum
+def _norms_and_errors(x: Any, bits: Any, norm: Any, error: Any, first: int, last: int) -> None:
+    for row in range(first, last):
+        squares = np.float32(0)
+        errors = np.float32(0)
+        for j in range(x.shape[1]):
+            left_out = x[row, j] - as_float(bits[row, j])
+            squares += x[row, j] * x[row, j]
+            errors += left_out * left_out
+        norm[row] = np.sqrt(squares)
+        error[row] = np.sqrt(errors)

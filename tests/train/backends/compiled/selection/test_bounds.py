@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from saecache.train.backends.bounds import FLOOR, ROUNDING, product_bounds
 from saecache.train.backends.compiled.bits import keys_of
-from saecache.train.backends.compiled.selection.bounds import FLOOR, ROUNDING, product_bounds, row_norms
 from saecache.train.backends.compiled.selection.scan import CHUNK, whole_chunks
 from saecache.train.backends.compiled.selection.screening_products import factors as make_factors
-from saecache.train.backends.compiled.selection.screening_products import to_codes
+from saecache.train.backends.compiled.selection.screening_products import row_norms, to_codes
 
 PRODUCTS = ("float32", "bfloat16", "int8")
 

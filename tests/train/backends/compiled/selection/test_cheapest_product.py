@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saecache.train.backends.bounds import ErrorBounds
 from saecache.train.backends.compiled.selection import cheapest_product as module
-from saecache.train.backends.compiled.selection.bounds import ErrorBounds
 from saecache.train.backends.compiled.selection.cheapest_product import added_candidates, cheapest_product
 
 

@@ -1,19 +1,19 @@
 """How far a cheap score can be from the pre-activation it stands for: strict bounds, no probabilities.
 
 The pre-activation of row x and latent (w, b) is *defined* as p = fl(dot(x, w) + b), in the float32
-arithmetic of :func:`..kernels.sddmm`. A matrix product gives a score q for x·w. With u = 2⁻²⁴ and γ(n) = n u
-/ (1 - n u), the bound on the error of a float32 dot product of length n in any order (Higham 2002, section
-3.1):
+arithmetic of :meth:`.protocol.Backend.sddmm`. A matrix product gives a score q for x·w. With u = 2⁻²⁴ and
+γ(n) = n u / (1 - n u), the bound on the error of a float32 dot product of length n in any order (Higham 2002,
+section 3.1):
 
     float32 product     |q - x·w| <= γ(D) |x||w|
     bfloat16 product    |q - x·w| <= |x - x'||w| + |x'||w - w'| + γ(2D) |x'||w'| + 2⁻⁸ |q|
                         x', w' are rounded to bfloat16; their products are exact in float32, a term is
                         rounded twice at most while it is added up, and the sum is rounded to bfloat16 once
     int8 product        |q - x·w| <= |x - x'||w| + |x'||w - w'| + 2⁻⁷ |q|
-                        x', w' are integers times a scale (:mod:`.int8`); their sums are exact, and are cut
-                        to bfloat16 once they are scaled
+                        x', w' are integers times a scale; their sums are exact, and are cut to bfloat16
+                        once they are scaled
     int8 encoder only   |q - x·w| <= |x||w - w'| + γ(D) |x||w'| + 2⁻²² |q|
-                        for a second look (:mod:`.narrow`): float32 x times the integers of w, then scaled
+                        for a second look: float32 x times the integers of w, then scaled
     p itself            |p - (x·w + b)| <= γ(D) |x||w| + u |dot + b|
 
 so that |p - (q + b)| <= slack[row] * norm[latent] + relative * |q| + ROUNDING * |q + b| + FLOOR, where
@@ -24,18 +24,17 @@ Legend: B rows, D model width, F latents.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...threads import even_part, run_parts
-from ..bits import as_float
-from ..compile import compiled_sum
+from ..selection.errors import NonFiniteError
 
 ROUNDING = np.float32(2.0**-20)
 FLOOR = np.float32(1e-30)
+LARGEST_PRE_ACTIVATION = 1e38  # leaves room for rounding and for the bounds
 SMALLEST_NORM = 1e-16  # squares below it are no normal float32 numbers
 
 Product = Literal["float32", "bfloat16", "int8", "int8 encoder"]
@@ -77,24 +76,6 @@ class RowNorms:
     error: Tensor
 
 
-def row_norms(x: Tensor, rounded: Tensor | None) -> RowNorms:
-    """Of ``x``, float32 [n, D], and of what ``rounded``, the same in bfloat16, leaves out. None leaves out
-    nothing.
-    """
-    norm, error = torch.zeros(x.shape[0]), torch.zeros(x.shape[0])
-    if rounded is None:
-        arrays = (x.numpy(), norm.numpy())
-        run_parts(lambda first, last: _norms(*arrays, first, last), x.shape[0], even_part(x.shape[0]))
-    else:
-        both = (x.numpy(), rounded.view(torch.uint16).numpy(), norm.numpy(), error.numpy())
-        run_parts(
-            lambda first, last: _norms_and_errors(*both, first, last), x.shape[0], even_part(x.shape[0])
-        )
-    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # the sums are float32 themselves
-    norm.mul_(upwards).add_(SMALLEST_NORM)
-    return RowNorms(norm=norm, error=error if rounded is None else error.mul_(upwards).add_(SMALLEST_NORM))
-
-
 def product_bounds(x: RowNorms, w: RowNorms, width: int, product: Product) -> ErrorBounds:
     """Bounds on the scores of a matrix product of rows ``x`` and latents ``w``; ``width`` is D."""
     # One number per latent instead of two: rounding leaves out nearly the same fraction of every latent.
@@ -114,23 +95,22 @@ def _gamma(n: int) -> float:
     return n * 2.0**-24 / (1 - n * 2.0**-24)
 
 
-@compiled_sum
-def _norms(x: Any, norm: Any, first: int, last: int) -> None:
-    for row in range(first, last):
-        squares = np.float32(0)
-        for j in range(x.shape[1]):
-            squares += x[row, j] * x[row, j]
-        norm[row] = np.sqrt(squares)
-
-
-@compiled_sum
-def _norms_and_errors(x: Any, bits: Any, norm: Any, error: Any, first: int, last: int) -> None:
-    for row in range(first, last):
-        squares = np.float32(0)
-        errors = np.float32(0)
-        for j in range(x.shape[1]):
-            left_out = x[row, j] - as_float(bits[row, j])
-            squares += x[row, j] * x[row, j]
-            errors += left_out * left_out
-        norm[row] = np.sqrt(squares)
-        error[row] = np.sqrt(errors)
+def check_finite_factors(x: RowNorms, W: RowNorms, b_enc: Tensor) -> None:
+    """Raise unless all pre-activations of these rows and latents are sure to be finite in float32."""
+    for values, what in (
+        (x.norm, "row {} of the batch"),
+        (W.norm, "the encoder weights of latent {}"),
+        (b_enc, "the encoder bias of latent {}"),
+    ):
+        finite = values.isfinite()
+        if not bool(finite.all()):
+            place = int((~finite).nonzero()[0])
+            raise NonFiniteError(f"pre-activations cannot be computed: {what.format(place)} is not finite")
+    if len(x.norm) and len(W.norm):
+        largest = float(x.norm.max()) * float(W.norm.max()) + float(b_enc.abs().max())
+        if largest > LARGEST_PRE_ACTIVATION:
+            raise NonFiniteError(
+                f"pre-activations can overflow: they may reach {largest:.1e}, at most "
+                f"{LARGEST_PRE_ACTIVATION:.0e} is safe; "
+                "scale the activations down, or look at why the encoder grew"
+            )
