@@ -12,15 +12,21 @@ from torch import Tensor
 from .plain.products import matmul
 from .scratch import borrowed
 
-BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
+BLOCK_BYTES = {"cpu": 32 * 2**20}  # of one block of pre-activations, which keeps B x F from ever existing
+GPU_BLOCK_BYTES = 2**30  # a GPU needs far larger blocks to be busy
 
 Blocks = Iterator[tuple[int, Tensor]]
 """(first row, float32 [b, F] in a buffer that the next block overwrites), rows ascending."""
 
 
-def block_rows(num_latents: int) -> int:
-    """Rows of a block of pre-activations: a power of two, about :data:`BLOCK_BYTES`, from 32 to 4096."""
-    fitting = BLOCK_BYTES // (4 * num_latents)
+def block_bytes(device: torch.device) -> int:
+    """Bytes of a block of pre-activations on ``device``."""
+    return BLOCK_BYTES.get(device.type, GPU_BLOCK_BYTES)
+
+
+def block_rows(num_latents: int, device: torch.device) -> int:
+    """Rows of a block of pre-activations: a power of two, about :func:`block_bytes`, from 32 to 4096."""
+    fitting = block_bytes(device) // (4 * num_latents)
     return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
 
 
@@ -52,7 +58,7 @@ class Encoder:
         if self.block_rows is not None and self.block_rows < 1:
             raise ValueError(f"block_rows must be at least 1, got {self.block_rows}")
         if self.block_rows is None:
-            object.__setattr__(self, "block_rows", block_rows(num_latents))
+            object.__setattr__(self, "block_rows", block_rows(num_latents, self.device))
 
     @property
     def num_rows(self) -> int:

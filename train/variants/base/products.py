@@ -9,17 +9,19 @@ from torch import Tensor
 
 from ...backends.choice import backend_of
 from ...backends.plain.products import matmul
-from ...backends.sources import BLOCK_BYTES
+from ...backends.sources import block_bytes
 from ...pairs import Pairs
 
 DENSE_SHARE = 0.4  # of all pairs: where benchmarks/products.py has both take the same time
-DENSE_BYTES = 2 * BLOCK_BYTES  # of a matrix; larger ones do not exist, whatever their share
+DENSE_BLOCKS = 2  # blocks of pre-activations that a matrix may be as large as, whatever its share
 
 
 def prefers_matrices(codes: Pairs) -> bool:
     """Whether codes [B, F] are many enough, and B * F is small enough."""
     entries = codes.num_rows * codes.num_latents
-    return len(codes) > DENSE_SHARE * entries and 4 * entries <= DENSE_BYTES
+    return len(codes) > DENSE_SHARE * entries and 4 * entries <= DENSE_BLOCKS * block_bytes(
+        codes.latent.device
+    )
 
 
 def decode(codes: Pairs, W_dec: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class NFMInf(FrozenModel):
             latents = shuffled[: self.sample].sort().values
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         weight = self.coefficient / latents.numel()
-        rows = block_rows(num_latents)
+        rows = block_rows(num_latents, W_dec.device)
         for start in range(0, latents.numel(), rows):
             block = latents[start : start + rows]
             cosine, nearest = nearest_others(W_dec, norms, block)

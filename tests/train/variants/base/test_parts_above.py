@@ -34,8 +34,8 @@ def make_batch() -> Batch:
 def test_parts_are_the_batch(
     block_rows: int, max_pairs: int, max_rows: int, per_latent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "block_rows", lambda num_latents: block_rows)
-    monkeypatch.setattr(module, "PART_PAIRS", max_pairs)
+    monkeypatch.setattr(module, "block_rows", lambda num_latents, device: block_rows)
+    monkeypatch.setattr(module, "PAIR_SHARE", max_pairs / (32 << 20))
     monkeypatch.setattr(module, "PART_ROWS", max_rows)
     batch = make_batch()
     threshold = torch.linspace(-1, 1, F) if per_latent else 0.5
@@ -50,8 +50,8 @@ def test_parts_are_the_batch(
 
 
 def test_later_parts_have_the_pairs_aimed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "block_rows", lambda num_latents: 10)
-    monkeypatch.setattr(module, "PART_PAIRS", 800)
+    monkeypatch.setattr(module, "block_rows", lambda num_latents, device: 10)
+    monkeypatch.setattr(module, "PAIR_SHARE", 800 / (32 << 20))
     found = [
         (part.num_rows, len(pairs)) for part, pairs in parts_above(make_batch(), 0.0)
     ]  # half of all pairs

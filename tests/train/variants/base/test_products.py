@@ -32,5 +32,5 @@ def test_both_ways_are_equal(share: float, dense_share: float, monkeypatch: pyte
 def test_matrices_are_for_many_pairs_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products.prefers_matrices(make_codes(0.5))
     assert not products.prefers_matrices(make_codes(0.05))
-    monkeypatch.setattr(products, "DENSE_BYTES", 4 * B * F - 1)
+    monkeypatch.setattr(products, "block_bytes", lambda device: 2 * B * F - 1)
     assert not products.prefers_matrices(make_codes(0.5))

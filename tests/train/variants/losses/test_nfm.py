@@ -58,7 +58,7 @@ def test_nfm(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rows", [7, 4096])
 def test_nfm_inf_looks_at_the_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "block_rows", lambda num_latents: rows)
+    monkeypatch.setattr(module, "block_rows", lambda num_latents, device: rows)
     check(NFMInf(coefficient=0.3), "nfm_inf", lambda W: 0.3 * off_diagonal(W).amax(1).mean())
 
 
