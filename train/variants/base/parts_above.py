@@ -19,8 +19,9 @@ PAIR_SHARE = 1 / 16  # pairs aimed at, for each byte of a block: about 60 MB of 
 def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch, Pairs]]:
     """Consecutive parts of ``batch``, each with its pairs strictly above ``threshold`` (a number or [F]).
 
-    The first part is one block of rows; a further one has as many rows as would have :data:`PAIR_SHARE` of
-    a block's bytes in pairs if it were as dense as the one before, but no fewer than a block and no more than :data:`PART_ROWS`.
+    The first part is one block of rows; a further one has as many rows as would have :data:`PAIR_SHARE` of a
+    block's bytes in pairs if it were as dense as the one before, but no fewer than a block and no more than
+    :data:`PART_ROWS`.
     """
     device = batch.x_centered.device
     least = min(block_rows(batch.num_latents, device), PART_ROWS)
