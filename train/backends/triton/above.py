@@ -42,7 +42,9 @@ def above(
     """
     num_rows, num_latents = len(x), len(W)
     if threshold.shape not in ((), (num_latents,)) or threshold.dtype != torch.float32:
-        raise ValueError(f"threshold must be float32 [] or [{num_latents}], got {threshold.dtype} {threshold.shape}")
+        raise ValueError(
+            f"threshold must be float32 [] or [{num_latents}], got {threshold.dtype} {threshold.shape}"
+        )
     limit_of = "column" if threshold.dim() else "all"
     limit = threshold.reshape(-1)
     f = factors_of(x, W, b, rounded_W)
@@ -56,8 +58,9 @@ def above(
         room = min(ROOM_PER_ROW * num_rows if room is None else room, most)
         while room <= max(LARGEST_SHARE * most, ROOM_PER_ROW):
             some = candidates(found, limit, limit_of, room, x, W)
-            bar = limit[some.column.long()] if threshold.dim() else limit
-            marked = (some.value > bar if strict else some.value >= bar) & _first(some.count, some.room)
+            there = torch.arange(some.room, device=x.device) < some.count
+            bar = limit[some.column.long().where(there, 0)] if threshold.dim() else limit
+            marked = (some.value > bar if strict else some.value >= bar) & there
             pairs = compact_candidates(some, marked, num_latents, room)
             state = torch.cat([some.count.double(), pairs.row_ptr[-1:].double(), f.limits()])
             number, kept, *limits = state.tolist()
@@ -70,10 +73,6 @@ def above(
     marked = values > limit if strict else values >= limit
     kept = int(marked.sum())
     return compact_matrix(values, marked.view(-1), kept)
-
-
-def _first(count: Tensor, size: int) -> Tensor:
-    return torch.arange(size, device=count.device) < count
 
 
 def _shortened(pairs: Pairs, count: int) -> Pairs:

@@ -5,7 +5,7 @@ no host synchronization, and a CUDA graph can replay the step. The sweep can als
 product needs of the updated rows (:mod:`.rounding`).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton.language as tl
@@ -22,7 +22,7 @@ BLOCK = 1024  # numbers of a program where rows do not matter
 
 
 @kernel
-def _power(base: Any, exponent: Any) -> Any:
+def _power(base, exponent):
     """base ** exponent in float64, by repeated squaring; ``exponent`` is an int64 below 2³²."""
     result = base * 0 + 1
     for bit in range(32):
@@ -32,7 +32,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 @kernel
-def _numbers_kernel(settings: Any, step: Any, rate: Any, scale: Any, out: Any) -> None:
+def _numbers_kernel(settings, step, rate, scale, out):
     """``settings`` float64 [5]: beta1, beta2, eps, weight decay, decoupled. ``out`` float32 [10]."""
     beta1, beta2, eps = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     decay, decoupled = tl.load(settings + 3), tl.load(settings + 4)
@@ -51,7 +51,7 @@ def _numbers_kernel(settings: Any, step: Any, rate: Any, scale: Any, out: Any) -
 
 
 @kernel
-def _updated(p: Any, g: Any, m: Any, v: Any, n: Any) -> Any:
+def _updated(p, g, m, v, n):
     g = g * tl.load(n) + tl.load(n + 1) * p
     m = tl.load(n + 3) * m + tl.load(n + 4) * g
     v = tl.load(n + 5) * v + tl.load(n + 6) * g * g
@@ -60,7 +60,7 @@ def _updated(p: Any, g: Any, m: Any, v: Any, n: Any) -> Any:
 
 
 @kernel
-def _flat_kernel(parameter: Any, gradient: Any, mean: Any, square: Any, n: Any, size: Any, N: tl.constexpr) -> None:
+def _flat_kernel(parameter, gradient, mean, square, n, size, N: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = i < size
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
@@ -73,9 +73,9 @@ def _flat_kernel(parameter: Any, gradient: Any, mean: Any, square: Any, n: Any, 
 
 @kernel
 def _rows_kernel(
-    parameter: Any, gradient: Any, mean: Any, square: Any, n: Any, rounded: Any, factor: Any, norm: Any,
+    parameter, gradient, mean, square, n, rounded, factor, norm,
     UNIT: tl.constexpr, REFRESH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     inside = column < D
@@ -101,9 +101,7 @@ def _rows_kernel(
 
 
 @kernel
-def _squares_kernel(
-    gradient: Any, weights: Any, squares: Any, TANGENTIAL: tl.constexpr, D: tl.constexpr, DP: tl.constexpr
-) -> None:
+def _squares_kernel(gradient, weights, squares, TANGENTIAL: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     g = tl.load(gradient + f * D + column, mask=column < D, other=0.0)
@@ -114,7 +112,7 @@ def _squares_kernel(
 
 
 @kernel
-def _flat_squares_kernel(gradient: Any, squares: Any, size: Any, N: tl.constexpr) -> None:
+def _flat_squares_kernel(gradient, squares, size, N: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     g = tl.load(gradient + i, mask=i < size, other=0.0)
     tl.store(squares + tl.program_id(0), tl.sum(g * g).to(tl.float64))

@@ -6,7 +6,6 @@ size is read back from the device: a row's candidates are ``ptr[row]:ptr[row + 1
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -53,9 +52,7 @@ def room_for(num_rows: int, num_columns: int, wanted: int) -> int:
 
 
 @kernel
-def _lower_bounds_kernel(
-    tops: Any, row_factor: Any, chunk_factor: Any, out: Any, C: Any, CP: tl.constexpr
-) -> None:
+def _lower_bounds_kernel(tops, row_factor, chunk_factor, out, C, CP: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, CP)
     error = tl.load(row_factor + r) * tl.load(chunk_factor + c, mask=c < C, other=0.0)
@@ -65,9 +62,9 @@ def _lower_bounds_kernel(
 
 @kernel
 def _least_of_row_kernel(
-    tops: Any, row_factor: Any, chunk_factor: Any, wanted: Any, least: Any, C: Any,
+    tops, row_factor, chunk_factor, wanted, least, C,
     COUNTS: tl.constexpr, CP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """A number that as many pre-activations of the row reach as are wanted: of different chunks each."""
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, CP)
@@ -116,9 +113,7 @@ def least_of_all(found: Screen, wanted: int) -> Tensor:
 
 
 @kernel
-def _chunks_kernel(
-    tops: Any, limit: Any, chunks: Any, number: Any, C: Any, LIMIT: tl.constexpr, CP: tl.constexpr
-) -> None:
+def _chunks_kernel(tops, limit, chunks, number, C, LIMIT: tl.constexpr, CP: tl.constexpr):
     """The chunks of a row that can hold a candidate, ascending, and how many they are."""
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, CP)
@@ -136,11 +131,11 @@ def _chunks_kernel(
 
 @kernel
 def _scan_kernel(
-    scores: Any, row_factor: Any, column_factor: Any, bias: Any, limit: Any, chunks: Any, number: Any,
-    count: Any, ptr: Any, row: Any, column: Any, room: Any, N: Any, C: Any,
+    scores, row_factor, column_factor, bias, limit, chunks, number,
+    count, ptr, row, column, room, N, C,
     LIMIT: tl.constexpr, BIAS_OF_ROWS: tl.constexpr, FILL: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Count the candidates of a row; with FILL, write them from ``ptr[row]`` on."""
     r = tl.program_id(0).to(tl.int64)
     stop = tl.load(number + r)
@@ -189,7 +184,9 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
     chunk_limit = limit
     if limit_of == "column":
         short = num_chunks * found.chunk - num_columns
-        chunk_limit = torch.nn.functional.pad(limit, (0, short), value=torch.inf).view(-1, found.chunk).amin(1)
+        chunk_limit = (
+            torch.nn.functional.pad(limit, (0, short), value=torch.inf).view(-1, found.chunk).amin(1)
+        )
     chunks = torch.empty(num_rows, num_chunks, dtype=torch.int32, device=device)
     number = torch.empty(num_rows, dtype=torch.int32, device=device)
     size = padded(num_chunks)

@@ -1,7 +1,5 @@
 """Pairs from marked candidates: the marked ones move together, in their order."""
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -15,9 +13,9 @@ BLOCK = 1024
 
 @kernel
 def _compact_kernel(
-    before: Any, column: Any, value: Any, out_column: Any, out_value: Any, size: Any, room: Any, N: Any,
+    before, column, value, out_column, out_value, size, room, N,
     DENSE: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """``before`` int64 [size + 1] counts the marked entries before each; ``room`` is how many go out."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size

@@ -1,7 +1,5 @@
 """Codes to rows, and the error of a reconstruction with its products with the decoder, one program a row."""
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +12,7 @@ DOTS = 8  # dot products at a time of one row's error
 
 
 @kernel
-def _scaled(index: Any, scale: Any, source: Any, i: Any, last: Any, column: Any, D: tl.constexpr) -> Any:
+def _scaled(index, scale, source, i, last, column, D: tl.constexpr):
     """scale[i] and the row source[index[i]]; zeros from ``last`` on."""
     there = i < last
     place = tl.load(index + i, mask=there, other=0).to(tl.int64) * D
@@ -23,9 +21,7 @@ def _scaled(index: Any, scale: Any, source: Any, i: Any, last: Any, column: Any,
 
 
 @kernel
-def decoded_row(
-    sums: Any, index: Any, scale: Any, source: Any, first: Any, last: Any, D: tl.constexpr, DP: tl.constexpr
-) -> Any:
+def decoded_row(sums, index, scale, source, first, last, D: tl.constexpr, DP: tl.constexpr):
     """sums + scale[i] * source[index[i]] for i in first..last-1, in that order, one fused multiply-add each.
 
     Four rows are asked for at a time, since a program waits for memory, not for arithmetic.
@@ -45,9 +41,9 @@ def decoded_row(
 
 @kernel
 def _decode_kernel(
-    row_ptr: Any, latent: Any, value: Any, W: Any, bias: Any, out: Any,
+    row_ptr, latent, value, W, bias, out,
     D: tl.constexpr, DP: tl.constexpr, BIAS: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     inside = column < D
@@ -61,9 +57,9 @@ def _decode_kernel(
 
 @kernel
 def _reconstruct_kernel(
-    row_ptr: Any, latent: Any, value: Any, W: Any, target: Any, error: Any, dots: Any, squared: Any,
+    row_ptr, latent, value, W, target, error, dots, squared,
     D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     inside = column < D

@@ -6,8 +6,6 @@ neither the layout that the compiler picks nor the pairs that share a program ch
 length D obeys the bound γ(D) |x||w| of any order (:mod:`saecache.train.selection.bounds`).
 """
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +18,7 @@ TILE = 8  # rows and latents of a program of the whole matrix
 
 
 @kernel
-def fold_lanes(sums: Any, N: tl.constexpr) -> Any:
+def fold_lanes(sums, N: tl.constexpr):
     """[N, 256] -> [N]. The first three steps add numbers that one thread holds."""
     sums = tl.sum(tl.reshape(sums, (N, 2, 128)), axis=1)
     sums = tl.sum(tl.reshape(sums, (N, 64, 2)), axis=2)
@@ -33,7 +31,7 @@ def fold_lanes(sums: Any, N: tl.constexpr) -> Any:
 
 
 @kernel
-def dot_of_rows(a: Any, b: Any, inside: Any, D: tl.constexpr, N: tl.constexpr) -> Any:
+def dot_of_rows(a, b, inside, D: tl.constexpr, N: tl.constexpr):
     """float32 [N]: the dot products of the rows that start at the pointers ``a`` and ``b`` [N]."""
     lane = tl.arange(0, 256)
     sums = tl.zeros((N, 256), tl.float32)
@@ -48,9 +46,9 @@ def dot_of_rows(a: Any, b: Any, inside: Any, D: tl.constexpr, N: tl.constexpr) -
 
 @kernel
 def _pairs_kernel(
-    row: Any, latent: Any, x: Any, W: Any, bias: Any, out: Any, count: Any, capacity: Any,
+    row, latent, x, W, bias, out, count, capacity,
     D: tl.constexpr, BIAS: tl.constexpr, COUNTED: tl.constexpr, N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     n = capacity
     if COUNTED:
         n = tl.minimum(tl.load(count), capacity).to(tl.int32)
@@ -70,9 +68,9 @@ def _pairs_kernel(
 
 @kernel
 def _matrix_kernel(
-    x: Any, W: Any, bias: Any, out: Any, B: Any, F: Any,
+    x, W, bias, out, B, F,
     D: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, L: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = (tl.program_id(1) * R + tl.arange(0, R)).to(tl.int64)
     latent = (tl.program_id(0) * L + tl.arange(0, L)).to(tl.int64)
     lane = tl.arange(0, 256)
@@ -94,7 +92,7 @@ def _matrix_kernel(
 
 
 @kernel
-def _rows_kernel(row_ptr: Any, row: Any, N: tl.constexpr) -> None:
+def _rows_kernel(row_ptr, row, N: tl.constexpr):
     r = tl.program_id(0)
     last = tl.load(row_ptr + r + 1)
     for start in range(tl.load(row_ptr + r), last, N):

@@ -6,8 +6,6 @@ into a row of scratch memory, and the latent's program adds these rows up in the
 depends on the latent's pairs only, unless there are so many pairs that the scratch would grow too large.
 """
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -24,9 +22,9 @@ MOST_SEGMENTS = 1 << 14  # in scratch memory; above it the segments grow
 
 @kernel
 def _segments_kernel(
-    segment_ptr: Any, latent_ptr: Any, row: Any, coefficient: Any, source: Any, scratch: Any, F: Any,
+    segment_ptr, latent_ptr, row, coefficient, source, scratch, F,
     STEPS: tl.constexpr, SEGMENT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One segment of a long latent, into row ``program_id`` of ``scratch``."""
     s = tl.program_id(0)
     if s < tl.load(segment_ptr + F):
@@ -46,9 +44,9 @@ def _segments_kernel(
 
 @kernel
 def _latent_row(
-    f: Any, segment_ptr: Any, latent_ptr: Any, row: Any, coefficient: Any, source: Any, scratch: Any, out: Any,
+    f, segment_ptr, latent_ptr, row, coefficient, source, scratch, out,
     ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """out[f] (+)= the sum of one latent: of its pairs, or of its segments."""
     first, last = tl.load(latent_ptr + f).to(tl.int32), tl.load(latent_ptr + f + 1).to(tl.int32)
     segment, stop = tl.load(segment_ptr + f).to(tl.int32), tl.load(segment_ptr + f + 1).to(tl.int32)
@@ -71,19 +69,19 @@ def _latent_row(
 
 @kernel
 def _one_kernel(
-    segment_ptr: Any, latent_ptr: Any, row: Any, coefficient: Any, source: Any, scratch: Any, out: Any,
+    segment_ptr, latent_ptr, row, coefficient, source, scratch, out,
     ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     f = tl.program_id(0)
     _latent_row(f, segment_ptr, latent_ptr, row, coefficient, source, scratch, out, ADD, D, DP)
 
 
 @kernel
 def _both_kernel(
-    segment_ptr: Any, latent_ptr: Any, row: Any, d_pre: Any, d_dec: Any, x: Any, error: Any,
-    x_scratch: Any, e_scratch: Any, enc: Any, dec: Any, bias: Any,
+    segment_ptr, latent_ptr, row, d_pre, d_dec, x, error,
+    x_scratch, e_scratch, enc, dec, bias,
     ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     f = tl.program_id(0)
     _latent_row(f, segment_ptr, latent_ptr, row, d_pre, x, x_scratch, enc, ADD, D, DP)
     _latent_row(f, segment_ptr, latent_ptr, row, d_dec, error, e_scratch, dec, ADD, D, DP)

@@ -6,7 +6,6 @@ again with all their pre-activations. Legend: M rows and N columns (B and F, or 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -25,9 +24,9 @@ from .transpose import by_latent
 
 @kernel
 def _keep_kernel(
-    ptr: Any, column: Any, value: Any, wanted: Any, rows: Any, out_ptr: Any, out_column: Any, out_value: Any,
-    room: Any, N: Any, COUNTS: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    ptr, column, value, wanted, rows, out_ptr, out_column, out_value,
+    room, N, COUNTS: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Keep the ``wanted`` largest of a row's values, the first of equal ones, in their order.
 
     With DENSE the values are those of all N columns of row ``rows[program]``.
@@ -189,7 +188,13 @@ def largest_per_row(x: Tensor, W: Tensor, b: Tensor, k: int, *, rounded_W: Scree
 
 
 def largest_per_latent(
-    x: Tensor, W: Tensor, b: Tensor, counts: Tensor, *, total: int | None = None, rounded_W: ScreenRows | None = None
+    x: Tensor,
+    W: Tensor,
+    b: Tensor,
+    counts: Tensor,
+    *,
+    total: int | None = None,
+    rounded_W: ScreenRows | None = None,
 ) -> Pairs:
     """The ``counts[i]`` largest pre-activations of latent i, the lowest row first among equals.
 
@@ -205,7 +210,9 @@ def largest_per_latent(
         NonFiniteError: a pre-activation is NaN, or too large for float32.
     """
     if counts.shape != (len(W),) or counts.dtype != torch.int64:
-        raise ValueError(f"counts must be int64 [{len(W)}], one for each latent, got {counts.dtype} {counts.shape}")
+        raise ValueError(
+            f"counts must be int64 [{len(W)}], one for each latent, got {counts.dtype} {counts.shape}"
+        )
     total = int(counts.sum()) if total is None else total
     latent_ptr = torch.zeros(len(W) + 1, dtype=torch.int64, device=x.device)
     torch.cumsum(counts, 0, out=latent_ptr[1:])

@@ -34,7 +34,9 @@ def largest_of_batch(
     """
     num_rows, num_latents = len(x), len(W)
     if not 0 <= total <= num_rows * num_latents:
-        raise ValueError(f"total must be from 0 to the number of pairs, {num_rows * num_latents}, got {total}")
+        raise ValueError(
+            f"total must be from 0 to the number of pairs, {num_rows * num_latents}, got {total}"
+        )
     f = factors_of(x, W, b, rounded_W)
     if total == 0:
         row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=x.device)

@@ -20,7 +20,7 @@ def launch(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any
         return
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        function[grid](*arguments, **options)
+        function[grid](*arguments, enable_fp_fusion=True, **options)  # its default depends on the version
 
 
 def blocks(count: int, size: int) -> int:

@@ -3,8 +3,6 @@
 The key of a float32 is a uint32 that orders as ``<`` does, with -0.0 equal to 0.0 and NaN above infinity.
 """
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -17,14 +15,14 @@ BLOCK = 4096  # values of a program
 
 
 @kernel
-def key_of(value: Any) -> Any:
+def key_of(value):
     """uint32; see the top of this file."""
     bits = tl.where(value == 0, 0.0, value).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
 
 
 @kernel
-def float_of_key(key: Any) -> Any:
+def float_of_key(key):
     """The float32 whose :func:`key_of` it is."""
     bits = key.to(tl.int32, bitcast=True)
     return (bits ^ ((~bits >> 31) | -2147483648)).to(tl.float32, bitcast=True)
@@ -32,9 +30,9 @@ def float_of_key(key: Any) -> Any:
 
 @kernel
 def _histogram_kernel(
-    values: Any, count: Any, capacity: Any, state: Any, histogram: Any,
+    values, count, capacity, state, histogram,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Add to ``histogram`` int32 [2 ** WIDTH] the digits of the values whose higher digits are those found."""
     n = tl.minimum(tl.load(count), capacity)
     first = tl.program_id(0).to(tl.int64) * N
@@ -49,7 +47,7 @@ def _histogram_kernel(
 
 
 @kernel
-def _digit_kernel(histogram: Any, state: Any, SHIFT: tl.constexpr, WIDTH: tl.constexpr) -> None:
+def _digit_kernel(histogram, state, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
     """The next digit of the key that the wanted number of values reach, into ``state``: key, still wanted."""
     digit = tl.arange(0, 1 << WIDTH)
     counts = tl.load(histogram + digit)
@@ -63,7 +61,7 @@ def _digit_kernel(histogram: Any, state: Any, SHIFT: tl.constexpr, WIDTH: tl.con
 
 
 @kernel
-def _value_kernel(state: Any, out: Any) -> None:
+def _value_kernel(state, out):
     tl.store(out, float_of_key(tl.load(state).to(tl.uint32)))
 
 
@@ -94,9 +92,7 @@ def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 @kernel
-def _keep_kernel(
-    values: Any, count: Any, capacity: Any, least: Any, kept: Any, N: tl.constexpr
-) -> None:
+def _keep_kernel(values, count, capacity, least, kept, N: tl.constexpr):
     """kept[i] = 2 above the least, 1 equal to it, 0 below; and 0 from ``count`` on."""
     n = tl.minimum(tl.load(count), capacity)
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
@@ -110,6 +106,8 @@ def among_largest(values: Tensor, count: Tensor, n: int) -> Tensor:
     """Which of the first ``count`` values are the ``n`` largest, the first of equal ones: bool [N]."""
     least, wanted = nth_largest(values, count, n)
     mark = torch.empty(values.numel(), dtype=torch.int8, device=values.device)
-    launch(_keep_kernel, (blocks(values.numel(), BLOCK),), values, count, values.numel(), least, mark, N=BLOCK)
+    launch(
+        _keep_kernel, (blocks(values.numel(), BLOCK),), values, count, values.numel(), least, mark, N=BLOCK
+    )
     equal = mark == 1
     return (mark == 2) | (equal & (equal.cumsum(0, dtype=torch.int64) <= wanted))

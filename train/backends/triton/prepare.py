@@ -46,7 +46,9 @@ def factors_of(x: Tensor, W: Tensor, b: Tensor, rounded_W: ScreenRows | None) ->
     check_rows("x", x)
     check_rows("W", W, x.shape[1])
     if b.shape != (len(W),) or b.dtype != torch.float32:
-        raise ValueError(f"b must be float32 [{len(W)}], one for each row of W, got {b.dtype} {tuple(b.shape)}")
+        raise ValueError(
+            f"b must be float32 [{len(W)}], one for each row of W, got {b.dtype} {tuple(b.shape)}"
+        )
     return Factors(
         x=x, W=W, b=b, x_rows=round_batch(x), W_rows=round_latents(W) if rounded_W is None else rounded_W
     )

@@ -5,8 +5,6 @@ Philox 4x32 with ten rounds (Salmon et al. 2011). Key: the low and the high half
 Neither the size of a block of rows nor the number of devices changes a number.
 """
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -25,13 +23,13 @@ _K0, _K1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 
 
 @kernel
-def _unit(word: Any) -> Any:
+def _unit(word):
     """In (0, 1): the middles of 2²³ equal parts, exact in float32."""
     return ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
 
 @kernel
-def _uniform_kernel(out: Any, words: Any, row0: Any, F: Any, N: tl.constexpr) -> None:
+def _uniform_kernel(out, words, row0, F, N: tl.constexpr):
     """``words`` int64 [4]: the halves of the seed and of the batch's number."""
     r = tl.program_id(1)
     group = tl.program_id(0) * N + tl.arange(0, N)

@@ -18,7 +18,6 @@ the device must also show on random rows that it keeps these bounds (:func:`.scr
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -53,7 +52,7 @@ class ScreenRows:
 
 
 @kernel
-def to_bfloat16(x: Any) -> Any:
+def to_bfloat16(x):
     """To the nearest bfloat16, to even: through the bits, since Triton's interpreter would cut them off."""
     bits = x.to(tl.int32, bitcast=True)
     bits += 0x7FFF + ((bits >> 16) & 1)
@@ -61,22 +60,22 @@ def to_bfloat16(x: Any) -> Any:
 
 
 @kernel
-def upward_norm(row: Any, D: tl.constexpr) -> Any:
+def upward_norm(row, D: tl.constexpr):
     """The norm of ``row`` [DP], zeros from D on, not below the true value: the sum is float32 itself."""
     return tl.sqrt(tl.sum(row * row)) * (1 + (D + 16) * 1.1920928955078125e-07) + _SMALLEST_NORM
 
 
 @kernel
-def latent_factor(norm: Any, error: Any) -> Any:
+def latent_factor(norm, error):
     """|w| and |w - w'| in one number."""
     return tl.maximum(norm, error * (1.00001 / _FRACTION))
 
 
 @kernel
 def _round_kernel(
-    rows: Any, rounded: Any, factor: Any, norm: Any, per_norm: Any, per_error: Any,
+    rows, rounded, factor, norm, per_norm, per_error,
     LATENTS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     inside = column < D

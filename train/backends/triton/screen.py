@@ -8,7 +8,6 @@ rows of the batch as its columns it finds the largest rows of every latent.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -46,30 +45,30 @@ class Screen:
 
 
 @kernel
-def upper_bound(score: Any, bias: Any, error: Any) -> Any:
+def upper_bound(score, bias, error):
     """Never below the pre-activation whose product is within ``error`` of ``score``."""
     q = score + bias
     return q + (error + (_ROUNDING * tl.abs(q) + _FLOOR))
 
 
 @kernel
-def upper_bound_of_stored(score: Any, bias: Any, error: Any) -> Any:
+def upper_bound_of_stored(score, bias, error):
     """The same for a score that was rounded to a bfloat16."""
     return upper_bound(score, bias, error + _RELATIVE * tl.abs(score))
 
 
 @kernel
-def lower_bound_of_top(top: Any, error: Any) -> Any:
+def lower_bound_of_top(top, error):
     """Not above the pre-activation of the pair whose upper bound is ``top``; ``error`` is the chunk's largest."""
     return top - (2.001 * error + (4 * _ROUNDING * tl.abs(top) + 4 * _FLOOR))
 
 
 @kernel
 def _screen_kernel(
-    x: Any, W: Any, row_factor: Any, column_factor: Any, bias: Any, scores: Any, tops: Any, M: Any, N: Any, C: Any,
+    x, W, row_factor, column_factor, bias, scores, tops, M, N, C,
     D: tl.constexpr, BIAS_OF_ROWS: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     in_group = GROUP * tl.cdiv(N, BN)
     group = tl.program_id(0) // in_group
     group_rows = tl.minimum(tl.cdiv(M, BM) - group * GROUP, GROUP)
@@ -130,7 +129,12 @@ def options_of(capability: int) -> dict[str, int]:
 
 
 def screen(
-    rows: ScreenRows, columns: ScreenRows, bias: Tensor, *, chunk: int = LARGEST_CHUNK, bias_of_rows: bool = False
+    rows: ScreenRows,
+    columns: ScreenRows,
+    bias: Tensor,
+    *,
+    chunk: int = LARGEST_CHUNK,
+    bias_of_rows: bool = False,
 ) -> Screen:
     """Scores of all rows (M) and columns (N); ``bias`` float32 [N], or [M] with ``bias_of_rows``."""
     num_rows, width = rows.rounded.shape
@@ -150,7 +154,13 @@ def screen(
         D=width, BIAS_OF_ROWS=bias_of_rows, CHUNK=chunk, INTERPRETED=device.type != "cuda", GROUP=GROUP, **options,
     )  # fmt: skip
     return Screen(
-        scores=scores, tops=tops, rows=rows, columns=columns, bias=bias, bias_of_rows=bias_of_rows, chunk=chunk
+        scores=scores,
+        tops=tops,
+        rows=rows,
+        columns=columns,
+        bias=bias,
+        bias_of_rows=bias_of_rows,
+        chunk=chunk,
     )
 
 
@@ -191,7 +201,9 @@ def _keeps(x: Tensor, w: Tensor, bias: Tensor) -> bool:
     size = (len(x), -1, found.chunk)
     short = -len(w) % found.chunk
     highest = torch.nn.functional.pad(true + bias, (0, short), value=-torch.inf).view(size).amax(2)
-    possible = torch.nn.functional.pad(true + bias + 2.01 * error, (0, short), value=-torch.inf).view(size).amax(2)
+    possible = (
+        torch.nn.functional.pad(true + bias + 2.01 * error, (0, short), value=-torch.inf).view(size).amax(2)
+    )
     above = found.tops.double() >= highest
     near_tops = found.tops.double() <= possible + 1e-5 * possible.abs()
     return bool((near.all() & above.all() & near_tops.all()).item())

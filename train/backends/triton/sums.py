@@ -1,7 +1,5 @@
 """Counts and sums over the pairs of each latent, in one fixed order and without atomics."""
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -13,7 +11,7 @@ from .transpose import by_latent
 
 
 @kernel
-def _sums_kernel(latent_ptr: Any, pair: Any, values: Any, out: Any) -> None:
+def _sums_kernel(latent_ptr, pair, values, out):
     f = tl.program_id(0)
     first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
     lane = tl.arange(0, 256)
