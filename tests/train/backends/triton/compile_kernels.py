@@ -1,0 +1,159 @@
+"""Compiles every kernel that the operations start, for GPUs that are not here; prints what came out as JSON.
+
+Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
+:func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's wheel
+holds ptxas. Arguments: compute capabilities, such as 90.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from saecache.train.backends.triton import (
+    above,
+    adam,
+    candidates,
+    compact,
+    decode,
+    exact,
+    gradients,
+    largest,
+    largest_of_batch,
+    order,
+    prepare,
+    random_numbers,
+    rounding,
+    screen,
+    sums,
+)
+from saecache.train.backends.protocol import AdamSettings
+from saecache.train.pairs import Pairs
+
+MODULES = (
+    above, adam, candidates, compact, decode, exact, gradients, largest, largest_of_batch, order, prepare,
+    random_numbers, rounding, screen, sums,
+)  # fmt: skip
+TYPES = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64",
+    torch.int32: "*i32", torch.int8: "*i8", torch.bool: "*i1",
+}  # fmt: skip
+B, F, D, K = 64, 4096, 768, 4
+started: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+
+def write_down(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    fixed = {n: v for n, v in options.items() if n not in ("num_warps", "num_stages")}
+    types = [TYPES[a.dtype] if isinstance(a, torch.Tensor) else type(a).__name__ for a in arguments]
+    started.setdefault(f"{function.__name__} {fixed} {' '.join(types)}", (function, arguments, options))
+
+
+def run_operations() -> None:
+    """Every operation, in every way that starts another kernel; nothing is computed."""
+    x, W, b = torch.zeros(B, D), torch.zeros(F, D), torch.zeros(F)
+    ptr = torch.arange(B + 1) * K
+    pairs = Pairs(row_ptr=ptr, latent=torch.arange(B * K), value=torch.zeros(B * K), num_latents=F)
+    exact.sddmm(pairs, x, W)
+    exact.exact(pairs, x, W, b)
+    for bias, of in ((None, "latent"), (b, "latent"), (torch.zeros(B), "row")):
+        exact.exact_matrix(x, W, bias, of)
+    decode.decode(pairs, W)
+    decode.decode(pairs, W, b[:D])
+    decode.reconstruct(pairs, W, x)
+    for add in (False, True):
+        gradients.accumulate_by_latent(pairs, pairs.value, x, W, add=add)
+        gradients.weight_gradients(pairs, pairs.value, pairs.value, x, x, W, W, b, add=add)
+    sums.sum_per_latent(pairs, pairs.value)
+    random_numbers.random_uniform(1, 2, 3, B, F, "cpu")
+    settings = AdamSettings(learning_rate=0.1, betas=(0.9, 0.99), eps=1e-8)
+    for unit in (False, True):
+        adam.gradient_norm(W, W if unit else None)
+        for refresh in (None, rounding.round_latents(W)):
+            adam.adam_step(W, W, W, W, 1, settings, unit_rows=unit, refresh=refresh)
+    largest.queue_largest_per_row(x, W, b, K)
+    wide = torch.ones(F, dtype=torch.int64)
+    factors = prepare.factors_of(x, W, b, None)
+    for pays in (True, False):
+        largest.screening_pays = lambda *_, pays=pays: pays
+        largest.queue_largest_per_row(x, W, b, K)
+        largest._select(factors, wide, F, torch.arange(F + 1), swapped=True)
+    values, marked = torch.zeros(B, F), torch.zeros(B * F, dtype=torch.bool)
+    compact.compact_matrix(values, marked, 3)
+    found = screen.screen(factors.x_rows, factors.W_rows, b)
+    least = candidates.least_of_all(found, 9)
+    for limit, of in ((least, "all"), (b, "column")):
+        some = candidates.candidates(found, limit, of, 999, x, W)
+    compact.compact_candidates(some, order.among_largest(some.value, some.count, 9), F, 9)
+
+
+def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], capability: int) -> Any:
+    names = [p.name for p in function.params]
+    values = dict(zip(names, arguments, strict=False))
+    constants = {n: v for n, v in options.items() if n in names}
+    if "INTERPRETED" in constants:
+        constants["INTERPRETED"] = False
+    signature, attributes = {}, {}
+    for place, name in enumerate(names):
+        value = values.get(name)
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    flags = {n: v for n, v in options.items() if n in ("num_warps", "num_stages")}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
+
+
+def spilled_bytes(cubin: bytes) -> int:
+    """Of local memory that a program's threads use: the frame sizes that the cubin's .nv.info sections state."""
+    return max(frames(cubin))
+
+
+def frames(cubin: bytes) -> list[int]:
+    """Every EIATTR_FRAME_SIZE (format 4, attribute 0x11) of the cubin: (symbol index, bytes) pairs."""
+    sizes, at = [], cubin.find(b"\x04\x11\x08\x00")
+    while at >= 0:
+        sizes.append(int.from_bytes(cubin[at + 8 : at + 12], "little"))
+        at = cubin.find(b"\x04\x11\x08\x00", at + 1)
+    return sizes
+
+
+def main() -> None:
+    torch.empty = torch.zeros  # sizes that no kernel computed must not be random
+    for module in MODULES:
+        if hasattr(module, "launch"):
+            module.launch = write_down
+    report = []
+    for capability in map(int, sys.argv[1:]):
+        started.clear()
+        screen.product_options = lambda _, capability=capability: dict(screen.options_of(capability))
+        run_operations()
+        for label, (function, arguments, options) in started.items():
+            line: dict[str, Any] = {"kernel": label, "capability": capability}
+            try:
+                out = compiled(function, arguments, options, capability)
+                ptx = out.asm["ptx"]
+                line |= {
+                    "shared": out.metadata.shared,
+                    "frame": spilled_bytes(out.asm["cubin"]),
+                    "mma": [word for word in ("mma.sync", "wgmma", "tcgen05.mma") if word in ptx],
+                    "float_atomics": "atom" in ptx and ".f32" in ptx.split("atom", 1)[1].split(";", 1)[0],
+                }
+            except Exception as error:  # noqa: BLE001 - the report names every kernel that fails
+                line["error"] = f"{type(error).__name__}: {error}"
+            report.append(line)
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

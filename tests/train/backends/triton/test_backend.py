@@ -1,0 +1,7 @@
+from typing import ClassVar
+
+from ..backend_contract import BackendContract
+
+
+class TestTriton(BackendContract):
+    name: ClassVar[str] = "triton"

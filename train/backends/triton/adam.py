@@ -1,0 +1,214 @@
+"""The optimizer's pass over one matrix: clipped, tangential gradient, Adam(W), rows of norm 1, in one sweep.
+
+What changes from step to step is read from the device's memory (:func:`adam_numbers`): the clip factor needs
+no host synchronization, and a CUDA graph can replay the step. The sweep can also write what the next screening
+product needs of the updated rows (:mod:`.rounding`).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .launch import blocks, check_rows, kernel, launch, padded, warps_of
+from .rounding import ScreenRows, latent_factor, to_bfloat16, upward_norm
+
+if TYPE_CHECKING:
+    from ..protocol import AdamSettings
+
+TINY = tl.constexpr(1e-12)  # keeps a row of zeros from becoming NaN
+BLOCK = 1024  # numbers of a program where rows do not matter
+
+
+@kernel
+def _power(base, exponent):
+    """base ** exponent in float64, by repeated squaring; ``exponent`` is an int64 below 2³²."""
+    result = base * 0 + 1
+    for bit in range(32):
+        result = tl.where((exponent >> bit) & 1 != 0, result * base, result)
+        base = base * base
+    return result
+
+
+@kernel
+def _numbers_kernel(settings, step, rate, scale, out):
+    """``settings`` float64 [5]: beta1, beta2, eps, weight decay, decoupled. ``out`` float32 [10]."""
+    beta1, beta2, eps = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
+    decay, decoupled = tl.load(settings + 3), tl.load(settings + 4)
+    lr, t = tl.load(rate), tl.load(step)
+    one = beta1 * 0 + 1
+    tl.store(out, tl.load(scale).to(tl.float32))
+    tl.store(out + 1, tl.where(decoupled != 0, 0.0, decay).to(tl.float32))
+    tl.store(out + 2, tl.where(decoupled != 0, one - lr * decay, one).to(tl.float32))
+    tl.store(out + 3, beta1.to(tl.float32))
+    tl.store(out + 4, (one - beta1).to(tl.float32))
+    tl.store(out + 5, beta2.to(tl.float32))
+    tl.store(out + 6, (one - beta2).to(tl.float32))
+    tl.store(out + 7, (lr / (one - _power(beta1, t))).to(tl.float32))
+    tl.store(out + 8, (one / tl.sqrt(one - _power(beta2, t))).to(tl.float32))
+    tl.store(out + 9, eps.to(tl.float32))
+
+
+@kernel
+def _updated(p, g, m, v, n):
+    g = g * tl.load(n) + tl.load(n + 1) * p
+    m = tl.load(n + 3) * m + tl.load(n + 4) * g
+    v = tl.load(n + 5) * v + tl.load(n + 6) * g * g
+    p = tl.load(n + 2) * p - tl.load(n + 7) * m / (tl.sqrt(v) * tl.load(n + 8) + tl.load(n + 9))
+    return p, m, v
+
+
+@kernel
+def _flat_kernel(parameter, gradient, mean, square, n, size, N: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    inside = i < size
+    p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
+    m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
+    p, m, v = _updated(p, g, m, v, n)
+    tl.store(parameter + i, p, mask=inside)
+    tl.store(mean + i, m, mask=inside)
+    tl.store(square + i, v, mask=inside)
+
+
+@kernel
+def _rows_kernel(
+    parameter, gradient, mean, square, n, rounded, factor, norm,
+    UNIT: tl.constexpr, REFRESH: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    f = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, DP)
+    inside = column < D
+    i = f * D + column
+    p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
+    m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
+    if UNIT:
+        g -= tl.sum(g * p) / tl.maximum(tl.sum(p * p), TINY) * p
+    p, m, v = _updated(p, g, m, v, n)
+    if UNIT:
+        p = p / tl.maximum(tl.sqrt(tl.sum(tl.where(inside, p * p, 0.0))), TINY)
+    tl.store(parameter + i, p, mask=inside)
+    tl.store(mean + i, m, mask=inside)
+    tl.store(square + i, v, mask=inside)
+    if REFRESH:
+        p = tl.where(inside, p, 0.0)
+        low = to_bfloat16(p)
+        left_out = p - low.to(tl.float32)
+        length = upward_norm(p, D)
+        tl.store(rounded + i, low, mask=inside)
+        tl.store(norm + f, length)
+        tl.store(factor + f, latent_factor(length, upward_norm(left_out, D)))
+
+
+@kernel
+def _squares_kernel(gradient, weights, squares, TANGENTIAL: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    f = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, DP)
+    g = tl.load(gradient + f * D + column, mask=column < D, other=0.0)
+    if TANGENTIAL:
+        w = tl.load(weights + f * D + column, mask=column < D, other=0.0)
+        g -= tl.sum(g * w) / tl.maximum(tl.sum(w * w), TINY) * w
+    tl.store(squares + f, tl.sum(g * g).to(tl.float64))
+
+
+@kernel
+def _flat_squares_kernel(gradient, squares, size, N: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    g = tl.load(gradient + i, mask=i < size, other=0.0)
+    tl.store(squares + tl.program_id(0), tl.sum(g * g).to(tl.float64))
+
+
+def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+    """L2 norm of ``gradient`` [F, D] (or [D]): float64 [], on the device. NaN or infinity when an entry is.
+
+    With ``unit_rows_of`` [F, D], of what is left of each row after its part along that row is removed.
+    """
+    g = gradient.detach()
+    if unit_rows_of is None:
+        squares = torch.empty(blocks(g.numel(), BLOCK), dtype=torch.float64, device=g.device)
+        launch(_flat_squares_kernel, (len(squares),), g, squares, g.numel(), N=BLOCK)
+    else:
+        check_rows("gradient", g)
+        check_rows("unit_rows_of", unit_rows_of, g.shape[1])
+        width = g.shape[1]
+        squares = torch.empty(len(g), dtype=torch.float64, device=g.device)
+        launch(
+            _squares_kernel, (len(g),), g, unit_rows_of, squares, TANGENTIAL=True, D=width, DP=padded(width),
+            num_warps=warps_of(width),
+        )  # fmt: skip
+    return squares.sum().sqrt()
+
+
+def clip_factor(norm: Tensor, limit: float | None) -> Tensor:
+    """What clipping multiplies gradients of a global ``norm`` (float64 []) by: float64 [], on the device."""
+    if limit is None:
+        return torch.ones_like(norm)
+    return (limit / (norm + 1e-6)).clamp_max(1.0)
+
+
+def _on(device: torch.device, value: float | Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def adam_numbers(
+    settings: "AdamSettings",
+    step: int | Tensor,
+    device: torch.device,
+    *,
+    learning_rate: Tensor | None = None,
+    gradient_scale: Tensor | None = None,
+) -> Tensor:
+    """The ten numbers that a step needs, float32 [10], on the device, computed in float64.
+
+    Args:
+        step: 1 for the first; an int64 [] on the device is read there.
+        learning_rate, gradient_scale: float64 [] on the device; None takes those of ``settings``.
+    """
+    fixed = (*settings.betas, settings.eps, settings.weight_decay, float(settings.decoupled))
+    constants = torch.stack([_on(device, value, torch.float64) for value in fixed])
+    rate = _on(device, settings.learning_rate if learning_rate is None else learning_rate, torch.float64)
+    scale = _on(device, settings.gradient_scale if gradient_scale is None else gradient_scale, torch.float64)
+    out = torch.empty(10, device=device)
+    launch(_numbers_kernel, (1,), constants, _on(device, step, torch.int64), rate, scale, out, num_warps=1)
+    return out
+
+
+def adam_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int | Tensor,
+    settings: "AdamSettings",
+    *,
+    unit_rows: bool = False,
+    numbers: Tensor | None = None,
+    refresh: ScreenRows | None = None,
+) -> None:
+    """Update ``parameter`` [F, D] (or [n]) and its moments in place; ``gradient`` stays as it is.
+
+    Args:
+        step: 1 for the first.
+        unit_rows: the rows have norm 1 and keep it: the gradient's part along each row is removed, and the
+            updated row is divided by its norm.
+        numbers: of :func:`adam_numbers`, which the tensors of one step share; None computes them.
+        refresh: the encoder's rows for the next screening product, written for the updated rows.
+    """
+    if numbers is None:
+        numbers = adam_numbers(settings, step, parameter.device)
+    tensors = (parameter, gradient, exp_avg, exp_avg_sq)
+    if any(not t.is_contiguous() or t.dtype != torch.float32 for t in tensors):
+        raise ValueError("adam_step expects contiguous float32 tensors; call .float().contiguous() on them")
+    if not unit_rows and refresh is None:
+        size = parameter.numel()
+        launch(_flat_kernel, (blocks(size, BLOCK),), *tensors, numbers, size, N=BLOCK)
+        return
+    width = parameter.shape[-1]
+    rows = parameter.numel() // width if width else 0
+    outputs = (parameter,) * 3 if refresh is None else (refresh.rounded, refresh.factor, refresh.norm)
+    launch(
+        _rows_kernel, (rows,), *tensors, numbers, *outputs, UNIT=unit_rows, REFRESH=refresh is not None,
+        D=width, DP=padded(width), num_warps=warps_of(width),
+    )  # fmt: skip

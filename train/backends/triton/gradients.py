@@ -1,0 +1,186 @@
+"""The gradients of weights: sums over the pairs of each latent, rows ascending, both matrices in one pass.
+
+A latent that many rows choose would keep one program busy long after the others are done. The pairs of a latent
+are therefore cut into segments of SEGMENT pairs: a segment of a long latent is added up by its own program
+into a row of scratch memory, and the latent's program adds these rows up in their order. Where a cut falls
+depends on the latent's pairs only, unless there are so many pairs that the scratch would grow too large.
+"""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..plain.products import LatentMajor
+from ...pairs import Pairs
+from .decode import decoded_row
+from .launch import blocks, check_rows, kernel, launch, padded, warps_of
+from .transpose import by_latent
+
+SEGMENT = 64
+MOST_SEGMENTS = 1 << 14  # in scratch memory; above it the segments grow
+
+
+@kernel
+def _segments_kernel(
+    segment_ptr, latent_ptr, row, coefficient, source, scratch, F,
+    STEPS: tl.constexpr, SEGMENT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """One segment of a long latent, into row ``program_id`` of ``scratch``."""
+    s = tl.program_id(0)
+    if s < tl.load(segment_ptr + F):
+        low, high = s * 0, s * 0 + F  # segment_ptr[low] <= s < segment_ptr[high]
+        for _ in range(STEPS):
+            middle = (low + high) // 2
+            before = tl.load(segment_ptr + middle) <= s
+            inner = high - low > 1
+            low = tl.where(inner & before, middle, low)
+            high = tl.where(inner & ~before, middle, high)
+        first = (tl.load(latent_ptr + low) + (s - tl.load(segment_ptr + low)) * SEGMENT).to(tl.int32)
+        last = tl.minimum(first + SEGMENT, tl.load(latent_ptr + low + 1)).to(tl.int32)
+        column = tl.arange(0, DP)
+        sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient, source, first, last, D, DP)
+        tl.store(scratch + s.to(tl.int64) * D + column, sums, mask=column < D)
+
+
+@kernel
+def _latent_row(
+    f, segment_ptr, latent_ptr, row, coefficient, source, scratch, out,
+    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """out[f] (+)= the sum of one latent: of its pairs, or of its segments."""
+    first, last = tl.load(latent_ptr + f).to(tl.int32), tl.load(latent_ptr + f + 1).to(tl.int32)
+    segment, stop = tl.load(segment_ptr + f).to(tl.int32), tl.load(segment_ptr + f + 1).to(tl.int32)
+    column = tl.arange(0, DP)
+    inside = column < D
+    if (not ADD) | (last > first):
+        sums = tl.zeros((DP,), tl.float32)
+        if stop > segment:
+            part = scratch + segment.to(tl.int64) * D
+            for _ in range(segment, stop):
+                sums += tl.load(part + column, mask=inside, other=0.0)
+                part += D
+        else:
+            sums = decoded_row(sums, row, coefficient, source, first, last, D, DP)
+        place = out + f.to(tl.int64) * D + column
+        if ADD:
+            sums += tl.load(place, mask=inside, other=0.0)
+        tl.store(place, sums, mask=inside)
+
+
+@kernel
+def _one_kernel(
+    segment_ptr, latent_ptr, row, coefficient, source, scratch, out,
+    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    f = tl.program_id(0)
+    _latent_row(f, segment_ptr, latent_ptr, row, coefficient, source, scratch, out, ADD, D, DP)
+
+
+@kernel
+def _both_kernel(
+    segment_ptr, latent_ptr, row, d_pre, d_dec, x, error,
+    x_scratch, e_scratch, enc, dec, bias,
+    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    f = tl.program_id(0)
+    _latent_row(f, segment_ptr, latent_ptr, row, d_pre, x, x_scratch, enc, ADD, D, DP)
+    _latent_row(f, segment_ptr, latent_ptr, row, d_dec, error, e_scratch, dec, ADD, D, DP)
+    first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
+    lane = tl.arange(0, 128)
+    sums = tl.zeros((128,), tl.float64)
+    for start in range(first, last, 128):
+        sums += tl.load(d_pre + start + lane, mask=start + lane < last, other=0.0).to(tl.float64)
+    total = tl.sum(sums, axis=0).to(tl.float32)
+    if ADD:
+        total += tl.load(bias + f)
+    tl.store(bias + f, total)
+
+
+class _Segments:
+    """How the pairs of long latents are cut; made without a host synchronization."""
+
+    def __init__(self, pairs: Pairs, order: LatentMajor) -> None:
+        self.size = max(SEGMENT, padded(blocks(2 * len(pairs), MOST_SEGMENTS)))
+        self.most = 2 * len(pairs) // self.size  # a latent with more than one has fewer than 2 n / size
+        count = order.latent_ptr.diff()
+        number = torch.where(count > self.size, (count + self.size - 1) // self.size, 0)
+        self.ptr = torch.zeros_like(order.latent_ptr)
+        torch.cumsum(number, 0, out=self.ptr[1:])
+
+    def add_up(self, order: LatentMajor, coefficient: Tensor, source: Tensor) -> Tensor:
+        """The scratch memory [segments, D], filled."""
+        num_latents, width = len(self.ptr) - 1, source.shape[1]
+        scratch = source.new_empty(max(self.most, 1), width)
+        launch(
+            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, coefficient, source, scratch,
+            num_latents, STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
+            num_warps=warps_of(width),
+        )  # fmt: skip
+        return scratch
+
+
+def _segments(pairs: Pairs, order: LatentMajor) -> _Segments:
+    return pairs.once("triton segments", lambda: _Segments(pairs, order))
+
+
+def accumulate_by_latent(
+    pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor, *, add: bool = True
+) -> None:
+    """out[latent] += sum over the latent's pairs of coefficient * source[row], rows ascending.
+
+    Args:
+        pairs: [B, F]; their values are not looked at.
+        coefficient: float32 [P]. source: float32 [B, D].
+        out: float32 [F, D], added to, or with ``add=False`` written.
+    """
+    check_rows("source", source)
+    check_rows("out", out, source.shape[1])
+    order = by_latent(pairs)
+    segments = _segments(pairs, order)
+    scale = coefficient.index_select(0, order.pair)
+    scratch = segments.add_up(order, scale, source)
+    width = source.shape[1]
+    launch(
+        _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source, scratch, out,
+        ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
+    )  # fmt: skip
+
+
+def weight_gradients(
+    pairs: Pairs,
+    d_pre: Tensor,
+    d_dec_coefficient: Tensor,
+    x_centered: Tensor,
+    error: Tensor,
+    W_enc_grad: Tensor,
+    W_dec_grad: Tensor,
+    b_enc_grad: Tensor,
+    *,
+    add: bool = True,
+) -> None:
+    """The gradients of both matrices and of the encoder's bias, in one pass over the latents.
+
+    W_enc_grad[latent] += sum d_pre * x_centered[row], W_dec_grad[latent] += sum d_dec_coefficient * error[row],
+    b_enc_grad[latent] += sum d_pre (in float64). ``add=False`` writes them, zeros for latents without pairs.
+
+    Args:
+        pairs: [B, F]. d_pre, d_dec_coefficient: float32 [P]. x_centered, error: float32 [B, D].
+        W_enc_grad, W_dec_grad: float32 [F, D]. b_enc_grad: float32 [F].
+    """
+    width = x_centered.shape[1]
+    for name, rows in (
+        ("x_centered", x_centered),
+        ("error", error),
+        ("W_enc_grad", W_enc_grad),
+        ("W_dec_grad", W_dec_grad),
+    ):
+        check_rows(name, rows, width)
+    order = by_latent(pairs)
+    segments = _segments(pairs, order)
+    g, c = d_pre.index_select(0, order.pair), d_dec_coefficient.index_select(0, order.pair)
+    x_scratch, e_scratch = segments.add_up(order, g, x_centered), segments.add_up(order, c, error)
+    launch(
+        _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered, error,
+        x_scratch, e_scratch, W_enc_grad, W_dec_grad, b_enc_grad, ADD=add, D=width, DP=padded(width),
+        num_warps=warps_of(width),
+    )  # fmt: skip

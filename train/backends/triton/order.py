@@ -1,0 +1,113 @@
+"""Order statistics of floats through their bits: keys, and a radix selection whose histograms are integers.
+
+The key of a float32 is a uint32 that orders as ``<`` does, with -0.0 equal to 0.0 and NaN above infinity.
+"""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .launch import blocks, kernel, launch
+
+DIGITS = ((21, 11), (10, 11), (0, 10))  # lowest bit and width: three passes over the values
+_BINS = 1 << 11
+BLOCK = 4096  # values of a program
+
+
+@kernel
+def key_of(value):
+    """uint32; see the top of this file."""
+    bits = tl.where(value == 0, 0.0, value).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+
+@kernel
+def float_of_key(key):
+    """The float32 whose :func:`key_of` it is."""
+    bits = key.to(tl.int32, bitcast=True)
+    return (bits ^ ((~bits >> 31) | -2147483648)).to(tl.float32, bitcast=True)
+
+
+@kernel
+def _histogram_kernel(
+    values, count, capacity, state, histogram,
+    SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Add to ``histogram`` int32 [2 ** WIDTH] the digits of the values whose higher digits are those found."""
+    n = tl.minimum(tl.load(count), capacity)
+    first = tl.program_id(0).to(tl.int64) * N
+    if first < n:
+        i = first + tl.arange(0, N)
+        key = key_of(tl.load(values + i, mask=i < n, other=0.0)).to(tl.int64)
+        found = tl.load(state)
+        here = (i < n) & ((key >> (SHIFT + WIDTH)) == (found >> (SHIFT + WIDTH)))
+        digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
+        counts = tl.histogram(digit, 1 << WIDTH, mask=here)
+        tl.atomic_add(histogram + tl.arange(0, 1 << WIDTH), counts, mask=counts > 0)
+
+
+@kernel
+def _digit_kernel(histogram, state, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
+    """The next digit of the key that the wanted number of values reach, into ``state``: key, still wanted."""
+    digit = tl.arange(0, 1 << WIDTH)
+    counts = tl.load(histogram + digit)
+    reaching = tl.sum(counts) - tl.cumsum(counts) + counts  # values with this digit or a higher one
+    wanted = tl.load(state + 1)
+    found = tl.max(tl.where(reaching >= wanted, digit, 0))
+    above = tl.sum(tl.where(digit > found, counts, 0))
+    tl.store(state, tl.load(state) | (found.to(tl.int64) << SHIFT))
+    tl.store(state + 1, wanted - above)
+    tl.store(histogram + digit, tl.zeros_like(counts))
+
+
+@kernel
+def _value_kernel(state, out):
+    tl.store(out, float_of_key(tl.load(state).to(tl.uint32)))
+
+
+def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n``-th largest of the first ``count`` values, without a host synchronization.
+
+    Args:
+        values: float32 [N]. count: int64 [1], on the device. n: from 1.
+
+    Returns:
+        It, float32 [1], negative infinity or NaN when there are fewer; and how many of the values equal to it are
+        among the n largest, int64 [1].
+    """
+    device = values.device
+    state = torch.zeros(2, dtype=torch.int64, device=device)
+    state[1].fill_(n)
+    histogram = torch.zeros(_BINS, dtype=torch.int32, device=device)
+    size = values.numel()
+    for shift, width in DIGITS:
+        launch(
+            _histogram_kernel, (blocks(size, BLOCK),), values, count, size, state, histogram,
+            SHIFT=shift, WIDTH=width, N=BLOCK,
+        )  # fmt: skip
+        launch(_digit_kernel, (1,), histogram, state, SHIFT=shift, WIDTH=width)
+    out = values.new_empty(1)
+    launch(_value_kernel, (1,), state, out, num_warps=1)
+    return out, state[1:]
+
+
+@kernel
+def _keep_kernel(values, count, capacity, least, kept, N: tl.constexpr):
+    """kept[i] = 2 above the least, 1 equal to it, 0 below; and 0 from ``count`` on."""
+    n = tl.minimum(tl.load(count), capacity)
+    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    value = tl.load(values + i, mask=i < n, other=0.0)
+    key, bar = key_of(value), key_of(tl.load(least + i * 0))
+    mark = tl.where(key > bar, 2, tl.where(key == bar, 1, 0))
+    tl.store(kept + i, tl.where(i < n, mark, 0).to(tl.int8), mask=i < capacity)
+
+
+def among_largest(values: Tensor, count: Tensor, n: int) -> Tensor:
+    """Which of the first ``count`` values are the ``n`` largest, the first of equal ones: bool [N]."""
+    least, wanted = nth_largest(values, count, n)
+    mark = torch.empty(values.numel(), dtype=torch.int8, device=values.device)
+    launch(
+        _keep_kernel, (blocks(values.numel(), BLOCK),), values, count, values.numel(), least, mark, N=BLOCK
+    )
+    equal = mark == 1
+    return (mark == 2) | (equal & (equal.cumsum(0, dtype=torch.int64) <= wanted))
