@@ -8,8 +8,9 @@ product needs of the updated rows (:mod:`.rounding`).
 from typing import TYPE_CHECKING
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from .launch import blocks, check_rows, kernel, launch, padded, warps_of
 from .rounding import ScreenRows, latent_factor, to_bfloat16, upward_norm

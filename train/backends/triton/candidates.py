@@ -8,11 +8,12 @@ size is read back from the device: a row's candidates are ``ptr[row]:ptr[row + 1
 from dataclasses import dataclass
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
+import triton.language as tl
+
 from .exact import exact_at
-from .launch import blocks, kernel, launch, padded, warps_of
+from .launch import kernel, launch, padded, warps_of
 from .order import float_of_key, key_of, nth_largest
 from .screen import Screen, lower_bound_of_top, upper_bound_of_stored
 

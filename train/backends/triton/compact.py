@@ -1,8 +1,9 @@
 """Pairs from marked candidates: the marked ones move together, in their order."""
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...pairs import Pairs
 from .candidates import Candidates

@@ -1,8 +1,9 @@
 """Codes to rows, and the error of a reconstruction with its products with the decoder, one program a row."""
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...pairs import Pairs
 from .exact import dot_of_rows

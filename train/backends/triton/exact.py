@@ -7,8 +7,9 @@ length D obeys the bound γ(D) |x||w| of any order (:mod:`saecache.train.selecti
 """
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...pairs import Pairs
 from .launch import blocks, check_rows, kernel, launch

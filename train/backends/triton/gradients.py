@@ -7,8 +7,9 @@ depends on the latent's pairs only, unless there are so many pairs that the scra
 """
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...kernels.transpose import LatentMajor
 from ...pairs import Pairs

@@ -8,8 +8,9 @@ again with all their pre-activations. Legend: M rows and N columns (B and F, or 
 from dataclasses import dataclass, replace
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...pairs import Pairs
 from .candidates import candidates, least_of_rows, room_for

@@ -5,8 +5,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+
+import triton
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -4,8 +4,9 @@ The key of a float32 is a uint32 that orders as ``<`` does, with -0.0 equal to 0
 """
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from .launch import blocks, kernel, launch
 

@@ -6,8 +6,9 @@ Neither the size of a block of rows nor the number of devices changes a number.
 """
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from .launch import blocks, kernel, launch
 

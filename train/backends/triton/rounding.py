@@ -20,8 +20,9 @@ the device must also show on random rows that it keeps these bounds (:func:`.scr
 from dataclasses import dataclass
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...selection.bounds import SMALLEST_NORM
 from .launch import blocks, check_rows, kernel, launch, padded, warps_of

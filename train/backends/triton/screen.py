@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...selection.bounds import FLOOR, RELATIVE, ROUNDING
 from .launch import blocks, kernel, launch, padded

@@ -1,8 +1,9 @@
 """Counts and sums over the pairs of each latent, in one fixed order and without atomics."""
 
 import torch
-import triton.language as tl
 from torch import Tensor
+
+import triton.language as tl
 
 from ...pairs import Pairs
 from .exact import fold_lanes

@@ -110,10 +110,15 @@ def check(case: Case, label: str) -> None:
         decode,
         exact,
         gradients,
-        largest as per,
+        largest_of_batch,
         random_numbers,
+        rounding,
+        sums,
+        transpose,
     )
-    from saecache.train.backends.triton import largest_of_batch, rounding, sums, transpose
+    from saecache.train.backends.triton import (
+        largest as per,
+    )
     from saecache.train.kernels.adam import AdamSettings, _adam_torch
     from saecache.train.pairs import Pairs
 
@@ -127,11 +132,12 @@ def check(case: Case, label: str) -> None:
     def pre_activations() -> dict[str, Any]:
         dense = Pairs.from_dense((torch.rand(rows, F, device=DEVICE) < 0.05).float())
         at = exact.exact(dense, x, W, b)
-        alone = exact.exact_matrix(x[3:4].clone(), W[5:9].clone(), b[5:9].clone())
+        r = rows // 3
+        alone = exact.exact_matrix(x[r : r + 1].clone(), W[5:9].clone(), b[5:9].clone())
         return close(pre, pre64) | {
             "pair is matrix": torch.equal(at, pre[dense.rows(), dense.latent]),
             "sddmm + b": torch.equal(exact.sddmm(dense, x, W) + b[dense.latent], at),
-            "alone": torch.equal(alone[0], pre[3, 5:9]),
+            "alone": torch.equal(alone[0], pre[r, 5:9]),
         }
 
     attempt("exact", pre_activations, out)
@@ -274,15 +280,15 @@ def measure(F: int) -> None:
         decode,
         exact,
         gradients,
-        largest as per,
-    )
-    from saecache.train.backends.triton import (
         largest_of_batch,
         random_numbers,
         rounding,
         screen,
         sums,
         transpose,
+    )
+    from saecache.train.backends.triton import (
+        largest as per,
     )
     from saecache.train.kernels.adam import AdamSettings
     from saecache.train.pairs import Pairs
