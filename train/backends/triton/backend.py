@@ -9,7 +9,8 @@ from ...pairs import Pairs
 from ..plain import backend as plain
 from ..sources import Encoder, Source
 from . import above as kernels_above
-from . import largest, largest_of_batch as kernels_batch
+from . import largest
+from . import largest_of_batch as kernels_batch
 from .adam import adam_step, gradient_norm
 from .decode import decode
 from .exact import sddmm

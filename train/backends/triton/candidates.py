@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .exact import exact_at
-from .launch import blocks, kernel, launch, padded, warps_of
+from .launch import kernel, launch, padded, warps_of
 from .order import float_of_key, key_of, nth_largest
 from .screen import Screen, lower_bound_of_top, upper_bound_of_stored
 

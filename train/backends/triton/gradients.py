@@ -10,8 +10,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..plain.products import LatentMajor
 from ...pairs import Pairs
+from ..plain.products import LatentMajor
 from .decode import decoded_row
 from .launch import blocks, check_rows, kernel, launch, padded, warps_of
 from .transpose import by_latent

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..plain.products import LatentMajor
 from ...pairs import Pairs
+from ..plain.products import LatentMajor
 from .exact import rows_of
 
 

@@ -2,7 +2,7 @@
 
 Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
 :func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's wheel
-holds ptxas. Arguments: compute capabilities, such as 90.
+holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel only.
 """
 
 import json
@@ -14,6 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from saecache.train.backends.protocol import AdamSettings
 from saecache.train.backends.triton import (
     above,
     adam,
@@ -31,7 +32,6 @@ from saecache.train.backends.triton import (
     screen,
     sums,
 )
-from saecache.train.backends.protocol import AdamSettings
 from saecache.train.pairs import Pairs
 
 MODULES = (
@@ -133,11 +133,16 @@ def main() -> None:
         if hasattr(module, "launch"):
             module.launch = write_down
     report = []
-    for capability in map(int, sys.argv[1:]):
+    once = "--once" in sys.argv
+    for capability in map(int, (word for word in sys.argv[1:] if word != "--once")):
         started.clear()
         screen.product_options = lambda _, capability=capability: dict(screen.options_of(capability))
         run_operations()
+        names = set()
         for label, (function, arguments, options) in started.items():
+            if once and (function.__module__, function.__name__) in names:
+                continue
+            names.add((function.__module__, function.__name__))
             line: dict[str, Any] = {"kernel": label, "capability": capability}
             try:
                 out = compiled(function, arguments, options, capability)

@@ -104,18 +104,23 @@ class Case:
 
 def check(case: Case, label: str) -> None:
     """Every operation against torch, in float64 where sums are not exact."""
+    from saecache.train.backends.plain.adam import adam_step as _adam_torch
+    from saecache.train.backends.protocol import AdamSettings
     from saecache.train.backends.triton import (
         above,
         adam,
         decode,
         exact,
         gradients,
-        largest as per,
+        largest_of_batch,
         random_numbers,
+        rounding,
+        sums,
+        transpose,
     )
-    from saecache.train.backends.triton import largest_of_batch, rounding, sums, transpose
-    from saecache.train.backends.plain.adam import adam_step as _adam_torch
-    from saecache.train.backends.protocol import AdamSettings
+    from saecache.train.backends.triton import (
+        largest as per,
+    )
     from saecache.train.pairs import Pairs
 
     x, W, W_dec, b, k, F = case.x, case.W, case.W_dec, case.b, case.k, case.latents
@@ -128,11 +133,12 @@ def check(case: Case, label: str) -> None:
     def pre_activations() -> dict[str, Any]:
         dense = Pairs.from_dense((torch.rand(rows, F, device=DEVICE) < 0.05).float())
         at = exact.exact(dense, x, W, b)
-        alone = exact.exact_matrix(x[3:4].clone(), W[5:9].clone(), b[5:9].clone())
+        r = rows // 3
+        alone = exact.exact_matrix(x[r : r + 1].clone(), W[5:9].clone(), b[5:9].clone())
         return close(pre, pre64) | {
             "pair is matrix": torch.equal(at, pre[dense.rows(), dense.latent]),
             "sddmm + b": torch.equal(exact.sddmm(dense, x, W) + b[dense.latent], at),
-            "alone": torch.equal(alone[0], pre[3, 5:9]),
+            "alone": torch.equal(alone[0], pre[r, 5:9]),
         }
 
     attempt("exact", pre_activations, out)
@@ -268,6 +274,7 @@ def check(case: Case, label: str) -> None:
 
 
 def measure(F: int) -> None:
+    from saecache.train.backends.protocol import AdamSettings
     from saecache.train.backends.triton import (
         above,
         adam,
@@ -275,9 +282,6 @@ def measure(F: int) -> None:
         decode,
         exact,
         gradients,
-        largest as per,
-    )
-    from saecache.train.backends.triton import (
         largest_of_batch,
         random_numbers,
         rounding,
@@ -285,7 +289,9 @@ def measure(F: int) -> None:
         sums,
         transpose,
     )
-    from saecache.train.backends.protocol import AdamSettings
+    from saecache.train.backends.triton import (
+        largest as per,
+    )
     from saecache.train.pairs import Pairs
 
     case = Case(B, F, D, K, whole=False)

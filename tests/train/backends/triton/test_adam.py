@@ -1,0 +1,85 @@
+"""The optimizer's pass against the CPU's."""
+
+import pytest
+import torch
+
+from saecache.train.backends.compiled import adam as cpu
+from saecache.train.backends.protocol import AdamSettings
+from saecache.train.backends.triton.adam import adam_numbers, adam_step, clip_factor, gradient_norm
+from saecache.train.backends.triton.rounding import round_latents
+
+from .cases import assert_close, numbers
+
+F, D = 21, 30
+CPU = torch.device("cpu")
+
+
+def settings(**changed: float) -> AdamSettings:
+    known = {
+        "learning_rate": 1e-2,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "gradient_scale": 0.5,
+    }
+    return AdamSettings(**{**known, **changed})
+
+
+def tensors(*shape: int) -> list[torch.Tensor]:
+    p, g = numbers(*shape, seed=1, whole=False), numbers(*shape, seed=2, whole=False)
+    m, v = numbers(*shape, seed=3, whole=False) * 0.1, numbers(*shape, seed=4, whole=False).square() * 0.1
+    return [torch.nn.functional.normalize(p, dim=-1), g, m, v]
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize(("shape", "unit"), [((F, D), True), ((F, D), False), ((2500,), False)])
+def test_steps_are_the_cpus(shape: tuple[int, ...], unit: bool, decoupled: bool) -> None:
+    got, want = tensors(*shape), tensors(*shape)
+    for step in (1, 2, 1000):
+        adam_step(*got, step, settings(decoupled=decoupled), unit_rows=unit)
+        cpu.adam_step(*want, step, settings(decoupled=decoupled), unit_rows=unit)
+        for one, other in zip(got, want, strict=True):
+            assert_close(one, other, whole=False)
+
+
+def test_what_changes_is_read_from_the_device() -> None:
+    got, want = tensors(F, D), tensors(F, D)
+    scale = clip_factor(torch.tensor(8.0, dtype=torch.float64), 2.0)
+    ready = adam_numbers(
+        settings(learning_rate=9.0),
+        torch.tensor(5),
+        CPU,
+        learning_rate=torch.tensor(0.02),
+        gradient_scale=scale,
+    )
+    adam_step(*got, 99, settings(), numbers=ready)
+    cpu.adam_step(*want, 5, settings(learning_rate=0.02, gradient_scale=2.0 / (8.0 + 1e-6)))
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, whole=False)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_rows_of_the_next_screen_are_refreshed(unit: bool) -> None:
+    some = tensors(F, D)
+    rows = round_latents(some[0])
+    adam_step(*some, 1, settings(), unit_rows=unit, refresh=rows)
+    fresh = round_latents(some[0])
+    assert torch.equal(rows.rounded, fresh.rounded)
+    assert torch.equal(rows.rounded, some[0].bfloat16())
+    assert_close(rows.factor, fresh.factor, whole=False)
+    assert_close(rows.norm, fresh.norm, whole=False)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_norms_are_the_cpus(unit: bool) -> None:
+    p, g, *_ = tensors(F, D)
+    other = p if unit else None
+    assert float(gradient_norm(g, other)) == pytest.approx(float(cpu.gradient_norm(g, other)), rel=1e-6)
+    assert gradient_norm(g, other).dtype == torch.float64
+    g[3, 4] = torch.nan
+    assert not bool(gradient_norm(g, other).isfinite())
+
+
+def test_clipping_leaves_small_gradients_alone() -> None:
+    assert float(clip_factor(torch.tensor(0.5, dtype=torch.float64), 1.0)) == 1.0
+    assert float(clip_factor(torch.tensor(5.0, dtype=torch.float64), None)) == 1.0
