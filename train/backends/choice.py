@@ -1,9 +1,10 @@
 """Which backend serves a tensor. Backends are the folders beside this file: there is no list to edit.
 
-A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
+SAECACHE_BACKEND names one for the whole process. A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
 module ``backend`` holds the functions of :class:`.protocol.Backend`.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...common.errors import UsageError
 from .protocol import Backend
 
-_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=os.environ.get("SAECACHE_BACKEND"))
 
 
 def backend_of(tensor: Tensor) -> Backend:
@@ -39,7 +41,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend in the folder ``name``."""
+    """The backend in the folder ``name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = [known for known, _ in _backends()]
+    if name not in names:
+        raise UsageError(f"there is no backend {name!r} (SAECACHE_BACKEND); known: {', '.join(names)}")
     module: Any = import_module(f".{name}.backend", __package__)
     backend: Backend = module
     return backend

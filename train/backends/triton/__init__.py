@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-PREFERENCE = 20
+PREFERENCE = -1  # below plain: only SAECACHE_BACKEND=triton chooses it, until it has been run on a GPU
 
 
 def serves(tensor: Tensor) -> bool:
