@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..common.errors import UsageError
 from ..store import ActivationCache
-from ..train import SAE, Pairs
+from ..train import SAE
 from .config import EvaluateConfig
 from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample_latents
 from .curves import density_curve, l0_histogram
@@ -79,7 +79,7 @@ def measure_sae(
     ) as progress:
         for block in rows.blocks(settings.rows_per_block):
             x_BD, raw_BD = _read(sae, cache, rows.split, block)
-            pairs = _encode(sae, x_BD)
+            pairs = sae.encode_sparse(x_BD)
             reconstruction_BD = sae.decode(pairs)
             normalized.update(x_BD, reconstruction_BD)
             _, removed = sae.normalizer.apply(raw_BD)
@@ -122,12 +122,6 @@ def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[T
     return x_BD.to(device), raw_BD.to(device)
 
 
-def _encode(sae: SAE, x_BD: Tensor) -> Pairs:
-    pairs = sae.encode(x_BD, sparse=True)
-    assert isinstance(pairs, Pairs)
-    return pairs
-
-
 def _latents(
     sae: SAE,
     cache: ActivationCache,
@@ -144,7 +138,7 @@ def _latents(
     for block in rows.blocks(settings.rows_per_block):
         index = np.arange(block.start, block.stop)
         x_BD = cache.rows(sae.cfg.hook, index, split=rows.split, normalization=sae.normalizer.kind)
-        stream.update(_encode(sae, x_BD.to(sae.W_dec.device)), block.start - rows.first)
+        stream.update(sae.encode_sparse(x_BD.to(sae.W_dec.device)), block.start - rows.first)
         progress.update(len(block))
     columns = stream.columns()
     by_rank = np.argsort(-density.numpy(), kind="stable")

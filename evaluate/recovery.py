@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..common.errors import UsageError
 from ..store.reading.reader import ActivationCache
-from ..train.pairs import Pairs
 from ..train.sae import SAE
 from .synthetic import HOOK, GroundTruth, ground_truth
 
@@ -126,8 +125,7 @@ def _on_heldout(sae: SAE, cache: ActivationCache) -> tuple[Tensor, float, float]
     rows = min(ENCODED_ROWS, cache.num_rows("heldout"))
     kind: Any = sae.cfg.normalization["kind"]
     for x in cache.batches(HOOK, rows, split="heldout", normalization=kind):
-        codes = sae.encode(x, sparse=True)
-        assert isinstance(codes, Pairs)
+        codes = sae.encode_sparse(x)
         firing += codes.keep(codes.value != 0).count_per_latent()
         error += float((sae.decode(codes) - x).double().square().sum())
         squares += float(x.double().square().sum())

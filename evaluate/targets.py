@@ -10,9 +10,8 @@ import torch
 from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE, load_sae
+from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
 from .results import RESULTS_NAME
-
-_SAE_FOLDER, _CONFIG_NAME = "sae", "cfg.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ def find_targets(folders: Sequence[Path]) -> list[Target]:
     Raises:
         UsageError: a folder that holds no SAE, or the same SAE named twice.
     """
-    found = [sae_dir for folder in folders for sae_dir in _saes_in(folder)]
+    found = [sae_dir for folder in folders for sae_dir in find_saes(folder)]
     doubled = [str(path) for path, count in Counter(path.resolve() for path in found).items() if count > 1]
     if doubled:
         raise UsageError(f"the same SAE is named twice: {', '.join(doubled)}")
@@ -61,22 +60,9 @@ def find_checked(folders: Sequence[Path], cache: ActivationCache) -> list[Target
     return found
 
 
-def _saes_in(folder: Path) -> list[Path]:
-    if (folder / _CONFIG_NAME).is_file():
-        return [folder]
-    inside = sorted(path.parent for path in folder.glob(f"*/{_SAE_FOLDER}/{_CONFIG_NAME}"))
-    if not inside:
-        what = "there is no such folder" if not folder.exists() else f"it has no {_CONFIG_NAME}"
-        raise UsageError(
-            f"no SAE in {folder}: {what}; expected an SAE folder (with {_CONFIG_NAME}) or a run folder "
-            f"(with NAME/{_SAE_FOLDER}/{_CONFIG_NAME})"
-        )
-    return inside
-
-
 def _short_name(sae_dir: Path) -> str:
     resolved = sae_dir.resolve()
-    return resolved.parent.name if resolved.name == _SAE_FOLDER else resolved.name
+    return resolved.parent.name if resolved.name == SAE_FOLDER else resolved.name
 
 
 def default_output(folders: Sequence[Path]) -> Path:
@@ -90,9 +76,9 @@ def default_output(folders: Sequence[Path]) -> Path:
             f"{len(folders)} folders are measured together: say where the results go, with --out FILE.json"
         )
     folder = folders[0]
-    is_sae = (folder / _CONFIG_NAME).is_file()
+    is_sae = (folder / CONFIG_FILE).is_file()
     return (
-        folder.resolve().parent if is_sae and folder.resolve().name == _SAE_FOLDER else folder
+        folder.resolve().parent if is_sae and folder.resolve().name == SAE_FOLDER else folder
     ) / RESULTS_NAME
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..store.durable import write_bytes
 from .batch import Outcome, sum_of_squares
-from .pairs import Pairs
 from .sae import SAE
 
 METRICS_FILE = "metrics.jsonl"
@@ -109,8 +108,7 @@ def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
     sums.add(x)
     active, squared_error = 0, torch.zeros((), dtype=torch.float64, device=x.device)
     for part in torch.split(x, HELDOUT_ROWS):
-        codes = sae.encode(part, sparse=True)
-        assert isinstance(codes, Pairs)
+        codes = sae.encode_sparse(part)
         active += int((codes.value != 0).sum())
         squared_error += sum_of_squares(sae.decode(codes) - part)
     variance = sums.total_variance()

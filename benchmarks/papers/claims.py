@@ -130,7 +130,7 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
     variance = (x - x.mean(0)).double().square().sum()
     density = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
     for part in cache.rows(sae.cfg.hook, np.arange(min(ROWS, len(cache))), "train", kind).split(4096):
-        codes = sae.encode(part, sparse=True)
+        codes = sae.encode_sparse(part)
         density += codes.keep(codes.value != 0).count_per_latent()
     share = density / min(ROWS, len(cache))
     k = sae.cfg.k or float(share.sum())

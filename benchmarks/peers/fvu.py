@@ -53,7 +53,7 @@ def ours(
         for path in run(config, cache, Path(folder) / "run").saes.values():
             sae = load_sae(path)
             error = sum(
-                float((sae.decode(sae.encode(x, sparse=True, as_trained=True)) - x).double().square().sum())
+                float((sae.decode(sae.encode_sparse(x, as_trained=True)) - x).double().square().sum())
                 for x in heldout.split(settings.rows)
             )
             found.append(error / float((heldout - heldout.mean(0)).double().square().sum()))

@@ -65,7 +65,6 @@ def compare(
     sum_D, sum_of_squares = torch.zeros(sae.cfg.d_model, dtype=torch.float64), 0.0
     for x_BD in blocks:
         ours_BF = sae.encode(x_BD, input=space.rows)
-        assert isinstance(ours_BF, Tensor), "dense codes were asked for"
         ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
         theirs_BF, theirs_BD = forward(x_BD)
         active, in_export = ours_BF != 0, theirs_BF != 0
