@@ -71,7 +71,7 @@ def measure_sae(
     because which latents are shown depends on their densities.
     """
     cfg = sae.cfg
-    normalized, raw = ReconstructionStream(cfg.d_model), ReconstructionStream(cfg.d_model)
+    normalized, raw = ReconstructionStream(), ReconstructionStream()
     codes = CodeStream(cfg.num_latents)
     passes = 1 if places is None else 2
     with tqdm(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.fvu import FVU
 from ..train import Pairs
 from .results import CodeMetrics, ReconstructionMetrics
 
@@ -15,50 +16,36 @@ DENSE = 0.1  # a latent that fires on more than this share of the rows counts as
 
 
 class ReconstructionStream:
-    """E‖e‖², the centered variance of x and the cosine, summed block by block.
+    """FVU, mean squared error and mean cosine of reconstructions, summed block by block."""
 
-    The variance E‖x‖² − ‖E x‖² is kept as a sum of squares about a running mean (Chan, Golub and LeVeque
-    1979), so it stays exact for rows whose mean is far larger than their spread.
-    """
-
-    def __init__(self, d_model: int) -> None:
-        self._rows = 0
-        self._mean_D = torch.zeros(d_model, dtype=torch.float64)
-        self._squares_about_mean = 0.0
-        self._squared_error = 0.0
+    def __init__(self) -> None:
+        self._fvu = FVU()
         self._cosine = 0.0
+        self._width = 1
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor) -> None:
         """Add a block: ``x_BD`` and ``reconstruction_BD`` [B, D] in one space, any float dtype and device."""
-        if x_BD.shape != reconstruction_BD.shape:
-            raise ValueError(f"x is {tuple(x_BD.shape)}, its reconstruction {tuple(reconstruction_BD.shape)}")
-        num_rows = x_BD.shape[0]
-        if num_rows == 0:
-            return
-        x = x_BD.cpu().double()  # in this order: not every device has float64
-        reconstruction = reconstruction_BD.cpu().double()
-        block_mean = x.mean(0)
-        shift = block_mean - self._mean_D
-        total = self._rows + num_rows
-        self._squares_about_mean += float((x - block_mean).square().sum())
-        self._squares_about_mean += float(shift.square().sum()) * self._rows * num_rows / total
-        self._mean_D += shift * (num_rows / total)
-        self._squared_error += float((x - reconstruction).square().sum())
+        self._fvu.add(x_BD, reconstruction_BD)
+        x, reconstruction = x_BD.cpu().double(), reconstruction_BD.cpu().double()
         norms = x.norm(dim=1) * reconstruction.norm(dim=1)
         dots = (x * reconstruction).sum(1)
         self._cosine += float(torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0).sum())
-        self._rows = total
+        self._width = x_BD.shape[1]
 
     def result(self) -> ReconstructionMetrics:
-        """The figures so far; FVU is None where the rows do not vary."""
-        if self._rows == 0:
+        """The figures so far; FVU is None where the rows do not vary.
+
+        Raises:
+            ValueError: no rows were added.
+        """
+        rows, fvu = self._fvu.num_rows, self._fvu.value()
+        if rows == 0:
             raise ValueError("no rows were measured")
-        fvu = self._squared_error / self._squares_about_mean if self._squares_about_mean > 0 else None
         return ReconstructionMetrics(
             fvu=fvu,
             explained_variance=None if fvu is None else 1 - fvu,
-            mse=self._squared_error / (self._rows * self._mean_D.numel()),
-            cosine=self._cosine / self._rows,
+            mse=self._fvu.squared_error / (rows * self._width),
+            cosine=self._cosine / rows,
         )
 
 

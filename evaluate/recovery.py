@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..common.errors import UsageError
+from ..common.fvu import FVU
 from ..store.reading.reader import ActivationCache
 from ..train.sae import SAE
 from .synthetic import HOOK, GroundTruth, ground_truth
@@ -120,16 +121,12 @@ def _of(members: Tensor, recovered: Tensor, similarity: Tensor) -> BucketRecover
 def _on_heldout(sae: SAE, cache: ActivationCache) -> tuple[Tensor, float, float]:
     """Share of the held-out rows on which each latent is active [F]; L0; FVU."""
     firing = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
-    error = squares = 0.0
-    mean = torch.zeros(sae.cfg.d_model, dtype=torch.float64)
+    fvu = FVU()
     rows = min(ENCODED_ROWS, cache.num_rows("heldout"))
     kind: Any = sae.cfg.normalization["kind"]
     for x in cache.batches(HOOK, rows, split="heldout", normalization=kind):
         codes = sae.encode_sparse(x)
         firing += codes.keep(codes.value != 0).count_per_latent()
-        error += float((sae.decode(codes) - x).double().square().sum())
-        squares += float(x.double().square().sum())
-        mean += x.double().sum(0)
+        fvu.add(x, sae.decode(codes))
     total = cache.num_rows("heldout")
-    variance = squares - float(mean.square().sum()) / total
-    return firing / total, float(firing.sum()) / total, error / variance
+    return firing / total, float(firing.sum()) / total, fvu.value() or 0.0

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .kernels import EncoderBlocks, encode_blocks, sddmm, total
+from ..common.fvu import sum_of_squares
+from .kernels import EncoderBlocks, encode_blocks, sddmm
 from .pairs import Pairs
 
 BLOCK_BYTES = 32 * 2**20  # one block of pre-activations; keeps B x F from ever existing
@@ -148,9 +149,3 @@ class Batch(Rows):
         """Random numbers of this batch, a pure function of (seed, number, purpose): resuming repeats them."""
         mixed = ((self.seed * 1_000_003 + self.number) * 1_000_003 + purpose) % 2**63
         return torch.Generator(device=self.x_centered.device).manual_seed(mixed)
-
-
-def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of the squares of ``x`` [B, D], added up in float64: float64 []."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1)
-    return total(norms.double().square())

@@ -10,13 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.errors import UsageError
+from ..common.fvu import RowVariance
 from ..store.reading.reader import ActivationCache
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .dead import dead_latents
 from .engine import Clock
-from .metrics import METRICS_FILE, InputSums, MetricsFile, heldout_metrics
+from .metrics import METRICS_FILE, MetricsFile, heldout_metrics
 from .planning import RunPlan, model_name
 from .sae import SAE, SAEConfig
 from .schedule import learning_rate_factor
@@ -32,7 +33,7 @@ class Recorder:
     """The events of the loop, turned into files of the run folder ``out``."""
 
     def __init__(
-        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: InputSums
+        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: RowVariance
     ) -> None:
         self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
         self.metrics = MetricsFile(out / METRICS_FILE)

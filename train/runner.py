@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..common.errors import SaecacheError
+from ..common.fvu import RowVariance
 from ..common.interrupts import stop_on_signals
 from ..store.reading.reader import ActivationCache, open_cache
 from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
@@ -17,7 +18,6 @@ from .config import TrainConfig
 from .engine import Events, train
 from .feed import batches
 from .initialisation import geometric_median, initial_parameters
-from .metrics import InputSums
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
 from .run_folder import claim, mark_finished
@@ -80,7 +80,7 @@ def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
 
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
-    inputs = InputSums(cache.d_model(plan.hook), plan.device)
+    inputs = RowVariance(cache.d_model(plan.hook), plan.device)
     first_step = resume_step([out / variant.run_name for variant in config.variants])
     trainees = _trainees(config, cache, plan, fresh=first_step == 0)
     running = [t for t in trainees if failure_before(out / t.name, first_step) is None]

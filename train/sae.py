@@ -115,7 +115,7 @@ class SAE(nn.Module):
         input: Space = "normalized",  # noqa: A002
         as_trained: bool = False,
     ) -> Pairs:
-        """Codes of rows ``x`` [B, D] as :class:`Pairs` (row, latent, value); arguments as in :meth:`encode`."""
+        """Codes of rows ``x`` [B, D] as :class:`Pairs` (row, latent, value); see :meth:`encode`."""
         return self._encode(self._normalized(x, input)[0], as_trained)
 
     @torch.no_grad()
@@ -188,8 +188,8 @@ def find_saes(folder: Path) -> list[Path]:
             return found
     what = "there is no such folder" if not folder.exists() else f"it has no {CONFIG_FILE}"
     raise UsageError(
-        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}) or a run "
-        f"folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE})"
+        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}) or a "
+        f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE})"
     )
 
 

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .batch import Batch, sum_of_squares
+from ..common.fvu import sum_of_squares
+from .batch import Batch
 from .kernels import weighted_sum
 from .pairs import Pairs
 from .products import accumulate_by_latent, decode, sddmm

@@ -25,6 +25,7 @@ import torch
 from verdicts import VERDICTS
 
 from saecache import ActivationCache, load_sae, open_cache
+from saecache.common.fvu import FVU
 from saecache.configs import load_config
 from saecache.evaluate.recovery import recovery
 from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, ground_truth, write_synthetic
@@ -126,8 +127,8 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
     """At inference: FVU, MSE and L0 of the held-out rows; dead, dying and dense latents on training rows."""
     kind = sae.cfg.normalization["kind"]
     x = cache.rows(sae.cfg.hook, np.arange(cache.num_rows("heldout")), "heldout", kind)
-    error = (sae(x) - x).double().square().sum()
-    variance = (x - x.mean(0)).double().square().sum()
+    reconstruction = FVU()
+    reconstruction.add(x, sae(x))
     density = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
     for part in cache.rows(sae.cfg.hook, np.arange(min(ROWS, len(cache))), "train", kind).split(4096):
         codes = sae.encode_sparse(part)
@@ -135,8 +136,8 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
     share = density / min(ROWS, len(cache))
     k = sae.cfg.k or float(share.sum())
     return {
-        "fvu": float(error / variance),
-        "mse": float(error / x.numel()),
+        "fvu": reconstruction.value() or 0.0,
+        "mse": reconstruction.squared_error / x.numel(),
         "l0": float((sae.encode(x) != 0).sum() / len(x)),
         "dead": float((density == 0).sum()),
         "dying": float(AuxZipf().dying(share, k, batch_rows).numel()),

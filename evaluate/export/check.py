@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import SaecacheError
+from ...common.fvu import FVU
 from ...train import SAE
 from .format import Forward
 from .space import Space
@@ -61,8 +62,8 @@ def compare(
         blocks: at least one row; each [B, D] as ``space`` has them handed in.
     """
     num_rows = one = either = l0 = l0_exported = 0
-    feature = largest = agreeing = everywhere = error = error_exported = 0.0
-    sum_D, sum_of_squares = torch.zeros(sae.cfg.d_model, dtype=torch.float64), 0.0
+    feature = largest = agreeing = everywhere = 0.0
+    fvu, fvu_exported = FVU(), FVU()
     for x_BD in blocks:
         ours_BF = sae.encode(x_BD, input=space.rows)
         ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
@@ -77,12 +78,9 @@ def compare(
         difference_B = (theirs_BD - ours_BD).norm(dim=1) / size_B
         agreeing = max(agreeing, _largest(difference_B[(active == in_export).all(1)]))
         everywhere = max(everywhere, _largest(difference_B))
-        error += float((ours_BD - x_BD).double().square().sum())
-        error_exported += float((theirs_BD - x_BD).double().square().sum())
-        sum_D += x_BD.double().sum(0)
-        sum_of_squares += float(x_BD.double().square().sum())
+        fvu.add(x_BD, ours_BD)
+        fvu_exported.add(x_BD, theirs_BD)
         num_rows += len(x_BD)
-    variance = max(sum_of_squares - float(sum_D.square().sum()) / num_rows, TINY)
     return Comparison(
         rows=rows,
         num_rows=num_rows,
@@ -93,8 +91,8 @@ def compare(
         reconstruction_all=everywhere,
         l0=l0 / num_rows,
         l0_exported=l0_exported / num_rows,
-        fvu=error / variance,
-        fvu_exported=error_exported / variance,
+        fvu=fvu.value() or 0.0,
+        fvu_exported=fvu_exported.value() or 0.0,
     )
 
 

@@ -18,7 +18,7 @@ def random_rows(num_rows: int = 500, mean: float = 3.0) -> tuple[torch.Tensor, t
 
 
 def streamed(x: torch.Tensor, reconstruction: torch.Tensor, cuts: list[int]):
-    stream = ReconstructionStream(x.shape[1])
+    stream = ReconstructionStream()
     for a, b in zip([0, *cuts], [*cuts, len(x)], strict=True):
         stream.update(x[a:b], reconstruction[a:b])
     return stream.result()

@@ -53,7 +53,7 @@ def test_a_run_folder_with_one_sae_or_several(folder: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"holds 2 SAEs, name one of them: .*first.*second"):
         load_sae(tmp_path)
     (tmp_path / "first" / "sae" / "weights.safetensors").unlink()
-    with pytest.raises(UsageError, match="expected cfg.json and weights.safetensors there"):
+    with pytest.raises(UsageError, match=r"expected cfg.json and weights.safetensors there"):
         load_sae(tmp_path / "first")
 
 

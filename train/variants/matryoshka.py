@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from ..batch import PART_ROWS, Batch, sum_of_squares
+from ...common.fvu import sum_of_squares
+from ..batch import PART_ROWS, Batch
 from ..batch_rule import BatchRule
 from ..kernels import accumulate_by_latent, decode, sddmm
 from ..losses.auxk import AuxK
