@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ...common.errors import SaecacheError, UsageError
+from ...common.outputs import check_folder_output, take_lock
 from ...store.disk_space import check_room, disk_explained
 from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
 from ...store.remote import is_url
@@ -26,9 +25,7 @@ def check_new(out: Path | str, needed_bytes: int) -> Path:
     path = Path(out)
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists, and nothing is overwritten: give another --out, or remove it")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise UsageError(f"cannot make {path}: {above} is a file")
+    check_folder_output(path)
     check_room(path, needed_bytes, "choose another --out")
     return path
 
@@ -48,22 +45,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         with disk_explained(out):
             make_folder(out.absolute().parent)
             temporary.mkdir(exist_ok=True)
-            lock = FileLock(temporary / LOCK_FILE)
-            lock.acquire(timeout=0)
-            with lock:
-                try:
-                    _clear(temporary)
-                    yield temporary
-                    fsync_folder(temporary)
-                    if out.exists():  # an empty folder would be replaced
-                        raise UsageError(f"{out} was made meanwhile by another process: give another --out")
-                    temporary.rename(out)
-                    (out / LOCK_FILE).unlink()
-                    fsync_folder(out.absolute().parent)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except Timeout:
-        raise UsageError(f"{out} is being written by another process: wait, or give another --out") from None
+            lock = take_lock(temporary / LOCK_FILE, out, "give another --out")
+            try:
+                _clear(temporary)
+                yield temporary
+                fsync_folder(temporary)
+                if out.exists():  # an empty folder would be replaced
+                    raise UsageError(f"{out} was made meanwhile by another process: give another --out")
+                temporary.rename(out)
+                (out / LOCK_FILE).unlink()
+                fsync_folder(out.absolute().parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                lock.release()
     except OSError as error:
         raise SaecacheError(f"cannot write {out}: {error}") from error
 

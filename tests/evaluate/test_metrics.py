@@ -76,9 +76,9 @@ def test_constant_rows_have_no_fvu_and_zero_reconstructions_cosine_zero() -> Non
 
 def test_wrong_shapes_and_no_rows_are_errors() -> None:
     with pytest.raises(ValueError, match=r"x is \(2, 3\)"):
-        ReconstructionStream(3).update(torch.zeros(2, 3), torch.zeros(1, 3))
+        ReconstructionStream().update(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="no rows"):
-        ReconstructionStream(3).result()
+        ReconstructionStream().result()
     with pytest.raises(ValueError, match="no rows"):
         CodeStream(3).result()
     with pytest.raises(ValueError, match="expected codes over 3 latents, got 4"):
