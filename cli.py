@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .commands import caches, export, sharing  # noqa: F401 - the commands below "saecache cache"
-from .commands.parts import (
+from .commands import cache, export, sharing  # noqa: F401 - the commands below "saecache cache"
+from .commands.border import (
     JsonFlag,
     cache_app,
     cache_facts,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .parts import JsonFlag, command, print_json, print_pairs
+from .border import JsonFlag, command, print_json, print_pairs
 
 if TYPE_CHECKING:
     from ..evaluate.export import Export

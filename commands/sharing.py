@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..common.errors import UsageError
-from .parts import JsonFlag, cache_app, command, is_url, print_json, print_pairs, train_command
+from .border import JsonFlag, cache_app, command, is_url, print_json, print_pairs, train_command
 from .transfer import BandwidthOption, ConcurrencyOption, transfer
 
 if TYPE_CHECKING:

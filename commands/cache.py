@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..common.errors import SaecacheError, UsageError
-from .parts import (
+from .border import (
     JsonFlag,
     cache_app,
     cache_facts,
