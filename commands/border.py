@@ -1,99 +1,107 @@
-"""What the commands share: how they fail, how they print, what they say of a cache."""
+"""The border between the commands and the shell: registration, failures as messages, exit statuses.
 
-import json
+Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted. ``SAECACHE_DEBUG=1`` in the environment
+shows the stack trace of every failure.
+"""
+
 import os
+import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Any
 
 import typer
 
 from ..common.errors import SaecacheError
 
-P = ParamSpec("P")
+DEBUG_VARIABLE = "SAECACHE_DEBUG"
+RESUMES = "interrupted; what was done is saved: the same command continues"
+STARTS_AGAIN = "interrupted; nothing was saved: the same command starts again"
 
-cache_app = typer.Typer(
-    help="Look at caches, check them, share them, cut and join them.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+_LIBRARIES = {  # the package that an error's class is from -> what a user calls it
+    "huggingface_hub": "the Hugging Face hub",
+    "httpx": "the network",
+    "obstore": "object storage",
+    "pydantic_core": "the settings",
+    "requests": "the network",
+    "safetensors": "safetensors",
+    "safetensors_rust": "safetensors",
+    "tokenizers": "the tokenizer",
+    "yaml": "YAML",
+}
+_interrupted = False
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
-]
 
+def add_command(
+    group: typer.Typer, name: str, function: Callable[..., None], *, interrupted: str = STARTS_AGAIN
+) -> None:
+    """Register ``function`` as the command ``name``; its failures end as one message and an exit status.
 
-def command(group: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose known failures end as one message and an exit status."""
+    Args:
+        interrupted: the message after Ctrl-C.
+    """
 
-    def register(function: Callable[P, None]) -> Callable[P, None]:
-        @wraps(function)
-        def told(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
-                function(*args, **kwargs)
-            except SaecacheError as error:
-                typer.echo(f"error: {error}", err=True)
-                raise typer.Exit(error.exit_status) from None
-            except KeyboardInterrupt:
-                typer.echo("interrupted; what was done is saved: the same command continues", err=True)
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:  # the reader of our output went away, as in "| head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except BaseException as error:
+            if debugging():
+                raise
+            # Ctrl-C during an import can surface as any error of the half-imported library.
+            if _interrupted or isinstance(error, KeyboardInterrupt):
+                typer.echo(interrupted, err=True)
                 raise typer.Exit(130) from None
-            except BrokenPipeError:  # the reader of our output went away, as in "| head"
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise typer.Exit(1) from None
+            told = message_of(error)
+            if told is None:
+                raise
+            typer.echo(f"error: {told}", err=True)
+            raise typer.Exit(getattr(error, "exit_status", 1)) from None
 
-        return group.command(name)(told)
-
-    return register
-
-
-def is_url(place: str | Path) -> bool:
-    """Whether a cache is named by a URL."""
-    from ..store.remote import is_url
-
-    return is_url(place)
+    group.command(name)(guarded)
 
 
-def describe_cache(place: str | Path) -> list[tuple[str, str]]:
-    """Label and value of what is known of the cache in a folder or at a URL."""
-    from ..store.info import describe, read_manifest, read_provenance
-
-    if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
-        from ..store.remote.opening import read_remote_provenance
-
-        location = open_location(str(place))
-        return describe(read_root(location).manifest, read_remote_provenance(str(place)))
-    return describe(read_manifest(place), read_provenance(place))
+def debugging() -> bool:
+    """Whether the user asked for stack traces."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
-def cache_facts(place: str | Path) -> dict[str, Any]:
-    """The manifest of the cache in a folder or at a URL, as JSON values."""
-    if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
+def message_of(error: BaseException) -> str | None:
+    """What to tell the user of ``error``; None for what can only be a bug, whose stack trace is wanted."""
+    text = str(error).strip()
+    if isinstance(error, SaecacheError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError):
+        return text or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file is not UTF-8 text: {text}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory: take fewer rows or sequences at a time, or fewer latents ({text or 'no memory'})"
+        )
+    for kind in type(error).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in _LIBRARIES or kind.__name__ == "SafetensorError":
+            return f"{_LIBRARIES.get(library, 'safetensors')}: {text}"
+    if type(error) is Exception:  # how libraries written in Rust (tokenizers) report a bad file
+        return f"{text} ({DEBUG_VARIABLE}=1 shows where)"
+    return None
 
-        return read_root(open_location(str(place))).manifest.model_dump(mode="json")
-    from ..store.info import read_manifest
 
-    return read_manifest(place).model_dump(mode="json")
+def note_interrupts() -> None:
+    """Remember every Ctrl-C from now on, whatever a library makes of the KeyboardInterrupt."""
 
+    def on_interrupt(number: int, frame: Any) -> None:
+        global _interrupted
+        _interrupted = True
+        signal.default_int_handler(number, frame)
 
-def train_command(cache: str | Path, hooks: Collection[str]) -> str:
-    """How to train on a cache with these hooks."""
-    choice = f" --set hook={min(hooks)}" if len(hooks) > 1 else ""
-    return f"saecache train topk --cache {cache}{choice}"
-
-
-def print_pairs(pairs: list[tuple[str, str]]) -> None:
-    """Labels in one column, values in the next."""
-    width = max(len(label) for label, _ in pairs)
-    for label, value in pairs:
-        typer.echo(f"{label:{width}}  {value}")
-
-
-def print_json(document: object) -> None:
-    """The one document of a command's ``--json``."""
-    typer.echo(json.dumps(document, indent=2, sort_keys=True))
+    signal.signal(signal.SIGINT, on_interrupt)

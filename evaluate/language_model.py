@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.errors import UsageError
+from ..common.progress import progress_bar
 from ..store import ActivationCache
 from .results import LanguageModelMetrics
 from .scored import ScoredSequences
@@ -87,7 +87,7 @@ def measure_language_model(
     spliced = {sae.name: _Losses() for sae in saes}
     mismatch: dict[str, float] = {}
     forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
-    with tqdm(total=forwards, desc="language model", unit="forward", disable=not show_progress) as progress:
+    with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
         for batch in _batches(sequences, model, logit_bytes):
             ids = torch.from_numpy(batch.ids)
             mask = torch.from_numpy(batch.spliced)

@@ -6,13 +6,13 @@ Legend: B rows of a block, D model width, F latents.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.errors import UsageError
+from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE
 from .config import EvaluateConfig
@@ -20,6 +20,9 @@ from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample
 from .curves import density_curve, l0_histogram
 from .metrics import CodeStream, ReconstructionStream
 from .results import LatentResult, SaeResult
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _TRAIN_SHARE = 0.1  # without held-out rows: this share of the training rows
 
@@ -74,9 +77,7 @@ def measure_sae(
     normalized, raw = ReconstructionStream(), ReconstructionStream()
     codes = CodeStream(cfg.num_latents)
     passes = 1 if places is None else 2
-    with tqdm(
-        total=passes * rows.count, desc=name, unit="row", unit_scale=True, disable=not show_progress
-    ) as progress:
+    with progress_bar(name, "row", passes * rows.count, hidden=not show_progress) as progress:
         for block in rows.blocks(settings.rows_per_block):
             x_BD, raw_BD = _read(sae, cache, rows.split, block)
             pairs = sae.encode_sparse(x_BD)

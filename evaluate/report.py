@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from ..common.outputs import check_file_output
 from ..store.durable import write_bytes
 from .report_data import (
     Entry,
@@ -45,13 +46,13 @@ def write_report(
         results: one results file instead of those in the run folders.
 
     Raises:
-        UsageError: no results there, or not results of this version.
+        UsageError: no results there, or not results of this version; a file that cannot be written.
     """
-    folders = [Path(folder) for folder in run_dirs]
+    folders, out_html = [Path(folder) for folder in run_dirs], Path(out_html)
+    check_file_output(out_html)
     paths = [folder / RESULTS_NAME for folder in folders] if results is None else [Path(results)]
     measured = [(path, read_results(path)) for path in paths]
     html = render(measured, _entries(measured, folders))
-    out_html = Path(out_html)
     write_bytes(out_html, html.encode("utf-8"))
     return out_html
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from tqdm import tqdm
 
 from ..common.devices import choose_device
-from ..common.errors import UsageError
+from ..common.outputs import check_file_output
+from ..common.validation import validate
 from ..common.versions import software_versions
 from ..store import ActivationCache, open_cache
 from ..train import SAE
@@ -31,6 +30,7 @@ _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 def run(
     targets: Sequence[Path | str],
     cache: ActivationCache | Path | str,
+    config: EvaluateConfig | None = None,
     *,
     model: SplicedModel | None = None,
     decode_token: DecodeToken | None = None,
@@ -45,18 +45,23 @@ def run(
     Args:
         targets: SAE folders, or run folders (every SAE in them).
         cache: the cache the SAEs were trained from.
+        config: the settings; the defaults when None.
         model: the language model of the cache; without it there is no CE and no KL.
         decode_token: token id -> text, for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
-        settings: fields of :class:`EvaluateConfig`, as ``max_rows=100_000``.
+        settings: fields of :class:`EvaluateConfig` that replace those of ``config``, as ``max_rows=100_000``.
 
     Raises:
-        UsageError: no SAE there, another cache than the SAE's, a model that is not the cache's, bad settings.
+        UsageError: no SAE there, another cache than the SAE's, a model that is not the cache's, bad settings,
+            a file that cannot be written; before anything is measured.
     """
-    config = _config(settings)
+    config = config or EvaluateConfig()
+    if settings:
+        config = validate(EvaluateConfig, config.model_dump() | settings, "what was given to evaluate.run")
     folders = [Path(target) for target in targets]
     out = default_output(folders) if out is None else Path(out)
+    check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
     found = find_checked(folders, cache)
@@ -66,7 +71,7 @@ def run(
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     if show_progress:
         for warning in warnings:
-            tqdm.write(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {warning}", file=sys.stderr)
     places = None
     if has_tokens and config.num_latents:
         places = measured_places(cache, rows.split, rows.first, rows.count)
@@ -102,17 +107,6 @@ def run(
     )
     write_results(results, out)
     return results
-
-
-def _config(settings: dict[str, Any]) -> EvaluateConfig:
-    try:
-        return EvaluateConfig(**settings)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, d['loc']))}: {d['msg']} (got {d['input']!r})" for d in error.errors()
-        )
-        known = ", ".join(EvaluateConfig.model_fields)
-        raise UsageError(f"bad evaluation settings: {problems}. The settings are {known}.") from None
 
 
 def _language_model(

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 import saecache
 from saecache.common.errors import UsageError
 from saecache.configs import list_recipes, load_config
-from saecache.configs.loading import apply_override
+from saecache.configs.overrides import apply_override
 from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
 from saecache.train import TrainConfig

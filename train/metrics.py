@@ -110,6 +110,11 @@ class MetricsFile:
             file.flush()
             os.fsync(file.fileno())
 
+    def last_lines(self) -> dict[str, dict[str, Any]]:
+        """The last line of each variant; none of a run that never logged."""
+        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        return {line["variant"]: line for line in map(json.loads, text.splitlines())}
+
     def cut_after(self, step: int) -> None:
         """Drop the lines of later steps, and a line that a crash left unfinished."""
         if not self.path.exists():

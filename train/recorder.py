@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.errors import UsageError
 from ..common.fvu import RowVariance
@@ -16,6 +15,7 @@ from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .dead import dead_latents
+from .display import Display
 from .engine import Clock
 from .metrics import METRICS_FILE, MetricsFile, heldout_metrics
 from .planning import RunPlan, model_name
@@ -25,8 +25,6 @@ from .trackers import open_trackers
 from .trainee import DivergedError, Trainee
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 5  # variants whose figures fit beside the progress bar
 
 
 class Recorder:
@@ -39,27 +37,38 @@ class Recorder:
         self.metrics = MetricsFile(out / METRICS_FILE)
         self.heldout = _heldout_rows(config, cache, plan)
         self.step_rows = config.batch_rows * config.accumulate_batches
-        self.bar: Any = None
+        self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
 
     @contextmanager
-    def watching(self, stream: Iterator[Tensor], first_step: int) -> Iterator[Iterator[Tensor]]:
-        """The batches from ``first_step`` on, under a progress bar; later metrics are cut off before."""
+    def watching(
+        self, stream: Iterator[Tensor], first_step: int, trainees: Sequence[Trainee]
+    ) -> Iterator[Iterator[Tensor]]:
+        """The batches from ``first_step`` on, with the progress shown; later metrics are cut off before."""
         self.metrics.cut_after(first_step)
         self.trackers = open_trackers(self.config, self.out, first_step)
-        hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
-        per_step = self.config.accumulate_batches
-        first, total = first_step * per_step, self.plan.num_steps * per_step
+        steps, hidden = self.plan.num_steps, not self.config.log.progress
+        self.display = Display(self.out, steps, first_step, self.step_rows, hidden=hidden)
         try:
-            with tqdm(desc="train", total=total, initial=first, unit="batch", disable=hidden) as self.bar:
-                yield self._counted(stream)
+            with self.display.shown():
+                yield self._counted(stream, trainees)
         finally:
             for tracker in self.trackers:
                 tracker.close()
 
-    def _counted(self, stream: Iterator[Tensor]) -> Iterator[Tensor]:
-        for x in stream:
-            self.bar.update()
+    def _counted(self, stream: Iterator[Tensor], trainees: Sequence[Trainee]) -> Iterator[Tensor]:
+        """Hand on the batches; a step is done when the first batch of the next one is asked for."""
+        for number, x in enumerate(stream):
+            if number and number % self.config.accumulate_batches == 0:
+                self._advance(trainees)
             yield x
+
+    def _advance(self, trainees: Sequence[Trainee]) -> None:
+        def figures() -> list[dict[str, Any]]:
+            running = (trainee for trainee in trainees if int(trainee.interval.steps))  # none that has failed
+            return self.shown or [self._figures(trainee) for trainee in running]
+
+        self.display.advance(figures, logged=bool(self.shown))
+        self.shown = []
 
     def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
         """One line per variant for the interval that ends after ``step`` steps."""
@@ -74,8 +83,9 @@ class Recorder:
         for tracker in self.trackers:
             for line in lines:
                 tracker.write(line)
-        figures = ("/".join(f"{line[key]:.3g}" for line in lines[:SHOWN]) for key in ("fvu", "l0", "dead"))
-        self.bar.set_postfix_str("fvu {} l0 {} dead {}".format(*figures), refresh=False)
+        self.shown = lines
+        if step == self.plan.num_steps:
+            self._advance(trainees)
 
     def save(self, step: int, trainees: Sequence[Trainee]) -> None:
         """A checkpoint of every variant; older ones go only when all have the new one."""
@@ -140,16 +150,19 @@ class Recorder:
         cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
         return SAE(cfg, dict(sae.named_buffers()))
 
-    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
+    def _figures(self, trainee: Trainee) -> dict[str, Any]:
+        """Of the interval so far, and how many latents are dead now."""
         dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
+        return {**trainee.interval.summary(self.inputs), "dead": dead}
+
+    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
         line: dict[str, Any] = {
             "step": step,
             "rows": step * self.step_rows,
             "variant": trainee.name,
-            **trainee.interval.summary(self.inputs),
-            "dead": dead,
-            "alive": trainee.plan.num_latents - dead,
+            **(figures := self._figures(trainee)),
+            "alive": trainee.plan.num_latents - figures["dead"],
             "lr": trainee.peak_learning_rate * factor,
         }
         sae = self.finished_sae(trainee) if step == self.plan.num_steps else self.sae(trainee, step)

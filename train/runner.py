@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from .config import TrainConfig
 from .engine import Events, train
 from .feed import batches
 from .initialisation import geometric_median, initial_parameters
+from .metrics import METRICS_FILE, MetricsFile
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
 from .run_folder import claim, mark_finished
@@ -34,6 +36,7 @@ class TrainResult:
     saes: dict[str, Path]
     failed: dict[str, str]
     reused: bool
+    last_lines: dict[str, dict[str, Any]]  # of metrics.jsonl, by variant
 
 
 def run(
@@ -69,6 +72,7 @@ def run(
             saes={name: out / name / "sae" for name, reason in failed.items() if reason is None},
             failed={name: reason for name, reason in failed.items() if reason is not None},
             reused=finished,
+            last_lines=MetricsFile(out / METRICS_FILE).last_lines(),
         )
 
 
@@ -98,7 +102,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     with (
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
-        recorder.watching(stream, first_step) as watched,
+        recorder.watching(stream, first_step, running) as watched,
     ):
         events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
         done = train(config, running, watched, inputs, first_step, plan.num_steps, events)

@@ -1,4 +1,4 @@
-"""Places to write to that cannot work are refused before the work; a place belongs to one process at a time."""
+"""Places that cannot be written to are refused before the work; one process writes at a time."""
 
 import errno
 from pathlib import Path
