@@ -14,6 +14,7 @@ from shlex import quote
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .common.errors import UsageError
 from .configs import load_config
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def evaluate(
     check_file_output(out)  # this, and whose SAEs they are, before minutes are spent on loading a model
     cache = open_cache(cache_path)
     find_checked(targets, cache)
-    model = load_model_of(cache, device=config.device) if with_model and _names_model(cache) else None
+    model = None
+    if with_model and _names_model(cache):
+        try:
+            model = load_model_of(cache, device=config.device)
+        except UsageError as error:
+            raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode = None if model is None else _token_decoder(model)
     return run(list(targets), cache, config, model=model, decode_token=decode, out=out)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..common.progress import SECONDS_BETWEEN_LINES, progress_bar
 
 SHOWN = 5  # variants whose figures fit on a line
-FORMS = {"loss": ".4g", "fvu": ".3g", "l0": ".3g", "dead": "d"}
+FORMS = (("loss", ".4g"), ("fvu", ".3g"), ("l0", ".3g"), ("dead", "d"))
 Figures = Callable[[], list[dict[str, Any]]]
 """For each variant the figures so far: loss, fvu, l0, dead."""
 
@@ -60,18 +60,18 @@ class Display:
             print(f"{self._progress()}  {self._text(figures())}", file=sys.stderr, flush=True)
 
     def _progress(self) -> str:
-        done = self.step - self._first_step
+        place, done = f"step {self.step:,}/{self.num_steps:,}", self.step - self._first_step - 1
+        if done == 0:  # the first step also compiles what it needs, and says nothing of the others
+            self._started = monotonic()
+            return place
         per_step = (monotonic() - self._started) / done
         left = int((self.num_steps - self.step) * per_step)
         eta = f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
-        return f"step {self.step:,}/{self.num_steps:,}  {self.step_rows / per_step:,.0f} rows/s  ETA {eta}"
+        return f"{place}  {self.step_rows / per_step:,.0f} rows/s  ETA {eta}"
 
     @staticmethod
     def _text(lines: list[dict[str, Any]]) -> str:
         """``loss 0.12/0.15  fvu ...``: the figures of the first variants, side by side."""
-        parts = (
-            f"{key} {'/'.join(format(line[key], form) for line in lines[:SHOWN])}"
-            for key, form in FORMS.items()
-        )
+        parts = (f"{key} {'/'.join(format(one[key], form) for one in lines[:SHOWN])}" for key, form in FORMS)
         more = f"  (and {len(lines) - SHOWN} more variants)" if len(lines) > SHOWN else ""
         return "  ".join(parts) + more
