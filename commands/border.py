@@ -64,6 +64,7 @@ def add_command(
             typer.echo(f"error: {told}", err=True)
             raise typer.Exit(getattr(error, "exit_status", 1)) from None
 
+    guarded.interrupted = interrupted  # type: ignore[attr-defined]  # for the test of the table
     group.command(name)(guarded)
 
 

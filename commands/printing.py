@@ -35,7 +35,12 @@ def print_next(*commands: Sequence[str | Path]) -> None:
 
 def shell_line(words: Sequence[str | Path]) -> str:
     """The words of a command as one line that a shell splits into the same words."""
-    return shlex.join(map(str, words))
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """``word`` for a shell: in double quotes if it has single ones and nothing that a shell expands."""
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
 def train_words(cache: str | Path, hooks: Collection[str]) -> list[str]:

@@ -62,30 +62,41 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""
 
 
-def unknown_key(place: str, key: str, known: Sequence[str]) -> str:
+def unknown_key(key: str, known: Sequence[str]) -> str:
     """The message for a setting ``key`` that does not exist where ``known`` ones do."""
     valid = f"; known keys here: {', '.join(known)}" if known else ""
-    return f"{place}: unknown key{suggest(key, known)}{valid}"
+    return f"unknown key{suggest(key, known)}{valid}"
 
 
 def _problems(details: list[ErrorDetails], model: type[BaseModel]) -> list[str]:
-    """One line per setting; what the members of a union say of one value is one line."""
-    lines: dict[str, list[str]] = {}
+    """One line per setting: what the members of a union say of one value is joined."""
+    by_place: dict[str, list[ErrorDetails]] = {}
     for detail in _causes(details):
-        place = ".".join(str(part) for part in _named(detail["loc"], model)) or "(top level)"
-        message = _explain(detail, model, place)
-        if message not in lines.setdefault(place, []):
-            lines[place].append(message)
-    return [f"{place}: {' or '.join(_joined(messages))}" for place, messages in lines.items()]
+        by_place.setdefault(".".join(map(str, _named(detail["loc"], model))), []).append(detail)
+    return [f"{place or '(top level)'}: {_explain_all(found, model)}" for place, found in by_place.items()]
 
 
-def _joined(messages: list[str]) -> list[str]:
-    """Messages of one place, with "expected" and the value said once."""
-    if len(messages) == 1:
-        return messages
-    return [message.rpartition(" (got ")[0] or message for message in messages[:-1]] + [
-        messages[-1].removeprefix("expected ")
-    ]
+def _explain_all(details: list[ErrorDetails], model: type[BaseModel]) -> str:
+    """Several problems of one value are the members of a union that it could have been."""
+    if len(details) == 1:
+        return _explain(details[0], model) + _shown(details[0])
+    literals = [d for d in details if d["type"] == "literal_error"]
+    messages = [_explain(d, model) for d in details if d not in literals]
+    messages += [f"expected {d['ctx']['expected']}" for d in literals]
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(other.removeprefix("expected ") for other in others)]) + _value(details[0])
+
+
+def _shown(detail: ErrorDetails) -> str:
+    """The value, where the message does not say it already."""
+    silent = ("extra_forbidden", "union_tag_invalid", "literal_error", "missing", "union_tag_not_found")
+    return "" if detail["type"] in silent else _value(detail)
+
+
+def _value(detail: ErrorDetails) -> str:
+    """`` (got ...)``, or nothing for a long value."""
+    value = repr(detail.get("input"))
+    return f" (got {value})" if len(value) < 80 else ""
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -98,11 +109,11 @@ def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
     return [d for d in details if d["type"] != "too_short" or not has_wrong_items(d["loc"])]
 
 
-def _explain(detail: ErrorDetails, model: type[BaseModel], place: str) -> str:
+def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
     context = detail.get("ctx", {})
     if detail["type"] == "extra_forbidden":
         key = str(detail["loc"][-1])
-        return unknown_key(place, key, _known_keys(model, detail["loc"][:-1])).removeprefix(f"{place}: ")
+        return unknown_key(key, _known_keys(model, detail["loc"][:-1]))
     if detail["type"] in ("union_tag_invalid", "literal_error"):
         expected = str(context.get("expected_tags") or context.get("expected", ""))
         got = str(context.get("tag", detail.get("input")))
@@ -114,8 +125,7 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], place: str) -> str:
     message = f"expected {_EXPECTED[detail['type']]}" if detail["type"] in _EXPECTED else detail["msg"]
     for jargon, plain in _PHRASES.items():
         message = message.replace(jargon, plain)
-    shown = repr(detail.get("input"))
-    return message + (f" (got {shown})" if len(shown) < 80 else "")
+    return message
 
 
 def _named(location: Place, model: type[BaseModel]) -> Place:

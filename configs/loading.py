@@ -65,7 +65,7 @@ class Settings:
         known = setting_names(package, class_name)
         unknown = [key for key in self.values if known and key not in known]
         if unknown:
-            listed = "\n".join(f"  - {unknown_key(key, key, sorted(known))}" for key in unknown)
+            listed = "\n".join(f"  - {key}: {unknown_key(key, sorted(known))}" for key in unknown)
             raise UsageError(f"{self.origin} is not a valid {class_name}:\n{listed}")
 
     def validate(self, model: type[ConfigT]) -> ConfigT:
