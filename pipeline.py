@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .store import ActivationCache
 
 
-SHORT_DEMO = {"harvest": ["num_tokens=60k"], "train": ["epochs=1"], "evaluate": ["ce_tokens=2k"]}
+SHORT_DEMO = {"harvest": ["num_tokens=60000"], "train": ["epochs=1"], "evaluate": ["ce_tokens=2000"]}
 """Overrides of the three recipes called demo, for ``--short``."""
 
 
@@ -94,9 +95,10 @@ def run_demo(out: Path, *, short: bool = False) -> DemoSummary:
     evaluate_config = load_config(EvaluateConfig, "demo", overrides.get("evaluate", ()), kinds=("evaluate",))
     check_folder_output(out)
     cache_path, run_dir = out / "cache", out / "runs" / "demo"
-    run_harvest(harvest_config, cache_path)
-    run_train(train_config, cache_path, run_dir)
-    results = evaluate([run_dir], cache_path, evaluate_config, out=out / "results.json")
+    with _without_loading_bars():
+        run_harvest(harvest_config, cache_path)
+        run_train(train_config, cache_path, run_dir)
+        results = evaluate([run_dir], cache_path, evaluate_config, out=out / "results.json")
     write_report([run_dir], out / "report.html", results=out / "results.json")
     program = _program()
     lines = [
@@ -122,6 +124,20 @@ def run_demo(out: Path, *, short: bool = False) -> DemoSummary:
         "report": str(out / "report.html"),
     }
     return DemoSummary(text="\n".join(lines), facts=facts)
+
+
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    """Transformers draws a bar while it loads weights, which takes no time for the demo's model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _program() -> str:

@@ -16,6 +16,7 @@ from .config import TrainConfig
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
+FORMER = [("include_diagonal", False)]  # settings of version 0.1 with the value that is now the only one
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
 
 
@@ -80,7 +81,7 @@ def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: named(item) for key, item in value.items()}
+            return {key: named(item) for key, item in value.items() if (key, item) not in FORMER}
         return {str(i): named(item) for i, item in enumerate(value)} if isinstance(value, list) else value
 
     return {key: named(value) for key, value in identity.items()}

@@ -114,6 +114,18 @@ def test_another_config_or_cache_is_refused_and_named(
     assert run(quiet, cache, tmp_path / "run").reused  # how a run is shown does not make it another
 
 
+def test_a_run_of_version_0_1_is_still_the_same_run(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config({"kind": "mutual_choice", "k": 4, "nfm_inf": {"coefficient": 0.1}}, steps=2)
+    run(config, cache, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    former = json.loads(path.read_text())
+    former["config"]["variants"][0]["nfm_inf"]["include_diagonal"] = False
+    path.write_text(json.dumps(former))
+    assert run(config, cache, tmp_path / "run").reused
+
+
 @pytest.mark.parametrize("content", ["a file", "a folder with a file"])
 def test_something_else_is_never_touched(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, content: str

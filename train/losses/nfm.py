@@ -5,8 +5,10 @@ The neural feature matrix of W_dec is Ŵ Ŵᵀ [F, F], Ŵ being W_dec with rows 
 Legend: D model width, F latents, b latents of a block.
 """
 
+from typing import Any
+
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from ...common.frozen import FrozenModel
@@ -44,22 +46,25 @@ class NFM(FrozenModel):
 class NFMInf(FrozenModel):
     """coefficient * mean over latents i of the largest entry of row i of Ŵ Ŵᵀ, over j ≠ i, by blocks of rows.
 
-    As printed the maximum is over all j; row i's largest entry is then always its own 1, and the loss a
-    constant without gradient. ``include_diagonal`` gives that reading. A step costs F² D multiplications,
-    more than the encoder's where F is above the rows of the batch: ``sample`` latents i a step estimate the
-    mean without bias.
+    As printed the maximum is over all j; row i's largest entry would then always be its own 1, and the loss
+    a constant without gradient. A step costs F² D multiplications, more than the encoder's where F is above
+    the rows of the batch: ``sample`` latents i a step estimate the mean without bias.
     """
 
     coefficient: PositiveFloat
-    include_diagonal: bool = False
     sample: PositiveInt | None = None  # latents i drawn anew each step; null: all
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_former_setting(cls, values: Any) -> Any:
+        """Files of version 0.1 say ``include_diagonal: false``, which is what is done now."""
+        if isinstance(values, dict) and values.get("include_diagonal") is False:
+            return {key: value for key, value in values.items() if key != "include_diagonal"}
+        return values
 
     def __call__(self, batch: Batch) -> None:
         """Add the term and its gradient, once a step. With c = <ŵ_i, ŵ_j>: dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
         W_dec, num_latents = batch.parameters["W_dec"], batch.num_latents
-        if self.include_diagonal:
-            batch.outcome.add_loss("nfm_inf", W_dec.new_full((), self.coefficient, dtype=torch.float64))
-            return
         latents = torch.arange(num_latents, device=W_dec.device)
         if self.sample is not None and self.sample < num_latents:
             shuffled = torch.randperm(num_latents, generator=batch.generator(PURPOSE), device=W_dec.device)

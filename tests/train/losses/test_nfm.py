@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from saecache.train.batch import Batch, Outcome
@@ -61,13 +62,11 @@ def test_nfm_inf_looks_at_the_others(rows: int, monkeypatch: pytest.MonkeyPatch)
     check(NFMInf(coefficient=0.3), "nfm_inf", lambda W: 0.3 * off_diagonal(W).amax(1).mean())
 
 
-def test_nfm_inf_as_printed_is_a_constant() -> None:
-    batch = make_batch()
-    NFMInf(coefficient=0.3, include_diagonal=True)(batch)
-    assert float(batch.outcome.losses["nfm_inf"]) == pytest.approx(
-        0.3 * float(matrix(batch.parameters["W_dec"]).amax(1).mean())
-    )
-    assert not bool(batch.gradients["W_dec"].any())
+def test_files_of_version_0_1_still_open() -> None:
+    former = {"coefficient": 0.3, "sample": None, "include_diagonal": False}
+    assert NFMInf.model_validate(former) == NFMInf(coefficient=0.3)
+    with pytest.raises(ValidationError, match="include_diagonal"):
+        NFMInf.model_validate(former | {"include_diagonal": True})
 
 
 def test_a_sample_estimates_nfm_inf_without_bias() -> None:
