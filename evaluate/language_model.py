@@ -20,7 +20,7 @@ from ..common.errors import UsageError
 from ..common.progress import progress_bar
 from ..store import ActivationCache
 from .results import LanguageModelMetrics
-from .scored import ScoredSequences
+from .sequences import ScoredSequences
 
 Replacement = Callable[[Tensor], Tensor]
 

@@ -21,7 +21,7 @@ from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, measure_language_model
 from .measure import MeasuredRows, choose_rows, measure_sae
 from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
-from .scored import choose_sequences
+from .sequences import choose_sequences
 from .targets import Target, default_output, find_checked
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")

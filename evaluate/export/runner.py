@@ -15,7 +15,7 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..measure import choose_rows
 from ..targets import Target, check_belongs, find_targets
-from .check import Comparison, check, compare, limits_of
+from .comparison import Comparison, check, compare, limits_of
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
 from .metadata import provenance_of
