@@ -40,14 +40,14 @@ def evaluate(
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .common.outputs import check_file_output
     from .evaluate import run
-    from .evaluate.targets import default_output, find_checked
+    from .evaluate.targets import choose_output, find_targets_of
     from .harvest import load_model_of
     from .store import open_cache
 
-    out = out or default_output(targets)
+    out = out or choose_output(targets)
     check_file_output(out)  # this, and whose SAEs they are, before minutes are spent on loading a model
     cache = open_cache(cache_path)
-    find_checked(targets, cache)
+    find_targets_of(targets, cache)
     model = None
     if with_model and _names_model(cache):
         try:

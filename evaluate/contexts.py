@@ -39,7 +39,7 @@ def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class LatentActivations:
     """One latent's activations that are not 0: ``rows`` int64 ascending (0 is the first measured row),
     ``values`` float32.
     """
@@ -56,7 +56,7 @@ class Column:
 
 
 @dataclass
-class ColumnStream:
+class ActivationStream:
     """Gathers the columns of chosen latents from blocks of codes."""
 
     latents: Sequence[int]
@@ -69,17 +69,17 @@ class ColumnStream:
         rows = codes.rows().cpu().numpy()[wanted] + first_row
         self._parts.append((latent[wanted], rows, value[wanted]))
 
-    def columns(self) -> dict[int, Column]:
+    def columns(self) -> dict[int, LatentActivations]:
         """By latent."""
         if not self._parts:
-            empty = Column(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
+            empty = LatentActivations(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
             return dict.fromkeys(self.latents, empty)
         latent, rows, values = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         found = {}
         for wanted in self.latents:
             here = np.flatnonzero(latent == wanted)
             here = here[np.argsort(rows[here], kind="stable")]
-            found[wanted] = Column(rows=rows[here], values=values[here])
+            found[wanted] = LatentActivations(rows=rows[here], values=values[here])
         return found
 
 
@@ -109,7 +109,7 @@ class Places:
         return np.where(self.token_index[row] == token_index, row, -1)
 
 
-def measured_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
+def find_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
     """Of rows ``first_row`` to ``first_row + num_rows`` of ``split``."""
     token_index = np.asarray(cache.token_index(split)[first_row : first_row + num_rows]).astype(np.int64)
     document = np.empty(len(token_index), dtype=np.int32)
@@ -152,7 +152,7 @@ def describe_latent(
     cache: ActivationCache,
     places: Places,
     latent: int,
-    column: Column,
+    column: LatentActivations,
     *,
     rank: int,
     num_contexts: int,
@@ -176,16 +176,16 @@ def describe_latent(
         mean_activation=_short(float(sizes.mean())) if len(column.values) else 0.0,
         activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),
         contexts=[
-            context_around(cache, places, column, int(column.rows[peak]), radius, decode_token)
+            read_context(cache, places, column, int(column.rows[peak]), radius, decode_token)
             for peak in peaks
         ],
     )
 
 
-def context_around(
+def read_context(
     cache: ActivationCache,
     places: Places,
-    column: Column,
+    column: LatentActivations,
     place: int,
     radius: int,
     decode_token: DecodeToken,

@@ -16,9 +16,8 @@ from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE
 from .config import EvaluateConfig
-from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample_latents
-from .curves import density_curve, l0_histogram
-from .metrics import CodeStream, ReconstructionStream
+from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
+from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
 from .results import LatentResult, SaeResult
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def _latents(
 ) -> list[LatentResult]:
     density = codes.density()
     sampled = sample_latents(density, settings.num_latents, settings.seed)
-    stream = ColumnStream(sampled)
+    stream = ActivationStream(sampled)
     for block in rows.blocks(settings.rows_per_block):
         index = np.arange(block.start, block.stop)
         x_BD = cache.rows(sae.cfg.hook, index, split=rows.split, normalization=sae.normalizer.kind)

@@ -15,7 +15,7 @@ from ..common.errors import UsageError
 from ..common.fvu import FVU
 from ..store.reading.reader import ActivationCache
 from ..train.sae import SAE
-from .synthetic import HOOK, GroundTruth, ground_truth
+from .synthetic import HOOK, GroundTruth, remake_ground_truth
 
 FOUND = 0.7  # |cosine| of a feature and its latent
 ENCODED_ROWS = 8192
@@ -46,7 +46,7 @@ class Recovery:
     heldout_rows: int
 
 
-def match(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
+def match_latents(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
     """The assignment of latents to features with the largest sum of |cosines| (Hungarian method).
 
     A coefficient may be negative, which takes a latent of the opposite direction: hence the absolute value.
@@ -68,7 +68,7 @@ def match(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
     return latent_of, found
 
 
-def recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
+def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
     """Compare ``sae`` with the features of the synthetic ``cache``, on its held-out rows.
 
     Args:
@@ -77,13 +77,13 @@ def recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None)
     Raises:
         UsageError: the cache is not synthetic or has no held-out rows; the SAE is of another width.
     """
-    truth = truth or ground_truth(cache)
+    truth = truth or remake_ground_truth(cache)
     if sae.cfg.d_model != truth.config.width or cache.num_rows("heldout") == 0:
         raise UsageError(
             f"SAE {sae.cfg.name} has width {sae.cfg.d_model}, {cache.path} has {truth.config.width} and "
             f"{cache.num_rows('heldout')} held-out rows: the widths must agree, and there must be such rows"
         )
-    latent_of, similarity = match(truth.directions, sae.W_dec.cpu())
+    latent_of, similarity = match_latents(truth.directions, sae.W_dec.cpu())
     recovered = similarity >= FOUND
     density, l0, fvu = _on_heldout(sae, cache)
     buckets = {

@@ -13,15 +13,17 @@ from jinja2 import Environment, StrictUndefined
 from ..common.outputs import check_file_output
 from ..store.durable import write_bytes
 from .report_data import (
-    Entry,
-    cache_block,
+    LOG_NAME,
+    Curves,
+    ReportEntry,
+    describe_cache_of,
+    make_script_data,
+    make_table,
     model_name,
-    sae_data,
-    script_safe_json,
-    table,
+    read_training_curves,
+    to_script_json,
 )
 from .results import RESULTS_NAME, Results, SaeResult, read_results
-from .training_log import LOG_NAME, Curves, read_training_curves
 
 _SECTIONS = (
     ("cache", "Cache"),
@@ -57,7 +59,7 @@ def write_report(
     return out_html
 
 
-def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path]) -> list[Entry]:
+def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path]) -> list[ReportEntry]:
     names = Counter(sae.name for _, results in measured for sae in results.saes)
     logs: dict[Path, dict[str, Curves]] = {}
     entries = []
@@ -65,7 +67,9 @@ def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path])
         for sae in results.saes:
             run_name = path.resolve().parent.name or str(number)
             name = sae.name if names[sae.name] == 1 else f"{run_name}/{sae.name}"
-            entries.append(Entry(name=name, result=sae, training=_training(sae, path.parent, run_dirs, logs)))
+            entries.append(
+                ReportEntry(name=name, result=sae, training=_training(sae, path.parent, run_dirs, logs))
+            )
     return entries
 
 
@@ -83,7 +87,7 @@ def _training(
     return None
 
 
-def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -> str:
+def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[ReportEntry]) -> str:
     """The page as text."""
     caches = {results.cache.fingerprint: (results.cache, results) for _, results in measured}
     first = measured[0][1]
@@ -95,7 +99,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
     models = dict.fromkeys(model_name(results.cache) for _, results in measured)
     hooks = dict.fromkeys(entry.result.hook for entry in entries)
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
-    columns, rows = table(entries)
+    columns, rows = make_table(entries)
     script = _resource("charts.js") + _resource("report.js")
     template = _environment().from_string(_resource("report.html.j2"))
     return template.render(
@@ -103,7 +107,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
         subtitle=f"{', '.join(models)} · measured {first.created[:10]}",
         sections=_SECTIONS,
         warnings=list(dict.fromkeys(warnings)),
-        caches=[cache_block(cache, results) for cache, results in caches.values()],
+        caches=[describe_cache_of(cache, results) for cache, results in caches.values()],
         columns=columns,
         rows=[
             {"index": index, "cells": cells, "where": entry.result.sae_dir}
@@ -123,7 +127,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
         style=_resource("report.css"),
         script=script,
         script_hash=_source_hash(script),
-        data=script_safe_json({"saes": [sae_data(entry) for entry in entries]}),
+        data=to_script_json({"saes": [make_script_data(entry) for entry in entries]}),
     )
 
 

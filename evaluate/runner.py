@@ -16,13 +16,13 @@ from ..common.versions import software_versions
 from ..store import ActivationCache, open_cache
 from ..train import SAE
 from .config import EvaluateConfig
-from .contexts import DecodeToken, measured_places
+from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, measure_language_model
 from .measure import MeasuredRows, choose_rows, measure_sae
 from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
 from .sequences import choose_sequences
-from .targets import Target, default_output, find_checked
+from .targets import Target, choose_output, find_targets_of
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
@@ -60,11 +60,11 @@ def run(
     if settings:
         config = validate(EvaluateConfig, config.model_dump() | settings, "what was given to evaluate.run")
     folders = [Path(target) for target in targets]
-    out = default_output(folders) if out is None else Path(out)
+    out = choose_output(folders) if out is None else Path(out)
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
-    found = find_checked(folders, cache)
+    found = find_targets_of(folders, cache)
     rows, warnings = choose_rows(cache, config.max_rows)
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
@@ -74,7 +74,7 @@ def run(
             print(f"warning: {warning}", file=sys.stderr)
     places = None
     if has_tokens and config.num_latents:
-        places = measured_places(cache, rows.split, rows.first, rows.count)
+        places = find_places(cache, rows.split, rows.first, rows.count)
     device = choose_device(config.device, float64=True)
     decode_token = decode_token or "⟨{}⟩".format
     measured = [

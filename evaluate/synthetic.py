@@ -1,6 +1,6 @@
 """Rows whose features are known, written as a cache. "Sampled-SAE", section 4 and appendix A.1.
 
-Legend: n rows, d width, k features, b rows of a block.
+Legend: n rows or directions, d width, k features, b rows of a block.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,13 @@ from ..store.manifest import Manifest
 from ..store.reading.reader import ActivationCache, open_cache
 from ..store.writing.output import inspect_output
 from ..store.writing.writer import CacheWriter
-from .low_coherence import low_coherence_directions, mutual_coherence
 
 HOOK = "synthetic"
 BLOCK_ROWS = 4096  # whose random numbers have one seed
 PROBED = 8  # numbers of the first direction that a cache remembers
+MOST_ITERATIONS = 3000
+STEP, MOMENTUM = 0.02, 0.9
+MARGIN = 0.95  # cosines above this share of the target are pushed down
 
 
 class Bucket(FrozenModel):
@@ -150,7 +152,7 @@ def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
         return writer.finalize(provenance={"synthetic": observed})
 
 
-def ground_truth(cache: ActivationCache) -> GroundTruth:
+def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
     """The features of a synthetic cache, made again from its settings.
 
     Raises:
@@ -178,3 +180,55 @@ def _seed(seed: int, purpose: str) -> int:
 def _probe(truth: GroundTruth) -> list[float]:
     numbers: list[float] = truth.directions[0, :PROBED].tolist()
     return numbers
+
+
+def mutual_coherence(directions: Tensor) -> float:
+    """The largest |cosine| of two of ``directions`` [n, d], rows of norm 1."""
+    return float(_cosines(directions).abs().max())
+
+
+def least_coherence(num: int, width: int) -> float:
+    """What no ``num`` directions in ``width`` dimensions go below (Welch 1974)."""
+    return sqrt((num - width) / (width * (num - 1))) if num > width else 0.0
+
+
+@torch.no_grad()
+def low_coherence_directions(num: int, width: int, target: float, seed: int) -> Tensor:
+    """``num`` unit vectors with mutual coherence of at most ``target``: float32 [n, d].
+
+    Random ones, then gradient steps on the squares of what the |cosines| exceed the target by.
+
+    Raises:
+        UsageError: the target is below Welch's bound, or not reached.
+    """
+    bound = least_coherence(num, width)
+    if target <= bound:
+        raise UsageError(
+            f"coherence={target:g}: {num} directions in {width} dimensions have at least {bound:.4f} "
+            "(Welch's bound, which few sets reach): ask for more, or for fewer features"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    found = _unit(torch.randn(num, width, generator=generator))
+    velocity = torch.zeros_like(found)
+    for _ in range(MOST_ITERATIONS):
+        cosines = _cosines(found)
+        if float(cosines.abs().max()) <= target:
+            return found
+        excess = cosines - cosines.clamp(-MARGIN * target, MARGIN * target)
+        velocity = MOMENTUM * velocity - STEP * (excess @ found)
+        found = _unit(found + velocity)
+    raise UsageError(
+        f"coherence={target:g}: {num} directions in {width} dimensions came down to "
+        f"{mutual_coherence(found):.4f} only (Welch's bound is {bound:.4f}): ask for more"
+    )
+
+
+def _cosines(directions: Tensor) -> Tensor:
+    cosines = directions @ directions.T
+    cosines.fill_diagonal_(0)
+    return cosines
+
+
+def _unit(rows: Tensor) -> Tensor:
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return unit

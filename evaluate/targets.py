@@ -48,7 +48,7 @@ def find_targets(folders: Sequence[Path]) -> list[Target]:
     return [Target(name=name, sae_dir=path) for name, path in zip(names, found, strict=True)]
 
 
-def find_checked(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
+def find_targets_of(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
     """:func:`find_targets`, all of them trained from ``cache``.
 
     Raises:
@@ -65,7 +65,7 @@ def _short_name(sae_dir: Path) -> str:
     return resolved.parent.name if resolved.name == SAE_FOLDER else resolved.name
 
 
-def default_output(folders: Sequence[Path]) -> Path:
+def choose_output(folders: Sequence[Path]) -> Path:
     """``RUN_DIR/results.json``; for one SAE folder ``<variant>/results.json``, so that the run's own stay.
 
     Raises:

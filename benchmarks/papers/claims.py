@@ -27,8 +27,8 @@ from verdicts import VERDICTS
 from saecache import ActivationCache, load_sae, open_cache
 from saecache.common.fvu import FVU
 from saecache.configs import load_config
-from saecache.evaluate.recovery import recovery
-from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, ground_truth, write_synthetic
+from saecache.evaluate.recovery import measure_recovery
+from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, remake_ground_truth, write_synthetic
 from saecache.train import SAE, TrainConfig, run
 from saecache.train.losses.aux_zipf import AuxZipf
 
@@ -146,7 +146,7 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
 
 
 def recovered(sae: SAE, cache: ActivationCache, truth: GroundTruth) -> dict[str, float]:
-    found = recovery(sae, cache, truth)
+    found = measure_recovery(sae, cache, truth)
     buckets = {f"recovered {name}": bucket.recovered for name, bucket in found.buckets.items()}
     nan = float("nan")
     return {
@@ -164,7 +164,7 @@ def results_of(section: Section, cache: ActivationCache, out: Path) -> dict[str,
     """Variant -> figure -> its value for each seed."""
     config = config_of(section)
     result = run(config, cache, out)
-    truth = ground_truth(cache) if "synthetic" in cache.manifest.identity else None
+    truth = remake_ground_truth(cache) if "synthetic" in cache.manifest.identity else None
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, folder in result.saes.items():
         sae = load_sae(folder)

@@ -1,26 +1,31 @@
 """An export against the SAE it was made from, on the same rows: same latents active, same values.
 
-Legend: B rows of a block, D model width, F latents.
+Legend: B rows of a block, D model width, F latents, K active latents.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...common.errors import SaecacheError
 from ...common.fvu import FVU
+from ...store import ActivationCache
 from ...train import SAE
+from ..measure import MeasuredRows
 from .format import Forward
-from .space import Space
+from .space import PER_ROW, Space
 
 MASK_LIMIT = 1e-3  # rounding moves a few pre-activations across a threshold, never one in a thousand
 APPROXIMATE_MASK_LIMIT = 1e-2  # for a form that is not the rule itself
 FEW_PAIRS = 3  # may differ whatever their share is, which says little of so few
 VALUE_LIMIT = 1e-3
 TINY = 1e-30
+RANDOM_ROWS, BLOCK_ROWS = 512, 512
+NOISE = 0.1  # of a row's norm, in no direction of the dictionary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ def _largest(values: Tensor) -> float:
     return torch.inf if isnan(value) else value
 
 
-def limits_of(exact: bool) -> dict[str, float]:
+def choose_limits(exact: bool) -> dict[str, float]:
     """What :func:`check` allows, by field of :class:`Comparison`."""
     mask = MASK_LIMIT if exact else APPROXIMATE_MASK_LIMIT
     return {"mask_difference": mask, "feature": VALUE_LIMIT, "reconstruction": VALUE_LIMIT}
@@ -111,7 +116,7 @@ def limits_of(exact: bool) -> dict[str, float]:
 def check(comparison: Comparison, limits: dict[str, float], *, who: str, advice: str) -> None:
     """
     Args:
-        limits: of :func:`limits_of`. ``FEW_PAIRS`` may be active in one of the two only in any case.
+        limits: of :func:`choose_limits`. ``FEW_PAIRS`` may be active in one of the two only in any case.
 
     Raises:
         SaecacheError: the export does not compute what the SAE does.
@@ -129,3 +134,42 @@ def check(comparison: Comparison, limits: dict[str, float], *, who: str, advice:
             f"{who} would not compute what the SAE does, and was not written: on {comparison.num_rows:,} "
             f"{comparison.rows} rows the difference is {'; '.join(over)}. {advice}"
         )
+
+
+def make_random_rows(sae: SAE, space: Space) -> Tensor:
+    """b_dec and a few decoder rows in random amounts, as handed in: float32 [B, D], always the same.
+
+    Raw rows get a mean and a standard deviation of their own, the latter around 1, where the normalization
+    takes them away again.
+    """
+    generator = torch.Generator().manual_seed(0)
+    num_latents, d_model = sae.cfg.num_latents, sae.cfg.d_model
+    num_active = min(num_latents, max(1, round(sae.cfg.k or 8)))
+    latent_BK = torch.randint(num_latents, (RANDOM_ROWS, num_active), generator=generator)
+    amount_BK = torch.rand(latent_BK.shape, generator=generator)
+    row_BD = torch.einsum("bk,bkd->bd", amount_BK, sae.W_dec[latent_BK])
+    noise_BD = torch.randn(row_BD.shape, generator=generator)
+    row_BD = row_BD / _norm(row_BD) + NOISE * noise_BD / _norm(noise_BD)
+    typical = 1.0 if sae.normalizer.kind == "unit" else sqrt(d_model)
+    raw_BD = row_BD * typical + sae.b_dec
+    if sae.normalizer.kind in PER_ROW:
+        mean, spread = (torch.randn(RANDOM_ROWS, 1, generator=generator) for _ in range(2))
+        raw_BD = raw_BD / raw_BD.std(1, keepdim=True).clamp_min(1e-6) * (0.5 * spread).exp() + mean
+    else:
+        raw_BD = raw_BD / sae.normalizer.scale
+    return raw_BD if space.rows == "raw" else sae.normalizer.apply(raw_BD)[0]
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = x.norm(dim=1, keepdim=True)
+    return norm.clamp_min(1e-12)
+
+
+def read_cached_rows(
+    sae: SAE, space: Space, cache: ActivationCache, measured: MeasuredRows
+) -> Iterator[Tensor]:
+    """Rows of the cache as handed in, in blocks: float32 [B, D]."""
+    kind = "none" if space.rows == "raw" else sae.normalizer.kind
+    for block in measured.blocks(BLOCK_ROWS):
+        index = np.arange(block.start, block.stop)
+        yield cache.rows(sae.cfg.hook, index, split=measured.split, normalization=kind).float()

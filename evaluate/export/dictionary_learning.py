@@ -20,8 +20,8 @@ from torch import Tensor
 from ...store.durable import fsync_file, write_bytes
 from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
-from .metadata import own_notes
-from .rules import Form, whole_k
+from .metadata import make_notes
+from .rules import Form, integer_k
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
 TINY = 1e-30
@@ -67,8 +67,8 @@ class DictionaryLearning(Format):
 def _class_of(what: Exportable) -> str:
     sae, form = what.sae, what.rule.form
     if form == "threshold":
-        assert sae.threshold is not None, "rule_of has checked that"
-        if sae.threshold.dim() or whole_k(sae) is None:
+        assert sae.threshold is not None, "choose_rule has checked that"
+        if sae.threshold.dim() or integer_k(sae) is None:
             return "JumpReluAutoEncoder"
         nested = isinstance(sae.cfg.variant, MatryoshkaBatchTopK)
         return "MatryoshkaBatchTopKSAE" if nested else "BatchTopKSAE"
@@ -100,7 +100,7 @@ def _tensors(what: Exportable, dict_class: str) -> dict[str, Tensor]:
         threshold = scaled(sae.threshold).expand(sae.cfg.num_latents)
         return {**matrices, "b_enc": inside.float(), "threshold": threshold}
     rule = {
-        "k": torch.tensor(whole_k(sae), dtype=torch.int),
+        "k": torch.tensor(integer_k(sae), dtype=torch.int),
         "threshold": torch.tensor(-1.0) if sae.threshold is None else scaled(sae.threshold),
     }
     if dict_class == "MatryoshkaBatchTopKSAE":
@@ -116,7 +116,7 @@ def _group_sizes(what: Exportable) -> list[int]:
 
 def _config(what: Exportable, dict_class: str) -> dict[str, Any]:
     sae, provenance = what.sae, what.provenance
-    k = {} if whole_k(sae) is None else {"k": whole_k(sae)}
+    k = {} if integer_k(sae) is None else {"k": integer_k(sae)}
     return {
         "trainer": {
             "trainer_class": _TRAINERS[dict_class],
@@ -137,7 +137,7 @@ def _config(what: Exportable, dict_class: str) -> dict[str, Any]:
             "dataset": provenance.dataset,
             "prepend_bos": provenance.prepend_bos,
         },
-        "saecache": own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows),
+        "saecache": make_notes(sae, feature_factor=what.space.factor, rows=what.space.rows),
     }
 
 

@@ -39,7 +39,7 @@ class Provenance:
         return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
 
 
-def provenance_of(sae: SAE, cache: ActivationCache | None) -> Provenance:
+def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     """What the SAE's config says, and its cache, if there is one."""
     identity: dict[str, Any] = {} if cache is None else cache.manifest.identity
     text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
@@ -53,7 +53,7 @@ def provenance_of(sae: SAE, cache: ActivationCache | None) -> Provenance:
     )
 
 
-def own_notes(sae: SAE, *, feature_factor: float, rows: str) -> dict[str, Any]:
+def make_notes(sae: SAE, *, feature_factor: float, rows: str) -> dict[str, Any]:
     """What every format carries under the key ``saecache``."""
     return {"feature_factor": feature_factor, "rows": rows, "cfg": sae.cfg.model_dump(mode="json")}
 

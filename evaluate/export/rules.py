@@ -34,7 +34,7 @@ _ALWAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
 _OF_FORM: dict[str, tuple[str, ...]] = {"threshold": ("threshold",), "gated": ("r_mag", "b_mag")}
 
 
-def rule_of(sae: SAE) -> Rule:
+def choose_rule(sae: SAE) -> Rule:
     """
     Raises:
         UsageError: no other library has such a rule, or the SAE's tensors are damaged or not of its rule.
@@ -53,7 +53,7 @@ def rule_of(sae: SAE) -> Rule:
             f"SAE {cfg.name} ({cfg.kind}) has thresholds below 0, as {float(threshold.min()):.3g}; the other "
             "libraries cut at 0 first, so that its negative codes would be lost"
         )
-    if rule.form == "topk" and whole_k(sae) is None:
+    if rule.form == "topk" and integer_k(sae) is None:
         raise UsageError(f"SAE {cfg.name} ({cfg.kind}) should have a whole number k, got {cfg.k}")
     return rule
 
@@ -72,6 +72,6 @@ def _check_tensors(sae: SAE, form: Form) -> None:
             raise UsageError(f"{who}: tensor {name} is not finite: its weights are damaged")
 
 
-def whole_k(sae: SAE) -> int | None:
+def integer_k(sae: SAE) -> int | None:
     """k as a whole number, None where the rule has none."""
     return None if sae.cfg.k is None or sae.cfg.k != int(sae.cfg.k) else int(sae.cfg.k)

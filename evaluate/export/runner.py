@@ -15,13 +15,12 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..measure import choose_rows
 from ..targets import Target, check_belongs, find_targets
-from .comparison import Comparison, check, compare, limits_of
+from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
-from .metadata import provenance_of
+from .metadata import find_provenance
 from .new_folder import check_new, new_folder
-from .rows import cached_rows, random_rows
-from .rules import Rule, rule_of
+from .rules import Rule, choose_rule
 from .saelens import SAELens
 from .space import Space, choose_space
 from .sparsify import Sparsify
@@ -89,7 +88,7 @@ def export_sae(
         raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
     target = _only_one(Path(sae_dir))
     sae = target.load()
-    rule = rule_of(sae)
+    rule = choose_rule(sae)
     _check_held(sae, rule, chosen)
     space = choose_space(
         sae, format_name=format, standardizes=chosen.standardizes, normalized_input=normalized_input
@@ -104,11 +103,11 @@ def export_sae(
     opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
     if opened is not None:
         check_belongs(sae, target, opened)
-    provenance = provenance_of(sae, opened)
+    provenance = find_provenance(sae, opened)
     what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
     with new_folder(path) as folder:
         written = chosen.write(what, folder)
-        limits = limits_of(rule.exact)
+        limits = choose_limits(rule.exact)
         comparisons = list(_comparisons(what, written, chosen.read(folder), opened))
         for comparison in comparisons:
             check(comparison, limits, who=f"{format}'s {written.architecture}", advice=_advice(rule, space))
@@ -164,10 +163,12 @@ def _comparisons(
     if written.times_decoder_norm:
         factor = factor * sae.W_dec.norm(dim=1)
     if what.rule.exact:  # random rows say nothing of a rule that agrees on most of the model's
-        yield compare(sae, forward, space, factor, [random_rows(sae, space)], "random")
+        yield compare(sae, forward, space, factor, [make_random_rows(sae, space)], "random")
     if cache is not None:
         measured, _ = choose_rows(cache, CACHED_ROWS)
-        yield compare(sae, forward, space, factor, cached_rows(sae, space, cache, measured), measured.split)
+        yield compare(
+            sae, forward, space, factor, read_cached_rows(sae, space, cache, measured), measured.split
+        )
 
 
 def _advice(rule: Rule, space: Space) -> str:

@@ -17,8 +17,8 @@ from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
-from .metadata import own_notes
-from .rules import Form, whole_k
+from .metadata import make_notes
+from .rules import Form, integer_k
 
 SAE_LENS_VERSION = "6.54.12"  # whose files these are; without one SAELens takes them for those of version 5
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
@@ -49,7 +49,9 @@ class SAELens(Format):
             "apply_b_dec_to_input": True,
             "normalize_activations": "layer_norm" if what.space.standardized else "none",
             "reshape_activations": "none",
-            **({"k": whole_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}),
+            **(
+                {"k": integer_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+            ),
             "metadata": _metadata(what),
         }
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
@@ -84,14 +86,14 @@ def _tensors(what: Exportable) -> dict[str, Tensor]:
         return {**tensors, **biases, "r_mag": named["r_mag"]}
     tensors["b_enc"] = scaled(sae.b_enc)
     if what.rule.form == "threshold":
-        assert sae.threshold is not None, "rule_of has checked that"
+        assert sae.threshold is not None, "choose_rule has checked that"
         tensors["threshold"] = scaled(sae.threshold).expand(sae.cfg.num_latents)
     return tensors
 
 
 def _metadata(what: Exportable) -> dict[str, Any]:
     sae, provenance = what.sae, what.provenance
-    notes = own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
+    notes = make_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
     module_path = provenance.transformer_lens_hook is None
     metadata: dict[str, Any] = {
         "sae_lens_version": SAE_LENS_VERSION,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from .format import Exportable, Format, Forward, Written
-from .rules import Form, whole_k
+from .rules import Form, integer_k
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 
@@ -37,7 +37,7 @@ class Sparsify(Format):
             "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents goes before it
             "normalize_decoder": sae.cfg.variant.unit_norm_decoder,
             "num_latents": sae.cfg.num_latents,
-            "k": whole_k(sae),
+            "k": integer_k(sae),
             "multi_topk": False,  # a loss of training; at inference it only costs time
             "skip_connection": False,
             "transcode": False,

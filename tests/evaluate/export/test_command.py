@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saecache.cli import app
-from saecache.evaluate.export.metadata import provenance_of
+from saecache.evaluate.export.metadata import find_provenance
 from saecache.store.reading.reader import ActivationCache
 
 from ...test_cli import saecache
@@ -51,7 +51,7 @@ def test_with_the_cache_it_does_not_ask_for_the_cache(
     trained: Trained, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "saecache.evaluate.export.runner.provenance_of", lambda sae, cache: provenance_of(sae, None)
+        "saecache.evaluate.export.runner.find_provenance", lambda sae, cache: find_provenance(sae, None)
     )
     folder, out = str(trained("topk", "scale")), str(tmp_path / "out")
     arguments = ["export", folder, "--format", "sparsify", "--out", out, "--cache", str(cache.path)]
