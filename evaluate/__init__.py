@@ -1,4 +1,4 @@
-"""Cache + SAEs -> metrics, ``results.json`` and one HTML report."""
+"""Measures SAEs on a cache, writes ``results.json`` and one HTML report, and exports SAEs."""
 
 from typing import TYPE_CHECKING
 

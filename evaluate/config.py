@@ -1,4 +1,4 @@
-"""Settings of an evaluation. They are recorded with the results."""
+"""The settings of an evaluation; ``results.json`` records them."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""One SAE over the measured rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
+"""Measures one SAE on rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
 
 Legend: B rows of a block, D model width, F latents.
 """
@@ -28,22 +28,24 @@ _TRAIN_SHARE = 0.1  # without held-out rows: this share of the training rows
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRows:
-    """Rows ``first`` to ``first + count`` of ``split``."""
+    """The rows that are measured: ``first`` to ``first + count`` of ``split``."""
 
     split: str
     first: int
     count: int
 
     def blocks(self, rows_per_block: int) -> Iterator[range]:
-        """In order, as row numbers of the split."""
+        """Ranges of row numbers of the split, in order."""
         last = self.first + self.count
         for start in range(self.first, last, rows_per_block):
             yield range(start, min(start + rows_per_block, last))
 
 
 def choose_rows(cache: ActivationCache, max_rows: int) -> tuple[MeasuredRows, list[str]]:
-    """The first ``max_rows`` held-out rows; without held-out rows the last tenth of the training rows, and a
-    warning.
+    """Choose the first ``max_rows`` held-out rows, or the last tenth of the training rows if there are none.
+
+    Returns:
+        The rows, and warnings: one if training rows are measured.
     """
     heldout = cache.num_rows("heldout")
     if heldout:
@@ -67,10 +69,10 @@ def measure_sae(
     *,
     show_progress: bool,
 ) -> SaeResult:
-    """All that the cache alone can tell of ``sae``; its ``sae_dir`` and ``language_model`` are left open.
+    """Measure what needs no language model; the caller fills in ``sae_dir`` and ``language_model``.
 
-    The rows stream by once for the metrics, and once more for the contexts (when ``places`` are given),
-    because which latents are shown depends on their densities.
+    The rows are read once for the metrics, and once more for the contexts if ``places`` are given, because
+    the densities decide which latents are shown.
     """
     cfg = sae.cfg
     normalized, raw = ReconstructionStream(), ReconstructionStream()
@@ -112,7 +114,7 @@ def measure_sae(
 
 
 def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[Tensor, Tensor]:
-    """A block of rows in the SAE's normalization, and raw: float32 [B, D] each, on the SAE's device."""
+    """Read a block of rows, in the SAE's normalization and raw: float32 [B, D] each, on the SAE's device."""
     index = np.arange(block.start, block.stop)
     device = sae.W_dec.device
     x_BD = cache.rows(sae.cfg.hook, index, split=split, normalization=sae.normalizer.kind)

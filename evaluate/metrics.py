@@ -1,4 +1,4 @@
-"""Fidelity and sparsity of one SAE over a stream of rows, in float64, and the curves drawn of them.
+"""Fidelity and sparsity of an SAE over a stream of rows, in float64, and the curves that are drawn of them.
 
 Legend: B rows of a block, D model width, F latents.
 """
@@ -55,7 +55,7 @@ class ReconstructionStream:
 
 
 class CodeStream:
-    """L0, L1 and how often each latent fires, from sparse codes. Memory is a few numbers per latent."""
+    """L0, L1 and how often each latent fires, from sparse codes. It keeps a few numbers per latent."""
 
     def __init__(self, num_latents: int) -> None:
         self.num_rows = 0
@@ -105,19 +105,17 @@ class CodeStream:
 
 
 def quantile_of_counts(counts: np.ndarray, q: float) -> int:
-    """The smallest value v such that at least a share ``q`` of the rows is <= v; ``counts[v]`` rows have
-    value v.
-    """
+    """The smallest v such that a share ``q`` or more of the rows is <= v; ``counts[v]`` rows have value v."""
     cumulative = np.cumsum(counts)
     return int(np.searchsorted(cumulative, q * cumulative[-1], side="left"))
 
 
 def density_curve(density_F: Tensor, num_rows: int) -> DensityCurve:
-    """Densities by rank (densest first, alive latents only) and their histogram over log10.
+    """Densities of the alive latents by rank, densest first, and their histogram over log10.
 
-    Ranks are spaced evenly in log, so that the few dense latents and the long tail are both drawn; every rank
-    is there when there are few latents. The histogram runs from 1/num_rows, the smallest density that can be
-    seen.
+    The ranks that are kept are spaced evenly in log, so that both the few dense latents and the long tail are
+    drawn; of few latents every rank is kept. The histogram starts at 1/num_rows, the smallest density that
+    can be seen.
     """
     density = np.sort(density_F.numpy())[::-1]
     density = density[density > 0]
@@ -135,14 +133,14 @@ def density_curve(density_F: Tensor, num_rows: int) -> DensityCurve:
 
 
 def log_spaced_integers(largest: int, most: int) -> np.ndarray:
-    """1, ..., ``largest``: all of them when at most ``most``, else about ``most``, spaced evenly in log."""
+    """Numbers from 1 to ``largest``: all if there are at most ``most``, else about ``most``, even in log."""
     if largest <= most:
         return np.arange(1, largest + 1)
     return np.unique(np.round(np.geomspace(1, largest, most)).astype(np.int64))
 
 
 def l0_histogram(rows_by_l0: Tensor) -> Histogram:
-    """Rows by number of active latents: bins of equal whole width over the values that occur.
+    """How many rows have how many active latents, in bins of one whole width over the values that occur.
 
     Bin i holds the values v with ``edges[i] <= v < edges[i + 1]``.
     """

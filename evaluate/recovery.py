@@ -1,5 +1,5 @@
-"""How many of the known features an SAE has found. "Sampled-SAE", section 4: bucket recovery rate and
-activation fidelity, which the paper leaves as future work.
+"""How many of the known features an SAE has found: the bucket recovery rate and activation fidelity of
+"Sampled-SAE", section 4, which the paper leaves as future work.
 
 Legend: N rows, d width, k features, F latents.
 """
@@ -23,7 +23,7 @@ ENCODED_ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class BucketRecovery:
-    """Of the features of one bucket, or of all."""
+    """How many features of one bucket, or of all buckets, were found."""
 
     num_features: int
     recovered: float  # share whose matched latent has a similarity of FOUND or more
@@ -32,8 +32,11 @@ class BucketRecovery:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """``fidelity``: correlation of the frequencies of recovered features with those of their latents, in
-    [-1, 1]; None where fewer than 2 were recovered, or all are equally frequent.
+    """How well an SAE matches the known features.
+
+    Attributes:
+        fidelity: correlation of the frequencies of recovered features with those of their latents, in [-1,
+            1]; None if fewer than 2 were recovered, or all are equally frequent.
     """
 
     sae: str
@@ -47,9 +50,10 @@ class Recovery:
 
 
 def match_latents(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
-    """The assignment of latents to features with the largest sum of |cosines| (Hungarian method).
+    """Assign latents to features so that the sum of |cosines| is largest (Hungarian method).
 
-    A coefficient may be negative, which takes a latent of the opposite direction: hence the absolute value.
+    It takes absolute values because a feature with a negative coefficient needs a latent of opposite
+    direction.
 
     Args:
         directions: float32 [k, d], rows of norm 1.
@@ -72,7 +76,7 @@ def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None
     """Compare ``sae`` with the features of the synthetic ``cache``, on its held-out rows.
 
     Args:
-        truth: of the cache; made again (in some seconds) when None.
+        truth: the features of the cache; if None they are made again, which takes some seconds.
 
     Raises:
         UsageError: the cache is not synthetic or has no held-out rows; the SAE is of another width.
@@ -104,7 +108,7 @@ def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's, of two [n]; None where it is not defined."""
+    """Pearson's correlation of two tensors [n]; None where it is not defined."""
     if a.numel() < 2 or float(a.std()) == 0 or float(b.std()) == 0:
         return None
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])

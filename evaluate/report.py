@@ -1,4 +1,4 @@
-"""``report.html`` from ``results.json`` and ``metrics.jsonl``: one file, no network, no measuring."""
+"""Draws ``results.json`` and ``metrics.jsonl`` as one HTML file that needs no network."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ _SECTIONS = (
 def write_report(
     run_dirs: Sequence[Path | str], out_html: Path | str, *, results: Path | str | None = None
 ) -> Path:
-    """Draw what was measured as one HTML file.
+    """Write one HTML file of what was measured.
 
     Args:
         run_dirs: run folders; each holds ``results.json`` unless ``results`` is given, and ``metrics.jsonl``.
@@ -76,7 +76,7 @@ def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path])
 def _training(
     sae: SaeResult, results_folder: Path, run_dirs: Sequence[Path], logs: dict[Path, dict[str, Curves]]
 ) -> Curves | None:
-    """Its curves: from the run it lies in, or, when the folders were moved apart, one of ``run_dirs``."""
+    """The training curves of an SAE: from its own run or, if that has moved, from one of ``run_dirs``."""
     variant = (results_folder / sae.sae_dir).resolve().parent
     for run_dir in (variant.parent, *run_dirs):
         path = (run_dir / LOG_NAME).resolve()
@@ -140,5 +140,5 @@ def _resource(name: str) -> str:
 
 
 def _source_hash(script: str) -> str:
-    """For the page's content security policy: no other script than this one runs, whatever the data say."""
+    """The hash in the page's content security policy: only this script runs, whatever the data say."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}"

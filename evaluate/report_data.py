@@ -28,7 +28,7 @@ class ReportEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TableColumn:
-    """A column of the table of results. ``first`` is the order of the first click."""
+    """A column of the table of results. ``first`` is how the first click on it sorts."""
 
     label: str
     help: str
@@ -38,7 +38,7 @@ class TableColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """``value`` is what the table is sorted by, empty when it was not measured."""
+    """A cell of the table of results, sorted by ``value``, which is empty if nothing was measured."""
 
     text: str
     value: str
@@ -68,7 +68,7 @@ _COLUMNS = (
 
 
 def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[list[TableCell]]]:
-    """Columns and rows; the hook is a column only where there are several."""
+    """Columns and rows of the table of results; the hook is a column only if there are several."""
     rows = [_table_row(entry) for entry in entries]
     several_hooks = len({entry.result.hook for entry in entries}) > 1
     shown = [i for i, column in enumerate(_COLUMNS) if several_hooks or column.label != "hook"]
@@ -104,7 +104,7 @@ def _cell(value: float | None, form: str, error: str = "") -> TableCell:
 
 
 def make_script_data(entry: ReportEntry) -> dict[str, Any]:
-    """What the page's script draws of an SAE."""
+    """The data of one SAE for the page's script."""
     result = entry.result
     cost = result.language_model
     return {
@@ -128,10 +128,10 @@ def make_script_data(entry: ReportEntry) -> dict[str, Any]:
 
 
 def to_script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, and no line separators of
-    JavaScript.
+    """JSON that can stand inside a script element.
 
-    What is written as an escape is the same string once parsed; but ``</script>`` and ``<!--`` cannot occur.
+    ``<``, ``>``, ``&`` and JavaScript's line separators are written as escapes. Parsed, the strings are the
+    same; but ``</script>`` and ``<!--`` cannot occur.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -175,7 +175,7 @@ def describe_cache_of(cache: CacheSummary, results: Results) -> dict[str, Any]:
 
 
 def model_name(cache: CacheSummary) -> str:
-    """Name and revision, or what is known instead."""
+    """Name and revision of the cache's model, or what is known instead."""
     model = cache.identity.get("model")
     if not isinstance(model, Mapping):
         return "not from a language model" if model is None else str(model)
@@ -192,10 +192,10 @@ def _text_name(text: Any) -> str:
 
 
 def read_training_curves(path: Path) -> dict[str, Curves]:
-    """By variant: ``rows`` and the :data:`CURVES` over them, at most about ``MAX_POINTS`` each.
+    """Read ``rows`` and the :data:`CURVES` over them by variant, at most about ``MAX_POINTS`` points each.
 
-    Where a step occurs twice, after training was resumed, the later line counts. A last line without its end,
-    as a killed process leaves it, is passed over; None stands for what a line does not hold.
+    If a step occurs twice, because training was resumed, the later line counts. A last line that a killed
+    process left unfinished is ignored. A value that a line does not hold is None.
 
     Raises:
         UsageError: a line in the middle that is not JSON with a step, rows and a variant.
@@ -223,7 +223,7 @@ def _thinned(steps: dict[int, dict[str, Any]]) -> Curves:
 
 
 def _rounded(value: Any) -> float | None:
-    """Five significant digits of a finite number; None for anything else."""
+    """A finite number with five significant digits; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.5g}")

@@ -1,4 +1,4 @@
-"""One evaluation: SAEs and the cache they were trained from in, ``results.json`` out."""
+"""Runs an evaluation: measures SAEs on the cache they were trained from and writes ``results.json``."""
 
 import sys
 from collections.abc import Sequence
@@ -40,14 +40,15 @@ def run(
 ) -> Results:
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
 
-    Without held-out rows, the last tenth of the training rows is taken, and the results say so.
+    If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
+    so.
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
         cache: the cache the SAEs were trained from.
         config: the settings; the defaults when None.
-        model: the language model of the cache; without it there is no CE and no KL.
-        decode_token: token id -> text, for the contexts; without it they show numbers.
+        model: the language model of the cache; without it CE and KL are not measured.
+        decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
         settings: fields of :class:`EvaluateConfig` that replace those of ``config``, as ``max_rows=100_000``.
@@ -147,7 +148,7 @@ def _complete(
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """With forward slashes; absolute where there is no way from ``folder`` (another drive)."""
+    """``path`` from ``folder``, with forward slashes; absolute if it is on another drive."""
     try:
         return Path(relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rows whose features are known, written as a cache. "Sampled-SAE", section 4 and appendix A.1.
+"""Writes a cache of rows whose features are known. "Sampled-SAE", section 4 and appendix A.1.
 
 Legend: n rows or directions, d width, k features, b rows of a block.
 """
@@ -30,7 +30,7 @@ MARGIN = 0.95  # cosines above this share of the target are pushed down
 
 
 class Bucket(FrozenModel):
-    """Features that are alike: on average ``frequency`` of the rows have each, with N(0, scale²) of it."""
+    """Features of one sort: a share ``frequency`` of the rows has each, times N(0, scale²)."""
 
     name: str
     num_features: PositiveInt
@@ -50,7 +50,7 @@ TABLE_2 = (
 
 
 class SyntheticConfig(FrozenModel):
-    """X = S Aᵀ + noise. The defaults are the paper's, where it does not contradict itself."""
+    """Rows X = S Aᵀ + noise. The defaults are the paper's where it does not contradict itself."""
 
     num_rows: PositiveInt = 10_000
     width: PositiveInt = 256
@@ -68,7 +68,7 @@ class SyntheticConfig(FrozenModel):
 
     @property
     def expected_l0(self) -> float:
-        """Active features of a row."""
+        """The mean number of active features of a row."""
         return sum(bucket.num_features * bucket.frequency for bucket in self.buckets)
 
     def per_feature(self, values: list[float]) -> Tensor:
@@ -116,10 +116,10 @@ class GroundTruth:
 
 
 def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
-    """Write the cache, or find it there already; a run that was interrupted starts anew.
+    """Write the cache, unless it is there already. After an interruption it is written from the start.
 
     Raises:
-        UsageError: the folder holds something else; a coherence that cannot be had.
+        UsageError: the folder holds something else, or the coherence cannot be reached.
     """
     out, identity = Path(out), {"synthetic": config.model_dump(mode="json", exclude={"storage"})}
     if inspect_output(out) == "complete":
@@ -153,11 +153,11 @@ def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
 
 
 def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
-    """The features of a synthetic cache, made again from its settings.
+    """Make the features of a synthetic cache again from its settings.
 
     Raises:
         UsageError: the cache is not a synthetic one.
-        SaecacheError: random numbers here are not those of the machine that wrote it.
+        SaecacheError: this version of torch draws other random numbers than the one that wrote the cache.
     """
     found = cache.manifest.identity.get("synthetic")
     if not isinstance(found, dict):
@@ -173,7 +173,7 @@ def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
 
 
 def _seed(seed: int, purpose: str) -> int:
-    """Nobody else's random numbers: an SAE started from the same small seed must not be the answer."""
+    """A seed that nothing else uses: an SAE that starts from the same small seed must not be the answer."""
     return int.from_bytes(sha256(f"synthetic {seed} {purpose}".encode()).digest()[:8], "big") >> 1
 
 
@@ -188,18 +188,18 @@ def mutual_coherence(directions: Tensor) -> float:
 
 
 def least_coherence(num: int, width: int) -> float:
-    """What no ``num`` directions in ``width`` dimensions go below (Welch 1974)."""
+    """The least mutual coherence that ``num`` directions in ``width`` dimensions can have (Welch 1974)."""
     return sqrt((num - width) / (width * (num - 1))) if num > width else 0.0
 
 
 @torch.no_grad()
 def low_coherence_directions(num: int, width: int, target: float, seed: int) -> Tensor:
-    """``num`` unit vectors with mutual coherence of at most ``target``: float32 [n, d].
+    """Make ``num`` unit vectors with mutual coherence of at most ``target``: float32 [n, d].
 
-    Random ones, then gradient steps on the squares of what the |cosines| exceed the target by.
+    They start at random. Gradient steps then lower the squares of what the |cosines| exceed the target by.
 
     Raises:
-        UsageError: the target is below Welch's bound, or not reached.
+        UsageError: the target is below Welch's bound, or was not reached.
     """
     bound = least_coherence(num, width)
     if target <= bound:

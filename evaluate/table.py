@@ -1,4 +1,4 @@
-"""The results as a table for the terminal."""
+"""Formats results as a table for the terminal."""
 
 from ..common.tables import format_columns
 from .results import Results, SaeResult
@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def format_table(results: Results) -> str:
-    """One line per SAE, columns aligned, and one line that says on what it was measured."""
+    """One line per SAE, and a last line that says on which rows and tokens they were measured."""
     rows = [_COLUMNS, *(_row(sae) for sae in results.saes)]
     cache = results.cache
     measured = [f"{cache.rows:,} {'held-out' if cache.split == 'heldout' else 'TRAINING'} rows"]

@@ -1,4 +1,4 @@
-"""Which SAEs are meant by the folders a user names, and whether the cache is theirs."""
+"""Finds the SAEs in the folders that a user names, and checks that the cache is theirs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ class Target:
 
 
 def find_targets(folders: Sequence[Path]) -> list[Target]:
-    """The SAEs in ``folders``: SAE folders themselves, or all ``<variant>/sae`` of a run folder, by name.
+    """Find the SAEs in ``folders``, which are SAE folders or run folders with ``<variant>/sae`` in them.
 
-    Two SAEs of one name, from different runs, are told apart by their run folder: ``run/name``.
+    If SAEs of two runs have the same name, they are called ``run/name``.
 
     Raises:
-        UsageError: a folder that holds no SAE, or the same SAE named twice.
+        UsageError: a folder holds no SAE, or the same SAE is named twice.
     """
     found = [sae_dir for folder in folders for sae_dir in find_saes(folder)]
     doubled = [str(path) for path, count in Counter(path.resolve() for path in found).items() if count > 1]
@@ -66,10 +66,10 @@ def _short_name(sae_dir: Path) -> str:
 
 
 def choose_output(folders: Sequence[Path]) -> Path:
-    """``RUN_DIR/results.json``; for one SAE folder ``<variant>/results.json``, so that the run's own stay.
+    """The results file of a run folder; of an SAE folder, that of its variant, so that the run's own stay.
 
     Raises:
-        UsageError: several folders, so that no place is the obvious one.
+        UsageError: there are several folders, so that no place is obvious.
     """
     if len(folders) != 1:
         raise UsageError(
@@ -83,9 +83,10 @@ def choose_output(folders: Sequence[Path]) -> Path:
 
 
 def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
-    """
+    """Make sure that ``sae`` was trained from ``cache``.
+
     Raises:
-        UsageError: the SAE was trained from another cache, or the cache lacks its hook or its width.
+        UsageError: it was trained from another cache, or the cache lacks its hook or its width.
     """
     trained_on = sae.cfg.cache.get("fingerprint")
     if trained_on != cache.fingerprint:

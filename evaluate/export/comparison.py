@@ -1,4 +1,4 @@
-"""An export against the SAE it was made from, on the same rows: same latents active, same values.
+"""Compares an export with its SAE on the same rows: are the same latents active, with the same values?
 
 Legend: B rows of a block, D model width, F latents, K active latents.
 """
@@ -30,18 +30,18 @@ NOISE = 0.1  # of a row's norm, in no direction of the dictionary
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What differs between an SAE and its export.
+    """The differences between an SAE and its export.
 
     Attributes:
-        rows: ``random``, or the split of the cache they are from.
-        num_pairs: (row, latent) active in the SAE or in the export.
-        mask_difference: the share of them that is active in one of the two only.
-        feature: largest difference of a feature that is active in both, relative to the largest feature.
-        reconstruction: largest norm of the difference of a row whose active latents agree, relative to the
-            norm of the row less its mean.
+        rows: what was compared on: ``random``, or a split of the cache.
+        num_pairs: pairs (row, latent) that are active in the SAE or in the export.
+        mask_difference: the share of these pairs that is active in only one of the two.
+        feature: the largest difference of a feature that is active in both, relative to the largest feature.
+        reconstruction: over the rows whose active latents agree, the largest norm of the difference of the
+            two reconstructions, relative to the norm of the row less its mean.
         reconstruction_all: the same over all rows.
         l0, l0_exported: active latents per row.
-        fvu, fvu_exported: of the rows as they were handed in.
+        fvu, fvu_exported: FVU of the rows as they were handed in.
     """
 
     rows: str
@@ -61,10 +61,11 @@ class Comparison:
 def compare(
     sae: SAE, forward: Forward, space: Space, factor: Tensor, blocks: Iterable[Tensor], rows: str
 ) -> Comparison:
-    """
+    """Run the SAE and its export on the same rows.
+
     Args:
-        factor: what features of the export are multiples of: [] or [F].
-        blocks: at least one row; each [B, D] as ``space`` has them handed in.
+        factor: [] or [F]; the export should give the SAE's features times this.
+        blocks: rows [B, D] as ``space`` says they are handed in; at least one row in all.
     """
     num_rows = one = either = l0 = l0_exported = 0
     feature = largest = agreeing = everywhere = 0.0
@@ -102,21 +103,23 @@ def compare(
 
 
 def _largest(values: Tensor) -> float:
-    """0 of none; infinity where one is NaN, which no comparison would notice."""
+    """The largest value; 0 if there is none, infinity if one is NaN, which no comparison would notice."""
     value = float(values.max()) if values.numel() else 0.0
     return torch.inf if isnan(value) else value
 
 
 def choose_limits(exact: bool) -> dict[str, float]:
-    """What :func:`check` allows, by field of :class:`Comparison`."""
+    """The largest differences that :func:`check` allows, by field of :class:`Comparison`."""
     mask = MASK_LIMIT if exact else APPROXIMATE_MASK_LIMIT
     return {"mask_difference": mask, "feature": VALUE_LIMIT, "reconstruction": VALUE_LIMIT}
 
 
 def check(comparison: Comparison, limits: dict[str, float], *, who: str, advice: str) -> None:
-    """
+    """Refuse an export that differs too much from its SAE.
+
     Args:
-        limits: of :func:`choose_limits`. ``FEW_PAIRS`` may be active in one of the two only in any case.
+        limits: from :func:`choose_limits`. In any case ``FEW_PAIRS`` pairs may be active in only one of the
+            two.
 
     Raises:
         SaecacheError: the export does not compute what the SAE does.
@@ -137,10 +140,10 @@ def check(comparison: Comparison, limits: dict[str, float], *, who: str, advice:
 
 
 def make_random_rows(sae: SAE, space: Space) -> Tensor:
-    """b_dec and a few decoder rows in random amounts, as handed in: float32 [B, D], always the same.
+    """Make rows of b_dec and a few decoder rows in random amounts: float32 [B, D], the same on every call.
 
-    Raw rows get a mean and a standard deviation of their own, the latter around 1, where the normalization
-    takes them away again.
+    They are as ``space`` says they are handed in. If the normalization removes each row's mean and norm, raw
+    rows get a mean and a standard deviation of their own, the latter around 1.
     """
     generator = torch.Generator().manual_seed(0)
     num_latents, d_model = sae.cfg.num_latents, sae.cfg.d_model
@@ -168,7 +171,7 @@ def _norm(x: Tensor) -> Tensor:
 def read_cached_rows(
     sae: SAE, space: Space, cache: ActivationCache, measured: MeasuredRows
 ) -> Iterator[Tensor]:
-    """Rows of the cache as handed in, in blocks: float32 [B, D]."""
+    """Read rows of the cache in blocks, as ``space`` says they are handed in: float32 [B, D]."""
     kind = "none" if space.rows == "raw" else sae.normalizer.kind
     for block in measured.blocks(BLOCK_ROWS):
         index = np.arange(block.start, block.stop)

@@ -1,12 +1,11 @@
 """dictionary_learning: ``ae.pt`` (plain tensors) and ``config.json``, read with ``utils.load_dictionary``.
 
-Read in dictionary-learning 0.1.0 (utils.py, dictionary.py, trainers/*.py). What differs from one of its
-classes to the next:
+Written after dictionary-learning 0.1.0 (utils.py, dictionary.py, trainers/*.py). Its classes differ in this:
 
-- ``AutoEncoder`` makes decoder columns norm 1 when it is loaded, so they are so already and features take
-  the norms.
-- ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE`` have one threshold; with one for each latent it is
-  ``JumpReluAutoEncoder``, which does not subtract b_dec before encoding: it goes into b_enc.
+- ``AutoEncoder`` scales decoder columns to norm 1 when it is loaded. The export has done that already, and
+  its features are multiplied by the norms.
+- ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE`` have one threshold. An SAE with a threshold for each latent
+  becomes a ``JumpReluAutoEncoder``, which does not subtract b_dec before encoding: b_enc then includes it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A folder that is whole or absent."""
+"""A new folder that appears only when all of it is written."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ LOCK_FILE = ".lock"
 
 
 def check_new(out: Path | str, needed_bytes: int) -> Path:
-    """``out`` as the path of a folder that can be made.
+    """Make sure that ``out`` can be made, and return it as a path.
 
     Raises:
-        UsageError: a URL, something that exists already, a file above it, or too little space.
+        UsageError: it is a URL, it exists already, it cannot be written, or there is too little space.
     """
     if is_url(out):
         raise UsageError(f"--out must name a folder, got the URL {out}: copy the folder there afterwards")
@@ -32,12 +32,13 @@ def check_new(out: Path | str, needed_bytes: int) -> Path:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder to fill: without an error inside it then is ``out``; otherwise nothing is left.
+    """Yield an empty folder to fill. It becomes ``out`` if the block ends without an error, else it is
+    removed.
 
-    What a killed process left of the same folder goes.
+    What a killed process left of the same folder is removed first.
 
     Raises:
-        UsageError: another process is at it, or was while this one filled its own.
+        UsageError: another process is writing ``out``, or made it in the meantime.
         SaecacheError: it cannot be written.
     """
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")

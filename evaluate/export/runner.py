@@ -1,4 +1,4 @@
-"""One SAE folder in, one folder of another library out."""
+"""Exports one SAE folder as one folder of another library."""
 
 import json
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), Dictionary
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A finished export. ``saecache-export.json`` beside it holds this too, and the SAE's config.
+    """A finished export. Its file ``saecache-export.json`` holds the same, and the SAE's config.
 
     Attributes:
-        rows: what to hand in: ``raw`` activations, or ``normalized`` ones.
-        feature_factor: features of the export are ours times this, and times the norm of the latent's decoder
-            row if ``features_times_decoder_norm``.
-        unknown: fields of the format's metadata that the SAE's own files do not tell; its cache does.
+        rows: what the export takes as input: ``raw`` activations, or ``normalized`` ones.
+        feature_factor: features of the export are the SAE's times this; with ``features_times_decoder_norm``
+            they are also multiplied by the norm of the latent's decoder row.
+        unknown: fields of the format's metadata that neither the SAE nor the cache, if it was given, says.
         loading: Python that loads it.
     """
 
@@ -68,16 +68,16 @@ def export_sae(
     cache: ActivationCache | Path | str | None = None,
     normalized_input: bool = False,
 ) -> Export:
-    """Write an SAE for another library into the new folder ``out``, and compare the two.
+    """Write an SAE for another library into the new folder ``out``, and check that both compute the same.
 
-    What was written is read back and run by a plain version of that library's forward pass, on random rows
-    and, with ``cache``, on its held-out rows; ``out`` appears only if features and reconstructions agree.
+    The files are read back and run by a plain version of that library's forward pass, on random rows and, if
+    ``cache`` is given, on its held-out rows. ``out`` appears only if features and reconstructions agree.
 
     Args:
         sae_dir: the SAE's folder, or that of a run with one SAE.
         format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
-        cache: the cache the SAE was trained from; it also tells the text, the context and BOS.
-        normalized_input: for an SAE of rows that whoever loads it normalizes as the cache does.
+        cache: the cache the SAE was trained from; it also names the text, the context and BOS.
+        normalized_input: the rows handed in will be normalized already, as the cache normalizes them.
 
     Raises:
         UsageError: no SAE there, an unknown format or one that cannot hold it, ``out`` exists, another cache.

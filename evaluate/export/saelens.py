@@ -1,9 +1,8 @@
 """SAELens 6: ``cfg.json`` and ``sae_weights.safetensors``, read with ``SAE.load_from_disk``.
 
-Read in sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist in
-training only; what they and every other rule with a threshold become is ``jumprelu``, with a threshold for
-each latent. Its ``layer_norm`` divides by std + 1e-5, so that small rows come out smaller than here, by
-1e-5 / std.
+Written after sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist
+only in training: they, and every other rule with a threshold, become ``jumprelu`` with a threshold for each
+latent. Its ``layer_norm`` divides by std + 1e-5, which makes small rows smaller than here, by 1e-5 / std.
 """
 
 import json
@@ -111,7 +110,7 @@ def _metadata(what: Exportable) -> dict[str, Any]:
 
 
 def _features(config: dict[str, Any], tensors: dict[str, Tensor], a: Tensor) -> Tensor:
-    """What encode() returns; ``a`` [B, F] are pre-activations without bias."""
+    """The features [B, F] that encode() returns; ``a`` [B, F] are pre-activations without bias."""
     if config["architecture"] == "gated":
         magnitude = a * tensors["r_mag"].exp() + tensors["b_mag"]
         return torch.relu(magnitude) * (a + tensors["b_gate"] > 0)

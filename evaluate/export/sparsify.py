@@ -1,7 +1,7 @@
 """sparsify: ``cfg.json`` and ``sae.safetensors``, read with ``SparseCoder.load_from_disk``. TopK only.
 
-Read in eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). Its config has no place for where an SAE comes
-from; ``saecache-export.json`` has.
+Written after eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). Its config has no room for the origin of
+an SAE; ``saecache-export.json`` holds it.
 """
 
 import json
