@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "Results", "SplicedModel", "export_sae", "format_table", "run", "write_report"]
 
-_LAZY = {  # the first three import torch; the others need only results.json
+_LAZY = {  # run, export_sae and SplicedModel import torch; the others need only results.json
     "run": "runner",
     "export_sae": "export",
     "SplicedModel": "language_model",

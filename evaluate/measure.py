@@ -23,7 +23,7 @@ from .results import LatentResult, SaeResult
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_TRAIN_SHARE = 0.1  # without held-out rows: this share of the training rows
+_TRAIN_SHARE = 0.1  # of the training rows, measured if there are no held-out rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ def choose_rows(cache: ActivationCache, max_rows: int) -> tuple[MeasuredRows, li
         return MeasuredRows(split="heldout", first=0, count=min(heldout, max_rows)), []
     count = min(max_rows, max(1, round(len(cache) * _TRAIN_SHARE)))
     warning = (
-        f"The cache has no held-out rows: measured were the last {count:,} training rows, which the SAEs may "
-        "have been trained on. Harvest with a held-out fraction to measure on unseen documents."
+        f"The cache has no held-out rows, so the last {count:,} training rows were measured, on which the "
+        "SAEs may have been trained. Harvest with heldout_fraction to measure on unseen documents."
     )
     return MeasuredRows(split="train", first=len(cache) - count, count=count), [warning]
 

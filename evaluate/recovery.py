@@ -17,7 +17,7 @@ from ..store.reading.reader import ActivationCache
 from ..train.sae import SAE
 from .synthetic import HOOK, GroundTruth, remake_ground_truth
 
-FOUND = 0.7  # |cosine| of a feature and its latent
+FOUND = 0.7  # a feature counts as found from this |cosine| with its latent on
 ENCODED_ROWS = 8192
 
 
@@ -26,7 +26,7 @@ class BucketRecovery:
     """How many features of one bucket, or of all buckets, were found."""
 
     num_features: int
-    recovered: float  # share whose matched latent has a similarity of FOUND or more
+    recovered: float  # share with a matched latent of similarity FOUND or more
     mean_similarity: float
 
 
@@ -43,7 +43,7 @@ class Recovery:
     overall: BucketRecovery
     buckets: dict[str, BucketRecovery]
     fidelity: float | None
-    fidelity_log: float | None  # the same of the logarithms, where rare features count as much
+    fidelity_log: float | None  # of the logarithms, where rare features count as much as others
     l0: float
     fvu: float
     heldout_rows: int

@@ -13,7 +13,7 @@ RESULTS_NAME = "results.json"
 
 
 class _Record(BaseModel):
-    # Unknown keys are left alone: a later version may add some, and an older report still draws the rest.
+    # Unknown keys are ignored: a later version may add some, and an older report still draws the rest.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 

@@ -66,7 +66,7 @@ def choose_sequences(
     else:
         candidates = order.permutation(cache.tokens.shape[0])
         token_index = np.zeros(0, dtype=np.int64)
-    # Training rows are found by a pass over all of them, so that one block should be enough.
+    # Finding training rows takes a pass over all of them, so the first block should be large enough.
     block = max(_BLOCK_SEQUENCES, 2 * ce_tokens // cache.context if split == "train" else 0)
     for start in range(0, len(candidates), block):
         sequences = np.sort(candidates[start : start + block])
@@ -77,7 +77,7 @@ def choose_sequences(
         )
         part = _read(cache, sequences, rows)
         scored_each = part.scored.sum(1)
-        # Whole sequences, in the drawn order, only as many as are still wanted.
+        # Keep whole sequences in the drawn order, and no more than are still needed.
         drawn = np.searchsorted(sequences, candidates[start : start + block])
         enough = int(np.searchsorted(np.cumsum(scored_each[drawn]), ce_tokens - total)) + 1
         keep = np.sort(drawn[:enough])
@@ -89,7 +89,7 @@ def choose_sequences(
     if total == 0:
         raise UsageError(
             f"{cache.path}: CE and KL need rows that are followed by a token of their document; its "
-            f"{split} rows have none. Measure without the model."
+            f"{split} rows have none. Measure without the model (--no-model)."
         )
     return ScoredSequences(
         ids=np.concatenate([part.ids for part in parts]),

@@ -22,8 +22,8 @@ from ..store.writing.output import inspect_output
 from ..store.writing.writer import CacheWriter
 
 HOOK = "synthetic"
-BLOCK_ROWS = 4096  # whose random numbers have one seed
-PROBED = 8  # numbers of the first direction that a cache remembers
+BLOCK_ROWS = 4096  # rows whose random numbers have one seed
+PROBED = 8  # so many numbers of the first direction are stored with the cache
 MOST_ITERATIONS = 3000
 STEP, MOMENTUM = 0.02, 0.9
 MARGIN = 0.95  # cosines above this share of the target are pushed down
@@ -57,7 +57,7 @@ class SyntheticConfig(FrozenModel):
     buckets: Annotated[tuple[Bucket, ...], Field(min_length=1)] = TABLE_2
     coherence: PositiveFloat = 0.0833  # no two directions align more than this
     coefficients: Literal["normal", "half_normal"] = "normal"  # half_normal: |N(0, scale²)|, never negative
-    snr_db: float = 20.0  # of the rows against the noise
+    snr_db: float = 20.0  # of the rows, relative to the noise
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: NonNegativeInt = 0
     storage: StorageConfig = StorageConfig()
@@ -101,7 +101,7 @@ class GroundTruth:
         """Coefficients [b, k] and rows [b, d] in the order of writing: a pure function of the config."""
         power = float(
             (self.frequency * self.scale.square()).sum()
-        )  # of a row, its features being nearly apart
+        )  # mean square of a row; its features are nearly orthogonal
         noise = sqrt(power / 10 ** (self.config.snr_db / 10) / self.config.width)
         for first in range(0, self.config.num_rows, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, self.config.num_rows - first)
@@ -205,7 +205,7 @@ def low_coherence_directions(num: int, width: int, target: float, seed: int) -> 
     if target <= bound:
         raise UsageError(
             f"coherence={target:g}: {num} directions in {width} dimensions have at least {bound:.4f} "
-            "(Welch's bound, which few sets reach): ask for more, or for fewer features"
+            "(Welch's bound, which few sets reach): raise coherence, or lower the number of features"
         )
     generator = torch.Generator().manual_seed(seed)
     found = _unit(torch.randn(num, width, generator=generator))
@@ -219,7 +219,7 @@ def low_coherence_directions(num: int, width: int, target: float, seed: int) -> 
         found = _unit(found + velocity)
     raise UsageError(
         f"coherence={target:g}: {num} directions in {width} dimensions came down to "
-        f"{mutual_coherence(found):.4f} only (Welch's bound is {bound:.4f}): ask for more"
+        f"{mutual_coherence(found):.4f} only (Welch's bound is {bound:.4f}): raise coherence"
     )
 
 

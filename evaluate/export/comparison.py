@@ -20,12 +20,12 @@ from .format import Forward
 from .space import PER_ROW, Space
 
 MASK_LIMIT = 1e-3  # rounding moves a few pre-activations across a threshold, never one in a thousand
-APPROXIMATE_MASK_LIMIT = 1e-2  # for a form that is not the rule itself
-FEW_PAIRS = 3  # may differ whatever their share is, which says little of so few
+APPROXIMATE_MASK_LIMIT = 1e-2  # for a form that is not the SAE's own rule
+FEW_PAIRS = 3  # so many may differ whatever their share, which says little about so few
 VALUE_LIMIT = 1e-3
 TINY = 1e-30
 RANDOM_ROWS, BLOCK_ROWS = 512, 512
-NOISE = 0.1  # of a row's norm, in no direction of the dictionary
+NOISE = 0.1  # of a row's norm, in random directions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from .rules import Form, integer_k
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
 TINY = 1e-30
-_TRAINERS = {  # dict_class -> trainer_class, for who reads the config
+_TRAINERS = {  # dict_class -> trainer_class; only readers of the config look at it
     "AutoEncoder": "StandardTrainer",
     "AutoEncoderTopK": "TopKTrainer",
     "BatchTopKSAE": "BatchTopKTrainer",
@@ -44,7 +44,7 @@ class DictionaryLearning(Format):
         path = folder / WEIGHTS_FILE
         try:
             torch.save(tensors, path)
-        except RuntimeError as error:  # how it tells of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(f"cannot write {path}: {error}") from error
         fsync_file(path)
         config = _config(what, dict_class)

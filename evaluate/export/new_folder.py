@@ -51,7 +51,7 @@ def new_folder(out: Path) -> Iterator[Path]:
                 _clear(temporary)
                 yield temporary
                 fsync_folder(temporary)
-                if out.exists():  # an empty folder would be replaced
+                if out.exists():  # rename would replace an empty folder
                     raise UsageError(f"{out} was made meanwhile by another process: give another --out")
                 temporary.rename(out)
                 (out / LOCK_FILE).unlink()

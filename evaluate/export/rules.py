@@ -26,7 +26,7 @@ _RULES = {
     "topk": Rule(form="topk"),
     "threshold": Rule(form="threshold"),
     "gated": Rule(form="gated"),
-    "probabilistic_topk": Rule(form="topk", exact=False),  # gates, then |a|: mostly the k largest a
+    "probabilistic_topk": Rule(form="topk", exact=False),  # gates, then |a|: mostly selects the k largest a
 }
 
 

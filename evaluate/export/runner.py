@@ -26,7 +26,7 @@ from .space import Space, choose_space
 from .sparsify import Sparsify
 
 REPORT_FILE = "saecache-export.json"
-CACHED_ROWS = 8192  # of a cache, that an export is compared on
+CACHED_ROWS = 8192  # held-out rows that an export is compared on
 FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify())}
 
 
@@ -162,7 +162,7 @@ def _comparisons(
     factor = torch.tensor(space.factor)
     if written.times_decoder_norm:
         factor = factor * sae.W_dec.norm(dim=1)
-    if what.rule.exact:  # random rows say nothing of a rule that agrees on most of the model's
+    if what.rule.exact:  # a rule that only agrees on most of the model's rows needs such rows
         yield compare(sae, forward, space, factor, [make_random_rows(sae, space)], "random")
     if cache is not None:
         measured, _ = choose_rows(cache, CACHED_ROWS)

@@ -19,7 +19,7 @@ from .format import Exportable, Format, Forward, Written
 from .metadata import make_notes
 from .rules import Form, integer_k
 
-SAE_LENS_VERSION = "6.54.12"  # whose files these are; without one SAELens takes them for those of version 5
+SAE_LENS_VERSION = "6.54.12"  # without it SAELens reads the files as those of version 5
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 EPS = 1e-5
 _ARCHITECTURES: dict[Form, str] = {

@@ -34,7 +34,7 @@ class Sparsify(Format):
         write_tensors(folder / WEIGHTS_FILE, tensors)
         config = {
             "activation": "topk",
-            "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents goes before it
+            "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents decides
             "normalize_decoder": sae.cfg.variant.unit_norm_decoder,
             "num_latents": sae.cfg.num_latents,
             "k": integer_k(sae),
@@ -42,7 +42,7 @@ class Sparsify(Format):
             "skip_connection": False,
             "transcode": False,
             "d_in": sae.cfg.d_model,
-        }  # nothing else: it prints whatever it does not know
+        }  # nothing else, because sparsify prints whatever it does not know
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
         return Written(architecture="SparseCoder")
 
