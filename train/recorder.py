@@ -180,6 +180,8 @@ def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) ->
     usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
     rows = min(config.log.heldout_rows, usable)
     if rows == 0:
+        if usable == 0 and config.log.heldout_every_steps is not None:
+            logger.warning("the cache has no held-out rows: heldout_fvu and heldout_l0 are not measured")
         return None
     stream = cache.batches(
         plan.hook,
