@@ -24,7 +24,8 @@ def _group(text: str) -> typer.Typer:
 
 app = _group(
     "Harvest language-model activations once, then train every sparse autoencoder from the cache.\n\n"
-    "Start with 'saecache demo --out demo', or with 'saecache recipes' for the shipped configurations."
+    "Start with 'saecache demo --out demo', or with 'saecache recipes' for the shipped configurations.\n\n"
+    "With SAECACHE_DEBUG=1 in the environment, failures show their stack trace."
 )
 cache_app = _group("Look at caches, check them, share them, cut and join them.")
 
