@@ -223,7 +223,7 @@ def test_counts_as_people_write_them(written: str, count: int | None) -> None:
 def test_a_count_must_be_whole() -> None:
     assert parse_count(1e5) == 100_000
     assert [parse_count(value) for value in (1.5, None, "many", [3])] == [1.5, None, "many", [3]]
-    with pytest.raises(ValueError, match=r"expected a whole number, got '1\.5', which is 1\.5"):
+    with pytest.raises(ValueError, match=r"expected a whole number, got 1\.5"):
         parse_count("1.5")
 
 

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..common.counts import PositiveCount
+from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..store.normalization import NormalizationKind
 from . import grid
@@ -20,6 +20,7 @@ from .optimizer_config import OptimizerConfig, ScheduleConfig
 from .variant import Variant
 from .variants import AnyVariant
 
+PositiveCount = Annotated[Count, Field(gt=0)]
 RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
 
 
