@@ -7,51 +7,55 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .common.errors import UsageError
 from .configs import load_config
 
 if TYPE_CHECKING:
+    from .evaluate import EvaluateConfig
     from .evaluate.results import Results
     from .harvest import LanguageModel
     from .store import ActivationCache
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoSize:
-    """How much the demo does: overrides of its two recipes, and the tokens scored for CE and KL."""
-
-    harvest: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
-    ce_tokens: int = 20_000
-
-
-SHORT_DEMO = DemoSize(harvest=("num_tokens=60000",), train=("epochs=1",), ce_tokens=2_000)
+SHORT_DEMO = {"harvest": ["num_tokens=60000"], "train": ["epochs=1"], "evaluate": ["ce_tokens=2000"]}
+"""Overrides of the three recipes called demo, for ``--short``."""
 
 
 def evaluate(
     targets: Sequence[Path],
     cache_path: Path | str,
+    config: "EvaluateConfig",
     *,
     out: Path | None = None,
     with_model: bool = True,
-    ce_tokens: int = 50_000,
 ) -> "Results":
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
+    from .common.outputs import check_file_output
     from .evaluate import run
-    from .evaluate.targets import find_checked
+    from .evaluate.targets import choose_output, find_targets_of
     from .harvest import load_model_of
     from .store import open_cache
 
+    out = out or choose_output(targets)
+    check_file_output(out)  # this, and whose SAEs they are, before minutes are spent on loading a model
     cache = open_cache(cache_path)
-    find_checked(targets, cache)  # before minutes are spent on loading a model
-    model = load_model_of(cache) if with_model and _names_model(cache) else None
+    find_targets_of(targets, cache)
+    model = None
+    if with_model and _names_model(cache):
+        try:
+            model = load_model_of(cache, device=config.device)
+        except UsageError as error:
+            raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode = None if model is None else _token_decoder(model)
-    return run(list(targets), cache, model=model, decode_token=decode, out=out, ce_tokens=ce_tokens)
+    return run(list(targets), cache, config, model=model, decode_token=decode, out=out)
 
 
 def _names_model(cache: "ActivationCache") -> bool:
@@ -71,26 +75,30 @@ class DemoSummary:
     facts: dict[str, Any]
 
 
-def demo(out: Path, *, short: bool = False) -> DemoSummary:
+def run_demo(out: Path, *, short: bool = False) -> DemoSummary:
     """Harvest the built-in model on the standard library's text, train five SAEs, evaluate, report.
 
     Makes ``out/cache``, ``out/runs/demo``, ``out/results.json``, ``out/report.html``. Running it again on an
     interrupted folder continues; on a finished one it only measures and reports again.
     """
-    from .evaluate import format_table, write_report
+    from .common.outputs import check_folder_output
+    from .evaluate import EvaluateConfig, format_table, write_report
     from .harvest import HarvestConfig
     from .harvest import run as run_harvest
     from .train import TrainConfig
     from .train import run as run_train
 
     started = monotonic()
-    size = SHORT_DEMO if short else DemoSize()
-    harvest_config = load_config(HarvestConfig, "demo", size.harvest, kinds=("harvest",))
-    train_config = load_config(TrainConfig, "demo", size.train, kinds=("train",))
+    overrides = SHORT_DEMO if short else {}
+    harvest_config = load_config(HarvestConfig, "demo", overrides.get("harvest", ()), kinds=("harvest",))
+    train_config = load_config(TrainConfig, "demo", overrides.get("train", ()), kinds=("train",))
+    evaluate_config = load_config(EvaluateConfig, "demo", overrides.get("evaluate", ()), kinds=("evaluate",))
+    check_folder_output(out)
     cache_path, run_dir = out / "cache", out / "runs" / "demo"
-    run_harvest(harvest_config, cache_path)
-    run_train(train_config, cache_path, run_dir)
-    results = evaluate([run_dir], cache_path, out=out / "results.json", ce_tokens=size.ce_tokens)
+    with _without_loading_bars():
+        run_harvest(harvest_config, cache_path)
+        run_train(train_config, cache_path, run_dir)
+        results = evaluate([run_dir], cache_path, evaluate_config, out=out / "results.json")
     write_report([run_dir], out / "report.html", results=out / "results.json")
     program = _program()
     lines = [
@@ -104,8 +112,9 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
         f"  {out / 'report.html'}    open it in a browser",
         "",
         "try next:",
-        f"  {program} cache info {cache_path}",
-        f"  {program} train papers/mutual-and-feature-choice-demo --cache {cache_path} --out {out}/choice",
+        f"  {program} cache info {quote(str(cache_path))}",
+        f"  {program} train papers/mutual-and-feature-choice-demo --cache {quote(str(cache_path))} "
+        f"--out {quote(str(out / 'choice'))}",
         f"  {program} recipes",
     ]
     facts = {
@@ -117,8 +126,22 @@ def demo(out: Path, *, short: bool = False) -> DemoSummary:
     return DemoSummary(text="\n".join(lines), facts=facts)
 
 
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    """Transformers draws a bar while it loads weights, which takes no time for the demo's model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _program() -> str:
     """How this command line is called from here: by its name where the shell finds it, else by its path."""
     if shutil.which("saecache"):
         return "saecache"
-    return os.path.relpath(Path(sys.executable).with_name("saecache"))
+    return quote(os.path.relpath(Path(sys.executable).with_name("saecache")))

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from saecache.common.fvu import FVU
 from saecache.configs import load_config
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
@@ -112,9 +113,10 @@ def fvu(out: Path, cache: ActivationCache, exact: ActivationCache, epochs: float
     config = load_config(TrainConfig, "demo", settings, kinds=("train",))
     (folder,) = train(config, cache, out).saes.values()
     sae = load_sae(folder)
-    x = exact.rows(HOOK, range(exact.num_rows("heldout")), "heldout").double()
-    residual = x - sae(x.float()).double()
-    return float(residual.square().sum() / (x - x.mean(dim=0)).square().sum())
+    x = exact.rows(HOOK, range(exact.num_rows("heldout")), "heldout")
+    measured = FVU()
+    measured.add(x, sae(x.float()))
+    return measured.value() or 0.0
 
 
 def report(

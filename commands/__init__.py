@@ -1,1 +1,1 @@
-"""The commands below ``saecache cache``, and what all commands share; ``cli.py`` has the others."""
+"""What the commands do, one function each; ``cli.py`` has the table that registers them."""

@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .parts import JsonFlag, command, print_json, print_pairs
+from .printing import JsonFlag, print_json, print_next, print_pairs
 
 if TYPE_CHECKING:
     from ..evaluate.export import Export
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    command(app, "export")(export)
 
 
 def export(
@@ -31,7 +26,7 @@ def export(
         bool,
         typer.Option(
             "--normalized-input",
-            help="You will hand in rows normalized as the cache does. Default: raw activations.",
+            help="Rows that are handed in will be normalized as the cache does it. Default: raw activations.",
         ),
     ] = False,
     as_json: JsonFlag = False,
@@ -47,11 +42,11 @@ def export(
     if as_json:
         print_json(result.to_json())
     else:
-        print_pairs(_described(result))
-        typer.echo(f'\nNext:  python -c "{result.loading}"')
+        print_pairs(_described(result, cache))
+        print_next(["python", "-c", result.loading])
 
 
-def _described(result: "Export") -> list[tuple[str, str]]:
+def _described(result: "Export", cache: str | None) -> list[tuple[str, str]]:
     times = " and the norm of the decoder row" if result.features_times_decoder_norm else ""
     pairs = [
         ("export", str(result.path)),
@@ -74,5 +69,6 @@ def _described(result: "Export") -> list[tuple[str, str]]:
             ),
         ]
     if result.unknown:
-        pairs.append(("not known", f"{', '.join(result.unknown)} (--cache may tell)"))
+        where = "neither the SAE nor the cache says it" if cache else "the cache may say it: give --cache"
+        pairs.append(("not known", f"{', '.join(result.unknown)} ({where})"))
     return pairs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..common.errors import UsageError
-from .parts import JsonFlag, cache_app, command, is_url, print_json, print_pairs, train_command
+from .printing import JsonFlag, is_url, print_json, print_next, print_pairs, train_words
 from .transfer import BandwidthOption, ConcurrencyOption, transfer
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ VerifyFlag = Annotated[
 ]
 
 
-@command(cache_app, "push")
 def cache_push(
     cache: Annotated[str, typer.Argument(help="The folder of a finished cache.")],
     url: UrlArgument,
@@ -52,7 +51,6 @@ def cache_push(
     _tell(result, as_json, result.url)
 
 
-@command(cache_app, "pull")
 def cache_pull(
     url: UrlArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the cache.")],
@@ -74,7 +72,6 @@ def cache_pull(
     _tell(result, as_json, str(folder))
 
 
-@command(cache_app, "ls")
 def cache_ls(
     place: Annotated[str, typer.Argument(metavar="URL", help="A team's prefix, or a folder of caches.")],
     as_json: JsonFlag = False,
@@ -92,7 +89,6 @@ def cache_ls(
         typer.echo(f"no caches at {place}, nor in the folders below it", err=True)
 
 
-@command(cache_app, "rm")
 def cache_rm(
     url: UrlArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -163,4 +159,4 @@ def _tell(result: "TransferResult", as_json: bool, target: str) -> None:
         from ..store.manifest import load_manifest
 
         hooks = load_manifest(Path(result.cache)).hooks
-        typer.echo(f"\nNext:  saecache cache info {target}\n       {train_command(target, hooks)}")
+        print_next(["saecache", "cache", "info", target], train_words(target, hooks))

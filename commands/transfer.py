@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .parts import cache_facts
+from .printing import cache_facts
 
 if TYPE_CHECKING:
     from tqdm import tqdm

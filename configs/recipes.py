@@ -1,14 +1,13 @@
-"""The recipes shipped in the wheel: ``configs/{harvest,train,papers,synthetic}/*.yaml``."""
+"""The recipes shipped in the wheel: ``configs/{harvest,train,papers,evaluate,synthetic}/*.yaml``."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from ..common.errors import UsageError
+from ..common.validation import suggest
 
-KINDS = ("harvest", "train", "papers", "synthetic")
+KINDS = ("harvest", "train", "papers", "evaluate", "synthetic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +55,3 @@ def find_recipe(name: str, kinds: tuple[str, ...] = KINDS) -> Recipe:
     raise UsageError(
         f"no recipe {name!r}{suggest(wanted, [r.name for r in recipes])}; 'saecache recipes' lists them"
     )
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'a' or 'b'?)``, or nothing when no known name is close."""
-    close = get_close_matches(name, list(known), n=3)
-    return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""

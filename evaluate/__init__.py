@@ -1,4 +1,4 @@
-"""Cache + SAEs -> metrics, ``results.json`` and one HTML report."""
+"""Measures SAEs on a cache, writes ``results.json`` and one HTML report, and exports SAEs."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "Results", "SplicedModel", "export_sae", "format_table", "run", "write_report"]
 
-_LAZY = {  # the first three import torch; the others need only results.json
+_LAZY = {  # run, export_sae and SplicedModel import torch; the others need only results.json
     "run": "runner",
     "export_sae": "export",
     "SplicedModel": "language_model",

@@ -1,21 +1,22 @@
-"""Settings of an evaluation. They are recorded with the results."""
+"""The settings of an evaluation; ``results.json`` records them."""
 
 from pydantic import Field
 
+from ..common.counts import Count
 from ..common.frozen import FrozenModel
 
 
 class EvaluateConfig(FrozenModel):
     """What is measured, on how much, and how many latents are shown."""
 
-    max_rows: int = Field(500_000, ge=1)
+    max_rows: Count = Field(500_000, ge=1)
     """At most this many rows, the first of the held-out split in reading order."""
-    rows_per_block: int = Field(4096, ge=1)
+    rows_per_block: Count = Field(4096, ge=1)
     """Rows encoded at once. Bounds memory; the figures do not depend on it."""
-    ce_tokens: int = Field(50_000, ge=1)
+    ce_tokens: Count = Field(50_000, ge=1)
     """CE and KL: whole sequences are taken until this many tokens are scored, or the held-out rows end."""
     logit_bytes: int = Field(128 * 2**20, ge=1)
-    """CE and KL: float32 logits of one forward take at most this (one sequence is the least)."""
+    """CE and KL: float32 logits of one forward pass take at most this, or those of one sequence."""
     num_latents: int = Field(24, ge=0)
     """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""
     num_contexts: int = Field(8, ge=1)
@@ -25,4 +26,4 @@ class EvaluateConfig(FrozenModel):
     seed: int = 0
     """Chooses the shown latents and the scored sequences."""
     device: str = "auto"
-    """Where SAEs are evaluated; None takes CUDA or MPS when there is one, else the CPU."""
+    """Where SAEs and the language model run: cpu, cuda, cuda:1, mps, or auto (the fastest that is there)."""

@@ -1,7 +1,7 @@
 """Top activating contexts of sampled latents: where in the text they fire most, with the tokens around.
 
-Only the activations of the sampled latents are kept while the rows stream by (their places and values), so
-memory is a few dozen sparse columns, and what is chosen from them is exact.
+While the rows stream by, only the activations of the sampled latents are kept, as places and values. That is
+a few dozen sparse columns in memory, and the contexts chosen from them are exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ _ROWS_AT_ONCE = 16384
 
 
 def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
-    """Alive latents, densest first: the densest, and one drawn from each of ``num_latents`` equal rank
+    """Choose alive latents, densest first: the densest, and one from each of ``num_latents`` equal rank
     groups.
 
-    All alive latents when there are no more than that.
+    If no more than that are alive, all of them are chosen.
     """
     density = density_F.numpy()
     by_rank = np.argsort(-density, kind="stable")[: int((density > 0).sum())]
@@ -39,16 +39,19 @@ def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One latent's activations that are not 0: ``rows`` int64 ascending (0 is the first measured row),
-    ``values`` float32.
+class LatentActivations:
+    """The activations of one latent that are not 0.
+
+    Attributes:
+        rows: int64, ascending; 0 is the first measured row.
+        values: float32.
     """
 
     rows: np.ndarray
     values: np.ndarray
 
     def at(self, rows: np.ndarray) -> np.ndarray:
-        """The activation on each of ``rows``, 0 where the latent is silent."""
+        """The activation on each of ``rows``; 0 where the latent is not active."""
         if len(self.rows) == 0:
             return np.zeros(len(rows), dtype=np.float32)
         place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
@@ -56,8 +59,8 @@ class Column:
 
 
 @dataclass
-class ColumnStream:
-    """Gathers the columns of chosen latents from blocks of codes."""
+class ActivationStream:
+    """Gathers the activations of chosen latents from blocks of codes."""
 
     latents: Sequence[int]
     _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -69,28 +72,28 @@ class ColumnStream:
         rows = codes.rows().cpu().numpy()[wanted] + first_row
         self._parts.append((latent[wanted], rows, value[wanted]))
 
-    def columns(self) -> dict[int, Column]:
-        """By latent."""
+    def columns(self) -> dict[int, LatentActivations]:
+        """The activations gathered so far, by latent."""
         if not self._parts:
-            empty = Column(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
+            empty = LatentActivations(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
             return dict.fromkeys(self.latents, empty)
         latent, rows, values = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         found = {}
         for wanted in self.latents:
             here = np.flatnonzero(latent == wanted)
             here = here[np.argsort(rows[here], kind="stable")]
-            found[wanted] = Column(rows=rows[here], values=values[here])
+            found[wanted] = LatentActivations(rows=rows[here], values=values[here])
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the measured rows are in the text: those from ``first_row`` on of ``split``.
+    """Where in the text the measured rows are: the rows from ``first_row`` on of ``split``.
 
     Attributes:
         token_index: int64 [N], sequence * context + position of each measured row.
-        document: int32 [N].
-        order: int64 [N], what sorts ``token_index`` (held-out rows are in reading order already).
+        document: int32 [N], the document of each measured row.
+        order: int64 [N], the permutation that sorts ``token_index``.
     """
 
     split: str
@@ -103,14 +106,14 @@ class Places:
         return len(self.token_index)
 
     def find(self, token_index: np.ndarray) -> np.ndarray:
-        """Place (row - first_row) of each token among the measured rows, -1 where none holds it."""
+        """The place (row - first_row) of each token among the measured rows; -1 where no row holds it."""
         place = np.searchsorted(self.token_index, token_index, sorter=self.order).clip(max=len(self) - 1)
         row = self.order[place]
         return np.where(self.token_index[row] == token_index, row, -1)
 
 
-def measured_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
-    """Of rows ``first_row`` to ``first_row + num_rows`` of ``split``."""
+def find_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
+    """Find the places of rows ``first_row`` to ``first_row + num_rows`` of ``split``."""
     token_index = np.asarray(cache.token_index(split)[first_row : first_row + num_rows]).astype(np.int64)
     document = np.empty(len(token_index), dtype=np.int32)
     for start in range(0, len(token_index), _ROWS_AT_ONCE):
@@ -129,7 +132,7 @@ def measured_places(cache: ActivationCache, split: str, first_row: int, num_rows
 def choose_peaks(
     values: np.ndarray, documents: np.ndarray, token_index: np.ndarray, most: int, apart: int
 ) -> np.ndarray:
-    """Places of the largest ``values``, at most one per document and neighbourhood; ties go to the earlier
+    """Choose the largest ``values``, at most one per document and neighbourhood; ties go to the earlier
     token.
 
     Args:
@@ -152,16 +155,14 @@ def describe_latent(
     cache: ActivationCache,
     places: Places,
     latent: int,
-    column: Column,
+    column: LatentActivations,
     *,
     rank: int,
     num_contexts: int,
     radius: int,
     decode_token: DecodeToken,
 ) -> LatentResult:
-    """Density, distribution of activations and the top contexts of one latent; by size, where codes can be
-    negative.
-    """
+    """Describe one latent: its density, activations and top contexts. Negative codes count by size."""
     sizes = np.abs(column.values)
     peaks = choose_peaks(
         sizes, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
@@ -176,23 +177,21 @@ def describe_latent(
         mean_activation=_short(float(sizes.mean())) if len(column.values) else 0.0,
         activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),
         contexts=[
-            context_around(cache, places, column, int(column.rows[peak]), radius, decode_token)
+            read_context(cache, places, column, int(column.rows[peak]), radius, decode_token)
             for peak in peaks
         ],
     )
 
 
-def context_around(
+def read_context(
     cache: ActivationCache,
     places: Places,
-    column: Column,
+    column: LatentActivations,
     place: int,
     radius: int,
     decode_token: DecodeToken,
 ) -> Context:
-    """The tokens within ``radius`` of the measured row ``place``, of its document only, with the latent's
-    activations.
-    """
+    """Read the tokens of the document within ``radius`` of the measured row ``place``, with activations."""
     sequence, position = divmod(int(places.token_index[place]), cache.context)
     document = int(places.document[place])
     ids, documents = cache.tokens[sequence], cache.documents[sequence]
@@ -216,10 +215,10 @@ def context_around(
 
 
 def _writable(text: str) -> str:
-    """Half surrogates, which a tokenizer may give for half a character, cannot be written as UTF-8."""
+    """``text`` without half surrogates: a tokenizer may give them for half a character."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _short(value: float) -> float:
-    """Four significant digits: what a reader can use, at a third of the bytes."""
+    """``value`` with four significant digits: enough for a reader, at a third of the bytes."""
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""What each figure means, in words. Written into every ``results.json``, shown at the end of every report."""
+"""What each figure means. Every ``results.json`` holds these texts, and every report ends with them."""
 
 DEFINITIONS = {
     "fvu": (

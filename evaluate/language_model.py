@@ -1,9 +1,8 @@
-"""What an SAE's reconstruction costs the language model: cross-entropy recovered and KL on held-out
-documents.
+"""What an SAE's reconstruction costs the language model: cross-entropy recovered and KL on held-out text.
 
-The definitions are SAEBench's ("core"), with one difference: replaced are the positions that the cache holds
-rows of, so that BOS tokens and attention sinks, which the SAE was never trained on, stay as they are, in the
-ablation too.
+The definitions are those of SAEBench ("core"), with one difference: only the positions that the cache holds
+rows of are replaced. BOS tokens and attention sinks, on which the SAE was never trained, stay as they are,
+also in the ablations.
 
 Legend: n sequences, T context, V vocabulary, D model width, P scored positions.
 """
@@ -15,12 +14,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.errors import UsageError
+from ..common.progress import progress_bar
 from ..store import ActivationCache
 from .results import LanguageModelMetrics
-from .scored import ScoredSequences
+from .sequences import ScoredSequences
 
 Replacement = Callable[[Tensor], Tensor]
 
@@ -72,9 +71,9 @@ def measure_language_model(
     logit_bytes: int,
     show_progress: bool = True,
 ) -> dict[str, LanguageModelMetrics]:
-    """CE loss recovered and KL score of each SAE, by name.
+    """Measure the CE loss recovered and the KL score of each SAE; by name.
 
-    The clean forward is done once, the ablated ones once per hook, the spliced ones once per SAE. Memory
+    The clean forward pass is done once, the ablated ones once per hook, the spliced ones once per SAE. Memory
     holds the logits of one batch of sequences, about three times ``logit_bytes``.
 
     Raises:
@@ -87,7 +86,7 @@ def measure_language_model(
     spliced = {sae.name: _Losses() for sae in saes}
     mismatch: dict[str, float] = {}
     forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
-    with tqdm(total=forwards, desc="language model", unit="forward", disable=not show_progress) as progress:
+    with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
         for batch in _batches(sequences, model, logit_bytes):
             ids = torch.from_numpy(batch.ids)
             mask = torch.from_numpy(batch.spliced)
@@ -118,7 +117,7 @@ def measure_language_model(
 
 
 def _batches(sequences: ScoredSequences, model: SplicedModel, logit_bytes: int) -> Iterator[ScoredSequences]:
-    """Batches whose float32 logits fit ``logit_bytes``; the vocabulary is learnt from one short forward."""
+    """Batches whose float32 logits fit ``logit_bytes``; one short forward pass shows the vocabulary."""
     vocabulary = model.logits(torch.from_numpy(sequences.ids[:1, :1])).shape[-1]
     size = max(1, logit_bytes // (4 * vocabulary * sequences.ids.shape[1]))
     for start in range(0, len(sequences), size):
@@ -140,13 +139,13 @@ class _Scorer:
         return logits_nTV[sequence, position].float().log_softmax(-1)
 
     def clean(self) -> tuple[Tensor, Tensor]:
-        """Of the clean model: its KL to itself is 0."""
+        """Cross-entropy of the clean model, and its KL to itself, which is 0: two float64 [n]."""
         target = self._target_P.to(self._clean_PV.device)
         ce_P = -self._clean_PV.gather(1, target[:, None])[:, 0].double()
         return self._by_sequence(ce_P), self._by_sequence(torch.zeros_like(ce_P))
 
     def against(self, logits_nTV: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy with, and KL(clean ‖ with), the replacement: two float64 [n]."""
+        """Cross-entropy with the replacement, and KL(clean ‖ with replacement): two float64 [n]."""
         ce, kl = [], []
         for start in range(0, len(self._target_P), _POSITIONS_AT_ONCE):
             part = slice(start, start + _POSITIONS_AT_ONCE)
@@ -162,9 +161,10 @@ class _Scorer:
 
 
 def _splice(mask_nT: Tensor, replacement: Replacement, seen: list[Tensor] | None = None) -> Replacement:
-    """Replace the masked positions only, in float32, and give back the model's dtype and device.
+    """A function that replaces the masked positions only, in float32, and returns the model's dtype and
+    device.
 
-    ``seen``, when given, receives what was there, [P, D] float32 on the CPU.
+    If ``seen`` is given, the former activations are appended to it: float32 [P, D] on the CPU.
     """
 
     def replace(x_nTD: Tensor) -> Tensor:
@@ -184,8 +184,12 @@ def _constant(value_D: Tensor) -> Replacement:
 
 
 def _check_activations(seen_PD: Tensor, stored_PD: Tensor, hook: str, cache: ActivationCache) -> float:
-    """Median relative distance, which is the stored dtype's rounding when model, hook and cache belong
-    together.
+    """The median relative distance of the model's activations from those stored.
+
+    If model, hook and cache belong together it is the rounding of the stored dtype.
+
+    Raises:
+        UsageError: it is far more than rounding.
     """
     if seen_PD.shape != stored_PD.shape:
         raise UsageError(
@@ -228,7 +232,7 @@ def _metrics(
 
 
 def recovered(ablated: float, sae: float, clean: float) -> float | None:
-    """(ablated − sae) / (ablated − clean), or None when the ablation does not hurt."""
+    """(ablated − sae) / (ablated − clean); None if the ablation does not raise the loss."""
     return (ablated - sae) / (ablated - clean) if ablated > clean else None
 
 

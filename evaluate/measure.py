@@ -1,4 +1,4 @@
-"""One SAE over the measured rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
+"""Measures one SAE on rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
 
 Legend: B rows of a block, D model width, F latents.
 """
@@ -6,50 +6,54 @@ Legend: B rows of a block, D model width, F latents.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from ..common.errors import UsageError
+from ..common.progress import progress_bar
 from ..store import ActivationCache
-from ..train import SAE, Pairs
+from ..train import SAE
 from .config import EvaluateConfig
-from .contexts import ColumnStream, DecodeToken, Places, describe_latent, sample_latents
-from .curves import density_curve, l0_histogram
-from .metrics import CodeStream, ReconstructionStream
+from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
+from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
 from .results import LatentResult, SaeResult
 
-_TRAIN_SHARE = 0.1  # without held-out rows: this share of the training rows
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_TRAIN_SHARE = 0.1  # of the training rows, measured if there are no held-out rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRows:
-    """Rows ``first`` to ``first + count`` of ``split``."""
+    """The rows that are measured: ``first`` to ``first + count`` of ``split``."""
 
     split: str
     first: int
     count: int
 
     def blocks(self, rows_per_block: int) -> Iterator[range]:
-        """In order, as row numbers of the split."""
+        """Ranges of row numbers of the split, in order."""
         last = self.first + self.count
         for start in range(self.first, last, rows_per_block):
             yield range(start, min(start + rows_per_block, last))
 
 
 def choose_rows(cache: ActivationCache, max_rows: int) -> tuple[MeasuredRows, list[str]]:
-    """The first ``max_rows`` held-out rows; without held-out rows the last tenth of the training rows, and a
-    warning.
+    """Choose the first ``max_rows`` held-out rows, or the last tenth of the training rows if there are none.
+
+    Returns:
+        The rows, and warnings: one if training rows are measured.
     """
     heldout = cache.num_rows("heldout")
     if heldout:
         return MeasuredRows(split="heldout", first=0, count=min(heldout, max_rows)), []
     count = min(max_rows, max(1, round(len(cache) * _TRAIN_SHARE)))
     warning = (
-        f"The cache has no held-out rows: measured were the last {count:,} training rows, which the SAEs may "
-        "have been trained on. Harvest with a held-out fraction to measure on unseen documents."
+        f"The cache has no held-out rows, so the last {count:,} training rows were measured, on which the "
+        "SAEs may have been trained. Harvest with heldout_fraction to measure on unseen documents."
     )
     return MeasuredRows(split="train", first=len(cache) - count, count=count), [warning]
 
@@ -65,21 +69,19 @@ def measure_sae(
     *,
     show_progress: bool,
 ) -> SaeResult:
-    """All that the cache alone can tell of ``sae``; its ``sae_dir`` and ``language_model`` are left open.
+    """Measure what needs no language model; the caller fills in ``sae_dir`` and ``language_model``.
 
-    The rows stream by once for the metrics, and once more for the contexts (when ``places`` are given),
-    because which latents are shown depends on their densities.
+    The rows are read once for the metrics, and once more for the contexts if ``places`` are given, because
+    the densities decide which latents are shown.
     """
     cfg = sae.cfg
-    normalized, raw = ReconstructionStream(cfg.d_model), ReconstructionStream(cfg.d_model)
+    normalized, raw = ReconstructionStream(), ReconstructionStream()
     codes = CodeStream(cfg.num_latents)
     passes = 1 if places is None else 2
-    with tqdm(
-        total=passes * rows.count, desc=name, unit="row", unit_scale=True, disable=not show_progress
-    ) as progress:
+    with progress_bar(name, "row", passes * rows.count, hidden=not show_progress) as progress:
         for block in rows.blocks(settings.rows_per_block):
             x_BD, raw_BD = _read(sae, cache, rows.split, block)
-            pairs = _encode(sae, x_BD)
+            pairs = sae.encode_sparse(x_BD)
             reconstruction_BD = sae.decode(pairs)
             normalized.update(x_BD, reconstruction_BD)
             _, removed = sae.normalizer.apply(raw_BD)
@@ -112,7 +114,7 @@ def measure_sae(
 
 
 def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[Tensor, Tensor]:
-    """A block of rows in the SAE's normalization, and raw: float32 [B, D] each, on the SAE's device."""
+    """Read a block of rows, in the SAE's normalization and raw: float32 [B, D] each, on the SAE's device."""
     index = np.arange(block.start, block.stop)
     device = sae.W_dec.device
     x_BD = cache.rows(sae.cfg.hook, index, split=split, normalization=sae.normalizer.kind)
@@ -120,12 +122,6 @@ def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[T
     if sae.normalizer.kind != "none":
         raw_BD = cache.rows(sae.cfg.hook, index, split=split, normalization="none")
     return x_BD.to(device), raw_BD.to(device)
-
-
-def _encode(sae: SAE, x_BD: Tensor) -> Pairs:
-    pairs = sae.encode(x_BD, sparse=True)
-    assert isinstance(pairs, Pairs)
-    return pairs
 
 
 def _latents(
@@ -140,11 +136,11 @@ def _latents(
 ) -> list[LatentResult]:
     density = codes.density()
     sampled = sample_latents(density, settings.num_latents, settings.seed)
-    stream = ColumnStream(sampled)
+    stream = ActivationStream(sampled)
     for block in rows.blocks(settings.rows_per_block):
         index = np.arange(block.start, block.stop)
         x_BD = cache.rows(sae.cfg.hook, index, split=rows.split, normalization=sae.normalizer.kind)
-        stream.update(_encode(sae, x_BD.to(sae.W_dec.device)), block.start - rows.first)
+        stream.update(sae.encode_sparse(x_BD.to(sae.W_dec.device)), block.start - rows.first)
         progress.update(len(block))
     columns = stream.columns()
     by_rank = np.argsort(-density.numpy(), kind="stable")

@@ -1,69 +1,61 @@
-"""Fidelity and sparsity of one SAE over a stream of rows, in float64, whatever the block size.
+"""Fidelity and sparsity of an SAE over a stream of rows, in float64, and the curves that are drawn of them.
 
 Legend: B rows of a block, D model width, F latents.
 """
+
+from math import ceil, log10
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.fvu import FVU
 from ..train import Pairs
-from .results import CodeMetrics, ReconstructionMetrics
+from .results import CodeMetrics, DensityCurve, Histogram, ReconstructionMetrics
 
 L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DENSE = 0.1  # a latent that fires on more than this share of the rows counts as dense
+CURVE_POINTS = 200
+BINS_PER_DECADE = 4
+MAX_L0_BINS = 60
 
 
 class ReconstructionStream:
-    """E‖e‖², the centered variance of x and the cosine, summed block by block.
+    """FVU, mean squared error and mean cosine of reconstructions, summed block by block."""
 
-    The variance E‖x‖² − ‖E x‖² is kept as a sum of squares about a running mean (Chan, Golub and LeVeque
-    1979), so it stays exact for rows whose mean is far larger than their spread.
-    """
-
-    def __init__(self, d_model: int) -> None:
-        self._rows = 0
-        self._mean_D = torch.zeros(d_model, dtype=torch.float64)
-        self._squares_about_mean = 0.0
-        self._squared_error = 0.0
+    def __init__(self) -> None:
+        self._fvu = FVU()
         self._cosine = 0.0
+        self._width = 1
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor) -> None:
         """Add a block: ``x_BD`` and ``reconstruction_BD`` [B, D] in one space, any float dtype and device."""
-        if x_BD.shape != reconstruction_BD.shape:
-            raise ValueError(f"x is {tuple(x_BD.shape)}, its reconstruction {tuple(reconstruction_BD.shape)}")
-        num_rows = x_BD.shape[0]
-        if num_rows == 0:
-            return
-        x = x_BD.cpu().double()  # in this order: not every device has float64
-        reconstruction = reconstruction_BD.cpu().double()
-        block_mean = x.mean(0)
-        shift = block_mean - self._mean_D
-        total = self._rows + num_rows
-        self._squares_about_mean += float((x - block_mean).square().sum())
-        self._squares_about_mean += float(shift.square().sum()) * self._rows * num_rows / total
-        self._mean_D += shift * (num_rows / total)
-        self._squared_error += float((x - reconstruction).square().sum())
+        self._fvu.add(x_BD, reconstruction_BD)
+        x, reconstruction = x_BD.cpu().double(), reconstruction_BD.cpu().double()
         norms = x.norm(dim=1) * reconstruction.norm(dim=1)
         dots = (x * reconstruction).sum(1)
         self._cosine += float(torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0).sum())
-        self._rows = total
+        self._width = x_BD.shape[1]
 
     def result(self) -> ReconstructionMetrics:
-        """The figures so far; FVU is None where the rows do not vary."""
-        if self._rows == 0:
+        """The figures so far; FVU is None where the rows do not vary.
+
+        Raises:
+            ValueError: no rows were added.
+        """
+        rows, fvu = self._fvu.num_rows, self._fvu.value()
+        if rows == 0:
             raise ValueError("no rows were measured")
-        fvu = self._squared_error / self._squares_about_mean if self._squares_about_mean > 0 else None
         return ReconstructionMetrics(
             fvu=fvu,
             explained_variance=None if fvu is None else 1 - fvu,
-            mse=self._squared_error / (self._rows * self._mean_D.numel()),
-            cosine=self._cosine / self._rows,
+            mse=self._fvu.squared_error / (rows * self._width),
+            cosine=self._cosine / rows,
         )
 
 
 class CodeStream:
-    """L0, L1 and how often each latent fires, from sparse codes. Memory is a few numbers per latent."""
+    """L0, L1 and how often each latent fires, from sparse codes. It keeps a few numbers per latent."""
 
     def __init__(self, num_latents: int) -> None:
         self.num_rows = 0
@@ -113,8 +105,53 @@ class CodeStream:
 
 
 def quantile_of_counts(counts: np.ndarray, q: float) -> int:
-    """The smallest value v such that at least a share ``q`` of the rows is <= v; ``counts[v]`` rows have
-    value v.
-    """
+    """The smallest v such that a share ``q`` or more of the rows is <= v; ``counts[v]`` rows have value v."""
     cumulative = np.cumsum(counts)
     return int(np.searchsorted(cumulative, q * cumulative[-1], side="left"))
+
+
+def density_curve(density_F: Tensor, num_rows: int) -> DensityCurve:
+    """Densities of the alive latents by rank, densest first, and their histogram over log10.
+
+    The ranks that are kept are spaced evenly in log, so that both the few dense latents and the long tail are
+    drawn; of few latents every rank is kept. The histogram starts at 1/num_rows, the smallest density that
+    can be seen.
+    """
+    density = np.sort(density_F.numpy())[::-1]
+    density = density[density > 0]
+    ranks = log_spaced_integers(len(density), CURVE_POINTS)
+    num_bins = max(1, ceil(log10(num_rows) * BINS_PER_DECADE))
+    lowest = -num_bins / BINS_PER_DECADE
+    edges = np.linspace(lowest, 0, num_bins + 1)
+    # Rounding of log10 must not push a density of exactly 1, or of 1/num_rows, out of the range.
+    counts, _ = np.histogram(np.clip(np.log10(density), lowest, 0), edges)
+    return DensityCurve(
+        rank=[int(r) for r in ranks],
+        density=[float(density[r - 1]) for r in ranks],
+        log10_histogram=Histogram(edges=[float(e) for e in edges], counts=[int(c) for c in counts]),
+    )
+
+
+def log_spaced_integers(largest: int, most: int) -> np.ndarray:
+    """Numbers from 1 to ``largest``: all if there are at most ``most``, else about ``most``, even in log."""
+    if largest <= most:
+        return np.arange(1, largest + 1)
+    return np.unique(np.round(np.geomspace(1, largest, most)).astype(np.int64))
+
+
+def l0_histogram(rows_by_l0: Tensor) -> Histogram:
+    """How many rows have how many active latents, in bins of one whole width over the values that occur.
+
+    Bin i holds the values v with ``edges[i] <= v < edges[i + 1]``.
+    """
+    counts = rows_by_l0.numpy()
+    present = np.flatnonzero(counts)
+    first, last = int(present[0]), int(present[-1])
+    width = -(-(last + 1 - first) // MAX_L0_BINS)
+    num_bins = -(-(last + 1 - first) // width)
+    padded = np.zeros(num_bins * width, dtype=np.int64)
+    padded[: last + 1 - first] = counts[first : last + 1]
+    return Histogram(
+        edges=[float(first + i * width) for i in range(num_bins + 1)],
+        counts=[int(c) for c in padded.reshape(num_bins, width).sum(1)],
+    )

@@ -1,5 +1,5 @@
-"""How many of the known features an SAE has found. "Sampled-SAE", section 4: bucket recovery rate and
-activation fidelity, which the paper leaves as future work.
+"""How many of the known features an SAE has found: the bucket recovery rate and activation fidelity of
+"Sampled-SAE", section 4, which the paper leaves as future work.
 
 Legend: N rows, d width, k features, F latents.
 """
@@ -12,44 +12,48 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..common.errors import UsageError
+from ..common.fvu import FVU
 from ..store.reading.reader import ActivationCache
-from ..train.pairs import Pairs
 from ..train.sae import SAE
-from .synthetic import HOOK, GroundTruth, ground_truth
+from .synthetic import HOOK, GroundTruth, remake_ground_truth
 
-FOUND = 0.7  # |cosine| of a feature and its latent
+FOUND = 0.7  # a feature counts as found from this |cosine| with its latent on
 ENCODED_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketRecovery:
-    """Of the features of one bucket, or of all."""
+    """How many features of one bucket, or of all buckets, were found."""
 
     num_features: int
-    recovered: float  # share whose matched latent has a similarity of FOUND or more
+    recovered: float  # share with a matched latent of similarity FOUND or more
     mean_similarity: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """``fidelity``: correlation of the frequencies of recovered features with those of their latents, in
-    [-1, 1]; None where fewer than 2 were recovered, or all are equally frequent.
+    """How well an SAE matches the known features.
+
+    Attributes:
+        fidelity: correlation of the frequencies of recovered features with those of their latents, in [-1,
+            1]; None if fewer than 2 were recovered, or all are equally frequent.
     """
 
     sae: str
     overall: BucketRecovery
     buckets: dict[str, BucketRecovery]
     fidelity: float | None
-    fidelity_log: float | None  # the same of the logarithms, where rare features count as much
+    fidelity_log: float | None  # of the logarithms, where rare features count as much as others
     l0: float
     fvu: float
     heldout_rows: int
 
 
-def match(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
-    """The assignment of latents to features with the largest sum of |cosines| (Hungarian method).
+def match_latents(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign latents to features so that the sum of |cosines| is largest (Hungarian method).
 
-    A coefficient may be negative, which takes a latent of the opposite direction: hence the absolute value.
+    It takes absolute values because a feature with a negative coefficient needs a latent of opposite
+    direction.
 
     Args:
         directions: float32 [k, d], rows of norm 1.
@@ -68,22 +72,22 @@ def match(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
     return latent_of, found
 
 
-def recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
+def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
     """Compare ``sae`` with the features of the synthetic ``cache``, on its held-out rows.
 
     Args:
-        truth: of the cache; made again (in some seconds) when None.
+        truth: the features of the cache; if None they are made again, which takes some seconds.
 
     Raises:
         UsageError: the cache is not synthetic or has no held-out rows; the SAE is of another width.
     """
-    truth = truth or ground_truth(cache)
+    truth = truth or remake_ground_truth(cache)
     if sae.cfg.d_model != truth.config.width or cache.num_rows("heldout") == 0:
         raise UsageError(
             f"SAE {sae.cfg.name} has width {sae.cfg.d_model}, {cache.path} has {truth.config.width} and "
             f"{cache.num_rows('heldout')} held-out rows: the widths must agree, and there must be such rows"
         )
-    latent_of, similarity = match(truth.directions, sae.W_dec.cpu())
+    latent_of, similarity = match_latents(truth.directions, sae.W_dec.cpu())
     recovered = similarity >= FOUND
     density, l0, fvu = _on_heldout(sae, cache)
     buckets = {
@@ -104,7 +108,7 @@ def recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None)
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's, of two [n]; None where it is not defined."""
+    """Pearson's correlation of two tensors [n]; None where it is not defined."""
     if a.numel() < 2 or float(a.std()) == 0 or float(b.std()) == 0:
         return None
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
@@ -121,17 +125,12 @@ def _of(members: Tensor, recovered: Tensor, similarity: Tensor) -> BucketRecover
 def _on_heldout(sae: SAE, cache: ActivationCache) -> tuple[Tensor, float, float]:
     """Share of the held-out rows on which each latent is active [F]; L0; FVU."""
     firing = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
-    error = squares = 0.0
-    mean = torch.zeros(sae.cfg.d_model, dtype=torch.float64)
+    fvu = FVU()
     rows = min(ENCODED_ROWS, cache.num_rows("heldout"))
     kind: Any = sae.cfg.normalization["kind"]
     for x in cache.batches(HOOK, rows, split="heldout", normalization=kind):
-        codes = sae.encode(x, sparse=True)
-        assert isinstance(codes, Pairs)
+        codes = sae.encode_sparse(x)
         firing += codes.keep(codes.value != 0).count_per_latent()
-        error += float((sae.decode(codes) - x).double().square().sum())
-        squares += float(x.double().square().sum())
-        mean += x.double().sum(0)
+        fvu.add(x, sae.decode(codes))
     total = cache.num_rows("heldout")
-    variance = squares - float(mean.square().sum()) / total
-    return firing / total, float(firing.sum()) / total, error / variance
+    return firing / total, float(firing.sum()) / total, fvu.value() or 0.0

@@ -1,4 +1,4 @@
-"""``report.html`` from ``results.json`` and ``metrics.jsonl``: one file, no network, no measuring."""
+"""Draws ``results.json`` and ``metrics.jsonl`` as one HTML file that needs no network."""
 
 import base64
 import hashlib
@@ -10,17 +10,20 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from ..common.outputs import check_file_output
 from ..store.durable import write_bytes
 from .report_data import (
-    Entry,
-    cache_block,
+    LOG_NAME,
+    Curves,
+    ReportEntry,
+    describe_cache_of,
+    make_script_data,
+    make_table,
     model_name,
-    sae_data,
-    script_safe_json,
-    table,
+    read_training_curves,
+    to_script_json,
 )
 from .results import RESULTS_NAME, Results, SaeResult, read_results
-from .training_log import LOG_NAME, Curves, read_training_curves
 
 _SECTIONS = (
     ("cache", "Cache"),
@@ -37,7 +40,7 @@ _SECTIONS = (
 def write_report(
     run_dirs: Sequence[Path | str], out_html: Path | str, *, results: Path | str | None = None
 ) -> Path:
-    """Draw what was measured as one HTML file.
+    """Write one HTML file of what was measured.
 
     Args:
         run_dirs: run folders; each holds ``results.json`` unless ``results`` is given, and ``metrics.jsonl``.
@@ -45,18 +48,18 @@ def write_report(
         results: one results file instead of those in the run folders.
 
     Raises:
-        UsageError: no results there, or not results of this version.
+        UsageError: no results there, or not results of this version; a file that cannot be written.
     """
-    folders = [Path(folder) for folder in run_dirs]
+    folders, out_html = [Path(folder) for folder in run_dirs], Path(out_html)
+    check_file_output(out_html)
     paths = [folder / RESULTS_NAME for folder in folders] if results is None else [Path(results)]
     measured = [(path, read_results(path)) for path in paths]
     html = render(measured, _entries(measured, folders))
-    out_html = Path(out_html)
     write_bytes(out_html, html.encode("utf-8"))
     return out_html
 
 
-def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path]) -> list[Entry]:
+def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path]) -> list[ReportEntry]:
     names = Counter(sae.name for _, results in measured for sae in results.saes)
     logs: dict[Path, dict[str, Curves]] = {}
     entries = []
@@ -64,14 +67,16 @@ def _entries(measured: Sequence[tuple[Path, Results]], run_dirs: Sequence[Path])
         for sae in results.saes:
             run_name = path.resolve().parent.name or str(number)
             name = sae.name if names[sae.name] == 1 else f"{run_name}/{sae.name}"
-            entries.append(Entry(name=name, result=sae, training=_training(sae, path.parent, run_dirs, logs)))
+            entries.append(
+                ReportEntry(name=name, result=sae, training=_training(sae, path.parent, run_dirs, logs))
+            )
     return entries
 
 
 def _training(
     sae: SaeResult, results_folder: Path, run_dirs: Sequence[Path], logs: dict[Path, dict[str, Curves]]
 ) -> Curves | None:
-    """Its curves: from the run it lies in, or, when the folders were moved apart, one of ``run_dirs``."""
+    """The training curves of an SAE: from its own run or, if that has moved, from one of ``run_dirs``."""
     variant = (results_folder / sae.sae_dir).resolve().parent
     for run_dir in (variant.parent, *run_dirs):
         path = (run_dir / LOG_NAME).resolve()
@@ -82,7 +87,7 @@ def _training(
     return None
 
 
-def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -> str:
+def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[ReportEntry]) -> str:
     """The page as text."""
     caches = {results.cache.fingerprint: (results.cache, results) for _, results in measured}
     first = measured[0][1]
@@ -94,7 +99,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
     models = dict.fromkeys(model_name(results.cache) for _, results in measured)
     hooks = dict.fromkeys(entry.result.hook for entry in entries)
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
-    columns, rows = table(entries)
+    columns, rows = make_table(entries)
     script = _resource("charts.js") + _resource("report.js")
     template = _environment().from_string(_resource("report.html.j2"))
     return template.render(
@@ -102,7 +107,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
         subtitle=f"{', '.join(models)} · measured {first.created[:10]}",
         sections=_SECTIONS,
         warnings=list(dict.fromkeys(warnings)),
-        caches=[cache_block(cache, results) for cache, results in caches.values()],
+        caches=[describe_cache_of(cache, results) for cache, results in caches.values()],
         columns=columns,
         rows=[
             {"index": index, "cells": cells, "where": entry.result.sae_dir}
@@ -122,7 +127,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[Entry]) -
         style=_resource("report.css"),
         script=script,
         script_hash=_source_hash(script),
-        data=script_safe_json({"saes": [sae_data(entry) for entry in entries]}),
+        data=to_script_json({"saes": [make_script_data(entry) for entry in entries]}),
     )
 
 
@@ -135,5 +140,5 @@ def _resource(name: str) -> str:
 
 
 def _source_hash(script: str) -> str:
-    """For the page's content security policy: no other script than this one runs, whatever the data say."""
+    """The hash in the page's content security policy: only this script runs, whatever the data say."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}"

@@ -1,18 +1,24 @@
-"""From results to what the report's page shows: the data of its script, the rows of its table, the facts of
-its cache.
-"""
+"""What the report's page shows: its table, the facts of its cache, the data of its script, its curves."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
+from ..common.errors import UsageError
 from .results import CacheSummary, Results, SaeResult
-from .training_log import Curves
+
+LOG_NAME = "metrics.jsonl"
+CURVES = ("fvu", "l0", "dead")
+MAX_POINTS = 300
+
+Curves = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ReportEntry:
     """An SAE in the report, under a name that is unique there."""
 
     name: str
@@ -21,8 +27,8 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of the table of results. ``first`` is the order of the first click."""
+class TableColumn:
+    """A column of the table of results. ``first`` is how the first click on it sorts."""
 
     label: str
     help: str
@@ -31,8 +37,8 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """``value`` is what the table is sorted by, empty when it was not measured."""
+class TableCell:
+    """A cell of the table of results, sorted by ``value``, which is empty if nothing was measured."""
 
     text: str
     value: str
@@ -40,43 +46,43 @@ class Cell:
 
 
 _COLUMNS = (
-    Column(label="SAE", help="name of the variant", css="text"),
-    Column(label="kind", help="kind of SAE", css="text"),
-    Column(label="hook", help="where in the model", css="text"),
-    Column(label="latents", help="number of latents"),
-    Column(label="L0", help="mean number of active latents per token"),
-    Column(label="FVU", help="fraction of variance unexplained, normalized rows"),
-    Column(label="FVU raw", help="fraction of variance unexplained, raw activations"),
-    Column(label="MSE", help="mean squared error per coordinate, normalized rows"),
-    Column(label="cosine", help="mean cosine between row and reconstruction", first="descending"),
-    Column(
+    TableColumn(label="SAE", help="name of the variant", css="text"),
+    TableColumn(label="kind", help="kind of SAE", css="text"),
+    TableColumn(label="hook", help="where in the model", css="text"),
+    TableColumn(label="latents", help="number of latents"),
+    TableColumn(label="L0", help="mean number of active latents per token"),
+    TableColumn(label="FVU", help="fraction of variance unexplained, normalized rows"),
+    TableColumn(label="FVU raw", help="fraction of variance unexplained, raw activations"),
+    TableColumn(label="MSE", help="mean squared error per coordinate, normalized rows"),
+    TableColumn(label="cosine", help="mean cosine between row and reconstruction", first="descending"),
+    TableColumn(
         label="CE recovered",
         help="share of the cross-entropy lost by zero ablation that is recovered",
         first="descending",
     ),
-    Column(label="KL score", help="1 - KL with the SAE / KL with zero ablation", first="descending"),
-    Column(label="alive", help="share of latents that fire on the measured rows", first="descending"),
-    Column(label="dead", help="latents that never fire on the measured rows"),
-    Column(label="> 10 %", help="share of latents that fire on more than 10 % of rows"),
+    TableColumn(label="KL score", help="1 - KL with the SAE / KL with zero ablation", first="descending"),
+    TableColumn(label="alive", help="share of latents that fire on the measured rows", first="descending"),
+    TableColumn(label="dead", help="latents that never fire on the measured rows"),
+    TableColumn(label="> 10 %", help="share of latents that fire on more than 10 % of rows"),
 )
 
 
-def table(entries: Sequence[Entry]) -> tuple[list[Column], list[list[Cell]]]:
-    """Columns and rows; the hook is a column only where there are several."""
+def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[list[TableCell]]]:
+    """Columns and rows of the table of results; the hook is a column only if there are several."""
     rows = [_table_row(entry) for entry in entries]
     several_hooks = len({entry.result.hook for entry in entries}) > 1
     shown = [i for i, column in enumerate(_COLUMNS) if several_hooks or column.label != "hook"]
     return [_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
 
-def _table_row(entry: Entry) -> list[Cell]:
+def _table_row(entry: ReportEntry) -> list[TableCell]:
     result = entry.result
     codes, normalized, cost = result.codes, result.normalized, result.language_model
     error = None if cost is None else cost.ce_recovered_standard_error
     return [
-        Cell(text=entry.name, value=entry.name),
-        Cell(text=result.kind, value=result.kind),
-        Cell(text=result.hook, value=result.hook),
+        TableCell(text=entry.name, value=entry.name),
+        TableCell(text=result.kind, value=result.kind),
+        TableCell(text=result.hook, value=result.hook),
         _cell(result.num_latents, ",d"),
         _cell(codes.l0, ".2f"),
         _cell(normalized.fvu, ".4f"),
@@ -85,20 +91,20 @@ def _table_row(entry: Entry) -> list[Cell]:
         _cell(normalized.cosine, ".4f"),
         _cell(None if cost is None else cost.ce_recovered, ".4f", "" if error is None else f"{error:.1g}"),
         _cell(None if cost is None else cost.kl_score, ".4f"),
-        Cell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
+        TableCell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
         _cell(codes.dead, ",d"),
-        Cell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),
+        TableCell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),
     ]
 
 
-def _cell(value: float | None, form: str, error: str = "") -> Cell:
+def _cell(value: float | None, form: str, error: str = "") -> TableCell:
     if value is None:
-        return Cell(text="–", value="")
-    return Cell(text=format(value, form), value=repr(value), error=error)
+        return TableCell(text="–", value="")
+    return TableCell(text=format(value, form), value=repr(value), error=error)
 
 
-def sae_data(entry: Entry) -> dict[str, Any]:
-    """What the page's script draws of an SAE."""
+def make_script_data(entry: ReportEntry) -> dict[str, Any]:
+    """The data of one SAE for the page's script."""
     result = entry.result
     cost = result.language_model
     return {
@@ -121,11 +127,11 @@ def sae_data(entry: Entry) -> dict[str, Any]:
     }
 
 
-def script_safe_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no ``<``, ``>`` or ``&``, and no line separators of
-    JavaScript.
+def to_script_json(value: Any) -> str:
+    """JSON that can stand inside a script element.
 
-    What is written as an escape is the same string once parsed; but ``</script>`` and ``<!--`` cannot occur.
+    ``<``, ``>``, ``&`` and JavaScript's line separators are written as escapes. Parsed, the strings are the
+    same; but ``</script>`` and ``<!--`` cannot occur.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -133,7 +139,7 @@ def script_safe_json(value: Any) -> str:
     return text
 
 
-def cache_block(cache: CacheSummary, results: Results) -> dict[str, Any]:
+def describe_cache_of(cache: CacheSummary, results: Results) -> dict[str, Any]:
     """Tiles, facts and the identity of a cache."""
     scored = next((s.language_model for s in results.saes if s.language_model is not None), None)
     tiles = [
@@ -169,7 +175,7 @@ def cache_block(cache: CacheSummary, results: Results) -> dict[str, Any]:
 
 
 def model_name(cache: CacheSummary) -> str:
-    """Name and revision, or what is known instead."""
+    """Name and revision of the cache's model, or what is known instead."""
     model = cache.identity.get("model")
     if not isinstance(model, Mapping):
         return "not from a language model" if model is None else str(model)
@@ -183,3 +189,41 @@ def _text_name(text: Any) -> str:
         return "–" if text is None else str(text)
     plain = {k: v for k, v in text.items() if isinstance(v, str | int | float | bool) and v != ""}
     return ", ".join(f"{key} {value}" for key, value in plain.items()) or "–"
+
+
+def read_training_curves(path: Path) -> dict[str, Curves]:
+    """Read ``rows`` and the :data:`CURVES` over them by variant, at most about ``MAX_POINTS`` points each.
+
+    If a step occurs twice, because training was resumed, the later line counts. A last line that a killed
+    process left unfinished is ignored. A value that a line does not hold is None.
+
+    Raises:
+        UsageError: a line in the middle that is not JSON with a step, rows and a variant.
+    """
+    by_step: dict[str, dict[int, dict[str, Any]]] = {}
+    lines = path.read_text("utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or number == len(lines):
+            continue
+        try:
+            record = json.loads(line)
+            by_step.setdefault(str(record["variant"]), {})[int(record["step"])] = record
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{path}, line {number}: expected a JSON object with step and variant") from None
+    return {variant: _thinned(steps) for variant, steps in by_step.items()}
+
+
+def _thinned(steps: dict[int, dict[str, Any]]) -> Curves:
+    records = [steps[step] for step in sorted(steps)]
+    every = -(-len(records) // MAX_POINTS)
+    kept = records[::every]
+    if records[-1] is not kept[-1]:
+        kept.append(records[-1])
+    return {key: [_rounded(record.get(key)) for record in kept] for key in ("rows", *CURVES)}
+
+
+def _rounded(value: Any) -> float | None:
+    """A finite number with five significant digits; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.5g}")

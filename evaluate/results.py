@@ -1,6 +1,4 @@
-"""What an evaluation found, as it is written to ``results.json``. Reading it needs neither torch nor the
-cache.
-"""
+"""The results of an evaluation, as in ``results.json``. Reading them needs neither torch nor the cache."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ RESULTS_NAME = "results.json"
 
 
 class _Record(BaseModel):
-    # Unknown keys are left alone: a later version may add some, and an older report still draws the rest.
+    # Unknown keys are ignored: a later version may add some, and an older report still draws the rest.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -52,7 +50,7 @@ class CodeMetrics(_Record):
 class LanguageModelMetrics(_Record):
     """What the reconstruction costs the language model. Losses and KL in nats per scored token.
 
-    A score is None where it has no meaning: its denominator, clean against ablated, is not positive.
+    A score is None if its denominator, the ablated loss less the clean one, is not positive.
     """
 
     num_tokens: int
@@ -81,8 +79,8 @@ class DensityCurve(_Record):
 class Context(_Record):
     """One place in the text where a latent is active, with the tokens around it.
 
-    ``activations[i]`` belongs to ``tokens[i]``; None where the measured rows do not hold that token.
-    ``peak`` is the place in the window of the activation that was chosen.
+    ``activations[i]`` belongs to ``tokens[i]``; it is None if the measured rows do not hold that token.
+    ``peak`` is the index of the token for which the context was chosen.
     """
 
     row: int
@@ -129,9 +127,7 @@ class SaeResult(_Record):
 
 
 class CacheSummary(_Record):
-    """The cache that was measured on. ``split`` and ``rows`` say which of its rows, ``heldout`` being the
-    rule.
-    """
+    """The cache that was measured on; ``split`` (normally ``heldout``) and ``rows`` say which of its rows."""
 
     path: str
     fingerprint: str

@@ -1,4 +1,4 @@
-"""One evaluation: SAEs and the cache they were trained from in, ``results.json`` out."""
+"""Runs an evaluation: measures SAEs on the cache they were trained from and writes ``results.json``."""
 
 import sys
 from collections.abc import Sequence
@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from tqdm import tqdm
 
 from ..common.devices import choose_device
-from ..common.errors import UsageError
+from ..common.outputs import check_file_output
+from ..common.validation import validate
 from ..common.versions import software_versions
 from ..store import ActivationCache, open_cache
 from ..train import SAE
 from .config import EvaluateConfig
-from .contexts import DecodeToken, measured_places
+from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, measure_language_model
 from .measure import MeasuredRows, choose_rows, measure_sae
 from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
-from .scored import choose_sequences
-from .targets import Target, default_output, find_checked
+from .sequences import choose_sequences
+from .targets import Target, choose_output, find_targets_of
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
@@ -31,6 +30,7 @@ _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 def run(
     targets: Sequence[Path | str],
     cache: ActivationCache | Path | str,
+    config: EvaluateConfig | None = None,
     *,
     model: SplicedModel | None = None,
     decode_token: DecodeToken | None = None,
@@ -40,36 +40,42 @@ def run(
 ) -> Results:
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
 
-    Without held-out rows, the last tenth of the training rows is taken, and the results say so.
+    If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
+    so.
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
         cache: the cache the SAEs were trained from.
-        model: the language model of the cache; without it there is no CE and no KL.
-        decode_token: token id -> text, for the contexts; without it they show numbers.
+        config: the settings; the defaults when None.
+        model: the language model of the cache; without it CE and KL are not measured.
+        decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
-        settings: fields of :class:`EvaluateConfig`, as ``max_rows=100_000``.
+        settings: fields of :class:`EvaluateConfig` that replace those of ``config``, as ``max_rows=100_000``.
 
     Raises:
-        UsageError: no SAE there, another cache than the SAE's, a model that is not the cache's, bad settings.
+        UsageError: no SAE there, another cache than the SAE's, a model that is not the cache's, bad settings,
+            a file that cannot be written; before anything is measured.
     """
-    config = _config(settings)
+    config = config or EvaluateConfig()
+    if settings:
+        config = validate(EvaluateConfig, config.model_dump() | settings, "what was given to evaluate.run")
     folders = [Path(target) for target in targets]
-    out = default_output(folders) if out is None else Path(out)
+    out = choose_output(folders) if out is None else Path(out)
+    check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
-    found = find_checked(folders, cache)
+    found = find_targets_of(folders, cache)
     rows, warnings = choose_rows(cache, config.max_rows)
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     if show_progress:
         for warning in warnings:
-            tqdm.write(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {warning}", file=sys.stderr)
     places = None
     if has_tokens and config.num_latents:
-        places = measured_places(cache, rows.split, rows.first, rows.count)
+        places = find_places(cache, rows.split, rows.first, rows.count)
     device = choose_device(config.device, float64=True)
     decode_token = decode_token or "⟨{}⟩".format
     measured = [
@@ -102,17 +108,6 @@ def run(
     )
     write_results(results, out)
     return results
-
-
-def _config(settings: dict[str, Any]) -> EvaluateConfig:
-    try:
-        return EvaluateConfig(**settings)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, d['loc']))}: {d['msg']} (got {d['input']!r})" for d in error.errors()
-        )
-        known = ", ".join(EvaluateConfig.model_fields)
-        raise UsageError(f"bad evaluation settings: {problems}. The settings are {known}.") from None
 
 
 def _language_model(
@@ -153,7 +148,7 @@ def _complete(
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """With forward slashes; absolute where there is no way from ``folder`` (another drive)."""
+    """``path`` from ``folder``, with forward slashes; absolute if it is on another drive."""
     try:
         return Path(relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:

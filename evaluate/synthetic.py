@@ -1,6 +1,6 @@
-"""Rows whose features are known, written as a cache. "Sampled-SAE", section 4 and appendix A.1.
+"""Writes a cache of rows whose features are known. "Sampled-SAE", section 4 and appendix A.1.
 
-Legend: n rows, d width, k features, b rows of a block.
+Legend: n rows or directions, d width, k features, b rows of a block.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,17 @@ from ..store.manifest import Manifest
 from ..store.reading.reader import ActivationCache, open_cache
 from ..store.writing.output import inspect_output
 from ..store.writing.writer import CacheWriter
-from .low_coherence import low_coherence_directions, mutual_coherence
 
 HOOK = "synthetic"
-BLOCK_ROWS = 4096  # whose random numbers have one seed
-PROBED = 8  # numbers of the first direction that a cache remembers
+BLOCK_ROWS = 4096  # rows whose random numbers have one seed
+PROBED = 8  # so many numbers of the first direction are stored with the cache
+MOST_ITERATIONS = 3000
+STEP, MOMENTUM = 0.02, 0.9
+MARGIN = 0.95  # cosines above this share of the target are pushed down
 
 
 class Bucket(FrozenModel):
-    """Features that are alike: on average ``frequency`` of the rows have each, with N(0, scale²) of it."""
+    """Features of one sort: a share ``frequency`` of the rows has each, times N(0, scale²)."""
 
     name: str
     num_features: PositiveInt
@@ -48,14 +50,14 @@ TABLE_2 = (
 
 
 class SyntheticConfig(FrozenModel):
-    """X = S Aᵀ + noise. The defaults are the paper's, where it does not contradict itself."""
+    """Rows X = S Aᵀ + noise. The defaults are the paper's where it does not contradict itself."""
 
     num_rows: PositiveInt = 10_000
     width: PositiveInt = 256
     buckets: Annotated[tuple[Bucket, ...], Field(min_length=1)] = TABLE_2
     coherence: PositiveFloat = 0.0833  # no two directions align more than this
     coefficients: Literal["normal", "half_normal"] = "normal"  # half_normal: |N(0, scale²)|, never negative
-    snr_db: float = 20.0  # of the rows against the noise
+    snr_db: float = 20.0  # of the rows, relative to the noise
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: NonNegativeInt = 0
     storage: StorageConfig = StorageConfig()
@@ -66,7 +68,7 @@ class SyntheticConfig(FrozenModel):
 
     @property
     def expected_l0(self) -> float:
-        """Active features of a row."""
+        """The mean number of active features of a row."""
         return sum(bucket.num_features * bucket.frequency for bucket in self.buckets)
 
     def per_feature(self, values: list[float]) -> Tensor:
@@ -99,7 +101,7 @@ class GroundTruth:
         """Coefficients [b, k] and rows [b, d] in the order of writing: a pure function of the config."""
         power = float(
             (self.frequency * self.scale.square()).sum()
-        )  # of a row, its features being nearly apart
+        )  # mean square of a row; its features are nearly orthogonal
         noise = sqrt(power / 10 ** (self.config.snr_db / 10) / self.config.width)
         for first in range(0, self.config.num_rows, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, self.config.num_rows - first)
@@ -114,10 +116,10 @@ class GroundTruth:
 
 
 def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
-    """Write the cache, or find it there already; a run that was interrupted starts anew.
+    """Write the cache, unless it is there already. After an interruption it is written from the start.
 
     Raises:
-        UsageError: the folder holds something else; a coherence that cannot be had.
+        UsageError: the folder holds something else, or the coherence cannot be reached.
     """
     out, identity = Path(out), {"synthetic": config.model_dump(mode="json", exclude={"storage"})}
     if inspect_output(out) == "complete":
@@ -150,12 +152,12 @@ def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
         return writer.finalize(provenance={"synthetic": observed})
 
 
-def ground_truth(cache: ActivationCache) -> GroundTruth:
-    """The features of a synthetic cache, made again from its settings.
+def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
+    """Make the features of a synthetic cache again from its settings.
 
     Raises:
         UsageError: the cache is not a synthetic one.
-        SaecacheError: random numbers here are not those of the machine that wrote it.
+        SaecacheError: this version of torch draws other random numbers than the one that wrote the cache.
     """
     found = cache.manifest.identity.get("synthetic")
     if not isinstance(found, dict):
@@ -171,10 +173,62 @@ def ground_truth(cache: ActivationCache) -> GroundTruth:
 
 
 def _seed(seed: int, purpose: str) -> int:
-    """Nobody else's random numbers: an SAE started from the same small seed must not be the answer."""
+    """A seed that nothing else uses: an SAE that starts from the same small seed must not be the answer."""
     return int.from_bytes(sha256(f"synthetic {seed} {purpose}".encode()).digest()[:8], "big") >> 1
 
 
 def _probe(truth: GroundTruth) -> list[float]:
     numbers: list[float] = truth.directions[0, :PROBED].tolist()
     return numbers
+
+
+def mutual_coherence(directions: Tensor) -> float:
+    """The largest |cosine| of two of ``directions`` [n, d], rows of norm 1."""
+    return float(_cosines(directions).abs().max())
+
+
+def least_coherence(num: int, width: int) -> float:
+    """The least mutual coherence that ``num`` directions in ``width`` dimensions can have (Welch 1974)."""
+    return sqrt((num - width) / (width * (num - 1))) if num > width else 0.0
+
+
+@torch.no_grad()
+def low_coherence_directions(num: int, width: int, target: float, seed: int) -> Tensor:
+    """Make ``num`` unit vectors with mutual coherence of at most ``target``: float32 [n, d].
+
+    They start at random. Gradient steps then lower the squares of what the |cosines| exceed the target by.
+
+    Raises:
+        UsageError: the target is below Welch's bound, or was not reached.
+    """
+    bound = least_coherence(num, width)
+    if target <= bound:
+        raise UsageError(
+            f"coherence={target:g}: {num} directions in {width} dimensions have at least {bound:.4f} "
+            "(Welch's bound, which few sets reach): raise coherence, or lower the number of features"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    found = _unit(torch.randn(num, width, generator=generator))
+    velocity = torch.zeros_like(found)
+    for _ in range(MOST_ITERATIONS):
+        cosines = _cosines(found)
+        if float(cosines.abs().max()) <= target:
+            return found
+        excess = cosines - cosines.clamp(-MARGIN * target, MARGIN * target)
+        velocity = MOMENTUM * velocity - STEP * (excess @ found)
+        found = _unit(found + velocity)
+    raise UsageError(
+        f"coherence={target:g}: {num} directions in {width} dimensions came down to "
+        f"{mutual_coherence(found):.4f} only (Welch's bound is {bound:.4f}): raise coherence"
+    )
+
+
+def _cosines(directions: Tensor) -> Tensor:
+    cosines = directions @ directions.T
+    cosines.fill_diagonal_(0)
+    return cosines
+
+
+def _unit(rows: Tensor) -> Tensor:
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return unit

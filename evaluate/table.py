@@ -1,5 +1,6 @@
-"""The results as a table for the terminal."""
+"""Formats results as a table for the terminal."""
 
+from ..common.tables import format_columns
 from .results import Results, SaeResult
 
 _COLUMNS = (
@@ -16,20 +17,11 @@ _COLUMNS = (
     "CE rec.",
     "KL score",
 )
-_TEXT_COLUMNS = 2  # the first ones, aligned to the left
 
 
 def format_table(results: Results) -> str:
-    """One line per SAE, columns aligned, and one line that says on what it was measured."""
+    """One line per SAE, and a last line that says on which rows and tokens they were measured."""
     rows = [_COLUMNS, *(_row(sae) for sae in results.saes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            _pad(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
     cache = results.cache
     measured = [f"{cache.rows:,} {'held-out' if cache.split == 'heldout' else 'TRAINING'} rows"]
     scored = results.saes[0].language_model
@@ -38,11 +30,7 @@ def format_table(results: Results) -> str:
             f"{scored.num_tokens:,} tokens for CE and KL: clean {scored.ce_clean:.4f}, "
             f"zero-ablated {scored.ce_zero:.4f} nats"
         )
-    return "\n".join([*lines, f"measured on {'; '.join(measured)}"])
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
+    return f"{format_columns(rows, num_text=2)}\nmeasured on {'; '.join(measured)}"
 
 
 def _row(sae: SaeResult) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which SAEs are meant by the folders a user names, and whether the cache is theirs."""
+"""Finds the SAEs in the folders that a user names, and checks that the cache is theirs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ import torch
 from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE, load_sae
+from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
 from .results import RESULTS_NAME
-
-_SAE_FOLDER, _CONFIG_NAME = "sae", "cfg.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +26,14 @@ class Target:
 
 
 def find_targets(folders: Sequence[Path]) -> list[Target]:
-    """The SAEs in ``folders``: SAE folders themselves, or all ``<variant>/sae`` of a run folder, by name.
+    """Find the SAEs in ``folders``, which are SAE folders or run folders with ``<variant>/sae`` in them.
 
-    Two SAEs of one name, from different runs, are told apart by their run folder: ``run/name``.
+    If SAEs of two runs have the same name, they are called ``run/name``.
 
     Raises:
-        UsageError: a folder that holds no SAE, or the same SAE named twice.
+        UsageError: a folder holds no SAE, or the same SAE is named twice.
     """
-    found = [sae_dir for folder in folders for sae_dir in _saes_in(folder)]
+    found = [sae_dir for folder in folders for sae_dir in find_saes(folder)]
     doubled = [str(path) for path, count in Counter(path.resolve() for path in found).items() if count > 1]
     if doubled:
         raise UsageError(f"the same SAE is named twice: {', '.join(doubled)}")
@@ -49,7 +48,7 @@ def find_targets(folders: Sequence[Path]) -> list[Target]:
     return [Target(name=name, sae_dir=path) for name, path in zip(names, found, strict=True)]
 
 
-def find_checked(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
+def find_targets_of(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
     """:func:`find_targets`, all of them trained from ``cache``.
 
     Raises:
@@ -61,45 +60,33 @@ def find_checked(folders: Sequence[Path], cache: ActivationCache) -> list[Target
     return found
 
 
-def _saes_in(folder: Path) -> list[Path]:
-    if (folder / _CONFIG_NAME).is_file():
-        return [folder]
-    inside = sorted(path.parent for path in folder.glob(f"*/{_SAE_FOLDER}/{_CONFIG_NAME}"))
-    if not inside:
-        what = "there is no such folder" if not folder.exists() else f"it has no {_CONFIG_NAME}"
-        raise UsageError(
-            f"no SAE in {folder}: {what}; expected an SAE folder (with {_CONFIG_NAME}) or a run folder "
-            f"(with NAME/{_SAE_FOLDER}/{_CONFIG_NAME})"
-        )
-    return inside
-
-
 def _short_name(sae_dir: Path) -> str:
     resolved = sae_dir.resolve()
-    return resolved.parent.name if resolved.name == _SAE_FOLDER else resolved.name
+    return resolved.parent.name if resolved.name == SAE_FOLDER else resolved.name
 
 
-def default_output(folders: Sequence[Path]) -> Path:
-    """``RUN_DIR/results.json``; for one SAE folder ``<variant>/results.json``, so that the run's own stay.
+def choose_output(folders: Sequence[Path]) -> Path:
+    """The results file of a run folder; of an SAE folder, that of its variant, so that the run's own stay.
 
     Raises:
-        UsageError: several folders, so that no place is the obvious one.
+        UsageError: there are several folders, so that no place is obvious.
     """
     if len(folders) != 1:
         raise UsageError(
             f"{len(folders)} folders are measured together: say where the results go, with --out FILE.json"
         )
     folder = folders[0]
-    is_sae = (folder / _CONFIG_NAME).is_file()
+    is_sae = (folder / CONFIG_FILE).is_file()
     return (
-        folder.resolve().parent if is_sae and folder.resolve().name == _SAE_FOLDER else folder
+        folder.resolve().parent if is_sae and folder.resolve().name == SAE_FOLDER else folder
     ) / RESULTS_NAME
 
 
 def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
-    """
+    """Make sure that ``sae`` was trained from ``cache``.
+
     Raises:
-        UsageError: the SAE was trained from another cache, or the cache lacks its hook or its width.
+        UsageError: it was trained from another cache, or the cache lacks its hook or its width.
     """
     trained_on = sae.cfg.cache.get("fingerprint")
     if trained_on != cache.fingerprint:

@@ -2,11 +2,19 @@
 
 import ast
 import json
+import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import saecache as saecache_package
+from saecache.cli import app, cache_app
+from saecache.commands.border import RESUMES, message_of
+from saecache.commands.printing import shell_line, suggest_hook, train_words
 
 COMMANDS = [
     *("harvest", "train", "evaluate", "report", "export", "recipes", "demo"),
@@ -113,3 +121,154 @@ def test_train_without_a_cache_is_told(tmp_path: Path) -> None:
     assert result.returncode in (1, 2)
     assert "nowhere" in told(result)
     assert not (tmp_path / "run").exists()
+
+
+def test_version_and_the_short_help() -> None:
+    version = saecache("--version")
+    assert (version.returncode, version.stdout) == (0, f"saecache {saecache_package.__version__}\n")
+    for command in ([], ["train"], ["cache"], ["cache", "push"]):
+        assert saecache(*command, "-h").stdout == saecache(*command, "--help").stdout != ""
+
+
+MODULES_AFTERWARDS = """
+import sys
+from saecache.cli import main
+try: main()
+finally: print(*[name for name in ("torch", "numpy", "numba", "transformers") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tpok"],
+        ["train", "topk", "--set", "sede=1"],
+        ["train", "twice.yaml"],
+        ["train", "torn.yaml"],
+        ["train", "latin.yaml"],
+        ["evaluate", "run", "--set", "ce_token=5"],
+        ["evaluate", "run", "--config", "defualt"],
+    ],
+    ids=" ".join,
+)
+def test_a_typo_is_found_before_anything_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("steps: 3\nseed: 1\nsteps: 4\n")
+    (tmp_path / "torn.yaml").write_text("steps: [3\n")
+    (tmp_path / "latin.yaml").write_bytes("name: Käse\n".encode("latin-1"))
+    command = [sys.executable, "-c", MODULES_AFTERWARDS, *arguments, "--cache", "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    told(result)
+    assert result.stdout.split() == []
+
+
+def test_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "config.yaml").mkdir()
+    cases = [
+        (["report", tmp_path, "--out", tmp_path / "file" / "report.html"], "file is a file, not a folder"),
+        (["report", tmp_path, "--out", tmp_path], "is a folder, and a file is to be written"),
+        (["train", tmp_path / "config.yaml", "--cache", "x"], "a folder, not a file"),
+    ]
+    for arguments, message in cases:
+        result = saecache(*arguments)
+        assert result.returncode == 2
+        assert message in told(result)
+
+
+def test_errors_of_the_system_and_of_libraries_are_messages() -> None:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+    from safetensors import SafetensorError
+    from tokenizers import Tokenizer
+
+    def error_of(call: Callable[[], object]) -> BaseException:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            return error
+        raise AssertionError("it should fail")
+
+    assert message_of(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
+    assert message_of(OSError("the disk is gone")) == "the disk is gone"
+    assert message_of(SafetensorError("header too large")) == "safetensors: header too large"
+    assert "YAML: " in str(message_of(error_of(lambda: yaml.safe_load("a: [1"))))
+    assert "SAECACHE_DEBUG=1 shows where" in str(message_of(error_of(lambda: Tokenizer.from_str("{"))))
+    invalid = error_of(lambda: TypeAdapter(int).validate_python("x"))
+    assert isinstance(invalid, ValidationError) and "the settings: " in str(message_of(invalid))
+    assert "UTF-8" in str(message_of(error_of(lambda: b"\xff".decode())))
+    assert "out of memory" in str(message_of(MemoryError()))
+    for bug in (KeyError("k"), AssertionError(), TypeError("t"), ZeroDivisionError()):
+        assert message_of(bug) is None, "a bug keeps its stack trace"
+
+
+FAILING = """
+import sys, typer
+from saecache.commands.border import add_command, note_interrupts
+from saecache.common.errors import UsageError
+app = typer.Typer()
+@app.callback()
+def nothing(): pass
+def fail():
+    {body}
+add_command(app, "fail", fail)
+note_interrupts()
+sys.argv = ["saecache", "fail"]
+app()
+"""
+
+
+def failing(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", FAILING.format(body=body)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_stack_traces_on_demand() -> None:
+    quiet = failing("raise UsageError('no')")
+    assert (quiet.returncode, quiet.stderr) == (2, "error: no\n")
+    assert "Traceback" in failing("raise UsageError('no')", SAECACHE_DEBUG="1").stderr
+    assert "Traceback" in failing("raise KeyError('a bug')").stderr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import signal; signal.raise_signal(signal.SIGINT)",
+        # A library that is interrupted while it is imported, and makes another error of it.
+        "import signal\n    try: signal.raise_signal(signal.SIGINT)\n    except BaseException: pass\n"
+        "    raise ImportError('numpy is half imported')",
+    ],
+)
+def test_ctrl_c_is_a_message_even_within_an_import(body: str) -> None:
+    result = failing(body)
+    assert result.returncode == 130
+    assert result.stderr == "interrupted; nothing was saved: the same command starts again\n"
+
+
+def test_only_commands_that_resume_say_that_they_do() -> None:
+    named = {info.name: info.callback for group in (app, cache_app) for info in group.registered_commands}
+    saying = {name for name, callback in named.items() if callback.interrupted == RESUMES}
+    assert saying == {"harvest", "train", "demo", "slice", "merge", "convert", "push", "pull", "rm"}
+
+
+def test_next_commands_survive_a_shell() -> None:
+    words = ["saecache", "train", "topk", "--cache", "my cache/it's $HOME", "plain"]
+    assert shlex.split(shell_line(words)) == words
+    python = ["python", "-c", "load('a b')"]
+    assert shell_line(python) == "python -c \"load('a b')\""
+    assert shlex.split(shell_line(python)) == python
+
+
+@pytest.mark.parametrize(
+    ("hooks", "chosen"),
+    [
+        (["attn_out.0", "mlp_out.3", "resid_post.10", "resid_post.2", "resid_post.9"], "resid_post.9"),
+        (["attn_out.1", "mlp_out.1"], "mlp_out.1"),
+        (["model.layers.1", "model.layers.0"], "model.layers.1"),
+    ],
+)
+def test_next_trains_on_the_residual_stream_in_the_middle(hooks: list[str], chosen: str) -> None:
+    assert suggest_hook(hooks) == chosen
+    assert train_words("c", hooks)[-2:] == ["--set", f"hook={chosen}"]
+    assert "--set" not in train_words("c", hooks[:1])

@@ -10,9 +10,12 @@ import pytest
 from pydantic import BaseModel
 
 import saecache
+from saecache.common.counts import parse_count
 from saecache.common.errors import UsageError
 from saecache.configs import list_recipes, load_config
-from saecache.configs.loading import apply_override
+from saecache.configs.loading import setting_names
+from saecache.configs.overrides import apply_override
+from saecache.evaluate import EvaluateConfig
 from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
 from saecache.train import TrainConfig
@@ -23,6 +26,7 @@ CLASS_OF_KIND = {
     "harvest": HarvestConfig,
     "train": TrainConfig,
     "papers": TrainConfig,
+    "evaluate": EvaluateConfig,
     "synthetic": SyntheticConfig,
 }
 
@@ -138,6 +142,89 @@ def test_overrides_reach_nested_settings_and_items() -> None:
 def test_bad_overrides_are_told(override: str) -> None:
     with pytest.raises(UsageError, match="--set"):
         apply_override({"a": {"b": 1}, "items": [{"k": 1}]}, override)
+
+
+@pytest.mark.parametrize(
+    ("package", "model"),
+    [
+        ("harvest", HarvestConfig),
+        ("train", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("evaluate.synthetic", SyntheticConfig),
+    ],
+)
+def test_names_in_the_source_are_those_of_the_class(package: str, model: type[BaseModel]) -> None:
+    assert setting_names(package, model.__name__) == set(model.model_fields)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("steps: 1\nlog: {every_steps: 5, every_steps: 6}\n")
+    with pytest.raises(UsageError, match=r"(?s)not valid YAML: .*'every_steps' is there twice.*line 2"):
+        load_config(TrainConfig, path)
+    path.write_text("a: &x {k: 1}\nb: {<<: *x, k: 2}\n")  # a merge that is overridden is no duplicate
+    with pytest.raises(UsageError, match="a: unknown key"):
+        load_config(TrainConfig, path)
+
+
+def test_files_that_are_no_text_are_told(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("name: Käse".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 7 is 0xe4\): save it as UTF-8"):
+        load_config(TrainConfig, tmp_path / "latin.yaml")
+    with pytest.raises(UsageError, match="is a folder, not a file, and no recipe"):
+        load_config(TrainConfig, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer.learning_rate=fast",
+            r"optimizer\.learning_rate: expected a number or 'auto' \(got 'fast'\)",
+        ),
+        ("optimizer.learning_rate=-1", r"optimizer\.learning_rate: must be greater than 0 or 'auto'"),
+        ("schedule.warmup=yes please", r"schedule\.warmup: expected a .*number.* \(got 'yes please'\)"),
+        ("batch_rows=many", r"batch_rows: expected a whole number \(got 'many'\)"),
+        ("batch_rows=0", r"batch_rows: must be greater than 0 \(got 0\)"),
+        ("batch_rows=1.5", r"batch_rows: expected a whole number"),
+        ("log.progress=perhaps", r"log\.progress: expected true or false \(got 'perhaps'\)"),
+        ("log=3", r"log: expected a mapping of settings \(got 3\)"),
+        ("variants=3", r"variants: expected a list \(got 3\)"),
+        ("variants.0.name=3", r"variants\.0\.topk\.name: expected a text"),
+    ],
+)
+def test_problems_are_in_plain_words(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        load_config(TrainConfig, "topk", [override], kinds=("train",))
+    for jargon in ("constrained", "literal[", "Input should", "instance of", "float", "union", "dictionary"):
+        assert jargon not in str(error.value)
+    assert str(error.value).count("\n  - ") == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        ("20k", 20_000),
+        ("1e5", 100_000),
+        ("'20,000'", 20_000),
+        ("1.5M", 1_500_000),
+        ("2_000", 2_000),
+        ("1e5.", None),
+    ],
+)
+def test_counts_as_people_write_them(written: str, count: int | None) -> None:
+    if count is None:
+        with pytest.raises(UsageError, match="expected a whole number"):
+            load_config(TrainConfig, "topk", [f"num_rows={written}"], kinds=("train",))
+        return
+    assert load_config(TrainConfig, "topk", [f"num_rows={written}"], kinds=("train",)).num_rows == count
+
+
+def test_a_count_must_be_whole() -> None:
+    assert parse_count(1e5) == 100_000
+    assert [parse_count(value) for value in (1.5, None, "many", [3])] == [1.5, None, "many", [3]]
+    with pytest.raises(ValueError, match=r"expected a whole number, got 1\.5"):
+        parse_count("1.5")
 
 
 def test_bad_yaml_is_told(tmp_path: Path) -> None:

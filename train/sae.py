@@ -5,6 +5,7 @@ Legend: B rows, D model width, F latents, P pairs.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from .variants.base.rows import Rows
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
+SAE_FOLDER = "sae"  # of a variant, in a run
 ENCODE_ROWS = 16384  # rows encoded at a time by forward()
 Space = Literal["normalized", "raw"]
 
@@ -85,19 +87,36 @@ class SAE(nn.Module):
         x: Tensor,
         *,
         input: Space = "normalized",  # noqa: A002 - the public name
-        sparse: bool = False,
         as_trained: bool = False,
-    ) -> Tensor | Pairs:
-        """Codes of rows ``x`` [B, D].
+        sparse: bool | None = None,
+    ) -> Tensor:
+        """Codes of rows ``x`` [B, D] as a dense tensor, float32 [B, F].
 
         Args:
             input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw``
-                when it comes from the model, to be normalized here.
-            sparse: :class:`Pairs` instead of a dense float32 [B, F].
-            as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.
+                when x comes from the model: the SAE then normalizes it.
+            as_trained: use the rule of training, which looks at the whole batch for batch-wide kinds.
+            sparse: deprecated; call :meth:`encode_sparse` instead of ``sparse=True``.
+
+        Raises:
+            UsageError: rows of another width, or a tensor that does not hold floating-point numbers.
         """
-        pairs = self._encode(self._normalized(x, input)[0], as_trained)
-        return pairs if sparse else pairs.to_dense()
+        pairs = self.encode_sparse(x, input=input, as_trained=as_trained)
+        if sparse is not None:
+            advice = "call encode_sparse(x) for pairs" if sparse else "leave it out: encode(x) is dense"
+            warnings.warn(f"SAE.encode(sparse={sparse}) is deprecated: {advice}", DeprecationWarning, 2)
+        return pairs if sparse else pairs.to_dense()  # type: ignore[return-value]  # of the deprecated flag
+
+    @torch.no_grad()
+    def encode_sparse(
+        self,
+        x: Tensor,
+        *,
+        input: Space = "normalized",  # noqa: A002
+        as_trained: bool = False,
+    ) -> Pairs:
+        """Codes of rows ``x`` [B, D] as :class:`Pairs` (row, latent, value); see :meth:`encode`."""
+        return self._encode(self._normalized(x, input)[0], as_trained)
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
@@ -108,7 +127,12 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
-        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out."""
+        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out.
+
+        Raises:
+            UsageError: rows of another width, or a tensor that does not hold floating-point numbers.
+        """
+        self._check(x)
         flat = x.reshape(-1, self.cfg.d_model)
         return torch.cat([self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]).reshape(
             x.shape
@@ -122,13 +146,23 @@ class SAE(nn.Module):
         return reconstruction.to(x.dtype)
 
     def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:
-        if x.dim() != 2 or x.shape[1] != self.cfg.d_model:
+        self._check(x)
+        if x.dim() != 2:
             raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
         if space == "raw":
             return self.normalizer.apply(x.float())
         if space == "normalized":
             return x.float(), None
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() == 0 or x.shape[-1] != self.cfg.d_model:
+            raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise UsageError(
+                f"SAE {self.cfg.name} expects rows of floating-point numbers, got {x.dtype}: hand in "
+                "activations, or convert them with x.float()"
+            )
 
     @torch_on_one_thread()
     def _encode(self, x: Tensor, as_trained: bool) -> Pairs:
@@ -143,17 +177,35 @@ class SAE(nn.Module):
         write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
 
 
-def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """The SAE in ``folder``: a run's ``<variant>/sae``, or one of its checkpoints.
+def find_saes(folder: Path) -> list[Path]:
+    """The SAE folders that ``folder`` stands for: itself, a variant's ``sae``, or every one of a run.
 
     Raises:
-        UsageError: no SAE there, an unknown kind, a newer format, or weights that contradict the config.
+        UsageError: it is none of these.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        inside = folder / "sae"
-        hint = f"; there is one in {inside}" if (inside / CONFIG_FILE).is_file() else ""
-        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there{hint}")
+    for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
+        if found := sorted(path.parent for path in folder.glob(pattern + CONFIG_FILE)):
+            return found
+    what = "there is no such folder" if not folder.exists() else f"it has no {CONFIG_FILE}"
+    raise UsageError(
+        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}) or a "
+        f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE})"
+    )
+
+
+def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
+    """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
+
+    Raises:
+        UsageError: no SAE there or several, an unknown kind, a newer format, or weights that contradict the
+            config.
+    """
+    found = find_saes(Path(folder))
+    if len(found) > 1:
+        raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
+    folder = found[0]
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
     try:
         values = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
         version = values.get("format_version")

@@ -25,9 +25,10 @@ import torch
 from verdicts import VERDICTS
 
 from saecache import ActivationCache, load_sae, open_cache
+from saecache.common.fvu import FVU
 from saecache.configs import load_config
-from saecache.evaluate.recovery import recovery
-from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, ground_truth, write_synthetic
+from saecache.evaluate.recovery import measure_recovery
+from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, remake_ground_truth, write_synthetic
 from saecache.train import SAE, TrainConfig, run
 from saecache.train.variants.losses.aux_zipf import AuxZipf
 
@@ -126,17 +127,17 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
     """At inference: FVU, MSE and L0 of the held-out rows; dead, dying and dense latents on training rows."""
     kind = sae.cfg.normalization["kind"]
     x = cache.rows(sae.cfg.hook, np.arange(cache.num_rows("heldout")), "heldout", kind)
-    error = (sae(x) - x).double().square().sum()
-    variance = (x - x.mean(0)).double().square().sum()
+    reconstruction = FVU()
+    reconstruction.add(x, sae(x))
     density = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
     for part in cache.rows(sae.cfg.hook, np.arange(min(ROWS, len(cache))), "train", kind).split(4096):
-        codes = sae.encode(part, sparse=True)
+        codes = sae.encode_sparse(part)
         density += codes.keep(codes.value != 0).count_per_latent()
     share = density / min(ROWS, len(cache))
     k = sae.cfg.k or float(share.sum())
     return {
-        "fvu": float(error / variance),
-        "mse": float(error / x.numel()),
+        "fvu": reconstruction.value() or 0.0,
+        "mse": reconstruction.squared_error / x.numel(),
         "l0": float((sae.encode(x) != 0).sum() / len(x)),
         "dead": float((density == 0).sum()),
         "dying": float(AuxZipf().dying(share, k, batch_rows).numel()),
@@ -145,7 +146,7 @@ def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, flo
 
 
 def recovered(sae: SAE, cache: ActivationCache, truth: GroundTruth) -> dict[str, float]:
-    found = recovery(sae, cache, truth)
+    found = measure_recovery(sae, cache, truth)
     buckets = {f"recovered {name}": bucket.recovered for name, bucket in found.buckets.items()}
     nan = float("nan")
     return {
@@ -163,7 +164,7 @@ def results_of(section: Section, cache: ActivationCache, out: Path) -> dict[str,
     """Variant -> figure -> its value for each seed."""
     config = config_of(section)
     result = run(config, cache, out)
-    truth = ground_truth(cache) if "synthetic" in cache.manifest.identity else None
+    truth = remake_ground_truth(cache) if "synthetic" in cache.manifest.identity else None
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, folder in result.saes.items():
         sae = load_sae(folder)

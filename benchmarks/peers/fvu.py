@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from saecache import ActivationCache, load_sae, open_cache
+from saecache.common.fvu import FVU
 from saecache.train import TrainConfig, run
 
 PEER_SCRIPT = Path(__file__).parent / "train_one.py"
@@ -52,11 +53,10 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         for path in run(config, cache, Path(folder) / "run").saes.values():
             sae = load_sae(path)
-            error = sum(
-                float((sae.decode(sae.encode(x, sparse=True, as_trained=True)) - x).double().square().sum())
-                for x in heldout.split(settings.rows)
-            )
-            found.append(error / float((heldout - heldout.mean(0)).double().square().sum()))
+            measured = FVU()
+            for x in heldout.split(settings.rows):
+                measured.add(x, sae.decode(sae.encode_sparse(x, as_trained=True)))
+            found.append(measured.value() or 0.0)
     return found
 
 

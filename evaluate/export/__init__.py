@@ -1,4 +1,4 @@
-"""A trained SAE -> the files of another library, compared with it before they count as written."""
+"""Writes a trained SAE as the files of another library, after checking that they compute the same."""
 
 from typing import TYPE_CHECKING
 

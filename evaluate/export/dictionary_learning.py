@@ -1,12 +1,11 @@
 """dictionary_learning: ``ae.pt`` (plain tensors) and ``config.json``, read with ``utils.load_dictionary``.
 
-Read in dictionary-learning 0.1.0 (utils.py, dictionary.py, trainers/*.py). What differs from one of its
-classes to the next:
+Written after dictionary-learning 0.1.0 (utils.py, dictionary.py, trainers/*.py). Its classes differ in this:
 
-- ``AutoEncoder`` makes decoder columns norm 1 when it is loaded, so they are so already and features take
-  the norms.
-- ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE`` have one threshold; with one for each latent it is
-  ``JumpReluAutoEncoder``, which does not subtract b_dec before encoding: it goes into b_enc.
+- ``AutoEncoder`` scales decoder columns to norm 1 when it is loaded. The export has done that already, and
+  its features are multiplied by the norms.
+- ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE`` have one threshold. An SAE with a threshold for each latent
+  becomes a ``JumpReluAutoEncoder``, which does not subtract b_dec before encoding: b_enc then includes it.
 """
 
 import json
@@ -20,12 +19,12 @@ from torch import Tensor
 from ...store.durable import fsync_file, write_bytes
 from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
-from .metadata import own_notes
-from .rules import Form, whole_k
+from .metadata import make_notes
+from .rules import Form, integer_k
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
 TINY = 1e-30
-_TRAINERS = {  # dict_class -> trainer_class, for who reads the config
+_TRAINERS = {  # dict_class -> trainer_class; only readers of the config look at it
     "AutoEncoder": "StandardTrainer",
     "AutoEncoderTopK": "TopKTrainer",
     "BatchTopKSAE": "BatchTopKTrainer",
@@ -45,7 +44,7 @@ class DictionaryLearning(Format):
         path = folder / WEIGHTS_FILE
         try:
             torch.save(tensors, path)
-        except RuntimeError as error:  # how it tells of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(f"cannot write {path}: {error}") from error
         fsync_file(path)
         config = _config(what, dict_class)
@@ -67,8 +66,8 @@ class DictionaryLearning(Format):
 def _class_of(what: Exportable) -> str:
     sae, form = what.sae, what.rule.form
     if form == "threshold":
-        assert sae.threshold is not None, "rule_of has checked that"
-        if sae.threshold.dim() or whole_k(sae) is None:
+        assert sae.threshold is not None, "choose_rule has checked that"
+        if sae.threshold.dim() or integer_k(sae) is None:
             return "JumpReluAutoEncoder"
         nested = isinstance(sae.cfg.variant, MatryoshkaBatchTopK)
         return "MatryoshkaBatchTopKSAE" if nested else "BatchTopKSAE"
@@ -100,7 +99,7 @@ def _tensors(what: Exportable, dict_class: str) -> dict[str, Tensor]:
         threshold = scaled(sae.threshold).expand(sae.cfg.num_latents)
         return {**matrices, "b_enc": inside.float(), "threshold": threshold}
     rule = {
-        "k": torch.tensor(whole_k(sae), dtype=torch.int),
+        "k": torch.tensor(integer_k(sae), dtype=torch.int),
         "threshold": torch.tensor(-1.0) if sae.threshold is None else scaled(sae.threshold),
     }
     if dict_class == "MatryoshkaBatchTopKSAE":
@@ -116,7 +115,7 @@ def _group_sizes(what: Exportable) -> list[int]:
 
 def _config(what: Exportable, dict_class: str) -> dict[str, Any]:
     sae, provenance = what.sae, what.provenance
-    k = {} if whole_k(sae) is None else {"k": whole_k(sae)}
+    k = {} if integer_k(sae) is None else {"k": integer_k(sae)}
     return {
         "trainer": {
             "trainer_class": _TRAINERS[dict_class],
@@ -137,7 +136,7 @@ def _config(what: Exportable, dict_class: str) -> dict[str, Any]:
             "dataset": provenance.dataset,
             "prepend_bos": provenance.prepend_bos,
         },
-        "saecache": own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows),
+        "saecache": make_notes(sae, feature_factor=what.space.factor, rows=what.space.rows),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a format is: which SAEs it holds, how it is written, and how its library computes with it."""
+"""The interface of a format: which SAEs it can hold, how it is written, how its library computes with it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Exportable:
-    """All that a format needs to know."""
+    """An SAE with all that a format needs to write it."""
 
     sae: SAE
     rule: Rule
@@ -29,14 +29,14 @@ class Exportable:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What the library calls the SAE; whether features are also multiplied by their decoder row's norm."""
+    """The library's name for the SAE; whether features are multiplied by the norm of their decoder row."""
 
     architecture: str
     times_decoder_norm: bool = False
 
 
 class Format(ABC):
-    """One per library; stateless."""
+    """The files of one library. Subclasses hold no state."""
 
     name: ClassVar[str]
     forms: ClassVar[frozenset[Form]]
@@ -44,12 +44,12 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, what: Exportable, folder: Path) -> Written:
-        """The files, in the empty ``folder``."""
+        """Write the files into the empty ``folder``."""
 
     @abstractmethod
     def read(self, folder: Path) -> Forward:
-        """What the library would compute with the files in ``folder``, written anew from reading its code."""
+        """Read the files in ``folder`` and return what the library computes with them."""
 
     @abstractmethod
     def loading(self, folder: Path) -> str:
-        """The lines of Python that load it."""
+        """Python that loads the files with the library."""

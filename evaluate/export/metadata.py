@@ -1,4 +1,4 @@
-"""Where an SAE comes from, in the words of the other libraries: model, hook, text, context."""
+"""The origin of an SAE in the words of the other libraries: model, hook, text, context."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _NAMED_HOOK = re.compile(rf"({'|'.join(_TRANSFORMER_LENS)})\.(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """None is what is not known: an SAE's own files do not say the text and the context, its cache does."""
+    """Where an SAE comes from. None means unknown: only the cache knows the text and the context."""
 
     model: str | None
     hook: str
@@ -28,19 +28,19 @@ class Provenance:
 
     @property
     def layer(self) -> int | None:
-        """The block of a named hook."""
+        """The number of the block of a named hook; None for a module path."""
         match = _NAMED_HOOK.fullmatch(self.hook)
         return None if match is None else int(match[2])
 
     @property
     def transformer_lens_hook(self) -> str | None:
-        """``blocks.3.hook_resid_post``; None for a module path, which TransformerLens has no name for."""
+        """As ``blocks.3.hook_resid_post``; None for a module path, for which TransformerLens has no name."""
         match = _NAMED_HOOK.fullmatch(self.hook)
         return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
 
 
-def provenance_of(sae: SAE, cache: ActivationCache | None) -> Provenance:
-    """What the SAE's config says, and its cache, if there is one."""
+def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
+    """Collect what the SAE's config says, and what its cache says if one is given."""
     identity: dict[str, Any] = {} if cache is None else cache.manifest.identity
     text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
     dataset = next((str(text[key]) for key in ("dataset", "name", "path") if text.get(key)), None)
@@ -53,8 +53,8 @@ def provenance_of(sae: SAE, cache: ActivationCache | None) -> Provenance:
     )
 
 
-def own_notes(sae: SAE, *, feature_factor: float, rows: str) -> dict[str, Any]:
-    """What every format carries under the key ``saecache``."""
+def make_notes(sae: SAE, *, feature_factor: float, rows: str) -> dict[str, Any]:
+    """The notes that every format carries under the key ``saecache``."""
     return {"feature_factor": feature_factor, "rows": rows, "cfg": sae.cfg.model_dump(mode="json")}
 
 

@@ -1,13 +1,12 @@
-"""A folder that is whole or absent."""
+"""A new folder that appears only when all of it is written."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ...common.errors import SaecacheError, UsageError
+from ...common.outputs import check_folder_output, take_lock
 from ...store.disk_space import check_room, disk_explained
 from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
 from ...store.remote import is_url
@@ -16,31 +15,30 @@ LOCK_FILE = ".lock"
 
 
 def check_new(out: Path | str, needed_bytes: int) -> Path:
-    """``out`` as the path of a folder that can be made.
+    """Make sure that ``out`` can be made, and return it as a path.
 
     Raises:
-        UsageError: a URL, something that exists already, a file above it, or too little space.
+        UsageError: it is a URL, it exists already, it cannot be written, or there is too little space.
     """
     if is_url(out):
         raise UsageError(f"--out must name a folder, got the URL {out}: copy the folder there afterwards")
     path = Path(out)
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists, and nothing is overwritten: give another --out, or remove it")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise UsageError(f"cannot make {path}: {above} is a file")
+    check_folder_output(path)
     check_room(path, needed_bytes, "choose another --out")
     return path
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder to fill: without an error inside it then is ``out``; otherwise nothing is left.
+    """Yield an empty folder to fill. It becomes ``out`` if the block ends without an error, else it is
+    removed.
 
-    What a killed process left of the same folder goes.
+    What a killed process left of the same folder is removed first.
 
     Raises:
-        UsageError: another process is at it, or was while this one filled its own.
+        UsageError: another process is writing ``out``, or made it in the meantime.
         SaecacheError: it cannot be written.
     """
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
@@ -48,22 +46,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         with disk_explained(out):
             make_folder(out.absolute().parent)
             temporary.mkdir(exist_ok=True)
-            lock = FileLock(temporary / LOCK_FILE)
-            lock.acquire(timeout=0)
-            with lock:
-                try:
-                    _clear(temporary)
-                    yield temporary
-                    fsync_folder(temporary)
-                    if out.exists():  # an empty folder would be replaced
-                        raise UsageError(f"{out} was made meanwhile by another process: give another --out")
-                    temporary.rename(out)
-                    (out / LOCK_FILE).unlink()
-                    fsync_folder(out.absolute().parent)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except Timeout:
-        raise UsageError(f"{out} is being written by another process: wait, or give another --out") from None
+            lock = take_lock(temporary / LOCK_FILE, out, "give another --out")
+            try:
+                _clear(temporary)
+                yield temporary
+                fsync_folder(temporary)
+                if out.exists():  # rename would replace an empty folder
+                    raise UsageError(f"{out} was made meanwhile by another process: give another --out")
+                temporary.rename(out)
+                (out / LOCK_FILE).unlink()
+                fsync_folder(out.absolute().parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                lock.release()
     except OSError as error:
         raise SaecacheError(f"cannot write {out}: {error}") from error
 

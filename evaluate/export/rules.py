@@ -1,7 +1,7 @@
-"""What an SAE computes outside training, as the few forms that other libraries know.
+"""The rule by which an SAE finds its codes at inference, as one of the forms that other libraries know.
 
 The form follows from ``cfg.inference``, not from the kind: a new kind that declares one of these rules is
-exported without a change here, and :mod:`.check` compares what it computes.
+exported without a change here, and :mod:`.comparison` checks what it computes.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Form = Literal["relu", "topk", "threshold", "gated"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``exact``: the form is the rule itself; otherwise it only agrees on most rows, to be measured."""
+    """A form, and whether it is the SAE's own rule (``exact``) or one that agrees with it on most rows."""
 
     form: Form
     exact: bool = True
@@ -26,7 +26,7 @@ _RULES = {
     "topk": Rule(form="topk"),
     "threshold": Rule(form="threshold"),
     "gated": Rule(form="gated"),
-    "probabilistic_topk": Rule(form="topk", exact=False),  # gates, then |a|: mostly the k largest a
+    "probabilistic_topk": Rule(form="topk", exact=False),  # gates, then |a|: mostly selects the k largest a
 }
 
 
@@ -34,8 +34,9 @@ _ALWAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
 _OF_FORM: dict[str, tuple[str, ...]] = {"threshold": ("threshold",), "gated": ("r_mag", "b_mag")}
 
 
-def rule_of(sae: SAE) -> Rule:
-    """
+def choose_rule(sae: SAE) -> Rule:
+    """Choose the form for ``sae`` and check that its tensors fit.
+
     Raises:
         UsageError: no other library has such a rule, or the SAE's tensors are damaged or not of its rule.
     """
@@ -53,7 +54,7 @@ def rule_of(sae: SAE) -> Rule:
             f"SAE {cfg.name} ({cfg.kind}) has thresholds below 0, as {float(threshold.min()):.3g}; the other "
             "libraries cut at 0 first, so that its negative codes would be lost"
         )
-    if rule.form == "topk" and whole_k(sae) is None:
+    if rule.form == "topk" and integer_k(sae) is None:
         raise UsageError(f"SAE {cfg.name} ({cfg.kind}) should have a whole number k, got {cfg.k}")
     return rule
 
@@ -72,6 +73,6 @@ def _check_tensors(sae: SAE, form: Form) -> None:
             raise UsageError(f"{who}: tensor {name} is not finite: its weights are damaged")
 
 
-def whole_k(sae: SAE) -> int | None:
-    """k as a whole number, None where the rule has none."""
+def integer_k(sae: SAE) -> int | None:
+    """k as a whole number; None if the SAE has no k, or one that is not whole."""
     return None if sae.cfg.k is None or sae.cfg.k != int(sae.cfg.k) else int(sae.cfg.k)

@@ -1,4 +1,4 @@
-"""One SAE folder in, one folder of another library out."""
+"""Exports one SAE folder as one folder of another library."""
 
 import json
 from collections.abc import Iterator
@@ -15,31 +15,30 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..measure import choose_rows
 from ..targets import Target, check_belongs, find_targets
-from .check import Comparison, check, compare, limits_of
+from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
-from .metadata import provenance_of
+from .metadata import find_provenance
 from .new_folder import check_new, new_folder
-from .rows import cached_rows, random_rows
-from .rules import Rule, rule_of
+from .rules import Rule, choose_rule
 from .saelens import SAELens
 from .space import Space, choose_space
 from .sparsify import Sparsify
 
 REPORT_FILE = "saecache-export.json"
-CACHED_ROWS = 8192  # of a cache, that an export is compared on
+CACHED_ROWS = 8192  # held-out rows that an export is compared on
 FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify())}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A finished export. ``saecache-export.json`` beside it holds this too, and the SAE's config.
+    """A finished export. Its file ``saecache-export.json`` holds the same, and the SAE's config.
 
     Attributes:
-        rows: what to hand in: ``raw`` activations, or ``normalized`` ones.
-        feature_factor: features of the export are ours times this, and times the norm of the latent's decoder
-            row if ``features_times_decoder_norm``.
-        unknown: fields of the format's metadata that the SAE's own files do not tell; its cache does.
+        rows: what the export takes as input: ``raw`` activations, or ``normalized`` ones.
+        feature_factor: features of the export are the SAE's times this; with ``features_times_decoder_norm``
+            they are also multiplied by the norm of the latent's decoder row.
+        unknown: fields of the format's metadata that neither the SAE nor the cache, if it was given, says.
         loading: Python that loads it.
     """
 
@@ -69,16 +68,16 @@ def export_sae(
     cache: ActivationCache | Path | str | None = None,
     normalized_input: bool = False,
 ) -> Export:
-    """Write an SAE for another library into the new folder ``out``, and compare the two.
+    """Write an SAE for another library into the new folder ``out``, and check that both compute the same.
 
-    What was written is read back and run by a plain version of that library's forward pass, on random rows
-    and, with ``cache``, on its held-out rows; ``out`` appears only if features and reconstructions agree.
+    The files are read back and run by a plain version of that library's forward pass, on random rows and, if
+    ``cache`` is given, on its held-out rows. ``out`` appears only if features and reconstructions agree.
 
     Args:
         sae_dir: the SAE's folder, or that of a run with one SAE.
         format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
-        cache: the cache the SAE was trained from; it also tells the text, the context and BOS.
-        normalized_input: for an SAE of rows that whoever loads it normalizes as the cache does.
+        cache: the cache the SAE was trained from; it also names the text, the context and BOS.
+        normalized_input: the rows handed in will be normalized already, as the cache normalizes them.
 
     Raises:
         UsageError: no SAE there, an unknown format or one that cannot hold it, ``out`` exists, another cache.
@@ -89,7 +88,7 @@ def export_sae(
         raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
     target = _only_one(Path(sae_dir))
     sae = target.load()
-    rule = rule_of(sae)
+    rule = choose_rule(sae)
     _check_held(sae, rule, chosen)
     space = choose_space(
         sae, format_name=format, standardizes=chosen.standardizes, normalized_input=normalized_input
@@ -104,11 +103,11 @@ def export_sae(
     opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
     if opened is not None:
         check_belongs(sae, target, opened)
-    provenance = provenance_of(sae, opened)
+    provenance = find_provenance(sae, opened)
     what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
     with new_folder(path) as folder:
         written = chosen.write(what, folder)
-        limits = limits_of(rule.exact)
+        limits = choose_limits(rule.exact)
         comparisons = list(_comparisons(what, written, chosen.read(folder), opened))
         for comparison in comparisons:
             check(comparison, limits, who=f"{format}'s {written.architecture}", advice=_advice(rule, space))
@@ -163,11 +162,13 @@ def _comparisons(
     factor = torch.tensor(space.factor)
     if written.times_decoder_norm:
         factor = factor * sae.W_dec.norm(dim=1)
-    if what.rule.exact:  # random rows say nothing of a rule that agrees on most of the model's
-        yield compare(sae, forward, space, factor, [random_rows(sae, space)], "random")
+    if what.rule.exact:  # a rule that only agrees on most of the model's rows needs such rows
+        yield compare(sae, forward, space, factor, [make_random_rows(sae, space)], "random")
     if cache is not None:
         measured, _ = choose_rows(cache, CACHED_ROWS)
-        yield compare(sae, forward, space, factor, cached_rows(sae, space, cache, measured), measured.split)
+        yield compare(
+            sae, forward, space, factor, read_cached_rows(sae, space, cache, measured), measured.split
+        )
 
 
 def _advice(rule: Rule, space: Space) -> str:

@@ -1,9 +1,8 @@
 """SAELens 6: ``cfg.json`` and ``sae_weights.safetensors``, read with ``SAE.load_from_disk``.
 
-Read in sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist in
-training only; what they and every other rule with a threshold become is ``jumprelu``, with a threshold for
-each latent. Its ``layer_norm`` divides by std + 1e-5, so that small rows come out smaller than here, by
-1e-5 / std.
+Written after sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist
+only in training: they, and every other rule with a threshold, become ``jumprelu`` with a threshold for each
+latent. Its ``layer_norm`` divides by std + 1e-5, which makes small rows smaller than here, by 1e-5 / std.
 """
 
 import json
@@ -17,10 +16,10 @@ from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
-from .metadata import own_notes
-from .rules import Form, whole_k
+from .metadata import make_notes
+from .rules import Form, integer_k
 
-SAE_LENS_VERSION = "6.54.12"  # whose files these are; without one SAELens takes them for those of version 5
+SAE_LENS_VERSION = "6.54.12"  # without it SAELens reads the files as those of version 5
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 EPS = 1e-5
 _ARCHITECTURES: dict[Form, str] = {
@@ -49,7 +48,9 @@ class SAELens(Format):
             "apply_b_dec_to_input": True,
             "normalize_activations": "layer_norm" if what.space.standardized else "none",
             "reshape_activations": "none",
-            **({"k": whole_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}),
+            **(
+                {"k": integer_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+            ),
             "metadata": _metadata(what),
         }
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
@@ -84,14 +85,14 @@ def _tensors(what: Exportable) -> dict[str, Tensor]:
         return {**tensors, **biases, "r_mag": named["r_mag"]}
     tensors["b_enc"] = scaled(sae.b_enc)
     if what.rule.form == "threshold":
-        assert sae.threshold is not None, "rule_of has checked that"
+        assert sae.threshold is not None, "choose_rule has checked that"
         tensors["threshold"] = scaled(sae.threshold).expand(sae.cfg.num_latents)
     return tensors
 
 
 def _metadata(what: Exportable) -> dict[str, Any]:
     sae, provenance = what.sae, what.provenance
-    notes = own_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
+    notes = make_notes(sae, feature_factor=what.space.factor, rows=what.space.rows)
     module_path = provenance.transformer_lens_hook is None
     metadata: dict[str, Any] = {
         "sae_lens_version": SAE_LENS_VERSION,
@@ -109,7 +110,7 @@ def _metadata(what: Exportable) -> dict[str, Any]:
 
 
 def _features(config: dict[str, Any], tensors: dict[str, Tensor], a: Tensor) -> Tensor:
-    """What encode() returns; ``a`` [B, F] are pre-activations without bias."""
+    """The features [B, F] that encode() returns; ``a`` [B, F] are pre-activations without bias."""
     if config["architecture"] == "gated":
         magnitude = a * tensors["r_mag"].exp() + tensors["b_mag"]
         return torch.relu(magnitude) * (a + tensors["b_gate"] > 0)

@@ -1,8 +1,8 @@
-"""The rows that whoever loads an export hands in, and how the SAE's normalization is told to the format.
+"""Which rows an export takes as input, and how the format expresses the SAE's normalization.
 
-The SAE was trained on normalized rows y. The other library sees rows v = factor * y: its features then are
-``factor`` times ours, when biases and thresholds are multiplied by it and W_enc and W_dec stay as they are,
-with decoder rows of norm 1, which all three libraries expect.
+The SAE was trained on normalized rows y. The other library sees rows v = factor * y. If biases and thresholds
+are multiplied by the factor, its features are ``factor`` times the SAE's, and W_enc and W_dec stay as they
+are: decoder rows keep norm 1, which all three libraries expect.
 
 =============  ============================  =================  ====================================
 trained on     what the library does first   v                  factor
@@ -31,22 +31,23 @@ PER_ROW = ("unit", "layer_norm")  # normalizations that need statistics of each 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """``rows``: what is handed in; ``standardized``: the library then standardizes each row itself."""
+    """``rows``: what the export takes; ``standardized``: the library itself standardizes each row first."""
 
     rows: Literal["raw", "normalized"]
     standardized: bool
     factor: float
 
     def scaled(self, bias: Tensor) -> Tensor:
-        """A bias or a threshold of the SAE, in this space: float32, rounded once."""
+        """A bias or a threshold of the SAE in this space: float32, rounded once."""
         return (bias.double() * self.factor).float()
 
 
 def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_input: bool) -> Space:
-    """
+    """Choose the rows that the export takes as input.
+
     Args:
-        standardizes: the format can have the library standardize rows.
-        normalized_input: whoever loads the export normalizes rows as the SAE's cache does.
+        standardizes: whether the format can make its library standardize rows.
+        normalized_input: the rows handed in will be normalized already, as the SAE's cache normalizes them.
 
     Raises:
         UsageError: the format cannot normalize rows as needed, or ``normalized_input`` does nothing.

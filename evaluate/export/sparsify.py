@@ -1,7 +1,7 @@
 """sparsify: ``cfg.json`` and ``sae.safetensors``, read with ``SparseCoder.load_from_disk``. TopK only.
 
-Read in eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). Its config has no place for where an SAE comes
-from; ``saecache-export.json`` has.
+Written after eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). Its config has no room for the origin of
+an SAE; ``saecache-export.json`` holds it.
 """
 
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from .format import Exportable, Format, Forward, Written
-from .rules import Form, whole_k
+from .rules import Form, integer_k
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 
@@ -34,15 +34,15 @@ class Sparsify(Format):
         write_tensors(folder / WEIGHTS_FILE, tensors)
         config = {
             "activation": "topk",
-            "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents goes before it
+            "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents decides
             "normalize_decoder": sae.cfg.variant.unit_norm_decoder,
             "num_latents": sae.cfg.num_latents,
-            "k": whole_k(sae),
+            "k": integer_k(sae),
             "multi_topk": False,  # a loss of training; at inference it only costs time
             "skip_connection": False,
             "transcode": False,
             "d_in": sae.cfg.d_model,
-        }  # nothing else: it prints whatever it does not know
+        }  # nothing else, because sparsify prints whatever it does not know
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
         return Written(architecture="SparseCoder")
 

@@ -8,6 +8,7 @@ from typing import Literal
 import filelock
 
 from ...common.errors import UsageError
+from ...common.outputs import take_lock
 from ..durable import fsync_folder, make_folder
 from ..layout import TOP_FOLDERS
 from ..manifest import MANIFEST_ATTRIBUTE
@@ -58,13 +59,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     _check_no_links(path)
     work = path / WORK_FOLDER
     make_folder(work)
-    lock = filelock.FileLock(work / "lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(
-            f"{path} is being written by another process: wait for it, or choose another folder"
-        ) from None
+    lock = take_lock(work / "lock", path, "choose another folder")
     if (path / "zarr.json").is_file() and not journal_path(path).is_file():
         remove_work(path, lock)  # another process finished it between the look and the lock
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")

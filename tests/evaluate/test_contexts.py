@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from saecache.evaluate.contexts import (
-    Column,
-    ColumnStream,
+    ActivationStream,
+    LatentActivations,
     choose_peaks,
     describe_latent,
-    measured_places,
+    find_places,
     sample_latents,
 )
 from saecache.train import Pairs
@@ -28,8 +28,8 @@ def dense(cache, request) -> torch.Tensor:
     return codes
 
 
-def gather(dense: torch.Tensor, latents: list[int], block: int) -> dict[int, Column]:
-    stream = ColumnStream(latents)
+def gather(dense: torch.Tensor, latents: list[int], block: int) -> dict[int, LatentActivations]:
+    stream = ActivationStream(latents)
     for start in range(0, len(dense), block):
         stream.update(Pairs.from_dense(dense[start : start + block]), start)
     return stream.columns()
@@ -46,7 +46,7 @@ def test_columns_are_the_dense_columns(dense, block: int) -> None:
 
 
 def test_columns_without_any_rows() -> None:
-    assert len(ColumnStream([3]).columns()[3].rows) == 0
+    assert len(ActivationStream([3]).columns()[3].rows) == 0
 
 
 def brute_force_peaks(cache, values: np.ndarray, most: int, apart: int) -> list[int]:
@@ -68,7 +68,7 @@ def brute_force_peaks(cache, values: np.ndarray, most: int, apart: int) -> list[
 
 @pytest.mark.parametrize("radius", [0, 3, 100])
 def test_contexts_are_those_of_brute_force(cache, dense, radius: int) -> None:
-    places = measured_places(cache, "heldout", 0, len(dense))
+    places = find_places(cache, "heldout", 0, len(dense))
     density = (dense != 0).double().mean(0)
     for latent in (int(density.argmax()), *sample_latents(density, 3, seed=1)[2:]):
         column = gather(dense, [latent], 100)[latent]
@@ -107,7 +107,7 @@ def test_contexts_are_those_of_brute_force(cache, dense, radius: int) -> None:
 
 
 def test_what_cannot_be_written_as_utf8_is_replaced(cache, dense) -> None:
-    places = measured_places(cache, "heldout", 0, len(dense))
+    places = find_places(cache, "heldout", 0, len(dense))
     column = gather(dense, [40], 100)[40]
     result = describe_latent(
         cache, places, 40, column, rank=1, num_contexts=1, radius=2, decode_token=lambda token: "a\ud83d"
@@ -119,13 +119,13 @@ def test_windows_of_shuffled_training_rows(cache_without_heldout) -> None:
     """Without held-out rows a token's neighbours are found by their place in the text, where measured."""
     cache = cache_without_heldout
     first = len(cache) // 2
-    places = measured_places(cache, "train", first, len(cache) - first)
+    places = find_places(cache, "train", first, len(cache) - first)
     token = cache.token_index("train")[first:].astype(np.int64)
     for wanted in (token[0], token[5]):
         assert places.find(np.array([wanted])) == np.flatnonzero(token == wanted)
     assert places.find(np.array([int(cache.token_index("train")[0])])) == -1
     values = np.linspace(0.1, 1, len(token)).astype(np.float32)
-    column = Column(rows=np.arange(len(token)), values=values)
+    column = LatentActivations(rows=np.arange(len(token)), values=values)
     result = describe_latent(cache, places, 0, column, rank=1, num_contexts=3, radius=4, decode_token=str)
     assert result.contexts[0].row == len(cache) - 1
     for context in result.contexts:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from saecache.evaluate.curves import density_curve, l0_histogram, log_spaced_integers
+from saecache.evaluate.metrics import density_curve, l0_histogram, log_spaced_integers
 
 
 def test_all_ranks_are_there_when_they_are_few() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from saecache.evaluate import run, write_report
 from saecache.evaluate.language_model import Spliced, measure_language_model
-from saecache.evaluate.scored import choose_sequences
+from saecache.evaluate.sequences import choose_sequences
 from saecache.harvest import HarvestConfig, LanguageModel
 from saecache.harvest import run as harvest
 from saecache.store import open_cache

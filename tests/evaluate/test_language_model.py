@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.language_model import Spliced, jackknife, measure_language_model, recovered
-from saecache.evaluate.scored import choose_sequences
+from saecache.evaluate.sequences import choose_sequences
 from saecache.train.variants.topk import TopK
 
 from .conftest import CONTEXT, HOOK, OTHER_HOOK, VOCABULARY, TinyModel, make_sae

@@ -18,7 +18,7 @@ def random_rows(num_rows: int = 500, mean: float = 3.0) -> tuple[torch.Tensor, t
 
 
 def streamed(x: torch.Tensor, reconstruction: torch.Tensor, cuts: list[int]):
-    stream = ReconstructionStream(x.shape[1])
+    stream = ReconstructionStream()
     for a, b in zip([0, *cuts], [*cuts, len(x)], strict=True):
         stream.update(x[a:b], reconstruction[a:b])
     return stream.result()
@@ -76,9 +76,9 @@ def test_constant_rows_have_no_fvu_and_zero_reconstructions_cosine_zero() -> Non
 
 def test_wrong_shapes_and_no_rows_are_errors() -> None:
     with pytest.raises(ValueError, match=r"x is \(2, 3\)"):
-        ReconstructionStream(3).update(torch.zeros(2, 3), torch.zeros(1, 3))
+        ReconstructionStream().update(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="no rows"):
-        ReconstructionStream(3).result()
+        ReconstructionStream().result()
     with pytest.raises(ValueError, match="no rows"):
         CodeStream(3).result()
     with pytest.raises(ValueError, match="expected codes over 3 latents, got 4"):

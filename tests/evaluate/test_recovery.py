@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.recovery import correlation, match, recovery
-from saecache.evaluate.synthetic import GroundTruth, ground_truth, write_synthetic
+from saecache.evaluate.recovery import correlation, match_latents, measure_recovery
+from saecache.evaluate.synthetic import GroundTruth, remake_ground_truth, write_synthetic
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import SAE, TrainConfig, load_sae, run
@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
 
 @pytest.fixture(scope="module")
 def truth(cache: ActivationCache) -> GroundTruth:
-    return ground_truth(cache)
+    return remake_ground_truth(cache)
 
 
 def sae_of(directions: torch.Tensor, threshold: float) -> SAE:
@@ -50,7 +50,7 @@ def test_matching_is_the_best_of_all_assignments() -> None:
     generator = torch.Generator().manual_seed(0)
     directions, W_dec = torch.randn(4, 6, generator=generator), torch.randn(5, 6, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
-    latent, similarity = match(directions, 3 * W_dec)
+    latent, similarity = match_latents(directions, 3 * W_dec)
     cosines = (directions @ (W_dec / W_dec.norm(dim=1, keepdim=True)).T).abs()
     best = max(
         sum(float(cosines[i, j]) for i, j in enumerate(chosen))
@@ -58,23 +58,25 @@ def test_matching_is_the_best_of_all_assignments() -> None:
     )
     assert float(similarity.sum()) == pytest.approx(best, rel=1e-5)
     torch.testing.assert_close(similarity, cosines[torch.arange(4), latent])
-    latent, similarity = match(directions, W_dec[:2])
+    latent, similarity = match_latents(directions, W_dec[:2])
     assert sorted(latent.tolist())[:2] == [-1, -1] and int((similarity == 0).sum()) == 2
 
 
 def test_an_sae_of_the_features_recovers_all(cache: ActivationCache, truth: GroundTruth) -> None:
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    found = recovery(sae_of(-truth.directions[order], 0.3), cache, truth)
+    found = measure_recovery(sae_of(-truth.directions[order], 0.3), cache, truth)
     assert found.overall.recovered == 1 and found.overall.mean_similarity == pytest.approx(1)
     assert {name: b.num_features for name, b in found.buckets.items()} == {"rare": 12, "often": 8}
-    found = recovery(sae_of(truth.directions[order], 0.12), cache)
+    found = measure_recovery(sae_of(truth.directions[order], 0.12), cache)
     assert found.fidelity is not None and found.fidelity > 0.5
     assert found.l0 > 0 and found.heldout_rows == cache.num_rows("heldout")
 
 
 def test_a_bucket_that_is_missing_is_seen(cache: ActivationCache, truth: GroundTruth) -> None:
     others = torch.linalg.qr(truth.directions[truth.bucket == 0][:4].T, mode="complete").Q.T[4:]
-    found = recovery(sae_of(torch.cat([truth.directions[truth.bucket == 0], others]), 0.3), cache, truth)
+    found = measure_recovery(
+        sae_of(torch.cat([truth.directions[truth.bucket == 0], others]), 0.3), cache, truth
+    )
     assert found.buckets["rare"].recovered == 1
     assert found.buckets["often"].recovered < 0.7
     wanted = (12 * 1 + 8 * found.buckets["often"].recovered) / 20
@@ -99,18 +101,18 @@ def test_training_recovers_features_that_a_random_dictionary_does_not(
         "optimizer": {"learning_rate": 0.01}, "log": {"every_steps": 200, "progress": False},
     }  # fmt: skip
     (folder,) = run(TrainConfig.model_validate(settings), cache, tmp_path / "run").saes.values()
-    trained = recovery(load_sae(folder), cache, truth)
+    trained = measure_recovery(load_sae(folder), cache, truth)
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(32, 16, generator=generator)
-    untrained = recovery(sae_of(random / random.norm(dim=1, keepdim=True), 0.3), cache, truth)
+    untrained = measure_recovery(sae_of(random / random.norm(dim=1, keepdim=True), 0.3), cache, truth)
     assert trained.buckets["rare"].recovered > 0.8 > untrained.overall.recovered
     assert trained.fvu < 0.3
 
 
 def test_what_cannot_be_compared(cache: ActivationCache, truth: GroundTruth, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has width 8, .* has 16"):
-        recovery(sae_of(torch.eye(8), 0.3), cache, truth)
+        measure_recovery(sae_of(torch.eye(8), 0.3), cache, truth)
     with CacheWriter(tmp_path / "plain", hooks={"a": 16}, identity={}) as writer:
         writer.write_rows({"a": torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))})
     with pytest.raises(UsageError, match="has no known features: 'saecache synthetic' makes caches that do"):
-        recovery(sae_of(torch.eye(16), 0.3), open_cache(tmp_path / "plain"))
+        measure_recovery(sae_of(torch.eye(16), 0.3), open_cache(tmp_path / "plain"))

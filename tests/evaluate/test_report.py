@@ -9,7 +9,7 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.evaluate import run, write_report
-from saecache.evaluate.report_data import script_safe_json
+from saecache.evaluate.report_data import to_script_json
 
 HOSTILE = (
     "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>\"'&{{7*7}}"
@@ -86,11 +86,11 @@ def test_hostile_names_tokens_and_settings_stay_text(run_dir, cache, tmp_path) -
 
 def test_script_safe_json_is_the_same_value() -> None:
     value = {"<!--": ["</ScRiPt>", "]]>", "&amp;", "\u2028\u2029", 'quote " and \\', "∅ é 😀"]}
-    text = script_safe_json(value)
+    text = to_script_json(value)
     assert json.loads(text) == value
     assert not re.search("[<>&\u2028\u2029]", text)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        script_safe_json(float("nan"))
+        to_script_json(float("nan"))
 
 
 def test_results_elsewhere_find_the_runs_log(run_dir, cache, tmp_path) -> None:

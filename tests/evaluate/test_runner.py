@@ -193,9 +193,11 @@ def test_bad_usage_is_told(run_dir, cache, tmp_path) -> None:
         run([run_dir, run_dir / "topk_k4" / "sae"], cache, out=tmp_path / "r.json", show_progress=False)
     with pytest.raises(UsageError, match="--out"):
         run([run_dir / "topk_k4" / "sae", run_dir / "raw_k4" / "sae"], cache, show_progress=False)
-    with pytest.raises(UsageError, match=r"max_rows: .*greater than or equal to 1 \(got 0\)"):
+    with pytest.raises(UsageError, match=r"max_rows: must be greater than or equal to 1 \(got 0\)"):
         run([run_dir], cache, max_rows=0, show_progress=False)
-    with pytest.raises(UsageError, match=r"max_row: .*The settings are max_rows, "):
+    with pytest.raises(
+        UsageError, match=r"max_row: unknown key \(did you mean 'max_rows'\?\); known keys here: .*max_rows, "
+    ):
         run([run_dir], cache, max_row=5, show_progress=False)
 
 

@@ -13,12 +13,16 @@ import torch
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.configs import load_config
 from saecache.evaluate import synthetic
-from saecache.evaluate.low_coherence import (
+from saecache.evaluate.synthetic import (
+    HOOK,
+    GroundTruth,
+    SyntheticConfig,
     least_coherence,
     low_coherence_directions,
     mutual_coherence,
+    remake_ground_truth,
+    write_synthetic,
 )
-from saecache.evaluate.synthetic import HOOK, GroundTruth, SyntheticConfig, ground_truth, write_synthetic
 from saecache.store.reading.reader import open_cache
 
 SMALL: dict[str, Any] = {
@@ -62,7 +66,7 @@ def test_a_cache_holds_the_rows_and_remembers_the_features(tmp_path: Path) -> No
     manifest = write_synthetic(small(), tmp_path / "cache")
     cache = open_cache(tmp_path / "cache")
     assert manifest.train_rows + manifest.heldout_rows == 9000 and 700 < manifest.heldout_rows < 1100
-    truth = ground_truth(cache)
+    truth = remake_ground_truth(cache)
     written = torch.cat([rows for _, rows in truth.blocks()])
     numbers = np.arange(200)
     _, _, sequence = cache.locate(numbers)
@@ -123,7 +127,7 @@ def test_other_random_numbers_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     write_synthetic(small(), tmp_path / "cache")
     monkeypatch.setattr(synthetic, "low_coherence_directions", lambda *_: torch.eye(20, 16))
     with pytest.raises(SaecacheError, match="other random numbers here"):
-        ground_truth(open_cache(tmp_path / "cache"))
+        remake_ground_truth(open_cache(tmp_path / "cache"))
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

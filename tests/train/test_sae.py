@@ -9,7 +9,7 @@ import torch
 
 from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
-from saecache.train import SAE, TrainConfig, load_sae, run
+from saecache.train import SAE, Pairs, TrainConfig, load_sae, run
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,35 @@ def copy(folder: Path, tmp_path: Path) -> Callable[[], Path]:
 
 
 def test_no_sae_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no SAE in .*expected cfg.json and weights.safetensors"):
+    with pytest.raises(UsageError, match=r"no SAE in .*expected .*cfg.json and weights.safetensors"):
         load_sae(tmp_path)
 
 
 def test_the_folder_above_an_sae(copy: Callable[[], Path], tmp_path: Path) -> None:
     copy().rename(tmp_path / "sae")
-    with pytest.raises(UsageError, match=r"no SAE in .*; there is one in .*sae$"):
+    assert load_sae(tmp_path).cfg.name == "batch_topk_k3"
+
+
+def test_a_run_folder_with_one_sae_or_several(folder: Path, tmp_path: Path) -> None:
+    sae = load_sae(folder)
+    sae.save(tmp_path / "first" / "sae")
+    assert torch.equal(load_sae(tmp_path).W_enc, sae.W_enc)
+    sae.save(tmp_path / "second" / "sae")
+    with pytest.raises(UsageError, match=r"holds 2 SAEs, name one of them: .*first.*second"):
         load_sae(tmp_path)
+    (tmp_path / "first" / "sae" / "weights.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"expected cfg.json and weights.safetensors there"):
+        load_sae(tmp_path / "first")
+
+
+def test_the_flag_that_was_gives_pairs_and_says_what_to_call(folder: Path) -> None:
+    sae, x = load_sae(folder), torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(DeprecationWarning, match=r"call encode_sparse\(x\) for pairs"):
+        pairs = sae.encode(x, sparse=True)
+    assert isinstance(pairs, Pairs)
+    assert torch.equal(pairs.to_dense(), sae.encode(x))
+    with pytest.warns(DeprecationWarning, match="leave it out"):
+        assert torch.equal(sae.encode(x, sparse=False), sae.encode(x))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +98,11 @@ def test_wrong_inputs_are_told(folder: Path) -> None:
     sae = load_sae(folder)
     with pytest.raises(UsageError, match=r"expects \[rows, 24\], got \(5, 23\)"):
         sae.encode(torch.zeros(5, 23))
+    for call in (sae, sae.encode, sae.encode_sparse):
+        with pytest.raises(UsageError, match=r"expects \[rows, 24\], got \(48, 12\)"):
+            call(torch.zeros(48, 12))  # as many numbers as 24 rows of the right width
+        with pytest.raises(UsageError, match=r"floating-point numbers, got torch.int64"):
+            call(torch.zeros(5, 24, dtype=torch.int64))
     with pytest.raises(UsageError, match="input must be 'normalized' or 'raw', got 'cooked'"):
         sae.encode(torch.zeros(5, 24), input="cooked")  # type: ignore[arg-type]
 

@@ -99,7 +99,7 @@ class VariantContract(ABC):
     def test_sparse_codes_are_the_dense_codes(self) -> None:
         sae, x = self.trained_sae()
         for as_trained in (False, True):
-            pairs = sae.encode(x, sparse=True, as_trained=as_trained)
+            pairs = sae.encode_sparse(x, as_trained=as_trained)
             dense = sae.encode(x, as_trained=as_trained)
             assert isinstance(pairs, Pairs) and pairs.num_rows == x.shape[0]
             place = pairs.rows() * PLAN.num_latents + pairs.latent

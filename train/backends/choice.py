@@ -1,6 +1,8 @@
 """Which backend serves a tensor. Backends are the folders beside this file: there is no list to edit.
 
-SAECACHE_BACKEND names one for the whole process. A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
+SAECACHE_BACKEND names one for the whole process.
+
+A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
 module ``backend`` holds the functions of :class:`.protocol.Backend`.
 """
 
@@ -18,12 +20,12 @@ from torch import Tensor
 from ...common.errors import UsageError
 from .protocol import Backend
 
-_forced: ContextVar[str | None] = ContextVar("forced_backend", default=os.environ.get("SAECACHE_BACKEND"))
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
 def backend_of(tensor: Tensor) -> Backend:
     """The backend for work on tensors like this one: the preferred one of those that serve it."""
-    forced = _forced.get()
+    forced = _forced.get() or os.environ.get("SAECACHE_BACKEND")
     if forced is not None:
         return load_backend(forced)
     return load_backend(next(name for name, serves in _backends() if serves(tensor)))

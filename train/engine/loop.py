@@ -8,9 +8,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from ...common.fvu import RowVariance
 from ..backends.scratch import borrowed
 from ..runs.config import TrainConfig
-from .metrics import InputSums, reset
+from .metrics import reset
 from .schedule import learning_rate_factor
 from .side_by_side import each_variant
 from .trainee import DivergedError, Trainee
@@ -51,7 +52,7 @@ def train(
     config: TrainConfig,
     trainees: Sequence[Trainee],
     stream: Iterator[Tensor],
-    inputs: InputSums,
+    inputs: RowVariance,
     first_step: int,
     num_steps: int,
     events: Events,

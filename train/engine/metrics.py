@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.fvu import FVU, RowVariance, fvu
 from ...store.durable import write_bytes
-from ..pairs import Pairs
 from ..sae import SAE
-from ..variants.base.rows import Outcome, sum_of_squares
+from ..variants.base.rows import Outcome
 
 METRICS_FILE = "metrics.jsonl"
 MAX_L0 = 4096  # rows with more active latents count as so many in the quantiles (not in the mean)
@@ -23,31 +23,8 @@ HELDOUT_ROWS = 4096  # rows measured at a time
 QUANTILES = {"l0_p05": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
 
 
-class InputSums:
-    """Sums over the rows of an interval that give their variance around the mean; shared by all variants."""
-
-    def __init__(self, d_model: int, device: torch.device) -> None:
-        self.rows = torch.zeros((), dtype=torch.int64, device=device)
-        self.sum = torch.zeros(d_model, dtype=torch.float64, device=device)
-        self.squares = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, x: Tensor) -> None:
-        """Take in the rows ``x`` [R, D]."""
-        self.rows += x.shape[0]
-        self.sum += x.sum(0, dtype=torch.float64)
-        self.squares += sum_of_squares(x)
-
-    def total_variance(self) -> float:
-        """Sum over rows of |x - mean of the rows|²."""
-        return float(self.squares - self.sum.square().sum() / self.rows)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The live state, for checkpoints and for :func:`reset`."""
-        return {"rows": self.rows, "sum": self.sum, "squares": self.squares}
-
-
 class Interval:
-    """Sums over the steps of an interval for one variant."""
+    """Sums over the steps of an interval for one variant; all variants share the :class:`RowVariance`."""
 
     def __init__(self, num_latents: int, device: torch.device) -> None:
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -69,15 +46,14 @@ class Interval:
             self.l0_histogram += torch.bincount(l0.clamp(max=largest), minlength=largest + 1)
         self.grad_norm += grad_norm
 
-    def summary(self, inputs: InputSums) -> dict[str, float]:
+    def summary(self, inputs: RowVariance) -> dict[str, float]:
         """Means over steps (losses, gradient norm) and rows (L0); FVU = error / variance around the mean."""
         steps, rows = int(self.steps), int(inputs.rows)
         losses = {f"loss_{name}": float(value) / steps for name, value in sorted(self.losses.items())}
-        variance = inputs.total_variance()
         return {
             "loss": sum(losses.values()),
             **losses,
-            "fvu": float(self.squared_error) / variance if variance > 0 else 0.0,
+            "fvu": fvu(float(self.squared_error), inputs.total()) or 0.0,
             "l0": int(self.active) / rows,
             **histogram_quantiles(self.l0_histogram, QUANTILES),
             "grad_norm": float(self.grad_norm) / steps,
@@ -95,9 +71,9 @@ class Interval:
         }
 
 
-def reset(inputs: InputSums, intervals: Iterable[Interval]) -> None:
+def reset(inputs: RowVariance, intervals: Iterable[Interval]) -> None:
     """Start the next interval."""
-    everything: list[InputSums | Interval] = [inputs, *intervals]
+    everything: list[RowVariance | Interval] = [inputs, *intervals]
     for sums in everything:
         for tensor in sums.tensors().values():
             tensor.zero_()
@@ -105,19 +81,12 @@ def reset(inputs: InputSums, intervals: Iterable[Interval]) -> None:
 
 def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
     """FVU and mean L0 of normalized held-out rows ``x`` [n, D] under the SAE's inference rule."""
-    sums = InputSums(x.shape[1], x.device)
-    sums.add(x)
-    active, squared_error = 0, torch.zeros((), dtype=torch.float64, device=x.device)
+    found, active = FVU(), 0
     for part in torch.split(x, HELDOUT_ROWS):
-        codes = sae.encode(part, sparse=True)
-        assert isinstance(codes, Pairs)
+        codes = sae.encode_sparse(part)
         active += int((codes.value != 0).sum())
-        squared_error += sum_of_squares(sae.decode(codes) - part)
-    variance = sums.total_variance()
-    return {
-        "heldout_fvu": float(squared_error) / variance if variance > 0 else 0.0,
-        "heldout_l0": active / x.shape[0],
-    }
+        found.add(part, sae.decode(codes))
+    return {"heldout_fvu": found.value() or 0.0, "heldout_l0": active / x.shape[0]}
 
 
 def histogram_quantiles(histogram: Tensor, quantiles: Mapping[str, float]) -> dict[str, float]:
@@ -140,6 +109,11 @@ class MetricsFile:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def last_lines(self) -> dict[str, dict[str, Any]]:
+        """The last line of each variant; none of a run that never logged."""
+        text = self.path.read_text("utf-8") if self.path.exists() else ""
+        return {line["variant"]: line for line in map(json.loads, text.splitlines())}
 
     def cut_after(self, step: int) -> None:
         """Drop the lines of later steps, and a line that a crash left unfinished."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...common.errors import SaecacheError
+from ...common.fvu import RowVariance
 from ...store.durable import fsync_folder, write_bytes
-from ..engine.metrics import InputSums
 from ..engine.trainee import Trainee
 from ..sae import SAE, WEIGHTS_FILE
 from ..tensor_file import read_tensors, write_tensors
@@ -26,7 +26,7 @@ FOLDER, FAILURE_FILE = "checkpoints", "failed.json"
 TRAINING_FILE, PROGRESS_FILE = "training.safetensors", "progress.json"
 
 
-def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: InputSums) -> None:
+def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: RowVariance) -> None:
     """Write the state after ``step`` steps below a variant's ``folder``."""
     final = folder / FOLDER / f"step_{step:08d}"
     temporary = final.with_name(final.name + ".tmp")
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
     fsync_folder(final.parent)
 
 
-def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: InputSums) -> None:
+def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
     Raises:

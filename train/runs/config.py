@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from ...common.counts import Count
 from ...common.frozen import FrozenModel
 from ...store.normalization import NormalizationKind
 from ..engine.optimizer import OptimizerConfig
@@ -20,6 +21,7 @@ from ..variants import AnyVariant
 from ..variants.base.variant import Variant
 from . import grid
 
+PositiveCount = Annotated[Count, Field(gt=0)]
 RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
 
 
@@ -37,14 +39,14 @@ class InitialisationConfig(FrozenModel):
     encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
     encoder_norm: PositiveFloat = 0.5  # of the rows of W_enc at the start; those of W_dec have norm 1
     decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
-    median_rows: PositiveInt = 16384  # normalized training rows that the median is taken of
+    median_rows: PositiveCount = 16384  # normalized training rows that the median is taken of
 
 
 class CalibrationConfig(FrozenModel):
     """Thresholds of inference set at the end of a run, on held-out rows; rules without one are left alone."""
 
     l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
-    rows: PositiveInt = 16384  # the first held-out rows, or as many as there are
+    rows: PositiveCount = 16384  # the first held-out rows, or as many as there are
 
 
 class CheckpointConfig(FrozenModel):
@@ -58,7 +60,9 @@ class LogConfig(FrozenModel):
     """What is written to metrics.jsonl, and where else it goes."""
 
     every_steps: PositiveInt = 50
-    heldout_every_steps: PositiveInt | None = None  # a multiple of every_steps; null measures at the end only
+    heldout_every_steps: PositiveCount | None = (
+        None  # a multiple of every_steps; null measures at the end only
+    )
     heldout_rows: NonNegativeInt = 8192  # held-out rows for heldout_fvu and heldout_l0; 0 measures none
     progress: bool = True
     tensorboard: bool = False  # needs the extra saecache[tensorboard]
@@ -76,16 +80,16 @@ class TrainConfig(FrozenModel):
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     hook: str | None = None  # null: the cache's only hook
     normalization: NormalizationKind | None = None  # null: as the cache stores it
-    num_latents: PositiveInt | None = None  # give this
+    num_latents: PositiveCount | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
-    batch_rows: PositiveInt = 4096
+    batch_rows: PositiveCount = 4096
     # Batches whose gradients, averaged, make one step. A rule that compares rows compares those of one batch.
     accumulate_batches: PositiveInt = 1
-    cache_rows: PositiveInt | None = None  # use only the first rows of the cache, a uniform sample of them
+    cache_rows: PositiveCount | None = None  # use only the first rows of the cache, a uniform sample of them
     sink_ratio: PositiveFloat | None = None  # leaves out rows of a norm above this multiple of the median
     epochs: PositiveFloat | None = None  # give one of epochs,
-    steps: PositiveInt | None = None  # steps,
-    num_rows: PositiveInt | None = None  # and num_rows: how long to train
+    steps: PositiveCount | None = None  # steps,
+    num_rows: PositiveCount | None = None  # and num_rows: how long to train
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -94,7 +98,9 @@ class TrainConfig(FrozenModel):
     matmul_precision: Literal["highest", "high", "medium"] = (
         "highest"  # of torch's float32 products; medium may multiply in bfloat16. Selections stay exact
     )
-    dead_after_rows: PositiveInt = 10_000_000  # a latent not active on so many rows is dead, Gao et al. 2024
+    dead_after_rows: PositiveCount = (
+        10_000_000  # a latent not active on so many rows is dead, Gao et al. 2024
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     device: str = "auto"  # auto: cuda if there is a GPU, else cpu

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ...common.errors import UsageError
+from ...common.outputs import check_folder_output, take_lock
 from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
 from .config import TrainConfig
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
+FORMER = [("include_diagonal", False)]  # settings of version 0.1 with the value that is now the only one
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
 
 
@@ -27,22 +28,19 @@ def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bo
         UsageError: the folder holds something else, or another run (what differs is named), or it is in use.
     """
     identity = {"config": _settings(config), "cache": {"fingerprint": cache_fingerprint}}
+    check_folder_output(out)
     _check(out, identity)
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK_FILE)
+    lock = take_lock(out / LOCK_FILE, out, "give another --out")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{out} is being written by another process: wait for it, or give another --out"
-        ) from None
-    with lock:
         found = _check(out, identity)
         if found is None:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_bytes(out / CONFIG_FILE, text.encode("utf-8"))
             _write(out, identity, finished=False)
         yield bool(found and found["finished"])
+    finally:
+        lock.release()
 
 
 def mark_finished(out: Path) -> None:
@@ -53,8 +51,6 @@ def mark_finished(out: Path) -> None:
 
 def _check(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What run.json says; None for a folder that is absent or as good as empty."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out must name a folder")
     if (out / RUN_FILE).is_file():
         found: dict[str, Any] = json.loads((out / RUN_FILE).read_text("utf-8"))
         if found["format_version"] != FORMAT_VERSION:
@@ -85,7 +81,7 @@ def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: named(item) for key, item in value.items()}
+            return {key: named(item) for key, item in value.items() if (key, item) not in FORMER}
         return {str(i): named(item) for i, item in enumerate(value)} if isinstance(value, list) else value
 
     return {key: named(value) for key, value in identity.items()}

@@ -59,12 +59,6 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         plans.append(plan)
         found = [*too_many_active(variant, plan), *variant.problems(plan)]
         problems += [f"variant {variant.run_name}: {problem}" for problem in found]
-    if (
-        config.log.heldout_rows
-        and cache.num_rows("heldout") == 0
-        and config.log.heldout_every_steps is not None
-    ):
-        problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
     device = choose_device(config.device, float64=True)

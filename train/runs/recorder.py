@@ -7,57 +7,67 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ...common.errors import UsageError
+from ...common.fvu import RowVariance
 from ...store.reading.reader import ActivationCache
 from ..engine.loop import Clock
-from ..engine.metrics import METRICS_FILE, InputSums, MetricsFile, heldout_metrics
+from ..engine.metrics import METRICS_FILE, MetricsFile, heldout_metrics
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
 from ..sae import SAE, SAEConfig
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
+from .display import Display
 from .planning import RunPlan, model_name
 from .trackers import open_trackers
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 5  # variants whose figures fit beside the progress bar
 
 
 class Recorder:
     """The events of the loop, turned into files of the run folder ``out``."""
 
     def __init__(
-        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: InputSums
+        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: RowVariance
     ) -> None:
         self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
         self.metrics = MetricsFile(out / METRICS_FILE)
         self.heldout = _heldout_rows(config, cache, plan)
         self.step_rows = config.batch_rows * config.accumulate_batches
-        self.bar: Any = None
+        self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
 
     @contextmanager
-    def watching(self, stream: Iterator[Tensor], first_step: int) -> Iterator[Iterator[Tensor]]:
-        """The batches from ``first_step`` on, under a progress bar; later metrics are cut off before."""
+    def watching(
+        self, stream: Iterator[Tensor], first_step: int, trainees: Sequence[Trainee]
+    ) -> Iterator[Iterator[Tensor]]:
+        """The batches from ``first_step`` on, with the progress shown; later metrics are cut off before."""
         self.metrics.cut_after(first_step)
         self.trackers = open_trackers(self.config, self.out, first_step)
-        hidden = None if self.config.log.progress else True  # None: hidden when stderr is no terminal
-        per_step = self.config.accumulate_batches
-        first, total = first_step * per_step, self.plan.num_steps * per_step
+        steps, hidden = self.plan.num_steps, not self.config.log.progress
+        self.display = Display(self.out, steps, first_step, self.step_rows, hidden=hidden)
         try:
-            with tqdm(desc="train", total=total, initial=first, unit="batch", disable=hidden) as self.bar:
-                yield self._counted(stream)
+            with self.display.shown():
+                yield self._counted(stream, trainees)
         finally:
             for tracker in self.trackers:
                 tracker.close()
 
-    def _counted(self, stream: Iterator[Tensor]) -> Iterator[Tensor]:
-        for x in stream:
-            self.bar.update()
+    def _counted(self, stream: Iterator[Tensor], trainees: Sequence[Trainee]) -> Iterator[Tensor]:
+        """Hand on the batches; a step is done when the first batch of the next one is asked for."""
+        for number, x in enumerate(stream):
+            if number and number % self.config.accumulate_batches == 0:
+                self._advance(trainees)
             yield x
+
+    def _advance(self, trainees: Sequence[Trainee]) -> None:
+        def figures() -> list[dict[str, Any]]:
+            running = (trainee for trainee in trainees if int(trainee.interval.steps))  # none that has failed
+            return self.shown or [self._figures(trainee) for trainee in running]
+
+        self.display.advance(figures, logged=bool(self.shown))
+        self.shown = []
 
     def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
         """One line per variant for the interval that ends after ``step`` steps."""
@@ -72,8 +82,9 @@ class Recorder:
         for tracker in self.trackers:
             for line in lines:
                 tracker.write(line)
-        figures = ("/".join(f"{line[key]:.3g}" for line in lines[:SHOWN]) for key in ("fvu", "l0", "dead"))
-        self.bar.set_postfix_str("fvu {} l0 {} dead {}".format(*figures), refresh=False)
+        self.shown = lines
+        if step == self.plan.num_steps:
+            self._advance(trainees)
 
     def save(self, step: int, trainees: Sequence[Trainee]) -> None:
         """A checkpoint of every variant; older ones go only when all have the new one."""
@@ -138,16 +149,19 @@ class Recorder:
         cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
         return SAE(cfg, dict(sae.named_buffers()))
 
-    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
+    def _figures(self, trainee: Trainee) -> dict[str, Any]:
+        """Of the interval so far, and how many latents are dead now."""
         dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
+        return {**trainee.interval.summary(self.inputs), "dead": dead}
+
+    def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
         line: dict[str, Any] = {
             "step": step,
             "rows": step * self.step_rows,
             "variant": trainee.name,
-            **trainee.interval.summary(self.inputs),
-            "dead": dead,
-            "alive": trainee.plan.num_latents - dead,
+            **(figures := self._figures(trainee)),
+            "alive": trainee.plan.num_latents - figures["dead"],
             "lr": trainee.peak_learning_rate * factor,
         }
         sae = self.finished_sae(trainee) if step == self.plan.num_steps else self.sae(trainee, step)
@@ -165,6 +179,8 @@ def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) ->
     usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
     rows = min(config.log.heldout_rows, usable)
     if rows == 0:
+        if usable == 0 and config.log.heldout_every_steps is not None:
+            logger.warning("the cache has no held-out rows: heldout_fvu and heldout_l0 are not measured")
         return None
     stream = cache.batches(
         plan.hook,

@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...common.errors import SaecacheError
+from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
 from ...store.reading.reader import ActivationCache, open_cache
 from ..engine.feed import batches
 from ..engine.loop import Events, train
-from ..engine.metrics import InputSums
+from ..engine.metrics import METRICS_FILE, MetricsFile
 from ..engine.trainee import Trainee
 from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
 from .config import TrainConfig
@@ -34,6 +36,7 @@ class TrainResult:
     saes: dict[str, Path]
     failed: dict[str, str]
     reused: bool
+    last_lines: dict[str, dict[str, Any]]  # of metrics.jsonl, by variant
 
 
 def run(
@@ -69,6 +72,7 @@ def run(
             saes={name: out / name / "sae" for name, reason in failed.items() if reason is None},
             failed={name: reason for name, reason in failed.items() if reason is not None},
             reused=finished,
+            last_lines=MetricsFile(out / METRICS_FILE).last_lines(),
         )
 
 
@@ -80,7 +84,7 @@ def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
 
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
-    inputs = InputSums(cache.d_model(plan.hook), plan.device)
+    inputs = RowVariance(cache.d_model(plan.hook), plan.device)
     first_step = resume_step([out / variant.run_name for variant in config.variants])
     trainees = _trainees(config, cache, plan, fresh=first_step == 0)
     running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
@@ -98,7 +102,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     with (
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
-        recorder.watching(stream, first_step) as watched,
+        recorder.watching(stream, first_step, running) as watched,
     ):
         events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
         done = train(config, running, watched, inputs, first_step, plan.num_steps, events)

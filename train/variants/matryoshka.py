@@ -9,10 +9,11 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
+from ...common.fvu import sum_of_squares
 from ..pairs import Pairs
 from .base.batch_rule import BatchRule
 from .base.gradients import backpropagate
-from .base.rows import PART_ROWS, Batch, sum_of_squares
+from .base.rows import PART_ROWS, Batch
 from .base.variant import Plan
 from .losses.auxk import AuxK
 

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from saecache.cli import app
+from saecache.evaluate.export.metadata import find_provenance
 from saecache.store.reading.reader import ActivationCache
 
 from ...test_cli import saecache
@@ -41,7 +43,22 @@ def test_text_says_where_it_is_and_how_to_load_it(trained: Trained, tmp_path: Pa
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert f"SparseCoder.load_from_disk({out!r})" in result.stdout
-    assert "on 512 random rows" in result.stdout and "--cache may tell" in result.stdout
+    assert "on 512 random rows" in result.stdout and "the cache may say it: give --cache" in result.stdout
+    assert """Next:  python -c "from sparsify import SparseCoder; sae = SparseCoder""" in result.stdout
+
+
+def test_with_the_cache_it_does_not_ask_for_the_cache(
+    trained: Trained, cache: ActivationCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "saecache.evaluate.export.runner.find_provenance", lambda sae, cache: find_provenance(sae, None)
+    )
+    folder, out = str(trained("topk", "scale")), str(tmp_path / "out")
+    arguments = ["export", folder, "--format", "sparsify", "--out", out, "--cache", str(cache.path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "--cache" not in result.stdout
+    assert "neither the SAE nor the cache says it" in result.stdout
 
 
 def test_bad_usage(trained: Trained, tmp_path: Path) -> None:

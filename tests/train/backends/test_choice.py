@@ -24,7 +24,7 @@ def test_a_block_runs_on_the_backend_it_names() -> None:
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with (
         use_backend("abacus"),
-        pytest.raises(UsageError, match="no backend 'abacus'.*known: compiled, plain"),
+        pytest.raises(UsageError, match=r"no backend 'abacus'.*known: compiled, plain"),
     ):
         backend_of(torch.zeros(2))
 

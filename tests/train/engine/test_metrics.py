@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saecache.train.engine.metrics import InputSums, Interval, MetricsFile, histogram_quantiles, reset
+from saecache.common.fvu import RowVariance
+from saecache.train.engine.metrics import Interval, MetricsFile, histogram_quantiles, reset
 from saecache.train.variants.base.rows import Outcome
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ def test_fvu_is_centered_and_summed_over_the_interval() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(50, 4, generator=generator) + 10 for _ in range(3)]
     errors = [0.1 * torch.randn(50, 4, generator=generator) for _ in range(3)]
-    inputs, interval = InputSums(4, CPU), Interval(6, CPU)
+    inputs, interval = RowVariance(4, CPU), Interval(6, CPU)
     for x, error in zip(batches, errors, strict=True):
         inputs.add(x)
         outcome = Outcome.empty(6, CPU)
@@ -53,7 +54,7 @@ def test_quantiles_of_a_histogram() -> None:
 
 def test_more_active_latents_than_the_histogram_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saecache.train.engine.metrics.MAX_L0", 3)
-    inputs, interval = InputSums(2, CPU), Interval(10, CPU)
+    inputs, interval = RowVariance(2, CPU), Interval(10, CPU)
     inputs.add(torch.randn(2, 2))
     outcome = Outcome.empty(10, CPU)
     outcome.row_l0.append(torch.tensor([9, 9]))

@@ -18,7 +18,7 @@ from saecache.store.remote.push import Push
 from saecache.train import TrainConfig, run
 
 from ..conftest import D_MODEL, sparse_rows
-from ..killing import killed_runs
+from ...killing import killed_runs
 from ..store.remote.proxy import Proxy
 from ..variant_contract import TIMING, folder_bytes, metrics
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saecache.common.errors import SaecacheError
-from saecache.train.engine.metrics import InputSums
+from saecache.common.fvu import RowVariance
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.checkpoint import (
@@ -30,13 +30,13 @@ from ..stepping import take_step
 PLAN = Plan(d_model=6, num_latents=12, batch_rows=32, num_steps=9)
 
 
-def trained(variant: Variant, steps: int, seed: int = 0, silent: int = 0) -> tuple[Trainee, InputSums]:
+def trained(variant: Variant, steps: int, seed: int = 0, silent: int = 0) -> tuple[Trainee, RowVariance]:
     generator = torch.Generator().manual_seed(seed)
     W = torch.nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=1)
     parameters = {"W_enc": W.clone(), "W_dec": W, "b_enc": torch.zeros(12), "b_dec": torch.zeros(6)}
     parameters["b_enc"][:silent] = -9  # never active: dead after two batches
     trainee = Trainee(variant, PLAN, seed, OptimizerConfig(learning_rate=0.01), parameters)
-    inputs = InputSums(6, torch.device("cpu"))
+    inputs = RowVariance(6, torch.device("cpu"))
     with torch.no_grad():
         for step in range(steps):
             x = torch.randn(32, 6, generator=generator)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from saecache.common.errors import UsageError
-from saecache.configs.loading import validate
+from saecache.common.validation import validate
 from saecache.train import TrainConfig
 from saecache.train.engine.feed import num_steps
 from saecache.train.variants import VARIANTS

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from saecache.common.errors import UsageError
+from saecache.common.validation import validate
 from saecache.configs import load_config
-from saecache.configs.loading import validate
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 

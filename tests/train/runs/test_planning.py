@@ -74,7 +74,7 @@ def test_several_hooks_need_a_choice(tmp_path: Path, make_config: Callable[..., 
         plan_run(make_config(TOPK), cache)
     assert plan_run(make_config(TOPK, hook="b"), cache).hook == "b"
     with pytest.raises(UsageError, match="no held-out rows"):
-        plan_run(make_config(TOPK, hook="b", log={"every_steps": 2, "heldout_every_steps": 2}), cache)
+        plan_run(make_config({"kind": "batch_topk", "k": 2}, hook="b", calibration={}), cache)
 
 
 def test_widths_come_from_the_cache(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:

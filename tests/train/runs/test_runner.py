@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from saecache.common.errors import SaecacheError, UsageError
+from saecache.configs import list_recipes, load_config
+from saecache.store import CacheWriter
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, load_sae, run
 
@@ -112,6 +114,33 @@ def test_another_config_or_cache_is_refused_and_named(
         run(make_config(TOPK), other, tmp_path / "run")
     quiet = make_config(TOPK, log={"every_steps": 2, "progress": True})
     assert run(quiet, cache, tmp_path / "run").reused  # how a run is shown does not make it another
+
+
+def test_a_run_of_version_0_1_is_still_the_same_run(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config({"kind": "mutual_choice", "k": 4, "nfm_inf": {"coefficient": 0.1}}, steps=2)
+    run(config, cache, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    former = json.loads(path.read_text())
+    former["config"]["variants"][0]["nfm_inf"]["include_diagonal"] = False
+    path.write_text(json.dumps(former))
+    assert run(config, cache, tmp_path / "run").reused
+
+
+@pytest.mark.parametrize("recipe", [r.name for r in list_recipes("train") if r.name != "demo"])
+def test_shipped_recipes_train_from_a_cache_without_heldout_rows(
+    recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CacheWriter(tmp_path / "cache", hooks={"h": 16}, identity={}) as writer:
+        writer.write_rows({"h": torch.randn(300, 16, generator=torch.Generator().manual_seed(0))})
+    settings = ["num_latents=48", "batch_rows=128", "steps=2", "variants.0.k=4", "log.progress=false"]
+    config = load_config(TrainConfig, recipe, settings, kinds=("train",))
+    assert config.log.heldout_every_steps is not None
+    result = run(config, tmp_path / "cache", tmp_path / "run")
+    assert result.saes and not result.failed
+    assert "no held-out rows: heldout_fvu and heldout_l0 are not measured" in caplog.text
+    assert all("heldout_fvu" not in line for line in result.last_lines.values())
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder with a file"])

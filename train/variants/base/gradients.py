@@ -17,10 +17,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ....common.fvu import sum_of_squares
 from ...backends.plain.products import weighted_sum
 from ...pairs import Pairs
 from .products import accumulate_by_latent, decode, sddmm
-from .rows import Batch, sum_of_squares
+from .rows import Batch
 
 
 class AuxiliaryLoss(Protocol):

@@ -10,8 +10,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from ....common.fvu import sum_of_squares
 from ...backends.choice import backend_of
-from ...backends.plain.products import total
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder
 from ...pairs import Pairs
@@ -166,9 +166,3 @@ class Batch(Rows):
         self.outcome.firing += active.count_per_latent()
         self.outcome.row_l0.append(active.row_ptr.diff())
         self.outcome.squared_error += sum_of_squares(error)
-
-
-def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of the squares of ``x`` [B, D], added up in float64: float64 []."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1)
-    return total(norms.double().square())

@@ -5,8 +5,10 @@ The neural feature matrix of W_dec is Ŵ Ŵᵀ [F, F], Ŵ being W_dec with rows 
 Legend: D model width, F latents, b latents of a block.
 """
 
+from typing import Any
+
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
@@ -52,6 +54,14 @@ class NFMInf(FrozenModel):
 
     coefficient: PositiveFloat
     sample: PositiveInt | None = None  # latents i drawn anew each step; null: all
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_former_setting(cls, values: Any) -> Any:
+        """Files of version 0.1 say ``include_diagonal: false``, which is what is done now."""
+        if isinstance(values, dict) and values.get("include_diagonal") is False:
+            return {key: value for key, value in values.items() if key != "include_diagonal"}
+        return values
 
     def __call__(self, batch: Batch) -> None:
         """Add the term and its gradient, once a step. With c = <ŵ_i, ŵ_j>: dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""

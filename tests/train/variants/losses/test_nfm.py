@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from saecache.train.variants.base.rows import Batch, Outcome
@@ -60,6 +61,13 @@ def test_nfm(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nfm_inf_looks_at_the_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "block_rows", lambda num_latents, device: rows)
     check(NFMInf(coefficient=0.3), "nfm_inf", lambda W: 0.3 * off_diagonal(W).amax(1).mean())
+
+
+def test_files_of_version_0_1_still_open() -> None:
+    former = {"coefficient": 0.3, "sample": None, "include_diagonal": False}
+    assert NFMInf.model_validate(former) == NFMInf(coefficient=0.3)
+    with pytest.raises(ValidationError, match="include_diagonal"):
+        NFMInf.model_validate(former | {"include_diagonal": True})
 
 
 def test_a_sample_estimates_nfm_inf_without_bias() -> None:

@@ -1,5 +1,4 @@
-"""Which sequences a cache's measured rows lie in, where in them a reconstruction is spliced, where losses are
-taken.
+"""The sequences that CE and KL are measured on: where a reconstruction is spliced in, where losses are taken.
 
 Legend: n sequences, T context.
 """
@@ -21,8 +20,8 @@ class ScoredSequences:
     """Whole sequences with the places of their rows.
 
     Attributes:
-        ids: int64 [n, T], padding as 0 (it only ever follows the text, so a causal model does not see it).
-        rows: int64 [n, T], the row that each position holds in the measured split, -1 for none.
+        ids: int64 [n, T]; padding is 0 (it only follows the text, where a causal model does not see it).
+        rows: int64 [n, T], the row of the measured split at each position; -1 for none.
         scored: bool [n, T], the positions whose next-token loss counts.
     """
 
@@ -47,14 +46,13 @@ class ScoredSequences:
 def choose_sequences(
     cache: ActivationCache, split: str, num_rows: int, ce_tokens: int, seed: int
 ) -> ScoredSequences:
-    """Sequences drawn without replacement until ``ce_tokens`` positions are scored, in reading order.
+    """Draw sequences without replacement until ``ce_tokens`` positions are scored; in reading order.
 
-    A position is scored when it holds a row and the next token is there and belongs to the same document.
+    A position is scored if it holds a row and is followed by a token of the same document.
 
     Args:
-        split: "heldout": sequences that hold one of its first ``num_rows`` rows. "train": any sequence, with
-        all
-            the training rows in it.
+        split: "heldout" draws among the sequences that hold one of its first ``num_rows`` rows, "train" among
+            all sequences, with all the training rows in them.
 
     Raises:
         UsageError: no row is followed by a token of its document.
@@ -68,7 +66,7 @@ def choose_sequences(
     else:
         candidates = order.permutation(cache.tokens.shape[0])
         token_index = np.zeros(0, dtype=np.int64)
-    # Training rows are found by a pass over all of them, so that one block should be enough.
+    # Finding training rows takes a pass over all of them, so the first block should be large enough.
     block = max(_BLOCK_SEQUENCES, 2 * ce_tokens // cache.context if split == "train" else 0)
     for start in range(0, len(candidates), block):
         sequences = np.sort(candidates[start : start + block])
@@ -79,7 +77,7 @@ def choose_sequences(
         )
         part = _read(cache, sequences, rows)
         scored_each = part.scored.sum(1)
-        # Whole sequences, in the drawn order, only as many as are still wanted.
+        # Keep whole sequences in the drawn order, and no more than are still needed.
         drawn = np.searchsorted(sequences, candidates[start : start + block])
         enough = int(np.searchsorted(np.cumsum(scored_each[drawn]), ce_tokens - total)) + 1
         keep = np.sort(drawn[:enough])
@@ -91,7 +89,7 @@ def choose_sequences(
     if total == 0:
         raise UsageError(
             f"{cache.path}: CE and KL need rows that are followed by a token of their document; its "
-            f"{split} rows have none. Measure without the model."
+            f"{split} rows have none. Measure without the model (--no-model)."
         )
     return ScoredSequences(
         ids=np.concatenate([part.ids for part in parts]),
@@ -109,7 +107,7 @@ def _read(cache: ActivationCache, sequences: np.ndarray, rows: np.ndarray) -> Sc
 
 
 def _heldout_rows(token_index: np.ndarray, sequences: np.ndarray, context: int) -> np.ndarray:
-    """int64 [n, T] from the ascending ``token_index`` of the held-out rows."""
+    """The held-out row at each position, int64 [n, T], from the ascending ``token_index`` of these rows."""
     wanted = sequences[:, None] * context + np.arange(context)
     place = np.searchsorted(token_index, wanted)
     found = place < len(token_index)
@@ -118,7 +116,7 @@ def _heldout_rows(token_index: np.ndarray, sequences: np.ndarray, context: int) 
 
 
 def _train_rows(cache: ActivationCache, sequences: np.ndarray) -> np.ndarray:
-    """int64 [n, T], by looking through the shuffled index of all training rows, a block at a time."""
+    """The training row at each position, int64 [n, T]; looks through the index of all training rows."""
     rows = np.full((len(sequences), cache.context), -1, dtype=np.int64)
     for start, token_index in _train_index_blocks(cache):
         sequence, position = np.divmod(token_index, cache.context)

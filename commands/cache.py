@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..common.errors import SaecacheError, UsageError
-from .parts import (
+from .printing import (
     JsonFlag,
-    cache_app,
     cache_facts,
-    command,
     describe_cache,
     is_url,
     print_json,
+    print_next,
     print_pairs,
-    train_command,
+    train_words,
 )
 from .transfer import BandwidthOption, ConcurrencyOption, bytes_bar, manifest_bytes, transfer
 
@@ -26,14 +25,13 @@ if TYPE_CHECKING:
     from ..store.derived.derive import Derived
 
 
-@command(cache_app, "info")
 def cache_info(
     place: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a cache holds: model, text, hooks, rows, normalization, size, fingerprint.
+    """Show what a cache holds: model, text, hooks, rows, normalization, size, fingerprint.
 
-    Of a cache in object storage only the manifest is read.
+    For a cache in object storage only the manifest is read.
     """
     if as_json:
         print_json(cache_facts(place))
@@ -41,7 +39,6 @@ def cache_info(
         print_pairs(describe_cache(place))
 
 
-@command(cache_app, "verify")
 def cache_verify(
     place: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
     quick: Annotated[
@@ -68,12 +65,12 @@ def cache_verify(
     if as_json:
         print_json({"cache": place, "ok": result.ok, "problems": result.problems})
     elif result.ok:
-        typer.echo(f"{place}: {result.files} files, {result.bytes:,} bytes, all as written")
+        files = "1 file" if result.files == 1 else f"{result.files} files"
+        typer.echo(f"{place}: {files}, {result.bytes:,} bytes, all as written")
     if not result.ok:
         raise SaecacheError(f"{place} is damaged:\n" + "\n".join(f"  - {p}" for p in result.problems))
 
 
-@command(cache_app, "slice")
 def cache_slice(
     source: Annotated[str, typer.Argument(help="A finished cache.")],
     out: Annotated[str, typer.Argument(help="The folder of the smaller cache.")],
@@ -108,12 +105,11 @@ def cache_slice(
     _print_derived(result, as_json)
 
 
-@command(cache_app, "merge")
 def cache_merge(
     paths: Annotated[list[str], typer.Argument(help="Two or more finished caches, then the new folder.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Join caches that were harvested, alike, from different parts of a dataset into one, shuffled as one.
+    """Join caches of different parts of a dataset, harvested with the same settings, and shuffle them.
 
     Only their text and num_tokens may differ, and no text may be in two of them. Run the same command again
     after an interruption: it continues.
@@ -127,15 +123,16 @@ def cache_merge(
     _print_derived(result, as_json)
 
 
-@command(cache_app, "convert")
 def cache_convert(
     source: Annotated[str, typer.Argument(help="A finished cache.")],
     out: Annotated[str, typer.Argument(help="The folder of the new cache.")],
     dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16, int8 or float32. Default: as it is.")
+        str | None, typer.Option(help="float16, bfloat16, int8 or float32. Default: that of the source.")
     ] = None,
     codec: Annotated[str, typer.Option(help="Compression: zstd, blosc, none, or keep as it is.")] = "keep",
-    level: Annotated[int | None, typer.Option(help="Of the compression; higher is smaller.")] = None,
+    level: Annotated[
+        int | None, typer.Option(help="Level of the compression; a higher one gives smaller files.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Copy a cache to one whose rows are stored in another number type or compression.
@@ -163,7 +160,7 @@ class _Bars(NamedTuple):
 
 @contextmanager
 def _copying() -> Iterator[_Bars]:
-    from tqdm import tqdm
+    from ..common.progress import progress_bar
 
     def following(bar: "tqdm[Any]") -> Callable[[int, int], None]:
         def on_progress(done: int, total: int) -> None:
@@ -173,8 +170,8 @@ def _copying() -> Iterator[_Bars]:
         return on_progress
 
     with (
-        tqdm(desc="read", unit="row", unit_scale=True, delay=0.5) as rows,
-        tqdm(desc="write", unit="B", unit_scale=True, delay=0.5) as written,
+        progress_bar("read", "row", delay=0.5) as rows,
+        progress_bar("write", "B", delay=0.5) as written,
     ):
         yield _Bars(following(rows), following(written))
 
@@ -186,7 +183,7 @@ def _print_derived(result: "Derived", as_json: bool) -> None:
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
     print_pairs([("cache", str(result.path)), *describe_cache(result.path)])
-    typer.echo(f"\nNext:  {train_command(result.path, result.manifest.hooks)}")
+    print_next(train_words(result.path, result.manifest.hooks))
 
 
 def _advance(bar: "tqdm[Any]", done: int) -> None:

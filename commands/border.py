@@ -1,0 +1,108 @@
+"""The border between the commands and the shell: registration, failures as messages, exit statuses.
+
+Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted. ``SAECACHE_DEBUG=1`` in the environment
+shows the stack trace of every failure.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import typer
+
+from ..common.errors import SaecacheError
+
+DEBUG_VARIABLE = "SAECACHE_DEBUG"
+RESUMES = "interrupted; what was done is saved: the same command continues"
+STARTS_AGAIN = "interrupted; nothing was saved: the same command starts again"
+
+_LIBRARIES = {  # the package that an error's class is from -> what a user calls it
+    "huggingface_hub": "the Hugging Face hub",
+    "httpx": "the network",
+    "obstore": "object storage",
+    "pydantic_core": "the settings",
+    "requests": "the network",
+    "safetensors": "safetensors",
+    "safetensors_rust": "safetensors",
+    "tokenizers": "the tokenizer",
+    "yaml": "YAML",
+}
+_interrupted = False
+
+
+def add_command(
+    group: typer.Typer, name: str, function: Callable[..., None], *, interrupted: str = STARTS_AGAIN
+) -> None:
+    """Register ``function`` as the command ``name``; its failures end as one message and an exit status.
+
+    Args:
+        interrupted: the message after Ctrl-C.
+    """
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:  # the reader of our output went away, as in "| head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except BaseException as error:
+            if debugging():
+                raise
+            # Ctrl-C during an import can surface as any error of the half-imported library.
+            if _interrupted or isinstance(error, KeyboardInterrupt):
+                typer.echo(interrupted, err=True)
+                raise typer.Exit(130) from None
+            told = message_of(error)
+            if told is None:
+                raise
+            typer.echo(f"error: {told}", err=True)
+            raise typer.Exit(getattr(error, "exit_status", 1)) from None
+
+    guarded.interrupted = interrupted  # type: ignore[attr-defined]  # for the test of the table
+    group.command(name)(guarded)
+
+
+def debugging() -> bool:
+    """Whether the user asked for stack traces."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def message_of(error: BaseException) -> str | None:
+    """What to tell the user of ``error``; None for what can only be a bug, whose stack trace is wanted."""
+    text = str(error).strip()
+    if isinstance(error, SaecacheError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError):
+        return text or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file is not UTF-8 text: {text}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory: take fewer rows or sequences at a time, or fewer latents ({text or 'no memory'})"
+        )
+    for kind in type(error).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in _LIBRARIES or kind.__name__ == "SafetensorError":
+            return f"{_LIBRARIES.get(library, 'safetensors')}: {text}"
+    if type(error) is Exception:  # how libraries written in Rust (tokenizers) report a bad file
+        return f"{text} ({DEBUG_VARIABLE}=1 shows where)"
+    return None
+
+
+def note_interrupts() -> None:
+    """Remember every Ctrl-C from now on, whatever a library makes of the KeyboardInterrupt."""
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        global _interrupted
+        _interrupted = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, on_interrupt)

@@ -1,0 +1,195 @@
+"""The commands of the stages: harvest, synthetic, train, evaluate, report, and the demo of all of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..common.errors import SaecacheError
+from .printing import (
+    JsonFlag,
+    cache_facts,
+    describe_cache,
+    print_json,
+    print_next,
+    print_pairs,
+    train_words,
+)
+from .settings import ConfigArgument, SetOption, load_settings
+
+if TYPE_CHECKING:
+    from ..train import TrainResult
+
+
+def harvest(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the cache goes: a folder, or a URL as s3://... Default: caches/<model>-<hash>."
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a URL: the folder for rows that are not uploaded yet. Default: a folder below caches/."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Harvest even if the team (SAECACHE_TEAM) has this cache.")
+    ] = False,
+    extend: Annotated[
+        str | None,
+        typer.Option(help="A finished cache of fewer tokens of the same text: its rows are copied from it."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a language model over text once and write its activations as a shuffled cache.
+
+    Run the same command again after an interruption: it continues, and the finished cache is the same,
+    byte for byte. A finished cache is left as it is. If the team has the cache, that one is used.
+    """
+    settings = load_settings("harvest", "HarvestConfig", config, set_, "harvest")
+    from ..harvest import run
+
+    result = run(settings, out, extend=extend, scratch=scratch, force=force)
+    if as_json:
+        print_json({"cache": str(result.path), "reused": result.reused, **cache_facts(result.path)})
+        return
+    if result.reused:
+        typer.echo(f"{result.path} holds this cache already; nothing to do.")
+    print_pairs(describe_cache(result.path))
+    print_next(train_words(result.path, result.manifest.hooks))
+
+
+def synthetic(
+    config: ConfigArgument = "sampled-sae",
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="The folder of the cache.")] = Path("caches/synthetic"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a cache of rows whose features are known, to see which of them an SAE recovers."""
+    settings = load_settings("evaluate.synthetic", "SyntheticConfig", config, set_, "synthetic")
+    from ..evaluate.synthetic import write_synthetic
+
+    write_synthetic(settings, out)
+    if as_json:
+        print_json({"cache": str(out), **cache_facts(out)})
+        return
+    print_pairs(describe_cache(out))
+    print_next(["saecache", "train", "papers/sampled-sae-synthetic", "--cache", out])
+
+
+def train(
+    config: ConfigArgument,
+    cache: Annotated[str, typer.Option(help="The cache to train from: a folder, or a URL as s3://...")],
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder. Default: runs/<first variant>-<hash>.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train one or many SAEs from a cache in one pass, without the language model.
+
+    Run the same command again after an interruption: it continues from the last checkpoint, bit for bit.
+    """
+    settings = load_settings("train", "TrainConfig", config, set_, "train", "papers")
+    from ..train import run
+
+    result = run(settings, cache, out)
+    if as_json:
+        saes = {name: str(path) for name, path in result.saes.items()}
+        print_json({"run": str(result.run_dir), "saes": saes, "failed": dict(result.failed)})
+    else:
+        if result.reused:
+            typer.echo(f"{result.run_dir} is finished already; nothing to do.")
+        if result.saes:
+            typer.echo(_train_table(result))
+            print_next(["saecache", "evaluate", result.run_dir, "--cache", cache])
+    if result.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
+        count = f"{len(result.failed)} of {len(result.failed) + len(result.saes)}"
+        raise SaecacheError(f"{count} variants failed: {reasons}")
+
+
+def _train_table(result: "TrainResult") -> str:
+    """One line per SAE: the figures of the last log line of its run, and its folder."""
+    from ..common.tables import format_columns
+
+    figures = {"loss": ".4g", "fvu": ".4f", "heldout_fvu": ".4f", "l0": ".1f", "dead": ",d"}
+    heads = ["SAE", "folder", "steps", "loss", "FVU", "held-out FVU", "L0", "dead"]
+    rows = []
+    for name, path in result.saes.items():
+        line: dict[str, Any] = result.last_lines.get(name, {})
+        values = [format(line[key], form) if key in line else "-" for key, form in figures.items()]
+        rows.append([name, str(path), f"{line['step']:,}" if line else "-", *values])
+    return format_columns([heads, *rows], num_text=2)
+
+
+def evaluate(
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders (every SAE in them), or SAE folders.")
+    ],
+    cache: Annotated[str, typer.Option(help="The cache whose held-out rows are used: a folder or a URL.")],
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of a recipe.")] = "evaluate/default",
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The results file. Default: results.json in the run folder.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="As --set device=...: cpu, cuda, cuda:1, mps or auto.")
+    ] = None,
+    model: Annotated[
+        bool, typer.Option(help="Load the language model for CE loss recovered and KL. --no-model skips it.")
+    ] = True,
+    ce_tokens: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="As --set ce_tokens=...: tokens for CE and KL.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure SAEs on held-out documents: FVU, MSE, L0, dead latents, density, CE loss recovered, KL."""
+    flags = {"device": device, "ce_tokens": ce_tokens}
+    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    settings = load_settings("evaluate", "EvaluateConfig", config, overrides, "evaluate")
+    from .. import pipeline
+
+    results = pipeline.evaluate(targets, cache, settings, out=out, with_model=model)
+    if as_json:
+        print_json(results.model_dump(mode="json"))
+        return
+    from ..evaluate import format_table
+
+    typer.echo(format_table(results))
+    if out is None and (targets[0] / "metrics.jsonl").is_file():
+        print_next(["saecache", "report", targets[0]])
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that 'saecache evaluate' has measured.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write one HTML page: Pareto plot, training curves, densities, the top contexts of latents."""
+    from ..evaluate import write_report
+
+    write_report(runs, out)
+    if as_json:
+        print_json({"report": str(out)})
+    else:
+        typer.echo(f"wrote {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder everything goes to.")] = Path("demo"),
+    short: Annotated[bool, typer.Option(help="A tenth of the tokens: under a minute.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """See the whole idea work offline: one harvest of a small model, five SAEs, one report."""
+    from .. import pipeline
+
+    summary = pipeline.run_demo(out, short=short)
+    if as_json:
+        print_json(summary.facts)
+    else:
+        typer.echo(summary.text)

@@ -1,0 +1,71 @@
+"""Places that a command writes to: looked at before the work, and held by one process at a time."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+def check_file_output(path: Path) -> None:
+    """Make sure that the file ``path`` can be written, without writing it.
+
+    Raises:
+        UsageError: a folder has that name, a file stands where a folder above it should be, or nothing may be
+            written there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and a file is to be written: give the name of a file in it")
+    _check_above(path, path.absolute().parent)
+
+
+def check_folder_output(path: Path) -> None:
+    """Make sure that the folder ``path`` is there and can be written into, or can be made.
+
+    Raises:
+        UsageError: it is a file, a file stands where a folder above it should be, or nothing may be written
+            there.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; --out must name a folder")
+    _check_above(path, path.absolute())
+
+
+def _check_above(path: Path, folder: Path) -> None:
+    """Look at ``folder``, or at the nearest folder above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: nothing can be written into {folder} ({error.strerror}); choose another "
+            "place, or change its permissions"
+        ) from None
+
+
+def take_lock(path: Path, output: Path, otherwise: str) -> "BaseFileLock":
+    """Take the lock file ``path`` at once, for whoever writes ``output``; release it when the work is done.
+
+    Args:
+        otherwise: what to do instead of waiting, as ``give another --out``.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{output} is being written by another process: wait for it, or {otherwise}"
+        ) from None
+    return lock

@@ -1,0 +1,62 @@
+"""``key.sub=value`` overrides of nested settings, as ``--set`` takes them."""
+
+from typing import Any
+
+import yaml
+
+from ..common.errors import UsageError
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one ``key.sub=value`` in nested ``values``, in place.
+
+    Raises:
+        UsageError: no ``=`` in it, or the path does not exist as a mapping or a list.
+    """
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set expects key.sub=value, got {override!r}")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    above, star, below = key.partition(".*.")
+    if star:
+        for i in range(len(_list_at(values, above))):
+            apply_override(values, f"{above}.{i}.{below}={raw}")
+        return
+    target: Any = values
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        target = _child(target, part, where)
+    if isinstance(target, list):
+        target[_list_index(target, last, key)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise UsageError(f"--set {key}: {'.'.join(parents)!r} is {target!r}, which has no keys below it")
+
+
+def _child(target: Any, part: str, where: str) -> Any:
+    if isinstance(target, list):
+        return target[_list_index(target, part, where)]
+    if not isinstance(target, dict):
+        raise UsageError(f"--set {where}: the setting above it is {target!r}, which has no keys below it")
+    if target.get(part) is None:
+        target[part] = {}
+    return target[part]
+
+
+def _list_at(values: Any, key: str) -> list[Any]:
+    for part in key.split("."):
+        values = _child(values, part, key)
+    if not isinstance(values, list):
+        raise UsageError(f"--set {key}.*: expected a list there, got {values!r}")
+    return values
+
+
+def _list_index(target: list[Any], part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise UsageError(f"--set {where}: expected an item number from 0 to {len(target) - 1}, got {part!r}")
+    return int(part)

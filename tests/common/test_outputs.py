@@ -1,0 +1,47 @@
+"""Places that cannot be written to are refused before the work; one process writes at a time."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from saecache.common.errors import UsageError
+from saecache.common.outputs import check_file_output, check_folder_output, take_lock
+
+
+def test_places_that_work_are_left_as_they_are(tmp_path: Path) -> None:
+    check_file_output(tmp_path / "new" / "folder" / "file.json")
+    check_folder_output(tmp_path / "new" / "folder")
+    check_folder_output(tmp_path)
+    (tmp_path / "there.json").write_text("{}")
+    check_file_output(tmp_path / "there.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+
+
+def test_a_file_where_a_folder_should_be_and_the_reverse(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file is a file; --out must name a folder"):
+        check_folder_output(tmp_path / "file")
+    for check in (check_file_output, check_folder_output):
+        with pytest.raises(UsageError, match=r"cannot write .*below: .*file is a file, not a folder"):
+            check(tmp_path / "file" / "new" / "below")
+    with pytest.raises(UsageError, match="is a folder, and a file is to be written"):
+        check_file_output(tmp_path)
+
+
+@pytest.mark.parametrize("check", [check_file_output, check_folder_output])
+def test_no_permission(check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    with pytest.raises(UsageError, match=r"nothing can be written into .* \(Permission denied\); choose"):
+        check(tmp_path / "new" / "out")
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path / ".lock", tmp_path / "out", "give another --out")
+    with pytest.raises(UsageError, match=r"out is being written by another process: wait for it, or give"):
+        take_lock(tmp_path / ".lock", tmp_path / "out", "give another --out")
+    lock.release()
+    take_lock(tmp_path / ".lock", tmp_path / "out", "give another --out").release()
