@@ -1,8 +1,9 @@
 """Compiles every kernel that the operations start, for GPUs that are not here; prints what came out as JSON.
 
 Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
-:func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's wheel
-holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel only.
+:func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's
+wheel holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel
+only.
 """
 
 import json
@@ -48,7 +49,9 @@ started: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
 def write_down(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     fixed = {n: v for n, v in options.items() if n not in ("num_warps", "num_stages")}
-    types = [TYPES[a.dtype] if isinstance(a, torch.Tensor) else "1" if a == 1 else str(type(a)) for a in arguments]
+    types = [
+        TYPES[a.dtype] if isinstance(a, torch.Tensor) else "1" if a == 1 else str(type(a)) for a in arguments
+    ]
     started.setdefault(f"{function.__name__} {fixed} {' '.join(types)}", (function, arguments, options))
 
 
@@ -112,6 +115,7 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     flags = {n: v for n, v in options.items() if n in ("num_warps", "num_stages")}
+    flags["enable_fp_fusion"] = True
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
 
 

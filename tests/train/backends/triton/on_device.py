@@ -1,7 +1,8 @@
 """On a real GPU: every kernel against plain torch, and how long it takes. Prints one JSON.
 
-Needs torch, triton and numpy, and this repository around this file; no pytest, no network. A kernel that fails is reported with its traceback, and the others go on. ``--quick`` leaves out the
-larger of the two encoders. Times are medians of CUDA events, milliseconds.
+Needs torch, triton and numpy, and this repository around this file; no pytest, no network. A kernel that
+fails is reported with its traceback, and the others go on. ``--quick`` leaves out the larger of the two
+encoders. Times are medians of CUDA events, milliseconds.
 """
 
 import json
@@ -10,9 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from statistics import median
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -89,10 +90,12 @@ class Case:
 
     def __init__(self, rows: int, latents: int, width: int, k: int, *, whole: bool) -> None:
         generator = torch.Generator(DEVICE).manual_seed(0)
-        if whole:
-            make = lambda *size: torch.randint(-4, 5, size, generator=generator, device=DEVICE).float()
-        else:
-            make = lambda *size: torch.randn(*size, generator=generator, device=DEVICE)
+
+        def make(*size: int) -> Tensor:
+            if whole:
+                return torch.randint(-4, 5, size, generator=generator, device=DEVICE).float()
+            return torch.randn(*size, generator=generator, device=DEVICE)
+
         self.x, self.W, self.W_dec, self.b = (
             make(rows, width),
             make(latents, width),
@@ -186,7 +189,8 @@ def check(case: Case, label: str) -> None:
         error, dots, squared = decode.reconstruct(codes, W_dec, x)
         want = (error64[codes.rows()] * W_dec.double()[codes.latent]).sum(1)
         return {
-            "error": close(error, error64), "dots": close(dots, want), "squared": close(squared, error64.square().sum(1)),
+            "error": close(error, error64), "dots": close(dots, want),
+            "squared": close(squared, error64.square().sum(1)),
             "dots are sddmm": torch.equal(dots, exact.sddmm(codes, error, W_dec)),
         }  # fmt: skip
 
@@ -409,8 +413,8 @@ def measure(F: int) -> None:
 
 
 def make_importable() -> None:
-    """``saecache`` is the root of this repository, whatever its folder is called; without numba its compiled loops
-    for the CPU are left out, which nothing here calls.
+    """``saecache`` is the root of this repository, whatever its folder is called; without numba its compiled
+    loops for the CPU are left out, which nothing here calls.
     """
     root = Path(__file__).resolve().parents[4]
     spec = spec_from_file_location("saecache", root / "__init__.py", submodule_search_locations=[str(root)])
