@@ -115,7 +115,8 @@ class _Segments:
         scratch = source.new_empty(max(self.most, 1), width)
         launch(
             _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, coefficient, source,
-            scratch, num_latents, STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
+            scratch, num_latents,
+            STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip
         return scratch

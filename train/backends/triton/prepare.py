@@ -43,8 +43,9 @@ class Factors:
         """
         x, w, b = limits
         if not x * w + b <= LARGEST:
-            norms = [RowNorms(norm=rows.norm, error=rows.norm) for rows in (self.x_rows, self.W_rows)]
-            check_finite_factors(*norms, self.b)
+            x_norms = RowNorms(norm=self.x_rows.norm, error=self.x_rows.norm)
+            W_norms = RowNorms(norm=self.W_rows.norm, error=self.W_rows.norm)
+            check_finite_factors(x_norms, W_norms, self.b)
 
 
 def factors_of(x: Tensor, W: Tensor, b: Tensor, rounded_W: ScreenRows | None) -> Factors:

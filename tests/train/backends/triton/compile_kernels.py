@@ -120,7 +120,7 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
 
 
 def spilled_bytes(cubin: bytes) -> int:
-    """Of local memory that a program's threads use: the frame sizes that the cubin's .nv.info sections state."""
+    """Of local memory that a program's threads use: the frame sizes stated in the cubin."""
     return max(frames(cubin))
 
 
