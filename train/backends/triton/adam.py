@@ -1,8 +1,8 @@
 """The optimizer's pass over one matrix: clipped, tangential gradient, Adam(W), rows of norm 1, in one sweep.
 
 What changes from step to step is read from the device's memory (:func:`adam_numbers`): the clip factor needs
-no host synchronization, and a CUDA graph can replay the step. The sweep can also write what the next screening
-product needs of the updated rows (:mod:`.rounding`).
+no host synchronization, and a CUDA graph can replay the step. The sweep can also write what the next
+screening product needs of the updated rows (:mod:`.rounding`).
 """
 
 from typing import TYPE_CHECKING

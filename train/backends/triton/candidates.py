@@ -1,7 +1,7 @@
 """The pairs that a selection must look at: those whose upper bound reaches a threshold.
 
-Candidates are a list over all rows, ascending by (row, column), with room for a fixed number of them, so that no
-size is read back from the device: a row's candidates are ``ptr[row]:ptr[row + 1]``, and rows for which
+Candidates are a list over all rows, ascending by (row, column), with room for a fixed number of them, so that
+no size is read back from the device: a row's candidates are ``ptr[row]:ptr[row + 1]``, and rows for which
 ``ptr[row + 1]`` exceeds the room have overflown. Legend: M rows, N columns of a screen, C chunks of a row.
 """
 
@@ -91,22 +91,23 @@ def least_of_rows(found: Screen, wanted: int | Tensor) -> Tensor:
     out = torch.empty(num_rows, device=found.tops.device)
     size = padded(num_chunks)
     launch(
-        _least_of_row_kernel, (num_rows,), found.tops, found.rows.factor, found.columns.chunk_factors(found.chunk),
-        wanted, out, num_chunks, COUNTS=isinstance(wanted, Tensor), CP=size, num_warps=warps_of(size),
+        _least_of_row_kernel, (num_rows,), found.tops, found.rows.factor,
+        found.columns.chunk_factors(found.chunk), wanted, out, num_chunks, COUNTS=isinstance(wanted, Tensor),
+        CP=size, num_warps=warps_of(size),
     )  # fmt: skip
     return out
 
 
 def least_of_all(found: Screen, wanted: int) -> Tensor:
-    """float32 [1]: at least ``wanted`` pre-activations reach it; negative infinity if the chunks are too few."""
+    """float32 [1]: at least ``wanted`` pre-activations reach it; -inf if the chunks are too few."""
     num_rows, num_chunks = found.tops.shape
     if wanted > found.tops.numel():
         return torch.full((1,), -torch.inf, device=found.tops.device)
     bounds = torch.empty_like(found.tops)
     size = padded(num_chunks)
     launch(
-        _lower_bounds_kernel, (num_rows,), found.tops, found.rows.factor, found.columns.chunk_factors(found.chunk),
-        bounds, num_chunks, CP=size, num_warps=warps_of(size),
+        _lower_bounds_kernel, (num_rows,), found.tops, found.rows.factor,
+        found.columns.chunk_factors(found.chunk), bounds, num_chunks, CP=size, num_warps=warps_of(size),
     )  # fmt: skip
     count = torch.full((1,), bounds.numel(), dtype=torch.int64, device=bounds.device)
     return nth_largest(bounds.view(-1), count, wanted)[0]
@@ -191,18 +192,17 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
     number = torch.empty(num_rows, dtype=torch.int32, device=device)
     size = padded(num_chunks)
     launch(
-        _chunks_kernel, (num_rows,), found.tops, chunk_limit, chunks, number, num_chunks, LIMIT=limit_of, CP=size,
-        num_warps=warps_of(size),
+        _chunks_kernel, (num_rows,), found.tops, chunk_limit, chunks, number, num_chunks,
+        LIMIT=limit_of, CP=size, num_warps=warps_of(size),
     )  # fmt: skip
     ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
     count = torch.empty(num_rows, dtype=torch.int64, device=device)
     row, column = torch.empty(2, max(room, 1), dtype=torch.int32, device=device)
     for fill in (False, True):
         launch(
-            _scan_kernel, (num_rows,), found.scores, found.rows.factor, found.columns.factor, found.bias, limit,
-            chunks, number, count, ptr, row, column, room, num_columns, num_chunks,
-            LIMIT=limit_of, BIAS_OF_ROWS=found.bias_of_rows, FILL=fill, CHUNK=found.chunk,
-            CHUNKS=SCANNED // found.chunk,
+            _scan_kernel, (num_rows,), found.scores, found.rows.factor, found.columns.factor, found.bias,
+            limit, chunks, number, count, ptr, row, column, room, num_columns, num_chunks, LIMIT=limit_of,
+            BIAS_OF_ROWS=found.bias_of_rows, FILL=fill, CHUNK=found.chunk, CHUNKS=SCANNED // found.chunk,
         )  # fmt: skip
         if not fill:
             torch.cumsum(count, 0, out=ptr[1:])

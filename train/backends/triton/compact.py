@@ -52,7 +52,9 @@ def compact_candidates(some: Candidates, marked: Tensor, num_columns: int, room:
 
 
 def compact_matrix(values: Tensor, marked: Tensor, room: int) -> Pairs:
-    """The entries of ``values`` float32 [M, N] that are ``marked`` (bool [M * N]), the first ``room`` of them."""
+    """The entries of ``values`` float32 [M, N] that are ``marked`` (bool [M * N]), the first ``room`` of
+    them.
+    """
     num_rows, num_columns = values.shape
     ptr = torch.arange(num_rows + 1, device=values.device) * num_columns
     return _compact(marked, values.view(-1), None, ptr, num_columns, room)

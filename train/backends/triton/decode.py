@@ -103,8 +103,8 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Te
         pairs: [B, F]. W_dec: float32 [F, D]. target: float32 [B, D].
 
     Returns:
-        error = codes W_dec - target, float32 [B, D]; <error[row], W_dec[latent]>, float32 [P], which has the bits
-        of :func:`.exact.sddmm`; and |error|² of every row, float32 [B].
+        error = codes W_dec - target, float32 [B, D]; <error[row], W_dec[latent]>, float32 [P], which has the
+        bits of :func:`.exact.sddmm`; and |error|² of every row, float32 [B].
     """
     check_rows("W_dec", W_dec)
     check_rows("target", target, W_dec.shape[1])
@@ -112,7 +112,7 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Te
     error = torch.empty_like(target)
     dots, squared = target.new_empty(len(pairs)), target.new_empty(len(target))
     launch(
-        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value, W_dec, target, error,
-        dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
+        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value, W_dec, target,
+        error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
     )  # fmt: skip
     return error, dots, squared

@@ -1,9 +1,9 @@
 """The pre-activation that selection compares: a dot product with one order of sums, whatever surrounds it.
 
 Column d of a row belongs to lane d mod 256. Every lane adds up its products in ascending order, each by one
-fused multiply-add; the 256 lanes are then added in pairs, in eight steps. Additions of two numbers commute, so
-neither the layout that the compiler picks nor the pairs that share a program change a bit. A dot product of
-length D obeys the bound γ(D) |x||w| of any order (:mod:`saecache.train.backends.bounds`).
+fused multiply-add; the 256 lanes are then added in pairs, in eight steps. Additions of two numbers commute,
+so neither the layout that the compiler picks nor the pairs that share a program change a bit. A dot product
+of length D obeys the bound γ(D) |x||w| of any order (:mod:`saecache.train.backends.bounds`).
 """
 
 import torch

@@ -1,9 +1,10 @@
 """The gradients of weights: sums over the pairs of each latent, rows ascending, both matrices in one pass.
 
-A latent that many rows choose would keep one program busy long after the others are done. The pairs of a latent
-are therefore cut into segments of SEGMENT pairs: a segment of a long latent is added up by its own program
-into a row of scratch memory, and the latent's program adds these rows up in their order. Where a cut falls
-depends on the latent's pairs only, unless there are so many pairs that the scratch would grow too large.
+A latent that many rows choose would keep one program busy long after the others are done. The pairs of a
+latent are therefore cut into segments of SEGMENT pairs: a segment of a long latent is added up by its own
+program into a row of scratch memory, and the latent's program adds these rows up in their order. Where a cut
+falls depends on the latent's pairs only, unless there are so many pairs that the scratch would grow too
+large.
 """
 
 import torch
@@ -112,8 +113,9 @@ class _Segments:
         num_latents, width = len(self.ptr) - 1, source.shape[1]
         scratch = source.new_empty(max(self.most, 1), width)
         launch(
-            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, coefficient, source, scratch,
-            num_latents, STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
+            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, coefficient, source,
+            scratch, num_latents,
+            STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip
         return scratch
@@ -141,8 +143,8 @@ def accumulate_by_latent(
     scratch = segments.add_up(order, scale, source)
     width = source.shape[1]
     launch(
-        _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source, scratch, out,
-        ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
+        _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source, scratch,
+        out, ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
     )  # fmt: skip
 
 
@@ -160,7 +162,8 @@ def weight_gradients(
 ) -> None:
     """The gradients of both matrices and of the encoder's bias, in one pass over the latents.
 
-    W_enc_grad[latent] += sum d_pre * x_centered[row], W_dec_grad[latent] += sum d_dec_coefficient * error[row],
+    W_enc_grad[latent] += sum d_pre * x_centered[row],
+    W_dec_grad[latent] += sum d_dec_coefficient * error[row],
     b_enc_grad[latent] += sum d_pre (in float64). ``add=False`` writes them, zeros for latents without pairs.
 
     Args:
@@ -180,7 +183,7 @@ def weight_gradients(
     g, c = d_pre.index_select(0, order.pair), d_dec_coefficient.index_select(0, order.pair)
     x_scratch, e_scratch = segments.add_up(order, g, x_centered), segments.add_up(order, c, error)
     launch(
-        _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered, error,
-        x_scratch, e_scratch, W_enc_grad, W_dec_grad, b_enc_grad, ADD=add, D=width, DP=padded(width),
+        _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
+        error, x_scratch, e_scratch, W_enc_grad, W_dec_grad, b_enc_grad, ADD=add, D=width, DP=padded(width),
         num_warps=warps_of(width),
     )  # fmt: skip

@@ -1,8 +1,10 @@
-"""TopK and Feature Choice: the largest of each row, and, with the roles of rows and latents swapped, of each latent.
+"""TopK and Feature Choice: the largest of each row, and, with the roles of rows and latents swapped, of each
+latent.
 
-Screen, take as threshold what enough chunks of the row are sure to reach, compute the exact pre-activations of all
-pairs that can reach it, and keep the largest of these. Rows with more candidates than there is room for are done
-again with all their pre-activations. Legend: M rows and N columns (B and F, or for latents F and B).
+Screen, take as threshold what enough chunks of the row are sure to reach, compute the exact pre-activations
+of all pairs that can reach it, and keep the largest of these. Rows with more candidates than there is room
+for are done again with all their pre-activations. Legend: M rows and N columns (B and F, or for latents F and
+B).
 """
 
 from dataclasses import dataclass, replace
@@ -131,7 +133,7 @@ class LargestPerRow:
 
 
 def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, swapped: bool) -> LargestPerRow:
-    """The ``wanted`` largest of each of M rows, ``total`` in all; ``row_ptr`` int64 [M + 1] is where they go."""
+    """The ``wanted`` largest of each of M rows, ``total`` in all, to ``row_ptr`` (int64 [M + 1])."""
     rows, columns, x, W = (f.W_rows, f.x_rows, f.W, f.x) if swapped else (f.x_rows, f.W_rows, f.x, f.W)
     num_rows, num_columns = len(x), len(W)
     out = LargestPerRow(

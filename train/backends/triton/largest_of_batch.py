@@ -20,7 +20,8 @@ def largest_of_batch(
 ) -> Pairs:
     """The ``total`` largest pre-activations of all, the lowest (row, latent) first among equals.
 
-    No hint of the threshold is needed: as many chunks as there are pairs wanted are sure to reach the one taken.
+    No hint of the threshold is needed: as many chunks as there are pairs wanted are sure to reach the one
+    taken.
 
     Args:
         x: float32 [B, D], centered. W: float32 [F, D]. b: float32 [F].

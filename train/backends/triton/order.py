@@ -33,7 +33,7 @@ def _histogram_kernel(
     values, count, capacity, state, histogram,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add to ``histogram`` int32 [2 ** WIDTH] the digits of the values whose higher digits are those found."""
+    """Add to ``histogram`` int32 [2 ** WIDTH] the digits of values whose higher digits are those found."""
     n = tl.minimum(tl.load(count), capacity)
     first = tl.program_id(0).to(tl.int64) * N
     if first < n:
@@ -72,8 +72,8 @@ def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
         values: float32 [N]. count: int64 [1], on the device. n: from 1.
 
     Returns:
-        It, float32 [1], negative infinity or NaN when there are fewer; and how many of the values equal to it are
-        among the n largest, int64 [1].
+        It, float32 [1], negative infinity or NaN when there are fewer; and how many of the values equal to it
+        are among the n largest, int64 [1].
     """
     device = values.device
     state = torch.zeros(2, dtype=torch.int64, device=device)

@@ -1,4 +1,6 @@
-"""What every selection starts with: the rounded rows, whether to screen at all, and the late check of numbers."""
+"""What every selection starts with: the rounded rows, whether to screen at all, and the late check of
+numbers.
+"""
 
 from dataclasses import dataclass
 
@@ -29,19 +31,26 @@ class Factors:
     W_rows: ScreenRows
 
     def limits(self) -> Tensor:
-        """The largest norms of rows and latents, and the largest bias: float64 [3], on the device; NaN if one is."""
+        """The largest norms of rows and latents, and the largest bias: float64 [3], on the device; NaN if one
+        is.
+        """
         return torch.stack([self.x_rows.norm.amax(), self.W_rows.norm.amax(), self.b.abs().amax()]).double()
 
     def check(self, limits: list[float]) -> None:
-        """Raise NonFiniteError, which names the place, unless all pre-activations are finite, by :meth:`limits`."""
+        """Raise NonFiniteError, which names the place, unless all pre-activations are finite, by
+        :meth:`limits`.
+        """
         x, w, b = limits
         if not x * w + b <= LARGEST_PRE_ACTIVATION:
-            norms = [RowNorms(norm=rows.norm, error=rows.norm) for rows in (self.x_rows, self.W_rows)]
-            check_finite_factors(*norms, self.b)
+            x_norms = RowNorms(norm=self.x_rows.norm, error=self.x_rows.norm)
+            W_norms = RowNorms(norm=self.W_rows.norm, error=self.W_rows.norm)
+            check_finite_factors(x_norms, W_norms, self.b)
 
 
 def factors_of(x: Tensor, W: Tensor, b: Tensor, rounded_W: ScreenRows | None) -> Factors:
-    """Check shapes and round; ``rounded_W`` is :func:`.rounding.round_latents` of ``W`` if it is there already."""
+    """Check shapes and round; ``rounded_W`` is :func:`.rounding.round_latents` of ``W`` if it is there
+    already.
+    """
     check_rows("x", x)
     check_rows("W", W, x.shape[1])
     if b.shape != (len(W),) or b.dtype != torch.float32:

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a pure function of (seed, batch, row, latent), the same on every device.
 
-Philox 4x32 with ten rounds (Salmon et al. 2011). Key: the low and the high half of the seed. Counter: latent //
-4, row, the low and the high half of the batch's number; word latent % 4 of the result belongs to the latent.
-Neither the size of a block of rows nor the number of devices changes a number.
+Philox 4x32 with ten rounds (Salmon et al. 2011). Key: the low and the high half of the seed. Counter: latent
+// 4, row, the low and the high half of the batch's number; word latent % 4 of the result belongs to the
+latent. Neither the size of a block of rows nor the number of devices changes a number.
 """
 
 import torch

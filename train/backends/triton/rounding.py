@@ -1,20 +1,20 @@
 """Rows for the screening product: rounded to bfloat16, with what their rounding can cost.
 
-The screening product adds up bfloat16 products on tensor cores. The products are exact in float32. For every 4,
-8 or 16 of them (V100, A100, H100; Fasi et al. 2021) a tensor core aligns the terms and the sum so far to the
-largest of them, and may cut off what lies below float32's last bit instead of rounding it. Each of the n + 1
-terms and the result then lose less than 2⁻²³ of the largest magnitude, which |x'||w'| bounds: n + 2 losses for
-every n products, at most 1.5 D 2⁻²³ |x'||w'| in all for n = 4. Sums of tiles in float32 add less than D / 16
-roundings. γ(4 D), with u = 2⁻²⁴, exceeds both together. With x', w' the rounded rows, for the score q of a pair
-and its pre-activation p = fl(dot + b) of :mod:`.exact`, whose error is at most γ(D) |x||w| before the bias is
-added,
+The screening product adds up bfloat16 products on tensor cores. The products are exact in float32. For every
+4, 8 or 16 of them (V100, A100, H100; Fasi et al. 2021) a tensor core aligns the terms and the sum so far to
+the largest of them, and may cut off what lies below float32's last bit instead of rounding it. Each of the n
++ 1 terms and the result then lose less than 2⁻²³ of the largest magnitude, which |x'||w'| bounds: n + 2
+losses for every n products, at most 1.5 D 2⁻²³ |x'||w'| in all for n = 4. Sums of tiles in float32 add less
+than D / 16 roundings. γ(4 D), with u = 2⁻²⁴, exceeds both together. With x', w' the rounded rows, for the
+score q of a pair and its pre-activation p = fl(dot + b) of :mod:`.exact`, whose error is at most γ(D) |x||w|
+before the bias is added,
 
     |p - (q + b)| <= |x - x'||w| + |x'||w - w'| + γ(4 D) |x'||w'| + γ(D) |x||w| + ROUNDING |q + b| + FLOOR
                   <= slack[row] * factor[latent] + ROUNDING |q + b| + FLOOR
 
 where factor[latent] = max(|w|, |w - w'| / FRACTION) and slack[row] = |x - x'| + (|x| + |x - x'|) (FRACTION +
-γ(4 D) (1 + FRACTION)) + γ(D) |x|. Storing q as a bfloat16 costs another 2⁻⁸ |q|. No probabilities are involved;
-the device must also show on random rows that it keeps these bounds (:func:`.screen.keeps_bounds`).
+γ(4 D) (1 + FRACTION)) + γ(D) |x|. Storing q as a bfloat16 costs another 2⁻⁸ |q|. No probabilities are
+involved; the device must also show on random rows that it keeps these bounds (:func:`.screen.keeps_bounds`).
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """The screening product: bfloat16 scores of all pairs, and the largest upper bound of every chunk of a row.
 
-An upper bound q + b + error is never below the pre-activation it stands for (:mod:`.rounding`). The largest one
-of every chunk of columns is found while the scores are still in float32, in registers; a later scan looks only
-at the chunks that can hold a pair that is looked for. The product is symmetric: with latents as its rows and
-rows of the batch as its columns it finds the largest rows of every latent.
+An upper bound q + b + error is never below the pre-activation it stands for (:mod:`.rounding`). The largest
+one of every chunk of columns is found while the scores are still in float32, in registers; a later scan looks
+only at the chunks that can hold a pair that is looked for. The product is symmetric: with latents as its rows
+and rows of the batch as its columns it finds the largest rows of every latent.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,9 @@ def upper_bound_of_stored(score, bias, error):
 
 @kernel
 def lower_bound_of_top(top, error):
-    """Not above the pre-activation of the pair whose upper bound is ``top``; ``error`` is the chunk's largest."""
+    """Not above the pre-activation of the pair whose upper bound is ``top``; ``error`` is the chunk's
+    largest.
+    """
     return top - (2.001 * error + (4 * _ROUNDING * tl.abs(top) + 4 * _FLOOR))
 
 
@@ -151,7 +153,8 @@ def screen(
         _screen_kernel, (blocks(num_rows, options["BM"]) * blocks(num_columns, options["BN"]),),
         rows.rounded, columns.rounded, rows.factor, columns.factor, bias, scores, tops,
         num_rows, num_columns, num_chunks,
-        D=width, BIAS_OF_ROWS=bias_of_rows, CHUNK=chunk, INTERPRETED=device.type != "cuda", GROUP=GROUP, **options,
+        D=width, BIAS_OF_ROWS=bias_of_rows, CHUNK=chunk, INTERPRETED=device.type != "cuda", GROUP=GROUP,
+        **options,
     )  # fmt: skip
     return Screen(
         scores=scores,
@@ -171,13 +174,10 @@ TRIAL_ROWS, TRIAL_LATENTS = 256, 1024
 def keeps_bounds(device: torch.device, width: int) -> bool:
     """Whether the device's tensor cores keep the bounds of :mod:`.rounding`: once for each width, in float64.
 
-    On random rows, on rows of one sign (whose sums show what is cut off), and on rows whose entries differ by many
-    powers of two.
+    On random rows, on rows of one sign (whose sums show what is cut off), and on rows whose entries differ by
+    many powers of two.
     """
-    if device.type != "cuda":
-        sizes = (32, 64)
-    else:
-        sizes = (TRIAL_ROWS, TRIAL_LATENTS)
+    sizes = (TRIAL_ROWS, TRIAL_LATENTS) if device.type == "cuda" else (32, 64)
     generator = torch.Generator().manual_seed(0)
 
     def random(number: int) -> list[Tensor]:

@@ -30,7 +30,8 @@ def count_per_latent(pairs: Pairs) -> Tensor:
 
 
 def sum_per_latent(pairs: Pairs, values: Tensor) -> Tensor:
-    """Sum of ``values`` [P] over the pairs of each latent: [F], added up in float64, in the dtype of ``values``.
+    """Sum of ``values`` [P] over the pairs of each latent: [F], added up in float64, in the dtype of
+    ``values``.
 
     Pair n of a latent belongs to lane n mod 256; the lanes are added up as in :mod:`.exact`.
     """

@@ -1,4 +1,6 @@
-"""Pairs in the order of their latents, by a stable sort: what every sum over the pairs of a latent walks along."""
+"""Pairs in the order of their latents, by a stable sort: what every sum over the pairs of a latent walks
+along.
+"""
 
 import torch
 
@@ -8,7 +10,7 @@ from .exact import rows_of
 
 
 def by_latent(pairs: Pairs) -> LatentMajor:
-    """The pairs of each latent, rows ascending; made once for these places, without a host synchronization."""
+    """The pairs of each latent, rows ascending; made once for these places, without a host sync."""
     return pairs.once("triton by_latent", lambda: _by_latent(pairs))
 
 

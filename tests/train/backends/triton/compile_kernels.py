@@ -1,8 +1,9 @@
 """Compiles every kernel that the operations start, for GPUs that are not here; prints what came out as JSON.
 
 Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
-:func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's wheel
-holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel only.
+:func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's
+wheel holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel
+only.
 """
 
 import json
@@ -42,17 +43,19 @@ TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64",
     torch.int32: "*i32", torch.int8: "*i8", torch.bool: "*i1",
 }  # fmt: skip
-B, F, D, K = 64, 4096, 768, 4
+F, D = 4096, 768
 started: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
 
 def write_down(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     fixed = {n: v for n, v in options.items() if n not in ("num_warps", "num_stages")}
-    types = [TYPES[a.dtype] if isinstance(a, torch.Tensor) else type(a).__name__ for a in arguments]
+    types = [
+        TYPES[a.dtype] if isinstance(a, torch.Tensor) else "1" if a == 1 else str(type(a)) for a in arguments
+    ]
     started.setdefault(f"{function.__name__} {fixed} {' '.join(types)}", (function, arguments, options))
 
 
-def run_operations() -> None:
+def run_operations(B: int, K: int) -> None:
     """Every operation, in every way that starts another kernel; nothing is computed."""
     x, W, b = torch.zeros(B, D), torch.zeros(F, D), torch.zeros(F)
     ptr = torch.arange(B + 1) * K
@@ -102,7 +105,9 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
         if name in constants:
             signature[name] = "constexpr"
             continue
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, int) and value == 1:  # which a launch makes a constant, too
+            signature[name], constants[name] = "constexpr", 1
+        elif isinstance(value, torch.Tensor):
             signature[name] = TYPES[value.dtype]
         else:
             signature[name] = "i32" if isinstance(value, int) else "fp32"
@@ -110,11 +115,12 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     flags = {n: v for n, v in options.items() if n in ("num_warps", "num_stages")}
+    flags["enable_fp_fusion"] = True
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
 
 
 def spilled_bytes(cubin: bytes) -> int:
-    """Of local memory that a program's threads use: the frame sizes that the cubin's .nv.info sections state."""
+    """Of local memory that a program's threads use: the frame sizes stated in the cubin."""
     return max(frames(cubin))
 
 
@@ -137,7 +143,9 @@ def main() -> None:
     for capability in map(int, (word for word in sys.argv[1:] if word != "--once")):
         started.clear()
         screen.product_options = lambda _, capability=capability: dict(screen.options_of(capability))
-        run_operations()
+        run_operations(64, 4)
+        if not once:
+            run_operations(1, 1)
         names = set()
         for label, (function, arguments, options) in started.items():
             if once and (function.__module__, function.__name__) in names:

@@ -15,8 +15,8 @@ from triton.runtime import interpreter
 
 
 def patch_once() -> None:
-    """Make the interpreter about ten times as fast: for every call of a function inside a kernel it replaces all
-    of Triton's operations by its own again, though it did so when the kernel started.
+    """Make the interpreter about ten times as fast: for every call of a function inside a kernel it replaces
+    all of Triton's operations by its own again, though it did so when the kernel started.
     """
     patched: set[Any] = set()
     start, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang

@@ -1,8 +1,8 @@
 """On a real GPU: every kernel against plain torch, and how long it takes. Prints one JSON.
 
-Needs torch, triton and numba, and this repository on ``sys.path`` as the package ``saecache``; no pytest, no
-network. A kernel that fails is reported with its traceback, and the others go on. ``--quick`` leaves out the
-larger of the two encoders. Times are medians of CUDA events, milliseconds.
+Needs torch, triton and numpy, and this repository around this file; no pytest, no network. A kernel that
+fails is reported with its traceback, and the others go on. ``--quick`` leaves out the larger of the two
+encoders. Times are medians of CUDA events, milliseconds.
 """
 
 import json
@@ -11,8 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import MagicMock
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's own products are deterministic with it
 import torch
@@ -87,10 +90,12 @@ class Case:
 
     def __init__(self, rows: int, latents: int, width: int, k: int, *, whole: bool) -> None:
         generator = torch.Generator(DEVICE).manual_seed(0)
-        if whole:
-            make = lambda *size: torch.randint(-4, 5, size, generator=generator, device=DEVICE).float()
-        else:
-            make = lambda *size: torch.randn(*size, generator=generator, device=DEVICE)
+
+        def make(*size: int) -> Tensor:
+            if whole:
+                return torch.randint(-4, 5, size, generator=generator, device=DEVICE).float()
+            return torch.randn(*size, generator=generator, device=DEVICE)
+
         self.x, self.W, self.W_dec, self.b = (
             make(rows, width),
             make(latents, width),
@@ -185,7 +190,8 @@ def check(case: Case, label: str) -> None:
         error, dots, squared = decode.reconstruct(codes, W_dec, x)
         want = (error64[codes.rows()] * W_dec.double()[codes.latent]).sum(1)
         return {
-            "error": close(error, error64), "dots": close(dots, want), "squared": close(squared, error64.square().sum(1)),
+            "error": close(error, error64), "dots": close(dots, want),
+            "squared": close(squared, error64.square().sum(1)),
             "dots are sddmm": torch.equal(dots, exact.sddmm(codes, error, W_dec)),
         }  # fmt: skip
 
@@ -407,8 +413,27 @@ def measure(F: int) -> None:
     times["peak memory, GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
+def make_importable() -> None:
+    """``saecache`` is the root of this repository, whatever its folder is called; without numba its compiled
+    loops for the CPU are left out, which nothing here calls.
+    """
+    root = Path(__file__).resolve().parents[4]
+    spec = spec_from_file_location("saecache", root / "__init__.py", submodule_search_locations=[str(root)])
+    assert spec is not None and spec.loader is not None
+    sys.modules["saecache"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["saecache"])
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+        report["numba"] = f"left out: {error}"
+        for name in ("numba", "numba.extending", "numba.core", "numba.typed", "llvmlite"):
+            sys.modules[name] = MagicMock()
+
+
 def main() -> None:
     import triton
+
+    make_importable()
 
     torch.use_deterministic_algorithms(True)
     report["torch"], report["triton"] = torch.__version__, triton.__version__
