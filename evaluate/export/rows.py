@@ -13,7 +13,7 @@ from torch import Tensor
 from ...store import ActivationCache
 from ...train import SAE
 from ..measure import MeasuredRows
-from .space import PER_ROW, Space
+from .space import Space
 
 RANDOM_ROWS, BLOCK_ROWS = 512, 512
 NOISE = 0.1  # of a row's norm, in no direction of the dictionary
@@ -33,14 +33,16 @@ def random_rows(sae: SAE, space: Space) -> Tensor:
     row_BD = torch.einsum("bk,bkd->bd", amount_BK, sae.W_dec[latent_BK])
     noise_BD = torch.randn(row_BD.shape, generator=generator)
     row_BD = row_BD / _norm(row_BD) + NOISE * noise_BD / _norm(noise_BD)
-    typical = 1.0 if sae.normalizer.kind == "unit" else sqrt(d_model)
+    normalizer = sae.normalizer
+    unit = normalizer.starts_from == "unit"
+    typical = normalizer.factor or 1.0 if unit else sqrt(d_model)
     raw_BD = row_BD * typical + sae.b_dec
-    if sae.normalizer.kind in PER_ROW:
+    if unit:
         mean, spread = (torch.randn(RANDOM_ROWS, 1, generator=generator) for _ in range(2))
         raw_BD = raw_BD / raw_BD.std(1, keepdim=True).clamp_min(1e-6) * (0.5 * spread).exp() + mean
     else:
-        raw_BD = raw_BD / sae.normalizer.scale
-    return raw_BD if space.rows == "raw" else sae.normalizer.apply(raw_BD)[0]
+        raw_BD = raw_BD / (normalizer.factor or 1.0)
+    return raw_BD if space.rows == "raw" else normalizer.apply(raw_BD)[0]
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ...common.errors import UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, load_manifest
-from ..normalization import NORMALIZATIONS, NormalizationKind, Normalizer
+from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
 from .batches import BatchPlan, iterate
@@ -298,22 +298,20 @@ class ActivationCache:
 
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        checked = self._check_normalization(kind)
-        return Normalizer.of_mean_square(
-            checked, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
-        )
+        kind = self.normalization if kind is None else kind
+        _check_one_of("normalization", kind, KINDS)
+        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)
         _check_one_of("split", split, SPLITS)
-        kind, layout = self._check_normalization(normalization), self._layout
+        layout = self._layout
         return RowReader(
             activations=self._arrays[layout.activations(split, hook).path],
             norm=self._arrays[layout.norm(split, hook).path],
             mean=self._arrays[layout.mean(split, hook).path],
-            stored=self.normalization,
-            kind=kind,
-            scale=self.normalizer(hook, kind).scale,
+            stored=KINDS[self.normalization].starts_from,
+            normalizer=self.normalizer(hook, normalization),
             row_scale=self._arrays.get(layout.scale(split, hook).path),
         )
 
@@ -360,11 +358,6 @@ class ActivationCache:
 
     def _check_hook(self, hook: str) -> None:
         _check_one_of("hook", hook, self.hooks)
-
-    def _check_normalization(self, kind: str | None) -> NormalizationKind:
-        kind = self.normalization if kind is None else kind
-        _check_one_of("normalization", kind, NORMALIZATIONS)
-        return kind  # type: ignore[return-value]
 
 
 def _check_one_of(what: str, name: str, known: Any) -> None:
