@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import BadActivationError
-from ..encoding.compact import decode_words, encode_words
+from ..encoding.number_types import decode_words, encode_words
 from ..encoding.records import RecordLayout
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache

@@ -19,9 +19,8 @@ from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
 from .batches import BatchPlan, iterate
-from .buffers import BufferPool
 from .order import EpochOrder
-from .row_reader import RowReader
+from .row_reader import BufferPool, RowReader
 from .sharded_array import RowNumbers, ShardedArray
 
 if TYPE_CHECKING:

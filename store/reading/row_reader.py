@@ -1,15 +1,17 @@
 """Rows of one hook and split as one normalization, from the arrays that store them as another."""
 
+import weakref
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..normalization import Normalizer, Start
-from .buffers import BufferPool
 from .sharded_array import RowNumbers, ShardedArray
 
+_KEPT_BUFFERS = 4
 _TORCH_DTYPE = {
     "float16": torch.float16,
     "float32": torch.float32,
@@ -43,7 +45,7 @@ class RowReader:
         self,
         out: torch.Tensor,
         numbers: RowNumbers,
-        pool: BufferPool,
+        pool: "BufferPool",
         *,
         release: bool,
         threads: Executor | None = None,
@@ -71,7 +73,7 @@ class RowReader:
         self,
         out: torch.Tensor,
         numbers: RowNumbers,
-        pool: BufferPool,
+        pool: "BufferPool",
         release: bool,
         threads: Executor | None,
     ) -> None:
@@ -101,3 +103,33 @@ class RowReader:
             else:
                 rows.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
         self.normalizer.finish(rows)
+
+
+class BufferPool:
+    """Hands out tensors; when the last tensor over a piece of memory is gone, the memory is used again.
+
+    Fresh memory fills several times slower than memory that was used before.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialized tensor [rows, width]."""
+        num_bytes = rows * width * dtype.itemsize
+        if not num_bytes:
+            return torch.empty(rows, width, dtype=dtype)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(num_bytes, np.uint8)
+        if len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+        # The tensor's storage holds this view, the view's end gives the memory back.
+        view = memory[:num_bytes]
+        weakref.finalize(view, self._give_back, memory).atexit = False
+        return torch.from_numpy(view).view(dtype).view(rows, width)
+
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        if len(self._free) < _KEPT_BUFFERS:
+            self._free.append(memory)

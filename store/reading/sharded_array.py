@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import CorruptCacheError
-from ..encoding.copying import copy_rows, widen_rows
+from ..encoding.stored_rows import copy_rows, widen_rows
 from ..layout import ArraySpec, index_size
-from ..shard_file import CRC_BYTES, crc32c
-from ..shard_index import parse_index
+from ..shard_file import CRC_BYTES, crc32c, parse_index
 from .decoding import DecodedChunks
 
 MAX_OPEN_SHARDS = 32

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,14 @@ from pydantic import ValidationError
 from ...common.errors import CorruptCacheError
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
-from ..encoding.compact import as_moments_need
+from ..encoding.number_types import as_moments_need
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..layout import SPLITS, ArraySpec, Layout
 from ..manifest import FileInfo, HookInfo
 from ..reading.sharded_array import ShardedArray
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
-from ..statistics import exact_quantiles
-from .delivery import Delivery
-from .moments import add_moments
+from ..statistics import add_moments, exact_quantiles
 from .shuffle import ShuffledSpill
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
@@ -38,6 +36,21 @@ _UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
 
 Written = tuple[str, Future[tuple[int, str]]]  # a file's path, and its size and sha256 once it is durable
 Unit = tuple[list[Written], Any]  # the files, and what else is to be remembered (plain JSON)
+
+
+class Delivery(Protocol):
+    """Takes finished shards away from the folder they were written to, and in the end the whole cache."""
+
+    def has(self, file: FileInfo, *, keep: bool) -> bool:
+        """Whether a shard that a former run wrote is safe: still in the folder (it must be, with ``keep``),
+        or where it goes.
+        """
+
+    def take(self, file: FileInfo, *, keep: bool) -> None:
+        """Bring a shard to its place; without ``keep`` it is removed from the folder once it is there."""
+
+    def finish(self) -> None:
+        """Everything is in the folder or was taken, the manifest too: wait, and deliver the rest."""
 
 
 class Finalizer:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
-from .spill_reader import SpillReader
+from .spill import SpillReader
 
 _MOST_BUFFERS = 4
 _HELDOUT_BYTES = 8 << 20

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoding.encode import as_float32, encode_rows
+from ..encoding.encode import encode_rows
 from ..encoding.records import RecordLayout
+from .arguments import as_float32
 from .spill import Block, SpillWriter
 
 _FIRST_BLOCK_BYTES = 32 << 20

@@ -13,22 +13,25 @@ from numpy.typing import NDArray
 from ...common.errors import BadActivationError, UsageError
 from ..config import StorageConfig
 from ..disk_space import disk_explained
-from ..encoding.encode import check_rows
 from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences, fingerprint, whole_identity
 from ..keys import is_heldout, row_keys
 from ..layout import TokensKind
 from ..manifest import Manifest, load_manifest
-from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
-from .buckets import bucket_of, choose_buckets
-from .delivery import Delivery
-from .finalize import Finalizer
+from .arguments import (
+    SequenceArrays,
+    check_counts,
+    check_rows,
+    check_settings,
+    row_arguments,
+    sequence_arguments,
+)
+from .finalize import Delivery, Finalizer
 from .journal import WORK_FOLDER, Journal, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
 from .planned_size import plan_layout
 from .publish import publish
-from .settings import check_settings
-from .spill import SpillWriter
+from .spill import SpillWriter, bucket_of, choose_buckets
 from .staging import Staging
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
