@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
@@ -163,21 +164,27 @@ class ActivationCache:
             epoch: from 0.
             split: ``train`` or ``heldout``.
             normalization: what is handed out, None = as stored.
-            dtype: floating type of the batches.
+            dtype: a floating point type.
             start_batch: begin with this batch of the epoch; those before it are not read.
             drop_last: leave out a last batch that is shorter.
-            device: where the batches go.
+            device: where the batches go, as :func:`.choose_device` names it.
             num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
             sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
                 norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
                 and batches of two hooks no longer hold the same tokens.
 
         Raises:
-            UsageError: no such hook, split or normalization; a batch larger than the rows there are.
+            UsageError: no such hook, split, normalization or device; an argument of a wrong kind; a batch
+                larger than the rows there are.
             CorruptCacheError: while iterating, naming the shard.
         """
         reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
+        _check_floating(dtype)
+        rows_per_batch, seed, epoch, start_batch = _whole_numbers(
+            rows_per_batch=rows_per_batch, seed=seed, epoch=epoch, start_batch=start_batch
+        )
+        target = choose_device(str(device))
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
         plan = BatchPlan(
@@ -204,7 +211,7 @@ class ActivationCache:
         def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
             batch = pool.take(len(numbers), width, dtype)
             reader.fill(batch, numbers, pool, release=False, threads=threads)
-            return batch.to(device)
+            return batch.to(target)
 
         batches = iterate(reader.activations, plan, make)
         if self._files is None:
@@ -229,6 +236,9 @@ class ActivationCache:
         """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
         if sink_ratio is not None and hook is None:
             raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
+        (rows_per_batch,) = _whole_numbers(rows_per_batch=rows_per_batch)
+        if rows_per_batch < 1:
+            raise UsageError(f"rows_per_batch: expected at least 1, got {rows_per_batch}")
         rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
         return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
@@ -240,11 +250,16 @@ class ActivationCache:
         normalization: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D]."""
+        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D].
+
+        Raises:
+            UsageError: no such hook, split or normalization, or ``dtype`` is no floating point type.
+            IndexError, TypeError: there are no rows of these numbers.
+            CorruptCacheError: naming the shard.
+        """
         reader = self._row_reader(hook, split, normalization)
-        if isinstance(indices, torch.Tensor):
-            indices = indices.cpu().numpy()
-        numbers = reader.activations.check_rows(np.asarray(indices).reshape(-1))
+        _check_floating(dtype)
+        numbers = _row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         shards = np.unique(numbers // self._layout.shard_rows).tolist()
         with self._downloading((array.spec for array in reader.arrays), shards):
@@ -274,8 +289,8 @@ class ActivationCache:
         self, rows: Any, split: str = "train"
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where rows come from: (sequence, position, document), int64 [n] each."""
-        numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
-        token = self.token_index(split).gather(numbers).astype(np.int64)
+        tokens = self.token_index(split)
+        token = tokens.gather(_row_numbers(tokens, rows)).astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token
@@ -298,7 +313,7 @@ class ActivationCache:
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
         kind = self.normalization if kind is None else kind
-        _check_one_of("normalization", kind, KINDS)
+        _check_one_of("normalization", kind, list(KINDS))
         return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
@@ -319,6 +334,8 @@ class ActivationCache:
     ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
         """Which of some row numbers are not attention sinks."""
         self._check_hook(hook)
+        if not isinstance(ratio, int | float | np.number):
+            raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
         if not ratio > 0:
             raise UsageError(f"sink_ratio must be positive, got {ratio}")
         norms = self._arrays[self._layout.norm(split, hook).path]
@@ -351,6 +368,7 @@ class ActivationCache:
         rows = self.num_rows(split)
         if num_rows is None:
             return rows
+        (num_rows,) = _whole_numbers(num_rows=num_rows)
         if not 0 < num_rows <= rows:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
@@ -364,6 +382,28 @@ def _check_one_of(what: str, name: str, known: Any) -> None:
         close = get_close_matches(str(name), known, n=3)
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
         raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
+
+
+def _whole_numbers(**given: Any) -> list[int]:
+    """The arguments ``given`` by name, as Python's integers.
+
+    Raises:
+        UsageError: one of them is something else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise UsageError(f"{name}: expected a whole number, got {value!r}")
+    return [int(value) for value in given.values()]
+
+
+def _check_floating(dtype: Any) -> None:
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype: expected a floating point type such as torch.float32, got {dtype!r}")
+
+
+def _row_numbers(array: ShardedArray, rows: Any) -> NDArray[np.int64]:
+    """Row numbers of any shape, torch or numpy, checked, as int64 [n]."""
+    return array.check_rows(np.asarray(rows.cpu() if isinstance(rows, torch.Tensor) else rows).reshape(-1))
 
 
 def _within(context: AbstractContextManager[None], batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
