@@ -17,7 +17,7 @@ from saecache.store import (
     open_cache,
     verify_cache,
 )
-from saecache.store.derived import repeats
+from saecache.store.derived import merging
 from saecache.store.derived.merging import merge_caches
 from saecache.store.derived.slicing import slice_cache
 from saecache.store.keys import is_heldout
@@ -325,7 +325,7 @@ def test_shared_documents_are_found_wherever_they_lie(tmp_path: Path, shared: in
 
 def test_documents_are_told_apart_across_blocks(monkeypatch: pytest.MonkeyPatch, cache_path: Path) -> None:
     cache = open_cache(cache_path)
-    whole = repeats.document_hashes(cache)
+    whole = merging.document_hashes(cache)
     assert len(whole) == 20  # each of 48 tokens, in three sequences
-    monkeypatch.setattr(repeats, "_BLOCK_TOKENS", 16)
-    assert np.array_equal(repeats.document_hashes(cache), whole)
+    monkeypatch.setattr(merging, "_BLOCK_TOKENS", 16)
+    assert np.array_equal(merging.document_hashes(cache), whole)
