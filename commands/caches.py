@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -31,14 +32,24 @@ def cache_info(
     place: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a cache holds: model, text, hooks, rows, normalization, size, fingerprint.
+    """Show what a cache holds: model, text, hooks, rows, norms, normalization, size, fingerprint.
 
-    Of a cache in object storage only the manifest is read.
+    Of a cache in object storage only the manifest is read; of a folder also the norms of the rows, to show
+    how much of E|x|^2 lies in a few of them (attention sinks).
     """
     if as_json:
-        print_json(cache_facts(place))
+        print_json(cache_facts(place) | _largest_rows(place))
     else:
         print_pairs(describe_cache(place))
+
+
+def _largest_rows(place: str) -> dict[str, Any]:
+    if is_url(place):
+        return {}
+    from ..store.info import LargestRows, largest_rows, read_manifest
+
+    found = largest_rows(place, read_manifest(place))
+    return {"largest_rows": {h: asdict(r) if isinstance(r, LargestRows) else r for h, r in found.items()}}
 
 
 @command(cache_app, "verify")
