@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..common.errors import SaecacheError, UsageError
+from ..common.progress import progress_bar
 from .parts import (
     JsonFlag,
     cache_app,
@@ -154,10 +155,10 @@ def cache_convert(
     Run the same command again after an interruption: it continues.
     """
     from ..store import convert_cache, open_cache
-    from ..store.derived.converting import codec_named, dtype_named
+    from ..store.derived.converting import parse_codec, parse_dtype
 
-    chosen = codec_named(codec, level)
-    wanted = None if dtype is None else dtype_named(dtype)
+    chosen = parse_codec(codec, level)
+    wanted = None if dtype is None else parse_dtype(dtype)
     with _copying() as bars:
         result = convert_cache(
             open_cache(source), out, dtype=wanted, codec=chosen, on_rows=bars.rows, on_bytes=bars.written
@@ -174,8 +175,6 @@ class _Bars(NamedTuple):
 
 @contextmanager
 def _copying() -> Iterator[_Bars]:
-    from tqdm import tqdm
-
     def following(bar: "tqdm[Any]") -> Callable[[int, int], None]:
         def on_progress(done: int, total: int) -> None:
             bar.total = total
@@ -184,8 +183,8 @@ def _copying() -> Iterator[_Bars]:
         return on_progress
 
     with (
-        tqdm(desc="read", unit="row", unit_scale=True, delay=0.5) as rows,
-        tqdm(desc="write", unit="B", unit_scale=True, delay=0.5) as written,
+        progress_bar("read", "row", delay=0.5) as rows,
+        progress_bar("write", "B", delay=0.5) as written,
     ):
         yield _Bars(following(rows), following(written))
 

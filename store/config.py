@@ -2,10 +2,12 @@
 
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from ..common.frozen import FrozenModel
 from .encoding.codecs import Codec
+from .layout import ZARR_DTYPE, StoredDtype
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -13,7 +15,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 class StorageConfig(FrozenModel):
     """What is stored, in which pieces, and how much memory writing it may take."""
 
-    dtype: Literal["float16", "float32", "bfloat16", "int8"] = Field(
+    dtype: StoredDtype = Field(
         default="float16",
         description="number type of the stored rows; int8 has a scale for each row, its largest value / 127",
     )
@@ -40,9 +42,9 @@ class StorageConfig(FrozenModel):
     @property
     def itemsize(self) -> int:
         """Bytes of one stored number."""
-        return {"int8": 1, "float32": 4}.get(self.dtype, 2)
+        return np.dtype(ZARR_DTYPE[self.dtype]).itemsize
 
-    def bounded(self, memory_bytes: int | None) -> "StorageConfig":
+    def with_memory_bytes(self, memory_bytes: int | None) -> "StorageConfig":
         """The same with another bound on memory; None leaves it."""
         if memory_bytes is None:
             return self
@@ -52,3 +54,10 @@ class StorageConfig(FrozenModel):
         """What of it decides the bytes of a cache. Settings that came later are left out at their default."""
         left_out = {"memory_bytes"} | ({"codec"} if self.codec is None else set())
         return self.model_dump(mode="json", exclude=left_out)
+
+
+def readable_bytes(count: int) -> str:
+    """A number of bytes for people, in the unit that suits it."""
+    if count < MIB / 10:
+        return f"{count:,} bytes"
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..common.errors import DiskFullError, UsageError
-from .config import GIB
+from .config import readable_bytes
 
 _SPARE_BYTES = 64 << 20  # left free beside what is to come
 
@@ -35,8 +35,8 @@ def check_room(
     existing, free = free_space(path)
     if needed_bytes and needed_bytes + _SPARE_BYTES > free:
         raise UsageError(
-            f"not enough disk space at {existing}: {needed_bytes / GIB:.2f} GiB are to come, "
-            f"{free / GIB:.2f} GiB are free; {otherwise}"
+            f"not enough disk space at {existing}: {readable_bytes(needed_bytes)} are to come, "
+            f"{readable_bytes(free)} are free; {otherwise}"
         )
 
 

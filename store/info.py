@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import CorruptCacheError
-from .config import GIB, MIB
+from .config import readable_bytes as readable_bytes
 from .layout import PROVENANCE_GROUP, ArraySpec
 from .manifest import Manifest, load_manifest
 from .reading.chunks import ShardedChunks
@@ -120,8 +120,8 @@ def describe(
             lines.append((f"largest rows of {name}", _describe_largest(largest[name])))
     lines += [(printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
-    lines += _leaves(source)
-    return lines + list(_leaves(provenance or {}))
+    lines += _flatten(source)
+    return lines + list(_flatten(provenance or {}))
 
 
 def _describe_largest(largest: LargestRows | str) -> str:
@@ -131,11 +131,11 @@ def _describe_largest(largest: LargestRows | str) -> str:
     return f"{largest.share:.1%} of E|x|^2 is in {largest.rows:,} of {largest.looked_at:,} rows{advice}"
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Nested mappings as ``a.b``: value."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+            yield from _flatten(inner, f"{place}.{key}" if place else str(key))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         place, text = printable(place), printable(text)
@@ -145,8 +145,3 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 def printable(text: str) -> str:
     """A cache may come from anybody: what would steer the terminal is shown, not obeyed."""
     return text if text.isprintable() else ascii(text)
-
-
-def readable_bytes(count: int) -> str:
-    """For people: MiB or GiB."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

@@ -8,7 +8,6 @@ import hashlib
 import re
 import stat
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from pydantic import (
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.frozen import FrozenModel
+from ..common.versions import package_version
 from .encoding.codecs import Codec
 from .identity import canonical_json, fingerprint
 from .layout import (
@@ -114,7 +114,7 @@ class Manifest(FrozenModel):
     def _consistent(self) -> "Manifest":
         check_hook_names(list(self.hooks))
         check_depth(self.identity, "identity")
-        if self.format_version < (needed := format_of(self.dtype, self.codec)):
+        if self.format_version < (needed := choose_format(self.dtype, self.codec)):
             raise ValueError(f"format_version: {self.dtype} and codec {self.codec} are of version {needed}")
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError("the fingerprint is not that of the identity")
@@ -136,7 +136,7 @@ class Manifest(FrozenModel):
         return self
 
     @classmethod
-    def describing(
+    def from_layout(
         cls,
         layout: Layout,
         identity: Mapping[str, Any],
@@ -147,10 +147,10 @@ class Manifest(FrozenModel):
         files: list[FileInfo],
     ) -> "Manifest":
         """The manifest of arrays that were written as ``layout`` says."""
-        version = format_of(layout.dtype, layout.codec)
+        format_version = choose_format(layout.dtype, layout.codec)
         return cls(
-            format_version=version,
-            needs_saecache=NEEDS_SAECACHE.get(version),
+            format_version=format_version,
+            needs_saecache=NEEDS_SAECACHE.get(format_version),
             codec=layout.codec,
             fingerprint=fingerprint(identity),
             identity=dict(identity),
@@ -194,7 +194,7 @@ def _layout_of(fields: Mapping[str, Any]) -> Layout:
     )
 
 
-def format_of(dtype: str, codec: Codec | None) -> Literal[1, 2]:
+def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
     """The first format version that has such rows: a cache is written in the oldest one that can hold it."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
 
@@ -253,15 +253,16 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:
-    """A cache of the future says itself which program reads it; nothing else of it is looked at."""
+    """Refuse a newer format before anything else of it is read: it names the saecache that reads it."""
     format_version = values.get("format_version")
     if not isinstance(format_version, int) or format_version <= FORMAT_VERSION:
         return
     needed = values.get("needs_saecache")
     known = isinstance(needed, str) and re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", needed) is not None
+    newer = f"{needed} or later" if known else "of today"
     raise UsageError(
-        f"{where} has format version {format_version}; this saecache ({version('saecache')}) reads up to "
-        f"version {FORMAT_VERSION}: upgrade to saecache {f'{needed} or later' if known else 'of today'} "
+        f"{where} has format version {format_version}; this saecache ({package_version('saecache')}) reads "
+        f"up to version {FORMAT_VERSION}: upgrade to saecache {newer} "
         f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import CorruptCacheError
-from .derived.heldout import heldout_positions
+from .derived.heldout import find_heldout_positions
 from .keys import row_keys
 from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest, load_manifest
@@ -160,11 +160,11 @@ def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
         for start in range(first, last, step):
             stop = min(start + step, last)
             documents = np.arange(start, stop)[:, None] if array is None else array[start:stop]
-            heldout[start - first : stop - first] = heldout_positions(manifest, documents, start)
-        yield from _misplaced(path, layout, heldout.reshape(-1), first * layout.context)
+            heldout[start - first : stop - first] = find_heldout_positions(manifest, documents, start)
+        yield from _find_misplaced(path, layout, heldout.reshape(-1), first * layout.context)
 
 
-def _misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
+def _find_misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
     """Rows whose token is among those from ``first`` on and which ``heldout`` puts into the other split."""
     for split in SPLITS:
         spec = layout.token(split)

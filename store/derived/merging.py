@@ -17,8 +17,8 @@ from ..identity import canonical_json, differences
 from ..keys import row_keys
 from ..manifest import Manifest
 from ..reading.reader import ActivationCache
-from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
-from .heldout import MERGED, merged_parts
+from .derive import Derivation, Derived, Progress, derive, describe_origin, read_storage, source_identity
+from .heldout import MERGED, read_merged_parts
 from .replay import Part
 
 PART_KEYS = ("text", "num_tokens")  # of a harvest's identity: what may differ between parts of one dataset
@@ -66,20 +66,20 @@ def merge_caches(
         raise UsageError(f"merge: {first_document} documents in all; a cache holds at most {2**31 - 1}")
     first = sources[0].manifest
     shared = {key: value for key, value in source_identity(first).items() if key not in (*PART_KEYS, MERGED)}
-    recipe = Recipe(
+    derivation = Derivation(
         parts=parts,
         source={**shared, MERGED: described},
         hooks={hook: info.d_model for hook, info in first.hooks.items()},
-        storage=storage_of(first),
-        counts=_summed([cache.manifest.counts for cache in sources]),
-        provenance={"derived": {"by": "merge", "from": [origin(cache) for cache in sources]}},
+        storage=read_storage(first),
+        counts=_sum_counts([cache.manifest.counts for cache in sources]),
+        provenance={"derived": {"by": "merge", "from": [describe_origin(cache) for cache in sources]}},
     )
-    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, derivation, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
 def _describe(manifest: Manifest, documents: int) -> list[dict[str, Any]]:
     """A part in the identity of the merged cache; one that is merged itself is its parts."""
-    if nested := merged_parts(manifest):
+    if nested := read_merged_parts(manifest):
         return nested
     facts = {key: manifest.identity[key] for key in PART_KEYS if key in manifest.identity}
     own = {"fingerprint": manifest.fingerprint, "sequences": manifest.sequences, "documents": documents}
@@ -107,9 +107,9 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
     """No two hold the same text: by their identities, and then by the documents themselves."""
     seen: dict[str, int] = {}
     for number, cache in enumerate(sources):
-        parts = merged_parts(cache.manifest) or [cache.manifest.identity | {"fingerprint": cache.fingerprint}]
-        for part in parts:
-            for name in _texts(part):
+        whole = cache.manifest.identity | {"fingerprint": cache.fingerprint}
+        for part in read_merged_parts(cache.manifest) or [whole]:
+            for name in _text_names(part):
                 other = seen.setdefault(name, number)
                 if other != number:
                     raise UsageError(
@@ -129,7 +129,7 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
                 )
 
 
-def _texts(part: Mapping[str, Any]) -> Iterator[str]:
+def _text_names(part: Mapping[str, Any]) -> Iterator[str]:
     """What stands for the text of a part: two caches with one of them in common overlap."""
     yield f"cache {str(part.get('fingerprint'))[:12]}"
     if (text := part.get("text")) is not None:
@@ -147,7 +147,7 @@ def _num_documents(cache: ActivationCache) -> int:
     return largest + 1
 
 
-def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def _sum_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     names = dict.fromkeys(name for each in counts for name in each)
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
 

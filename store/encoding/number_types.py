@@ -56,7 +56,7 @@ def decode_words(words: NDArray[Any], dtype: str, scale: NDArray[np.float32] | N
     return words.view(dtype).astype(np.float32)
 
 
-def as_moments_need(words: NDArray[Any], dtype: str, scale: NDArray[np.float32]) -> NDArray[Any]:
+def to_moment_words(words: NDArray[Any], dtype: str, scale: NDArray[np.float32]) -> NDArray[Any]:
     """Stored rows as words of float16 or float32, which is what ``moments.py`` adds up."""
     if dtype in ("float16", "float32"):
         return words
@@ -104,11 +104,11 @@ def _encode_byte(x, target, scale, bad):  # type: ignore[no-untyped-def]
 def widen(source, target):  # type: ignore[no-untyped-def]
     """Fill ``target``, float32 bits in uint32 [D], from ``source``, float16 bits in uint16 [D]."""
     for j in range(source.shape[0]):
-        target[j] = _widened(source[j])
+        target[j] = _widen_bits(source[j])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _widened(typing_context: Any, bits: Any) -> Any:
+def _widen_bits(typing_context: Any, bits: Any) -> Any:
     """Exponent and mantissa move into place, which is the value / 2^112, subnormals included; then the
     factor. Inf and NaN come out as numbers of at least 2^16, where no finite float16 is: they get their
     exponent back.
@@ -132,7 +132,7 @@ def _widened(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _narrowed(typing_context: Any, value: Any) -> Any:
+def _narrow_bits(typing_context: Any, value: Any) -> Any:
     """The bits of a float32 rounded to float16, by the processor."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -150,7 +150,7 @@ def narrow_by_instruction(source, target):  # type: ignore[no-untyped-def]
     """
     largest = np.uint16(0)
     for j in range(source.shape[0]):
-        half = _narrowed(source[j])
+        half = _narrow_bits(source[j])
         target[j] = half
         largest = max(largest, np.uint16(half & np.uint16(0x7FFF)))
     return largest

@@ -41,9 +41,9 @@ class BatchPlan:
 
     def shards(self, chunks_per_shard: int) -> list[int]:
         """Numbers of the shards, in the order in which they are first needed."""
-        shards = self.order.chunks_from(self.start()[0]) // chunks_per_shard
-        _, first_places = np.unique(shards, return_index=True)
-        in_order: list[int] = shards[np.sort(first_places)].tolist()
+        of_chunks = self.order.chunks_from(self.start()[0]) // chunks_per_shard
+        _, first_places = np.unique(of_chunks, return_index=True)
+        in_order: list[int] = of_chunks[np.sort(first_places)].tolist()
         return in_order
 
     def start(self) -> tuple[int, int]:
@@ -56,7 +56,7 @@ class BatchPlan:
         return self.order.find(skip)
 
 
-def iterate(array: ShardedArray, plan: BatchPlan, make: MakeBatch) -> Iterator[torch.Tensor]:
+def iter_batches(array: ShardedArray, plan: BatchPlan, make: MakeBatch) -> Iterator[torch.Tensor]:
     """The batches of ``plan``: ``make`` turns row numbers into a batch, with threads that it may use."""
     with _Ahead(array, plan) as ahead:
         for numbers in _in_stored_order(plan, ahead) if plan.in_stored_order else _permuted(plan, ahead):

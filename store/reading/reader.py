@@ -19,7 +19,7 @@ from ..manifest import Manifest, check_files, load_manifest
 from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
-from .batches import BatchPlan, iterate
+from .batches import BatchPlan, iter_batches
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
 from .sharded_array import RowNumbers, ShardedArray
@@ -213,15 +213,15 @@ class ActivationCache:
             reader.fill(batch, numbers, pool, release=False, threads=threads)
             return batch.to(target)
 
-        batches = iterate(reader.activations, plan, make)
+        iterator = iter_batches(reader.activations, plan, make)
         if self._files is None:
-            return batches
+            return iterator
         specs = {array.spec.path: array.spec for array in reader.arrays}
         if plan.keep is not None:
             norm = self._layout.norm(split, hook)
             specs[norm.path] = norm
         shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
-        return _within(self._downloading(specs.values(), shards), batches)
+        return _iter_within(self._downloading(specs.values(), shards), iterator)
 
     def num_batches(
         self,
@@ -406,6 +406,8 @@ def _row_numbers(array: ShardedArray, rows: Any) -> NDArray[np.int64]:
     return array.check_rows(np.asarray(rows.cpu() if isinstance(rows, torch.Tensor) else rows).reshape(-1))
 
 
-def _within(context: AbstractContextManager[None], batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _iter_within(
+    context: AbstractContextManager[None], batches: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
     with context:
         yield from batches

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ...common.errors import CorruptCacheError
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
-from ..encoding.number_types import as_moments_need
+from ..encoding.number_types import to_moment_words
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..layout import SPLITS, ArraySpec, Layout
@@ -173,7 +173,7 @@ class Finalizer:
             for column, values in zip(columns, (stored.norm, stored.mean, stored.scale), strict=False):
                 column[first : first + len(stored)] = values
             if split == "train":
-                numbers = as_moments_need(stored.words, layout.dtype, stored.scale)
+                numbers = to_moment_words(stored.words, layout.dtype, stored.scale)
                 add_moments(numbers, stored.norm, stored.mean, self.unit, sums)
 
         def chunks() -> Iterator[NDArray[Any]]:

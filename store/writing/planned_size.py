@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UsageError
-from ..config import GIB, StorageConfig
+from ..config import StorageConfig, readable_bytes
 from ..disk_space import free_space
 from ..encoding.records import RecordLayout
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
@@ -117,8 +117,9 @@ def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: i
     existing, free = free_space(path)
     needed = planned.peak_bytes - already_bytes
     if needed > free:
+        finished = readable_bytes(planned.final_bytes)
         raise UsageError(
-            f"not enough disk space at {existing}: the cache needs {needed / GIB:.1f} GiB while it "
-            f"is written ({planned.final_bytes / GIB:.1f} GiB when finished), {free / GIB:.1f} GiB are free; "
+            f"not enough disk space at {existing}: the cache needs {readable_bytes(needed)} while it is "
+            f"written ({finished} when finished), {readable_bytes(free)} are free; "
             "harvest fewer tokens or hooks, or choose another output folder"
         )

@@ -384,7 +384,7 @@ class CacheWriter:
             delivery=self._delivery,
         )
         files, hooks = finalizer.run()
-        return Manifest.describing(
+        return Manifest.from_layout(
             layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
         )
 

@@ -104,7 +104,7 @@ def test_altered_and_missing_metadata(copy: Path) -> None:
 def test_rows_in_another_order_than_the_seed_says(copy: Path) -> None:
     manifest = load_manifest(copy)
     identity = manifest.identity | {"seed": 12345}
-    other = manifest.describing(
+    other = manifest.from_layout(
         manifest.layout,
         identity,
         dict(manifest.hooks),

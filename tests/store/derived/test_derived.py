@@ -275,7 +275,7 @@ def test_a_row_on_the_wrong_side_of_the_split_is_found(
     from saecache.store.writing.publish import root_metadata
 
     manifest = write_cache(tmp_path / "c", source, heldout_fraction=0.2)
-    other = type(manifest).describing(
+    other = type(manifest).from_layout(
         manifest.layout,
         manifest.identity | {"heldout_fraction": 0.6},
         dict(manifest.hooks),
