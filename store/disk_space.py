@@ -1,4 +1,4 @@
-"""Room on a disk: looked at before the work, explained when it runs out."""
+"""Free space on a disk: checked before the work, and explained when it runs out."""
 
 import errno
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.errors import DiskFullError, UsageError
 from .config import readable_bytes
 
-_SPARE_BYTES = 64 << 20  # left free beside what is to come
+_SPARE_BYTES = 64 << 20  # that must stay free
 
 
 def free_space(path: Path | str) -> tuple[Path, int]:
@@ -25,9 +25,10 @@ def check_room(
     needed_bytes: int,
     otherwise: str = "choose another folder, or train from the URL without a copy",
 ) -> None:
-    """
+    """Refuse work for which the disk has no room.
+
     Args:
-        otherwise: what to do instead.
+        otherwise: what the user can do instead, for the message.
 
     Raises:
         UsageError: the file system of ``path``, which need not exist yet, has too little space.

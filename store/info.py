@@ -32,7 +32,7 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_provenance(path: Path | str) -> dict[str, Any]:
-    """Facts that do not make it another cache (created, software, throughput); {} where there are none."""
+    """Facts that are not part of the identity (created, software, throughput); {} where there are none."""
     try:
         return provenance_facts(read_json(Path(path) / PROVENANCE_FILE))
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
 
 
 def provenance_facts(metadata: Any) -> dict[str, Any]:
-    """The facts in the metadata of a provenance group; {} where they are not what they should be."""
+    """The facts in the metadata of a provenance group; {} if the metadata are malformed."""
     try:
         attributes = metadata["attributes"]
         check_depth(attributes, PROVENANCE_GROUP)
@@ -132,7 +132,7 @@ def _describe_largest(largest: LargestRows | str) -> str:
 
 
 def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as ``a.b``: value."""
+    """Pairs of ``a.b`` and value for nested mappings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flatten(inner, f"{place}.{key}" if place else str(key))
@@ -143,5 +143,5 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def printable(text: str) -> str:
-    """A cache may come from anybody: what would steer the terminal is shown, not obeyed."""
+    """Escape what would control the terminal: a cache may come from anybody."""
     return text if text.isprintable() else ascii(text)

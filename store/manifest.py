@@ -1,4 +1,4 @@
-"""The manifest: what a cache is and is made of. Written last, as attribute ``saecache`` of the root group.
+"""The manifest describes a cache and lists its files. It is written last, as an attribute of the root group.
 
 A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names,
 paths, and that its own checksum, its fingerprint and its table of files agree with the rest.
@@ -103,7 +103,7 @@ class Manifest(FrozenModel):
     @field_validator("files", mode="before")
     @classmethod
     def _one_for_each_shard(cls, files: Any, info: ValidationInfo) -> Any:
-        """Counted before anything is made of them; the fields before this one are checked by now."""
+        """Compare their number with the layout before parsing them; the fields above are checked by now."""
         if isinstance(files, list) and cls.model_fields.keys() - info.data.keys() == {"files"}:
             expected = sum(spec.num_shards for spec in _layout_of(info.data).arrays())
             if len(files) != expected:
@@ -146,7 +146,7 @@ class Manifest(FrozenModel):
         counts: Mapping[str, int],
         files: list[FileInfo],
     ) -> "Manifest":
-        """The manifest of arrays that were written as ``layout`` says."""
+        """The manifest of a cache whose arrays have this layout."""
         format_version = choose_format(layout.dtype, layout.codec)
         return cls(
             format_version=format_version,
@@ -195,7 +195,7 @@ def _layout_of(fields: Mapping[str, Any]) -> Layout:
 
 
 def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
-    """The first format version that has such rows: a cache is written in the oldest one that can hold it."""
+    """The oldest format version that can hold such rows: a cache is written in that one."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
 
 
@@ -268,10 +268,10 @@ def _check_version(values: Mapping[str, Any], where: str) -> None:
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Every file is there, is no link, and has its size; nothing is read.
+    """Check that every file is there, is no link, and has the right size. No content is read.
 
     Raises:
-        CorruptCacheError: naming the first that is not.
+        CorruptCacheError: naming the first file that fails.
     """
     check_no_links(path, (file.path for file in manifest.files))
     for file in manifest.files:

@@ -47,12 +47,12 @@ class ShardWriter:
     ) -> futures.Future[tuple[int, str]]:
         """Write one shard file durably from its inner chunks, in order; chunks that are not given are absent.
 
-        Returns when all chunks are taken; the next file may be begun then.
+        Returns when all chunks were consumed; then the next file may be started.
 
         Args:
             path: where the shard goes; it appears there whole or not at all.
             chunks: C-contiguous arrays, one inner chunk each, padded to full size. A chunk may be overwritten
-                once ``CHUNKS_IN_FLIGHT`` more were taken, of this file or the next.
+                once ``CHUNKS_IN_FLIGHT`` more were consumed, of this file or the next.
             chunks_per_shard: slots of the index.
 
         Returns:
@@ -91,11 +91,11 @@ class ShardWriter:
         return self._finishing.submit(finish)
 
     def under_way(self) -> list[futures.Future[None]]:
-        """What is still to be done with chunks that were taken."""
+        """The work that is still under way on chunks that were consumed."""
         return list(self._under_way)
 
     def close(self) -> None:
-        """Wait until everything begun is finished, or has failed."""
+        """Wait until all work is finished or has failed."""
         for threads in (self._writing, self._hashing, self._finishing):
             threads.shutdown()
 

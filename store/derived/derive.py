@@ -23,7 +23,7 @@ from .replay import Part, replay
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A finished cache that was made of others. ``reused``: it was there already and nothing was done."""
+    """A finished cache that was made of others. ``reused``: it existed before, and nothing was done."""
 
     path: Path
     manifest: Manifest
@@ -32,7 +32,7 @@ class Derived:
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """What a derived cache is: everything that decides its bytes, and where it comes from."""
+    """Everything that decides the bytes of a derived cache, and where it comes from."""
 
     parts: Sequence[Part]
     source: Mapping[str, Any]  # the identity without the keys that the writer adds
@@ -57,7 +57,7 @@ def derive(
 
     Args:
         out: the new cache's folder.
-        derivation: what it is.
+        derivation: what decides its bytes.
         memory_bytes: bound on buffers, as in ``StorageConfig``; does not change what is written.
         on_rows: called with (rows read, rows in all).
         on_bytes: called with (bytes written, bytes in all) while shards are written.
@@ -104,12 +104,12 @@ def derive(
 
 
 def source_identity(manifest: Manifest) -> dict[str, Any]:
-    """The identity as its first writer was given it."""
+    """The part of the identity that the caller of the writer gave."""
     return {key: value for key, value in manifest.identity.items() if key not in OWN_KEYS}
 
 
 def read_storage(manifest: Manifest) -> StorageConfig:
-    """How a cache is stored, as its identity says it.
+    """How a cache is stored, according to its identity.
 
     Raises:
         CorruptCacheError: the identity has nothing of the kind, or contradicts the manifest.
@@ -129,7 +129,7 @@ def read_storage(manifest: Manifest) -> StorageConfig:
 
 
 def describe_origin(cache: ActivationCache) -> dict[str, Any]:
-    """What the provenance of a derived cache keeps of a source."""
+    """The entry of a source in the provenance of a derived cache."""
     return {"fingerprint": cache.fingerprint, "provenance": cache.provenance}
 
 

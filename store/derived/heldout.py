@@ -1,4 +1,4 @@
-"""Which documents of a cache are held out, as its identity says it."""
+"""Which documents of a cache are held out, according to its identity."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +44,7 @@ def _place_parts(manifest: Manifest) -> Iterator[tuple[tuple[int, int], int]]:
 
 
 def read_merged_parts(manifest: Manifest) -> list[dict[str, Any]]:
-    """The parts that a merged cache names; what has not their shape counts as none."""
+    """The parts that a merged cache names; [] if they are malformed or it is not merged."""
     parts = manifest.identity.get(MERGED)
     if not isinstance(parts, list):
         return []

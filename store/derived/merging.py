@@ -1,4 +1,4 @@
-"""One cache from several that were harvested, alike, from different parts of a dataset.
+"""One cache from several that were harvested with the same settings from different parts of a dataset.
 
 The sequences of the first come first, then those of the second, and so on, and all rows are shuffled anew as
 one. A document stays on the side of the held-out split where it was, so that nothing which an SAE was trained

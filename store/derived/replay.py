@@ -1,4 +1,4 @@
-"""The rows of a finished cache into a writer, as they are stored: what slicing, merging and extending share.
+"""Copying rows of finished caches into a writer, as they are stored: slicing, merging and extending use it.
 
 Sequences come first, then training rows in stored order, then held-out rows in reading order. The writer's
 journal says how far it got, so a copy that was killed goes on, and the finished bytes are those of a cache
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One stretch of the work: ``total`` steps, from any of which it goes on."""
+    """One stretch of the work, of ``total`` items: it can continue from any of them."""
 
     total: int
     step: int

@@ -57,7 +57,7 @@ def decode_words(words: NDArray[Any], dtype: str, scale: NDArray[np.float32] | N
 
 
 def to_moment_words(words: NDArray[Any], dtype: str, scale: NDArray[np.float32]) -> NDArray[Any]:
-    """Stored rows as words of float16 or float32, which is what ``moments.py`` adds up."""
+    """Stored rows as words of float16 or float32, which ``add_moments`` takes."""
     if dtype in ("float16", "float32"):
         return words
     return decode_words(words, dtype, scale).view(np.uint32)
@@ -109,8 +109,10 @@ def widen(source, target):  # type: ignore[no-untyped-def]
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _widen_bits(typing_context: Any, bits: Any) -> Any:
-    """Exponent and mantissa move into place, which is the value / 2^112, subnormals included; then the
-    factor. Inf and NaN come out as numbers of at least 2^16, where no finite float16 is: they get their
+    """The bits of a float16 as those of the same float32.
+
+    Exponent and mantissa move into place, which gives the value / 2^112, subnormals included; the factor
+    2^112 follows. Inf and NaN then are numbers of at least 2^16, which no finite float16 is, and get their
     exponent back.
     """
 
@@ -182,8 +184,10 @@ def narrow_by_bits(source, target):  # type: ignore[no-untyped-def]
 
 
 def _processor_narrows() -> bool:
-    """Elsewhere LLVM would call a function that does not exist; so too for a processor that the environment
-    names (``NUMBA_CPU_NAME``), whatever this one is.
+    """Whether the compiled code may use the processor's instruction.
+
+    For other processors, and for one that the environment names (``NUMBA_CPU_NAME``), LLVM would call a
+    function that does not exist.
     """
     if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
         return False

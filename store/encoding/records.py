@@ -1,4 +1,4 @@
-"""One row of one hook while it waits for the shuffle: the stored row, then its norm and mean."""
+"""Records: one row of one hook while it waits for the shuffle, the stored row with its norm and mean."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -25,7 +25,7 @@ class StoredRows:
 
     @classmethod
     def empty(cls, layout: RecordLayout, n: int) -> Self:
-        """Room for n rows."""
+        """Uninitialized memory for n rows."""
         words = np.empty((n, layout.d_model), layout.word)
         norm, mean = np.empty(n, np.float32), np.empty(n, np.float32)
         return cls(layout, words, norm, mean, np.empty(n if layout.has_scale else 0, np.float32))
@@ -37,7 +37,7 @@ class StoredRows:
         return StoredRows(self.layout, self.words[rows], self.norm[rows], self.mean[rows], self.scale[rows])
 
     def place(self, records: NDArray[np.uint8], ranks: NDArray[np.int64]) -> None:
-        """Take records apart: row ``ranks[i]`` becomes ``records[i]``, where there is such a row.
+        """Split records into columns: row ``ranks[i]`` becomes ``records[i]``; other ranks are skipped.
 
         Args:
             records: uint8 [m, record_bytes], C-contiguous.

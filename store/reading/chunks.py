@@ -24,7 +24,7 @@ MAX_OPEN_SHARDS = 32
 class HeldFile(Protocol):
     """A file that stays where it is while this object lives.
 
-    ``verified``: all its bytes were compared with the manifest's sha256 when this process brought it.
+    ``verified``: all its bytes were compared with the manifest's sha256 when this process downloaded it.
     """
 
     path: Path
@@ -32,13 +32,13 @@ class HeldFile(Protocol):
 
 
 class ShardFiles(Protocol):
-    """Where the files of a cache are, when not below its folder: they are brought to this machine."""
+    """Downloads the files of a cache that is not in a folder of this machine."""
 
     def hold(self, path: str, let_go: Callable[[], None]) -> HeldFile:
-        """The file ``path`` of the cache; ``let_go`` asks for the end of what is returned."""
+        """The file ``path`` of the cache; ``let_go`` is called when the reader should release it."""
 
     def discard(self, path: str) -> bool:
-        """The bytes of ``path`` here are damaged: whether bringing it again can mend that."""
+        """Drop the damaged copy of ``path``; return whether downloading it again can help."""
 
 
 @dataclass
@@ -115,9 +115,7 @@ class ShardedChunks:
         return decoded
 
     def is_checked(self, number: int) -> bool:
-        """Whether inner chunk ``number`` was checked against its crc32c by this object, and can be used as it
-        is.
-        """
+        """Whether this object has checked inner chunk ``number``, which then needs no decoding either."""
         if self._decoded is not None:
             return False
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
@@ -125,8 +123,9 @@ class ShardedChunks:
         return checked is not None and bool(checked[slot])
 
     def prepare(self, number: int, *, read_ahead: bool = True, threads: Executor | None = None) -> None:
-        """Have inner chunk ``number`` checked, which reads it; one that was checked before is asked for from
-        the disk if ``read_ahead``. Of a compressed array ``threads`` are given it to decode.
+        """Check inner chunk ``number``, which reads it; of a compressed array let ``threads`` decode it.
+
+        With ``read_ahead`` the system is asked to read a chunk that was checked before.
         """
         if self._decoded is not None and threads is not None:
             self._decoded.start(number, threads)
@@ -136,14 +135,14 @@ class ShardedChunks:
             self._advise(number, "MADV_WILLNEED")
 
     def release(self, numbers: Iterable[int]) -> None:
-        """Let go of the memory behind inner chunks; the system's file cache keeps them while it has room."""
+        """Free the memory behind inner chunks; the system's file cache keeps them while it has room."""
         for number in numbers:
             if self._decoded is not None:
                 self._decoded.drop([number])
             self._advise(number, "MADV_DONTNEED")
 
     def _advise(self, number: int, advice: str) -> None:
-        """Tell the system about an inner chunk, if its shard is open and the system listens."""
+        """Advise the system about the memory of an inner chunk, if its shard is open."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
         with self._lock:
             shard = self._open.get(shard_number)
@@ -203,14 +202,14 @@ class ShardedChunks:
 
 
 def _let_go(array: "ref[ShardedChunks]", number: int) -> None:
-    """Whoever keeps this for later does not keep the array."""
+    """Close a shard of an array that may be gone: a callback that does not keep the array."""
     still = array()
     if still is not None:
         still._forget(number)
 
 
 class DecodedChunks:
-    """What ``load`` makes of chunk numbers, each made once until it is dropped. Safe to use from threads."""
+    """Loads each chunk once and keeps it until it is dropped. Safe to use from several threads."""
 
     def __init__(self, load: Callable[[int], NDArray[np.uint8]]) -> None:
         self._load = load
@@ -218,13 +217,13 @@ class DecodedChunks:
         self._chunks: dict[int, Future[NDArray[np.uint8]]] = {}
 
     def start(self, number: int, threads: Executor) -> None:
-        """Have ``threads`` decode a chunk, unless it is there."""
+        """Let ``threads`` load a chunk, unless that was started before."""
         with self._lock:
             if number not in self._chunks:
                 self._chunks[number] = threads.submit(self._load, number)
 
     def get(self, number: int) -> NDArray[np.uint8]:
-        """A chunk, waited for or decoded here. What ``load`` raises is raised; the next call tries again."""
+        """A chunk, waited for or loaded here. After an error of ``load`` the next call tries again."""
         with self._lock:
             future = self._chunks.get(number)
             mine = future is None
@@ -234,7 +233,7 @@ class DecodedChunks:
             if mine:
                 _run(future, self._load, number)
             return future.result()
-        except CancelledError:  # whoever had started it stopped before its turn came
+        except CancelledError:  # the threads were stopped before its turn came
             self.drop([number])
             return self._load(number)
         except BaseException:
@@ -242,7 +241,7 @@ class DecodedChunks:
             raise
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """Let go of chunks; views of them that are in use keep their memory."""
+        """Forget chunks; views of them that are in use keep their memory."""
         with self._lock:
             for number in numbers:
                 self._chunks.pop(number, None)

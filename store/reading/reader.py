@@ -32,13 +32,13 @@ _TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 
 
 def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
-    """Open a finished cache: a folder, or a URL as ``s3://bucket/team/name``.
+    """Open a finished cache: a folder, or a URL such as ``s3://bucket/team/name``.
 
-    With ``rows`` only the first training rows are there, a uniform sample (:meth:`ActivationCache.head`).
+    With ``rows`` only the first training rows are used, a uniform sample (:meth:`ActivationCache.head`).
 
-    Of a folder the manifest and the sizes of all files are read. Of a URL the manifest; the rest is
-    downloaded when it is read, and ahead of that, to the local cache that the processes of this machine share
-    (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), checked against the manifest.
+    Opening a folder reads the manifest and the sizes of all files. Opening a URL reads the manifest only:
+    shards are downloaded as they are read, and some ahead of that, into a folder that all processes of this
+    machine share (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), and compared with the manifest.
 
     Raises:
         UsageError: no such folder or location, not a cache, a newer format, no access, or fewer rows.
@@ -63,8 +63,8 @@ class ActivationCache:
     """A finished cache, see :func:`open_cache`. Safe to use from several threads.
 
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
-    (rows of held-out documents, in reading order). ``normalization`` is one of ``unit``, ``none``, ``scale``,
-    ``unit_scale``, ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
+    (rows of held-out documents, in reading order). ``normalization`` is one of ``normalization.KINDS``; None
+    gives rows as they are stored.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ActivationCache:
         files: "RemoteShards | None" = None,
         rows: int | None = None,
     ) -> None:
-        self.path = path  # its folder, or its URL
+        self.path = path  # the folder, or the URL
         self._files = files
         self._rows = rows  # training rows that are used; None: all
         self.manifest = manifest
@@ -106,8 +106,8 @@ class ActivationCache:
     def head(self, rows: int) -> "ActivationCache":
         """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
 
-        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which the
-        normalizations ``scale`` and ``unit_scale`` go by: a run on fewer rows sees them scaled as one on all.
+        Held-out rows, token ids and documents stay whole. So do :meth:`statistics`: the normalizations
+        ``scale`` and ``unit_scale`` multiply the rows by the same number as in a run on all of them.
 
         Raises:
             UsageError: there are fewer rows.
@@ -129,7 +129,7 @@ class ActivationCache:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Facts that do not make it another cache: when, by what software, how fast."""
+        """Facts that are not part of the identity: when, by which software and how fast it was made."""
         if self._files is None:
             return read_provenance(self.path)
         from ..remote.opening import read_remote_provenance
@@ -332,7 +332,7 @@ class ActivationCache:
     def _sink_filter(
         self, hook: str, split: str, ratio: float
     ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """Which of some row numbers are not attention sinks."""
+        """A function that tells which of some row numbers are not attention sinks."""
         self._check_hook(hook)
         if not isinstance(ratio, int | float | np.number):
             raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
@@ -358,7 +358,7 @@ class ActivationCache:
         return self._kept[key]
 
     def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
-        """Within it these shards of some arrays are downloaded in this order, ahead of who reads them."""
+        """A context in which these shards of some arrays are downloaded in order, ahead of the reader."""
         if self._files is None:
             return nullcontext()
         specs = list(specs)

@@ -1,4 +1,4 @@
-"""What callers give to a writer, checked and brought into one form."""
+"""The arguments of a writer, checked and brought into one form."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Before any work: how large a cache will be, and whether it fits."""
+"""How large a cache will be, and whether it fits, before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def plan_layout(
     sequences: int = 0,
     tokens: TokensKind = "none",
 ) -> Layout:
-    """The arrays of a cache that is stored as ``storage`` says.
+    """The arrays of a cache with the settings ``storage``.
 
     Raises:
         UsageError: one chunk would be larger than the format allows.

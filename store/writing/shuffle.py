@@ -34,7 +34,7 @@ class _BucketRange:
 
 @dataclass
 class _Buffer:
-    """Room for a part, and the thread's work of filling it."""
+    """Memory for a range, and the thread's work of filling it."""
 
     rows: StoredRows
     part: _BucketRange | None = None
@@ -53,7 +53,7 @@ class ShuffledSpill:
         seed: of the shuffle.
         num_buckets: of the spill.
         limit_bytes: bound on a buffer; there are two, or up to four where they are small.
-        in_use: what has to be done before rows that were handed out earlier may be overwritten.
+        in_use: the work that must end before rows that were yielded earlier may be overwritten.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class ShuffledSpill:
     ) -> Iterator[StoredRows]:
         """The stored rows ``start:stop`` of a hook, in order, some at a time.
 
-        What is yielded may be overwritten when the next is asked for, but not before all that ``in_use`` then
-        names is done.
+        Yielded rows may be overwritten once the next are requested and the work that ``in_use`` then returns
+        is done.
         """
         name = f"hook.{hook}"
         if split == "heldout":  # stays in the order in which it arrived
@@ -156,7 +156,7 @@ class ShuffledSpill:
         return deque(_Buffer(StoredRows.empty(layout, rows)) for _ in range(number))
 
     def _fill(self, buffer: _Buffer, part: _BucketRange) -> None:
-        """Have the thread put the sorted rows of a part into a buffer, once nobody reads it any more."""
+        """Let the thread put the sorted rows of a range into a buffer, once nobody reads it any more."""
         in_use = list(self._in_use())
         rows = buffer.rows[: part.stop - part.start]
 

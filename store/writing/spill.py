@@ -42,7 +42,7 @@ class SpillLengths:
 
 
 class Block:
-    """Room for ``capacity`` rows of every hook, filled from the front."""
+    """Memory for ``capacity`` rows of every hook, filled from the front."""
 
     def __init__(self, capacity: int, records: list[RecordLayout]) -> None:
         self.capacity = capacity
@@ -88,7 +88,7 @@ class SpillWriter:
         self._flushing = self._thread.submit(self._append_block, block)
 
     def wait(self) -> None:
-        """Until the last submitted block is written; raises what went wrong with it."""
+        """Wait until the last submitted block is written; raises the error of writing it."""
         if self._flushing is not None:
             flushing, self._flushing = self._flushing, None
             flushing.result()
@@ -130,7 +130,7 @@ class SpillWriter:
 
 
 class SpillReader:
-    """What the buckets of a spill hold, in the order in which it arrived. Not for several threads at once."""
+    """Reads the rows of each bucket in their order of arrival. Not for several threads at once."""
 
     def __init__(self, folder: Path, num_buckets: int) -> None:
         self._folder = folder
@@ -181,7 +181,7 @@ class SpillReader:
             seen += count
 
     def will_need(self, name: str, bucket: int, record_bytes: int) -> None:
-        """Have the system read the segments of a bucket ahead, all at once, where it can be asked to."""
+        """Ask the system, where it can be asked, to read all segments of a bucket ahead."""
         if hasattr(os, "posix_fadvise"):
             descriptor = self._open(name).fileno()
             for start, count in self._segments(bucket):
@@ -190,10 +190,10 @@ class SpillReader:
                 )
 
     def was_read(self, name: str, bucket: int, record_bytes: int) -> None:
-        """Let the memory of what was read go to what is written now, where the system can be told.
+        """Tell the system, where it can be told, that the pages of a bucket are no longer needed.
 
-        From the start of each block on: a piece of the page cache goes only as a whole, and one may hold the
-        segments of several buckets.
+        The advice begins at the start of each block: the system frees pieces of its cache only as a whole,
+        and one may hold the segments of several buckets.
         """
         if hasattr(os, "posix_fadvise"):
             descriptor = self._open(name).fileno()

@@ -1,4 +1,4 @@
-"""Writing a cache: rows in reading order in, one finished shuffled cache out, whatever happens in between."""
+"""Writing a cache: rows arrive in reading order and become one shuffled cache, despite interruptions."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -70,10 +70,10 @@ class CacheWriter:
             seed: of the shuffle and of the held-out split.
             heldout_fraction: share of documents kept out of training, in [0, 1).
             storage: number type, normalization, sizes; the defaults when None.
-            provenance: facts that do not make it another cache (who, where, ...), plain JSON.
+            provenance: facts that are not part of the identity (who, where, ...), plain JSON.
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
                 fits in memory. The finished bytes do not depend on it.
-            delivery: takes the shards away as they are finished; then ``path`` is the place of work only.
+            delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -92,7 +92,7 @@ class CacheWriter:
         self._records = {hook: RecordLayout(width, self.storage.dtype) for hook, width in self.hooks.items()}
         self._spill: SpillWriter | None = None
         self._staging: Staging | None = None
-        self._failed = False  # an error left rows half taken: nothing more may be written or committed
+        self._failed = False  # an error left rows half written: nothing more may be written or committed
         self._created = not self.path.exists()
         self._lock = claim_output(self.path)
         try:
@@ -112,7 +112,7 @@ class CacheWriter:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the caller gave to the last commit, {} before the first."""
+        """The caller's ``progress`` of the last commit, {} before the first."""
         return dict(self._journal.progress)
 
     @property
@@ -224,7 +224,7 @@ class CacheWriter:
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
-            provenance: further facts that do not make it another cache (throughput, ...).
+            provenance: further facts that are not part of the identity (throughput, ...).
             on_progress: called with (bytes done, bytes in all).
 
         Raises:
@@ -245,7 +245,7 @@ class CacheWriter:
         return manifest
 
     def close(self) -> None:
-        """Stop. What was committed can be continued later; where nothing was, nothing is left behind."""
+        """Stop. The next writer continues from the last commit; before the first, nothing is left behind."""
         self._close_threads()
         if self._lock.is_locked:
             if not self._journal.sequences and not (self.path / "zarr.json").is_file():
@@ -311,7 +311,7 @@ class CacheWriter:
             raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
 
     def _begin_writing(self, tokens: TokensKind) -> Staging:
-        """The staging area; what a former finalize has written goes, because more is coming."""
+        """The staging area. The results of a former finalize are removed, because more rows follow."""
         if self._staging is None:
             discard_results(self.path)
         return self._open_spill(tokens)
@@ -354,7 +354,7 @@ class CacheWriter:
             )
 
     def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
-        """Write every shard; what the manifest then says."""
+        """Write every shard; the manifest of them."""
         journal = self._journal
         if not journal.train_rows or journal.tokens is None:
             raise UsageError(
@@ -399,7 +399,7 @@ class CacheWriter:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """An error inside leaves rows half taken: the writer then refuses everything but to be closed."""
+        """After an error inside, rows may be half written: the writer then refuses all but ``close``."""
         try:
             yield
         except BaseException:
