@@ -101,10 +101,6 @@ class ArraySpec:
         """Path of the shard file inside the cache."""
         return f"{self.path}/c/{shard}" + "/0" * (len(self.shape) - 1)
 
-    @property
-    def metadata_path(self) -> str:
-        return f"{self.path}/zarr.json"
-
     def metadata(self) -> dict[str, Any]:
         """The array's zarr.json."""
         inner, outer = [self.chunk_rows, *self.shape[1:]], [self.shard_rows, *self.shape[1:]]

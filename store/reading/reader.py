@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from ..manifest import Manifest, check_files, load_manifest
 from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
+from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
 from .batches import BatchPlan, iter_batches
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
@@ -100,7 +100,7 @@ class ActivationCache:
         return self.num_rows("train")
 
     def num_rows(self, split: str = "train") -> int:
-        _check_one_of("split", split, SPLITS)
+        check_one_of("split", split, SPLITS)
         return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
 
     def head(self, rows: int) -> "ActivationCache":
@@ -180,8 +180,8 @@ class ActivationCache:
         """
         reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
-        _check_floating(dtype)
-        rows_per_batch, seed, epoch, start_batch = _whole_numbers(
+        check_floating(dtype)
+        rows_per_batch, seed, epoch, start_batch = check_whole_numbers(
             rows_per_batch=rows_per_batch, seed=seed, epoch=epoch, start_batch=start_batch
         )
         target = choose_device(str(device))
@@ -236,7 +236,7 @@ class ActivationCache:
         """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
         if sink_ratio is not None and hook is None:
             raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
-        (rows_per_batch,) = _whole_numbers(rows_per_batch=rows_per_batch)
+        (rows_per_batch,) = check_whole_numbers(rows_per_batch=rows_per_batch)
         if rows_per_batch < 1:
             raise UsageError(f"rows_per_batch: expected at least 1, got {rows_per_batch}")
         rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
@@ -258,8 +258,8 @@ class ActivationCache:
             CorruptCacheError: naming the shard.
         """
         reader = self._row_reader(hook, split, normalization)
-        _check_floating(dtype)
-        numbers = _row_numbers(reader.activations, indices)
+        check_floating(dtype)
+        numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         shards = np.unique(numbers // self._layout.shard_rows).tolist()
         with self._downloading((array.spec for array in reader.arrays), shards):
@@ -282,7 +282,7 @@ class ActivationCache:
 
     def token_index(self, split: str = "train") -> ShardedArray:
         """uint64 [N]: sequence * context + position of each row."""
-        _check_one_of("split", split, SPLITS)
+        check_one_of("split", split, SPLITS)
         return self._arrays[self._layout.token(split).path]
 
     def locate(
@@ -290,7 +290,7 @@ class ActivationCache:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where rows come from: (sequence, position, document), int64 [n] each."""
         tokens = self.token_index(split)
-        token = tokens.gather(_row_numbers(tokens, rows)).astype(np.int64)
+        token = tokens.gather(check_row_numbers(tokens, rows)).astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token
@@ -313,12 +313,12 @@ class ActivationCache:
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
         kind = self.normalization if kind is None else kind
-        _check_one_of("normalization", kind, list(KINDS))
+        check_one_of("normalization", kind, list(KINDS))
         return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)
-        _check_one_of("split", split, SPLITS)
+        check_one_of("split", split, SPLITS)
         layout = self._layout
         return RowReader(
             activations=self._arrays[layout.activations(split, hook).path],
@@ -368,42 +368,13 @@ class ActivationCache:
         rows = self.num_rows(split)
         if num_rows is None:
             return rows
-        (num_rows,) = _whole_numbers(num_rows=num_rows)
+        (num_rows,) = check_whole_numbers(num_rows=num_rows)
         if not 0 < num_rows <= rows:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
 
     def _check_hook(self, hook: str) -> None:
-        _check_one_of("hook", hook, self.hooks)
-
-
-def _check_one_of(what: str, name: str, known: Any) -> None:
-    if name not in known:
-        close = get_close_matches(str(name), known, n=3)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
-
-
-def _whole_numbers(**given: Any) -> list[int]:
-    """The arguments ``given`` by name, as Python's integers.
-
-    Raises:
-        UsageError: one of them is something else.
-    """
-    for name, value in given.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise UsageError(f"{name}: expected a whole number, got {value!r}")
-    return [int(value) for value in given.values()]
-
-
-def _check_floating(dtype: Any) -> None:
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise UsageError(f"dtype: expected a floating point type such as torch.float32, got {dtype!r}")
-
-
-def _row_numbers(array: ShardedArray, rows: Any) -> NDArray[np.int64]:
-    """Row numbers of any shape, torch or numpy, checked, as int64 [n]."""
-    return array.check_rows(np.asarray(rows.cpu() if isinstance(rows, torch.Tensor) else rows).reshape(-1))
+        check_one_of("hook", hook, self.hooks)
 
 
 def _iter_within(
