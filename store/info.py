@@ -25,10 +25,7 @@ _LARGEST = 0.001  # share of the rows whose |x|^2 is compared with that of all
 _SINK_SHARE = 0.1  # of E|x|^2 in them, from which on the setting against attention sinks is named
 _MOST_ROWS = 1 << 22
 
-
-def read_manifest(path: Path | str) -> Manifest:
-    """The checked manifest of a local cache; errors as :func:`load_manifest`."""
-    return load_manifest(Path(path))
+read_manifest = load_manifest
 
 
 def read_provenance(path: Path | str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
+# Fields that a manifest and its layout have in common; hooks and cut differ in form.
+_LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -151,25 +153,14 @@ class Manifest(FrozenModel):
         return cls(
             format_version=format_version,
             needs_saecache=NEEDS_SAECACHE.get(format_version),
-            codec=layout.codec,
             fingerprint=fingerprint(identity),
             identity=dict(identity),
             hooks=hooks,
-            context=layout.context,
-            sequences=layout.sequences,
-            train_rows=layout.train_rows,
-            heldout_rows=layout.heldout_rows,
             counts=dict(counts),
-            tokens=layout.tokens,
-            dtype=layout.dtype,
             normalization=normalization,
-            cut=Cut(
-                chunk_rows=layout.chunk_rows,
-                shard_rows=layout.shard_rows,
-                chunk_sequences=layout.chunk_sequences,
-                shard_sequences=layout.shard_sequences,
-            ),
+            cut=Cut(**{name: getattr(layout, name) for name in Cut.model_fields}),
             files=files,
+            **{name: getattr(layout, name) for name in _LAYOUT_FIELDS},
         )
 
     @property
@@ -186,10 +177,9 @@ class Manifest(FrozenModel):
 
 def _layout_of(fields: Mapping[str, Any]) -> Layout:
     """The arrays that follow from the checked fields of a manifest."""
-    names = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
     return Layout(
         hooks={name: info.d_model for name, info in fields["hooks"].items()},
-        **{name: fields[name] for name in names},
+        **{name: fields[name] for name in _LAYOUT_FIELDS},
         **dict(fields["cut"]),
     )
 
@@ -203,7 +193,7 @@ def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path | str) -> Manifest:
     """The manifest of the cache in folder ``path``, checked.
 
     Raises:
@@ -211,6 +201,7 @@ def load_manifest(path: Path) -> Manifest:
         IncompleteCacheError: the cache is still being written.
         CorruptCacheError: the manifest contradicts itself.
     """
+    path = Path(path)
     root = path / "zarr.json"
     if not path.is_dir():
         raise UsageError(f"no cache at {path}: there is no such folder")

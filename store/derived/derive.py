@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..config import StorageConfig
-from ..encoding.records import RecordLayout
 from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest, load_manifest
 from ..reading.reader import ActivationCache
@@ -136,24 +135,12 @@ def describe_origin(cache: ActivationCache) -> dict[str, Any]:
 def _check_room(out: Path, derivation: Derivation) -> None:
     """Refuse before the work when the disk cannot hold spill and result."""
     manifest = derivation.parts[0].cache.manifest
-    train_rows, heldout_rows, sequences = (
-        sum(getattr(part, name) for part in derivation.parts)
+    sizes = {
+        name: sum(getattr(part, name) for part in derivation.parts)
         for name in ("train_rows", "heldout_rows", "sequences")
-    )
+    }
     layout = plan_layout(
-        derivation.hooks,
-        manifest.context,
-        derivation.storage,
-        train_rows=train_rows,
-        heldout_rows=heldout_rows,
-        sequences=sequences,
-        tokens=manifest.tokens,
+        derivation.hooks, manifest.context, derivation.storage, tokens=manifest.tokens, **sizes
     )
-    records = sum(
-        RecordLayout(width, derivation.storage.dtype).record_bytes for width in derivation.hooks.values()
-    )
-    arrays = len(layout.sequence_arrays())
-    spill = (train_rows + heldout_rows) * (records + 8) + sequences * manifest.context * 4 * arrays
-    final = layout.total_bytes()
     done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
-    check_disk_space(out, PlannedSize(final_bytes=final, peak_bytes=final + spill), already_bytes=done)
+    check_disk_space(out, PlannedSize.of_layout(layout), already_bytes=done)

@@ -61,10 +61,20 @@ class ShardedChunks:
     """
 
     def __init__(
-        self, root: Path | str, spec: ArraySpec, *, strict: bool = True, files: ShardFiles | None = None
+        self,
+        root: Path | str,
+        spec: ArraySpec,
+        *,
+        strict: bool = True,
+        files: ShardFiles | None = None,
+        rows: int | None = None,
     ) -> None:
-        """``root`` is the cache's folder; with ``files``, it is only its name in messages."""
+        """``root`` is the cache's folder; with ``files``, it is only its name in messages.
+
+        With ``rows`` the array has only the first so many rows.
+        """
         self.spec = spec
+        self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
         self.dtype = np.dtype(spec.dtype)
         self._root = root
         self._files = files

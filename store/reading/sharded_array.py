@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..encoding.stored_rows import copy_rows, widen_rows
-from ..layout import ArraySpec
-from .chunks import ShardedChunks, ShardFiles
+from .chunks import ShardedChunks
 
 _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
 
@@ -29,19 +27,6 @@ class ChunkPart:
 
 class ShardedArray(ShardedChunks):
     """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads."""
-
-    def __init__(
-        self,
-        root: Path | str,
-        spec: ArraySpec,
-        *,
-        strict: bool = True,
-        files: ShardFiles | None = None,
-        rows: int | None = None,
-    ) -> None:
-        """The arguments of :class:`ShardedChunks`. ``rows``: only the first so many rows are there."""
-        super().__init__(root, spec, strict=strict, files=files)
-        self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -21,6 +21,14 @@ class PlannedSize:
     final_bytes: int
     peak_bytes: int
 
+    @classmethod
+    def of_layout(cls, layout: Layout) -> "PlannedSize":
+        """While it is written a cache is there twice: spilled, and as finished shards."""
+        records = sum(RecordLayout(width, layout.dtype).record_bytes for width in layout.hooks.values())
+        spill = (layout.train_rows + layout.heldout_rows) * (records + 8)
+        spill += layout.sequences * layout.context * 4 * len(layout.sequence_arrays())
+        return cls(layout.total_bytes(), layout.total_bytes() + spill)
+
 
 def plan_size(
     hooks: Mapping[str, int],
@@ -48,9 +56,7 @@ def plan_size(
         hooks, context, storage, train_rows=rows, heldout_rows=1, sequences=sequences, tokens=kind
     )
     check_manifest_fits(layout, storage)
-    records = sum(RecordLayout(width, storage.dtype).record_bytes for width in hooks.values())
-    spill = rows * (records + 8 + (8 if tokens else 0))
-    return PlannedSize(final_bytes=layout.total_bytes(), peak_bytes=layout.total_bytes() + spill)
+    return PlannedSize.of_layout(layout)
 
 
 def plan_layout(

@@ -41,10 +41,6 @@ class _Buffer:
     filling: futures.Future[None] | None = None
 
 
-def _nothing_in_use() -> Iterable[futures.Future[Any]]:
-    return ()
-
-
 class ShuffledSpill:
     """Reads the spill in stored order. A bucket that outgrew ``limit_bytes`` is read in several passes.
 
@@ -62,7 +58,7 @@ class ShuffledSpill:
         seed: int,
         num_buckets: int,
         limit_bytes: int,
-        in_use: Callable[[], Iterable[futures.Future[Any]]] = _nothing_in_use,
+        in_use: Callable[[], Iterable[futures.Future[Any]]] = lambda: (),
     ) -> None:
         self._spill = SpillReader(folder, num_buckets)
         self._seed = seed
