@@ -57,13 +57,12 @@ def disk_explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_full(error):
-            raise DiskFullError(
-                f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
-                "make room and run the same command again, it continues there"
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise DiskFullError(
-                f"{path}: files may not grow that large here ({error.strerror}): raise the limit (ulimit -f) "
-                "and run the same command again, it continues"
-            ) from error
-        raise
+            what, remedy = f"the disk ran full while writing {path}", "make room"
+        elif error.errno == errno.EFBIG:
+            what, remedy = f"{path}: files may not grow that large here", "raise the limit (ulimit -f)"
+        else:
+            raise
+        raise DiskFullError(
+            f"{what} ({error.strerror}); what was committed is safe: {remedy} and run the same command "
+            "again, it continues there"
+        ) from error

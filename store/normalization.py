@@ -22,18 +22,15 @@ Start = Literal["raw", "unit"]
 
 @dataclass(frozen=True)
 class Kind:
-    """What one kind of normalization starts from, and the factor by which it multiplies that.
-
-    The factor is the product of the three below.
-    """
+    """What a kind starts from, and its factor, which is the product of the three below."""
 
     starts_from: Start
     width_factor: Callable[[int], float] = lambda d_model: 1.0
+    # D -> E|y|^2 over the training rows, which one number for all rows, ``scale``, brings about. It needs the
+    # statistic E|x|^2; a kind without needs none.
     mean_square: Callable[[int], float] | None = None
-    """D -> E|y|^2 over the training rows. One number for all rows, ``scale``, brings it about; it needs the
-    statistic E|x|^2. None: the kind needs no statistic."""
+    # Start rows [..., D] -> a factor for each row, [..., 1], finite and not 0.
     row_factor: Callable[[Tensor], Tensor] | None = None
-    """Start rows [..., D] -> a factor of its own for each row, [..., 1], finite and not 0."""
 
 
 KINDS: dict[str, Kind] = {
@@ -93,7 +90,7 @@ class Normalizer:
     @property
     def factor(self) -> float | None:
         """The factor if it is the same for all rows, else None."""
-        return None if KINDS[self.kind].row_factor is not None else self._shared_factor
+        return self._shared_factor if KINDS[self.kind].row_factor is None else None
 
     @property
     def _shared_factor(self) -> float:
@@ -106,26 +103,25 @@ class Normalizer:
 
     def finish(self, start: Tensor) -> None:
         """Turn rows that this kind starts from, [..., D], into normalized rows, in place."""
-        factor = self._factor_of(start)
-        if not _is_one(factor):
-            start.mul_(factor)
+        if self.factor != 1:
+            start.mul_(self._factor_of(start))
 
     def apply(self, x: Tensor) -> tuple[Tensor, RowState]:
         """Raw rows [..., D] to normalized rows [..., D], and what ``invert`` needs to undo it."""
         if self.starts_from == "raw":
             factor = self._factor_of(x)
-            return (x if _is_one(factor) else x * factor), RowState(factor=factor)
+            return (x if self.factor == 1 else x * factor), RowState(factor=factor)
         mean = x.mean(dim=-1, keepdim=True)
         centered = x - mean
         norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
         u = torch.where(norm > 0, centered / norm, torch.zeros_like(centered))
         factor = self._factor_of(u)
-        return (u if _is_one(factor) else u * factor), RowState(mean, norm, factor)
+        return (u if self.factor == 1 else u * factor), RowState(mean, norm, factor)
 
     def invert(self, y: Tensor, state: RowState) -> Tensor:
         """Normalized rows [..., D] (or their reconstructions) back to raw rows [..., D]."""
         if self.starts_from == "raw":
-            return y if _is_one(state.factor) else y / state.factor
+            return y if self.factor == 1 else y / state.factor
         assert state.mean is not None and state.norm is not None, "the state comes from apply() of this kind"
         return y * (state.norm / state.factor) + state.mean
 
@@ -135,7 +131,3 @@ class Normalizer:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Normalizer":
         return cls(kind=values["kind"], d_model=int(values["d_model"]), scale=float(values["scale"]))
-
-
-def _is_one(factor: Tensor | float) -> bool:
-    return isinstance(factor, float) and factor == 1

@@ -241,7 +241,10 @@ class DecodedChunks:
                 future = self._chunks[number] = Future()
         try:
             if mine:
-                _run(future, self._load, number)
+                try:
+                    future.set_result(self._load(number))
+                except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+                    future.set_exception(error)
             return future.result()
         except CancelledError:  # the threads were stopped before its turn came
             self.drop([number])
@@ -255,10 +258,3 @@ class DecodedChunks:
         with self._lock:
             for number in numbers:
                 self._chunks.pop(number, None)
-
-
-def _run(future: "Future[NDArray[np.uint8]]", load: Callable[[int], NDArray[np.uint8]], number: int) -> None:
-    try:
-        future.set_result(load(number))
-    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-        future.set_exception(error)

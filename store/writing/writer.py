@@ -170,16 +170,14 @@ class CacheWriter:
         self._check_usable()
         self._check_hooks(records)
         assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
-        with disk_explained(self.path), self._failing():
+        with self._working():
             staging = self._begin_writing(self._pending.tokens)
             bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
             if split == "heldout":
                 bucket[:] = self._journal.num_buckets
             staging.add_records([records[hook] for hook in self.hooks], token, bucket)
             count = f"{split}_rows"
-            self._pending = self._pending.model_copy(
-                update={count: getattr(self._pending, count) + len(token)}
-            )
+            self._advance(**{count: getattr(self._pending, count) + len(token)})
 
     def write_token_arrays(
         self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
@@ -187,11 +185,9 @@ class CacheWriter:
         """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
         self._check_usable()
         self._check_goes_on(tokens)
-        with disk_explained(self.path), self._failing():
+        with self._working():
             self._begin_writing(tokens).add_sequences(dict(arrays))
-            self._pending = self._pending.model_copy(
-                update={"sequences": self._pending.sequences + sequences}
-            )
+            self._advance(sequences=self._pending.sequences + sequences)
 
     def commit(self, progress: Mapping[str, Any] | None = None) -> None:
         """Make everything written so far durable, together with ``progress`` (plain JSON; None keeps the
@@ -201,15 +197,13 @@ class CacheWriter:
             DiskFullError: the disk is full; the commit before this one still stands.
         """
         self._check_usable()
-        with disk_explained(self.path), self._failing():
-            update: dict[str, Any] = {}
+        with self._working():
             if progress is not None:
-                update["progress"] = json.loads(canonical_json(dict(progress)))
+                self._advance(progress=json.loads(canonical_json(dict(progress))))
             if self._staging is not None and self._spill is not None:
                 self._staging.flush()
                 self._spill.sync()
-                update["blocks"] = self._journal_blocks + self._staging.blocks_submitted
-            self._pending = self._pending.model_copy(update=update)
+                self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
             write_journal(self.path, self._pending)
             self._journal = self._pending
 
@@ -234,7 +228,7 @@ class CacheWriter:
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
         self.commit()
-        with disk_explained(self.path), self._failing():
+        with self._working():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
                 publish(self.path, self._build(counts, on_progress), facts)
             manifest = load_manifest(self.path)
@@ -296,7 +290,7 @@ class CacheWriter:
                 self._spill, self._records, unit=unit, block_bytes=self.storage.memory_bytes // 4
             )
             self._journal_blocks = self._journal.blocks
-            self._pending = self._pending.model_copy(update={"tokens": tokens})
+            self._advance(tokens=tokens)
         return self._staging
 
     @property
@@ -330,7 +324,7 @@ class CacheWriter:
         for hook, width in self.hooks.items():
             check_rows(activations[hook], len(where), width, hook)
         self._check_goes_on(tokens)
-        with disk_explained(self.path), self._failing():
+        with self._working():
             staging = self._begin_writing(tokens)
             first = self._pending.sequences
             token = where.astype(np.uint64) + np.uint64(first * self.context)
@@ -345,12 +339,10 @@ class CacheWriter:
                 raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self.storage.dtype)}")
             staging.add_sequences(sequence_arrays)
             num_heldout = int(heldout.sum())
-            self._pending = self._pending.model_copy(
-                update={
-                    "sequences": first + len(keep),
-                    "train_rows": self._pending.train_rows + len(where) - num_heldout,
-                    "heldout_rows": self._pending.heldout_rows + num_heldout,
-                }
+            self._advance(
+                sequences=first + len(keep),
+                train_rows=self._pending.train_rows + len(where) - num_heldout,
+                heldout_rows=self._pending.heldout_rows + num_heldout,
             )
 
     def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
@@ -388,6 +380,10 @@ class CacheWriter:
             layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
         )
 
+    def _advance(self, **changed: Any) -> None:
+        """Note what the next commit will make durable."""
+        self._pending = self._pending.model_copy(update=changed)
+
     def _check_hooks(self, activations: Mapping[str, Any]) -> None:
         if set(activations) != set(self.hooks):
             raise UsageError(f"activations: expected hooks {sorted(self.hooks)}, got {sorted(activations)}")
@@ -398,10 +394,11 @@ class CacheWriter:
             raise UsageError(f"this writer cannot go on, {why}; a new one with the same arguments continues")
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
         """After an error inside, rows may be half written: the writer then refuses all but ``close``."""
         try:
-            yield
+            with disk_explained(self.path):
+                yield
         except BaseException:
             self._failed = True
             raise
