@@ -167,7 +167,7 @@ class Finalizer:
         sums = np.zeros((2, spec.shape[1]))
         ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
 
-        def take(stored: StoredRows, first: int) -> None:
+        def collect(stored: StoredRows, first: int) -> None:
             for column, values in zip(columns, (stored.norm, stored.mean, stored.scale), strict=False):
                 column[first : first + len(stored)] = values
             if split == "train":
@@ -181,7 +181,7 @@ class Finalizer:
                 while first < len(stored):
                     count = min(spec.chunk_rows - used, len(stored) - first)
                     piece = stored[first : first + count]
-                    take(piece, done)
+                    collect(piece, done)
                     first, done = first + count, done + count
                     if count == spec.chunk_rows and spec.codec is None:
                         yield piece.words  # it stays where it is until it is written: see ``in_use``
