@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ..common.errors import SaecacheError, UsageError
+from ..common.progress import progress_bar
 from .printing import (
     JsonFlag,
     cache_facts,
@@ -29,14 +31,24 @@ def cache_info(
     place: Annotated[str, typer.Argument(metavar="CACHE", help="The cache: a folder or a URL.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a cache holds: model, text, hooks, rows, normalization, size, fingerprint.
+    """Show what a cache holds: model, text, hooks, rows, norms, normalization, size, fingerprint.
 
-    For a cache in object storage only the manifest is read.
+    Of a cache in object storage only the manifest is read; of a folder also the norms of the rows, to show
+    how much of E|x|^2 lies in a few of them (attention sinks).
     """
     if as_json:
-        print_json(cache_facts(place))
+        print_json(cache_facts(place) | _largest_rows(place))
     else:
         print_pairs(describe_cache(place))
+
+
+def _largest_rows(place: str) -> dict[str, Any]:
+    if is_url(place):
+        return {}
+    from ..store.info import LargestRows, largest_rows, read_manifest
+
+    found = largest_rows(place, read_manifest(place))
+    return {"largest_rows": {h: asdict(r) if isinstance(r, LargestRows) else r for h, r in found.items()}}
 
 
 def cache_verify(
@@ -140,10 +152,10 @@ def cache_convert(
     Run the same command again after an interruption: it continues.
     """
     from ..store import convert_cache, open_cache
-    from ..store.derived.converting import codec_named, dtype_named
+    from ..store.derived.converting import parse_codec, parse_dtype
 
-    chosen = codec_named(codec, level)
-    wanted = None if dtype is None else dtype_named(dtype)
+    chosen = parse_codec(codec, level)
+    wanted = None if dtype is None else parse_dtype(dtype)
     with _copying() as bars:
         result = convert_cache(
             open_cache(source), out, dtype=wanted, codec=chosen, on_rows=bars.rows, on_bytes=bars.written
@@ -160,8 +172,6 @@ class _Bars(NamedTuple):
 
 @contextmanager
 def _copying() -> Iterator[_Bars]:
-    from ..common.progress import progress_bar
-
     def following(bar: "tqdm[Any]") -> Callable[[int, int], None]:
         def on_progress(done: int, total: int) -> None:
             bar.total = total

@@ -67,7 +67,7 @@ def is_url(place: str | Path) -> bool:
 
 def describe_cache(place: str | Path) -> list[tuple[str, str]]:
     """Label and value of what is known of the cache in a folder or at a URL."""
-    from ..store.info import describe, read_manifest, read_provenance
+    from ..store.info import describe, largest_rows, read_manifest, read_provenance
 
     if is_url(place):
         from ..store.remote.contents import read_root
@@ -76,7 +76,8 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
 
         location = open_location(str(place))
         return describe(read_root(location).manifest, read_remote_provenance(str(place)))
-    return describe(read_manifest(place), read_provenance(place))
+    manifest = read_manifest(place)
+    return describe(manifest, read_provenance(place), largest_rows(place, manifest))
 
 
 def cache_facts(place: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..store import ActivationCache, UsageError, open_cache
-from ..store.derived.derive import origin
+from ..store.derived.derive import describe_origin
 from ..store.derived.replay import Part, replay
 from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks
@@ -127,7 +127,7 @@ def batch_size_of(cache: ActivationCache) -> int | None:
 
 def extension_facts(base: ActivationCache) -> dict[str, Any]:
     """What the provenance of an extended cache says besides that of a harvest."""
-    return {"derived": {"by": "extend", "from": [origin(base)]}}
+    return {"derived": {"by": "extend", "from": [describe_origin(base)]}}
 
 
 def say_what_is_taken(taken: Taken) -> None:

@@ -1,6 +1,8 @@
-"""The cache on disk and in object storage; knows nothing of models or SAEs. The format: ``README.md`` here.
+"""The cache on disk and in object storage. ``README.md`` here specifies its format.
 
-Names are imported on first use: what the command line needs for ``--help`` and ``cache info`` loads no torch.
+This package knows nothing of models or SAEs.
+
+Names are imported on first use, so that ``saecache --help`` and ``cache info`` load no torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Room on a disk: looked at before the work, explained when it runs out."""
+"""Free space on a disk: checked before the work, and explained when it runs out."""
 
 import errno
 import shutil
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..common.errors import DiskFullError, UsageError
-from .config import GIB
+from .config import readable_bytes
 
-_SPARE_BYTES = 64 << 20  # left free beside what is to come
+_SPARE_BYTES = 64 << 20  # that must stay free
 
 
 def free_space(path: Path | str) -> tuple[Path, int]:
@@ -25,9 +25,10 @@ def check_room(
     needed_bytes: int,
     otherwise: str = "choose another folder, or train from the URL without a copy",
 ) -> None:
-    """
+    """Refuse work for which the disk has no room.
+
     Args:
-        otherwise: what to do instead.
+        otherwise: what the user can do instead, for the message.
 
     Raises:
         UsageError: the file system of ``path``, which need not exist yet, has too little space.
@@ -35,8 +36,8 @@ def check_room(
     existing, free = free_space(path)
     if needed_bytes and needed_bytes + _SPARE_BYTES > free:
         raise UsageError(
-            f"not enough disk space at {existing}: {needed_bytes / GIB:.2f} GiB are to come, "
-            f"{free / GIB:.2f} GiB are free; {otherwise}"
+            f"not enough disk space at {existing}: {readable_bytes(needed_bytes)} are to come, "
+            f"{readable_bytes(free)} are free; {otherwise}"
         )
 
 
@@ -56,13 +57,12 @@ def disk_explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_full(error):
-            raise DiskFullError(
-                f"the disk ran full while writing {path} ({error.strerror}); what was committed is safe: "
-                "make room and run the same command again, it continues there"
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise DiskFullError(
-                f"{path}: files may not grow that large here ({error.strerror}): raise the limit (ulimit -f) "
-                "and run the same command again, it continues"
-            ) from error
-        raise
+            what, remedy = f"the disk ran full while writing {path}", "make room"
+        elif error.errno == errno.EFBIG:
+            what, remedy = f"{path}: files may not grow that large here", "raise the limit (ulimit -f)"
+        else:
+            raise
+        raise DiskFullError(
+            f"{what} ({error.strerror}); what was committed is safe: {remedy} and run the same command "
+            "again, it continues there"
+        ) from error

@@ -11,7 +11,10 @@ TEMPORARY_SUFFIX = ".tmp"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: without an error inside, it then is ``path``, durably; otherwise nothing is left."""
+    """Open a temporary file for writing, which becomes ``path``, durably, when the block ends.
+
+    After an error in the block the temporary file is removed.
+    """
     make_folder(path.parent)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -20,7 +23,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk its bytes are wanted back
+        temporary.unlink(missing_ok=True)  # which frees its bytes on a full disk
         raise
     fsync_folder(path.parent)
 
@@ -55,7 +58,7 @@ def append_early(file: BinaryIO, block: bytes | memoryview) -> None:
     """
     start = file.tell()
     write_all(file, block)
-    if hasattr(os, "posix_fadvise"):  # begins to write what is dirty, and drops nothing that is
+    if hasattr(os, "posix_fadvise"):  # starts to write dirty pages, and drops only clean ones
         os.posix_fadvise(file.fileno(), start, file.tell() - start, os.POSIX_FADV_DONTNEED)
 
 

@@ -9,6 +9,7 @@ from ..common.errors import UsageError
 from .config import StorageConfig
 
 OWN_KEYS = ("hooks", "context", "seed", "heldout_fraction", "storage")  # what the writer adds to a source
+_ABSENT: Any = object()
 
 
 def canonical_json(value: Any) -> str:
@@ -70,14 +71,6 @@ def differences(expected: Any, got: Any, where: str = "") -> list[str]:
     return [f"{where}: {_show(expected)} there, {_show(got)} here"]
 
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "(nothing)"
-
-
-_ABSENT = _Absent()
-
-
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = "(nothing)" if value is _ABSENT else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,27 +1,35 @@
-"""What ``saecache cache info`` says. Reads the manifest and nothing else; loads no torch."""
+"""What ``saecache cache info`` shows. Loads neither torch nor Numba."""
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from .config import GIB, MIB
-from .layout import PROVENANCE_GROUP
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import CorruptCacheError
+from .config import readable_bytes as readable_bytes
+from .layout import PROVENANCE_GROUP, ArraySpec
 from .manifest import Manifest, load_manifest
-from .untrusted import check_depth, read_json
+from .reading.chunks import ShardedChunks
+from .untrusted import check_depth, check_no_links, read_json
 
 PROVENANCE_FILE = f"{PROVENANCE_GROUP}/zarr.json"
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100
+_SHOWN_QUANTILES = ("0.01", "0.25", "0.5", "0.75", "0.99", "1")
+_LARGEST = 0.001  # share of the rows whose |x|^2 is compared with that of all
+_SINK_SHARE = 0.1  # of E|x|^2 in them, from which on the setting against attention sinks is named
+_MOST_ROWS = 1 << 22
 
-
-def read_manifest(path: Path | str) -> Manifest:
-    """The checked manifest of a local cache; errors as :func:`load_manifest`."""
-    return load_manifest(Path(path))
+read_manifest = load_manifest
 
 
 def read_provenance(path: Path | str) -> dict[str, Any]:
-    """Facts that do not make it another cache (created, software, throughput); {} where there are none."""
+    """Facts that are not part of the identity (created, software, throughput); {} where there are none."""
     try:
         return provenance_facts(read_json(Path(path) / PROVENANCE_FILE))
     except (OSError, ValueError):
@@ -29,7 +37,7 @@ def read_provenance(path: Path | str) -> dict[str, Any]:
 
 
 def provenance_facts(metadata: Any) -> dict[str, Any]:
-    """The facts in the metadata of a provenance group; {} where they are not what they should be."""
+    """The facts in the metadata of a provenance group; {} if the metadata are malformed."""
     try:
         attributes = metadata["attributes"]
         check_depth(attributes, PROVENANCE_GROUP)
@@ -38,7 +46,54 @@ def provenance_facts(metadata: Any) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class LargestRows:
+    """The share of E|x|^2 that is in the ``rows`` with the largest |x| among ``looked_at`` rows."""
+
+    share: float
+    rows: int
+    looked_at: int
+
+
+def largest_rows(path: Path | str, manifest: Manifest) -> dict[str, LargestRows | str]:
+    """How much of E|x|^2 the largest 0.1 % of the training rows of each hook have.
+
+    |x|^2 is norm^2 + D mean^2 of the stored norms and means. At most 2^22 rows are looked at, the first ones,
+    which are a uniform sample.
+
+    Returns:
+        By hook; where the norms cannot be read, the reason.
+    """
+    return {hook: _largest_rows(Path(path), manifest, hook) for hook in manifest.hooks}
+
+
+def _largest_rows(path: Path, manifest: Manifest, hook: str) -> LargestRows | str:
+    count = min(manifest.train_rows, _MOST_ROWS)
+    layout = manifest.layout
+    try:
+        norm = _first_values(path, layout.norm("train", hook), count)
+        mean = _first_values(path, layout.mean("train", hook), count)
+    except CorruptCacheError as error:
+        return str(error)
+    energy = norm**2 + layout.hooks[hook] * mean**2
+    rows = ceil(_LARGEST * count)
+    largest = np.partition(energy, count - rows)[count - rows :]
+    return LargestRows(float(largest.sum() / max(energy.sum(), np.finfo(float).tiny)), rows, count)
+
+
+def _first_values(path: Path, spec: ArraySpec, count: int) -> NDArray[np.float64]:
+    """The first values of an array of one dimension."""
+    check_no_links(path, [spec.shard_path(shard) for shard in range(-(-count // spec.shard_rows))])
+    chunks = ShardedChunks(path, spec)
+    numbers = range(-(-count // spec.chunk_rows))
+    return np.concatenate([chunks.chunk(number) for number in numbers])[:count].astype(np.float64)
+
+
+def describe(
+    manifest: Manifest,
+    provenance: Mapping[str, Any] | None = None,
+    largest: Mapping[str, LargestRows | str] | None = None,
+) -> list[tuple[str, str]]:
     """Label and value, in the order in which they are shown."""
     size = sum(file.size for file in manifest.files)
     codec = "" if manifest.codec is None else f", compressed by {manifest.codec.kind}"
@@ -52,20 +107,32 @@ def describe(manifest: Manifest, provenance: Mapping[str, Any] | None = None) ->
         ("size", f"{readable_bytes(size)} in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():
-        median, largest = hook.norm_quantiles.get("0.5"), hook.norm_quantiles.get("1")
-        norms = "" if median is None or largest is None else f", norm {median:.4g} (median) to {largest:.4g}"
+        levels = {level: hook.norm_quantiles.get(level) for level in _SHOWN_QUANTILES}
+        median, top = levels["0.5"], levels["1"]
+        norms = "" if median is None or top is None else f", norm {median:.4g} (median) to {top:.4g}"
         lines.append((f"hook {name}", f"{hook.d_model} wide{norms}"))
+        shown = [f"{float(level):.0%}: {norm:.4g}" for level, norm in levels.items() if norm is not None]
+        lines.append((f"norms of {name}", ", ".join(shown).replace("%", " %")))
+        if largest:
+            lines.append((f"largest rows of {name}", _describe_largest(largest[name])))
     lines += [(printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
-    lines += _leaves(source)
-    return lines + list(_leaves(provenance or {}))
+    lines += _flatten(source)
+    return lines + list(_flatten(provenance or {}))
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as ``a.b``: value."""
+def _describe_largest(largest: LargestRows | str) -> str:
+    if isinstance(largest, str):
+        return largest
+    advice = "; the setting sink_ratio leaves such rows out" if largest.share >= _SINK_SHARE else ""
+    return f"{largest.share:.1%} of E|x|^2 is in {largest.rows:,} of {largest.looked_at:,} rows{advice}"
+
+
+def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Pairs of ``a.b`` and value for nested mappings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+            yield from _flatten(inner, f"{place}.{key}" if place else str(key))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         place, text = printable(place), printable(text)
@@ -73,10 +140,5 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def printable(text: str) -> str:
-    """A cache may come from anybody: what would steer the terminal is shown, not obeyed."""
+    """Escape what would control the terminal: a cache may come from anybody."""
     return text if text.isprintable() else ascii(text)
-
-
-def readable_bytes(count: int) -> str:
-    """For people: MiB or GiB."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

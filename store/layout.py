@@ -25,7 +25,7 @@ TOKENS_PER_CHUNK = 1 << 14
 MAX_WIDTH = MAX_CONTEXT = 1 << 24
 MAX_CHUNK_BYTES = 1 << 30
 MAX_CHUNKS_PER_SHARD = 1 << 20
-# What Zarr is told. It knows no bfloat16: those are stored as their 16 bits.
+# The number type in the metadata. Zarr has no bfloat16: such rows are stored as their 16 bits.
 ZARR_DTYPE: dict[str, str] = {
     "float16": "float16",
     "float32": "float32",
@@ -50,7 +50,7 @@ class ArraySpec:
     shard_rows: int
     dimension_names: tuple[str, ...]
     codec: ZstdCodec | BloscCodec | None = None
-    bits_of: str | None = None  # what the stored integers are the bits of
+    bits_of: str | None = None  # the number type whose bits the stored integers are
 
     @property
     def row_bytes(self) -> int:
@@ -80,13 +80,13 @@ class ArraySpec:
 
     @property
     def max_stored_bytes(self) -> int:
-        """Bytes of a stored chunk with its crc32c, at most; without compression exactly."""
+        """The most bytes that a stored chunk can have, its crc32c included; without compression, its size."""
         return (self.chunk_bytes if self.codec is None else max_encoded_bytes(self.chunk_bytes)) + 4
 
     def shard_size(self, shard: int) -> int:
         """Bytes of the shard file: chunks with their crc32c, then the index with its crc32c.
 
-        With compression, the most that it may have.
+        With compression, the most that it can have.
         """
         return self.chunks_of_shard(shard) * self.max_stored_bytes + index_size(self.chunks_per_shard)
 
@@ -100,10 +100,6 @@ class ArraySpec:
     def shard_path(self, shard: int) -> str:
         """Path of the shard file inside the cache."""
         return f"{self.path}/c/{shard}" + "/0" * (len(self.shape) - 1)
-
-    @property
-    def metadata_path(self) -> str:
-        return f"{self.path}/zarr.json"
 
     def metadata(self) -> dict[str, Any]:
         """The array's zarr.json."""
@@ -258,7 +254,7 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 def metadata_bytes(metadata: Mapping[str, Any]) -> bytes:
-    """A zarr.json as it is written: indented, for people."""
+    """The content of a zarr.json file, indented so that people can read it."""
     return (json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 

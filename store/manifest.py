@@ -1,4 +1,4 @@
-"""The manifest: what a cache is and is made of. Written last, as attribute ``saecache`` of the root group.
+"""The manifest describes a cache and lists its files. It is written last, as an attribute of the root group.
 
 A manifest may come from anybody, so everything in it is checked before it is used: types, ranges, names,
 paths, and that its own checksum, its fingerprint and its table of files agree with the rest.
@@ -8,7 +8,6 @@ import hashlib
 import re
 import stat
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from pydantic import (
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.frozen import FrozenModel
+from ..common.versions import package_version
 from .encoding.codecs import Codec
 from .identity import canonical_json, fingerprint
 from .layout import (
@@ -41,6 +41,8 @@ NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
+# Fields that a manifest and its layout have in common; hooks and cut differ in form.
+_LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -103,7 +105,7 @@ class Manifest(FrozenModel):
     @field_validator("files", mode="before")
     @classmethod
     def _one_for_each_shard(cls, files: Any, info: ValidationInfo) -> Any:
-        """Counted before anything is made of them; the fields before this one are checked by now."""
+        """Compare their number with the layout before parsing them; the fields above are checked by now."""
         if isinstance(files, list) and cls.model_fields.keys() - info.data.keys() == {"files"}:
             expected = sum(spec.num_shards for spec in _layout_of(info.data).arrays())
             if len(files) != expected:
@@ -114,7 +116,7 @@ class Manifest(FrozenModel):
     def _consistent(self) -> "Manifest":
         check_hook_names(list(self.hooks))
         check_depth(self.identity, "identity")
-        if self.format_version < (needed := format_of(self.dtype, self.codec)):
+        if self.format_version < (needed := choose_format(self.dtype, self.codec)):
             raise ValueError(f"format_version: {self.dtype} and codec {self.codec} are of version {needed}")
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError("the fingerprint is not that of the identity")
@@ -136,7 +138,7 @@ class Manifest(FrozenModel):
         return self
 
     @classmethod
-    def describing(
+    def from_layout(
         cls,
         layout: Layout,
         identity: Mapping[str, Any],
@@ -146,30 +148,19 @@ class Manifest(FrozenModel):
         counts: Mapping[str, int],
         files: list[FileInfo],
     ) -> "Manifest":
-        """The manifest of arrays that were written as ``layout`` says."""
-        version = format_of(layout.dtype, layout.codec)
+        """The manifest of a cache whose arrays have this layout."""
+        format_version = choose_format(layout.dtype, layout.codec)
         return cls(
-            format_version=version,
-            needs_saecache=NEEDS_SAECACHE.get(version),
-            codec=layout.codec,
+            format_version=format_version,
+            needs_saecache=NEEDS_SAECACHE.get(format_version),
             fingerprint=fingerprint(identity),
             identity=dict(identity),
             hooks=hooks,
-            context=layout.context,
-            sequences=layout.sequences,
-            train_rows=layout.train_rows,
-            heldout_rows=layout.heldout_rows,
             counts=dict(counts),
-            tokens=layout.tokens,
-            dtype=layout.dtype,
             normalization=normalization,
-            cut=Cut(
-                chunk_rows=layout.chunk_rows,
-                shard_rows=layout.shard_rows,
-                chunk_sequences=layout.chunk_sequences,
-                shard_sequences=layout.shard_sequences,
-            ),
+            cut=Cut(**{name: getattr(layout, name) for name in Cut.model_fields}),
             files=files,
+            **{name: getattr(layout, name) for name in _LAYOUT_FIELDS},
         )
 
     @property
@@ -186,16 +177,15 @@ class Manifest(FrozenModel):
 
 def _layout_of(fields: Mapping[str, Any]) -> Layout:
     """The arrays that follow from the checked fields of a manifest."""
-    names = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
     return Layout(
         hooks={name: info.d_model for name, info in fields["hooks"].items()},
-        **{name: fields[name] for name in names},
+        **{name: fields[name] for name in _LAYOUT_FIELDS},
         **dict(fields["cut"]),
     )
 
 
-def format_of(dtype: str, codec: Codec | None) -> Literal[1, 2]:
-    """The first format version that has such rows: a cache is written in the oldest one that can hold it."""
+def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
+    """The oldest format version that can hold such rows: a cache is written in that one."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
 
 
@@ -203,7 +193,7 @@ def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path | str) -> Manifest:
     """The manifest of the cache in folder ``path``, checked.
 
     Raises:
@@ -211,6 +201,7 @@ def load_manifest(path: Path) -> Manifest:
         IncompleteCacheError: the cache is still being written.
         CorruptCacheError: the manifest contradicts itself.
     """
+    path = Path(path)
     root = path / "zarr.json"
     if not path.is_dir():
         raise UsageError(f"no cache at {path}: there is no such folder")
@@ -253,24 +244,25 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:
-    """A cache of the future says itself which program reads it; nothing else of it is looked at."""
+    """Refuse a newer format before anything else of it is read: it names the saecache that reads it."""
     format_version = values.get("format_version")
     if not isinstance(format_version, int) or format_version <= FORMAT_VERSION:
         return
     needed = values.get("needs_saecache")
     known = isinstance(needed, str) and re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", needed) is not None
+    newer = f"{needed} or later" if known else "of today"
     raise UsageError(
-        f"{where} has format version {format_version}; this saecache ({version('saecache')}) reads up to "
-        f"version {FORMAT_VERSION}: upgrade to saecache {f'{needed} or later' if known else 'of today'} "
+        f"{where} has format version {format_version}; this saecache ({package_version('saecache')}) reads "
+        f"up to version {FORMAT_VERSION}: upgrade to saecache {newer} "
         f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
     )
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Every file is there, is no link, and has its size; nothing is read.
+    """Check that every file is there, is no link, and has the right size. No content is read.
 
     Raises:
-        CorruptCacheError: naming the first that is not.
+        CorruptCacheError: naming the first file that fails.
     """
     check_no_links(path, (file.path for file in manifest.files))
     for file in manifest.files:

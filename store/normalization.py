@@ -1,87 +1,129 @@
-"""Normalizations of a row, each invertible.
+"""Normalizations of a row, each invertible. A new one is one entry in :data:`KINDS`.
 
 Legend: x raw row [D]; mean = mean of x over D; norm = L2 norm of x - mean; u = (x - mean) / norm (0 where
-norm is 0).
+norm is 0), the unit row.
 
-=============  ==========================  ==========================
-kind           y                           x again
-=============  ==========================  ==========================
-``unit``       u                           y * norm + mean
-``layer_norm`` u * sqrt(D)                 y / sqrt(D) * norm + mean
-``scale``      x * scale                   y / scale
-``unit_scale`` x * scale                   y / scale
-``none``       x                           y
-=============  ==========================  ==========================
-
-``scale`` is one number for all rows: sqrt(D / E|x|^2) over the training rows, so that E|y|^2 = D; in
-``unit_scale`` sqrt(1 / E|x|^2), so that E|y|^2 = 1.
+Every kind is y = start * factor, where start is x or u. A kind therefore declares which of the two it starts
+from and its factor, and both directions follow: start = y / factor, and x = u * norm + mean.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..common.errors import UsageError
 
-NormalizationKind = Literal["unit", "none", "scale", "unit_scale", "layer_norm"]
-NORMALIZATIONS: tuple[str, ...] = get_args(NormalizationKind)
-SCALED = ("scale", "unit_scale")  # by one number for all rows
+Start = Literal["raw", "unit"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind starts from, and its factor, which is the product of the three below."""
+
+    starts_from: Start
+    width_factor: Callable[[int], float] = lambda d_model: 1.0
+    # D -> E|y|^2 over the training rows, which one number for all rows, ``scale``, brings about. It needs the
+    # statistic E|x|^2; a kind without needs none.
+    mean_square: Callable[[int], float] | None = None
+    # Start rows [..., D] -> a factor for each row, [..., 1], finite and not 0.
+    row_factor: Callable[[Tensor], Tensor] | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "unit": Kind("unit"),
+    "none": Kind("raw"),
+    "scale": Kind("raw", mean_square=float),
+    "unit_scale": Kind("raw", mean_square=lambda d_model: 1.0),
+    "layer_norm": Kind("unit", width_factor=sqrt),
+}
+NORMALIZATIONS = tuple(KINDS)
+if TYPE_CHECKING:
+    NormalizationKind = str
+else:
+    NormalizationKind = Literal[NORMALIZATIONS]
 
 
 @dataclass(frozen=True)
 class RowState:
-    """What ``apply`` removed from each row: mean and norm [..., 1]; None where the kind needs neither."""
+    """What ``apply`` did to each row: mean and norm [..., 1] of kinds that start from u, and the factor."""
 
     mean: Tensor | None = None
     norm: Tensor | None = None
+    factor: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """One normalization of rows of width ``d_model``; ``scale`` is of the kinds in :data:`SCALED` only."""
+    """One normalization of rows of width ``d_model``; ``scale`` is used only by kinds that need E|x|^2.
 
-    kind: NormalizationKind
+    Raises:
+        UsageError: there is no such kind, or ``scale`` is not a positive number.
+    """
+
+    kind: str
     d_model: int
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in NORMALIZATIONS:
-            raise UsageError(f"normalization {self.kind!r}: expected one of {', '.join(NORMALIZATIONS)}")
+        if self.kind not in KINDS:
+            raise UsageError(f"normalization {self.kind!r}: expected one of {', '.join(KINDS)}")
         if not (isfinite(self.scale) and self.scale > 0):
             raise UsageError(f"normalization scale must be a positive number, got {self.scale}")
 
     @classmethod
-    def of_mean_square(cls, kind: NormalizationKind, d_model: int, mean_square: float) -> "Normalizer":
-        """For rows whose E|x|^2 is ``mean_square``; of rows that are all zeros the scale is 1."""
-        wanted = {"scale": float(d_model), "unit_scale": 1.0}.get(kind)
-        if wanted is None or mean_square <= 0:
+    def of_mean_square(cls, kind: str, d_model: int, mean_square: float) -> "Normalizer":
+        """For rows whose E|x|^2 is ``mean_square``; if all rows are zeros the scale is 1."""
+        target = KINDS[kind].mean_square
+        if target is None or mean_square <= 0:
             return cls(kind, d_model)
-        return cls(kind, d_model, scale=sqrt(wanted / mean_square))
+        return cls(kind, d_model, scale=sqrt(target(d_model) / mean_square))
+
+    @property
+    def starts_from(self) -> Start:
+        """Which rows the factor multiplies: raw rows x or unit rows u."""
+        return KINDS[self.kind].starts_from
+
+    @property
+    def factor(self) -> float | None:
+        """The factor if it is the same for all rows, else None."""
+        return self._shared_factor if KINDS[self.kind].row_factor is None else None
+
+    @property
+    def _shared_factor(self) -> float:
+        kind = KINDS[self.kind]
+        return kind.width_factor(self.d_model) * (1.0 if kind.mean_square is None else self.scale)
+
+    def _factor_of(self, start: Tensor) -> Tensor | float:
+        row_factor = KINDS[self.kind].row_factor
+        return self._shared_factor if row_factor is None else row_factor(start) * self._shared_factor
+
+    def finish(self, start: Tensor) -> None:
+        """Turn rows that this kind starts from, [..., D], into normalized rows, in place."""
+        if self.factor != 1:
+            start.mul_(self._factor_of(start))
 
     def apply(self, x: Tensor) -> tuple[Tensor, RowState]:
         """Raw rows [..., D] to normalized rows [..., D], and what ``invert`` needs to undo it."""
-        if self.kind == "none":
-            return x, RowState()
-        if self.kind in SCALED:
-            return x * self.scale, RowState()
+        if self.starts_from == "raw":
+            factor = self._factor_of(x)
+            return (x if self.factor == 1 else x * factor), RowState(factor=factor)
         mean = x.mean(dim=-1, keepdim=True)
         centered = x - mean
         norm = torch.linalg.vector_norm(centered, dim=-1, keepdim=True)
-        y = torch.where(norm > 0, centered / norm, torch.zeros_like(centered))
-        return (y * sqrt(self.d_model) if self.kind == "layer_norm" else y), RowState(mean, norm)
+        u = torch.where(norm > 0, centered / norm, torch.zeros_like(centered))
+        factor = self._factor_of(u)
+        return (u if self.factor == 1 else u * factor), RowState(mean, norm, factor)
 
     def invert(self, y: Tensor, state: RowState) -> Tensor:
         """Normalized rows [..., D] (or their reconstructions) back to raw rows [..., D]."""
-        if self.kind == "none":
-            return y
-        if self.kind in SCALED:
-            return y / self.scale
+        if self.starts_from == "raw":
+            return y if self.factor == 1 else y / state.factor
         assert state.mean is not None and state.norm is not None, "the state comes from apply() of this kind"
-        norm = state.norm / sqrt(self.d_model) if self.kind == "layer_norm" else state.norm
-        return y * norm + state.mean
+        return y * (state.norm / state.factor) + state.mean
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "d_model": self.d_model, "scale": self.scale}

@@ -1,4 +1,4 @@
-"""What comes from anybody's folder: JSON without surprises, and files that are no links."""
+"""Safe reading of what may come from anybody: JSON within limits, and files that are no links."""
 
 import json
 import stat
@@ -57,7 +57,7 @@ def check_depth(value: Any, what: str) -> None:
 def check_no_links(root: Path, paths: Iterable[str]) -> None:
     """None of ``paths`` below ``root``, nor a folder on the way to one, is a link. ``root`` may be one.
 
-    What is missing is passed over: whoever opens it says so.
+    Missing files are skipped: whoever opens them reports that.
 
     Raises:
         CorruptCacheError: naming the link.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import CorruptCacheError
-from .derived.heldout import heldout_positions
+from .derived.heldout import find_heldout_positions
 from .keys import row_keys
 from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest, load_manifest
@@ -24,7 +24,7 @@ _RANGE_TOKENS = 1 << 27  # whose side of the split is held in memory at once
 
 @dataclass
 class VerifyReport:
-    """What was read, and what is wrong: one line per problem, each naming its file."""
+    """What was read, and one line for each problem, which names its file."""
 
     files: int = 0
     bytes: int = 0
@@ -38,9 +38,9 @@ class VerifyReport:
 def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Read the whole cache and compare it with its manifest.
 
-    Checked are size and sha256 of every shard, index and crc32c of every chunk, the metadata of every array
-    and group, that token indices are distinct, in range, and in the order of the shuffle, and that every row
-    is on the side of the held-out split where its document belongs.
+    This checks the size and sha256 of every shard, the index and the crc32c of every chunk, the metadata of
+    every array and group, that token indices are distinct, in range, and in the order of the shuffle, and
+    that every row is on the side of the held-out split where its document belongs.
 
     Args:
         path: the cache.
@@ -72,7 +72,7 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
             done += file.size
             if on_progress:
                 on_progress(done, total)
-    if report.ok:  # the numbers in damaged files say nothing
+    if report.ok:  # numbers from damaged files prove nothing
         report.problems += _check_tokens(path, manifest)
     if report.ok:
         report.problems += _check_heldout(path, manifest)
@@ -150,7 +150,7 @@ def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
     """Rows of held-out documents, and no others, are in the held-out split."""
     layout = manifest.layout
     if not isinstance(manifest.identity.get("seed"), int):
-        return  # nobody can tell
+        return  # without a seed there is nothing to compare with
     array = ShardedArray(path, layout.documents()) if manifest.tokens != "none" else None
     sequences = max(1, _RANGE_TOKENS // layout.context)
     for first in range(0, layout.sequences, sequences):
@@ -160,11 +160,11 @@ def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
         for start in range(first, last, step):
             stop = min(start + step, last)
             documents = np.arange(start, stop)[:, None] if array is None else array[start:stop]
-            heldout[start - first : stop - first] = heldout_positions(manifest, documents, start)
-        yield from _misplaced(path, layout, heldout.reshape(-1), first * layout.context)
+            heldout[start - first : stop - first] = find_heldout_positions(manifest, documents, start)
+        yield from _find_misplaced(path, layout, heldout.reshape(-1), first * layout.context)
 
 
-def _misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
+def _find_misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
     """Rows whose token is among those from ``first`` on and which ``heldout`` puts into the other split."""
     for split in SPLITS:
         spec = layout.token(split)

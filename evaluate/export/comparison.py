@@ -17,7 +17,7 @@ from ...store import ActivationCache
 from ...train import SAE
 from ..measure import MeasuredRows
 from .format import Forward
-from .space import PER_ROW, Space
+from .space import Space
 
 MASK_LIMIT = 1e-3  # rounding moves a few pre-activations across a threshold, never one in a thousand
 APPROXIMATE_MASK_LIMIT = 1e-2  # for a form that is not the SAE's own rule
@@ -153,14 +153,16 @@ def make_random_rows(sae: SAE, space: Space) -> Tensor:
     row_BD = torch.einsum("bk,bkd->bd", amount_BK, sae.W_dec[latent_BK])
     noise_BD = torch.randn(row_BD.shape, generator=generator)
     row_BD = row_BD / _norm(row_BD) + NOISE * noise_BD / _norm(noise_BD)
-    typical = 1.0 if sae.normalizer.kind == "unit" else sqrt(d_model)
+    normalizer = sae.normalizer
+    unit = normalizer.starts_from == "unit"
+    typical = normalizer.factor or 1.0 if unit else sqrt(d_model)
     raw_BD = row_BD * typical + sae.b_dec
-    if sae.normalizer.kind in PER_ROW:
+    if unit:
         mean, spread = (torch.randn(RANDOM_ROWS, 1, generator=generator) for _ in range(2))
         raw_BD = raw_BD / raw_BD.std(1, keepdim=True).clamp_min(1e-6) * (0.5 * spread).exp() + mean
     else:
-        raw_BD = raw_BD / sae.normalizer.scale
-    return raw_BD if space.rows == "raw" else sae.normalizer.apply(raw_BD)[0]
+        raw_BD = raw_BD / (normalizer.factor or 1.0)
+    return raw_BD if space.rows == "raw" else normalizer.apply(raw_BD)[0]
 
 
 def _norm(x: Tensor) -> Tensor:

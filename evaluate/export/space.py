@@ -4,16 +4,16 @@ The SAE was trained on normalized rows y. The other library sees rows v = factor
 are multiplied by the factor, its features are ``factor`` times the SAE's, and W_enc and W_dec stay as they
 are: decoder rows keep norm 1, which all three libraries expect.
 
-=============  ============================  =================  ====================================
-trained on     what the library does first   v                  factor
-=============  ============================  =================  ====================================
-``none``       nothing                       x                  1
-``scale``,     nothing                       x                  1 / scale
-``unit_scale``
-``unit``       subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1)
-``layer_norm`` divides by its std            sqrt(D - 1) u      sqrt((D - 1) / D)
-any            nothing (normalized input)    y                  1
-=============  ============================  =================  ====================================
+y is x or u times the normalization's own factor f (``store/normalization.py``):
+
+=================  ============================  =================  =======================
+y                  what the library does first   v                  factor
+=================  ============================  =================  =======================
+x f                nothing                       x                  1 / f
+u f                subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1) / f
+                   divides by its std
+any                nothing (normalized input)    y                  1
+=================  ============================  =================  =======================
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...common.errors import UsageError
-from ...store.normalization import SCALED
 from ...train import SAE
-
-PER_ROW = ("unit", "layer_norm")  # normalizations that need statistics of each row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +57,14 @@ def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_i
                 "leave it out"
             )
         return Space(rows="normalized", standardized=False, factor=1.0)
-    if kind == "none":
-        return Space(rows="raw", standardized=False, factor=1.0)
-    if kind in SCALED:
-        return Space(rows="raw", standardized=False, factor=1 / sae.normalizer.scale)
-    if not standardizes:
+    factor = sae.normalizer.factor
+    if factor is not None and sae.normalizer.starts_from == "raw":
+        return Space(rows="raw", standardized=False, factor=1 / factor)
+    if factor is None or not standardizes:
+        other = "" if factor is None else "--format saelens, which has it, or "
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows normalized by {kind!r}, each with "
-            f"its own mean and norm, and the {format_name} format has no such step: use --format saelens, "
-            "which has it, or --normalized-input, to hand in rows that you normalize yourself"
+            f"its own mean and norm, and the {format_name} format has no such step: use {other}"
+            "--normalized-input, to hand in rows that you normalize yourself"
         )
-    factor = sqrt(d_model - 1) if kind == "unit" else sqrt((d_model - 1) / d_model)
-    return Space(rows="raw", standardized=True, factor=factor)
+    return Space(rows="raw", standardized=True, factor=sqrt(d_model - 1) / factor)

@@ -9,7 +9,7 @@ from ...common.errors import UsageError
 from ..encoding.codecs import BloscCodec, ZstdCodec
 from ..layout import StoredDtype
 from ..reading.reader import ActivationCache
-from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
+from .derive import Derivation, Derived, Progress, derive, describe_origin, read_storage, source_identity
 from .replay import Part
 
 
@@ -40,7 +40,7 @@ def convert_cache(
         BadActivationError: values that the type cannot hold.
         CorruptCacheError: the source is damaged.
     """
-    manifest, before = source.manifest, storage_of(source.manifest)
+    manifest, before = source.manifest, read_storage(source.manifest)
     storage = before.model_copy(
         update={"dtype": dtype or before.dtype, "codec": before.codec if codec == "keep" else codec}
     )
@@ -48,21 +48,21 @@ def convert_cache(
         raise UsageError(f"{source.path} is stored like that already; name another dtype or codec")
     identity: dict[str, Any] = source_identity(manifest)
     if storage.dtype != before.dtype and before.dtype != "float32":
-        identity["converted_from"] = [*_listed(identity.get("converted_from")), before.dtype]
+        identity["converted_from"] = [*_as_list(identity.get("converted_from")), before.dtype]
     if len(source) < manifest.train_rows:
         raise UsageError("convert takes whole caches: slice it first")
-    recipe = Recipe(
+    derivation = Derivation(
         parts=[Part.whole(source)],
         source=identity,
         hooks={hook: info.d_model for hook, info in manifest.hooks.items()},
         storage=storage,
         counts=manifest.counts,
-        provenance={"derived": {"by": "convert", "from": [origin(source)]}},
+        provenance={"derived": {"by": "convert", "from": [describe_origin(source)]}},
     )
-    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, derivation, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
-def codec_named(name: str, level: int | None) -> ZstdCodec | BloscCodec | Literal["keep"] | None:
+def parse_codec(name: str, level: int | None) -> ZstdCodec | BloscCodec | Literal["keep"] | None:
     """The codec that a command line names: ``zstd``, ``blosc``, ``none`` or ``keep``.
 
     Raises:
@@ -81,7 +81,7 @@ def codec_named(name: str, level: int | None) -> ZstdCodec | BloscCodec | Litera
     return "keep" if name == "keep" else None
 
 
-def dtype_named(name: str) -> StoredDtype:
+def parse_dtype(name: str) -> StoredDtype:
     """The number type of that name.
 
     Raises:
@@ -92,5 +92,5 @@ def dtype_named(name: str) -> StoredDtype:
     return name  # type: ignore[return-value]
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..config import StorageConfig
-from ..encoding.records import RecordLayout
 from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest, load_manifest
 from ..reading.reader import ActivationCache
@@ -17,13 +16,13 @@ from ..remote.urls import is_url
 from ..writing.output import inspect_output
 from ..writing.planned_size import PlannedSize, check_disk_space, plan_layout
 from ..writing.writer import CacheWriter
-from .heldout import heldout_fraction_of, seed_of
+from .heldout import read_heldout_fraction, read_seed
 from .replay import Part, replay
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A finished cache that was made of others. ``reused``: it was there already and nothing was done."""
+    """A finished cache that was made of others. ``reused``: it existed before, and nothing was done."""
 
     path: Path
     manifest: Manifest
@@ -31,8 +30,8 @@ class Derived:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a derived cache is: everything that decides its bytes, and where it comes from."""
+class Derivation:
+    """Everything that decides the bytes of a derived cache, and where it comes from."""
 
     parts: Sequence[Part]
     source: Mapping[str, Any]  # the identity without the keys that the writer adds
@@ -47,17 +46,17 @@ Progress = Callable[[int, int], None]
 
 def derive(
     out: Path | str,
-    recipe: Recipe,
+    derivation: Derivation,
     *,
     memory_bytes: int | None = None,
     on_rows: Progress | None = None,
     on_bytes: Progress | None = None,
 ) -> Derived:
-    """Write the cache of ``recipe`` into a new folder, or go on with the unfinished one that is there.
+    """Write the cache of ``derivation`` into a new folder, or go on with the unfinished one that is there.
 
     Args:
         out: the new cache's folder.
-        recipe: what it is.
+        derivation: what decides its bytes.
         memory_bytes: bound on buffers, as in ``StorageConfig``; does not change what is written.
         on_rows: called with (rows read, rows in all).
         on_bytes: called with (bytes written, bytes in all) while shards are written.
@@ -72,10 +71,10 @@ def derive(
             f"{out}: a cache is made from others in a folder; from there, 'saecache cache push FOLDER {out}'"
         )
     out = Path(out)
-    first = recipe.parts[0].cache.manifest
-    seed, heldout_fraction = seed_of(first), heldout_fraction_of(first)
+    first = derivation.parts[0].cache.manifest
+    seed, heldout_fraction = read_seed(first), read_heldout_fraction(first)
     identity = whole_identity(
-        recipe.source, recipe.hooks, first.context, seed, heldout_fraction, recipe.storage
+        derivation.source, derivation.hooks, first.context, seed, heldout_fraction, derivation.storage
     )
     if inspect_output(out) == "complete":
         there = load_manifest(out)
@@ -85,31 +84,31 @@ def derive(
                 f"{out} holds a finished cache of another identity; choose another folder:\n{listed}"
             )
         return Derived(path=out, manifest=there, reused=True)
-    _check_room(out, recipe)
-    rows = sum(part.train_rows + part.heldout_rows for part in recipe.parts)
+    _check_room(out, derivation)
+    rows = sum(part.train_rows + part.heldout_rows for part in derivation.parts)
     with CacheWriter(
         out,
-        hooks=recipe.hooks,
+        hooks=derivation.hooks,
         context=first.context,
-        identity=recipe.source,
+        identity=derivation.source,
         seed=seed,
         heldout_fraction=heldout_fraction,
-        storage=recipe.storage.bounded(memory_bytes),
-        provenance=recipe.provenance,
+        storage=derivation.storage.with_memory_bytes(memory_bytes),
+        provenance=derivation.provenance,
         planned_sequences=-(-rows // first.context),
     ) as writer:
-        replay(writer, recipe.parts, on_progress=on_rows)
-        manifest = writer.finalize(counts=recipe.counts, on_progress=on_bytes)
+        replay(writer, derivation.parts, on_progress=on_rows)
+        manifest = writer.finalize(counts=derivation.counts, on_progress=on_bytes)
     return Derived(path=out, manifest=manifest, reused=False)
 
 
 def source_identity(manifest: Manifest) -> dict[str, Any]:
-    """The identity as its first writer was given it."""
+    """The part of the identity that the caller of the writer gave."""
     return {key: value for key, value in manifest.identity.items() if key not in OWN_KEYS}
 
 
-def storage_of(manifest: Manifest) -> StorageConfig:
-    """How a cache is stored, as its identity says it.
+def read_storage(manifest: Manifest) -> StorageConfig:
+    """How a cache is stored, according to its identity.
 
     Raises:
         CorruptCacheError: the identity has nothing of the kind, or contradicts the manifest.
@@ -128,30 +127,20 @@ def storage_of(manifest: Manifest) -> StorageConfig:
     return storage
 
 
-def origin(cache: ActivationCache) -> dict[str, Any]:
-    """What the provenance of a derived cache keeps of a source."""
+def describe_origin(cache: ActivationCache) -> dict[str, Any]:
+    """The entry of a source in the provenance of a derived cache."""
     return {"fingerprint": cache.fingerprint, "provenance": cache.provenance}
 
 
-def _check_room(out: Path, recipe: Recipe) -> None:
+def _check_room(out: Path, derivation: Derivation) -> None:
     """Refuse before the work when the disk cannot hold spill and result."""
-    manifest = recipe.parts[0].cache.manifest
-    train_rows, heldout_rows, sequences = (
-        sum(getattr(part, name) for part in recipe.parts)
+    manifest = derivation.parts[0].cache.manifest
+    sizes = {
+        name: sum(getattr(part, name) for part in derivation.parts)
         for name in ("train_rows", "heldout_rows", "sequences")
-    )
+    }
     layout = plan_layout(
-        recipe.hooks,
-        manifest.context,
-        recipe.storage,
-        train_rows=train_rows,
-        heldout_rows=heldout_rows,
-        sequences=sequences,
-        tokens=manifest.tokens,
+        derivation.hooks, manifest.context, derivation.storage, tokens=manifest.tokens, **sizes
     )
-    records = sum(RecordLayout(width, recipe.storage.dtype).record_bytes for width in recipe.hooks.values())
-    arrays = len(layout.sequence_arrays())
-    spill = (train_rows + heldout_rows) * (records + 8) + sequences * manifest.context * 4 * arrays
-    final = layout.total_bytes()
     done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
-    check_disk_space(out, PlannedSize(final_bytes=final, peak_bytes=final + spill), already_bytes=done)
+    check_disk_space(out, PlannedSize.of_layout(layout), already_bytes=done)

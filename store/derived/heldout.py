@@ -1,4 +1,4 @@
-"""Which documents of a cache are held out, as its identity says it."""
+"""Which documents of a cache are held out, according to its identity."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from ..manifest import Manifest
 MERGED = "merged"  # of the identity of a merged cache: its parts
 
 
-def heldout_positions(
+def find_heldout_positions(
     manifest: Manifest, documents: NDArray[np.integer], first_sequence: int
 ) -> NDArray[np.bool_]:
     """Which positions belong to held-out documents. bool, shape of ``documents`` [n, context].
@@ -29,22 +29,22 @@ def heldout_positions(
         CorruptCacheError: the identity does not say how documents were held out.
     """
     numbers = documents.astype(np.int64)
-    for (first, last), first_document in _placed(manifest):
+    for (first, last), first_document in _place_parts(manifest):
         part = numbers[max(0, first - first_sequence) : max(0, last - first_sequence)]
         part[part >= 0] -= first_document
-    return is_heldout(seed_of(manifest), numbers, heldout_fraction_of(manifest))
+    return is_heldout(read_seed(manifest), numbers, read_heldout_fraction(manifest))
 
 
-def _placed(manifest: Manifest) -> Iterator[tuple[tuple[int, int], int]]:
+def _place_parts(manifest: Manifest) -> Iterator[tuple[tuple[int, int], int]]:
     """((first sequence, last), first document) of each part of a merged cache."""
     sequence = document = 0
-    for part in merged_parts(manifest):
+    for part in read_merged_parts(manifest):
         yield (sequence, sequence + part["sequences"]), document
         sequence, document = sequence + part["sequences"], document + part["documents"]
 
 
-def merged_parts(manifest: Manifest) -> list[dict[str, Any]]:
-    """The parts that a merged cache names; what has not their shape counts as none."""
+def read_merged_parts(manifest: Manifest) -> list[dict[str, Any]]:
+    """The parts that a merged cache names; [] if they are malformed or it is not merged."""
     parts = manifest.identity.get(MERGED)
     if not isinstance(parts, list):
         return []
@@ -55,7 +55,7 @@ def merged_parts(manifest: Manifest) -> list[dict[str, Any]]:
     return parts
 
 
-def seed_of(manifest: Manifest) -> int:
+def read_seed(manifest: Manifest) -> int:
     """The seed of the shuffle and the held-out split."""
     seed = manifest.identity.get("seed")
     if not isinstance(seed, int):
@@ -63,7 +63,7 @@ def seed_of(manifest: Manifest) -> int:
     return seed
 
 
-def heldout_fraction_of(manifest: Manifest) -> float:
+def read_heldout_fraction(manifest: Manifest) -> float:
     """The share of documents held out of training."""
     fraction = manifest.identity.get("heldout_fraction")
     if not isinstance(fraction, int | float) or not 0 <= fraction < 1:

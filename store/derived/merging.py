@@ -1,4 +1,4 @@
-"""One cache from several that were harvested, alike, from different parts of a dataset.
+"""One cache from several that were harvested with the same settings from different parts of a dataset.
 
 The sequences of the first come first, then those of the second, and so on, and all rows are shuffled anew as
 one. A document stays on the side of the held-out split where it was, so that nothing which an SAE was trained
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...common.errors import UsageError
 from ..identity import canonical_json, differences
+from ..keys import row_keys
 from ..manifest import Manifest
 from ..reading.reader import ActivationCache
-from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
-from .heldout import MERGED, merged_parts
-from .repeats import document_hashes
+from .derive import Derivation, Derived, Progress, derive, describe_origin, read_storage, source_identity
+from .heldout import MERGED, read_merged_parts
 from .replay import Part
 
 PART_KEYS = ("text", "num_tokens")  # of a harvest's identity: what may differ between parts of one dataset
+MIN_TOKENS = 32  # of a document that is compared: shorter ones may well be written twice
 
 _BLOCK_TOKENS = 1 << 22
 _ACCIDENTAL = 0.01  # share of equal documents that two parts of a dataset may have by chance
@@ -64,20 +66,20 @@ def merge_caches(
         raise UsageError(f"merge: {first_document} documents in all; a cache holds at most {2**31 - 1}")
     first = sources[0].manifest
     shared = {key: value for key, value in source_identity(first).items() if key not in (*PART_KEYS, MERGED)}
-    recipe = Recipe(
+    derivation = Derivation(
         parts=parts,
         source={**shared, MERGED: described},
         hooks={hook: info.d_model for hook, info in first.hooks.items()},
-        storage=storage_of(first),
-        counts=_summed([cache.manifest.counts for cache in sources]),
-        provenance={"derived": {"by": "merge", "from": [origin(cache) for cache in sources]}},
+        storage=read_storage(first),
+        counts=_sum_counts([cache.manifest.counts for cache in sources]),
+        provenance={"derived": {"by": "merge", "from": [describe_origin(cache) for cache in sources]}},
     )
-    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, derivation, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
 def _describe(manifest: Manifest, documents: int) -> list[dict[str, Any]]:
     """A part in the identity of the merged cache; one that is merged itself is its parts."""
-    if nested := merged_parts(manifest):
+    if nested := read_merged_parts(manifest):
         return nested
     facts = {key: manifest.identity[key] for key in PART_KEYS if key in manifest.identity}
     own = {"fingerprint": manifest.fingerprint, "sequences": manifest.sequences, "documents": documents}
@@ -105,9 +107,9 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
     """No two hold the same text: by their identities, and then by the documents themselves."""
     seen: dict[str, int] = {}
     for number, cache in enumerate(sources):
-        parts = merged_parts(cache.manifest) or [cache.manifest.identity | {"fingerprint": cache.fingerprint}]
-        for part in parts:
-            for name in _texts(part):
+        whole = cache.manifest.identity | {"fingerprint": cache.fingerprint}
+        for part in read_merged_parts(cache.manifest) or [whole]:
+            for name in _text_names(part):
                 other = seen.setdefault(name, number)
                 if other != number:
                     raise UsageError(
@@ -127,7 +129,7 @@ def _check_different_text(sources: Sequence[ActivationCache]) -> None:
                 )
 
 
-def _texts(part: Mapping[str, Any]) -> Iterator[str]:
+def _text_names(part: Mapping[str, Any]) -> Iterator[str]:
     """What stands for the text of a part: two caches with one of them in common overlap."""
     yield f"cache {str(part.get('fingerprint'))[:12]}"
     if (text := part.get("text")) is not None:
@@ -145,6 +147,52 @@ def _num_documents(cache: ActivationCache) -> int:
     return largest + 1
 
 
-def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def _sum_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     names = dict.fromkeys(name for each in counts for name in each)
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
+
+
+def document_hashes(cache: ActivationCache) -> NDArray[np.uint64]:
+    """A hash of the tokens of each document of at least :data:`MIN_TOKENS`, uint64, ascending and distinct.
+
+    Where a document lies in the sequences does not matter; a beginning-of-sequence token is not its own. Of
+    caches without token ids there is none.
+    """
+    if cache.manifest.tokens != "ids and documents":
+        return np.empty(0, np.uint64)
+    ids, documents, step = cache.tokens, cache.documents, max(1, _BLOCK_TOKENS // cache.context)
+    found: list[NDArray[np.uint64]] = []  # [3, runs]: document, part of its hash, tokens
+    last, seen = -1, 0  # the document at the end of the block before, and its tokens so far
+    for first in range(0, len(ids), step):
+        block = ids[first : min(first + step, len(ids))]
+        numbers = documents[first : first + len(block)]
+        own = (numbers >= 0) & ~_begins_sequence(cache, block)
+        tokens, numbers = block[own].astype(np.uint64), numbers[own]
+        if not len(numbers):
+            continue
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
+        counts = np.diff(np.append(starts, len(numbers)))
+        places = np.arange(len(numbers)) - np.repeat(starts, counts)
+        before = seen if numbers[0] == last else 0
+        places[: counts[0]] += before
+        parts = np.add.reduceat((tokens + np.uint64(1)) * row_keys(0, places.astype(np.uint64)), starts)
+        found.append(np.stack([numbers[starts].astype(np.uint64), parts, counts.astype(np.uint64)]))
+        last, seen = int(numbers[-1]), int(counts[-1]) + (before if len(starts) == 1 else 0)
+    if not found:
+        return np.empty(0, np.uint64)
+    runs = np.concatenate(found, axis=1)
+    distinct, places = np.unique(runs[0], return_inverse=True)
+    sums = np.zeros((2, len(distinct)), np.uint64)
+    for total, values in zip(sums, runs[1:], strict=True):
+        np.add.at(total, places, values)
+    return np.unique(sums[0][sums[1] >= MIN_TOKENS])
+
+
+def _begins_sequence(cache: ActivationCache, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Positions of ``ids`` [n, context] that are the BOS which packing puts before every sequence."""
+    packing = cache.manifest.identity.get("packing")
+    bos = packing.get("bos_id") if isinstance(packing, dict) else None
+    begins = np.zeros(ids.shape, np.bool_)
+    if isinstance(bos, int):
+        begins[:, 0] = ids[:, 0] == bos
+    return begins

@@ -1,4 +1,4 @@
-"""The rows of a finished cache into a writer, as they are stored: what slicing, merging and extending share.
+"""Copying rows of finished caches into a writer, as they are stored: slicing, merging and extending use it.
 
 Sequences come first, then training rows in stored order, then held-out rows in reading order. The writer's
 journal says how far it got, so a copy that was killed goes on, and the finished bytes are those of a cache
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import BadActivationError
-from ..encoding.compact import decode_words, encode_words
+from ..encoding.number_types import decode_words, encode_words
 from ..encoding.records import RecordLayout
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache
@@ -26,7 +26,7 @@ _BLOCK_BYTES = 16 << 20  # of one hook's rows, or of token ids, read at once
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is taken of one finished cache: so many sequences and rows from the front.
+    """The sequences and rows to copy of one finished cache, from the front.
 
     Rows of later sequences than ``sequences`` are left out. Sequence 0 becomes ``first_sequence``, document 0
     ``first_document``.
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One stretch of the work: ``total`` steps, from any of which it goes on."""
+    """One stretch of the work, of ``total`` items: it can continue from any of them."""
 
     total: int
     step: int
@@ -106,12 +106,12 @@ def _stages(writer: CacheWriter, part: Part) -> Iterator[_Stage]:
     arrays = _token_arrays(part)
 
     def write_sequences(first: int, last: int) -> int:
-        taken = {name: array[first:last] for name, array in arrays.items()}
-        if "document" in taken:
-            documents = taken["document"]
+        block = {name: array[first:last] for name, array in arrays.items()}
+        if "document" in block:
+            documents = block["document"]
             documents[documents >= 0] += np.int32(part.first_document)
-        writer.write_token_arrays(part.cache.manifest.tokens, last - first, taken)
-        return sum(array.nbytes for array in taken.values())
+        writer.write_token_arrays(part.cache.manifest.tokens, last - first, block)
+        return sum(array.nbytes for array in block.values())
 
     yield _Stage(part.sequences, max(1, _BLOCK_BYTES // (4 * context)), write_sequences)
     for split in SPLITS:
@@ -140,14 +140,14 @@ class _RowCopy:
         if wanted.all():
             wanted = slice(None)  # saves a copy
         records = {
-            hook: self._encoded(hook, [array[first:last][wanted] for array in arrays])
+            hook: self._encode(hook, [array[first:last][wanted] for array in arrays])
             for hook, arrays in self._arrays.items()
         }
         token = token[wanted] + np.uint64(self._part.first_sequence * context)
         self._writer.write_records(self._split, token, records)
         return sum(block.nbytes for block in records.values())
 
-    def _encoded(self, hook: str, stored: list[NDArray[Any]]) -> NDArray[np.uint8]:
+    def _encode(self, hook: str, stored: list[NDArray[Any]]) -> NDArray[np.uint8]:
         """Rows [n, D], norm, mean (and scale) [n] of the source as the writer's records [n, record_bytes]."""
         rows, norm, mean, *scales = stored
         scale = scales[0] if scales else None

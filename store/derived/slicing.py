@@ -6,7 +6,7 @@ from typing import Any
 
 from ...common.errors import UsageError
 from ..reading.reader import ActivationCache
-from .derive import Derived, Progress, Recipe, derive, origin, source_identity, storage_of
+from .derive import Derivation, Derived, Progress, derive, describe_origin, read_storage, source_identity
 from .replay import Part
 
 
@@ -44,32 +44,32 @@ def slice_cache(
     widths = {hook: source.d_model(hook) for hook in chosen}
     if not 0 < len(widths) == len(chosen):
         raise UsageError(f"hooks: expected different hooks of {', '.join(source.hooks)}, got {chosen}")
-    train = _limited("rows", rows, len(source), least=1)
-    heldout = _limited("heldout_rows", heldout_rows, manifest.heldout_rows, least=0)
+    train = _limit_rows("rows", rows, len(source), least=1)
+    heldout = _limit_rows("heldout_rows", heldout_rows, manifest.heldout_rows, least=0)
     identity = source_identity(manifest)
     former = identity.pop("slice", {})
-    taken = dict(former) if isinstance(former, dict) else {}
+    limits = dict(former) if isinstance(former, dict) else {}
     if train < manifest.train_rows:
-        taken["train_rows"] = train
+        limits["train_rows"] = train
     if heldout < manifest.heldout_rows:
-        taken["heldout_rows"] = heldout
+        limits["heldout_rows"] = heldout
     if len(widths) < len(source.hooks) and _sinks_were_dropped(identity):
-        taken.setdefault("of_hooks", sorted(source.hooks))
-    if taken:
-        identity["slice"] = taken
+        limits.setdefault("of_hooks", sorted(source.hooks))
+    if limits:
+        identity["slice"] = limits
     part = Part(cache=source, sequences=manifest.sequences, train_rows=train, heldout_rows=heldout)
-    recipe = Recipe(
+    derivation = Derivation(
         parts=[part],
         source=identity,
         hooks=dict(sorted(widths.items())),
-        storage=storage_of(manifest),
+        storage=read_storage(manifest),
         counts=manifest.counts,
-        provenance={"derived": {"by": "slice", "from": [origin(source)]}},
+        provenance={"derived": {"by": "slice", "from": [describe_origin(source)]}},
     )
-    return derive(out, recipe, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
+    return derive(out, derivation, memory_bytes=memory_bytes, on_rows=on_rows, on_bytes=on_bytes)
 
 
-def _limited(what: str, wanted: int | None, there: int, *, least: int) -> int:
+def _limit_rows(what: str, wanted: int | None, there: int, *, least: int) -> int:
     if wanted is None:
         return there
     if not least <= wanted <= there:

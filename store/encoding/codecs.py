@@ -1,7 +1,7 @@
 """Compression of inner chunks, by codecs of Zarr v3: ``zstd`` and ``blosc``.
 
 The settings are those of the codec in the array's metadata, so that any Zarr reader decodes the chunks.
-Numbers come from numcodecs, which zarr-python uses itself.
+numcodecs compresses and decompresses, as it does for zarr-python.
 """
 
 import struct
@@ -39,7 +39,7 @@ class _Codec(FrozenModel, ABC):
 
 
 class ZstdCodec(_Codec):
-    """Zstandard: small, quick to read."""
+    """Zstandard compresses well and is quick to read."""
 
     kind: Literal["zstd"] = "zstd"
     level: int = Field(default=3, ge=1, le=22, description="higher is smaller and slower to write")
@@ -56,7 +56,7 @@ class ZstdCodec(_Codec):
         import zstandard
         from numcodecs import zstd
 
-        try:  # a frame says how large its content is: nothing is decoded that is not of the right size
+        try:  # a frame names the size of its content: nothing of another size is decoded
             size = zstandard.frame_content_size(stored.data)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from None
@@ -69,7 +69,7 @@ class ZstdCodec(_Codec):
 
 
 class BloscCodec(_Codec):
-    """Blosc: puts the first bytes of all numbers together, then the second ones, before it compresses."""
+    """Blosc groups the first bytes of all numbers, then the second bytes, before it compresses."""
 
     kind: Literal["blosc"] = "blosc"
     cname: Literal["lz4", "lz4hc", "zstd", "zlib", "blosclz"] = "zstd"
@@ -108,16 +108,16 @@ Codec = Annotated[ZstdCodec | BloscCodec, Field(discriminator="kind")]
 
 
 def max_encoded_bytes(chunk_bytes: int) -> int:
-    """No codec makes more of a chunk than this, whatever is in it."""
+    """The most bytes that any codec makes of a chunk, whatever the chunk holds."""
     return chunk_bytes + chunk_bytes // 64 + 1024
 
 
 def encode_ahead(
     codec: ZstdCodec | BloscCodec, chunks: Iterable[NDArray[Any]], threads: Executor, ahead: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """``chunks`` compressed, in order, ``ahead`` of them at once.
+    """Compress ``chunks`` in order, ``ahead`` of them at the same time.
 
-    A chunk may be overwritten when ``ahead`` more were taken.
+    A chunk may be overwritten once ``ahead`` more were consumed.
     """
     under_way: deque[Future[bytes]] = deque()
     for chunk in chunks:

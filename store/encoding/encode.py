@@ -8,61 +8,17 @@ lane j mod LANES, and then halves the lanes until one is left. So a row gives th
 comes in. Rounding to float16 is to nearest, ties to even.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ...common.errors import UsageError
-from .compact import encode_words
-from .half import narrow
+from .number_types import encode_words, narrow
 from .records import RecordLayout
 
 LANES = 64
 SMALLEST_NORM = np.float32(np.finfo(np.float32).tiny)
 
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-
-
-def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) -> None:
-    """Activations of one hook as a caller gives them: torch or numpy, [n, D], any float type and device.
-
-    Raises:
-        UsageError: another shape or type.
-    """
-    shape = tuple(activations.shape)
-    if shape != (expected_rows, d_model):
-        raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")
-    is_tensor = isinstance(activations, torch.Tensor)
-    if not (activations.is_floating_point() if is_tensor else activations.dtype.kind == "f"):
-        raise UsageError(f"activations of {hook}: expected floating point numbers, got {activations.dtype}")
-
-
-def as_float32(activations: Any) -> NDArray[np.float32]:
-    """Rows [n, D] of a caller as C-contiguous float32 in main memory, copied only if they must be."""
-    if isinstance(activations, torch.Tensor):
-        tensor = activations.detach().to(device="cpu", dtype=torch.float32).contiguous()
-        rows: NDArray[np.float32] = tensor.numpy()
-        return rows
-    return np.ascontiguousarray(activations, dtype=np.float32)
-
-
-def int32_copy(values: Any, name: str) -> NDArray[np.int32]:
-    """A copy of whole numbers from -1 to 2^31 - 1.
-
-    Raises:
-        UsageError: they are something else.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu" and array.size:
-        raise UsageError(f"{name}: expected integers, got {array.dtype}")
-    if array.size and (array.min() < -1 or array.max() >= 2**31):
-        raise UsageError(
-            f"{name}: expected values from -1 to {2**31 - 1}, got {array.min()} to {array.max()}"
-        )
-    return array.astype(np.int32)
 
 
 def encode_rows(

@@ -1,4 +1,4 @@
-"""One row of one hook while it waits for the shuffle: the stored row, then its norm and mean."""
+"""Records: one row of one hook while it waits for the shuffle, the stored row with its norm and mean."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..layout import ZARR_DTYPE
+
 _TAIL_BYTES = 8  # norm float32, mean float32
-_WORD_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class RecordLayout:
 
     @property
     def row_bytes(self) -> int:
-        return self.d_model * _WORD_BYTES[self.dtype]
+        return self.d_model * self.word.itemsize
 
     @property
     def has_scale(self) -> bool:
@@ -34,7 +35,7 @@ class RecordLayout:
     @property
     def word(self) -> np.dtype[Any]:
         """Unsigned integers as wide as the stored numbers: kernels move bits, not floats."""
-        return np.dtype(f"<u{_WORD_BYTES[self.dtype]}")
+        return np.dtype(f"<u{np.dtype(ZARR_DTYPE[self.dtype]).itemsize}")
 
     def words(self, records: NDArray[np.uint8]) -> NDArray[Any]:
         """Records uint8 [n, record_bytes] as words [n, W], the stored row in the first D of each; a view."""

@@ -1,4 +1,4 @@
-"""Rows as the arrays of a cache hold them: the numbers, and beside them norm, mean and scale."""
+"""Rows as the arrays of a cache hold them (numbers, norm, mean, scale), and the loops that copy them."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,6 +7,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .number_types import widen
 from .records import RecordLayout
 
 _jit = numba.njit(nogil=True, cache=True)
@@ -24,7 +25,7 @@ class StoredRows:
 
     @classmethod
     def empty(cls, layout: RecordLayout, n: int) -> Self:
-        """Room for n rows."""
+        """Uninitialized memory for n rows."""
         words = np.empty((n, layout.d_model), layout.word)
         norm, mean = np.empty(n, np.float32), np.empty(n, np.float32)
         return cls(layout, words, norm, mean, np.empty(n if layout.has_scale else 0, np.float32))
@@ -36,7 +37,7 @@ class StoredRows:
         return StoredRows(self.layout, self.words[rows], self.norm[rows], self.mean[rows], self.scale[rows])
 
     def place(self, records: NDArray[np.uint8], ranks: NDArray[np.int64]) -> None:
-        """Take records apart: row ``ranks[i]`` becomes ``records[i]``, where there is such a row.
+        """Split records into columns: row ``ranks[i]`` becomes ``records[i]``; other ranks are skipped.
 
         Args:
             records: uint8 [m, record_bytes], C-contiguous.
@@ -59,3 +60,56 @@ def _place(numbers, columns, ranks, words, norm, mean, scale):  # type: ignore[n
             norm[rank], mean[rank] = columns[i, last - 2], columns[i, last - 1]
             if scale.shape[0]:
                 scale[rank] = columns[i, last - 3]
+
+
+def copy_rows(
+    source: NDArray[Any], picks: NDArray[np.int64], target: NDArray[Any], places: NDArray[np.int64]
+) -> None:
+    """``target[places[i]] = source[picks[i]]``, without a copy in between.
+
+    Args:
+        source: [n, D], C-contiguous.
+        picks: int64 [m], rows of the source.
+        target: [k, D], C-contiguous, of the same type.
+        places: int64 [m], rows of the target.
+    """
+    assert source.dtype == target.dtype and source.shape[1:] == target.shape[1:]
+    assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
+    assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
+    word = np.dtype(f"u{source.dtype.itemsize}")  # bits are moved, whatever they mean
+    _copy(source.view(word), picks, target.view(word), places)
+
+
+def widen_rows(
+    source: NDArray[np.float16],
+    picks: NDArray[np.int64],
+    target: NDArray[np.float32],
+    places: NDArray[np.int64],
+) -> None:
+    """``target[places[i]] = source[picks[i]]``, float16 to float32, exactly; rows are read from memory once.
+
+    Args:
+        source: [n, D], C-contiguous.
+        picks: int64 [m], rows of the source.
+        target: [k, D], C-contiguous.
+        places: int64 [m], rows of the target.
+    """
+    assert source.dtype == np.float16 and target.dtype == np.float32 and source.shape[1:] == target.shape[1:]
+    assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
+    assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
+    _widen(source.view(np.uint16), picks, target.view(np.uint32), places)
+
+
+@_jit
+def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
+    width = source.shape[1]
+    for i in range(picks.shape[0]):
+        row, place = source[picks[i]], target[places[i]]
+        for j in range(width):
+            place[j] = row[j]
+
+
+@_jit
+def _widen(source, picks, target, places):  # type: ignore[no-untyped-def]
+    for i in range(picks.shape[0]):
+        widen(source[picks[i]], target[places[i]])

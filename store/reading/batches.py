@@ -1,7 +1,7 @@
-"""One epoch of batches: which rows, read ahead, checked, converted.
+"""One epoch of batches: which rows each holds, and chunks that are checked before their rows are needed.
 
-A thread checks and maps coming chunks; the caller's makes the batches. A batch made ahead in a thread would
-wait in memory for its turn: by then it has left the processor's cache, and reading was three times slower.
+A thread checks and maps coming chunks; the caller's thread makes the batches. A batch made ahead in a thread
+would wait in memory for its turn and leave the processor's cache: reading was three times slower then.
 """
 
 import sys
@@ -26,7 +26,7 @@ MakeBatch = Callable[[RowNumbers, Executor], torch.Tensor]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which rows make which batch. ``keep`` says which of some rows are wanted at all (None: every one)."""
+    """Which rows make which batch. ``keep`` selects the rows to hand out (None: all of them)."""
 
     order: EpochOrder
     rows_per_batch: int
@@ -41,30 +41,30 @@ class BatchPlan:
 
     def shards(self, chunks_per_shard: int) -> list[int]:
         """Numbers of the shards, in the order in which they are first needed."""
-        shards = self.order.chunks_from(self.start()[0]) // chunks_per_shard
-        _, first_places = np.unique(shards, return_index=True)
-        in_order: list[int] = shards[np.sort(first_places)].tolist()
+        of_chunks = self.order.chunks_from(self.start()[0]) // chunks_per_shard
+        _, first_places = np.unique(of_chunks, return_index=True)
+        in_order: list[int] = of_chunks[np.sort(first_places)].tolist()
         return in_order
 
     def start(self) -> tuple[int, int]:
         """(window to start with, rows to skip from there)."""
         skip = self.start_batch * self.rows_per_batch
-        if self.keep is not None:  # how many rows each window keeps is only known by looking
+        if self.keep is not None:  # only reading tells how many rows each window keeps
             return 0, skip
         if skip >= self.order.num_rows:
             return self.order.num_windows, 0
         return self.order.find(skip)
 
 
-def iterate(array: ShardedArray, plan: BatchPlan, make: MakeBatch) -> Iterator[torch.Tensor]:
-    """The batches of ``plan``: ``make`` turns row numbers into a batch, with threads that it may use."""
+def iter_batches(array: ShardedArray, plan: BatchPlan, make: MakeBatch) -> Iterator[torch.Tensor]:
+    """The batches of ``plan``: ``make`` turns row numbers into a batch, and may use the threads."""
     with _Ahead(array, plan) as ahead:
         for numbers in _in_stored_order(plan, ahead) if plan.in_stored_order else _permuted(plan, ahead):
             yield make(numbers, ahead.threads)
 
 
 def _in_stored_order(plan: BatchPlan, ahead: "_Ahead") -> Iterator[RowNumbers]:
-    """No work per row: a row number for each would cost a third of what copying the row does."""
+    """Ranges of rows. Row numbers would cost a third of the time that copying the rows takes."""
     size, num_rows, chunk_rows = plan.rows_per_batch, plan.order.num_rows, plan.order.chunk_rows
     first = plan.start_batch * size
     finished = ready = first // chunk_rows
@@ -132,8 +132,10 @@ class _Ahead:
         self._array.release(self._prepared)  # those that were read ahead in vain
 
     def wait_for(self, window: int) -> NDArray[np.int64]:
-        """The rows of ``window`` in order (none in stored order), once its chunks are ready; raises what is
-        wrong with them.
+        """Wait until the chunks of ``window`` are ready; its rows in order (none in stored order).
+
+        Raises:
+            CorruptCacheError: a chunk is damaged.
         """
         order = self._plan.order
         last = min(window + self._windows_ahead, order.num_windows - 1)
@@ -156,7 +158,7 @@ class _Ahead:
         return rows if self._plan.keep is None else rows[self._plan.keep(rows)]
 
     def release(self, chunks: Iterable[int]) -> None:
-        """Let go of the memory behind chunks that nobody needs any more."""
+        """Free the memory behind chunks that are no longer needed."""
         numbers = [int(chunk) for chunk in chunks]
         self._array.release(numbers)
         self._prepared.difference_update(numbers)

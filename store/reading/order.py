@@ -61,11 +61,11 @@ class EpochOrder:
     def rows(self, window: int) -> NDArray[np.int64]:
         """Row numbers of a window in the order in which they are handed out."""
         starts = self.chunks(window)[:, None] * self.chunk_rows
-        rows = (starts + np.arange(self.chunk_rows)).reshape(-1)
-        rows = rows[rows < self.num_rows]
+        numbers = (starts + np.arange(self.chunk_rows)).reshape(-1)
+        numbers = numbers[numbers < self.num_rows]
         if self.epoch == 0:
-            return rows
-        return rows[np.argsort(window_keys(self.seed, self.epoch, rows))]
+            return numbers
+        return numbers[np.argsort(window_keys(self.seed, self.epoch, numbers))]
 
     def find(self, row: int) -> tuple[int, int]:
         """(window, place in it) of the row that is handed out as number ``row``."""

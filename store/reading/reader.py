@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, load_manifest
-from ..normalization import NORMALIZATIONS, NormalizationKind, Normalizer
+from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
-from .batches import BatchPlan, iterate
-from .buffers import BufferPool
+from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
+from .batches import BatchPlan, iter_batches
 from .order import EpochOrder
-from .row_reader import RowReader
+from .row_reader import BufferPool, RowReader
 from .sharded_array import RowNumbers, ShardedArray
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ _TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 
 
 def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
-    """Open a finished cache: a folder, or a URL as ``s3://bucket/team/name``.
+    """Open a finished cache: a folder, or a URL such as ``s3://bucket/team/name``.
 
-    With ``rows`` only the first training rows are there, a uniform sample (:meth:`ActivationCache.head`).
+    With ``rows`` only the first training rows are used, a uniform sample (:meth:`ActivationCache.head`).
 
-    Of a folder the manifest and the sizes of all files are read. Of a URL the manifest; the rest is
-    downloaded when it is read, and ahead of that, to the local cache that the processes of this machine share
-    (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), checked against the manifest.
+    Opening a folder reads the manifest and the sizes of all files. Opening a URL reads the manifest only:
+    shards are downloaded as they are read, and some ahead of that, into a folder that all processes of this
+    machine share (SAECACHE_CACHE_DIR, at most SAECACHE_CACHE_BYTES), and compared with the manifest.
 
     Raises:
         UsageError: no such folder or location, not a cache, a newer format, no access, or fewer rows.
@@ -63,8 +63,8 @@ class ActivationCache:
     """A finished cache, see :func:`open_cache`. Safe to use from several threads.
 
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
-    (rows of held-out documents, in reading order). ``normalization`` is one of ``unit``, ``none``, ``scale``,
-    ``unit_scale``, ``layer_norm``, as in ``normalization.py``; None gives rows as they are stored.
+    (rows of held-out documents, in reading order). ``normalization`` is one of ``normalization.KINDS``; None
+    gives rows as they are stored.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ActivationCache:
         files: "RemoteShards | None" = None,
         rows: int | None = None,
     ) -> None:
-        self.path = path  # its folder, or its URL
+        self.path = path  # the folder, or the URL
         self._files = files
         self._rows = rows  # training rows that are used; None: all
         self.manifest = manifest
@@ -100,14 +100,14 @@ class ActivationCache:
         return self.num_rows("train")
 
     def num_rows(self, split: str = "train") -> int:
-        _check_one_of("split", split, SPLITS)
+        check_one_of("split", split, SPLITS)
         return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
 
     def head(self, rows: int) -> "ActivationCache":
         """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
 
-        Held-out rows, token ids and documents stay whole, and so do :meth:`statistics`, which the
-        normalizations ``scale`` and ``unit_scale`` go by: a run on fewer rows sees them scaled as one on all.
+        Held-out rows, token ids and documents stay whole. So do :meth:`statistics`: the normalizations
+        ``scale`` and ``unit_scale`` multiply the rows by the same number as in a run on all of them.
 
         Raises:
             UsageError: there are fewer rows.
@@ -129,7 +129,7 @@ class ActivationCache:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Facts that do not make it another cache: when, by what software, how fast."""
+        """Facts that are not part of the identity: when, by which software and how fast it was made."""
         if self._files is None:
             return read_provenance(self.path)
         from ..remote.opening import read_remote_provenance
@@ -164,21 +164,27 @@ class ActivationCache:
             epoch: from 0.
             split: ``train`` or ``heldout``.
             normalization: what is handed out, None = as stored.
-            dtype: floating type of the batches.
+            dtype: a floating point type.
             start_batch: begin with this batch of the epoch; those before it are not read.
             drop_last: leave out a last batch that is shorter.
-            device: where the batches go.
+            device: where the batches go, as :func:`.choose_device` names it.
             num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
             sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
                 norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
                 and batches of two hooks no longer hold the same tokens.
 
         Raises:
-            UsageError: no such hook, split or normalization; a batch larger than the rows there are.
+            UsageError: no such hook, split, normalization or device; an argument of a wrong kind; a batch
+                larger than the rows there are.
             CorruptCacheError: while iterating, naming the shard.
         """
         reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
+        check_floating(dtype)
+        rows_per_batch, seed, epoch, start_batch = check_whole_numbers(
+            rows_per_batch=rows_per_batch, seed=seed, epoch=epoch, start_batch=start_batch
+        )
+        target = choose_device(str(device))
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
         plan = BatchPlan(
@@ -205,17 +211,17 @@ class ActivationCache:
         def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
             batch = pool.take(len(numbers), width, dtype)
             reader.fill(batch, numbers, pool, release=False, threads=threads)
-            return batch.to(device)
+            return batch.to(target)
 
-        batches = iterate(reader.activations, plan, make)
+        iterator = iter_batches(reader.activations, plan, make)
         if self._files is None:
-            return batches
+            return iterator
         specs = {array.spec.path: array.spec for array in reader.arrays}
         if plan.keep is not None:
             norm = self._layout.norm(split, hook)
             specs[norm.path] = norm
         shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
-        return _within(self._downloading(specs.values(), shards), batches)
+        return _iter_within(self._downloading(specs.values(), shards), iterator)
 
     def num_batches(
         self,
@@ -230,6 +236,9 @@ class ActivationCache:
         """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
         if sink_ratio is not None and hook is None:
             raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
+        (rows_per_batch,) = check_whole_numbers(rows_per_batch=rows_per_batch)
+        if rows_per_batch < 1:
+            raise UsageError(f"rows_per_batch: expected at least 1, got {rows_per_batch}")
         rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
         return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
@@ -241,11 +250,16 @@ class ActivationCache:
         normalization: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D]."""
+        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D].
+
+        Raises:
+            UsageError: no such hook, split or normalization, or ``dtype`` is no floating point type.
+            IndexError, TypeError: there are no rows of these numbers.
+            CorruptCacheError: naming the shard.
+        """
         reader = self._row_reader(hook, split, normalization)
-        if isinstance(indices, torch.Tensor):
-            indices = indices.cpu().numpy()
-        numbers = reader.activations.check_rows(np.asarray(indices).reshape(-1))
+        check_floating(dtype)
+        numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         shards = np.unique(numbers // self._layout.shard_rows).tolist()
         with self._downloading((array.spec for array in reader.arrays), shards):
@@ -268,15 +282,15 @@ class ActivationCache:
 
     def token_index(self, split: str = "train") -> ShardedArray:
         """uint64 [N]: sequence * context + position of each row."""
-        _check_one_of("split", split, SPLITS)
+        check_one_of("split", split, SPLITS)
         return self._arrays[self._layout.token(split).path]
 
     def locate(
         self, rows: Any, split: str = "train"
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where rows come from: (sequence, position, document), int64 [n] each."""
-        numbers = np.asarray(rows, dtype=np.int64).reshape(-1)
-        token = self.token_index(split).gather(numbers).astype(np.int64)
+        tokens = self.token_index(split)
+        token = tokens.gather(check_row_numbers(tokens, rows)).astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token
@@ -298,30 +312,30 @@ class ActivationCache:
 
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        checked = self._check_normalization(kind)
-        return Normalizer.of_mean_square(
-            checked, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm
-        )
+        kind = self.normalization if kind is None else kind
+        check_one_of("normalization", kind, list(KINDS))
+        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)
-        _check_one_of("split", split, SPLITS)
-        kind, layout = self._check_normalization(normalization), self._layout
+        check_one_of("split", split, SPLITS)
+        layout = self._layout
         return RowReader(
             activations=self._arrays[layout.activations(split, hook).path],
             norm=self._arrays[layout.norm(split, hook).path],
             mean=self._arrays[layout.mean(split, hook).path],
-            stored=self.normalization,
-            kind=kind,
-            scale=self.normalizer(hook, kind).scale,
+            stored=KINDS[self.normalization].starts_from,
+            normalizer=self.normalizer(hook, normalization),
             row_scale=self._arrays.get(layout.scale(split, hook).path),
         )
 
     def _sink_filter(
         self, hook: str, split: str, ratio: float
     ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """Which of some row numbers are not attention sinks."""
+        """A function that tells which of some row numbers are not attention sinks."""
         self._check_hook(hook)
+        if not isinstance(ratio, int | float | np.number):
+            raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
         if not ratio > 0:
             raise UsageError(f"sink_ratio must be positive, got {ratio}")
         norms = self._arrays[self._layout.norm(split, hook).path]
@@ -344,7 +358,7 @@ class ActivationCache:
         return self._kept[key]
 
     def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
-        """Within it these shards of some arrays are downloaded in this order, ahead of who reads them."""
+        """A context in which these shards of some arrays are downloaded in order, ahead of the reader."""
         if self._files is None:
             return nullcontext()
         specs = list(specs)
@@ -354,26 +368,17 @@ class ActivationCache:
         rows = self.num_rows(split)
         if num_rows is None:
             return rows
+        (num_rows,) = check_whole_numbers(num_rows=num_rows)
         if not 0 < num_rows <= rows:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
 
     def _check_hook(self, hook: str) -> None:
-        _check_one_of("hook", hook, self.hooks)
-
-    def _check_normalization(self, kind: str | None) -> NormalizationKind:
-        kind = self.normalization if kind is None else kind
-        _check_one_of("normalization", kind, NORMALIZATIONS)
-        return kind  # type: ignore[return-value]
+        check_one_of("hook", hook, self.hooks)
 
 
-def _check_one_of(what: str, name: str, known: Any) -> None:
-    if name not in known:
-        close = get_close_matches(str(name), known, n=3)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
-
-
-def _within(context: AbstractContextManager[None], batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _iter_within(
+    context: AbstractContextManager[None], batches: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
     with context:
         yield from batches

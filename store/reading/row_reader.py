@@ -1,16 +1,17 @@
 """Rows of one hook and split as one normalization, from the arrays that store them as another."""
 
+import weakref
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..normalization import SCALED, NormalizationKind
-from .buffers import BufferPool
+from ..normalization import Normalizer, Start
 from .sharded_array import RowNumbers, ShardedArray
 
+_KEPT_BUFFERS = 4
 _TORCH_DTYPE = {
     "float16": torch.float16,
     "float32": torch.float32,
@@ -21,19 +22,18 @@ _TORCH_DTYPE = {
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads stored rows [N, D] with their norm [N] and mean [N], and hands them out as ``kind``."""
+    """Reads stored rows [N, D] with their norm [N] and mean [N], and normalizes them."""
 
     activations: ShardedArray
     norm: ShardedArray
     mean: ShardedArray
-    stored: str  # the normalization of ``activations``: "unit" or "none"
-    kind: NormalizationKind
-    scale: float  # of the kinds "scale" and "unit_scale"
+    stored: Start  # what ``activations`` holds
+    normalizer: Normalizer
     row_scale: ShardedArray | None = None  # [N], of int8 rows
 
     @property
     def _needs_norms(self) -> bool:
-        return (self.stored == "unit") != (self.kind in ("unit", "layer_norm"))
+        return self.stored != self.normalizer.starts_from
 
     @property
     def arrays(self) -> list[ShardedArray]:
@@ -45,7 +45,7 @@ class RowReader:
         self,
         out: torch.Tensor,
         numbers: RowNumbers,
-        pool: BufferPool,
+        pool: "BufferPool",
         *,
         release: bool,
         threads: Executor | None = None,
@@ -59,7 +59,7 @@ class RowReader:
             release: let go of each chunk's memory when it was read.
             threads: share the reading of rows that are not consecutive.
         """
-        same = self.kind == self.stored and self.row_scale is None
+        same = not self._needs_norms and self.normalizer.factor == 1 and self.row_scale is None
         rows = out
         if not same and out.dtype != torch.float32:
             rows = pool.take(out.shape[0], out.shape[1], torch.float32)
@@ -73,7 +73,7 @@ class RowReader:
         self,
         out: torch.Tensor,
         numbers: RowNumbers,
-        pool: BufferPool,
+        pool: "BufferPool",
         release: bool,
         threads: Executor | None,
     ) -> None:
@@ -91,19 +91,45 @@ class RowReader:
     def _as_numbers(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.view(torch.bfloat16) if self.activations.spec.bits_of == "bfloat16" else stored
 
-    def _renormalize(self, y: torch.Tensor, numbers: RowNumbers) -> None:
-        """Stored rows float32 [n, D] -> rows of ``kind``, in place."""
+    def _renormalize(self, rows: torch.Tensor, numbers: RowNumbers) -> None:
+        """Turn stored rows float32 [n, D] into normalized ones, in place."""
         if self.row_scale is not None:
-            y.mul_(torch.from_numpy(self.row_scale.gather(numbers))[:, None])
-        wants_unit = self.kind in ("unit", "layer_norm")
+            rows.mul_(torch.from_numpy(self.row_scale.gather(numbers))[:, None])
         if self._needs_norms:
             norm = torch.from_numpy(self.norm.gather(numbers))[:, None]
             mean = torch.from_numpy(self.mean.gather(numbers))[:, None]
-            if wants_unit:
-                y.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+            if self.stored == "unit":
+                rows.mul_(norm).add_(mean)
             else:
-                y.mul_(norm).add_(mean)
-        if self.kind == "layer_norm":
-            y.mul_(sqrt(y.shape[1]))
-        elif self.kind in SCALED:
-            y.mul_(self.scale)
+                rows.sub_(mean).mul_(torch.where(norm > 0, 1 / norm, torch.zeros_like(norm)))
+        self.normalizer.finish(rows)
+
+
+class BufferPool:
+    """Hands out tensors; when the last tensor over a piece of memory is gone, the memory is used again.
+
+    Fresh memory fills several times slower than memory that was used before.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialized tensor [rows, width]."""
+        num_bytes = rows * width * dtype.itemsize
+        if not num_bytes:
+            return torch.empty(rows, width, dtype=dtype)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(num_bytes, np.uint8)
+        if len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+        # The tensor's storage holds this view, the view's end gives the memory back.
+        view = memory[:num_bytes]
+        weakref.finalize(view, self._give_back, memory).atexit = False
+        return torch.from_numpy(view).view(dtype).view(rows, width)
+
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        if len(self._free) < _KEPT_BUFFERS:
+            self._free.append(memory)

@@ -1,15 +1,39 @@
-"""What callers give to a writer, checked and brought into one form."""
+"""The arguments of a writer, checked and brought into one form."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...common.errors import UsageError
-from ..encoding.encode import int32_copy
-from ..layout import TokensKind
+from ..config import StorageConfig
+from ..layout import MAX_CONTEXT, MAX_WIDTH, TokensKind, check_hook_names
+from .planned_size import plan_layout
 
 SequenceArrays = dict[str, NDArray[np.int32]]  # "ids" and "document", those that exist
+
+
+def check_settings(
+    hooks: Mapping[str, int], context: int, heldout_fraction: float, storage: StorageConfig
+) -> None:
+    """Refuse what cannot become a cache.
+
+    Raises:
+        UsageError: naming the argument, what was expected and what was given.
+    """
+    if not hooks:
+        raise UsageError("hooks: expected at least one hook name with its width")
+    check_hook_names(list(hooks))
+    for hook, width in hooks.items():
+        if not 1 <= width <= MAX_WIDTH:
+            raise UsageError(f"hooks: {hook} has width {width}, expected 1 to {MAX_WIDTH}")
+    if not 1 <= context <= MAX_CONTEXT:
+        raise UsageError(f"context must be from 1 to {MAX_CONTEXT}, got {context}")
+    if not 0 <= heldout_fraction < 1:
+        raise UsageError(f"heldout_fraction must be in [0, 1), got {heldout_fraction}")
+    plan_layout(hooks, context, storage, train_rows=1)  # refuses chunks beyond the format
 
 
 def sequence_arguments(
@@ -58,3 +82,42 @@ def check_counts(counts: Any) -> None:
     """
     if wrong := {name: count for name, count in counts.items() if not isinstance(count, int) or count < 0}:
         raise UsageError(f"counts: expected whole numbers from 0, got {wrong}")
+
+
+def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) -> None:
+    """Activations of one hook as a caller gives them: torch or numpy, [n, D], any float type and device.
+
+    Raises:
+        UsageError: another shape or type.
+    """
+    shape = tuple(activations.shape)
+    if shape != (expected_rows, d_model):
+        raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")
+    is_tensor = isinstance(activations, torch.Tensor)
+    if not (activations.is_floating_point() if is_tensor else activations.dtype.kind == "f"):
+        raise UsageError(f"activations of {hook}: expected floating point numbers, got {activations.dtype}")
+
+
+def as_float32(activations: Any) -> NDArray[np.float32]:
+    """Rows [n, D] of a caller as C-contiguous float32 in main memory, copied only if they must be."""
+    if isinstance(activations, torch.Tensor):
+        tensor = activations.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        rows: NDArray[np.float32] = tensor.numpy()
+        return rows
+    return np.ascontiguousarray(activations, dtype=np.float32)
+
+
+def int32_copy(values: Any, name: str) -> NDArray[np.int32]:
+    """A copy of whole numbers from -1 to 2^31 - 1.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise UsageError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and (array.min() < -1 or array.max() >= 2**31):
+        raise UsageError(
+            f"{name}: expected values from -1 to {2**31 - 1}, got {array.min()} to {array.max()}"
+        )
+    return array.astype(np.int32)

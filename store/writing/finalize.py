@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,14 @@ from pydantic import ValidationError
 from ...common.errors import CorruptCacheError
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
-from ..encoding.compact import as_moments_need
+from ..encoding.number_types import to_moment_words
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..layout import SPLITS, ArraySpec, Layout
 from ..manifest import FileInfo, HookInfo
 from ..reading.sharded_array import ShardedArray
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
-from ..statistics import exact_quantiles
-from .delivery import Delivery
-from .moments import add_moments
+from ..statistics import add_moments, exact_quantiles
 from .shuffle import ShuffledSpill
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
@@ -37,7 +35,20 @@ _QUANTILE_BLOCK_ROWS = 1 << 20
 _UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
 
 Written = tuple[str, Future[tuple[int, str]]]  # a file's path, and its size and sha256 once it is durable
-Unit = tuple[list[Written], Any]  # the files, and what else is to be remembered (plain JSON)
+Unit = tuple[list[Written], Any]  # the files, and what else the record keeps (plain JSON)
+
+
+class Delivery(Protocol):
+    """Moves finished shards from the folder where they were written to the place of the cache."""
+
+    def has(self, file: FileInfo, *, keep: bool) -> bool:
+        """Whether a shard of a former run is still in the folder or, without ``keep``, at its place."""
+
+    def take(self, file: FileInfo, *, keep: bool) -> None:
+        """Copy a shard to its place; without ``keep`` it is then removed from the folder."""
+
+    def finish(self) -> None:
+        """Called once the manifest is written: wait for the copies, and copy what is left in the folder."""
 
 
 class Finalizer:
@@ -114,7 +125,7 @@ class Finalizer:
         return [self._write(spec, 0, chunks_of(values, spec))], None
 
     def _hook(self, hook: str, number: int) -> HookInfo:
-        """All rows of a hook, both splits, and its statistics."""
+        """Write all rows of a hook, both splits, and its statistics."""
         layout = self.layout
         sums = np.zeros((2, layout.hooks[hook]))
         for split in SPLITS:
@@ -147,7 +158,7 @@ class Finalizer:
             yield norms[start : start + _QUANTILE_BLOCK_ROWS]
 
     def _hook_shard(self, hook: str, number: int, split: str, shard: int) -> Unit:
-        """All arrays of one range of rows; remembers the partial sums [2, D] of the moments."""
+        """Write all arrays of one range of rows; the result holds the partial sums [2, D] of the moments."""
         layout = self.layout
         spec = layout.activations(split, hook)
         record = RecordLayout(layout.hooks[hook], layout.dtype)
@@ -156,11 +167,11 @@ class Finalizer:
         sums = np.zeros((2, spec.shape[1]))
         ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
 
-        def take(stored: StoredRows, first: int) -> None:
+        def collect(stored: StoredRows, first: int) -> None:
             for column, values in zip(columns, (stored.norm, stored.mean, stored.scale), strict=False):
                 column[first : first + len(stored)] = values
             if split == "train":
-                numbers = as_moments_need(stored.words, layout.dtype, stored.scale)
+                numbers = to_moment_words(stored.words, layout.dtype, stored.scale)
                 add_moments(numbers, stored.norm, stored.mean, self.unit, sums)
 
         def chunks() -> Iterator[NDArray[Any]]:
@@ -170,7 +181,7 @@ class Finalizer:
                 while first < len(stored):
                     count = min(spec.chunk_rows - used, len(stored) - first)
                     piece = stored[first : first + count]
-                    take(piece, done)
+                    collect(piece, done)
                     first, done = first + count, done + count
                     if count == spec.chunk_rows and spec.codec is None:
                         yield piece.words  # it stays where it is until it is written: see ``in_use``
@@ -189,7 +200,7 @@ class Finalizer:
         return files, sums.tolist()
 
     def _chunk_buffers(self, shape: tuple[int, int], word: np.dtype[Any]) -> list[NDArray[Any]]:
-        """As many as are in use at once, used again for shard after shard."""
+        """Buffers for all chunks in use at the same time; every shard uses them again."""
         if not self._ring or (self._ring[0].shape, self._ring[0].dtype) != (shape, word):
             self._ring = [np.empty(shape, word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
         return self._ring
@@ -201,7 +212,7 @@ class Finalizer:
         return path, self.shards.write(self.cache / path, chunks, spec.chunks_per_shard)
 
     def _once(self, name: str, write: Callable[[], Unit]) -> Any:
-        """Do ``write`` unless a former run did; its result is kept durably once its files are."""
+        """Call ``write`` unless a former run did, and record its result once its files are durable."""
         record = self.done / f"{name}.json"
         done = self._read_record(record)
         if done is None:
@@ -226,7 +237,7 @@ class Finalizer:
                 self.on_progress(self.done_bytes, self.total_bytes)
 
     def _read_record(self, record: Path) -> tuple[list[FileInfo], Any] | None:
-        """What a former run wrote, unless it has to be written again."""
+        """The record of a former run; None if its files have to be written again."""
         if not record.is_file():
             return None
         saved = json.loads(record.read_bytes())
@@ -239,7 +250,7 @@ class Finalizer:
 
 
 def _record(record: Path, written: list[Written], extra: Any) -> list[FileInfo]:
-    """Write down, durably, what a unit has written, once that is durable."""
+    """Record the files of a unit durably, once the files themselves are durable."""
     files = []
     for path, finished in written:
         size, digest = finished.result()
@@ -250,7 +261,7 @@ def _record(record: Path, written: list[Written], extra: Any) -> list[FileInfo]:
 
 
 def chunks_of(rows: NDArray[Any], spec: ArraySpec) -> Iterator[NDArray[Any]]:
-    """Inner chunks of ``rows``; the last one is filled up with zeros, as Zarr wants it."""
+    """Inner chunks of ``rows``; the last one is padded with zeros, as Zarr requires."""
     for first in range(0, len(rows), spec.chunk_rows):
         block = np.ascontiguousarray(rows[first : first + spec.chunk_rows], dtype=spec.dtype)
         if len(block) < spec.chunk_rows:

@@ -1,4 +1,4 @@
-"""The durable point of an unfinished cache: replaced atomically after every file it speaks of was synced."""
+"""The journal of an unfinished cache, replaced atomically after every file it refers to was synced."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,11 +1,11 @@
-"""Before any work: how large a cache will be, and whether it fits."""
+"""How large a cache will be, and whether it fits, before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UsageError
-from ..config import GIB, StorageConfig
+from ..config import StorageConfig, readable_bytes
 from ..disk_space import free_space
 from ..encoding.records import RecordLayout
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
@@ -20,6 +20,14 @@ class PlannedSize:
 
     final_bytes: int
     peak_bytes: int
+
+    @classmethod
+    def of_layout(cls, layout: Layout) -> "PlannedSize":
+        """While it is written a cache is there twice: spilled, and as finished shards."""
+        records = sum(RecordLayout(width, layout.dtype).record_bytes for width in layout.hooks.values())
+        spill = (layout.train_rows + layout.heldout_rows) * (records + 8)
+        spill += layout.sequences * layout.context * 4 * len(layout.sequence_arrays())
+        return cls(layout.total_bytes(), layout.total_bytes() + spill)
 
 
 def plan_size(
@@ -48,9 +56,7 @@ def plan_size(
         hooks, context, storage, train_rows=rows, heldout_rows=1, sequences=sequences, tokens=kind
     )
     check_manifest_fits(layout, storage)
-    records = sum(RecordLayout(width, storage.dtype).record_bytes for width in hooks.values())
-    spill = rows * (records + 8 + (8 if tokens else 0))
-    return PlannedSize(final_bytes=layout.total_bytes(), peak_bytes=layout.total_bytes() + spill)
+    return PlannedSize.of_layout(layout)
 
 
 def plan_layout(
@@ -63,7 +69,7 @@ def plan_layout(
     sequences: int = 0,
     tokens: TokensKind = "none",
 ) -> Layout:
-    """The arrays of a cache that is stored as ``storage`` says.
+    """The arrays of a cache with the settings ``storage``.
 
     Raises:
         UsageError: one chunk would be larger than the format allows.
@@ -117,8 +123,9 @@ def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: i
     existing, free = free_space(path)
     needed = planned.peak_bytes - already_bytes
     if needed > free:
+        finished = readable_bytes(planned.final_bytes)
         raise UsageError(
-            f"not enough disk space at {existing}: the cache needs {needed / GIB:.1f} GiB while it "
-            f"is written ({planned.final_bytes / GIB:.1f} GiB when finished), {free / GIB:.1f} GiB are free; "
+            f"not enough disk space at {existing}: the cache needs {readable_bytes(needed)} while it is "
+            f"written ({finished} when finished), {readable_bytes(free)} are free; "
             "harvest fewer tokens or hooks, or choose another output folder"
         )

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
-from .spill_reader import SpillReader
+from .spill import SpillReader
 
 _MOST_BUFFERS = 4
 _HELDOUT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BucketRange:
     """A range of the sorted rows of one bucket of one spill file, small enough for memory."""
 
     name: str
@@ -34,15 +34,11 @@ class _Part:
 
 @dataclass
 class _Buffer:
-    """Room for a part, and the thread's work of filling it."""
+    """Memory for a range, and the thread's work of filling it."""
 
     rows: StoredRows
-    part: _Part | None = None
+    part: _BucketRange | None = None
     filling: futures.Future[None] | None = None
-
-
-def _nothing_in_use() -> Iterable[futures.Future[Any]]:
-    return ()
 
 
 class ShuffledSpill:
@@ -53,7 +49,7 @@ class ShuffledSpill:
         seed: of the shuffle.
         num_buckets: of the spill.
         limit_bytes: bound on a buffer; there are two, or up to four where they are small.
-        in_use: what has to be done before rows that were handed out earlier may be overwritten.
+        in_use: the work that must end before rows that were yielded earlier may be overwritten.
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class ShuffledSpill:
         seed: int,
         num_buckets: int,
         limit_bytes: int,
-        in_use: Callable[[], Iterable[futures.Future[Any]]] = _nothing_in_use,
+        in_use: Callable[[], Iterable[futures.Future[Any]]] = lambda: (),
     ) -> None:
         self._spill = SpillReader(folder, num_buckets)
         self._seed = seed
@@ -88,8 +84,8 @@ class ShuffledSpill:
     ) -> Iterator[StoredRows]:
         """The stored rows ``start:stop`` of a hook, in order, some at a time.
 
-        What is yielded may be overwritten when the next is asked for, but not before all that ``in_use`` then
-        names is done.
+        Yielded rows may be overwritten once the next are requested and the work that ``in_use`` then returns
+        is done.
         """
         name = f"hook.{hook}"
         if split == "heldout":  # stays in the order in which it arrived
@@ -102,25 +98,26 @@ class ShuffledSpill:
         if start == stop:
             return
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
-        part: _Part | None = self._part(name, bucket, start - self._first_row(bucket), layout)
+        part: _BucketRange | None = self._part(name, bucket, start - self._first_row(bucket), layout)
         while start < stop:
             assert part is not None
             first = self._first_row(part.bucket)
-            rows = self._sorted(part, layout)
+            in_order = self._sorted(part, layout)
             end = min(stop, first + part.stop)
-            yield rows[start - first - part.start : end - first - part.start]
+            yield in_order[start - first - part.start : end - first - part.start]
             start, part = end, self._part_after(part, layout)
 
     def _first_row(self, bucket: int) -> int:
         return int(self._bucket_ends[bucket] - self._bucket_rows[bucket])
 
-    def _part(self, name: str, bucket: int, row: int, layout: RecordLayout) -> _Part:
+    def _part(self, name: str, bucket: int, row: int, layout: RecordLayout) -> _BucketRange:
         """The part with a row of a bucket."""
         limit = max(1, self._limit_bytes // layout.record_bytes)
         number = row // limit
-        return _Part(name, bucket, number * limit, min((number + 1) * limit, int(self._bucket_rows[bucket])))
+        stop = min((number + 1) * limit, int(self._bucket_rows[bucket]))
+        return _BucketRange(name, bucket, number * limit, stop)
 
-    def _part_after(self, part: _Part, layout: RecordLayout) -> _Part | None:
+    def _part_after(self, part: _BucketRange, layout: RecordLayout) -> _BucketRange | None:
         bucket, row = part.bucket, part.stop
         while row == self._bucket_rows[bucket]:
             bucket, row = bucket + 1, 0
@@ -128,7 +125,7 @@ class ShuffledSpill:
                 return None
         return self._part(part.name, bucket, row, layout)
 
-    def _sorted(self, part: _Part, layout: RecordLayout) -> StoredRows:
+    def _sorted(self, part: _BucketRange, layout: RecordLayout) -> StoredRows:
         """The sorted rows of a part; those of the next are then under way in the others."""
         if not self._buffers or self._buffers[0].rows.layout != layout:
             self._buffers = self._room_for(layout)
@@ -136,7 +133,7 @@ class ShuffledSpill:
             while self._buffers[0].part != part:
                 self._buffers.rotate(-1)
         current = self._buffers[0]
-        wanted: _Part | None = part
+        wanted: _BucketRange | None = part
         for buffer in self._buffers:
             if wanted is None:
                 break
@@ -154,8 +151,8 @@ class ShuffledSpill:
         number = min(_MOST_BUFFERS, max(2, 2 * self._limit_bytes // (rows * layout.record_bytes)))
         return deque(_Buffer(StoredRows.empty(layout, rows)) for _ in range(number))
 
-    def _fill(self, buffer: _Buffer, part: _Part) -> None:
-        """Have the thread put the sorted rows of a part into a buffer, once nobody reads it any more."""
+    def _fill(self, buffer: _Buffer, part: _BucketRange) -> None:
+        """Let the thread put the sorted rows of a range into a buffer, once nobody reads it any more."""
         in_use = list(self._in_use())
         rows = buffer.rows[: part.stop - part.start]
 
@@ -165,7 +162,7 @@ class ShuffledSpill:
 
         buffer.part, buffer.filling = part, self._thread.submit(fill)
 
-    def _sort_into(self, rows: StoredRows, part: _Part) -> None:
+    def _sort_into(self, rows: StoredRows, part: _BucketRange) -> None:
         ranks = self._ranks_of(part.bucket)
         record_bytes = rows.layout.record_bytes
         if part.bucket + 1 < self._heldout:

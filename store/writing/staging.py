@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoding.encode import as_float32, encode_rows
+from ..encoding.encode import encode_rows
 from ..encoding.records import RecordLayout
+from .arguments import as_float32
 from .spill import Block, SpillWriter
 
 _FIRST_BLOCK_BYTES = 32 << 20
@@ -34,7 +35,7 @@ class BadRow:
 
 
 class Staging:
-    """Two blocks: one is filled while the other is written."""
+    """Collects rows in two blocks: one is filled while the other is written."""
 
     def __init__(
         self, spill: SpillWriter, records: Mapping[str, RecordLayout], *, unit: bool, block_bytes: int
@@ -46,7 +47,7 @@ class Staging:
         row_bytes = record_bytes + 12  # token and bucket beside them
         capacity = max(64, block_bytes // row_bytes)
         self._first_block_rows = max(64, min(capacity, _FIRST_BLOCK_BYTES // row_bytes))
-        self._rows_taken = 0
+        self._rows_added = 0
         self._block, self._other = (Block(capacity, list(records.values())) for _ in range(2))
         self._sequence_bytes = 0
         self.blocks_submitted = 0
@@ -54,7 +55,7 @@ class Staging:
     def add_rows(
         self, activations: Mapping[str, Any], token: NDArray[np.uint64], bucket: NDArray[np.integer]
     ) -> BadRow | None:
-        """Take rows: hook -> [n, D], token [n], bucket [n]. Stops at the first bad row and returns it."""
+        """Add rows: hook -> [n, D], token [n], bucket [n]. Stops at the first bad row and returns it."""
         for given, room in self._places(token, bucket, _ENCODE_ROWS):
             for i, (hook, record) in enumerate(self._records.items()):
                 x = as_float32(activations[hook][given])
@@ -67,7 +68,7 @@ class Staging:
     def add_records(
         self, records: Sequence[NDArray[np.uint8]], token: NDArray[np.uint64], bucket: NDArray[np.integer]
     ) -> None:
-        """Take encoded rows: [n, record_bytes] of each hook in turn, token [n], bucket [n]."""
+        """Add encoded rows: [n, record_bytes] of each hook in turn, token [n], bucket [n]."""
         for given, room in self._places(token, bucket, len(token)):
             for target, source in zip(self._block.records, records, strict=True):
                 target[room] = source[given]
@@ -75,8 +76,10 @@ class Staging:
     def _places(
         self, token: NDArray[np.uint64], bucket: NDArray[np.integer], most: int
     ) -> Iterator[tuple[slice, slice]]:
-        """(which of the rows given, where in the block), at most ``most`` at a time; they count as taken when
-        the next are asked for, and full blocks go to the spill.
+        """Pairs (slice of the given rows, slice of the block) of at most ``most`` rows.
+
+        When the next pair is requested, the rows of this one count as added, and a full block goes to the
+        spill.
         """
         start = 0
         while start < len(token):
@@ -88,17 +91,17 @@ class Staging:
             block.token[room], block.bucket[room] = token[given], bucket[given]
             block.used += count
             start += count
-            self._rows_taken += count
+            self._rows_added += count
             if block.used == full:
                 self.flush()
 
     def _rows_of_block(self) -> int:
         """Small blocks at first, so that writing begins early; later large ones, for large segments."""
-        wanted = max(self._first_block_rows, self._rows_taken // 8, self._block.used + 1)
+        wanted = max(self._first_block_rows, self._rows_added // 8, self._block.used + 1)
         return min(self._block.capacity, wanted)
 
     def add_sequences(self, arrays: dict[str, NDArray[np.int32]]) -> None:
-        """Take token arrays int32 [n, context], by name."""
+        """Add token arrays int32 [n, context], by name."""
         if arrays:
             self._block.sequences.append(arrays)
             self._sequence_bytes += sum(array.nbytes for array in arrays.values())

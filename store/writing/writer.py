@@ -1,4 +1,4 @@
-"""Writing a cache: rows in reading order in, one finished shuffled cache out, whatever happens in between."""
+"""Writing a cache: rows arrive in reading order and become one shuffled cache, despite interruptions."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,22 +13,25 @@ from numpy.typing import NDArray
 from ...common.errors import BadActivationError, UsageError
 from ..config import StorageConfig
 from ..disk_space import disk_explained
-from ..encoding.encode import check_rows
 from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences, fingerprint, whole_identity
 from ..keys import is_heldout, row_keys
 from ..layout import TokensKind
 from ..manifest import Manifest, load_manifest
-from .arguments import SequenceArrays, check_counts, row_arguments, sequence_arguments
-from .buckets import bucket_of, choose_buckets
-from .delivery import Delivery
-from .finalize import Finalizer
+from .arguments import (
+    SequenceArrays,
+    check_counts,
+    check_rows,
+    check_settings,
+    row_arguments,
+    sequence_arguments,
+)
+from .finalize import Delivery, Finalizer
 from .journal import WORK_FOLDER, Journal, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
 from .planned_size import plan_layout
 from .publish import publish
-from .settings import check_settings
-from .spill import SpillWriter
+from .spill import SpillWriter, bucket_of, choose_buckets
 from .staging import Staging
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -67,10 +70,10 @@ class CacheWriter:
             seed: of the shuffle and of the held-out split.
             heldout_fraction: share of documents kept out of training, in [0, 1).
             storage: number type, normalization, sizes; the defaults when None.
-            provenance: facts that do not make it another cache (who, where, ...), plain JSON.
+            provenance: facts that are not part of the identity (who, where, ...), plain JSON.
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
                 fits in memory. The finished bytes do not depend on it.
-            delivery: takes the shards away as they are finished; then ``path`` is the place of work only.
+            delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -89,7 +92,7 @@ class CacheWriter:
         self._records = {hook: RecordLayout(width, self.storage.dtype) for hook, width in self.hooks.items()}
         self._spill: SpillWriter | None = None
         self._staging: Staging | None = None
-        self._failed = False  # an error left rows half taken: nothing more may be written or committed
+        self._failed = False  # an error left rows half written: nothing more may be written or committed
         self._created = not self.path.exists()
         self._lock = claim_output(self.path)
         try:
@@ -109,7 +112,7 @@ class CacheWriter:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the caller gave to the last commit, {} before the first."""
+        """The caller's ``progress`` of the last commit, {} before the first."""
         return dict(self._journal.progress)
 
     @property
@@ -167,16 +170,14 @@ class CacheWriter:
         self._check_usable()
         self._check_hooks(records)
         assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
-        with disk_explained(self.path), self._failing():
+        with self._working():
             staging = self._begin_writing(self._pending.tokens)
             bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
             if split == "heldout":
                 bucket[:] = self._journal.num_buckets
             staging.add_records([records[hook] for hook in self.hooks], token, bucket)
             count = f"{split}_rows"
-            self._pending = self._pending.model_copy(
-                update={count: getattr(self._pending, count) + len(token)}
-            )
+            self._advance(**{count: getattr(self._pending, count) + len(token)})
 
     def write_token_arrays(
         self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
@@ -184,11 +185,9 @@ class CacheWriter:
         """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
         self._check_usable()
         self._check_goes_on(tokens)
-        with disk_explained(self.path), self._failing():
+        with self._working():
             self._begin_writing(tokens).add_sequences(dict(arrays))
-            self._pending = self._pending.model_copy(
-                update={"sequences": self._pending.sequences + sequences}
-            )
+            self._advance(sequences=self._pending.sequences + sequences)
 
     def commit(self, progress: Mapping[str, Any] | None = None) -> None:
         """Make everything written so far durable, together with ``progress`` (plain JSON; None keeps the
@@ -198,15 +197,13 @@ class CacheWriter:
             DiskFullError: the disk is full; the commit before this one still stands.
         """
         self._check_usable()
-        with disk_explained(self.path), self._failing():
-            update: dict[str, Any] = {}
+        with self._working():
             if progress is not None:
-                update["progress"] = json.loads(canonical_json(dict(progress)))
+                self._advance(progress=json.loads(canonical_json(dict(progress))))
             if self._staging is not None and self._spill is not None:
                 self._staging.flush()
                 self._spill.sync()
-                update["blocks"] = self._journal_blocks + self._staging.blocks_submitted
-            self._pending = self._pending.model_copy(update=update)
+                self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
             write_journal(self.path, self._pending)
             self._journal = self._pending
 
@@ -221,7 +218,7 @@ class CacheWriter:
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
-            provenance: further facts that do not make it another cache (throughput, ...).
+            provenance: further facts that are not part of the identity (throughput, ...).
             on_progress: called with (bytes done, bytes in all).
 
         Raises:
@@ -231,7 +228,7 @@ class CacheWriter:
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
         self.commit()
-        with disk_explained(self.path), self._failing():
+        with self._working():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
                 publish(self.path, self._build(counts, on_progress), facts)
             manifest = load_manifest(self.path)
@@ -242,7 +239,7 @@ class CacheWriter:
         return manifest
 
     def close(self) -> None:
-        """Stop. What was committed can be continued later; where nothing was, nothing is left behind."""
+        """Stop. The next writer continues from the last commit; before the first, nothing is left behind."""
         self._close_threads()
         if self._lock.is_locked:
             if not self._journal.sequences and not (self.path / "zarr.json").is_file():
@@ -293,7 +290,7 @@ class CacheWriter:
                 self._spill, self._records, unit=unit, block_bytes=self.storage.memory_bytes // 4
             )
             self._journal_blocks = self._journal.blocks
-            self._pending = self._pending.model_copy(update={"tokens": tokens})
+            self._advance(tokens=tokens)
         return self._staging
 
     @property
@@ -308,7 +305,7 @@ class CacheWriter:
             raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
 
     def _begin_writing(self, tokens: TokensKind) -> Staging:
-        """The staging area; what a former finalize has written goes, because more is coming."""
+        """The staging area. The results of a former finalize are removed, because more rows follow."""
         if self._staging is None:
             discard_results(self.path)
         return self._open_spill(tokens)
@@ -327,7 +324,7 @@ class CacheWriter:
         for hook, width in self.hooks.items():
             check_rows(activations[hook], len(where), width, hook)
         self._check_goes_on(tokens)
-        with disk_explained(self.path), self._failing():
+        with self._working():
             staging = self._begin_writing(tokens)
             first = self._pending.sequences
             token = where.astype(np.uint64) + np.uint64(first * self.context)
@@ -342,16 +339,14 @@ class CacheWriter:
                 raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self.storage.dtype)}")
             staging.add_sequences(sequence_arrays)
             num_heldout = int(heldout.sum())
-            self._pending = self._pending.model_copy(
-                update={
-                    "sequences": first + len(keep),
-                    "train_rows": self._pending.train_rows + len(where) - num_heldout,
-                    "heldout_rows": self._pending.heldout_rows + num_heldout,
-                }
+            self._advance(
+                sequences=first + len(keep),
+                train_rows=self._pending.train_rows + len(where) - num_heldout,
+                heldout_rows=self._pending.heldout_rows + num_heldout,
             )
 
     def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
-        """Write every shard; what the manifest then says."""
+        """Write every shard; the manifest of them."""
         journal = self._journal
         if not journal.train_rows or journal.tokens is None:
             raise UsageError(
@@ -381,9 +376,13 @@ class CacheWriter:
             delivery=self._delivery,
         )
         files, hooks = finalizer.run()
-        return Manifest.describing(
+        return Manifest.from_layout(
             layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
         )
+
+    def _advance(self, **changed: Any) -> None:
+        """Note what the next commit will make durable."""
+        self._pending = self._pending.model_copy(update=changed)
 
     def _check_hooks(self, activations: Mapping[str, Any]) -> None:
         if set(activations) != set(self.hooks):
@@ -395,10 +394,11 @@ class CacheWriter:
             raise UsageError(f"this writer cannot go on, {why}; a new one with the same arguments continues")
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """An error inside leaves rows half taken: the writer then refuses everything but to be closed."""
+    def _working(self) -> Iterator[None]:
+        """After an error inside, rows may be half written: the writer then refuses all but ``close``."""
         try:
-            yield
+            with disk_explained(self.path):
+                yield
         except BaseException:
             self._failed = True
             raise

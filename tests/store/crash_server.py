@@ -19,7 +19,7 @@ from typing import Any
 
 from saecache.store import open_cache
 from saecache.store.derived import replay
-from saecache.store.derived.converting import codec_named, convert_cache
+from saecache.store.derived.converting import convert_cache, parse_codec
 from saecache.store.derived.merging import merge_caches
 from saecache.store.derived.slicing import slice_cache
 
@@ -28,7 +28,7 @@ DERIVE: dict[str, Callable[..., object]] = {
     "merge": merge_caches,
     "slice": lambda sources, path, **how: slice_cache(*sources, path, **how),
     "convert": lambda sources, path, dtype, codec: convert_cache(
-        *sources, path, dtype=dtype, codec=codec_named(codec, None)
+        *sources, path, dtype=dtype, codec=parse_codec(codec, None)
     ),
 }
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))

@@ -23,7 +23,7 @@ from saecache.store import (
     slice_cache,
     verify_cache,
 )
-from saecache.store.encoding.compact import decode_words, encode_words
+from saecache.store.encoding.number_types import decode_words, encode_words
 from saecache.store.manifest import load_manifest
 from saecache.store.shard_file import crc32c
 

@@ -35,8 +35,7 @@ from saecache.store.identity import fingerprint
 from saecache.store.info import describe, read_provenance
 from saecache.store.layout import ArraySpec
 from saecache.store.manifest import Manifest, load_manifest, parse_manifest
-from saecache.store.shard_file import crc32c
-from saecache.store.shard_index import parse_index
+from saecache.store.shard_file import crc32c, parse_index
 from saecache.store.untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, parse_json
 
 EXAMPLES = 5000 if os.environ.get("SAECACHE_LONG_TESTS") else 300

@@ -15,8 +15,7 @@ import pytest
 
 from saecache.store import CorruptCacheError, ShardedArray, shard_file
 from saecache.store.layout import ArraySpec
-from saecache.store.shard_file import ABSENT, ShardWriter, crc32c
-from saecache.store.shard_index import parse_index
+from saecache.store.shard_file import ABSENT, ShardWriter, crc32c, parse_index
 
 SPEC = ArraySpec("a", (10, 2), "float16", 4, 12, ("row", "dimension"))
 STORED = SPEC.chunk_bytes + 4

@@ -90,7 +90,7 @@ def test_wrong_bytes_with_right_checksums_of_their_own(copy: Path) -> None:
 
 def test_altered_and_missing_metadata(copy: Path) -> None:
     spec = load_manifest(copy).layout.ids()
-    (copy / spec.metadata_path).write_bytes(metadata_bytes(spec.metadata() | {"shape": [1, 1]}))
+    (copy / spec.path / "zarr.json").write_bytes(metadata_bytes(spec.metadata() | {"shape": [1, 1]}))
     (copy / "rows" / "zarr.json").unlink()
     (copy / "heldout" / "zarr.json").write_text("{")
     problems = verify_cache(copy).problems
@@ -104,7 +104,7 @@ def test_altered_and_missing_metadata(copy: Path) -> None:
 def test_rows_in_another_order_than_the_seed_says(copy: Path) -> None:
     manifest = load_manifest(copy)
     identity = manifest.identity | {"seed": 12345}
-    other = manifest.describing(
+    other = manifest.from_layout(
         manifest.layout,
         identity,
         dict(manifest.hooks),

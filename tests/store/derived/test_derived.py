@@ -17,7 +17,7 @@ from saecache.store import (
     open_cache,
     verify_cache,
 )
-from saecache.store.derived import repeats
+from saecache.store.derived import merging
 from saecache.store.derived.merging import merge_caches
 from saecache.store.derived.slicing import slice_cache
 from saecache.store.keys import is_heldout
@@ -275,7 +275,7 @@ def test_a_row_on_the_wrong_side_of_the_split_is_found(
     from saecache.store.writing.publish import root_metadata
 
     manifest = write_cache(tmp_path / "c", source, heldout_fraction=0.2)
-    other = type(manifest).describing(
+    other = type(manifest).from_layout(
         manifest.layout,
         manifest.identity | {"heldout_fraction": 0.6},
         dict(manifest.hooks),
@@ -325,7 +325,7 @@ def test_shared_documents_are_found_wherever_they_lie(tmp_path: Path, shared: in
 
 def test_documents_are_told_apart_across_blocks(monkeypatch: pytest.MonkeyPatch, cache_path: Path) -> None:
     cache = open_cache(cache_path)
-    whole = repeats.document_hashes(cache)
+    whole = merging.document_hashes(cache)
     assert len(whole) == 20  # each of 48 tokens, in three sequences
-    monkeypatch.setattr(repeats, "_BLOCK_TOKENS", 16)
-    assert np.array_equal(repeats.document_hashes(cache), whole)
+    monkeypatch.setattr(merging, "_BLOCK_TOKENS", 16)
+    assert np.array_equal(merging.document_hashes(cache), whole)

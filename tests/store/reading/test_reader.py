@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -359,6 +360,62 @@ def test_bad_requests(cache: ActivationCache) -> None:
         cache.batches(HOOK, 4, sink_ratio=-1.0)
     with pytest.raises(UsageError, match="needs the hook"):
         cache.num_batches(4, sink_ratio=2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"dtype": torch.int32},
+            "dtype: expected a floating point type such as torch.float32, got torch.int32",
+        ),
+        ({"dtype": "float32"}, "dtype: expected a floating point type such as torch.float32, got 'float32'"),
+        ({"rows_per_batch": 8.0}, "rows_per_batch: expected a whole number, got 8.0"),
+        ({"rows_per_batch": "8"}, "rows_per_batch: expected a whole number, got '8'"),
+        ({"rows_per_batch": True}, "rows_per_batch: expected a whole number, got True"),
+        ({"seed": 0.5}, "seed: expected a whole number, got 0.5"),
+        ({"epoch": None}, "epoch: expected a whole number, got None"),
+        ({"start_batch": 1.5}, "start_batch: expected a whole number, got 1.5"),
+        ({"num_rows": "all"}, "num_rows: expected a whole number, got 'all'"),
+        ({"sink_ratio": "10"}, "sink_ratio: expected a number, got '10'"),
+        ({"split": None}, "no split None; expected one of train, heldout"),
+        ({"normalization": 3}, "no normalization 3; expected one of unit"),
+        ({"device": "cuad"}, "device='cuad' cannot be used here"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(
+    cache: ActivationCache, settings: dict[str, Any], message: str
+) -> None:
+    """An integer type used to give batches of zeros."""
+    with pytest.raises(UsageError, match=re.escape(message)):
+        cache.batches(HOOK, **({"rows_per_batch": 8} | settings))
+    if settings.keys() & {"dtype", "split", "normalization"}:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            cache.rows(HOOK, [0, 1], **settings)
+    if settings.keys() & {"rows_per_batch", "num_rows", "split"}:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            cache.num_batches(**settings)
+
+
+def test_hooks_and_row_numbers_of_a_wrong_kind_are_refused(cache: ActivationCache) -> None:
+    with pytest.raises(UsageError, match="no hook 3; expected one of"):
+        cache.batches(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"no hook \['resid_post.1'\]"):
+        cache.rows([HOOK], [0])  # type: ignore[arg-type]
+    for numbers in ([0.5], "3", [True, False], torch.tensor([0.0])):
+        with pytest.raises(TypeError, match="rows are addressed by"):
+            cache.rows(HOOK, numbers)
+        with pytest.raises(TypeError, match="rows are addressed by"):
+            cache.locate(numbers)
+    with pytest.raises(UsageError, match="rows_per_batch: expected at least 1, got 0"):
+        cache.num_batches(0)
+
+
+def test_numbers_of_numpy_are_whole_numbers(cache: ActivationCache) -> None:
+    settings = {"seed": np.int64(2**40), "epoch": np.int32(1), "start_batch": np.uint8(1)}
+    got = cache.batches(HOOK, np.int64(8), **settings)  # type: ignore[arg-type]
+    expected = cache.batches(HOOK, 8, seed=2**40, epoch=1, start_batch=1)
+    assert torch.equal(next(got), next(expected))
 
 
 def test_an_empty_heldout_split(tmp_path: Path, source: Any, write_cache: Callable[..., Any]) -> None:

@@ -73,7 +73,7 @@ def test_no_space_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 << 30))
     planned = PlannedSize(final_bytes=6 << 30, peak_bytes=12 << 30)
     with pytest.raises(
-        UsageError, match=r"needs 12.0 GiB while it is written \(6.0 GiB when finished\), 10.0 GiB"
+        UsageError, match=r"needs 12.00 GiB while it is written \(6.00 GiB when finished\), 10.00 GiB"
     ):
         check_disk_space(tmp_path / "not" / "yet" / "there", planned)
     check_disk_space(tmp_path, planned, already_bytes=3 << 30)

@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from saecache.store import StorageConfig, row_keys
 from saecache.store.encoding.records import RecordLayout
-from saecache.store.writing.buckets import MAX_BUCKETS, bucket_of, choose_buckets
 from saecache.store.writing.shuffle import ShuffledSpill
-from saecache.store.writing.spill import Block, SpillLengths, SpillWriter
+from saecache.store.writing.spill import (
+    MAX_BUCKETS,
+    Block,
+    SpillLengths,
+    SpillWriter,
+    bucket_of,
+    choose_buckets,
+)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

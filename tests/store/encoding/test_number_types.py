@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saecache.store.encoding import half
+from saecache.store.encoding import number_types
 
 
-@pytest.mark.parametrize("way", [half.narrow, half.narrow_by_bits])
+@pytest.mark.parametrize("way", [number_types.narrow, number_types.narrow_by_bits])
 @pytest.mark.parametrize("start", range(0, 0x8000, 0x1000))
 def test_numbers_are_rounded_to_nearest_even(way, start: int) -> None:  # type: ignore[no-untyped-def]
     """Around every float16: itself, the middle to the next, and the float32 beside them."""
@@ -30,7 +30,7 @@ def test_numbers_are_rounded_to_nearest_even(way, start: int) -> None:  # type: 
     assert largest == (expected.view(np.uint16) & 0x7FFF).max()
 
 
-@pytest.mark.parametrize("way", [half.narrow, half.narrow_by_bits])
+@pytest.mark.parametrize("way", [number_types.narrow, number_types.narrow_by_bits])
 def test_subnormals_and_nan(way) -> None:  # type: ignore[no-untyped-def]
     values = np.linspace(-(2.0**-13), 2.0**-13, 20001, dtype=np.float32)
     target = np.empty(len(values), np.uint16)
@@ -43,7 +43,8 @@ def test_subnormals_and_nan(way) -> None:  # type: ignore[no-untyped-def]
 def test_without_the_instruction_rows_are_rounded_all_the_same(tmp_path: Path) -> None:
     """Compiled for a processor that does not have it; a call of what does not exist would end the process."""
     code = (
-        "import numpy as np; from saecache.store.encoding.half import narrow; t = np.empty(8, np.uint16);"
+        "import numpy as np; from saecache.store.encoding.number_types import narrow;"
+        "t = np.empty(8, np.uint16);"
         "narrow(np.full(8, 0.1, np.float32), t); print(t.view(np.float16)[0] == np.float16(0.1))"
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}

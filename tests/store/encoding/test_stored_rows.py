@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saecache.store.encoding.copying import copy_rows, widen_rows
+from saecache.store.encoding.stored_rows import copy_rows, widen_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int32", "uint64"])

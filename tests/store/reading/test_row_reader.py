@@ -2,7 +2,7 @@
 
 import torch
 
-from saecache.store.reading.buffers import BufferPool
+from saecache.store.reading.row_reader import BufferPool
 
 
 def test_memory_comes_back_only_when_nothing_uses_it() -> None:
