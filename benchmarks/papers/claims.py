@@ -206,7 +206,7 @@ def page(runs: Path) -> str:
         "# What the papers claim, and what comes out on the demo cache",
         "",
         "Made by `python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims --out "
-        "docs/results.md`, which says every setting, on a cache made by `saecache harvest demo --set "
+        "docs/papers.md`, which says every setting, on a cache made by `saecache harvest demo --set "
         "num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache`. Small SAEs, short runs: mean ± "
         "standard deviation over seeds. A claim that does not come out here may hold at the papers' "
         "sizes. All figures are of "
