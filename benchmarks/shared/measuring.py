@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
+
+import saecache
 
 RESULTS = Path(__file__).parents[1] / "results"
 Key = TypeVar("Key")
@@ -165,7 +166,7 @@ class Report:
             "script": self.script,
             "command": command_line(self.script),
             "date": datetime.now(UTC).date().isoformat(),
-            "saecache": version("saecache"),
+            "saecache": saecache.__version__,
             "machine": machine(),
             "load_before": self.load,
             "size": self.size,
