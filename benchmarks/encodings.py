@@ -60,9 +60,9 @@ def main() -> None:
         add_speeds(report, caches, settings.rounds)
         for label, cache in caches.items():
             error = fvu(Path(name) / f"run {label}", cache, exact, settings.epochs, seed=0)
-            report.add(label, [error], group="FVU of held-out rows")
+            report.add(label, [error], group="FVU of held-out rows", decimals=5)
         error = fvu(Path(name) / "run seed", exact, exact, settings.epochs, seed=1)
-        report.add("float32, seed 1", [error], group="FVU of held-out rows")
+        report.add("float32, seed 1", [error], group="FVU of held-out rows", decimals=5)
         report.save()
 
 

@@ -127,13 +127,13 @@ def main() -> None:
         np.save(folder / "heldout.npy", heldout.numpy())
         np.save(folder / "rows.npy", batches(settings, cache).numpy())
         for variant in settings.variant or VARIANTS:
-            report.add("saecache", ours(settings, cache, variant, heldout), group=variant)
+            report.add("saecache", ours(settings, cache, variant, heldout), group=variant, decimals=4)
             for peer in PEERS if settings.peer_python else ():
                 values = theirs(settings, peer, variant, folder)
                 if isinstance(values, str):
                     print(f"  {peer}: left out ({values})", flush=True)
                 else:
-                    report.add(peer, values, group=variant)
+                    report.add(peer, values, group=variant, decimals=4)
         report.save()
 
 

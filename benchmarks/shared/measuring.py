@@ -139,7 +139,9 @@ class Report:
     def __post_init__(self) -> None:
         print(self.size, flush=True)
 
-    def add(self, what: str, values: Iterable[float], unit: str = "", group: str = "") -> Summary:
+    def add(
+        self, what: str, values: Iterable[float], unit: str = "", group: str = "", decimals: int = 2
+    ) -> Summary:
         """Add one figure and print it.
 
         Args:
@@ -147,13 +149,15 @@ class Report:
             values: one for each round, seed or repetition.
             unit: "s", "GB/s", "MiB", ...; "" for a ratio or a share.
             group: a title over several figures.
+            decimals: how many are shown of numbers below 10.
         """
         summary = Summary.of(values)
         titles = [figure["group"] for figure in self.figures]
         if group and group not in titles:
             print(group)
-        self.figures.append({"group": group, "what": what, "unit": unit, **summary._asdict()})
-        print(f"  {what:50} {format_summary(summary)} {unit}".rstrip(), flush=True)
+        described = {"group": group, "what": what, "unit": unit, "decimals": decimals}
+        self.figures.append(described | summary._asdict())
+        print(f"  {what:50} {format_summary(summary, decimals)} {unit}".rstrip(), flush=True)
         return summary
 
     def save(self) -> Path:
@@ -190,17 +194,17 @@ def command_line(script: str) -> str:
     return shlex.join(["python", f"benchmarks/{script}.py", *words])
 
 
-def format_summary(summary: Summary) -> str:
+def format_summary(summary: Summary, decimals: int = 2) -> str:
     """As "1.02 (0.98 to 1.10)"; without a range where it is a single value."""
-    middle, low, high = (format_number(value) for value in summary[:3])
+    middle, low, high = (format_number(value, decimals) for value in summary[:3])
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def format_number(value: float) -> str:
-    """Three significant digits, whole numbers from 1,000 on."""
+def format_number(value: float, decimals: int = 2) -> str:
+    """Three significant digits, or more ``decimals``; whole numbers from 1,000 on."""
     size = abs(value)
     if value == round(value) or size >= 1000:
         return f"{value:,.0f}"
-    if size < 0.1:
+    if size < 0.1 and decimals == 2:
         return f"{value:.2g}"
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else decimals}f}"
