@@ -139,8 +139,8 @@ def main() -> None:
 
 def harvest_demo(settings: argparse.Namespace, path: Path) -> Path:
     """A cache of the demo's model and text, with as many tokens as the training needs once."""
-    tokens = max(50_000, int(1.2 * settings.steps * settings.rows))
-    overrides = [f"num_tokens={tokens}", f"hooks=[{settings.hook}]"]
+    tokens = max(50_000, int(1.4 * settings.steps * settings.rows))
+    overrides = [f"num_tokens={tokens}", f"hooks=[{settings.hook}]", "heldout_fraction=0.2"]
     return harvest(load_config(HarvestConfig, "demo", overrides, kinds=("harvest",)), path).path
 
 

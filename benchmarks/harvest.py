@@ -6,25 +6,23 @@
 Both take turns in one process. "Harvest" is reading and tokenizing text, the forward, selection,
 normalization and writing with its commits; "with the shuffle" adds the final shuffled arrays, which a
 harvest writes once at its end. The bare forward is the base model cut after the hook's block, on ready
-token ids, in the better of two shapes: the batch, and the harvest's inner block. The ratio of processor
-times says the same on a machine that others use too. It can be above 1, since a harvest's forwards have the
-shape that is fastest on a processor.
+token ids, in the better of two shapes: the batch, and the harvest's inner block. The ratio can be above 1,
+since a harvest's forwards have the shape that is fastest on a processor.
 """
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from shared.measuring import Cost, Report, parser, ratios, timed
+from shared.measuring import Report, parser, ratios, timed
 
-from saecache.harvest import HarvestConfig, runner
+from saecache.harvest import HarvestConfig
+from saecache.harvest import run as harvest
 from saecache.harvest.batch_size import choose_batch_size
 from saecache.harvest.builtin.stdlib_text import stdlib_documents
 from saecache.harvest.forward import cpu_block
 from saecache.harvest.model import LanguageModel
-from saecache.harvest.runner import HarvestResult
 
 
 def make_model(folder: Path, *, width: int, layers: int, heads: int, context: int) -> None:
@@ -49,8 +47,8 @@ def write_text(folder: Path) -> str:
     return str(folder)
 
 
-def bare_cost(model: torch.nn.Module, tokens: int, batch: int, context: int) -> Cost:
-    """Cost of ``tokens`` tokens in forwards of [batch, context]."""
+def bare_seconds(model: torch.nn.Module, tokens: int, batch: int, context: int) -> float:
+    """Of ``tokens`` tokens in forwards of [batch, context]."""
     ids = torch.randint(0, 4096, (batch, context))
     forwards = max(1, round(tokens / (batch * context)))
 
@@ -59,27 +57,7 @@ def bare_cost(model: torch.nn.Module, tokens: int, batch: int, context: int) -> 
             model(input_ids=ids, use_cache=False)
 
     with torch.no_grad():
-        cost = timed(run_forwards)
-    share = tokens / (forwards * batch * context)
-    return Cost(cost.seconds * share, cost.cpu_seconds * share)
-
-
-def harvest_cost(config: HarvestConfig, out: Path) -> tuple[Cost, HarvestResult]:
-    """Cost of the part of a harvest that grows with its length, without loading and the final shuffle."""
-    costs: list[Cost] = []
-    whole = runner._harvest
-
-    def measured(*arguments: Any) -> Any:
-        results: list[Any] = []
-        costs.append(timed(lambda: results.append(whole(*arguments))))
-        return results[0]
-
-    runner._harvest = measured
-    try:
-        result = runner.run(config, out)
-    finally:
-        runner._harvest = whole
-    return costs[0], result
+        return timed(run_forwards).seconds * tokens / (forwards * batch * context)
 
 
 def main() -> None:
@@ -125,30 +103,22 @@ def main() -> None:
             }
         )
         shapes = sorted({batch, cpu_block(settings.context)})
-        bare_cost(bare, tokens // 8, shapes[0], settings.context)  # warm
-        costs: dict[str, list[Cost]] = {"bare forward": [], "harvest": [], "harvest with the shuffle": []}
+        bare_seconds(bare, tokens // 8, shapes[0], settings.context)  # warm
+        seconds: dict[str, list[float]] = {"bare forward": [], "harvest": [], "harvest with the shuffle": []}
         for number in range(settings.rounds):
-            by_shape = [bare_cost(bare, tokens, shape, settings.context) for shape in shapes]
-            costs["bare forward"].append(Cost(*map(min, zip(*by_shape, strict=True))))
-            harvest, result = harvest_cost(config, folder / f"cache-{number}")
+            by_shape = [bare_seconds(bare, tokens, shape, settings.context) for shape in shapes]
+            seconds["bare forward"].append(min(by_shape))
+            result = harvest(config, folder / f"cache-{number}")
             share = tokens / result.manifest.counts["tokens"]
-            costs["harvest"].append(Cost(harvest.seconds * share, harvest.cpu_seconds * share))
-            shuffled = (harvest.seconds + result.shuffle_seconds) * share
-            costs["harvest with the shuffle"].append(Cost(shuffled, 0.0))
-        add_figures(report, costs, tokens)
+            seconds["harvest"].append(result.harvest_seconds * share)
+            shuffled = result.harvest_seconds + result.shuffle_seconds
+            seconds["harvest with the shuffle"].append(shuffled * share)
+        for what, taken in seconds.items():
+            report.add(what, (tokens / time for time in taken), "tokens/s", "speed")
+        bare_times = seconds.pop("bare forward")
+        for what, taken in seconds.items():
+            report.add(f"{what} / bare forward", ratios(bare_times, taken), group="ratio of speeds")
     report.save()
-
-
-def add_figures(report: Report, costs: dict[str, list[Cost]], tokens: int) -> None:
-    seconds = {what: [cost.seconds for cost in found] for what, found in costs.items()}
-    for what, taken in seconds.items():
-        report.add(what, (tokens / time for time in taken), "tokens/s", "speed")
-    bare = seconds.pop("bare forward")
-    for what, taken in seconds.items():
-        report.add(f"{what} / bare forward", ratios(bare, taken), group="ratio of speeds")
-    processor = {what: [cost.cpu_seconds for cost in found] for what, found in costs.items()}
-    faster = ratios(processor["bare forward"], processor["harvest"])
-    report.add("harvest / bare forward, by processor time", faster, group="ratio of speeds")
 
 
 if __name__ == "__main__":
