@@ -1,7 +1,7 @@
 """The README and the pages in docs/ are true: commands and Python run, figures are those of the scripts.
 
 Shell blocks are typed line by line, in the order of the page, in a folder of its own. Recipes of large models
-become the demo's model with a few thousand tokens, and ``s3://team`` becomes a folder used as a bucket.
+become the demo's model with a thousand tokens, and ``s3://team`` becomes a folder used as a bucket.
 """
 
 import ast
@@ -39,10 +39,10 @@ OTHER_PROGRAMS = {"export", "make", "srun", "if", "pip"}  # what a shell block m
 
 # Small enough for a second each; they come after the page's own settings.
 SMALL = {
-    "harvest": ["num_tokens=4_000", "batch_size=8", "tokens.context=64", "heldout_fraction=0.1"],
-    "train": ["num_latents=128", "batch_rows=256", "steps=4", "log.heldout_every_steps=null"],
+    "harvest": ["num_tokens=1_500", "batch_size=8", "tokens.context=64", "heldout_fraction=0.3"],
+    "train": ["num_latents=128", "batch_rows=128", "steps=4", "log.heldout_every_steps=null"],
 }
-DEMO_HOOK, DEMO_BLOCKS = "resid_post.3", ("resid_post.3", "mlp_out.3")
+DEMO_HOOKS = ("resid_post.3", "mlp_out.3")
 
 
 class Block(NamedTuple):
@@ -172,6 +172,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
     monkeypatch.delenv("SAECACHE_TEAM", raising=False)
     (tmp_path / "bucket").mkdir()
+    write_text(tmp_path / "text.jsonl", number=9)
     yield tmp_path
 
 
@@ -200,11 +201,15 @@ def prepare(page: Path) -> None:
     elif page.name == "cluster.md":
         run_command(["harvest", "demo", "--out", "s3://team/caches/pythia-160m"])
         for part in (0, 1):
-            text = [f"document {part} {i}: " + "some words of its own, " * i for i in range(60)]
-            file = Path(f"part{part}.jsonl")
-            file.write_text("".join(json.dumps({"text": document}) + "\n" for document in text))
-            source = f"text={{kind: files, paths: [{file}]}}"
-            run_command(["harvest", "demo", "--set", source, "--out", f"caches/part{part}"])
+            write_text(Path(f"part{part}.jsonl"), number=part)
+            text = f"text={{kind: files, paths: [part{part}.jsonl]}}"
+            run_command(["harvest", "demo", "--set", text, "--out", f"caches/part{part}"])
+
+
+def write_text(file: Path, number: int) -> None:
+    """A hundred documents, none of which is in the file of another number."""
+    documents = (f"document {number} {i}: " + f"some words of number {number}, " * i for i in range(100))
+    file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
 
 
 def run_command(words: list[str]) -> None:
@@ -215,7 +220,7 @@ def run_command(words: list[str]) -> None:
     settings = SMALL.get(words[0], [])
     if words[0] == "harvest":
         typed = ["harvest", "demo", *words[2:]]
-        settings = [*settings, *demo_hooks(words)]
+        settings = [*settings, *demo_settings(words)]
     elif words[0] == "evaluate":
         typed = [*words, "--no-model"]
     elif words[:2] == ["cache", "rm"]:
@@ -230,13 +235,17 @@ def small_version(word: str) -> str:
     """A word of a command, with the names of this test's places."""
     word = word.replace("s3://team", bucket()).replace("$USER", "me").replace("$LAYER", "3")
     word = re.sub(r"^/(fast|shared|local)/", "disk/", word)
-    return re.sub(r"^hook=resid_post\.\d+$", f"hook={DEMO_HOOK}", word)
+    return re.sub(r"^hook=resid_post\.\d+$", f"hook={DEMO_HOOKS[0]}", word)
 
 
-def demo_hooks(words: list[str]) -> list[str]:
-    """Two hooks where a page asks for several or needs them, else one."""
-    several = any("," in word for word in words if word.startswith("hooks="))
-    return [f"hooks=[{', '.join(DEMO_BLOCKS if several else (DEMO_HOOK,))}]"]
+def demo_settings(words: list[str]) -> list[str]:
+    """Two hooks where a page harvests several, more tokens where it extends a cache, and a short text."""
+    extends = "--extend" in words
+    several = extends or any("," in word for word in words if word.startswith("hooks="))
+    settings = [f"hooks=[{', '.join(DEMO_HOOKS if several else DEMO_HOOKS[:1])}]"]
+    settings += ["num_tokens=2_500"] if extends else []
+    has_text = any(word.startswith("text=") for word in words)
+    return settings if has_text else [*settings, "text={kind: files, paths: [text.jsonl]}"]
 
 
 def bucket() -> str:

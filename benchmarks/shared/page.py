@@ -53,7 +53,7 @@ def render_run(run: dict[str, Any]) -> str:
         lines += [f"| {heading} | median (range) | rounds |", "|---|---|---|"]
         for figure in figures:
             summary = Summary(*(figure[name] for name in Summary._fields))
-            value = f"{format_summary(summary, figure['decimals'])} {figure['unit']}".rstrip()
+            value = f"{format_summary(summary, figure.get('decimals', 2))} {figure['unit']}".rstrip()
             lines.append(f"| {figure['what']} | {value} | {summary.rounds} |")
         lines.append("")
     return "\n".join(lines)
