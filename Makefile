@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types check bench wheel clean
+.PHONY: demo test lint types check bench bench-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
@@ -24,8 +24,18 @@ types: $(VENV)/.installed
 
 check: lint types test
 
+# Every benchmark at a toy size, to see that it works. To measure, run a script without --quick.
 bench: $(VENV)/.installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
+
+# docs/benchmarks.md from the JSON files that the scripts wrote.
+bench-docs: $(VENV)/.installed
+	$(BIN)/python benchmarks/shared/page.py
+
+# ruff and mypy before every commit; see .pre-commit-config.yaml.
+hooks: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
+	$(BIN)/pre-commit install
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel

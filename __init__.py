@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .train import load_sae as load_sae
     from .train import run as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {  # public name -> (module, name there)
     "ActivationCache": (".store", "ActivationCache"),

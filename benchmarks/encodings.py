@@ -7,20 +7,17 @@ those that a harvest with their settings makes. From each the same TopK SAE is t
 of the same rows), and every SAE is measured on the same held-out rows, those of the float32 cache: the
 differences are what the encodings do. ``float32, seed 1`` says how much another seed does.
 
-Reading is whole epochs of float32 batches [4096, D], chunks checked against their crc32c before; rounds are
-interleaved and the medians are told. Bytes per row are those of activations, norm, mean, scale and token.
+Reading is whole epochs of float32 batches [4096, D], whose chunks were checked against their crc32c before.
+The caches take turns. Bytes per row are those of activations, norm, mean, scale and token.
 """
 
-import argparse
-import json
 import tempfile
-from collections.abc import Callable
+from collections import deque
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
+from shared.measuring import Cost, Report, parser, seconds_of, take_turns, timed
 
 from saecache.common.fvu import FVU
 from saecache.configs import load_config
@@ -46,27 +43,28 @@ ENCODINGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the tokens, one epoch")
-    parser.add_argument("--tokens", type=int, default=150_000)
-    parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.tokens, arguments.epochs, arguments.rounds = 15_000, 1, 3
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        caches = make_caches(Path(name), arguments.tokens)
-        speeds = read_speeds(caches, arguments.rounds)
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=150_000)
+    options.add_argument("--epochs", type=float, default=2)
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.tokens, settings.epochs, settings.rounds = 15_000, 1, 3
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
+        caches = make_caches(Path(name), settings.tokens)
         exact = caches["float32"]
-        errors = {
-            label: fvu(Path(name) / f"run {label}", cache, exact, arguments.epochs, seed=0)
-            for label, cache in caches.items()
-        }
-        errors["float32, seed 1"] = fvu(Path(name) / "run seed", exact, exact, arguments.epochs, seed=1)
-        report(caches, speeds, errors)
+        size = f"{len(exact):,} training rows of {exact.d_model(HOOK)}, {torch.get_num_threads()} threads"
+        report = Report("encodings", settings, size)
+        for label, cache in caches.items():
+            report.add(label, [bytes_per_row(cache)], "bytes", "size of a row")
+        add_speeds(report, caches, settings.rounds)
+        for label, cache in caches.items():
+            error = fvu(Path(name) / f"run {label}", cache, exact, settings.epochs, seed=0)
+            report.add(label, [error], group="FVU of held-out rows", decimals=5)
+        error = fvu(Path(name) / "run seed", exact, exact, settings.epochs, seed=1)
+        report.add("float32, seed 1", [error], group="FVU of held-out rows", decimals=5)
+        report.save()
 
 
 def make_caches(folder: Path, tokens: int) -> dict[str, ActivationCache]:
@@ -81,23 +79,21 @@ def make_caches(folder: Path, tokens: int) -> dict[str, ActivationCache]:
     return caches
 
 
-def read_speeds(caches: dict[str, ActivationCache], rounds: int) -> dict[str, tuple[float, float]]:
-    """Millions of rows per second of each cache: in stored order, and in the order of a later epoch."""
-    passes: dict[tuple[str, int], Callable[[], Any]] = {
-        (label, epoch): lambda cache=cache, epoch=epoch: cache.batches(HOOK, BATCH_ROWS, epoch=epoch)
-        for label, cache in caches.items()
+def add_speeds(report: Report, caches: dict[str, ActivationCache], rounds: int) -> None:
+    """In the stored order, and in the order of a later epoch."""
+
+    def one_pass(cache: ActivationCache, epoch: int) -> Cost:
+        return timed(lambda: deque(cache.batches(HOOK, BATCH_ROWS, epoch=epoch), maxlen=1))
+
+    ways = {
+        (epoch, label): lambda cache=cache, epoch=epoch: one_pass(cache, epoch)
         for epoch in (0, 1)
+        for label, cache in caches.items()
     }
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in passes}
-    for number in range(rounds + 1):
-        for key, make in passes.items():
-            start = perf_counter()
-            for _ in make():
-                pass
-            if number:  # the first pass checks the chunks
-                seconds[key].append(perf_counter() - start)
     rows = len(caches["float32"]) / 1e6
-    return {label: (rows / median(seconds[label, 0]), rows / median(seconds[label, 1])) for label in caches}
+    for (epoch, label), taken in seconds_of(take_turns(ways, rounds)).items():
+        group = "reading a later epoch" if epoch else "reading in stored order"
+        report.add(label, (rows / time for time in taken), "M rows/s", group)
 
 
 def fvu(out: Path, cache: ActivationCache, exact: ActivationCache, epochs: float, seed: int) -> float:
@@ -117,25 +113,6 @@ def fvu(out: Path, cache: ActivationCache, exact: ActivationCache, epochs: float
     measured = FVU()
     measured.add(x, sae(x.float()))
     return measured.value() or 0.0
-
-
-def report(
-    caches: dict[str, ActivationCache], speeds: dict[str, tuple[float, float]], errors: dict[str, float]
-) -> None:
-    exact = caches["float32"]
-    width = exact.d_model(HOOK)
-    print(f"{len(exact):,} training rows, {width} wide, {torch.get_num_threads()} threads")
-    print("| encoding | bytes per row | of float16 | M rows/s | GB/s of float32 | later epoch | FVU |")
-    print("|---|---|---|---|---|---|---|")
-    sizes = {label: bytes_per_row(cache) for label, cache in caches.items()}
-    for label in caches:
-        first, later = speeds[label]
-        print(
-            f"| {label} | {sizes[label]:.0f} | {sizes[label] / sizes['float16']:.2f} | {first:.2f} "
-            f"| {first * 1e6 * 4 * width / 1e9:.1f} | {later:.2f} | {errors[label]:.5f} |"
-        )
-    print(f"| float32, seed 1 | | | | | | {errors['float32, seed 1']:.5f} |")
-    print(json.dumps({"bytes_per_row": sizes, "rows_per_second": speeds, "fvu": errors}))
 
 
 def bytes_per_row(cache: ActivationCache) -> float:

@@ -4,19 +4,22 @@
         [--sizes RxF,RxF,...] [--width D] [--k K] [--warm]
 
 R rows of a batch, F latents. For each size, one whole step (both passes and the optimizer) in a process of
-its own: its time, the most memory above weights, gradients, moments and the batch, what all pre-activations
-would have taken, how many latents were active nowhere, and the encoder's floating point operations per
-second, from which times of larger sizes follow. ``--warm`` takes a step before, which is not counted.
+its own: its time, the most memory above weights, gradients, moments and the batch ("peak above"), what all
+pre-activations would have taken, how many latents were active nowhere, and the encoder's floating point
+operations per second, from which times of larger sizes follow. ``--warm`` takes a step before, which is not
+counted. Memory above follows the k R selected pairs and, far less, F; it never follows R F.
 """
 
 import argparse
 import ctypes
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from step import memory, timed
+from shared.measuring import Report, parser, timed
+from step import memory
 
 from saecache.train.backends.scratch import release_scratch
 from saecache.train.engine.optimizer import OptimizerConfig
@@ -59,11 +62,15 @@ def one_step(variant: str, rows: int, latents: int, width: int, k: int, warm: bo
     silent = int((trainee.rows_since_active > 0).sum())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
     flops = 2 * rows * latents * width
-    print(
-        f"{rows:>9,} {latents:>9,} {taken.seconds:>9.2f} s {more / MIB:>9,.0f} {weights / MIB:>9,.0f} "
-        f"{4 * rows * latents / MIB:>12,.0f} {silent:>8} {flops / taken.seconds / 1e9:>10.0f}",
-        flush=True,
-    )
+    figures = {
+        "time of a step, s": taken.seconds,
+        "peak above, MiB": more / MIB,
+        "weights, gradients and moments, MiB": weights / MIB,
+        "all pre-activations would take, MiB": 4 * rows * latents / MIB,
+        "silent latents": silent,
+        "encoder, GFLOP/s": flops / taken.seconds / 1e9,
+    }
+    print(json.dumps(figures))
 
 
 def tensors(trainee: Trainee) -> tuple[dict[str, torch.Tensor], ...]:
@@ -71,39 +78,39 @@ def tensors(trainee: Trainee) -> tuple[dict[str, torch.Tensor], ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument(
-        "--variant", choices=("feature_choice", "mutual_choice", "batch_topk"), default="feature_choice"
-    )
-    parser.add_argument("--sizes", default=None)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--warm", action="store_true")
-    parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
-    settings = parser.parse_args()
+    options = parser(__doc__)
+    variants = ("feature_choice", "mutual_choice", "batch_topk")
+    options.add_argument("--variant", choices=variants, default="feature_choice")
+    options.add_argument("--sizes", default=None)
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--k", type=int, default=32)
+    options.add_argument("--warm", action="store_true")
+    options.add_argument("--rounds", type=int, default=1)
+    options.add_argument("--one", default=None, help=argparse.SUPPRESS)
+    settings = options.parse_args()
     if settings.one is not None:
         rows, latents = map(int, settings.one.split("x"))
         one_step(settings.variant, rows, latents, settings.width, settings.k, settings.warm)
         return
-    threads = torch.get_num_threads()
-    print(f"{settings.variant}, D = {settings.width}, k = {settings.k}, {threads} threads; memory in MiB")
-    heads = "R", "F", "a step", "more", "weights", "all pre", "silent", "GFLOP/s"
-    print("{:>9} {:>9} {:>11} {:>9} {:>9} {:>12} {:>8} {:>10}".format(*heads))
+    size = f"{settings.variant}, D = {settings.width}, k = {settings.k}, {torch.get_num_threads()} threads"
+    report = Report("large_batches", settings, size)
     for size in (settings.sizes or (QUICK if settings.quick else SIZES)).split(","):
-        chosen = ["--one", size, "--variant", settings.variant]
-        chosen += [
-            "--width",
-            str(settings.width),
-            "--k",
-            str(settings.k),
-            *(["--warm"] if settings.warm else []),
-        ]
-        done = subprocess.run([sys.executable, __file__, *chosen], check=False)
-        if done.returncode:
-            print(f"{size}: ended with status {done.returncode}")
+        command = [sys.executable, __file__, "--one", size, "--variant", settings.variant]
+        command += ["--width", str(settings.width), "--k", str(settings.k)]
+        command += ["--warm"] if settings.warm else []
+        found = []
+        for _ in range(settings.rounds):
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode == 0:
+                found.append(json.loads(done.stdout))
+            else:  # most often for want of memory: the other sizes are still worth measuring
+                print(f"{size}: ended with status {done.returncode}")
+        rows, latents = map(int, size.split("x"))
+        for what in found[0] if found else ():
+            values, unit = [figures[what] for figures in found], what.rpartition(", ")[2]
+            group = f"R = {rows:,}, F = {latents:,}"
+            report.add(what.removesuffix(f", {unit}"), values, unit if ", " in what else "", group)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Both ways train the same SAEs, from the same cache and with the same settings; their weights must come out the
 same, bit for bit. Runs are calls in this process, where imports and compilation are paid already, or with
-``--processes`` what a shell would start. Rounds alternate, medians are compared.
+``--processes`` what a shell would start. Both ways take turns.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
+from shared.measuring import Report, parser, ratios, timed
 
 from saecache import CacheWriter, open_cache
 from saecache.train import TrainConfig, run
@@ -52,9 +52,7 @@ def config(settings: argparse.Namespace, variants: tuple[dict, ...]) -> TrainCon
 
 
 def train(settings: argparse.Namespace, cache: Path, out: Path, variants: tuple[dict, ...]) -> float:
-    started = perf_counter()
-    run(config(settings, variants), open_cache(cache), out)
-    return perf_counter() - started
+    return timed(lambda: run(config(settings, variants), open_cache(cache), out)).seconds
 
 
 def train_in_process(
@@ -64,15 +62,13 @@ def train_in_process(
     settings_file.write_text(json.dumps(config(settings, variants).model_dump(mode="json")))
     program = "from saecache.cli import main; main()"
     command = [sys.executable, "-c", program, "train", settings_file, "--cache", cache, "--out", out]
-    started = perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return perf_counter() - started
+    return timed(lambda: subprocess.run(command, check=True, capture_output=True)).seconds
 
 
-def step_seconds(out: Path) -> list[float]:
-    """Of every step but the first, which touches fresh memory."""
+def step_seconds(out: Path) -> float:
+    """Median of all steps but the first, which touches fresh memory."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return list({line["step"]: line["seconds"] for line in lines if line["step"] > 1}.values())
+    return median({line["step"]: line["seconds"] for line in lines if line["step"] > 1}.values())
 
 
 def weights(out: Path) -> list[bytes]:
@@ -80,23 +76,27 @@ def weights(out: Path) -> list[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a small size, two rounds")
-    parser.add_argument("--latents", type=int, default=24576)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", action="store_true", help="every run in a process of its own")
-    settings = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--latents", type=int, default=24576)
+    options.add_argument("--rows", type=int, default=4096)
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--steps", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--processes", action="store_true", help="every run in a process of its own")
+    settings = options.parse_args()
     if settings.quick:
         settings.latents, settings.rows, settings.width = 4096, 1024, 256
         settings.rounds = min(settings.rounds, 2)
     work = train_in_process if settings.processes else train
-    taken: dict[str, list[float]] = {"one pass": [], "separate": []}
-    steps: dict[str, list[float]] = {"one pass": [], "separate": []}
+    whole: dict[str, list[float]] = {"one pass": [], "separate runs": []}
+    steps: dict[str, list[float]] = {"one pass": [], "separate runs": []}
+    report = Report(
+        "many_variants",
+        settings,
+        f"{len(VARIANTS)} variants, F = {settings.latents:,}, B = {settings.rows:,}, D = {settings.width}, "
+        f"{settings.steps} steps, {torch.get_num_threads()} threads, "
+        f"{'a process for every run' if settings.processes else 'one process'}",
+    )
     with tempfile.TemporaryDirectory() as folder:
         cache, out = Path(folder) / "cache", Path(folder) / "out"
         write_rows(cache, settings.rows * settings.steps, settings.width)
@@ -111,25 +111,16 @@ def main() -> None:
             if weights(out / "together") != alone:
                 raise SystemExit("the SAEs are not the same, bit for bit")
             if number >= 0:
-                taken["one pass"].append(together)
-                taken["separate"].append(separate)
-                steps["one pass"] += step_seconds(out / "together")
-                steps["separate"].append(sum(median(step_seconds(out / name)) for name in runs))
-    report(settings, taken, steps)
-
-
-def report(
-    settings: argparse.Namespace, taken: dict[str, list[float]], steps: dict[str, list[float]]
-) -> None:
-    print(
-        f"{len(VARIANTS)} variants, F = {settings.latents}, B = {settings.rows}, D = {settings.width}, "
-        f"{settings.steps} steps, {torch.get_num_threads()} threads, medians of {settings.rounds} rounds, "
-        f"{'a process for every run' if settings.processes else 'one process'}"
-    )
-    for what, found in (("steps", steps), ("whole runs, with starts and checkpoints", taken)):
-        together, separate = median(found["one pass"]), median(found["separate"])
-        print(f"  {what}: {together:.3f} s in one pass, {separate:.3f} s separate: {together / separate:.2f}")
-    print("the SAEs are the same, bit for bit")
+                whole["one pass"].append(together)
+                whole["separate runs"].append(separate)
+                steps["one pass"].append(step_seconds(out / "together"))
+                steps["separate runs"].append(sum(step_seconds(out / name) for name in runs))
+    for group, seconds in (("steps", steps), ("whole runs, with starts and checkpoints", whole)):
+        for what, taken in seconds.items():
+            report.add(what, taken, "s", group)
+        shorter = ratios(seconds["one pass"], seconds["separate runs"])
+        report.add("time of one pass / of separate runs", shorter, group=group)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--quick] [--mib N] [--memory-mib M] [--width D] [--folder DIR]
 
-Every size runs in a process of its own. Printed is the growth over the beginning of each part: anonymous
+Every size runs in a process of its own. Measured is the growth over the beginning of each part: anonymous
 memory (what the program allocated) and mapped files (page cache in its address space, which the system may
 take back). Later epochs map up to 32 chunks at once, 192 MiB at the default width: a window of 16, and the
 next one. Of a compressed cache as many are decoded. With glibc every block above 64 KiB is mapped by itself:
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from shared.measuring import Report, parser
 
 from saecache.store import CacheWriter, StorageConfig, convert_cache, open_cache
 from saecache.store.encoding.codecs import ZstdCodec
@@ -111,41 +112,38 @@ def measure(folder: Path, rows: int, arguments: argparse.Namespace) -> Peaks:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="8 and 64 MiB of rows, 8 MiB of memory")
-    parser.add_argument("--mib", type=int, default=256, help="size of the stored rows of the smaller cache")
-    parser.add_argument("--memory-mib", type=int, default=256, help="memory_bytes of the writer")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--chunk-rows", type=int, default=4096)
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    parser.add_argument("--rows", type=int, default=None, help="measure this many rows only, as JSON")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.mib, arguments.memory_mib, arguments.chunk_rows = 8, 8, 256
-    if arguments.rows is not None:  # one size, in a process of its own
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=256, help="size of the stored rows of the smaller cache")
+    options.add_argument("--memory-mib", type=int, default=256, help="memory_bytes of the writer")
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--chunk-rows", type=int, default=4096)
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    options.add_argument("--rows", type=int, default=None, help="measure this many rows only, as JSON")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.mib, settings.memory_mib, settings.chunk_rows = 8, 8, 256
+    if settings.rows is not None:  # one size, in a process of its own
         give_back_freed_memory()
         storage = StorageConfig(
-            memory_bytes=arguments.memory_mib << 20,
-            shard_bytes=min(256 << 20, arguments.memory_mib << 19),
-            chunk_rows=arguments.chunk_rows,
+            memory_bytes=settings.memory_mib << 20,
+            shard_bytes=min(256 << 20, settings.memory_mib << 19),
+            chunk_rows=settings.chunk_rows,
         )
         warm = 4 * CALL_ROWS  # kernels, thread stacks, arenas of the allocator
-        use_cache(arguments.folder / "warm", warm, arguments.width, storage)
-        peaks = use_cache(arguments.folder / "cache", arguments.rows, arguments.width, storage)
+        use_cache(settings.folder / "warm", warm, settings.width, storage)
+        peaks = use_cache(settings.folder / "cache", settings.rows, settings.width, storage)
         print(json.dumps(peaks))
         return
-    rows = (arguments.mib << 20) // (2 * arguments.width)
-    found = []
+    rows = (settings.mib << 20) // (2 * settings.width)
+    size = f"{settings.mib} and {8 * settings.mib} MiB of rows, memory_bytes of {settings.memory_mib} MiB"
+    report = Report("memory", settings, size)
     for times in (1, 8):
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            found.append(measure(Path(folder), rows * times, arguments))
-    print(f"{arguments.mib} and {8 * arguments.mib} MiB of rows, memory_bytes of {arguments.memory_mib} MiB")
-    for part, one in found[0].items():
-        eight = found[1][part]
-        listed = ", ".join(f"{kind} {one[kind] >> 20} -> {eight[kind] >> 20} MiB" for kind in one)
-        print(f"  {part:16} {listed}")
+        with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+            peaks = measure(Path(folder), rows * times, settings)
+        for part, growth in peaks.items():
+            for kind, grown in growth.items():
+                report.add(f"{part}, {kind}", [grown / 2**20], "MiB", f"{times * settings.mib} MiB of rows")
+    report.save()
 
 
 if __name__ == "__main__":

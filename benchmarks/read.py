@@ -3,25 +3,34 @@
     python benchmarks/read.py [--quick] [--mib N] [--width D] [--batch B] [--rounds R] [--folder DIR]
 
 Every reader ends with torch [B, D] batches of its own of the same rows: float16 as stored, then float32 as a
-training step wants them. The rounds are interleaved and the medians compared; files are in the system's file
-cache, as in a training run whose data fit in memory. ``checked`` opens the cache anew, so that every chunk is
-checked against its crc32c; ``again`` is a later pass of the same process.
+training step wants them. The readers take turns. The files are in the system's file cache, as in a training
+run whose data fit in memory. ``checked`` opens the cache anew, so that every chunk is checked against its
+crc32c; ``again`` is a later pass of the same process. Processor time says
+the same on a machine that others use too.
 """
 
-import argparse
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
+from shared.measuring import Cost, Report, parser, ratios, take_turns, timed
 
 from saecache.store import CacheWriter, StorageConfig, open_cache
 
 HOOK = "h"
 Batches = Iterator[torch.Tensor]
+COMPARED = (
+    ("saecache, checked", "np.memmap"),
+    ("saecache, again", "np.memmap"),
+    ("saecache, later epoch", "np.memmap, rows at random"),
+    ("saecache, checked", "zarr-python"),
+    ("saecache, again", "zarr-python"),
+    ("saecache, again", "tensorstore"),
+)
 
 
 def write_cache(path: Path, rows: int, width: int) -> None:
@@ -88,67 +97,57 @@ def from_array(array: object, rows: int, batch: int, dtype: torch.dtype) -> Batc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="64 MiB and three rounds")
-    parser.add_argument("--mib", type=int, default=512, help="size of the stored rows")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.mib, arguments.rounds = 64, 3
-    torch.set_num_threads(arguments.threads)
-    rows = (arguments.mib << 20) // (2 * arguments.width)
-    gigabytes = rows * 2 * arguments.width / 1e9
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=512, help="size of the stored rows")
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--batch", type=int, default=4096)
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.mib, settings.rounds = 64, 3
+    torch.set_num_threads(settings.threads)
+    rows = (settings.mib << 20) // (2 * settings.width)
+    size = f"{rows:,} rows of {settings.width} float16 in batches of {settings.batch}"
+    report = Report("read", settings, f"{size}, {settings.threads} threads")
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         folder = Path(name)
-        write_cache(folder / "cache", rows, arguments.width)
+        write_cache(folder / "cache", rows, settings.width)
         stored = open_cache(folder / "cache")
         with (folder / "raw").open("wb") as file:
             for batch in stored.batches(HOOK, 4096, dtype=torch.float16):
                 file.write(batch.numpy().data)
         for dtype in (torch.float16, torch.float32):
-            passes = readers(folder, rows, arguments.width, arguments.batch, dtype)
-            took = {name: median(times) for name, times in timed(passes, arguments.rounds).items()}
-            report(took, rows, gigabytes, f"{arguments.batch} x {arguments.width} {dtype}")
-    print(f"({arguments.threads} threads)")
+            passes = readers(folder, rows, settings.width, settings.batch, dtype)
+            check_that_all_read_the_same(passes)
+            turns = {name: partial(one_pass, make) for name, make in passes.items()}
+            costs = take_turns(turns, settings.rounds, warm_up=0)
+            add_figures(report, costs, rows, "as stored" if dtype == torch.float16 else "as float32")
+    report.save()
 
 
-def timed(passes: dict[str, Callable[[], Batches]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every pass, round by round; before that, that all of them read the same."""
+def one_pass(make: Callable[[], Batches]) -> Cost:
+    """As in a training loop, one batch is held while the next is made."""
+    return timed(lambda: deque(make(), maxlen=1))
+
+
+def check_that_all_read_the_same(passes: dict[str, Callable[[], Batches]]) -> None:
+    """Compares the first number of every batch. It also brings the files into the system's file cache."""
     expected = sum(float(batch[0, 0]) for batch in passes["np.memmap"]())
     for name, make in passes.items():
         if "random" not in name and "epoch" not in name:
             assert sum(float(batch[0, 0]) for batch in make()) == expected, name
-    seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for _ in range(rounds):
-        for name, make in passes.items():
-            start = perf_counter()
-            for _ in make():  # as in a training loop, one batch is held while the next is made
-                pass
-            seconds[name].append(perf_counter() - start)
-    return seconds
 
 
-def report(took: dict[str, float], rows: int, gigabytes: float, batches: str) -> None:
-    print(f"{rows} rows, stored as float16, in batches of {batches}")
-    for name, time in took.items():
-        print(f"  {name:28} {gigabytes / time:6.2f} GB/s  {rows / time / 1e6:6.2f} M rows/s")
-    print("  ratios of rows per second:")
-    for name, other in (
-        ("saecache, checked", "np.memmap"),
-        ("saecache, again", "np.memmap"),
-        ("saecache, later epoch", "np.memmap, rows at random"),
-        ("saecache, checked", "zarr-python"),
-        ("saecache, again", "zarr-python"),
-        ("saecache, again", "tensorstore"),
-    ):
-        if other in took:
-            print(f"    {name:22} / {other:26} {took[other] / took[name]:6.2f}")
+def add_figures(report: Report, costs: dict[str, list[Cost]], rows: int, how: str) -> None:
+    for name, found in costs.items():
+        report.add(name, (rows / 1e6 / cost.seconds for cost in found), "M rows/s", f"batches {how}: speed")
+    for i, of in enumerate(("ratio of speeds", "ratio of rows per second of processor time")):
+        for name, other in COMPARED:
+            if other in costs:
+                faster = ratios([cost[i] for cost in costs[other]], [cost[i] for cost in costs[name]])
+                report.add(f"{name} / {other}", faster, group=f"batches {how}: {of}")
 
 
 if __name__ == "__main__":

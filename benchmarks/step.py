@@ -4,11 +4,12 @@
         SHARE] [--latents F] [--rows B] [--width D] [--k K] [--rounds N] [--threads N] [--peer-python PATH]...
         [--peer NAME]...
 
-Every round runs each of them once on the same rows, so that a busy machine slows all alike; medians are
-compared. ``--peer-python`` is the Python of an environment with sae-lens, dictionary-learning and
-eai-sparsify (or some of them; may be given several times); packages that are nowhere are left out. ``--dead
-0.1`` declares a tenth of the latents dead before every step, so that AuxK works in all of them. The extra
-memory is what a step needs above weights, gradients, moments and the batch.
+Every round runs each of them once on the same rows, so that a busy machine slows all alike. The ratios of
+processor time are disturbed less by other programs. ``--peer-python`` is the Python of an environment with
+sae-lens, dictionary-learning and eai-sparsify (or some of them; may be given several times); packages that
+are nowhere are left out. ``--dead 0.1`` declares a tenth of the latents dead before every step, so that
+AuxK works in all of them. The extra memory is what a step needs above weights, gradients, moments and the
+batch.
 """
 
 import argparse
@@ -17,12 +18,12 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
-from statistics import median
-from time import perf_counter, process_time
-from typing import NamedTuple
 
 import torch
+from shared.measuring import Cost, Report, parser, ratios, take_turns, timed
 
 from saecache.train.backends.scratch import release_scratch
 from saecache.train.engine.optimizer import OptimizerConfig
@@ -41,20 +42,7 @@ DEAD_AFTER_ROWS = 10_000_000
 WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
 
 
-class Taken(NamedTuple):
-    """Of one step: seconds on the clock, and of processor time over all threads."""
-
-    seconds: float
-    cpu_seconds: float
-
-
-Step = Callable[[int], Taken]  # of the number of the round
-
-
-def timed(work: Callable[[], object]) -> Taken:
-    started, cpu_started = perf_counter(), process_time()
-    work()
-    return Taken(perf_counter() - started, process_time() - cpu_started)
+Step = Callable[[int], Cost]  # of the number of the round
 
 
 def unit_rows(rows: int, width: int) -> torch.Tensor:
@@ -91,7 +79,7 @@ def our_step(trainee: Trainee, x: torch.Tensor, dead: float) -> Step:
         torch.sub(x[i % len(x)], trainee.parameters["b_dec"], out=x_centered)
         trainee.step(x_centered, i, 1.0, DEAD_AFTER_ROWS)
 
-    def step(i: int) -> Taken:
+    def step(i: int) -> Cost:
         trainee.rows_since_active[:num_dead] = 2 * DEAD_AFTER_ROWS
         return timed(lambda: work(i))
 
@@ -134,11 +122,11 @@ class Peer:
         self.messages.seek(0)
         return (self.messages.read().strip().splitlines() or ["without a word"])[-1]
 
-    def __call__(self, i: int) -> Taken:
+    def __call__(self, i: int) -> Cost:
         answer = self.ask(step=i)
         if "seconds" not in answer:
             raise SystemExit(f"{self.name} stopped: {answer['missing']}")
-        return Taken(answer["seconds"], answer["cpu_seconds"])
+        return Cost(answer["seconds"], answer["cpu_seconds"])
 
     def close(self) -> None:
         self.process.communicate()
@@ -186,25 +174,21 @@ def memory(field: str) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a small size, three rounds")
-    parser.add_argument(
-        "--variant", choices=("topk", "batch_topk", "mutual_choice", "feature_choice"), default="topk"
-    )
-    parser.add_argument("--latents", type=int, default=24576)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument(
+    options = parser(__doc__)
+    variants = ("topk", "batch_topk", "mutual_choice", "feature_choice")
+    options.add_argument("--variant", choices=variants, default="topk")
+    options.add_argument("--latents", type=int, default=24576)
+    options.add_argument("--rows", type=int, default=4096)
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--k", type=int, default=32)
+    options.add_argument(
         "--dead", type=float, default=0.0, help="share of latents that are dead at every step"
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peer-python", type=Path, action="append", default=[])
-    parser.add_argument("--peer", choices=PEERS, action="append", help="only these; all without it")
-    settings = parser.parse_args()
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--peer-python", type=Path, action="append", default=[])
+    options.add_argument("--peer", choices=PEERS, action="append", help="only these; all without it")
+    settings = options.parse_args()
     settings.peer = settings.peer or PEERS
     if settings.quick:
         settings.latents, settings.rows, settings.width, settings.rounds = 8192, 1024, 256, 3
@@ -215,6 +199,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     settings = parse()
     torch.set_num_threads(settings.threads)
+    report = Report(
+        "step",
+        settings,
+        f"{settings.variant}, F = {settings.latents:,}, B = {settings.rows:,}, D = {settings.width}, "
+        f"k = {settings.k}, {settings.dead:.0%} of the latents dead, {settings.threads} threads",
+    )
     x = unit_rows(settings.rows, settings.width)
     trainee = make_trainee(settings)
     steps: dict[str, Step] = {"saecache": our_step(trainee, x, settings.dead)}
@@ -224,39 +214,27 @@ def main() -> None:
     steps["product, bfloat16"] = product(x, W_enc, torch.bfloat16)
     peers = start_peers(settings)
     steps |= peers
-    all_taken: dict[str, list[Taken]] = {name: [] for name in steps}
-    for i in range(WARM_UP + settings.rounds):
-        for name, step in steps.items():
-            taken = step(i)
-            if i >= WARM_UP:
-                all_taken[name].append(taken)
+    numbers = {name: count() for name in steps}
+    turns = {name: partial(lambda name: steps[name](next(numbers[name])), name) for name in steps}
+    costs = take_turns(turns, settings.rounds, WARM_UP)
     for peer in peers.values():
         peer.close()
-    medians = {
-        name: Taken(*(median(column) for column in zip(*taken, strict=True)))
-        for name, taken in all_taken.items()
-    }
-    report(settings, medians, more, trainee)
-
-
-def report(settings: argparse.Namespace, took: dict[str, Taken], more: int | None, trainee: Trainee) -> None:
-    print(
-        f"{settings.variant}, F = {settings.latents}, B = {settings.rows}, D = {settings.width}, "
-        f"k = {settings.k}, {settings.dead:.0%} dead, {settings.threads} threads, "
-        f"medians of {settings.rounds} rounds"
-    )
-    for name, time in took.items():
-        print(f"  {name:22} {1e3 * time.seconds:9.1f} ms {1e3 * time.cpu_seconds:9.1f} ms of processor time")
-    print("ratios of time (of processor time, which other programs disturb less):")
-    for name, other in (("saecache", "product, float32"), *((peer, "saecache") for peer in PEERS)):
-        if name in took:
-            wall = took[name].seconds / took[other].seconds
-            cpu = took[name].cpu_seconds / took[other].cpu_seconds
-            print(f"  {name:22} / {other:18} {wall:6.2f} ({cpu:.2f})")
+    add_figures(report, costs)
     groups = (trainee.parameters, trainee.gradients, trainee.optimizer.tensors())
     held = sum(t.numel() * t.element_size() for group in groups for t in group.values())
     if more is not None:
-        print(f"extra memory: {more / 2**20:.0f} MiB, {more / held:.0%} of weights, gradients and moments")
+        report.add("of weights, gradients and moments", [more / held], group="extra memory of a step")
+    report.save()
+
+
+def add_figures(report: Report, costs: dict[str, list[Cost]]) -> None:
+    for name, found in costs.items():
+        report.add(name, (1e3 * cost.seconds for cost in found), "ms", "time of a step")
+    for i, group in enumerate(("ratio of times", "ratio of processor times")):
+        for name, other in (("saecache", "product, float32"), *((peer, "saecache") for peer in PEERS)):
+            if name in costs:
+                values = ratios([cost[i] for cost in costs[name]], [cost[i] for cost in costs[other]])
+                report.add(f"{name} / {other}", values, group=group)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ hands out all batches.
 
 ``checked`` passes are the first of a cache that was opened anew, so that every chunk is checked against its
 crc32c once; ``again`` are later ones. Bucket and local cache take turns, who is first changes from round to
-round, nothing waits to be written while a pass is timed, and medians are compared.
+round, and nothing waits to be written while a pass is timed.
 
 With ``--link`` everything from the server goes through a relay of so many megabytes a second: it stands for
 a network that is slower than memory.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -26,11 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
+from shared.measuring import Report, parser, ratios, timed
 
 from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
 from saecache.store.remote.push import Push
@@ -167,63 +165,62 @@ class Rounds:
 
     def _timed(self, name: str, work: Callable[[], float | None]) -> None:
         os.sync()
-        start = perf_counter()
-        got = work()
-        self.seconds.setdefault(name, []).append(perf_counter() - start)
-        assert got in (None, self.expected), name
+        got: list[float | None] = []
+        cost = timed(lambda: got.append(work()))
+        self.seconds.setdefault(name, []).append(cost.seconds)
+        assert got[0] in (None, self.expected), name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="128 MiB and three rounds")
-    parser.add_argument("--link", type=float, default=None, help="megabytes a second from the server")
-    parser.add_argument("--mib", type=int, default=768, help="size of the stored rows")
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--link", type=float, default=None, help="megabytes a second from the server")
+    options.add_argument("--mib", type=int, default=768, help="size of the stored rows")
+    options.add_argument(
         "--shard-mib", type=int, default=32, help="several times eight shards, as real caches have"
     )
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.mib, arguments.shard_mib, arguments.rounds = 128, 16, 3
-    rows = (arguments.mib << 20) // (2 * arguments.width)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--batch", type=int, default=4096)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.mib, settings.shard_mib, settings.rounds = 128, 16, 3
+    rows = (settings.mib << 20) // (2 * settings.width)
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         folder = Path(name)
-        write_cache(folder / "cache", rows, arguments.width, arguments.shard_mib << 20)
+        write_cache(folder / "cache", rows, settings.width, settings.shard_mib << 20)
+        files = open_cache(folder / "cache").manifest.files
+        keys = [file.path for file in files if f"rows/{HOOK}/activations/" in file.path]
+        report = Report(
+            "streaming",
+            settings,
+            f"{rows:,} rows of {settings.width} float16 in {len(keys)} shards, batches of {settings.batch}, "
+            f"{torch.get_num_threads()} threads, "
+            f"{f'a link of {settings.link:g} MB/s' if settings.link else 'loopback'}",
+        )
         (folder / "server").mkdir()
         server = start_server(folder / "server")
         try:
             os.environ.update(server.environment())
             Push(folder / "cache", URL).run()
-            files = open_cache(folder / "cache").manifest.files
-            keys = [file.path for file in files if f"rows/{HOOK}/activations/" in file.path]
-            megabytes = sum(file.size for file in files if file.path in set(keys)) / 1e6
-            with link(server.endpoint, arguments.link) as endpoint:
+            with link(server.endpoint, settings.link) as endpoint:
                 os.environ["AWS_ENDPOINT_URL"] = endpoint
-                rounds = Rounds(folder, keys, arguments.batch)
-                for number in range(arguments.rounds):
+                rounds = Rounds(folder, keys, settings.batch)
+                for number in range(settings.rounds):
                     rounds.run(number)
         finally:
             stop_server(server)
-    middle = {what: median(times) for what, times in rounds.seconds.items()}
-    print(
-        f"{rows} rows of {arguments.width} float16 in {len(keys)} shards, batches of {arguments.batch}, "
-        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds, "
-        f"{f'a link of {arguments.link:g} MB/s' if arguments.link else 'loopback'}"
-    )
-    for what, took in middle.items():
-        print(f"  {what:16} {megabytes / took:8.0f} MB/s")
-    print("ratios:")
+        megabytes = sum(file.size for file in files if file.path in set(keys)) / 1e6
+    for what, taken in rounds.seconds.items():
+        report.add(what, (megabytes / time for time in taken), "MB/s", "speed")
     for what, other in (
         ("first epoch", "plain download"),
         ("bucket, checked", "local, checked"),
         ("bucket, again", "local, again"),
     ):
-        print(f"  {what:16} / {other:16} {middle[other] / middle[what]:6.2f}")
+        faster = ratios(rounds.seconds[other], rounds.seconds[what])
+        report.add(f"{what} / {other}", faster, group="ratio of speeds")
+    report.save()
 
 
 if __name__ == "__main__":

@@ -5,23 +5,21 @@
 ``shuffled`` is all of CacheWriter: float32 rows in, normalized, spilled, sorted by key, written as shards
 with crc32c, sha256 and statistics. ``unshuffled`` is the same without spill and sort: rows encoded and
 written as shards in the order in which they come. Either way every side syncs its files, or none does (``no
-fsync``: what the program costs where the disk is no limit). The rounds are interleaved and the medians
-compared. By default the cache is twice as large as the writer's memory; for a small one (``--mib 512``) the
-ratio of the shuffled way is lower.
+fsync``: what the program costs where the disk is no limit). The ways take turns. By default the cache is
+twice as large as the writer's memory; for a small one (``--mib 512``) the ratio of the shuffled way is
+lower.
 """
 
-import argparse
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+from shared.measuring import Cost, Report, parser, ratios, seconds_of, take_turns, timed
 
 from saecache.store import CacheWriter, StorageConfig
 from saecache.store.encoding.encode import encode_rows
@@ -90,46 +88,42 @@ def no_fsync() -> Iterator[None]:
         os.fsync = original
 
 
+WAYS: dict[str, Callable[[Path, NDArray[np.float32], int, StorageConfig], None]] = {
+    "plain": write_plain,
+    "unshuffled": write_unshuffled,
+    "shuffled": write_shuffled,
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="64 MiB and three rounds")
-    parser.add_argument("--mib", type=int, default=2048, help="size of the stored rows")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.mib, arguments.rounds = 64, 3
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=2048, help="size of the stored rows")
+    options.add_argument("--width", type=int, default=768)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    settings = options.parse_args()
+    if settings.quick:
+        settings.mib, settings.rounds = 64, 3
     storage = StorageConfig()
-    rows = (arguments.mib << 20) // (2 * arguments.width) // storage.chunk_rows * storage.chunk_rows
-    gigabytes = rows * 2 * arguments.width / 1e9
-    x = np.random.default_rng(0).normal(size=(CALL_ROWS, arguments.width)).astype(np.float32)
-    ways: dict[str, Callable[[Path, NDArray[np.float32], int, StorageConfig], None]] = {
-        "plain": write_plain,
-        "unshuffled": write_unshuffled,
-        "shuffled": write_shuffled,
-    }
-    print(f"{rows} rows of {arguments.width} float16, {gigabytes:.2f} GB")
-    for label, policy in (("fsync", None), ("no fsync", no_fsync)):
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(arguments.rounds + 1):  # the first one warms up
-            for name, write in ways.items():
-                with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                    start = perf_counter()
-                    if policy is None:
-                        write(Path(folder) / "out", x, rows, storage)
-                    else:
-                        with policy():
-                            write(Path(folder) / "out", x, rows, storage)
-                    seconds[name].append(perf_counter() - start)
-                    shutil.rmtree(Path(folder) / "out")
-        took = {name: median(times[1:]) for name, times in seconds.items()}
-        listed = ", ".join(f"{name} {gigabytes / time:.2f} GB/s" for name, time in took.items())
-        print(f"{label}: {listed}")
+    rows = (settings.mib << 20) // (2 * settings.width) // storage.chunk_rows * storage.chunk_rows
+    gigabytes = rows * 2 * settings.width / 1e9
+    x = np.random.default_rng(0).normal(size=(CALL_ROWS, settings.width)).astype(np.float32)
+    report = Report("write", settings, f"{rows:,} rows of {settings.width} float16, {gigabytes:.2f} GB")
+
+    def write_once(write: Callable[..., None]) -> Cost:
+        with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+            return timed(lambda: write(Path(folder) / "out", x, rows, storage))
+
+    turns = {name: partial(write_once, way) for name, way in WAYS.items()}
+    for label, policy in (("with fsync", nullcontext), ("without fsync", no_fsync)):
+        with policy():
+            seconds = seconds_of(take_turns(turns, settings.rounds))
+        for name, taken in seconds.items():
+            report.add(name, (gigabytes / time for time in taken), "GB/s", f"{label}: speed")
         for name in ("unshuffled", "shuffled"):
-            print(f"  {name} / plain: {took['plain'] / took[name]:.2f}")
+            faster = ratios(seconds["plain"], seconds[name])
+            report.add(f"{name} / plain", faster, group=f"{label}: ratio of speeds")
+    report.save()
 
 
 if __name__ == "__main__":

@@ -1,60 +1,105 @@
-"""What the pages in docs/ and the README tell to type exists; their numbers are those of the scripts."""
+"""The README and the pages in docs/ are true: commands and Python run, figures are those of the scripts.
 
+Shell blocks are typed line by line, in the order of the page, in a folder of its own. Recipes of large models
+become the demo's model with a thousand tokens, and ``s3://team`` becomes a folder used as a bucket.
+"""
+
+import ast
+import importlib.util
 import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import pytest
+import torch
 import typer
+from typer.testing import CliRunner
 
 import saecache
 from saecache.cli import app
+from saecache.common.errors import UsageError
+from saecache.configs import load_config
+from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
+from saecache.train import TrainConfig
 
 ROOT = Path(saecache.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+CODE_LANGUAGES = {"bash", "python", "json"}
+OTHER_PROGRAMS = {"export", "make", "srun", "if", "pip"}  # what a shell block may begin a line with besides
+
+# Small enough for a second each; they come after the page's own settings.
+SMALL = {
+    "harvest": ["num_tokens=1_500", "batch_size=8", "tokens.context=64", "heldout_fraction=0.3"],
+    "train": ["num_latents=128", "batch_rows=128", "steps=4", "log.heldout_every_steps=null"],
+}
+DEMO_HOOKS = ("resid_post.3", "mlp_out.3")
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks(page: Path, language: str | None = None) -> list[Block]:
+    """The fenced blocks of a page, without the indentation of a list's items."""
+    found = [
+        Block(name, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
+        for indent, name, text in BLOCK.findall(page.read_text("utf-8"))
+    ]
+    return [block for block in found if language in (None, block.language)]
+
+
+def lines(page: Path) -> list[list[str]]:
+    """The lines of a page's shell blocks, as the shell would split them, without comments."""
+    text = "\n".join(block.text for block in blocks(page, "bash")).replace("\\\n", " ")
+    return [words for words in (shlex.split(line, comments=True) for line in text.splitlines()) if words]
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every ``saecache ...`` in the shell blocks of a page, as the shell would split it."""
-    found = []
-    for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if "saecache" in words and not line.startswith(("export", "pip")):
-            found.append(words[words.index("saecache") + 1 :])
-    return found
+    """What follows every ``saecache`` in the shell blocks of a page."""
+    return [words[words.index("saecache") + 1 :] for words in lines(page) if "saecache" in words]
 
 
 ALL = [(page, words) for page in PAGES for words in commands(page)]
+COMMANDS = pytest.mark.parametrize(
+    ("page", "words"), ALL, ids=[f"{page.name} {' '.join(words[:3])}" for page, words in ALL]
+)
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{p.name} {' '.join(w[:3])}" for p, w in ALL])
+# ---- what is written exists
+
+
+@COMMANDS
 def test_commands_of_the_pages_parse(page: Path, words: list[str]) -> None:
+    command, rest = find_command(words)
+    command.make_context("saecache", rest)
+
+
+def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that words begin with, and what is left of them."""
     command: click.Command = typer.main.get_command(app)
     context = click.Context(command)
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and words:
         name, *words = words
         found = command.get_command(context, name)
-        assert found is not None, f"{page.name}: there is no command {name}"
+        assert found is not None, f"there is no command {name}"
         command = found
-    command.make_context("saecache", list(words))
+    return command, list(words)
 
 
-@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{p.name} {' '.join(w[:3])}" for p, w in ALL])
+@COMMANDS
 def test_recipes_and_settings_of_the_pages_exist(page: Path, words: list[str]) -> None:
-    from saecache.configs import load_config
-    from saecache.harvest import HarvestConfig
-    from saecache.train import TrainConfig
-
     settings = [value for option, value in pairwise(words) if option == "--set"]
     settings = [re.sub(r"=\.\.\.$", "=1", re.sub(r"\$\w+", "1", setting)) for setting in settings]
     if words[0] == "harvest":
@@ -63,10 +108,191 @@ def test_recipes_and_settings_of_the_pages_exist(page: Path, words: list[str]) -
         load_config(TrainConfig, words[1], settings, kinds=("train", "papers"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@EACH_PAGE
+def test_inline_commands_and_settings_exist(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text("utf-8"))
+    for span in re.findall(r"`([^`\n]+)`", prose):
+        if span.startswith("saecache "):
+            find_command([word for word in span.split()[1:3] if re.fullmatch("[a-z]+", word)])
+        for setting in re.findall(r"--set ([\w.]+=\S+)", span):
+            assert_valid_setting(setting.removesuffix("..."))
+
+
+def assert_valid_setting(setting: str) -> None:
+    """Of a harvest or of a training run."""
+    setting += "1" if setting.endswith("=") else ""
+    refusals = []
+    for model, recipe, kind in ((HarvestConfig, "demo", "harvest"), (TrainConfig, "topk", "train")):
+        try:
+            load_config(model, recipe, [setting], kinds=(kind,))
+        except UsageError as error:
+            refusals.append(str(error))
+    assert len(refusals) < 2, "\n".join(refusals)
+
+
+@EACH_PAGE
 def test_pages_that_are_linked_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@EACH_PAGE
+def test_shell_blocks_are_shell_and_start_known_programs(page: Path) -> None:
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for block in blocks(page, "bash"):
+        subprocess.run(["bash", "-n"], input=block.text, text=True, check=True, capture_output=True)
+    for words in lines(page):
+        if words[0] == "make":
+            assert words[1] in targets, words
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), words
+        elif not re.match(r"[A-Z_]+=", words[0]):
+            assert words[0] in OTHER_PROGRAMS | {"saecache"}, words
+
+
+@EACH_PAGE
+def test_blocks_say_their_language(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in CODE_LANGUAGES | {""}, block.language
+        assert block.language or "saecache " not in block.text.partition("try next")[0], block.text
+
+
+def test_readme_takes_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+    assert (ROOT / "docs" / "report.png").stat().st_size < 300_000
+
+
+# ---- what is written runs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, and no place of this machine that a command would use."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
+    monkeypatch.delenv("SAECACHE_TEAM", raising=False)
+    (tmp_path / "bucket").mkdir()
+    write_text(tmp_path / "text.jsonl", number=9)
+    yield tmp_path
+
+
+PAGES_THAT_RUN = [page for page in PAGES if commands(page)]
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
+def test_shell_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(page)
+    for words in lines(page):
+        if words[0] == "export":
+            for name, _, value in (word.partition("=") for word in words[1:]):
+                if name == "SAECACHE_TEAM":
+                    monkeypatch.setenv(name, value.replace("s3://team", bucket()))
+        elif "saecache" in words:
+            run_command(words[words.index("saecache") + 1 :])
+
+
+def prepare(page: Path) -> None:
+    """What a page takes for granted, made before its first command."""
+    if page.name == "export.md":
+        run_command(["harvest", "demo", "--out", "caches/pythia"])
+        run_command(["train", "topk", "--cache", "caches/pythia", "--out", "runs/pythia"])
+    elif page.name == "guide.md":
+        run_command(["harvest", "demo", "--out", "caches/pythia"])
+    elif page.name == "cluster.md":
+        run_command(["harvest", "demo", "--out", "s3://team/caches/pythia-160m"])
+        for part in (0, 1):
+            write_text(Path(f"part{part}.jsonl"), number=part)
+            text = f"text={{kind: files, paths: [part{part}.jsonl]}}"
+            run_command(["harvest", "demo", "--set", text, "--out", f"caches/part{part}"])
+
+
+def write_text(file: Path, number: int) -> None:
+    """A hundred documents, none of which is in the file of another number."""
+    documents = (f"document {number} {i}: " + f"some words of number {number}, " * i for i in range(100))
+    file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+
+
+def run_command(words: list[str]) -> None:
+    """Run one command of a page at a size that takes a second."""
+    typed = words = [small_version(word) for word in words]
+    if words[0] == "demo":
+        return  # the demo has a test of its own, tests/evaluate/test_end_to_end.py
+    settings = SMALL.get(words[0], [])
+    if words[0] == "harvest":
+        typed = ["harvest", "demo", *words[2:]]
+        settings = [*settings, *demo_settings(words)]
+    elif words[0] == "evaluate":
+        typed = [*words, "--no-model"]
+    elif words[:2] == ["cache", "rm"]:
+        typed = [*words, "--yes"]
+    for setting in settings:
+        typed = [*typed, "--set", setting]
+    result = CliRunner().invoke(app, typed)
+    assert result.exit_code == 0, f"{shlex.join(typed)}\n{result.output}\n{result.exception!r}"
+
+
+def small_version(word: str) -> str:
+    """A word of a command, with the names of this test's places."""
+    word = word.replace("s3://team", bucket()).replace("$USER", "me").replace("$LAYER", "3")
+    word = re.sub(r"^/(fast|shared|local)/", "disk/", word)
+    return re.sub(r"^hook=resid_post\.\d+$", f"hook={DEMO_HOOKS[0]}", word)
+
+
+def demo_settings(words: list[str]) -> list[str]:
+    """Two hooks where a page harvests several, more tokens where it extends a cache, and a short text."""
+    extends = "--extend" in words
+    several = extends or any("," in word for word in words if word.startswith("hooks="))
+    settings = [f"hooks=[{', '.join(DEMO_HOOKS if several else DEMO_HOOKS[:1])}]"]
+    settings += ["num_tokens=2_500"] if extends else []
+    has_text = any(word.startswith("text=") for word in words)
+    return settings if has_text else [*settings, "text={kind: files, paths: [text.jsonl]}"]
+
+
+def bucket() -> str:
+    """The URL of a folder that is used as a bucket."""
+    return (Path.cwd() / "bucket").as_uri()
+
+
+@EACH_PAGE
+def test_python_blocks_run(page: Path, folder: Path) -> None:
+    namespace: dict[str, Any] = {"x": torch.randn(8, 16), "sae": lambda rows: rows, "my_rows": []}
+    for block in blocks(page, "python"):
+        ast.parse(block.text)
+        packages = re.findall(r"^(?:from|import) (\w+)", block.text, re.MULTILINE)
+        if not all(importlib.util.find_spec(package) for package in packages):
+            continue  # SAELens and others; tests/evaluate/export/test_peers.py runs what loads their files
+        if "demo/cache" in block.text:
+            run_command(["harvest", "demo", "--out", "demo/cache"])
+            names = ["--set", "variants=[{kind: topk, k: 16}]"]
+            run_command(["train", "topk", "--cache", "demo/cache", *names, "--out", "demo/runs/demo"])
+        if "my_rows" in block.text:
+            namespace["my_rows"] = [torch.randn(100, 768)]
+        # The code is that of our own pages.
+        exec(compile(block.text.replace("=4096", "=256"), page.name, "exec"), namespace)
+        if "my_rows" in block.text:
+            assert len(saecache.open_cache("mine")) == 100
+        if "demo/cache" in block.text:
+            assert namespace["codes"].shape == (256, 128)
+            assert namespace["error"].shape == namespace["x"].shape
+            assert len(namespace["document"]) == 3
+
+
+@EACH_PAGE
+def test_json_blocks_are_json(page: Path) -> None:
+    for block in blocks(page, "json"):
+        json.loads(block.text)
+
+
+# ---- figures are those of the scripts
+
+
+def test_benchmarks_page_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "shared"))
+    try:
+        render = runpy.run_path(str(ROOT / "benchmarks" / "shared" / "page.py"))["render"]
+        assert render() == (ROOT / "docs" / "benchmarks.md").read_text("utf-8"), "run: make bench-docs"
+    finally:
+        sys.modules.pop("measuring", None)
 
 
 def test_costs_are_those_of_the_script() -> None:
@@ -87,7 +313,7 @@ def test_sizes_of_the_costs_by_hand() -> None:
 
 
 def test_policies_are_valid_json_with_the_rights_that_are_used() -> None:
-    readers, writers = (json.loads(block) for block in blocks(ROOT / "docs" / "sharing.md", "json"))
+    readers, writers = (json.loads(block.text) for block in blocks(ROOT / "docs" / "sharing.md", "json"))
 
     def actions(policy: dict[str, Any]) -> set[str]:
         return {action for statement in policy["Statement"] for action in statement["Action"]}

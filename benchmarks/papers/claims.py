@@ -202,20 +202,28 @@ def table(found: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
     return lines
 
 
+INTRODUCTION = f"""\
+The SAEs here are small and the runs short: a claim that does not come out may still hold at the papers'
+sizes. Figures are means ± standard deviations over seeds. A verdict needs a difference larger than both
+standard deviations together. The page is made by these two commands; the script holds every setting.
+
+```bash
+saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache
+python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims --out docs/papers.md
+```
+
+`fvu`, `mse` and `l0` are of inference on held-out rows. `dead` latents are active on none of {ROWS:,}
+training rows, `dying` ones follow Definition 3.1 of Mutual and Feature Choice on the same rows (at most
+a quarter of all latents can be dying), and `over_10` is the share of latents that are active on more
+than 10 % of these rows.\
+""".splitlines()
+
+
 def page(runs: Path) -> str:
     lines = [
         "# What the papers claim, and what comes out on the demo cache",
         "",
-        "Made by `python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims --out "
-        "docs/results.md`, which says every setting, on a cache made by `saecache harvest demo --set "
-        "num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache`. Small SAEs, short runs: mean ± "
-        "standard deviation over seeds. A claim that does not come out here may hold at the papers' "
-        "sizes. All figures are of "
-        f"inference on held-out rows, but for dead latents (active on none of {ROWS:,} training rows), dying "
-        "ones (Definition 3.1 of Mutual and Feature Choice, on the same rows) and `over_10`, the share of "
-        "latents active on more than 10 % of them. At most a quarter of all latents can be dying. A "
-        "verdict needs a difference of more than both standard "
-        "deviations together.",
+        *INTRODUCTION,
     ]
     for name, section in SECTIONS.items():
         file = runs / f"{name}.json"

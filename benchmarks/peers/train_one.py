@@ -1,4 +1,4 @@
-"""SAEs trained by another package on given rows: the other end of ``benchmarks/peers/fvu.py``.
+"""SAEs trained by another package on given rows: the other end of ``benchmarks/fvu.py``.
 
 Runs in an environment of its own, without saecache. Takes one JSON object as its argument, prints one:
 {"fvu": for each seed, of held-out rows, by the rule of training, "encoder_norm": at the start} or

@@ -1,13 +1,15 @@
 """The FVU our TopK and BatchTopK reach against other packages', at equal data and settings, over some seeds.
 
-    python benchmarks/peers/fvu.py --cache CACHE --peer-python PATH [--quick] [--hook HOOK] [--steps N]
+    python benchmarks/fvu.py [--cache CACHE] [--peer-python PATH] [--quick] [--hook HOOK] [--steps N]
         [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own]
 
-All train on the same batches in the same order: decoder rows of norm 1, encoder rows of ``--encoder-norm``
-at the start, Adam at one constant learning rate after the same warmup. ``own`` leaves each package's own
-start of the encoder. Each keeps its own start of the bias, clipping, auxiliary losses (no latent is dead in
-so short a run, so that none acts) and treatment of the decoder's norm, which SAELens lets grow. FVU is of
-held-out rows by the rule of training, in batches of the same size. Seeds differ in the start only.
+Without ``--cache`` the demo's model is harvested first; without ``--peer-python``, the Python of an
+environment with the other packages, ours is measured alone. All train on the same batches in the same
+order: decoder rows of norm 1, encoder rows of ``--encoder-norm`` at the start, Adam at one constant
+learning rate after the same warmup. ``own`` leaves each package's own start of the encoder. Each keeps its
+own start of the bias, clipping, auxiliary losses (no latent is dead in so short a run, so that none acts)
+and treatment of the decoder's norm, which SAELens lets grow. FVU is of held-out rows by the rule of
+training, in batches of the same size. Seeds differ in the start only.
 """
 
 import argparse
@@ -15,16 +17,19 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import torch
+from shared.measuring import Report, parser
 
 from saecache import ActivationCache, load_sae, open_cache
 from saecache.common.fvu import FVU
+from saecache.configs import load_config
+from saecache.harvest import HarvestConfig
+from saecache.harvest import run as harvest
 from saecache.train import TrainConfig, run
 
-PEER_SCRIPT = Path(__file__).parent / "train_one.py"
+PEER_SCRIPT = Path(__file__).parent / "peers" / "train_one.py"
 PEERS = ("SAELens", "dictionary_learning", "sparsify")
 VARIANTS = ("topk", "batch_topk")
 
@@ -90,55 +95,57 @@ def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--peer-python", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--variant", choices=VARIANTS, action="append", default=[])
-    parser.add_argument("--hook", default=None)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--warmup-steps", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--latents", type=int, default=1024)
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--encoder-norm", type=norm_or_own, default=0.5)
-    settings = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--cache", type=Path, default=None)
+    options.add_argument("--peer-python", type=Path, default=None)
+    options.add_argument("--variant", choices=VARIANTS, action="append", default=[])
+    options.add_argument("--hook", default="resid_post.3")
+    options.add_argument("--steps", type=int, default=250)
+    options.add_argument("--warmup-steps", type=int, default=20)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--latents", type=int, default=1024)
+    options.add_argument("--rows", type=int, default=1024)
+    options.add_argument("--k", type=int, default=16)
+    options.add_argument("--learning-rate", type=float, default=4e-3)
+    options.add_argument("--encoder-norm", type=norm_or_own, default=0.5)
+    settings = options.parse_args()
     if settings.quick:
-        settings.steps, settings.seeds = 50, 2
-    cache = open_cache(settings.cache)
-    settings.hook = settings.hook or cache.hooks[0]
-    settings.width = cache.d_model(settings.hook)
-    heldout = cache.rows(settings.hook, np.arange(cache.num_rows("heldout")), "heldout", "unit")
-    heldout = heldout[: len(heldout) // settings.rows * settings.rows]
-    print(
-        f"{settings.hook}, F = {settings.latents}, D = {settings.width}, k = {settings.k}, {settings.steps} "
-        f"steps of {settings.rows} rows, learning rate {settings.learning_rate:g}, encoder rows of norm "
-        f"{settings.encoder_norm or 'its own'}, {settings.seeds} seeds: FVU of {len(heldout)} held-out rows"
-    )
+        settings.steps, settings.seeds = 20, 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        cache = open_cache(settings.cache or harvest_demo(settings, folder / "cache"))
+        settings.width = cache.d_model(settings.hook)
+        heldout = cache.rows(settings.hook, np.arange(cache.num_rows("heldout")), "heldout", "unit")
+        heldout = heldout[: len(heldout) // settings.rows * settings.rows]
+        report = Report(
+            "fvu",
+            settings,
+            f"{settings.hook}, F = {settings.latents:,}, D = {settings.width}, k = {settings.k}, "
+            f"{settings.steps} steps of {settings.rows:,} rows, learning rate {settings.learning_rate:g}, "
+            f"encoder norm {settings.encoder_norm or 'its own'}: FVU of {len(heldout):,} held-out rows",
+        )
         np.save(folder / "heldout.npy", heldout.numpy())
         np.save(folder / "rows.npy", batches(settings, cache).numpy())
         for variant in settings.variant or VARIANTS:
-            show(variant, "saecache", ours(settings, cache, variant, heldout))
-            for peer in PEERS:
+            report.add("saecache", ours(settings, cache, variant, heldout), group=variant, decimals=4)
+            for peer in PEERS if settings.peer_python else ():
                 values = theirs(settings, peer, variant, folder)
                 if isinstance(values, str):
-                    print(f"  {variant:10} {peer:20} left out: {values}", flush=True)
+                    print(f"  {peer}: left out ({values})", flush=True)
                 else:
-                    show(variant, peer, values)
+                    report.add(peer, values, group=variant, decimals=4)
+        report.save()
+
+
+def harvest_demo(settings: argparse.Namespace, path: Path) -> Path:
+    """A cache of the demo's model and text, with as many tokens as the training needs once."""
+    tokens = max(50_000, int(1.4 * settings.steps * settings.rows))
+    overrides = [f"num_tokens={tokens}", f"hooks=[{settings.hook}]", "heldout_fraction=0.2"]
+    return harvest(load_config(HarvestConfig, "demo", overrides, kinds=("harvest",)), path).path
 
 
 def norm_or_own(text: str) -> float | None:
     return None if text == "own" else float(text)
-
-
-def show(variant: str, package: str, fvu: list[float]) -> None:
-    print(f"  {variant:10} {package:20} {mean(fvu):.4f} ± {stdev(fvu):.4f}", flush=True)
 
 
 def batches(settings: argparse.Namespace, cache: ActivationCache) -> torch.Tensor:
