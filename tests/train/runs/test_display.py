@@ -8,7 +8,7 @@ import pytest
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, display, run
-from saecache.train.display import Display
+from saecache.train.runs.display import Display
 
 FIGURES = [
     {"loss": 0.5, "fvu": 0.25, "l0": 16.0, "dead": 3},
@@ -70,7 +70,7 @@ def test_a_run_without_a_terminal_and_its_resumption(
     config = make_config({"kind": "topk", "k": 4}, {"kind": "topk", "k": 8}, **SHOWN)
     asked = iter([False, False, False, False, True])
     with monkeypatch.context() as patched:
-        patched.setattr("saecache.train.runner.stop_on_signals", lambda: _Stop(asked))
+        patched.setattr("saecache.train.runs.runner.stop_on_signals", lambda: _Stop(asked))
         with pytest.raises(KeyboardInterrupt):
             run(config, cache, tmp_path / "run")
     first = capsys.readouterr().err.splitlines()
