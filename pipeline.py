@@ -40,12 +40,13 @@ def evaluate(
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .common.outputs import check_file_output
     from .evaluate import run
-    from .evaluate.targets import choose_output, find_targets_of
+    from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
     from .store import open_cache
 
+    find_targets(targets)  # this and the rest is looked at before minutes are spent on loading a model
     out = out or choose_output(targets)
-    check_file_output(out)  # this, and whose SAEs they are, before minutes are spent on loading a model
+    check_file_output(out)
     cache = open_cache(cache_path)
     find_targets_of(targets, cache)
     model = None

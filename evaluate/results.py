@@ -168,7 +168,7 @@ def read_results(path: Path) -> Results:
     """
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"no results at {path}: measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
         ) from None

@@ -186,7 +186,7 @@ def find_saes(folder: Path) -> list[Path]:
     for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
         if found := sorted(path.parent for path in folder.glob(pattern + CONFIG_FILE)):
             return found
-    what = "there is no such folder" if not folder.exists() else f"it has no {CONFIG_FILE}"
+    what = f"it has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
     raise UsageError(
         f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}) or a "
         f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE})"

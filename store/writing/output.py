@@ -8,7 +8,7 @@ from typing import Literal
 import filelock
 
 from ...common.errors import UsageError
-from ...common.outputs import take_lock
+from ...common.outputs import check_folder_output, take_lock
 from ..durable import fsync_folder, make_folder
 from ..layout import TOP_FOLDERS
 from ..manifest import MANIFEST_ATTRIBUTE
@@ -57,6 +57,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     if state == "foreign":
         raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
     _check_no_links(path)
+    check_folder_output(path)
     work = path / WORK_FOLDER
     make_folder(work)
     lock = take_lock(work / "lock", path, "choose another folder")

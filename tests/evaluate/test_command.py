@@ -1,6 +1,7 @@
 """``saecache evaluate`` and ``saecache report`` as a user meets them; what train prints at its end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_the_place_of_the_results_is_looked_at_before_measuring(
         result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model", "--out", out)
         assert result.exit_code == 2, result.output
         assert "error: " in result.stderr
+
+
+def test_files_where_folders_should_be(run_dir: Path, cache, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for arguments, message in (
+        (["evaluate", tmp_path / "file", "--cache", cache.path], "no SAE in .*file: there is no such folder"),
+        (["report", tmp_path / "file"], "no results at .*file/results.json: measure first"),
+        (["synthetic", "--out", tmp_path / "file" / "x"], "cannot write .*x: .*file is a file, not a folder"),
+    ):
+        result = saecache(*arguments)
+        assert result.exit_code == 2, result.output
+        assert re.search(message, result.stderr), result.stderr
 
 
 def test_a_model_that_is_not_there_says_how_to_go_without(run_dir: Path, cache) -> None:
