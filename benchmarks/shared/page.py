@@ -19,7 +19,8 @@ Each section is one run of a script in `benchmarks/`. What is compared takes tur
 other work on the machine slows all of it alike. Every figure is the median of the rounds, with the smallest
 and the largest value in brackets; a ratio is taken within each round. "Load" is the number of processes
 that wanted a core when the script began: above zero, other programs ran too, and times in seconds are then
-longer than on a quiet machine. Ratios suffer less.
+longer than on a quiet machine. Ratios suffer less, but a wide range says that a figure means little: run
+the script again on a quiet machine.
 
 `make bench` runs every script at a toy size, to see that it works. `python benchmarks/NAME.py` measures.
 **Nothing on this page was measured on a GPU** unless its machine line names one.
