@@ -51,13 +51,18 @@ def one_step(variant: str, rows: int, latents: int, width: int, k: int, warm: bo
     held = [tensor for group in tensors(trainee) for tensor in group.values()]
     for tensor in held:
         tensor.add_(0)  # memory that was only promised becomes memory that is there
+
+    def take_step(number: int) -> None:
+        trainee.add_batch(x, x, number, 10**9)
+        trainee.update(1.0)
+
     if warm:
-        trainee.step(x, 0, 1.0, 10**9)
+        take_step(0)
     release_scratch()
     ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    taken = timed(lambda: trainee.step(x, 1, 1.0, 10**9))
+    taken = timed(lambda: take_step(1))
     more = memory("VmHWM") - before
     silent = int((trainee.rows_since_active > 0).sum())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in held)

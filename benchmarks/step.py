@@ -77,7 +77,8 @@ def our_step(trainee: Trainee, x: torch.Tensor, dead: float) -> Step:
 
     def work(i: int) -> None:
         torch.sub(x[i % len(x)], trainee.parameters["b_dec"], out=x_centered)
-        trainee.step(x_centered, i, 1.0, DEAD_AFTER_ROWS)
+        trainee.add_batch(x_centered, x_centered, i, DEAD_AFTER_ROWS)
+        trainee.update(1.0)
 
     def step(i: int) -> Cost:
         trainee.rows_since_active[:num_dead] = 2 * DEAD_AFTER_ROWS

@@ -1,5 +1,9 @@
-"""The S3 server of the tests: one for each test process, for whatever is shared through a bucket."""
+"""What every test process shares: the S3 server, and Triton's interpreter in the place of a GPU."""
 
-from .store.remote.conftest import proxy, s3_server, shared_proxy, team
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which other packages do too
+
+from .store.remote.conftest import proxy, s3_server, shared_proxy, team  # noqa: E402
 
 __all__ = ["proxy", "s3_server", "shared_proxy", "team"]

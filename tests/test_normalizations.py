@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.export.rows import random_rows
+from saecache.evaluate.export.comparison import make_random_rows
 from saecache.evaluate.export.space import choose_space
 from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
 from saecache.store.normalization import KINDS, Kind
@@ -112,10 +112,10 @@ def test_an_export_knows_what_its_library_is_handed_in(cache: ActivationCache, k
         with pytest.raises(UsageError, match="no such step: use --normalized-input"):
             choose_space(sae, standardizes=True, **settings)
         space = choose_space(sae, standardizes=True, **settings | {"normalized_input": True})
-        assert space.factor == 1 and random_rows(sae, space).isfinite().all()
+        assert space.factor == 1 and make_random_rows(sae, space).isfinite().all()
         return
     space = choose_space(sae, standardizes=True, **settings)
-    v = random_rows(sae, space).double()
+    v = make_random_rows(sae, space).double()
     y = sae.normalizer.apply(v.float())[0]
     if space.standardized:
         v = (v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from saecache.store.reading.reader import ActivationCache
-from saecache.train import TrainConfig, display, run
+from saecache.train import TrainConfig, run
+from saecache.train.runs import display
 from saecache.train.runs.display import Display
 
 FIGURES = [
