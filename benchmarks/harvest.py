@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from saecache.harvest import HarvestConfig, runner
-from saecache.harvest.batch_size import choose_batch_size
 from saecache.harvest.builtin.stdlib_text import stdlib_documents
-from saecache.harvest.forward import cpu_block
+from saecache.harvest.forward import choose_batch_size, cpu_block
+from saecache.harvest.job import HarvestJob
 from saecache.harvest.model import LanguageModel
 from saecache.harvest.runner import HarvestResult
 
@@ -87,19 +87,18 @@ def bare_cost(model: torch.nn.Module, tokens: int, batch: int, context: int) -> 
 def harvest_cost(config: HarvestConfig, out: Path) -> tuple[Cost, HarvestResult]:
     """Cost of the part of a harvest that grows with its length, without loading and the final shuffle."""
     costs: list[Cost] = []
-    whole = runner._harvest
+    whole = HarvestJob._read
 
-    def measured(*arguments: Any) -> Any:
+    def measured(*arguments: Any) -> None:
         with cost() as found:
-            result = whole(*arguments)
+            whole(*arguments)
         costs.extend(found)
-        return result
 
-    runner._harvest = measured
+    HarvestJob._read = measured
     try:
         result = runner.run(config, out)
     finally:
-        runner._harvest = whole
+        HarvestJob._read = whole
     return costs[0], result
 
 

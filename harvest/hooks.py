@@ -1,19 +1,170 @@
-"""One small forward before the long work: widths of the hooks, and whether they are what their names say."""
+"""Activations at hook points: read them, replace them, and probe whether they are what their names say."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Lock, get_ident
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.errors import UsageError
-from .hooks import HookPoint, parse_hook, read_hooks, resolve_hook
+from .hook_points import HookPoint, parse_hook, resolve_hook
 
 PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8
 # A missing norm or scale in a block is far above this share of what the block adds.
 _SUM_TOLERANCE = 0.05
 
 
-def probe(
+_ATTACHING = Lock()  # torch numbers hooks without a lock of its own
+
+
+class _AllReceived(Exception):  # noqa: N818 - not an error: it ends a forward that has nothing more to give
+    """Raised in the last hook that was waited for."""
+
+
+def read_hooks(
+    forward: Callable[[], object],
+    model: nn.Module,
+    points: Iterable[HookPoint],
+    receive: Callable[[str, torch.Tensor], None],
+    shape: tuple[int, ...],
+) -> None:
+    """Run ``forward`` until every point has fired, handing each activation to ``receive`` when it does.
+
+    Several threads may run forwards of one model at once: each sees its own activations only.
+
+    Args:
+        forward: runs ``model`` on token ids of shape ``shape`` [n, T].
+        points: where to read.
+        receive: is given (name, activation [n, T, D]). It must copy what it wants to keep: a model may go on
+            to change the tensor in place.
+
+    Raises:
+        UsageError: a point never fired, or gave something else than one tensor.
+    """
+    points = list(points)
+    pending = {point.name for point in points}
+
+    def on_activation(point: HookPoint, value: Any) -> None:
+        if point.name in pending:
+            receive(point.name, _activation(value, point, shape))
+            pending.discard(point.name)
+            if not pending:
+                raise _AllReceived
+
+    with _attached(model, points, on_activation):
+        try:
+            forward()
+        except _AllReceived:
+            return
+    raise UsageError(
+        f"hook {', '.join(sorted(pending))} never fires: the model does not run that module on text; "
+        "choose another"
+    )
+
+
+@contextmanager
+def _attached(
+    model: nn.Module, points: Iterable[HookPoint], on_activation: Callable[[HookPoint, Any], None]
+) -> Iterator[None]:
+    handles = []
+    thread = get_ident()
+    try:
+        for point in points:
+            module = model.get_submodule(point.module_path)
+            if point.side == "input":
+
+                def before(_m: Any, args: Any, kwargs: Any, point: HookPoint = point) -> None:
+                    if get_ident() == thread:
+                        on_activation(point, args[0] if args else kwargs.get("hidden_states"))
+
+                with _ATTACHING:
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+
+                def after(_m: Any, _args: Any, output: Any, point: HookPoint = point) -> None:
+                    if get_ident() == thread:
+                        on_activation(point, _main(output))
+
+                with _ATTACHING:
+                    handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        with _ATTACHING:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def replaced(
+    model: nn.Module,
+    point: HookPoint,
+    replace: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+) -> Iterator[None]:
+    """Within it every forward of ``model`` on ids of ``shape`` [n, T] goes on with ``replace(activation)``.
+
+    Raises:
+        UsageError: ``replace`` gave another shape.
+    """
+
+    def swap(value: Any) -> torch.Tensor:
+        old = _activation(value, point, shape)
+        new = replace(old)
+        if new.shape != old.shape:
+            raise UsageError(
+                f"replacing {point.name}: expected shape {tuple(old.shape)}, got {tuple(new.shape)}"
+            )
+        new = new.to(dtype=old.dtype, device=old.device)
+        if point.stream is None:
+            return new.reshape(value.shape)
+        whole: torch.Tensor = value.clone()
+        whole[point.stream] = new
+        return whole
+
+    def before(_m: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if args:
+            return (swap(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": swap(kwargs.get("hidden_states"))}
+
+    def after(_m: Any, _args: Any, output: Any) -> Any:
+        new = swap(_main(output))
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    module = model.get_submodule(point.module_path)
+    if point.side == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _main(output: Any) -> Any:
+    """Blocks and attention modules may return (hidden states, extras...)."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _activation(value: Any, point: HookPoint, shape: tuple[int, ...]) -> torch.Tensor:
+    """``value`` as [n, T, D]. Some MLPs (OPT, Llama 4) work on rows [n * T, D]."""
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"hook {point.name}: {point.module_path} gives {type(value).__name__}, expected a tensor "
+            "[sequences, positions, width]; choose another module"
+        )
+    x = value.detach()
+    if point.stream is not None and x.ndim == 4:
+        x = x[point.stream]
+    if x.ndim == 2 and len(x) == math.prod(shape):
+        x = x.reshape(*shape, -1)
+    return x
+
+
+def probe_hooks(
     model: nn.Module,
     points: Iterable[HookPoint],
     forward: Callable[[torch.Tensor], object],
@@ -22,7 +173,7 @@ def probe(
     model_name: str,
     max_positions: int | None,
 ) -> dict[str, int]:
-    """Width of each hook, found by running the model on a few tokens.
+    """Width of each hook, found by running the model on a few tokens before the long work.
 
     Raises:
         UsageError: a hook that never fires, gives another shape than [sequences, positions, width], or an
@@ -30,7 +181,8 @@ def probe(
     """
     points = list(points)
     wanted = {point.name: point for point in points}
-    for layer in sorted({layer for name in wanted for layer in _halves_of(name)}):
+    layers = sorted({layer for name in wanted for layer in _layer_of_half(name)})
+    for layer in layers:
         for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
             name = f"{kind}.{layer}"
             wanted.setdefault(name, resolve_hook(model, name, num_layers, model_name))
@@ -43,20 +195,22 @@ def probe(
     def receive(name: str, x: torch.Tensor) -> None:
         seen[name] = x.clone()
 
-    read_hooks(lambda: forward(ids), model, wanted.values(), receive)
+    read_hooks(lambda: forward(ids), model, wanted.values(), receive, ids.shape)
+    asked = {point.name for point in points}
     for name, x in seen.items():
         if x.ndim != 3 or x.shape[:2] != ids.shape or not x.is_floating_point():
+            why = "" if name in asked else f" (needed to check what block {name.rsplit('.')[-1]} adds up to)"
             raise UsageError(
-                f"hook {name}: expected a float tensor [sequences, positions, width], here "
-                f"({PROBE_SEQUENCES}, {positions}, width), got {x.dtype} {tuple(x.shape)}; choose "
-                "another module"
+                f"hook {name}{why}: expected a float tensor [sequences, positions, width], here "
+                f"({PROBE_SEQUENCES}, {positions}, width), got {x.dtype} {tuple(x.shape)}; give a module "
+                "path instead"
             )
-    for layer in sorted({layer for name in (p.name for p in points) for layer in _halves_of(name)}):
+    for layer in layers:
         _check_sum(seen, layer)
     return {point.name: int(seen[point.name].shape[2]) for point in points}
 
 
-def _halves_of(name: str) -> list[int]:
+def _layer_of_half(name: str) -> list[int]:
     parsed = parse_hook(name)
     return [parsed[1]] if parsed is not None and parsed[0] in ("attn_out", "mlp_out") else []
 
@@ -68,11 +222,10 @@ def _check_sum(seen: dict[str, torch.Tensor], layer: int) -> None:
     added = seen[f"attn_out.{layer}"].float() + seen[f"mlp_out.{layer}"].float()
     difference = float((after - before - added).norm())
     scale = float(torch.maximum((after - before).norm(), added.norm()))
-    # NaN passes here: it is told later, with its document and position.
+    # NaN passes here: it is reported later, with its document and position.
     if difference > _SUM_TOLERANCE * scale + rounding * float(before.norm() + after.norm()):
         raise UsageError(
             f"block {layer} of this model does not add up as resid_pre + attn_out + mlp_out = resid_post "
-            "(relative "
-            f"error {difference / scale:.2g}), so attn_out.{layer} and mlp_out.{layer} have no meaning "
-            "here; give module paths instead"
+            f"(relative error {difference / scale:.2g}), so attn_out.{layer} and mlp_out.{layer} have no "
+            "meaning here; give module paths instead"
         )

@@ -1,261 +1,323 @@
-"""``saecache.harvest``: plan, check, run, finish; resumable at every moment."""
+"""A harvest as a job of three phases, which its journal names: copying, reading, finishing.
 
-import shutil
+``copying`` takes rows of a finished cache that is extended (skipped without one), ``reading`` runs the model
+over text, ``finishing`` shuffles and writes the arrays. A job that was stopped continues in its phase.
+"""
+
+import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from ..common.devices import device_name
 from ..common.interrupts import stop_on_signals
+from ..common.progress import progress_bar
+from ..common.versions import software_versions
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
 from ..store.identity import fingerprint, whole_identity
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.writing.journal import WORK_FOLDER
-from .batch_size import choose_batch_size
 from .config import HarvestConfig
-from .extend import batch_size_of, extension_facts, open_base, retrace, say_what_is_taken
-from .first_look import first_look
-from .forward import RowReader, block_sequences, whole_blocks
+from .destination import Destination, open_destination, planned_size
+from .extend import batch_size_of, match_base, open_base
+from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
 from .model import LanguageModel
-from .plan import Plan, make_plan
-from .progress import Progress
-from .provenance import run_facts
-from .recorder import Recorder, Step
-from .sizing import planned_size
+from .numerics import condition_differences, forward_conditions
+from .plan import HarvestPlan, make_plan
+from .row_writer import HarvestStep, Progress, RowWriter
+from .runner import HarvestResult
+from .sinks import measure_first_block
 from .stages import run_overlapped
-from .stream import Batch, batches
-from .target import Target, open_target
+from .stream import TokenBatch, token_batches
+
+_PACKAGES = ("saecache", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
 
-@dataclass(frozen=True)
-class HarvestResult:
-    """A finished cache.
-
-    ``path`` is its folder or URL. ``reused``: it was there already and nothing was done. Seconds are those of
-    all runs that it took to read the rows, and of the last one to shuffle them; 0 when reused.
-    """
-
-    path: Path | str
-    manifest: Manifest
-    reused: bool
-    harvest_seconds: float = 0.0
-    shuffle_seconds: float = 0.0
-
-
-def run(
+def harvest(
     config: HarvestConfig,
-    out: str | Path | None = None,
+    out: str | Path | None,
     *,
-    extend: str | Path | None = None,
-    scratch: Path | None = None,
-    force: bool = False,
+    extend: str | Path | None,
+    scratch: Path | None,
+    force: bool,
 ) -> HarvestResult:
-    """Harvest into ``out``, a folder (default: one of its own below ``caches/``) or a URL as ``s3://...``.
-
-    The team's locations (``config.team`` and SAECACHE_TEAM) are asked first: a finished cache of the same
-    identity is used where it is, unless ``force``. For a URL, rows are kept in the folder ``scratch`` until
-    all are read, and finished shards are uploaded and removed there, the manifest last.
-
-    An unfinished harvest of the same identity is continued: the cache is the same, byte for byte. A finished
-    one is left as it is. ``extend`` is a finished cache of fewer tokens of the same stream: its rows are
-    copied, and only the others go through the model. It stays as it is, and the new cache is the same, byte
-    for byte, as without it.
-
-    Raises:
-        UsageError: a harvest that is impossible as configured, told before anything is written.
-        BadActivationError: NaN, Inf or overflow in the activations.
-        SaecacheError: the run cannot go on; what was done is saved.
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what was done is saved.
-    """
-    target = open_target(config, out, scratch)
-    path = target.folder
+    """See :func:`saecache.harvest.runner.run`."""
+    destination = open_destination(config, out, scratch)
     base, base_facts = (None, None) if extend is None else open_base(extend)
-    plan = make_plan(config, path, base_facts, target.finished())
-    if plan.existing is not None and plan.existing.manifest is not None:
-        target.clean()
-        return HarvestResult(target.name, plan.existing.manifest, reused=True)
-    if base is None and plan.existing is not None and plan.existing.copying:
-        raise UsageError(f"{path} was begun with --extend and has not taken all rows yet: give it again")
-    with stop_on_signals() as stop_asked:
-        model = plan.load_model()
-        widths = model.widths(plan.hooks)
-        found = None if force else _ask_team(plan, widths)
-        if found is not None:
-            return found
-        _announce(plan, widths, target)
-        if target.delivery is not None:
-            target.delivery.claim(_fingerprint(plan, widths))
-        medians = None
-        taken = None
-        if plan.existing is None or not plan.existing.started or plan.existing.copying:
-            medians = first_look(plan, model)
-            if base is not None:
-                taken = retrace(base, plan, _batch_size(plan, model, batch_size_of(base)), medians)
-                say_what_is_taken(taken)
-        was_there = path.exists()
+    with closing(destination):
+        plan = make_plan(config, destination.folder, base_facts, destination.finished())
+        if plan.existing is not None and plan.existing.manifest is not None:
+            destination.clean()
+            return HarvestResult(destination.name, plan.existing.manifest, reused=True)
+        with stop_on_signals() as stop_asked:
+            job = HarvestJob(plan, destination, base, stop_asked)
+            found = None if force else job.ask_team()
+            if found is not None:
+                return found
+            job.prepare()
+            return job.run()
+
+
+class HarvestJob:
+    """One harvest on its way through its phases."""
+
+    def __init__(
+        self,
+        plan: HarvestPlan,
+        destination: Destination,
+        base: ActivationCache | None,
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        """Load the model, unless all rows are read.
+
+        Raises:
+            UsageError: the harvest cannot go on as it was begun.
+        """
+        self._plan = plan
+        self._destination = destination
+        self._base = base
+        self._stop_asked = stop_asked
+        before = {} if plan.existing is None else plan.existing.progress
+        self._progress = Progress.from_json(before)
+        if not before and base is not None:
+            self._progress.phase = "copying"
+        if base is None and self._progress.phase == "copying":
+            raise UsageError(
+                f"{plan.path} was begun with --extend and has not copied all rows yet: give it again"
+            )
+        self._model: LanguageModel | None = None
+        if self._progress.phase == "finishing" and plan.existing is not None:
+            self._widths: dict[str, int] = dict(plan.existing.identity["hooks"])
+        else:
+            self._model = plan.load_model()
+            self._widths = self._model.widths(plan.hooks)
+            self._settle_batch_size(self._model)
+
+    def ask_team(self) -> HarvestResult | None:
+        """A cache of the same identity that the team has."""
+        places = team_locations(self._plan.config.team)
+        place = find_cache(self._fingerprint(), places) if places else None
+        if place is None:
+            return None
+        _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
+        return HarvestResult(place, read_manifest_at(place), reused=True)
+
+    def prepare(self) -> None:
+        """Say what is going to be written, check the disk, claim the bucket, and look at the first block.
+
+        Raises:
+            UsageError: too little room, a place that is taken, or text that gives no row.
+            BadActivationError: NaN or Inf in the first block.
+        """
+        plan, destination = self._plan, self._destination
+        planned = planned_size(plan, self._widths)
+        hooks = ", ".join(f"{name} ({width})" for name, width in self._widths.items())
+        _say(
+            f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
+            f"({plan.dtype} on {plan.device}) at {hooks}"
+        )
+        here = destination.needed_here(planned, plan.config.storage)
+        _say(destination.describe(planned, here))
+        work = plan.path / WORK_FOLDER
+        files = work.rglob("*") if work.is_dir() else ()
+        already = sum(file.stat().st_size for file in files if file.is_file())
+        check_disk_space(plan.path, here, already_bytes=already)
+        if destination.delivery is not None:
+            destination.delivery.claim(self._fingerprint())
+        if self._model is None or self._progress.tokens:
+            return
+        medians = measure_first_block(plan, self._model)
+        self._progress.median_norms = medians
+        if self._base is not None and self._progress.phase == "copying":
+            assert self._progress.batch_size is not None
+            self._prefix = match_base(self._base, plan, self._progress.batch_size, medians)
+            self._warn_of_other_conditions(self._base)
+            _say(
+                f"extending {self._base.path}: {self._prefix.progress.tokens:,} tokens are copied from there"
+            )
+
+    def run(self) -> HarvestResult:
+        """Go through the phases that are left. Where nothing was saved, nothing stays behind."""
+        plan, config, destination = self._plan, self._plan.config, self._destination
         writer = CacheWriter(
-            path,
-            hooks=widths,
+            plan.path,
+            hooks=self._widths,
             context=plan.rule.context,
             identity=plan.identity,
             seed=config.seed,
-            heldout_fraction=config.heldout_fraction,
+            heldout_fraction=plan.heldout_fraction,
             storage=config.storage,
             planned_sequences=plan.full_sequences,
-            delivery=target.delivery,
+            delivery=destination.delivery,
         )
         try:
-            if taken is not None:
-                taken.write(writer, stop_asked)
-            progress = _harvest(plan, model, writer, medians, stop_asked)
-            harvested = monotonic()
-            manifest = _finish(plan, writer, progress, stop_asked, base)
+            with closing(writer):
+                if self._progress.phase == "copying":
+                    self._copy(writer)
+                if self._progress.phase == "reading":
+                    self._read(writer)
+                harvested = monotonic()
+                manifest = self._finish(writer)
         except Exception:
-            writer.close()
-            if writer.sequences_done == 0:
-                _remove_empty(path, was_there)
-                if target.delivery is not None:
-                    target.delivery.give_up()
+            if writer.sequences_done == 0 and destination.delivery is not None:
+                destination.delivery.give_up()
             raise
-        finally:
-            writer.close()
-            target.close()
-    if config.heldout_fraction > 0 and not manifest.heldout_rows:
-        _say(f"warning: none of the {progress.documents} documents fell to the held-out split; it is empty")
-    target.clean()
-    return HarvestResult(target.name, manifest, False, progress.seconds, monotonic() - harvested)
-
-
-def _ask_team(plan: Plan, widths: dict[str, int]) -> HarvestResult | None:
-    """A cache of the same identity that the team has."""
-    places = team_locations(plan.config.team)
-    place = find_cache(_fingerprint(plan, widths), places) if places else None
-    if place is None:
-        return None
-    _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
-    return HarvestResult(place, read_manifest_at(place), reused=True)
-
-
-def _fingerprint(plan: Plan, widths: dict[str, int]) -> str:
-    config = plan.config
-    return fingerprint(
-        whole_identity(
-            plan.identity, widths, plan.rule.context, config.seed, config.heldout_fraction, config.storage
-        )
-    )
-
-
-def _batch_size(plan: Plan, model: LanguageModel, before: int | None) -> int:
-    """As configured, else as ``before``, else what is fastest."""
-    if plan.config.batch_size != "auto":
-        return plan.config.batch_size
-    return before or choose_batch_size(model, plan.hooks, plan.rule.context)
-
-
-def _announce(plan: Plan, widths: dict[str, int], target: Target) -> None:
-    """Say what is going to be written, and refuse when the disk cannot hold it."""
-    planned = planned_size(plan, widths)
-    hooks = ", ".join(f"{name} ({width})" for name, width in widths.items())
-    _say(
-        f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
-        f"({plan.dtype} on {plan.device.type}) at {hooks}"
-    )
-    here = target.needed_here(planned, plan.config.storage)
-    _say(target.describe(planned, here))
-    work = plan.path / WORK_FOLDER
-    already = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) if work.is_dir() else 0
-    check_disk_space(plan.path, here, already_bytes=already)
-
-
-def _harvest(
-    plan: Plan,
-    model: LanguageModel,
-    writer: CacheWriter,
-    medians: dict[str, float] | None,
-    stop_asked: Callable[[], bool],
-) -> Progress:
-    """Everything from where the writer stands to the target."""
-    config = plan.config
-    progress = Progress.from_json(writer.progress)
-    if medians is not None:
-        progress.median_norms = medians
-    progress.batch_size = _batch_size(plan, model, progress.batch_size)
-    block = block_sequences(plan.device, plan.rule.context, progress.batch_size)
-    reader = RowReader(model, plan.hooks, block)
-    stream = batches(plan, progress.cursor, progress.tokens, whole_blocks(progress.batch_size, block))
-    resumed = progress.tokens
-    if resumed:
-        _say(f"continuing after {resumed:,} tokens")
-
-    def read(batch: Batch) -> Step:
-        try:
-            return Step(batch, reader.rows(*batch))
-        except torch.OutOfMemoryError as error:
-            raise SaecacheError(
-                f"out of memory on {plan.device.type} with batch_size={progress.batch_size}: lower it "
-                f"(--set batch_size=...), what was done is kept ({error})"
-            ) from None
-
-    with tqdm(
-        total=max(config.num_tokens, resumed),
-        initial=resumed,
-        unit="tok",
-        unit_scale=True,
-        desc="harvest",
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-        smoothing=0.05,
-    ) as bar:
-        recorder = Recorder(writer, progress, config, bar)
-        try:
-            run_overlapped(stream, read, recorder.write, should_stop=stop_asked)
-        finally:
-            recorder.save()
-    if stop_asked():
-        raise KeyboardInterrupt
-    if progress.tokens < config.num_tokens:
-        _say(
-            f"warning: the text ended after {progress.tokens:,} tokens, "
-            f"{config.num_tokens - progress.tokens:,} short "
-            f"of num_tokens={config.num_tokens:,}; nothing is repeated, the cache holds what there is"
-        )
-    return progress
-
-
-def _finish(
-    plan: Plan,
-    writer: CacheWriter,
-    progress: Progress,
-    stop_asked: Callable[[], bool],
-    base: ActivationCache | None,
-) -> Manifest:
-    """Shuffle and write the final arrays."""
-    with tqdm(
-        unit="B", unit_scale=True, desc="shuffle", mininterval=0.5 if sys.stderr.isatty() else 10
-    ) as bar:
-
-        def on_progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if stop_asked():  # shards that are finished stay so
-                raise KeyboardInterrupt
-
-        return writer.finalize(
-            counts=progress.counts(plan.config.num_tokens),
-            provenance=run_facts(plan, progress) | ({} if base is None else extension_facts(base)),
-            on_progress=on_progress,
+        if plan.heldout_fraction > 0 and not manifest.heldout_rows:
+            _say(
+                f"warning: none of the {self._progress.documents} documents that were read fell to the "
+                "held-out split; it is empty"
+            )
+        destination.clean()
+        return HarvestResult(
+            destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
         )
 
+    def _copy(self, writer: CacheWriter) -> None:
+        """Rows of the cache that is extended."""
+        writer.commit(writer.progress | {"phase": "copying"})
+        self._prefix.copy_rows(writer, self._stop_asked)
+        self._progress = self._prefix.progress
 
-def _remove_empty(path: Path, was_there: bool) -> None:
-    """Nothing was saved, so nothing is left behind."""
-    shutil.rmtree(path / WORK_FOLDER, ignore_errors=True)
-    if not was_there and path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+    def _read(self, writer: CacheWriter) -> None:
+        """Text through the model, from where the last run stopped to the target."""
+        plan, progress = self._plan, self._progress
+        assert self._model is not None and progress.batch_size is not None
+        context, device = plan.rule.context, plan.device
+        block = block_sequences(device, context, progress.batch_size)
+        reader = ActivationReader(self._model, plan.hooks, block)
+        step = step_sequences(device, context, progress.batch_size)
+        stream = token_batches(plan, progress.cursor, progress.tokens, step)
+        wanted, resumed = plan.config.num_tokens, progress.tokens
+        if resumed:
+            _say(f"continuing after {resumed:,} tokens")
+
+        def read(batch: TokenBatch) -> HarvestStep:
+            try:
+                return HarvestStep(batch, reader.rows(*batch))
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(writer, error) from None
+
+        with progress_bar("harvest", "tok", max(wanted, resumed), done=resumed) as bar:
+            rows = RowWriter(writer, progress, plan.config, bar)
+            try:
+                run_overlapped(stream, read, rows.write, should_stop=self._stop_asked)
+            finally:
+                rows.save()
+        if self._stop_asked():
+            raise KeyboardInterrupt
+        if progress.tokens < wanted:
+            _say(
+                f"warning: the text ended after {progress.tokens:,} tokens, {wanted - progress.tokens:,} "
+                f"short of num_tokens={wanted:,}; the cache holds what there is, no text is repeated"
+            )
+        progress.phase = "finishing"
+
+    def _finish(self, writer: CacheWriter) -> Manifest:
+        """Shuffle and write the final arrays."""
+        writer.commit(self._progress.to_json())
+        with progress_bar("shuffle", "B") as bar:
+
+            def on_progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+                if self._stop_asked():  # shards that are finished stay so
+                    raise KeyboardInterrupt
+
+            return writer.finalize(
+                counts=self._progress.counts(self._plan.config.num_tokens),
+                provenance=self._facts(),
+                on_progress=on_progress,
+            )
+
+    def _settle_batch_size(self, model: LanguageModel) -> None:
+        """The configured batch size, or the interrupted run's, or the fastest one measured.
+
+        Raises:
+            UsageError: rows of this run would differ in their last bits from those of the last one.
+        """
+        plan, progress = self._plan, self._progress
+        configured = plan.config.batch_size
+        if configured != "auto":
+            batch_size = configured
+        else:
+            former = batch_size_of(self._base) if self._base is not None else None
+            batch_size = (
+                progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
+            )
+        conditions = forward_conditions(plan.device, batch_size)
+        if progress.conditions is not None:
+            different = condition_differences(progress.conditions, conditions)
+        elif progress.tokens and plan.dtype != "float32":
+            different = ["threads: those of version 0.1 there, one for each block of sequences here"]
+        else:
+            different = []
+        if different:
+            listed = "\n".join(f"  - {line}" for line in different)
+            raise UsageError(
+                f"{plan.path} was begun under other conditions, and its rows would be of two kinds (they "
+                f"differ in the last bits):\n{listed}\n"
+                f"restore them to continue, or remove {plan.path} to start again"
+            )
+        progress.batch_size, progress.conditions = batch_size, conditions
+
+    def _warn_of_other_conditions(self, base: ActivationCache) -> None:
+        there = base.provenance.get("conditions")
+        here = self._progress.conditions
+        if isinstance(there, dict) and here and (lines := condition_differences(there, here)):
+            _say(
+                f"warning: {base.path} was harvested under other conditions, so the new rows may differ in "
+                f"the last bits from those of one longer harvest ({'; '.join(lines)})"
+            )
+
+    def _out_of_memory(self, writer: CacheWriter, error: BaseException) -> SaecacheError:
+        device, batch_size = self._plan.device, self._progress.batch_size
+        what = f"out of memory on {device} with batch_size={batch_size}"
+        if not writer.sequences_done:
+            return SaecacheError(f"{what}: lower it (--set batch_size=...) ({error})")
+        return SaecacheError(
+            f"{what}; what was done is kept. Free memory on the device and run the same command again, or "
+            f"remove {self._plan.path} and lower batch_size ({error})"
+        )
+
+    def _fingerprint(self) -> str:
+        plan, config = self._plan, self._plan.config
+        return fingerprint(
+            whole_identity(
+                plan.identity,
+                self._widths,
+                plan.rule.context,
+                config.seed,
+                plan.heldout_fraction,
+                config.storage,
+            )
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """Facts about the run that do not make it another cache, for its provenance group. Plain JSON."""
+        plan, progress = self._plan, self._progress
+        files, seconds = plan.files, progress.seconds
+        local = not files.from_hub and not files.name.startswith("builtin:")
+        return {
+            # A cache names a local model only by the last part of its path.
+            **({"model_folder": str(files.place)} if local else {}),
+            **({"derived": {"by": "extend", "from": [progress.extends]}} if progress.extends else {}),
+            "software": software_versions(_PACKAGES),
+            "conditions": progress.conditions,
+            "device": plan.device.type,
+            "device_name": device_name(plan.device),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "batch_size": progress.batch_size,
+            "median_norms": progress.median_norms,
+            "harvest_seconds": round(seconds, 3),
+            "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
+        }
 
 
 def _say(message: str) -> None:

@@ -1,9 +1,13 @@
-"""Where the model runs and with which number type, when that is left to us."""
+"""The number type of the forward, and the conditions under which it gives the same bits again."""
 
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
 import torch
+
+from ..common.devices import device_name
+from ..common.versions import software_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
@@ -33,11 +37,13 @@ def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """AMX or AVX512-BF16; torch has no public question for it yet."""
-    questions: list[Any] = [
-        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    ]
-    return any(question is not None and question() for question in questions)
+    return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
+
+
+def _cpu_has(question: str) -> bool:
+    """The answer of ``torch.cpu`` to a question about instructions, which no public function answers yet."""
+    ask: Any = getattr(torch.cpu, question, None)
+    return ask is not None and bool(ask())
 
 
 def cpu_bf16_speedup(width: int, rows: int = 256) -> float:
@@ -54,3 +60,34 @@ def cpu_bf16_speedup(width: int, rows: int = 256) -> float:
             torch.nn.functional.linear(a, b)
             times[dtype] = min(times.get(dtype, float("inf")), perf_counter() - started)
     return times[torch.float32] / times[torch.bfloat16]
+
+
+def forward_conditions(device: torch.device, batch_size: int) -> dict[str, Any]:
+    """What decides the last bits of a row besides the identity of its cache. Plain JSON.
+
+    On a CPU each block of sequences is computed by one thread (see :mod:`.forward`), so neither the batch
+    size nor the number of threads is among it. On other devices the block is the batch.
+    """
+    software = software_versions(("torch", "transformers"))
+    found: dict[str, Any] = {name: software.get(name) for name in ("torch", "transformers")}
+    if device.type == "cpu":
+        amx = " with AMX" if _cpu_has("_is_amx_tile_supported") else ""
+        found["processor"] = torch.backends.cpu.get_cpu_capability() + amx
+    else:
+        found |= {"processor": device_name(device), "batch_size": batch_size}
+    return found
+
+
+def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Lines that say what differs, each with the setting that restores it."""
+    restored = {
+        "torch": "pip install torch=={}",
+        "transformers": "pip install transformers=={}",
+        "batch_size": "--set batch_size={}",
+        "processor": "continue on such a machine",
+    }
+    return [
+        f"{name}: {value} there, {here.get(name)} here ({restored[name].format(value)})"
+        for name, value in there.items()
+        if name in restored and value != here.get(name)
+    ]

@@ -9,7 +9,7 @@ from torch import nn
 
 from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
-from saecache.harvest.hooks import find_blocks
+from saecache.harvest.hook_points import find_blocks
 
 CLASSES = ["neox", "neox_sequential", "gpt2", "llama", "qwen3", "mistral", "gemma2", "olmo2"]
 BLOCKS = {"neox": "gpt_neox.layers", "neox_sequential": "gpt_neox.layers", "gpt2": "transformer.h"}
