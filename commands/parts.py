@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection
 from functools import wraps
@@ -84,7 +85,7 @@ def cache_facts(place: str | Path) -> dict[str, Any]:
 def train_command(cache: str | Path, hooks: Collection[str]) -> str:
     """How to train on a cache with these hooks."""
     choice = f" --set hook={min(hooks)}" if len(hooks) > 1 else ""
-    return f"saecache train topk --cache {cache}{choice}"
+    return f"saecache train topk --cache {shlex.quote(str(cache))}{choice}"
 
 
 def print_pairs(pairs: list[tuple[str, str]]) -> None:

@@ -33,12 +33,8 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 def format_bytes(num_bytes: int) -> str:
-    """A size in the largest unit of which there is at least one, with three digits: ``1.5 MiB``."""
+    """A size in the largest unit of which there is at least one: ``1.5 MiB``."""
     for unit, name in _UNITS:
         if num_bytes >= unit:
-            return (
-                f"{num_bytes / unit:.3g} {name}"
-                if num_bytes < 1000 * unit
-                else f"{num_bytes // unit:,} {name}"
-            )
+            return f"{num_bytes / unit:,.1f} {name}"
     return f"{num_bytes} bytes"

@@ -115,6 +115,7 @@ def _single_threads() -> ThreadPoolExecutor | None:
     all_there = Barrier(threads + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # else torch would take its default in this thread's first operation
         torch.set_num_threads(1)  # of this thread
         all_there.wait()
 

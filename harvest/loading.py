@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -88,14 +89,20 @@ def load_weights(
 
 @contextmanager
 def _no_bars_in_logs() -> Iterator[None]:
-    """Without a terminal, transformers draws no bars: each update would be a line of a log."""
+    """Without a terminal transformers draws no bars: each update would be a line of a log.
+
+    Its bar over the tensors of a GGUF file has no switch, so what is written to stderr is dropped.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
+    if sys.stderr.isatty():
         yield
+        return
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

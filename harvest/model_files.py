@@ -120,9 +120,10 @@ def _gguf(path: Path, name: str, revision: str | None) -> ModelFiles:
     _refuse_revision(name, revision)
     if not path.is_file():
         raise UsageError(f"model.name={name!r}: there is no such file here; download the .gguf file first")
-    if find_spec("gguf") is None:
+    needed = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if needed:
         raise UsageError(
-            f"model.name={name!r} is a GGUF file, which transformers reads with: pip install gguf"
+            f"model.name={name!r} is a GGUF file; to read it transformers needs: pip install {' '.join(needed)}"
         )
     path = path.resolve()
     return ModelFiles(name=path.name, folder=path.parent, revision=None, from_hub=False, gguf_file=path.name)

@@ -1,5 +1,6 @@
 """Config + cache -> what the run will do, with everything that is impossible found before the first step."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,10 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         and cache.num_rows("heldout") == 0
         and config.log.heldout_every_steps is not None
     ):
-        problems.append("log.heldout_every_steps is set, but the cache has no held-out rows: leave it out")
+        print(
+            f"warning: {cache.path} has no held-out rows, so log.heldout_every_steps has no effect",
+            file=sys.stderr,
+        )
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
     device = choose_device(config.device, float64=True)
