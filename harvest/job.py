@@ -19,7 +19,6 @@ from ..common.interrupts import stop_on_signals
 from ..common.progress import progress_bar
 from ..common.versions import software_versions
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
-from ..store.identity import fingerprint, whole_identity
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.writing.journal import WORK_FOLDER
@@ -28,7 +27,7 @@ from .destination import Destination, open_destination, planned_size
 from .extend import batch_size_of, match_base, open_base
 from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
 from .model import LanguageModel
-from .numerics import condition_differences, forward_conditions
+from .numerics import check_conditions, condition_differences, forward_conditions
 from .plan import HarvestPlan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
 from .runner import HarvestResult
@@ -102,7 +101,7 @@ class HarvestJob:
     def ask_team(self) -> HarvestResult | None:
         """A cache of the same identity that the team has."""
         places = team_locations(self._plan.config.team)
-        place = find_cache(self._fingerprint(), places) if places else None
+        place = find_cache(self._plan.fingerprint(self._widths), places) if places else None
         if place is None:
             return None
         _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
@@ -129,7 +128,7 @@ class HarvestJob:
         already = sum(file.stat().st_size for file in files if file.is_file())
         check_disk_space(plan.path, here, already_bytes=already)
         if destination.delivery is not None:
-            destination.delivery.claim(self._fingerprint())
+            destination.delivery.claim(plan.fingerprint(self._widths))
         if self._model is None or self._progress.tokens:
             return
         medians = measure_first_block(plan, self._model)
@@ -251,19 +250,8 @@ class HarvestJob:
                 progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
             )
         conditions = forward_conditions(plan.device, batch_size)
-        if progress.conditions is not None:
-            different = condition_differences(progress.conditions, conditions)
-        elif progress.tokens and plan.dtype != "float32":
-            different = ["threads: those of version 0.1 there, one for each block of sequences here"]
-        else:
-            different = []
-        if different:
-            listed = "\n".join(f"  - {line}" for line in different)
-            raise UsageError(
-                f"{plan.path} was begun under other conditions, and its rows would be of two kinds (they "
-                f"differ in the last bits):\n{listed}\n"
-                f"restore them to continue, or remove {plan.path} to start again"
-            )
+        if progress.tokens:
+            check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
         progress.batch_size, progress.conditions = batch_size, conditions
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
@@ -283,19 +271,6 @@ class HarvestJob:
         return SaecacheError(
             f"{what}; what was done is kept. Free memory on the device and run the same command again, or "
             f"remove {self._plan.path} and lower batch_size ({error})"
-        )
-
-    def _fingerprint(self) -> str:
-        plan, config = self._plan, self._plan.config
-        return fingerprint(
-            whole_identity(
-                plan.identity,
-                self._widths,
-                plan.rule.context,
-                config.seed,
-                plan.heldout_fraction,
-                config.storage,
-            )
         )
 
     def _facts(self) -> dict[str, Any]:

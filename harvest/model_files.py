@@ -123,7 +123,8 @@ def _gguf(path: Path, name: str, revision: str | None) -> ModelFiles:
     needed = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if needed:
         raise UsageError(
-            f"model.name={name!r} is a GGUF file; to read it transformers needs: pip install {' '.join(needed)}"
+            f"model.name={name!r} is a GGUF file; to read it, transformers needs "
+            f"'pip install {' '.join(needed)}'"
         )
     path = path.resolve()
     return ModelFiles(name=path.name, folder=path.parent, revision=None, from_hub=False, gguf_file=path.name)

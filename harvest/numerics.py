@@ -1,12 +1,14 @@
 """The number type of the forward, and the conditions under which it gives the same bits again."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from ..common.devices import device_name
+from ..common.errors import UsageError
 from ..common.versions import software_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,6 +78,28 @@ def forward_conditions(device: torch.device, batch_size: int) -> dict[str, Any]:
     else:
         found |= {"processor": device_name(device), "batch_size": batch_size}
     return found
+
+
+def check_conditions(
+    there: Mapping[str, Any] | None, here: Mapping[str, Any], dtype: str, path: Path
+) -> None:
+    """Refuse to continue the harvest in ``path``, begun under the conditions ``there``, under others.
+
+    Version 0.1 recorded none. Its float32 rows did not depend on the number of threads, others did.
+
+    Raises:
+        UsageError: with everything that differs, and how to restore it.
+    """
+    if there is None:
+        lines = [] if dtype == "float32" else ["threads: not recorded by version 0.1 there, one a block here"]
+    else:
+        lines = condition_differences(there, here)
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise UsageError(
+            f"{path} was begun under other conditions, and its rows would be of two kinds (they differ in "
+            f"the last bits):\n{listed}\nrestore them to continue, or remove {path} to start again"
+        )
 
 
 def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
 from .config import HarvestConfig
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
@@ -47,6 +49,13 @@ class HarvestPlan:
     def full_sequences(self) -> int:
         """Sequences that the tokens asked for fill."""
         return -(-self.config.num_tokens // self.rule.context)
+
+    def fingerprint(self, widths: Mapping[str, int]) -> str:
+        """Fingerprint of the cache whose hooks have these widths."""
+        config, context = self.config, self.rule.context
+        return fingerprint(
+            whole_identity(self.identity, widths, context, config.seed, self.heldout_fraction, config.storage)
+        )
 
     def load_model(self) -> LanguageModel:
         """The model, with its weights."""

@@ -163,7 +163,7 @@ def test_half_precision_of_version_0_1_is_not_continued(make_config: MakeConfig,
     path = tmp_path / "cache"
     stopped_while_reading(config, path)
     edit_progress(path, as_version_0_1)
-    with pytest.raises(UsageError, match=r"threads: those of version 0\.1 there"):
+    with pytest.raises(UsageError, match=r"threads: not recorded by version 0\.1"):
         run(config, path)
 
 
