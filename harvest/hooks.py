@@ -15,8 +15,6 @@ from .hook_points import HookPoint, parse_hook, resolve_hook
 PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8
 # A missing norm or scale in a block is far above this share of what the block adds.
 _SUM_TOLERANCE = 0.05
-
-
 _ATTACHING = Lock()  # torch numbers hooks without a lock of its own
 
 

@@ -137,7 +137,7 @@ def test_a_held_out_split_by_default(
     alone = run(make_config(text=text, heldout_fraction="auto"), tmp_path / "alone")
     assert alone.manifest.heldout_rows == alone.manifest.identity["heldout_fraction"] == 0
     shown = capsys.readouterr().err
-    assert "the text has 1 documents, too few to hold some out" in shown
+    assert "the text has 1 document, too few to hold some out" in shown
     assert f"tokens of {tmp_path / 'a.txt'} with" in shown, "one file is named, not counted"
 
 
