@@ -161,8 +161,8 @@ def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing |
         fitting = [share for share, count in held_out.items() if 0 < count < documents]
         if not fitting:
             print(
-                f"note: the text has {documents} document{'s' if documents > 1 else ''}, too few to hold some "
-                "out for evaluation; split it into more, or set heldout_fraction",
+                f"note: the text has {documents} document{'s' if documents > 1 else ''}, too few to hold "
+                "some out for evaluation; split it into more, or set heldout_fraction",
                 file=sys.stderr,
             )
         return fitting[0] if fitting else 0.0
