@@ -19,9 +19,8 @@ from shared.measuring import Report, parser, ratios, timed
 
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
-from saecache.harvest.batch_size import choose_batch_size
 from saecache.harvest.builtin.stdlib_text import stdlib_documents
-from saecache.harvest.forward import cpu_block
+from saecache.harvest.forward import choose_batch_size, cpu_block
 from saecache.harvest.model import LanguageModel
 
 

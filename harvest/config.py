@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
 
@@ -11,7 +12,9 @@ from ..store.config import StorageConfig
 class ModelConfig(FrozenModel):
     """Which language model."""
 
-    name: str = Field(min_length=1, description="hub name (org/model), a local folder, or 'builtin:demo'")
+    name: str = Field(
+        min_length=1, description="hub name (org/model), a local folder, a .gguf file, or 'builtin:demo'"
+    )
     revision: str | None = Field(
         default=None,
         description="hub branch, tag or commit; None is the default branch, pinned by the first run",
@@ -67,7 +70,7 @@ TextConfig = Annotated[HubText | FilesText | BuiltinText, Field(discriminator="k
 class TokensConfig(FrozenModel):
     """How documents become sequences of ``context`` positions."""
 
-    context: int = Field(ge=1, le=1 << 20, description="positions of a sequence")
+    context: Count = Field(ge=1, le=1 << 20, description="positions of a sequence")
     packing: Literal["packed", "per_document"] = Field(
         default="packed",
         description="'packed' joins documents and cuts the stream; 'per_document' gives each document one "
@@ -82,8 +85,8 @@ class TokensConfig(FrozenModel):
         description="after each packed document: 'eos', 'bos', 'none' or the text of one token; "
         "'auto': 'eos' when packed",
     )
-    min_document_tokens: int = Field(default=1, ge=1, description="shorter documents are left out")
-    max_document_tokens: int | None = Field(
+    min_document_tokens: Count = Field(default=1, ge=1, description="shorter documents are left out")
+    max_document_tokens: Count | None = Field(
         default=None, ge=1, description="longer documents are cut to this many tokens; None: no limit"
     )
 
@@ -108,8 +111,7 @@ class SelectionConfig(FrozenModel):
         gt=1,
         allow_inf_nan=False,
         description="leave out attention sinks: rows whose norm at any hook exceeds this many times the "
-        "hook's "
-        "median norm",
+        "hook's median norm",
     )
 
 
@@ -123,23 +125,25 @@ class HarvestConfig(FrozenModel):
     hooks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="resid_pre.L, resid_post.L, mlp_out.L, attn_out.L (L counts from 0), or module paths"
     )
-    num_tokens: int = Field(
-        ge=1,
-        description="tokens to read (BOS and separators included, padding not): the harvest ends with "
-        "the first "
-        "whole sequence that reaches it",
+    num_tokens: Annotated[Count, Field(ge=1)] = Field(
+        description="tokens to read, as 500_000, 20k or 1e5 (BOS and separators included, padding not): the "
+        "harvest ends with the first whole sequence that reaches it",
     )
-    heldout_fraction: float = Field(
-        default=0.0, ge=0, lt=1, description="share of documents kept for evaluation"
+    heldout_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="share of documents kept for evaluation; 'auto' is 0.01, more where the text has few "
+        "documents, none where it has too few",
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the shuffle and the held-out split")
     storage: StorageConfig = StorageConfig()
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    batch_size: Annotated[Count, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="sequences per step; on a CPU it does not change a bit of the cache, on a GPU kernels "
         "may round differently",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: str = Field(
+        default="auto", min_length=1, description="cpu, cuda, cuda:1, mps; 'auto' takes the fastest there is"
+    )
     team: tuple[str, ...] = Field(
         default=(),
         description="URLs or folders that are asked for this cache before it is harvested, as those of "

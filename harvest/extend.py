@@ -1,28 +1,26 @@
 """More tokens of the same stream: a harvest that takes the rows of a finished cache instead of making them.
 
 The new cache is the one that a single longer harvest makes, byte for byte. Only whole blocks of sequences are
-taken (see :mod:`.forward`); the text is read again up to there, without the model, and compared.
+copied (see :mod:`.forward`); the text is read again up to there, without the model, and compared.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ..common.progress import progress_bar
 from ..store import ActivationCache, UsageError, open_cache
-from ..store.derived.derive import describe_origin
 from ..store.derived.replay import Part, replay
 from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks
 from .identity import Existing
+from .numerics import forward_conditions
 from .packing import Cursor
-from .plan import Plan
-from .progress import Progress
-from .stream import batches
+from .plan import HarvestPlan
+from .row_writer import Progress
+from .stream import token_batches
 
 _BATCH_TOKENS = 1 << 16
 _COUNTED_ROWS = 1 << 20
@@ -38,19 +36,22 @@ def open_base(path: Path | str) -> tuple[ActivationCache, Existing]:
     cache = open_cache(path)
     if cache.manifest.tokens != "ids and documents" or "num_tokens" not in cache.manifest.identity:
         raise UsageError(f"{path} was not made by 'saecache harvest': only harvested caches can be extended")
-    return cache, Existing(cache.manifest.identity, cache.manifest, started=True)
+    return cache, Existing(cache.manifest.identity, cache.manifest)
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a longer harvest takes of a finished cache, and how far along the stream that is."""
+class BasePrefix:
+    """The sequences that a longer harvest copies from a finished cache.
+
+    ``progress`` is that of the longer harvest when it has them.
+    """
 
     cache: ActivationCache
     sequences: int
     progress: Progress
 
-    def write(self, writer: CacheWriter, stop_asked: Callable[[], bool]) -> None:
-        """Copy the rows, from where the last run stood.
+    def copy_rows(self, writer: CacheWriter, stop_asked: Callable[[], bool]) -> None:
+        """Copy the rows, from where the last run stood, and commit ``progress``.
 
         Raises:
             KeyboardInterrupt: ``stop_asked()``; what was committed is kept.
@@ -63,7 +64,7 @@ class Taken:
                 train_rows=manifest.train_rows,
                 heldout_rows=manifest.heldout_rows,
             )
-            with tqdm(desc="copy", unit="row", unit_scale=True) as bar:
+            with progress_bar("copy", "row") as bar:
 
                 def on_progress(done: int, total: int) -> None:
                     bar.total = total
@@ -75,7 +76,9 @@ class Taken:
         writer.commit(self.progress.to_json())
 
 
-def retrace(cache: ActivationCache, plan: Plan, batch_size: int, medians: dict[str, float]) -> Taken:
+def match_base(
+    cache: ActivationCache, plan: HarvestPlan, batch_size: int, medians: dict[str, float]
+) -> BasePrefix:
     """Read the text up to where ``cache`` ends, and check that its sequences are those of the stream.
 
     Args:
@@ -91,52 +94,40 @@ def retrace(cache: ActivationCache, plan: Plan, batch_size: int, medians: dict[s
     sequences = cache.manifest.sequences // block * block
     progress, seen, by_role = Progress(), 0, 0
     step = whole_blocks(max(1, _BATCH_TOKENS // plan.rule.context), block)
-    with tqdm(desc="retrace", unit="tok", unit_scale=True, total=sequences * plan.rule.context) as bar:
-        for batch in batches(plan, Cursor(), 0, step) if sequences else ():
-            taken = batch.sequences.first(min(len(batch.sequences), sequences - seen))
-            keep = batch.keep[: len(taken)]
-            places = slice(seen, seen + len(taken))
-            same = (cache.tokens[places] == taken.ids) & (cache.documents[places] == taken.documents)
+    with progress_bar("compare text", "tok", sequences * plan.rule.context) as bar:
+        for batch in token_batches(plan, Cursor(), 0, step) if sequences else ():
+            known = batch.sequences.first(min(len(batch.sequences), sequences - seen))
+            keep = batch.keep[: len(known)]
+            places = slice(seen, seen + len(known))
+            same = (cache.tokens[places] == known.ids) & (cache.documents[places] == known.documents)
             if not same.all():
                 first = seen + int(np.flatnonzero(~same.all(axis=1))[0])
                 raise UsageError(
                     f"sequence {first} of {cache.path} is not what the text gives now: the text or the "
                     "tokenizer has changed; harvest again without --extend"
                 )
-            progress.add(taken, keep, keep)
+            progress.add(known, keep, keep)
             by_role += int(keep.sum())
-            seen += len(taken)
-            bar.update(taken.ids.size)
+            seen += len(known)
+            bar.update(known.ids.size)
             if seen == sequences:
                 break
     if seen < sequences:
         raise UsageError(f"the text ends after {seen} of the {sequences} sequences of {cache.path}")
     progress.excluded["sink"] = by_role - _rows_before(cache, sequences)
     progress.batch_size, progress.median_norms = batch_size, medians
+    progress.extends = describe_origin(cache)
+    progress.conditions = forward_conditions(plan.device, batch_size)
     seconds = cache.provenance.get("harvest_seconds")
     if isinstance(seconds, int | float) and seconds > 0:
         progress.seconds = float(seconds)
-    return Taken(cache, sequences, progress)
+    return BasePrefix(cache, sequences, progress)
 
 
 def batch_size_of(cache: ActivationCache) -> int | None:
     """The batch size that the cache was harvested with, if it says so."""
     found = cache.provenance.get("batch_size")
     return found if isinstance(found, int) and 0 < found < 1 << 20 else None
-
-
-def extension_facts(base: ActivationCache) -> dict[str, Any]:
-    """What the provenance of an extended cache says besides that of a harvest."""
-    return {"derived": {"by": "extend", "from": [describe_origin(base)]}}
-
-
-def say_what_is_taken(taken: Taken) -> None:
-    """One line for people."""
-    print(
-        f"extending {taken.cache.path}: {taken.progress.tokens:,} tokens are taken from there",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _rows_before(cache: ActivationCache, sequences: int) -> int:

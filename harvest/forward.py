@@ -1,12 +1,17 @@
-"""Sequences -> rows: the truncated forward, in blocks of one fixed shape.
+"""Sequences -> rows: the truncated forward, in blocks of one fixed shape, and how many make a step.
 
 Matrix products on a CPU round differently for different numbers of rows (measured: for fewer than about 8,
 and for the remainder of a division by 4), so the model always runs on blocks of the same number of
-sequences, numbered from the beginning of the stream. That makes the rows independent of the batch size and
-of where a harvest was interrupted. On GPUs the block is the batch: larger ones pay there.
+sequences, numbered from the beginning of the stream. They also round differently for different numbers of
+threads (measured: bfloat16 with AMX), so each block is computed by one thread, and several blocks at a time.
+That makes the rows independent of the batch size, of the number of threads and of where a harvest was
+interrupted. On GPUs the block is the batch: larger ones pay there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -14,11 +19,14 @@ from numpy.typing import NDArray
 
 from ..common.errors import UsageError
 from .model import LanguageModel
-from .packing import Sequences
+from .packing import Cursor, Role, Sequences
 
 # Larger blocks are no faster on a CPU, and cache misses make very large ones slower.
 CPU_BLOCK_TOKENS = 512
 CPU_BATCH_TOKENS = 4096
+# Tokens of a step on a GPU: where the search for its size begins, and where it ends.
+_FIRST_TOKENS, _MOST_TOKENS = 1 << 12, 1 << 18
+_WORTHWHILE_GAIN = 1.05
 
 
 def block_sequences(device: torch.device, context: int, batch_size: int) -> int:
@@ -36,13 +44,21 @@ def whole_blocks(batch_size: int, block: int) -> int:
     return -(-batch_size // block) * block
 
 
-class RowReader:
-    """Reads the rows of chosen positions at every hook."""
+def step_sequences(device: torch.device, context: int, batch_size: int) -> int:
+    """Sequences of one step: ``batch_size`` in whole blocks, on a CPU at least one block for each thread."""
+    block = block_sequences(device, context, batch_size)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return max(whole_blocks(batch_size, block), threads * block)
+
+
+class ActivationReader:
+    """Runs the model on sequences and reads the rows of chosen positions at every hook."""
 
     def __init__(self, model: LanguageModel, hooks: Iterable[str], block: int) -> None:
         self._model = model
         self._widths = model.widths(hooks)
         self._block = block
+        self._pool = _single_threads() if model.device.type == "cpu" else None
 
     def rows(self, sequences: Sequences, keep: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
         """Rows [keep.sum(), D] of each hook, in C order of ``keep`` [n, context], on the model's device.
@@ -64,12 +80,16 @@ class RowReader:
             hook: torch.empty(int(ends[-1]), width, dtype=self._model.dtype, device=device)
             for hook, width in self._widths.items()
         }
-        for number, (end, count) in enumerate(zip(ends, counts, strict=True)):
-            first = number * self._block
-            if count:
-                ids = _filled(sequences.ids[first : first + self._block], self._block)
-                chosen = torch.from_numpy(np.flatnonzero(keep[first : first + self._block])).to(device)
-                self._read_block(ids, chosen, {hook: x[end - count : end] for hook, x in rows.items()})
+
+        def read_block(number: int) -> None:
+            first, last = number * self._block, (number + 1) * self._block
+            ids = _filled(sequences.ids[first:last], self._block)
+            chosen = torch.from_numpy(np.flatnonzero(keep[first:last])).to(device)
+            place = slice(int(ends[number] - counts[number]), int(ends[number]))
+            self._read_block(ids, chosen, {hook: x[place] for hook, x in rows.items()})
+
+        for _ in (map if self._pool is None else self._pool.map)(read_block, np.flatnonzero(counts).tolist()):
+            pass
         return rows
 
     def _read_block(
@@ -85,3 +105,79 @@ def _filled(ids: NDArray[np.int32], block: int) -> NDArray[np.int32]:
     if len(ids) == block:
         return ids
     return np.concatenate([ids, np.full((block - len(ids), ids.shape[1]), -1, dtype=ids.dtype)])
+
+
+def _single_threads() -> ThreadPoolExecutor | None:
+    """As many threads as torch uses for one operation, each of which computes alone; None for one thread."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return None
+    all_there = Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # else torch would take its default in this thread's first operation
+        torch.set_num_threads(1)  # of this thread
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="harvest-model")
+    for _ in range(threads):
+        pool.submit(begin)
+    all_there.wait()
+    torch.set_num_threads(threads)  # what threads that start from now on begin with
+    return pool
+
+
+def choose_batch_size(model: LanguageModel, hooks: list[str], context: int) -> int:
+    """Sequences per step.
+
+    On a CPU the forward has a fixed shape, so it only sets how often results are handed on, and that every
+    thread has the same number of blocks. Elsewhere the size is doubled while that brings more tokens per
+    second and fits the memory.
+    """
+    if model.device.type == "cpu":
+        of_all_threads = torch.get_num_threads() * cpu_block(context)
+        return whole_blocks(max(1, CPU_BATCH_TOKENS // context, of_all_threads), of_all_threads)
+
+    def seconds(batch_size: int) -> float:
+        return _time_step(model, hooks, context, batch_size)
+
+    return search_batch_size(seconds, max(1, _FIRST_TOKENS // context), max(1, _MOST_TOKENS // context))
+
+
+def search_batch_size(seconds: Callable[[int], float], smallest: int, largest: int) -> int:
+    """The size at which doubling stops paying: ``seconds(n)`` is the time of a step of n, or it runs out of
+    memory.
+
+    The size before the one that did not fit is not taken either: real steps need some room that the trial
+    does not.
+    """
+    best, best_rate = smallest, 0.0
+    size = smallest
+    while size <= largest:
+        try:
+            rate = size / seconds(size)
+        except torch.OutOfMemoryError:
+            if best_rate == 0 and size > 1:
+                return search_batch_size(seconds, max(1, size // 2), max(1, size // 2))
+            return max(1, best // 2)
+        if rate < best_rate * _WORTHWHILE_GAIN:
+            return best
+        best, best_rate = size, rate
+        size *= 2
+    return best
+
+
+def _time_step(model: LanguageModel, hooks: list[str], context: int, batch_size: int) -> float:
+    shape = (batch_size, context)
+    ids = np.zeros(shape, dtype=np.int32)
+    roles = np.full(shape, Role.TEXT, dtype=np.uint8)
+    sequences = Sequences(ids, ids, roles, [Cursor()] * batch_size)
+    reader = ActivationReader(model, hooks, batch_size)
+    times = []
+    for _ in range(3):
+        started = perf_counter()
+        rows = reader.rows(sequences, np.ones(shape, dtype=np.bool_))
+        for x in rows.values():
+            x.cpu()  # waits for the device, as the real step's writing does
+        times.append(perf_counter() - started)
+    return min(times)

@@ -1,135 +1,21 @@
-"""Hook names -> places in a model, reading activations there, and replacing them.
+"""Activations at hook points: read them, replace them, and probe whether they are what their names say."""
 
-``resid_pre.L`` and ``resid_post.L`` are the residual stream before and after block L; ``attn_out.L`` and
-``mlp_out.L`` are what the two halves of block L add to it. Any module path
-(``gpt_neox.layers.3.mlp.dense_h_to_4h``) is that module's output. Blocks are counted from 0.
-"""
-
-import re
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from threading import Lock, get_ident
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.errors import UsageError
+from .hook_points import HookPoint, parse_hook, resolve_hook
 
-NAMED_HOOKS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-_NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.(\d+)")
-
-# Where blocks of different model classes keep their halves. Blocks that normalize a half's output before
-# adding it (Gemma 2 and 3, OLMo 2, GLM 4) add the output of that norm: it comes first, and whether the name
-# really means that is settled by `post_norms`, and in the end by adding up (see probe.py).
-_HALVES = {
-    "attn_out": ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer"),
-    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2"),
-}
-_POST_NORMS = (  # (norm after attention, norm after the MLP)
-    ("post_self_attn_layernorm", "post_mlp_layernorm"),
-    ("post_attention_layernorm", "post_feedforward_layernorm"),
-)
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """``name`` as the user writes it, and the place: the input or the output of a module."""
-
-    name: str
-    module_path: str
-    side: Literal["input", "output"]
-
-
-def parse_hook(name: str) -> tuple[str, int] | None:
-    """(kind, block number) of a named hook, None for a module path."""
-    match = _NAMED.fullmatch(name)
-    return None if match is None else (match[1], int(match[2]))
-
-
-def find_blocks(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] | None:
-    """The model's list of decoder blocks and its path: the outermost ModuleList of ``num_layers`` modules."""
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    return min(lists, key=lambda item: item[0].count("."), default=None)
-
-
-def check_layers(names: Iterable[str], num_layers: int, model_name: str) -> None:
-    """Refuse blocks that the model does not have; needs no weights.
-
-    Raises:
-        UsageError: with the numbers there are.
-    """
-    for name in names:
-        parsed = parse_hook(name)
-        if parsed is not None and parsed[1] >= num_layers:
-            raise UsageError(
-                f"hook {name}: {model_name} has {num_layers} blocks, numbered 0 to {num_layers - 1}"
-            )
-
-
-def resolve_hook(model: nn.Module, name: str, num_layers: int, model_name: str) -> HookPoint:
-    """Where ``name`` is in ``model``.
-
-    Raises:
-        UsageError: no such hook, with what there is.
-    """
-    parsed = parse_hook(name)
-    if parsed is None:
-        return _module_output(model, name)
-    kind, layer = parsed
-    check_layers([name], num_layers, model_name)
-    blocks = find_blocks(model, num_layers)
-    if blocks is None:
-        raise UsageError(
-            f"hook {name}: cannot find the list of {num_layers} decoder blocks in a {type(model).__name__}; "
-            f"give module paths instead, such as {', '.join(_some_paths(model))}"
-        )
-    path = f"{blocks[0]}.{layer}"
-    if kind == "resid_pre":
-        return HookPoint(name, path, "input")
-    if kind == "resid_post":
-        return HookPoint(name, path, "output")
-    half = _half(blocks[1][layer], kind)
-    if half is None:
-        children = ", ".join(child for child, _ in blocks[1][layer].named_children())
-        raise UsageError(
-            f"hook {name}: cannot tell which part of a {type(blocks[1][layer]).__name__} it is (it has "
-            f"{children}); "
-            f"give the module path instead, such as {path}.<name>"
-        )
-    return HookPoint(name, f"{path}.{half}", "output")
-
-
-def _half(block: nn.Module, kind: str) -> str | None:
-    children = dict(block.named_children())
-    for norms in _POST_NORMS:
-        if all(norm in children for norm in norms):
-            return norms[0] if kind == "attn_out" else norms[1]
-    return next((child for child in _HALVES[kind] if child in children), None)
-
-
-def _module_output(model: nn.Module, name: str) -> HookPoint:
-    paths = {path for path, _ in model.named_modules() if path}
-    if name in paths:
-        return HookPoint(name, name, "output")
-    close = get_close_matches(name, [*paths, *(f"{kind}.0" for kind in NAMED_HOOKS)], n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise UsageError(
-        f"no hook {name!r}: expected {', '.join(f'{kind}.L' for kind in NAMED_HOOKS)}, or a module path "
-        "of this "
-        f"{type(model).__name__}, such as {', '.join(_some_paths(model))}.{hint}"
-    )
-
-
-def _some_paths(model: nn.Module) -> list[str]:
-    """A few module paths that show how they look in this model."""
-    paths = [path for path, _ in model.named_modules() if re.search(r"\.0(\.|$)", path)]
-    return paths[:4] or [path for path, _ in model.named_modules() if path][:4]
+PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8
+# A missing norm or scale in a block is far above this share of what the block adds.
+_SUM_TOLERANCE = 0.05
+_ATTACHING = Lock()  # torch numbers hooks without a lock of its own
 
 
 class _AllReceived(Exception):  # noqa: N818 - not an error: it ends a forward that has nothing more to give
@@ -141,10 +27,17 @@ def read_hooks(
     model: nn.Module,
     points: Iterable[HookPoint],
     receive: Callable[[str, torch.Tensor], None],
+    shape: tuple[int, ...],
 ) -> None:
     """Run ``forward`` until every point has fired, handing each activation to ``receive`` when it does.
 
-    ``receive`` must copy what it wants to keep: a model may go on to change the tensor in place.
+    Several threads may run forwards of one model at once: each sees its own activations only.
+
+    Args:
+        forward: runs ``model`` on token ids of shape ``shape`` [n, T].
+        points: where to read.
+        receive: is given (name, activation [n, T, D]). It must copy what it wants to keep: a model may go on
+            to change the tensor in place.
 
     Raises:
         UsageError: a point never fired, or gave something else than one tensor.
@@ -154,7 +47,7 @@ def read_hooks(
 
     def on_activation(point: HookPoint, value: Any) -> None:
         if point.name in pending:
-            receive(point.name, _tensor(value, point))
+            receive(point.name, _activation(value, point, shape))
             pending.discard(point.name)
             if not pending:
                 raise _AllReceived
@@ -175,45 +68,59 @@ def _attached(
     model: nn.Module, points: Iterable[HookPoint], on_activation: Callable[[HookPoint, Any], None]
 ) -> Iterator[None]:
     handles = []
+    thread = get_ident()
     try:
         for point in points:
             module = model.get_submodule(point.module_path)
             if point.side == "input":
 
                 def before(_m: Any, args: Any, kwargs: Any, point: HookPoint = point) -> None:
-                    on_activation(point, args[0] if args else kwargs.get("hidden_states"))
+                    if get_ident() == thread:
+                        on_activation(point, args[0] if args else kwargs.get("hidden_states"))
 
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                with _ATTACHING:
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
 
                 def after(_m: Any, _args: Any, output: Any, point: HookPoint = point) -> None:
-                    on_activation(point, _main(output))
+                    if get_ident() == thread:
+                        on_activation(point, _main(output))
 
-                handles.append(module.register_forward_hook(after))
+                with _ATTACHING:
+                    handles.append(module.register_forward_hook(after))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with _ATTACHING:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
 def replaced(
-    model: nn.Module, point: HookPoint, replace: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module,
+    point: HookPoint,
+    replace: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
 ) -> Iterator[None]:
-    """Within it every forward of ``model`` goes on with ``replace(activation)`` at ``point``.
+    """Within it every forward of ``model`` on ids of ``shape`` [n, T] goes on with ``replace(activation)``.
 
     Raises:
         UsageError: ``replace`` gave another shape.
     """
 
     def swap(value: Any) -> torch.Tensor:
-        old = _tensor(value, point)
+        old = _activation(value, point, shape)
         new = replace(old)
         if new.shape != old.shape:
             raise UsageError(
                 f"replacing {point.name}: expected shape {tuple(old.shape)}, got {tuple(new.shape)}"
             )
-        return new.to(dtype=old.dtype, device=old.device)
+        new = new.to(dtype=old.dtype, device=old.device)
+        if point.stream is None:
+            return new.reshape(value.shape)
+        whole: torch.Tensor = value.clone()
+        whole[point.stream] = new
+        return whole
 
     def before(_m: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
@@ -240,10 +147,83 @@ def _main(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) and output else output
 
 
-def _tensor(value: Any, point: HookPoint) -> torch.Tensor:
+def _activation(value: Any, point: HookPoint, shape: tuple[int, ...]) -> torch.Tensor:
+    """``value`` as [n, T, D]. Some MLPs (OPT, Llama 4) work on rows [n * T, D]."""
     if not isinstance(value, torch.Tensor):
         raise UsageError(
             f"hook {point.name}: {point.module_path} gives {type(value).__name__}, expected a tensor "
             "[sequences, positions, width]; choose another module"
         )
-    return value.detach()
+    x = value.detach()
+    if point.stream is not None and x.ndim == 4:
+        x = x[point.stream]
+    if x.ndim == 2 and len(x) == math.prod(shape):
+        x = x.reshape(*shape, -1)
+    return x
+
+
+def probe_hooks(
+    model: nn.Module,
+    points: Iterable[HookPoint],
+    forward: Callable[[torch.Tensor], object],
+    *,
+    num_layers: int,
+    model_name: str,
+    max_positions: int | None,
+) -> dict[str, int]:
+    """Width of each hook, found by running the model on a few tokens before the long work.
+
+    Raises:
+        UsageError: a hook that never fires, gives another shape than [sequences, positions, width], or an
+            ``attn_out`` or ``mlp_out`` that is not what its block adds to the residual stream.
+    """
+    points = list(points)
+    wanted = {point.name: point for point in points}
+    layers = sorted({layer for name in wanted for layer in _layer_of_half(name)})
+    for layer in layers:
+        for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
+            name = f"{kind}.{layer}"
+            wanted.setdefault(name, resolve_hook(model, name, num_layers, model_name))
+    positions = min(PROBE_POSITIONS, max_positions or PROBE_POSITIONS)
+    device = next(model.parameters()).device
+    ids = torch.arange(PROBE_SEQUENCES * positions, device=device).reshape(PROBE_SEQUENCES, positions) + 1
+    ids %= model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    seen: dict[str, torch.Tensor] = {}
+
+    def receive(name: str, x: torch.Tensor) -> None:
+        seen[name] = x.clone()
+
+    read_hooks(lambda: forward(ids), model, wanted.values(), receive, ids.shape)
+    asked = {point.name for point in points}
+    for name, x in seen.items():
+        if x.ndim != 3 or x.shape[:2] != ids.shape or not x.is_floating_point():
+            why = "" if name in asked else f" (needed to check what block {name.rsplit('.')[-1]} adds up to)"
+            raise UsageError(
+                f"hook {name}{why}: expected a float tensor [sequences, positions, width], here "
+                f"({PROBE_SEQUENCES}, {positions}, width), got {x.dtype} {tuple(x.shape)}; give a module "
+                "path instead"
+            )
+    for layer in layers:
+        _check_sum(seen, layer)
+    return {point.name: int(seen[point.name].shape[2]) for point in points}
+
+
+def _layer_of_half(name: str) -> list[int]:
+    parsed = parse_hook(name)
+    return [parsed[1]] if parsed is not None and parsed[0] in ("attn_out", "mlp_out") else []
+
+
+def _check_sum(seen: dict[str, torch.Tensor], layer: int) -> None:
+    """resid_post = resid_pre + attn_out + mlp_out, in sequential and in parallel blocks alike."""
+    rounding = torch.finfo(seen[f"resid_post.{layer}"].dtype).eps  # of the stream, which may be far larger
+    before, after = seen[f"resid_pre.{layer}"].float(), seen[f"resid_post.{layer}"].float()
+    added = seen[f"attn_out.{layer}"].float() + seen[f"mlp_out.{layer}"].float()
+    difference = float((after - before - added).norm())
+    scale = float(torch.maximum((after - before).norm(), added.norm()))
+    # NaN passes here: it is reported later, with its document and position.
+    if difference > _SUM_TOLERANCE * scale + rounding * float(before.norm() + after.norm()):
+        raise UsageError(
+            f"block {layer} of this model does not add up as resid_pre + attn_out + mlp_out = resid_post "
+            f"(relative error {difference / scale:.2g}), so attn_out.{layer} and mlp_out.{layer} have no "
+            "meaning here; give module paths instead"
+        )

@@ -17,16 +17,10 @@ class Existing:
 
     identity: dict[str, Any]
     manifest: Manifest | None  # of a finished cache
-    started: bool  # an unfinished cache that already has sequences
     progress: dict[str, Any] = field(default_factory=dict)  # of an unfinished cache, at its last commit
 
-    @property
-    def copying(self) -> bool:
-        """An unfinished cache that still takes rows of another one, see ``extend.py``."""
-        return self.manifest is None and bool(self.progress) and "cursor" not in self.progress
 
-
-def look_at_output(path: Path) -> Existing | None:
+def read_existing(path: Path) -> Existing | None:
     """What ``path`` holds; None when a new cache can begin there.
 
     Raises:
@@ -37,49 +31,61 @@ def look_at_output(path: Path) -> Existing | None:
         raise UsageError(f"{path} holds something else than a cache; choose a new or empty folder")
     if state == "complete":
         manifest = read_manifest(path)
-        return Existing(manifest.identity, manifest, started=True)
+        return Existing(manifest.identity, manifest)
     journal = read_journal(path) if state == "incomplete" else None
     if journal is None:
         return None
-    return Existing(journal.identity, None, journal.sequences > 0, journal.progress)
+    return Existing(journal.identity, None, journal.progress)
 
 
-def pinned(existing: Existing | None, part: str) -> dict[str, Any]:
-    """Facts of ``part`` ('model', 'text') that a former run settled: a dtype or revision left open stays as
-    it was.
+def settled_facts(existing: Existing | None, part: str) -> dict[str, Any]:
+    """Facts of ``part`` ('model', 'text') that a former run settled.
+
+    A dtype or revision that is left open stays as it was.
     """
     found = existing.identity.get(part) if existing is not None else None
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def check_same(
-    existing: Existing, identity: Mapping[str, Any], config: HarvestConfig, path: Path | str
+    existing: Existing,
+    identity: Mapping[str, Any],
+    config: HarvestConfig,
+    heldout_fraction: float,
+    path: Path | str,
 ) -> None:
     """Refuse an output that belongs to another harvest.
 
     Raises:
         UsageError: with every setting that differs.
     """
-    there, here = dict(existing.identity), _as_there(existing, identity, config)
+    there, here = dict(existing.identity), _as_there(existing, identity, config, heldout_fraction)
     if lines := differences(there, here):
         listed = "\n".join(f"  - {line}" for line in lines)
         what = "a finished" if existing.manifest is not None else "an unfinished"
         hint = ""
         if existing.manifest is not None and _grows(there, here):
             hint = f"\nto grow it, give another --out and --extend {path}"
+        elif any(line.startswith("text.") for line in lines):
+            hint = (
+                "\na cache is identified by every byte of its text, also of the part that was not read yet: "
+                "with the files as they were, the harvest continues"
+            )
         raise UsageError(
             f"{path} holds {what} cache of another identity; choose another place, or remove it:\n"
             f"{listed}{hint}"
         )
 
 
-def check_extends(base: Existing, identity: Mapping[str, Any], config: HarvestConfig) -> None:
+def check_extends(
+    base: Existing, identity: Mapping[str, Any], config: HarvestConfig, heldout_fraction: float
+) -> None:
     """Refuse to extend a finished cache to something else than more tokens of its stream.
 
     Raises:
         UsageError: with every setting that differs.
     """
-    there, here = dict(base.identity), _as_there(base, identity, config)
+    there, here = dict(base.identity), _as_there(base, identity, config, heldout_fraction)
     if not _grows(there, here):
         before, wanted = there.pop("num_tokens"), here.pop("num_tokens")
         listed = "\n".join(f"  - {line}" for line in differences(there, here))
@@ -90,13 +96,15 @@ def check_extends(base: Existing, identity: Mapping[str, Any], config: HarvestCo
         raise UsageError(f"the cache has num_tokens={before} already; expected more than that, got {wanted}")
 
 
-def _as_there(existing: Existing, identity: Mapping[str, Any], config: HarvestConfig) -> dict[str, Any]:
+def _as_there(
+    existing: Existing, identity: Mapping[str, Any], config: HarvestConfig, heldout_fraction: float
+) -> dict[str, Any]:
     """The whole identity of this harvest. The widths are not known yet: they are taken from there."""
     widths = existing.identity.get("hooks")
     widths = widths if isinstance(widths, Mapping) else {}
     hooks = {name: widths.get(name, 0) for name in config.hooks}
     context = config.tokens.context
-    return whole_identity(identity, hooks, context, config.seed, config.heldout_fraction, config.storage)
+    return whole_identity(identity, hooks, context, config.seed, heldout_fraction, config.storage)
 
 
 def _grows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

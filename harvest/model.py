@@ -8,11 +8,11 @@ from torch import nn
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
-from .config import ModelConfig
-from .devices import DTYPES, resolve_dtype
-from .hooks import HookPoint, check_layers, read_hooks, replaced, resolve_hook
+from .hook_points import HookPoint, resolve_hook
+from .hooks import probe_hooks, read_hooks, replaced
+from .loading import load_weights, max_positions_of, num_layers_of, read_model_settings
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
-from .probe import probe
+from .numerics import DTYPES, resolve_dtype
 from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -45,14 +45,13 @@ class LanguageModel:
         device: str = "auto",
         trust_remote_code: bool = False,
     ) -> Self:
-        """Load by hub name, local folder or ``builtin:demo``; safetensors only.
+        """Load by hub name, local folder, GGUF file or ``builtin:demo``. Pickled weights are not loaded.
 
         Raises:
             UsageError: no such model, or weights that do not fit it.
         """
         files = locate_model(name, revision, trust_remote_code=trust_remote_code)
-        config = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
-        settings = read_model_settings(files, config)
+        settings = read_model_settings(files, trust_remote_code=trust_remote_code)
         place = choose_device(device)
         dtype = resolve_dtype(dtype, place, settings.get_text_config().hidden_size)
         return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
@@ -71,8 +70,8 @@ class LanguageModel:
         """Load located files. ``sha256`` and ``tokenizer`` save doing again what was done already."""
         paths = fetch_weights(files)
         return cls(
-            _load_weights(files, DTYPES[dtype], device, trust_remote_code),
-            tokenizer or load_tokenizer(files.folder, trust_remote_code=trust_remote_code),
+            load_weights(files, DTYPES[dtype], device, trust_remote_code),
+            tokenizer or load_tokenizer(files, trust_remote_code=trust_remote_code),
             name=files.name,
             revision=files.revision,
             weights_sha256=sha256 or weights_sha256(paths),
@@ -105,7 +104,7 @@ class LanguageModel:
         if any(hook not in self._widths for hook in hooks):
             points = self._points(hooks)
             with torch.no_grad():
-                found = probe(
+                found = probe_hooks(
                     self.model,
                     points,
                     lambda ids: self._forward(ids, points),
@@ -126,8 +125,9 @@ class LanguageModel:
         self, ids: Any, hook: str, replace: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Next-token logits [n, T, V] when the activation [n, T, D] at ``hook`` is replaced."""
-        with torch.no_grad(), replaced(self.model, self._points([hook])[0], replace):
-            logits: torch.Tensor = self.model(input_ids=self._ids(ids), use_cache=False).logits
+        prepared = self._ids(ids)
+        with torch.no_grad(), replaced(self.model, self._points([hook])[0], replace, prepared.shape):
+            logits: torch.Tensor = self.model(input_ids=prepared, use_cache=False).logits
             return logits
 
     def activations(self, ids: Any, hooks: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -143,12 +143,12 @@ class LanguageModel:
     def read(self, ids: Any, hooks: Iterable[str], receive: Callable[[str, torch.Tensor], None]) -> None:
         """Hand the activation [n, T, D] of each hook to ``receive(hook, x)``, which copies what it keeps.
 
-        One forward, which stops after the last hook.
+        One forward, which stops after the last hook. Several threads may call this at once.
         """
         points = self._points(hooks)
         with torch.no_grad():
             prepared = self._ids(ids)
-            read_hooks(lambda: self._forward(prepared, points), self.model, points, receive)
+            read_hooks(lambda: self._forward(prepared, points), self.model, points, receive, prepared.shape)
 
     def _points(self, hooks: Iterable[str]) -> list[HookPoint]:
         return [resolve_hook(self.model, hook, self.num_layers, self.name) for hook in hooks]
@@ -214,68 +214,3 @@ def load_model_of(
             f"the cache was harvested from {facts['weights_sha256']}"
         )
     return model
-
-
-def read_model_settings(files: ModelFiles, config: ModelConfig) -> Any:
-    """The model's own configuration (a transformers config).
-
-    Raises:
-        UsageError: transformers cannot read it.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(files.folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"model {files.name!r}: its config.json cannot be used: {error}") from None
-
-
-def num_layers_of(settings: Any) -> int:
-    """Number of decoder blocks that a transformers config states."""
-    return int(settings.get_text_config().num_hidden_layers)
-
-
-def max_positions_of(settings: Any) -> int | None:
-    """Longest sequence that a transformers config states, None when it states none."""
-    found = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
-
-
-def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context: int) -> None:
-    """What can be told before the weights are there.
-
-    Raises:
-        UsageError: a block beyond the model, or a context longer than the model's.
-    """
-    check_layers(hooks, num_layers_of(settings), files.name)
-    longest = max_positions_of(settings)
-    if longest is not None and context > longest:
-        raise UsageError(
-            f"tokens.context={context} is longer than the {longest} positions of {files.name}; lower it"
-        )
-
-
-def _load_weights(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
-) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            files.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"model {files.name!r} cannot be loaded: {error!r}") from None
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:  # transformers fills such weights with random numbers and goes on
-        raise UsageError(
-            f"the weights of model {files.name!r} do not fit its config.json; {len(wrong)} are missing "
-            "or of another "
-            f"shape, such as {', '.join(wrong[:3])}"
-        )
-    loaded: nn.Module = model.to(device).eval().requires_grad_(False)
-    return loaded

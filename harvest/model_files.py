@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..common.errors import UsageError
-from .network import network_errors
+from .hub import download_model_files
 
 DEMO_MODEL = "builtin:demo"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -18,14 +19,26 @@ _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 class ModelFiles:
     """Where a model is.
 
-    ``name`` is what a cache calls it: the hub name, 'builtin:demo', or the last part of a local folder's
-    path. ``revision`` is the hub commit, None for a folder.
+    ``name`` is what a cache calls it: the hub name, 'builtin:demo', or the last part of a local path.
+    ``revision`` is the hub commit, None for local files. ``gguf_file`` is the name of the one file in
+    ``folder`` that holds configuration, tokenizer and weights, None for the usual files of transformers.
     """
 
     name: str
     folder: Path
     revision: str | None
     from_hub: bool
+    gguf_file: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder, or the GGUF file."""
+        return self.folder if self.gguf_file is None else self.folder / self.gguf_file
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What every ``from_pretrained`` of transformers is told besides the folder."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
 
 def locate_model(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> ModelFiles:
@@ -37,37 +50,47 @@ def locate_model(name: str, revision: str | None = None, *, trust_remote_code: b
     if name.startswith("builtin:"):
         return _builtin(name, revision)
     folder = Path(name).expanduser()
+    if folder.suffix.lower() == ".gguf":
+        return _gguf(folder, name, revision)
     if folder.is_dir():
         _refuse_revision(name, revision)
         if not (folder / "config.json").is_file():
             raise UsageError(f"model.name={name!r} is a folder without config.json: not a saved model")
         return ModelFiles(name=folder.resolve().name, folder=folder.resolve(), revision=None, from_hub=False)
+    if folder.is_file():
+        raise UsageError(
+            f"model.name={name!r} is a file; expected the folder of a saved model (with config.json), or a "
+            ".gguf file"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model.name={name!r}: there is no such folder")
     patterns = [*_SMALL_FILES, *(["*.py"] if trust_remote_code else [])]
-    folder = _download(name, revision, patterns)
+    folder = download_model_files(name, revision, patterns)
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {name!r} has no config.json on the hub: not a transformers model")
     return ModelFiles(name=name, folder=folder, revision=folder.name, from_hub=True)
 
 
 def fetch_weights(files: ModelFiles) -> list[Path]:
-    """The model's safetensors files, downloaded if need be.
+    """The model's weight files (safetensors, or one GGUF), downloaded if need be.
 
     Raises:
-        UsageError: there are none. Pickled weights are never loaded.
+        UsageError: there are none, or a file is damaged. Pickled weights are never loaded.
     """
+    if files.gguf_file is not None:
+        return [files.place]
     if files.from_hub:
-        _download(files.name, files.revision, _weight_names(files.folder))
+        download_model_files(files.name, files.revision, _weight_names(files.folder))
     paths = [files.folder / name for name in _weight_names(files.folder)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UsageError(
             f"model {files.name!r} has no safetensors weights (missing: {', '.join(missing[:3])}). "
-            "Pickled weights are "
-            "not loaded, for they can run code; convert the model with save_pretrained(...), or choose "
-            "another revision"
+            "Pickled weights are not loaded, because they can run code; convert the model with "
+            "save_pretrained(...), or choose another revision"
         )
+    for path in paths:
+        _check_safetensors(path)
     return paths
 
 
@@ -93,6 +116,20 @@ def _builtin(name: str, revision: str | None) -> ModelFiles:
     return ModelFiles(name=name, folder=DEMO_MODEL_PATH, revision=None, from_hub=False)
 
 
+def _gguf(path: Path, name: str, revision: str | None) -> ModelFiles:
+    _refuse_revision(name, revision)
+    if not path.is_file():
+        raise UsageError(f"model.name={name!r}: there is no such file here; download the .gguf file first")
+    needed = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if needed:
+        raise UsageError(
+            f"model.name={name!r} is a GGUF file; to read it, transformers needs "
+            f"'pip install {' '.join(needed)}'"
+        )
+    path = path.resolve()
+    return ModelFiles(name=path.name, folder=path.parent, revision=None, from_hub=False, gguf_file=path.name)
+
+
 def _refuse_revision(name: str, revision: str | None) -> None:
     if revision is not None:
         raise UsageError(
@@ -113,32 +150,12 @@ def _weight_names(folder: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _check_safetensors(path: Path) -> None:
+    """Compare the file's header with its size; reads no weights."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        raise UsageError(
-            f"model {name}: access must be asked for on the hub; then log in ('hf auth login')"
-        ) from None
-    except RevisionNotFoundError:
-        raise UsageError(f"model {name} has no revision {revision!r}") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UsageError(
-            f"no model {name!r}: it is neither a folder here nor on the hub (or it is private and you "
-            "are not logged in)"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UsageError(
-            f"model {name!r} is neither a folder here nor downloaded, and the hub cannot be reached"
-        ) from None
-    except network_errors() as error:
-        raise UsageError(f"cannot download model {name!r}: {error}") from None
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise UsageError(f"{path} is damaged or incomplete ({error}): copy or download it again") from None

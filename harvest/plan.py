@@ -1,25 +1,35 @@
 """Everything about a harvest that can be settled, and refused, before the weights are loaded."""
 
+import os
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..common.devices import choose_device
+from ..common.errors import UsageError
+from ..store.identity import fingerprint, whole_identity
+from ..store.keys import is_heldout
 from .config import HarvestConfig
-from .devices import resolve_dtype
-from .identity import Existing, check_extends, check_same, look_at_output, pinned
-from .model import LanguageModel, check_model, read_model_settings
+from .identity import Existing, check_extends, check_same, read_existing, settled_facts
+from .loading import check_model, read_model_settings
+from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
+from .numerics import resolve_dtype
 from .packing import PackingRule
 from .sources import TextSource, open_source
 from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
 
+HELDOUT_FRACTIONS = (0.01, 0.02, 0.05, 0.1)  # what 'auto' tries, until a document is held out
+
 
 @dataclass(frozen=True)
-class Plan:
+class HarvestPlan:
     """A harvest with every 'auto' settled but the batch size."""
 
     config: HarvestConfig
@@ -33,11 +43,19 @@ class Plan:
     rule: PackingRule
     source: TextSource
     identity: dict[str, Any]
+    heldout_fraction: float
 
     @property
     def full_sequences(self) -> int:
         """Sequences that the tokens asked for fill."""
         return -(-self.config.num_tokens // self.rule.context)
+
+    def fingerprint(self, widths: Mapping[str, int]) -> str:
+        """Fingerprint of the cache whose hooks have these widths."""
+        config, context = self.config, self.rule.context
+        return fingerprint(
+            whole_identity(self.identity, widths, context, config.seed, self.heldout_fraction, config.storage)
+        )
 
     def load_model(self) -> LanguageModel:
         """The model, with its weights."""
@@ -56,7 +74,7 @@ def make_plan(
     path: Path,
     base: Existing | None = None,
     finished: tuple[Path | str, Existing] | None = None,
-) -> Plan:
+) -> HarvestPlan:
     """Look at the output, the text and the model's configuration; cheap checks first, then the weights' hash.
 
     ``base`` is a finished cache to be extended, ``finished`` one that is where this one would go, when
@@ -65,20 +83,24 @@ def make_plan(
     Raises:
         UsageError: anything that makes this harvest impossible as configured.
     """
-    place, existing = finished or (path, look_at_output(path))
+    check_no_file_above(path)
+    place, existing = finished or (path, read_existing(path))
+    if existing is None or existing.manifest is None:
+        check_writable(path)
     known = existing or base
-    before = pinned(known, "model")
+    before = settled_facts(known, "model")
     device = choose_device(config.device)
     revision = config.model.revision
     if revision is None and before.get("name") == config.model.name:
         revision = before.get("revision")
     remote_code = config.model.trust_remote_code
     files = locate_model(config.model.name, revision, trust_remote_code=remote_code)
-    settings = read_model_settings(files, config.model)
+    settings = read_model_settings(files, trust_remote_code=remote_code)
     check_model(files, settings, config.hooks, config.tokens.context)
-    tokenizer = load_tokenizer(files.folder, trust_remote_code=remote_code)
+    tokenizer = load_tokenizer(files, trust_remote_code=remote_code)
     rule = packing_rule(config.tokens, tokenizer)
-    source = open_source(config.text, pinned(known, "text"))
+    source = open_source(config.text, settled_facts(known, "text"))
+    heldout_fraction = resolve_heldout(config, source, known)
     dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
         dtype = before["dtype"]
@@ -91,17 +113,17 @@ def make_plan(
             "class": _class_name(settings),
             "dtype": dtype,
         },
-        "tokenizer": {"sha256": tokenizer_sha256(files.folder, tokenizer)},
+        "tokenizer": {"sha256": tokenizer_sha256(files, tokenizer)},
         "text": source.identity(),
         "packing": rule.identity(),
         "selection": config.selection.model_dump(mode="json"),
         "num_tokens": config.num_tokens,
     }
     if existing is not None:
-        check_same(existing, identity, config, place)
+        check_same(existing, identity, config, heldout_fraction, place)
     if base is not None:
-        check_extends(base, identity, config)
-    return Plan(
+        check_extends(base, identity, config, heldout_fraction)
+    return HarvestPlan(
         config=config,
         path=path,
         existing=existing,
@@ -113,7 +135,58 @@ def make_plan(
         rule=rule,
         source=source,
         identity=identity,
+        heldout_fraction=heldout_fraction,
     )
+
+
+def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing | None) -> float:
+    """The share of documents to hold out: as configured, else as a former run settled it, else what fits.
+
+    Which documents are held out is a function of (seed, number), so it is known where their number is.
+
+    Raises:
+        UsageError: no document, or every one, would be left to train on.
+    """
+    fraction = config.heldout_fraction
+    if fraction == "auto" and known is not None:
+        return float(known.identity.get("heldout_fraction", 0.0))
+    documents = None if fraction == 0 else source.num_documents()
+    if documents is None:
+        return HELDOUT_FRACTIONS[0] if fraction == "auto" else fraction
+    held_out = {
+        share: int(is_heldout(config.seed, np.arange(documents), share).sum())
+        for share in (HELDOUT_FRACTIONS if fraction == "auto" else (fraction,))
+    }
+    if fraction == "auto":
+        fitting = [share for share, count in held_out.items() if 0 < count < documents]
+        if not fitting:
+            print(
+                f"note: the text has {documents} document{'s' if documents > 1 else ''}, too few to hold "
+                "some out for evaluation; split it into more, or set heldout_fraction",
+                file=sys.stderr,
+            )
+        return fitting[0] if fitting else 0.0
+    if documents == 1 or held_out[fraction] == documents:
+        which = "one document" if documents == 1 else f"{documents} documents, and all of them"
+        raise UsageError(
+            f"heldout_fraction={fraction:g}, but the text is {which}, held out whole or not at all: split "
+            "the text into more documents (a file each, or lines of a .jsonl file), or set heldout_fraction=0"
+        )
+    return fraction
+
+
+def check_no_file_above(path: Path) -> None:
+    """Refuse a cache folder that is a file, or below one."""
+    for place in (path, *path.absolute().parents):
+        if place.is_file():
+            raise UsageError(f"--out {path}: {place} is a file; expected a folder, or one that can be made")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a cache folder that may not be written, or not be made, before the model runs."""
+    place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {path}: no permission to write in {place}; choose another folder")
 
 
 def _class_name(settings: Any) -> str:

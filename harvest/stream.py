@@ -6,20 +6,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import Cursor, Sequences, pack
-from .plan import Plan
-from .selection import keep_by_role
+from .config import SelectionConfig
+from .packing import Cursor, Role, Sequences, pack
+from .plan import HarvestPlan
 from .tokenizer import tokenized
 
 
-class Batch(NamedTuple):
+class TokenBatch(NamedTuple):
     """Consecutive sequences, and which of their positions become rows as far as roles go."""
 
     sequences: Sequences
     keep: NDArray[np.bool_]
 
 
-def batches(plan: Plan, start: Cursor, tokens_done: int, batch_size: int) -> Iterator[Batch]:
+def token_batches(
+    plan: HarvestPlan, start: Cursor, tokens_done: int, batch_size: int
+) -> Iterator[TokenBatch]:
     """Batches of ``batch_size`` from ``start`` on, up to the first sequence that reaches ``num_tokens``.
 
     Ends earlier when the text does. The sequences do not depend on ``batch_size``.
@@ -33,7 +35,17 @@ def batches(plan: Plan, start: Cursor, tokens_done: int, batch_size: int) -> Ite
         enough = int(np.searchsorted(ends, wanted)) + 1
         if enough <= len(sequences):
             sequences = sequences.first(enough)
-        yield Batch(sequences, keep_by_role(sequences.roles, plan.config.selection))
+        yield TokenBatch(sequences, keep_by_role(sequences.roles, plan.config.selection))
         wanted -= int(ends[len(sequences) - 1])
         if wanted <= 0:
             return
+
+
+def keep_by_role(roles: NDArray[np.uint8], selection: SelectionConfig) -> NDArray[np.bool_]:
+    """Positions that become rows as far as roles go. bool, shape of ``roles``."""
+    keep: NDArray[np.bool_] = roles != Role.PADDING
+    if selection.exclude_bos:
+        keep &= roles != Role.BOS
+    if selection.exclude_separator:
+        keep &= roles != Role.SEPARATOR
+    return keep

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import SaecacheError, UsageError
 from .config import TokensConfig
+from .model_files import ModelFiles
 from .packing import PackingRule, TokenDocument
 from .sources import Document
 
@@ -20,18 +20,27 @@ _BATCH_DOCUMENTS = 256
 _VOCABULARY_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",))
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in ``folder``, without truncation or padding of its own.
+def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, without truncation or padding of its own.
 
     Raises:
         UsageError: there is none.
     """
     from transformers import AutoTokenizer
 
+    names = {name for group in _VOCABULARY_FILES for name in group} | {"tokenizer_config.json"}
+    if files.gguf_file is None and not any((files.folder / name).is_file() for name in names):
+        raise UsageError(
+            f"{files.folder} has no tokenizer (expected tokenizer.json, or one of "
+            f"{', '.join(sorted(names - {'tokenizer.json'}))}); save the one that belongs to the model "
+            "there: AutoTokenizer.from_pretrained(<original model>).save_pretrained(<folder>)"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.folder, trust_remote_code=trust_remote_code, **files.source
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"no usable tokenizer in {folder}: {error}") from None
+        raise UsageError(f"no usable tokenizer in {files.place}: {error}") from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -39,10 +48,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def tokenizer_sha256(folder: Path, tokenizer: Any) -> str:
+def tokenizer_sha256(files: ModelFiles, tokenizer: Any) -> str:
     """sha256 of the files that define the vocabulary; of the vocabulary itself when there are none."""
-    for names in _VOCABULARY_FILES:
-        paths = [folder / name for name in names]
+    for names in _VOCABULARY_FILES if files.gguf_file is None else ():
+        paths = [files.folder / name for name in names]
         if all(path.is_file() for path in paths):
             return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -119,8 +128,7 @@ def _separator_id(config: TokensConfig, tokenizer: Any) -> int | None:
         if token_id is None:
             raise UsageError(
                 f"tokens.separator={config.separator}, but this model's tokenizer has no {role.upper()} "
-                "token; give "
-                "the text of a token of its vocabulary, or 'none'"
+                "token; give the text of a token of its vocabulary, or 'none'"
             )
         return int(token_id)
     token_id = tokenizer.get_vocab().get(config.separator)

@@ -59,10 +59,3 @@ class StorageConfig(FrozenModel):
         """
         left_out = {"memory_bytes"} | ({"codec"} if self.codec is None else set())
         return self.model_dump(mode="json", exclude=left_out)
-
-
-def readable_bytes(count: int) -> str:
-    """A number of bytes for people, in the unit that suits it."""
-    if count < MIB / 10:
-        return f"{count:,} bytes"
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..common.counts import format_bytes
 from ..common.errors import DiskFullError, UsageError
-from .config import readable_bytes
 
 _SPARE_BYTES = 64 << 20  # that must stay free
 
@@ -36,8 +36,8 @@ def check_room(
     existing, free = free_space(path)
     if needed_bytes and needed_bytes + _SPARE_BYTES > free:
         raise UsageError(
-            f"not enough disk space at {existing}: {readable_bytes(needed_bytes)} are to come, "
-            f"{readable_bytes(free)} are free; {otherwise}"
+            f"not enough disk space at {existing}: {format_bytes(needed_bytes)} are to come, "
+            f"{format_bytes(free)} are free; {otherwise}"
         )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.counts import format_bytes
 from ..common.errors import CorruptCacheError
-from .config import readable_bytes as readable_bytes
 from .layout import PROVENANCE_GROUP, ArraySpec
 from .manifest import Manifest, load_manifest
 from .reading.chunks import ShardedChunks
@@ -104,7 +104,7 @@ def describe(
         ("held-out rows", f"{manifest.heldout_rows:,}"),
         ("sequences", f"{manifest.sequences:,} of {manifest.context:,} positions"),
         ("stored as", f"{manifest.dtype}{codec}, normalization {manifest.normalization}"),
-        ("size", f"{readable_bytes(size)} in {len(manifest.files):,} shards"),
+        ("size", f"{format_bytes(size)} in {len(manifest.files):,} shards"),
     ]
     for name, hook in manifest.hooks.items():
         levels = {level: hook.norm_quantiles.get(level) for level in _SHOWN_QUANTILES}

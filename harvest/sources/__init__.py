@@ -1,6 +1,5 @@
 """Where text comes from: one file per kind of source."""
 
-from .base import Document, TextSource
-from .open import open_source
+from .source import Document, TextSource, open_source
 
 __all__ = ["Document", "TextSource", "open_source"]

@@ -4,14 +4,14 @@ import codecs
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import UsageError
 from ..config import FilesText
-from .base import Document
 from .formats import FileFormat, JsonLinesFormat, ParquetFormat, TextFormat
+from .source import Document
 
 FORMAT_OF_EXTENSION = {
     **dict.fromkeys((".txt", ".md", ".rst", ".py", ".tex", ".html"), "text"),
@@ -24,8 +24,11 @@ _READ_BYTES = 1 << 22
 class FilesSource:
     """Documents of the files that match ``config.paths``; numbers run on from file to file."""
 
-    def __init__(self, config: FilesText) -> None:
+    def __init__(self, config: FilesText, checked: Mapping[str, Any] | None = None) -> None:
+        """``checked``: the identity of the text of a former run, whose lines need not be parsed again."""
         self._paths = _matching(config)
+        self._checked = checked
+        self._counts: list[int] | None = None  # documents of each file
         self._config = config
         self._kinds = [_format_of(path, config.format) for path in self._paths]
         if "column" in config.model_fields_set and set(self._kinds) == {"text"}:
@@ -33,28 +36,42 @@ class FilesSource:
         self._identity: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{len(self._paths)} files from {self._paths[0]} on"
+        first = self._paths[0]
+        return str(first) if len(self._paths) == 1 else f"{len(self._paths)} files from {first} on"
 
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and sha256 of the files; every byte is read the first time.
+        """Names, sizes and sha256 of the files; every byte is read, and every record checked, the first time.
 
         Names are relative to the files' common folder, so a copy elsewhere is the same text.
+
+        Raises:
+            UsageError: a file that is not what its format says, with the line.
         """
         if self._identity is None:
             self._identity = self._make_identity()
+            if self._identity != self._checked:
+                for path, kind in zip(self._paths, self._kinds, strict=True):
+                    self._reader(kind).check(path)
         return self._identity
+
+    def num_documents(self) -> int:
+        return sum(self._documents_of_files())
+
+    def _documents_of_files(self) -> list[int]:
+        if self._counts is None:
+            pairs = zip(self._paths, self._kinds, strict=True)
+            self._counts = [self._reader(kind).count(path) for path, kind in pairs]
+        return self._counts
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         number = start
         skip = start
-        for path, kind in zip(self._paths, self._kinds, strict=True):
-            reader = self._reader(kind)
-            if skip:
-                count = reader.count(path)
-                if count <= skip:
-                    skip -= count
-                    continue
-            for text in reader.texts(path, skip):
+        counts = self._documents_of_files() if start else [0] * len(self._paths)
+        for path, kind, count in zip(self._paths, self._kinds, counts, strict=True):
+            if skip and count <= skip:
+                skip -= count
+                continue
+            for text in self._reader(kind).texts(path, skip):
                 yield Document(number, text)
                 number += 1
             skip = 0
@@ -89,8 +106,7 @@ def _matching(config: FilesText) -> list[Path]:
         if not files:
             raise UsageError(
                 f"text.paths: no file matches {pattern!r} (looked from {Path.cwd()}); give files, "
-                "folders with "
-                f"{_extensions()} files, or globs like 'data/**/*.jsonl'"
+                f"folders with {_extensions()} files, or globs like 'data/**/*.jsonl'"
             )
         found.update(path.resolve() for path in files)
     return sorted(found, key=lambda path: path.as_posix())

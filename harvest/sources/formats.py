@@ -15,6 +15,14 @@ class FileFormat(Protocol):
         """How many documents the file has."""
         ...
 
+    def check(self, path: Path) -> None:
+        """Refuse, before any long work, a file whose documents cannot all be read; it is UTF-8 if text.
+
+        Raises:
+            UsageError: with the line.
+        """
+        ...
+
     def texts(self, path: Path, skip: int) -> Iterator[str]:
         """Texts of the documents from number ``skip`` of the file on."""
         ...
@@ -25,6 +33,9 @@ class TextFormat:
 
     def count(self, path: Path) -> int:
         return 1
+
+    def check(self, path: Path) -> None:
+        pass
 
     def texts(self, path: Path, skip: int) -> Iterator[str]:
         if skip == 0:
@@ -40,6 +51,10 @@ class JsonLinesFormat:
     def count(self, path: Path) -> int:
         return sum(1 for _ in _lines(path))
 
+    def check(self, path: Path) -> None:
+        for _ in self.texts(path, 0):
+            pass
+
     def texts(self, path: Path, skip: int) -> Iterator[str]:
         for position, (number, line) in enumerate(_lines(path)):
             if position >= skip:
@@ -49,7 +64,7 @@ class JsonLinesFormat:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{where} is not valid JSON: {error}") from None
+            raise UsageError(f"{where} is not valid JSON: {error}; mend or remove this line") from None
         if not isinstance(record, dict):
             raise UsageError(f"{where}: expected a JSON object, got {type(record).__name__}")
         if self.column not in record:
@@ -66,11 +81,14 @@ class ParquetFormat:
     def count(self, path: Path) -> int:
         return int(self._open(path).metadata.num_rows)
 
-    def texts(self, path: Path, skip: int) -> Iterator[str]:
-        file = self._open(path)
-        names = file.schema_arrow.names
+    def check(self, path: Path) -> None:
+        names = self._open(path).schema_arrow.names
         if self.column not in names:
             raise missing_column(str(path), self.column, names)
+
+    def texts(self, path: Path, skip: int) -> Iterator[str]:
+        self.check(path)
+        file = self._open(path)
         row = 0
         for group in range(file.num_row_groups):
             group_rows = file.metadata.row_group(group).num_rows

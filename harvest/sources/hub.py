@@ -5,9 +5,9 @@ from typing import Any
 
 from ...common.errors import SaecacheError, UsageError
 from ..config import HubText
-from ..network import network_errors
-from .base import Document
+from ..hub import network_errors, resolve_commit
 from .formats import missing_column, text_value
+from .source import Document
 
 
 class HubSource:
@@ -34,6 +34,9 @@ class HubSource:
             "revision": self._commit,
             "column": config.column,
         }
+
+    def num_documents(self) -> int | None:
+        return None  # the hub's own figure is not always there, and not always right
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         column = self._config.column
@@ -80,37 +83,3 @@ def stream_errors() -> tuple[type[Exception], ...]:
     import datasets
 
     return (*network_errors(), datasets.exceptions.DatasetsError, ValueError, RuntimeError, ImportError)
-
-
-def resolve_commit(dataset: str, revision: str | None) -> str:
-    """The commit that ``revision`` (None: the default branch) stands for now.
-
-    Raises:
-        UsageError: no such dataset or revision, no access, or no connection.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        commit = HfApi().dataset_info(dataset, revision=revision).sha
-    except GatedRepoError:
-        raise UsageError(
-            f"dataset {dataset}: access must be asked for on the hub; then log in ('hf auth login')"
-        ) from None
-    except RevisionNotFoundError:
-        raise UsageError(f"dataset {dataset} has no revision {revision!r}") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UsageError(
-            f"the hub has no dataset {dataset!r} (or it is private and you are not logged in); "
-            "for local files set text.kind=files"
-        ) from None
-    except network_errors() as error:
-        raise UsageError(f"cannot look up dataset {dataset!r} on the hub: {error}") from None
-    if commit is None:
-        raise UsageError(f"the hub states no commit for dataset {dataset!r}, revision {revision!r}")
-    return str(commit)

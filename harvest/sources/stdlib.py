@@ -5,7 +5,7 @@ from typing import Any
 
 from ...common.errors import UsageError
 from ..builtin.stdlib_text import stdlib_documents, stdlib_fingerprint
-from .base import Document
+from .source import Document
 
 
 class StdlibSource:
@@ -23,6 +23,9 @@ class StdlibSource:
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "builtin", "name": "stdlib", "sha256": self._fingerprint}
+
+    def num_documents(self) -> int:
+        return len(self._texts)
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         for number in range(start, len(self._texts)):

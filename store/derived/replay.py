@@ -87,12 +87,12 @@ def replay(
             uncommitted += stage.write(done, last)
             done = last
             if uncommitted >= COMMIT_BYTES:
-                writer.commit({"replayed": [number, done]})
+                writer.commit(writer.progress | {"replayed": [number, done]})
                 uncommitted = 0
             if on_progress:
                 on_progress(_rows_done(stages, number, done), total_rows)
         number, done = number + 1, 0
-    writer.commit({"replayed": [number, 0]})
+    writer.commit(writer.progress | {"replayed": [number, 0]})
 
 
 def _rows_done(stages: Sequence[_Stage], number: int, done: int) -> int:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, UsageError
-from ..info import printable, readable_bytes
+from ..info import printable
 from ..manifest import Manifest
 from .contents import ROOT, UNFINISHED, find_root, find_unfinished
 from .location import Location, open_location
@@ -143,7 +144,7 @@ def _cells(listed: Listed, url: str) -> tuple[str, ...]:
             f"{listed.tokens:,}",
             f"{listed.context:,}",
             listed.normalization,
-            readable_bytes(listed.size),
+            format_bytes(listed.size),
             date,
             listed.fingerprint[:12],
             "" if listed.state == "complete" else "not complete",

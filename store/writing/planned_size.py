@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.counts import format_bytes
 from ...common.errors import UsageError
-from ..config import StorageConfig, readable_bytes
+from ..config import StorageConfig
 from ..disk_space import free_space
 from ..encoding.records import RecordLayout
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
@@ -123,9 +124,8 @@ def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: i
     existing, free = free_space(path)
     needed = planned.peak_bytes - already_bytes
     if needed > free:
-        finished = readable_bytes(planned.final_bytes)
         raise UsageError(
-            f"not enough disk space at {existing}: the cache needs {readable_bytes(needed)} while it is "
-            f"written ({finished} when finished), {readable_bytes(free)} are free; "
+            f"not enough disk space at {existing}: the cache needs {format_bytes(needed)} while it "
+            f"is written ({format_bytes(planned.final_bytes)} when finished), {format_bytes(free)} are free; "
             "harvest fewer tokens or hooks, or choose another output folder"
         )

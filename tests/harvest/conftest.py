@@ -62,6 +62,30 @@ def _settings(name: str, layers: int, positions: int) -> Any:
         "mistral": lambda: t.MistralConfig(**grouped, **small_ids, sliding_window=None),
         "gemma2": lambda: t.Gemma2Config(**grouped, **small_ids, query_pre_attn_scalar=8, sliding_window=32),
         "olmo2": lambda: t.Olmo2Config(**wide, **small_ids, num_key_value_heads=2),
+        "opt": lambda: t.OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=positions,
+            **small_ids,
+        ),
+        "llama4": lambda: t.Llama4TextConfig(
+            **grouped, **small_ids, intermediate_size_mlp=64, num_local_experts=2, interleave_moe_layer_step=2
+        ),
+        "gemma3n": lambda: t.Gemma3nTextConfig(
+            **grouped,
+            **small_ids,
+            vocab_size_per_layer_input=VOCABULARY,
+            hidden_size_per_layer_input=8,
+            laurel_rank=4,
+            num_kv_shared_layers=0,
+            layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+            sliding_window=32,
+            activation_sparsity_pattern=[0.0] * layers,
+        ),
         "granite": lambda: t.GraniteConfig(
             **wide, **small_ids, num_key_value_heads=2, residual_multiplier=0.3
         ),

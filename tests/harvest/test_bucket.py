@@ -157,7 +157,7 @@ def test_faults_that_stay_are_told_and_nothing_is_lost(
         run(config, url)
     assert open_location(url).head("zarr.json") is None
     proxy.clear()
-    monkeypatch.setattr("saecache.harvest.runner.batches", lambda *_: iter(()))
+    monkeypatch.setattr("saecache.harvest.job.token_batches", lambda *_: pytest.fail("text was read"))
     run(config, url)
     assert objects(open_location(url)) == contents(local)
     put = [seen.path for seen in proxy.seen if seen.method == "PUT" and "/token/c/" in seen.path]
@@ -169,7 +169,7 @@ def test_no_right_to_write_is_said_before_the_model_runs(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    monkeypatch.setattr("saecache.harvest.runner.first_look", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr("saecache.harvest.job.measure_first_block", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(AccessError, match="not allowed"):
         run(config, url)
     assert not Path("caches").exists()
@@ -252,7 +252,7 @@ def test_the_team_is_asked_first(
     config: HarvestConfig, url: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config, url)
-    monkeypatch.setattr("saecache.harvest.runner.first_look", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr("saecache.harvest.job.measure_first_block", lambda *_: pytest.fail("the model ran"))
     prefix = url.rsplit("/", 1)[0]
     monkeypatch.setenv("SAECACHE_TEAM", f"{tmp_path}/nothing, {prefix}")
     (tmp_path / "nothing").mkdir()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.harvest import HarvestConfig, runner
+from saecache.harvest import HarvestConfig, job
 from saecache.harvest.runner import run
 from saecache.store import CacheWriter, UsageError, inspect_output, open_cache, slice_cache, verify_cache
 from saecache.store.derived import replay
@@ -32,12 +32,12 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences that went through the model while harvesting."""
     seen: list[int] = []
 
-    class Counting(runner.RowReader):
+    class Counting(job.ActivationReader):
         def rows(self, sequences: Any, keep: Any) -> Any:
             seen.append(len(sequences))
             return super().rows(sequences, keep)
 
-    monkeypatch.setattr(runner, "RowReader", Counting)
+    monkeypatch.setattr(job, "ActivationReader", Counting)
     return seen
 
 
@@ -134,14 +134,14 @@ def test_text_that_has_changed_is_noticed(
     old = run(make_config(), tmp_path / "old").path
     from saecache.harvest import extend
 
-    original = extend.batches
+    original = extend.token_batches
 
     def shifted(*arguments: Any) -> Any:
         for batch in original(*arguments):
             batch.sequences.ids[3, 5] += 1
             yield batch
 
-    monkeypatch.setattr(extend, "batches", shifted)
+    monkeypatch.setattr(extend, "token_batches", shifted)
     with pytest.raises(UsageError, match=r"sequence 3 of .*old is not what the text gives now"):
         run(make_config(num_tokens=2000), tmp_path / "new", extend=old)
     assert not (tmp_path / "new").exists()
@@ -200,9 +200,7 @@ def test_kill_9(long_config: HarvestConfig, tmp_path: Path) -> None:
     ]
     killed = 0
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["saecache.harvest.runner", "transformers.models.gpt_neox.modeling_gpt_neox"]
-    )
+    context.set_forkserver_preload(["saecache.harvest.job", "transformers.models.gpt_neox.modeling_gpt_neox"])
     for moment in moments:
         process = context.Process(target=run, args=(long_config, path), kwargs={"extend": base})
         process.start()

@@ -1,6 +1,7 @@
 """Every hook of every model class against what transformers itself says and against hooks placed by hand."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,21 @@ from torch import nn
 
 from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
-from saecache.harvest.hooks import find_blocks
+from saecache.harvest.hook_points import find_blocks
 
-CLASSES = ["neox", "neox_sequential", "gpt2", "llama", "qwen3", "mistral", "gemma2", "olmo2"]
-BLOCKS = {"neox": "gpt_neox.layers", "neox_sequential": "gpt_neox.layers", "gpt2": "transformer.h"}
+CLASSES = ["neox", "neox_sequential", "gpt2", "llama", "qwen3", "mistral", "gemma2", "olmo2", "opt", "llama4"]
+BLOCKS = {
+    "neox": "gpt_neox.layers",
+    "neox_sequential": "gpt_neox.layers",
+    "gpt2": "transformer.h",
+    "opt": "model.decoder.layers",
+}
 HALVES = {  # class -> (module whose output is added after attention, and after the MLP)
     "neox": ("attention", "mlp"),
     "neox_sequential": ("attention", "mlp"),
     "gpt2": ("attn", "mlp"),
+    "opt": ("self_attn", "fc2"),
+    "llama4": ("self_attn", "feed_forward"),
     "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
 }
@@ -38,7 +46,7 @@ IDS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
 def by_hand(model: nn.Module, module_path: str) -> torch.Tensor:
-    """Output of a module in a whole forward, by PyTorch's own hook."""
+    """Output [n, T, D] of a module in a whole forward, by PyTorch's own hook. Some give rows [n * T, D]."""
     seen = []
     handle = model.get_submodule(module_path).register_forward_hook(
         lambda _m, _i, output: seen.append(output[0] if isinstance(output, tuple) else output)
@@ -46,7 +54,7 @@ def by_hand(model: nn.Module, module_path: str) -> torch.Tensor:
     with torch.no_grad():
         model(input_ids=IDS, use_cache=False)
     handle.remove()
-    return seen[0]
+    return seen[0].reshape(*IDS.shape, -1) if seen[0].ndim == 2 else seen[0]
 
 
 def test_residual_stream_is_hidden_states(loaded: tuple[str, LanguageModel]) -> None:
@@ -61,7 +69,12 @@ def test_residual_stream_is_hidden_states(loaded: tuple[str, LanguageModel]) -> 
             torch.testing.assert_close(found[f"resid_post.{i}"], states[i + 1], rtol=0, atol=0)
     last = found[f"resid_post.{NUM_LAYERS - 1}"]
     assert not torch.allclose(last, states[-1], atol=1e-3)
-    norms = [m for n, m in lm.model.base_model.named_children() if n in ("norm", "ln_f", "final_layer_norm")]
+    ends = ("norm", "ln_f", "final_layer_norm")
+    norms = [
+        module
+        for path, module in lm.model.named_modules()
+        if path.rsplit(".")[-1] in ends and not any(part.isdigit() for part in path.split("."))
+    ]
     torch.testing.assert_close(norms[0](last), states[-1], rtol=1e-5, atol=1e-5)
 
 
@@ -185,6 +198,31 @@ def test_a_block_that_does_not_add_up_is_refused(model_folder: Callable[[str], P
     assert granite.widths(["resid_pre.1", "resid_post.2"])
     with pytest.raises(UsageError, match="does not add up"):
         granite.widths(["mlp_out.1"])
+
+
+def test_the_residual_stream_of_gemma_3n_is_the_active_one(model_folder: Callable[[str], Path]) -> None:
+    """Its blocks hand on four streams [4, n, T, D]; attention and MLP read the active one."""
+    gemma = LanguageModel.load(str(model_folder("gemma3n")), dtype="float32", device="cpu")
+    assert gemma.widths(["resid_pre.1", "resid_post.2"]) == {"resid_pre.1": 32, "resid_post.2": 32}
+    streams = by_hand(gemma.model, "model.layers.2")
+    assert streams.shape == (4, *IDS.shape, 32)
+    active = gemma.model.config.altup_active_idx
+    assert torch.equal(gemma.activations(IDS, ["resid_post.2"])["resid_post.2"], streams[active])
+    assert torch.equal(gemma.activations(IDS, ["resid_pre.3"])["resid_pre.3"], streams[active])
+    clean = gemma.logits(IDS)
+    assert torch.equal(gemma.logits_with(IDS, "resid_post.1", lambda x: x.clone()), clean)
+    changed = gemma.logits_with(IDS, "resid_post.1", torch.zeros_like)
+    assert not torch.allclose(changed, clean, atol=1e-3)
+    with pytest.raises(UsageError, match=r"does not add up|cannot tell|needed to check"):
+        gemma.widths(["mlp_out.1"])
+
+
+def test_threads_that_run_the_model_at_once_see_their_own_activations(neox: LanguageModel) -> None:
+    texts = [(IDS + i) % 300 for i in range(12)]
+    alone = [neox.activations(ids, ["mlp_out.2"])["mlp_out.2"] for ids in texts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda ids: neox.activations(ids, ["mlp_out.2"])["mlp_out.2"], texts))
+    assert all(map(torch.equal, alone, together))
 
 
 def test_padding_changes_nothing_before_it(neox: LanguageModel) -> None:

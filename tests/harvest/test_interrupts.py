@@ -25,9 +25,7 @@ NUM_TOKENS = 24_000
 def processes() -> ForkServerContext:
     """Processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["saecache.harvest.runner", "transformers.models.gpt_neox.modeling_gpt_neox"]
-    )
+    context.set_forkserver_preload(["saecache.harvest.job", "transformers.models.gpt_neox.modeling_gpt_neox"])
     return context
 
 

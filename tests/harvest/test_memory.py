@@ -32,9 +32,7 @@ def test_peak_memory_of_8_times_the_tokens(make_config: Callable[..., HarvestCon
     lines = (json.dumps({"text": f"{i} {sentence * (i % 40)}"}) for i in range(4000))
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["saecache.harvest.runner", "transformers.models.gpt_neox.modeling_gpt_neox"]
-    )
+    context.set_forkserver_preload(["saecache.harvest.job", "transformers.models.gpt_neox.modeling_gpt_neox"])
     peaks = []
     for times in (1, 8):
         config = make_config(

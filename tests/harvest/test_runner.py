@@ -13,8 +13,8 @@ import torch
 import saecache
 from saecache.common.errors import BadActivationError, SaecacheError, UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
+from saecache.harvest.destination import default_path
 from saecache.harvest.runner import run
-from saecache.harvest.target import default_path
 from saecache.store import ActivationCache, open_cache
 from saecache.store.info import read_provenance
 
@@ -181,9 +181,9 @@ def unfinished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
 
 def run_interrupted(config: HarvestConfig, path: Path, after_batches: int) -> None:
     """A run that is stopped by Ctrl-C while the model works on a certain batch."""
-    from saecache.harvest import runner
+    from saecache.harvest import job
 
-    class Stopping(runner.RowReader):
+    class Stopping(job.ActivationReader):
         batches = 0
 
         def rows(self, *arguments):
@@ -193,7 +193,7 @@ def run_interrupted(config: HarvestConfig, path: Path, after_batches: int) -> No
             return super().rows(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "RowReader", Stopping)
+        patch.setattr(job, "ActivationReader", Stopping)
         run(config, path)
 
 
@@ -348,13 +348,13 @@ def test_a_lost_source_keeps_what_was_done(
 def test_out_of_memory_says_what_to_lower(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saecache.harvest import runner
+    from saecache.harvest import job
 
     def rows(*_):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(runner.RowReader, "rows", rows)
-    monkeypatch.setattr(runner, "first_look", lambda *_: {})
+    monkeypatch.setattr(job.ActivationReader, "rows", rows)
+    monkeypatch.setattr(job, "measure_first_block", lambda *_: {})
     refused(make_config(), tmp_path / "cache", "lower it", SaecacheError)
 
 

@@ -150,9 +150,8 @@ def test_not_a_parquet_file(tmp_path: Path) -> None:
 def test_not_utf8_is_told_before_the_run(tmp_path: Path, prefix: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(b"fine")
     (tmp_path / "b.txt").write_bytes(prefix + b"\xe4 bad")
-    source = open_source(FilesText(paths=(str(tmp_path),)))
     with pytest.raises(UsageError, match=rf"b\.txt is not UTF-8 text \(byte {len(prefix)}\)"):
-        source.identity()
+        open_source(FilesText(paths=(str(tmp_path),)))
 
 
 def test_utf8_across_reads_is_fine(tmp_path: Path) -> None:

@@ -10,13 +10,22 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.harvest.config import TokensConfig
+from saecache.harvest.model_files import ModelFiles
 from saecache.harvest.sources import Document
 from saecache.harvest.tokenizer import encode, load_tokenizer, packing_rule, tokenized, tokenizer_sha256
 
 
 @pytest.fixture(scope="module")
 def neox_tokenizer(model_folder: Callable[[str], Path]):
-    return load_tokenizer(model_folder("neox"))
+    return tokenizer_in(model_folder("neox"))
+
+
+def files_in(folder: Path) -> ModelFiles:
+    return ModelFiles(name=folder.name, folder=folder, revision=None, from_hub=False)
+
+
+def tokenizer_in(folder: Path):
+    return load_tokenizer(files_in(folder))
 
 
 def tokens(**settings: object) -> TokensConfig:
@@ -59,8 +68,8 @@ def test_an_error_of_the_source_comes_in_its_turn(neox_tokenizer) -> None:
 
 
 def test_bos_and_separator_by_policy(model_folder: Callable[[str], Path], neox_tokenizer) -> None:
-    llama = load_tokenizer(model_folder("llama"))
-    qwen = load_tokenizer(model_folder("qwen3"))
+    llama = tokenizer_in(model_folder("llama"))
+    qwen = tokenizer_in(model_folder("qwen3"))
     assert packing_rule(tokens(), neox_tokenizer).bos_id == neox_tokenizer.bos_token_id
     assert packing_rule(tokens(), neox_tokenizer).separator_id == neox_tokenizer.eos_token_id
     assert packing_rule(tokens(), llama).bos_id == llama.bos_token_id != llama.eos_token_id
@@ -73,7 +82,7 @@ def test_bos_and_separator_by_policy(model_folder: Callable[[str], Path], neox_t
 
 
 def test_tokens_that_are_not_there(model_folder: Callable[[str], Path], neox_tokenizer) -> None:
-    qwen = load_tokenizer(model_folder("qwen3"))
+    qwen = tokenizer_in(model_folder("qwen3"))
     with pytest.raises(UsageError, match="no BOS token"):
         packing_rule(tokens(bos="always"), qwen)
     with pytest.raises(UsageError, match="no BOS token"):
@@ -86,15 +95,17 @@ def test_tokens_that_are_not_there(model_folder: Callable[[str], Path], neox_tok
 
 def test_identity_is_that_of_the_vocabulary(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = model_folder("neox")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = tokenizer_in(folder)
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    assert tokenizer_sha256(copy, tokenizer) == tokenizer_sha256(folder, tokenizer)
-    assert tokenizer_sha256(model_folder("llama"), tokenizer) != tokenizer_sha256(folder, tokenizer)
+    assert tokenizer_sha256(files_in(copy), tokenizer) == tokenizer_sha256(files_in(folder), tokenizer)
+    assert tokenizer_sha256(files_in(model_folder("llama")), tokenizer) != tokenizer_sha256(
+        files_in(folder), tokenizer
+    )
     bare = SimpleNamespace(get_vocab=lambda: {"b": 1, "a": 0})
     other = SimpleNamespace(get_vocab=lambda: {"a": 1, "b": 0})
-    assert tokenizer_sha256(tmp_path, bare) != tokenizer_sha256(tmp_path, other)
+    assert tokenizer_sha256(files_in(tmp_path), bare) != tokenizer_sha256(files_in(tmp_path), other)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no usable tokenizer"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(UsageError, match="has no tokenizer"):
+        tokenizer_in(tmp_path)

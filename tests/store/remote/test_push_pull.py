@@ -265,7 +265,7 @@ def test_a_full_disk_is_said_before(
     pushed: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
-    with pytest.raises(UsageError, match=r"are to come, 64.00 MiB are free"):
+    with pytest.raises(UsageError, match=r"are to come, 64 MiB are free"):
         Pull(pushed.url, tmp_path / "copy").run()
     assert not (tmp_path / "copy").exists()
 

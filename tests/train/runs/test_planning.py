@@ -77,6 +77,24 @@ def test_several_hooks_need_a_choice(tmp_path: Path, make_config: Callable[..., 
         plan_run(make_config({"kind": "batch_topk", "k": 2}, hook="b", calibration={}), cache)
 
 
+def test_measuring_on_held_out_rows_is_off_where_there_are_none(
+    tmp_path: Path, make_config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped recipes set it, and a cache made from rows has no held-out rows unless asked for."""
+    import torch
+
+    from saecache import CacheWriter, load_sae, open_cache, train
+
+    rows = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    with CacheWriter(tmp_path / "cache", hooks={"a": 4}, identity={}) as writer:
+        writer.write_rows({"a": rows})
+    config = make_config(TOPK, log={"every_steps": 2, "heldout_every_steps": 2})
+    result = train(config, open_cache(tmp_path / "cache"), tmp_path / "run")
+    assert "has no held-out rows, so log.heldout_every_steps has no effect" in capsys.readouterr().err
+    assert not result.failed
+    assert load_sae(next(iter(result.saes.values()))).encode(rows).shape[0] == 600
+
+
 def test_widths_come_from_the_cache(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(TOPK, {**TOPK, "num_latents": 50}, num_latents=None, expansion_factor=3)
     plan = plan_run(config, cache)

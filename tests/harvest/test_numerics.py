@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from saecache.harvest import devices
-from saecache.harvest.batch_size import search
-from saecache.harvest.devices import resolve_dtype
-from saecache.harvest.forward import block_sequences, cpu_block, whole_blocks
+from saecache.harvest import numerics
+from saecache.harvest.forward import block_sequences, cpu_block, search_batch_size, whole_blocks
+from saecache.harvest.numerics import resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -23,8 +22,8 @@ CPU = torch.device("cpu")
 def test_bfloat16_on_a_cpu_only_where_it_pays(
     monkeypatch: pytest.MonkeyPatch, width: int, has_it: bool, speedup: float, expected: str
 ) -> None:
-    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: has_it)
-    monkeypatch.setattr(devices, "cpu_bf16_speedup", lambda _width: speedup)
+    monkeypatch.setattr(numerics, "_cpu_has_bf16", lambda: has_it)
+    monkeypatch.setattr(numerics, "cpu_bf16_speedup", lambda _width: speedup)
     assert resolve_dtype("auto", CPU, width) == expected
     assert resolve_dtype("float16", CPU, width) == "float16"
 
@@ -37,7 +36,7 @@ def test_bfloat16_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, has_it: 
 
 
 def test_the_measurement_is_a_ratio() -> None:
-    assert 0.01 < devices.cpu_bf16_speedup(64, rows=16) < 100
+    assert 0.01 < numerics.cpu_bf16_speedup(64, rows=16) < 100
 
 
 def test_cpu_blocks_do_not_depend_on_the_batch() -> None:
@@ -64,4 +63,4 @@ def seconds(fits: int, knee: int):
     [(10**9, 64, 64), (10**9, 10**9, 1024), (100, 10**9, 32), (2, 10**9, 2), (0, 1, 1), (10**9, 1, 4)],
 )
 def test_batch_size_is_doubled_while_it_pays_and_fits(fits: int, knee: int, expected: int) -> None:
-    assert search(seconds(fits, knee), 4, 1024) == expected
+    assert search_batch_size(seconds(fits, knee), 4, 1024) == expected

@@ -1,25 +1,30 @@
-"""Where a harvest goes: a folder, or a bucket by way of a folder for what is under way."""
+"""Where a harvest goes, a folder or a bucket by way of a folder, and how much room it needs there."""
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..store import UsageError, inspect_output
-from ..store.config import GIB, StorageConfig
+from ..common.counts import format_bytes
+from ..store import PlannedSize, UsageError, inspect_output, plan_size
+from ..store.config import StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
 from ..store.remote.contents import find_root
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from ..store.writing.planned_size import PlannedSize
 from .config import HarvestConfig
 from .identity import Existing
+from .packing import Cursor
+from .plan import HarvestPlan
+from .stream import token_batches
 
+_SAMPLE_SEQUENCES = 256
 _OPERATIONAL = {"batch_size", "device", "commit_seconds", "team"}  # settings that do not change the cache
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """``folder`` is where the harvest writes; with ``delivery`` the cache itself goes elsewhere."""
 
     folder: Path
@@ -36,7 +41,7 @@ class Target:
             return None
         root = find_root(self.delivery.location)
         if root is not None:
-            return self.delivery.url, Existing(root.manifest.identity, root.manifest, started=True)
+            return self.delivery.url, Existing(root.manifest.identity, root.manifest)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there
             shutil.rmtree(self.folder)
         return None
@@ -50,11 +55,11 @@ class Target:
 
     def describe(self, planned: PlannedSize, here: PlannedSize) -> str:
         """What goes where."""
-        sizes = f"{planned.final_bytes / GIB:.2f} GiB ({planned.final_bytes:,} bytes)"
+        sizes, peak = f"{format_bytes(planned.final_bytes)} ({planned.final_bytes:,} bytes)", here.peak_bytes
         if self.delivery is None:
-            return f"planned: {sizes} in {self.folder}, {here.peak_bytes / GIB:.2f} GiB while it is written"
+            return f"planned: {sizes} in {self.folder}, {format_bytes(peak)} while it is written"
         return (
-            f"planned: {sizes} at {self.name}; until it is there, up to {here.peak_bytes / GIB:.2f} GiB of "
+            f"planned: {sizes} at {self.name}; until it is there, up to {format_bytes(peak)} of "
             f"scratch in {self.folder}. An interrupted harvest goes on from this folder only: for another "
             "machine to continue it, --scratch must name a disk that both share"
         )
@@ -70,8 +75,8 @@ class Target:
             shutil.rmtree(self.folder)
 
 
-def open_target(config: HarvestConfig, out: str | Path | None, scratch: Path | None) -> Target:
-    """The target that ``out`` names; by default a folder of its own below ``caches/``.
+def open_destination(config: HarvestConfig, out: str | Path | None, scratch: Path | None) -> Destination:
+    """The destination that ``out`` names; by default a folder of its own below ``caches/``.
 
     Raises:
         UsageError: no usable URL, or a scratch folder where nothing needs one.
@@ -79,19 +84,50 @@ def open_target(config: HarvestConfig, out: str | Path | None, scratch: Path | N
     if out is None or not is_url(out):
         if scratch is not None:
             raise UsageError("--scratch is for harvests into a bucket; a folder needs none: leave it out")
-        return Target(default_path(config) if out is None else Path(out))
+        return Destination(default_path(config) if out is None else Path(out))
     folder = (
         scratch if scratch is not None else Path(f"{default_path(config)}-{_short_hash(str(out))}-scratch")
     )
-    return Target(folder, BucketDelivery(folder, str(out)))
+    return Destination(folder, BucketDelivery(folder, str(out)))
 
 
 def default_path(config: HarvestConfig) -> Path:
     """``caches/<model>-<hash of the settings>``."""
-    digest = _short_hash(canonical_json(config.model_dump(mode="json", exclude=_OPERATIONAL)))
+    settings = config.model_dump(mode="json", exclude=_OPERATIONAL)
+    if settings["heldout_fraction"] == "auto":
+        settings["heldout_fraction"] = 0.0  # the default of version 0.1, whose caches are found again
+    digest = _short_hash(canonical_json(settings))
     name = config.model.name.rstrip("/").replace(":", "-").rsplit("/", 1)[-1]
     return Path("caches") / f"{name}-{digest}"
 
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def planned_size(plan: HarvestPlan, widths: Mapping[str, int]) -> PlannedSize:
+    """Bytes for every token that is asked for; what selection leaves out makes it less.
+
+    With one document per sequence the number of sequences, and so of stored token ids, is estimated from the
+    first documents.
+    """
+    context, storage = plan.rule.context, plan.config.storage
+    rows = plan_size(widths, context, plan.full_sequences, storage, tokens=False)
+    sequences = planned_sequences(plan)
+    with_tokens = plan_size(widths, context, sequences, storage)
+    without = plan_size(widths, context, sequences, storage, tokens=False)
+    return PlannedSize(
+        final_bytes=rows.final_bytes + with_tokens.final_bytes - without.final_bytes,
+        peak_bytes=rows.peak_bytes + with_tokens.peak_bytes - without.peak_bytes,
+    )
+
+
+def planned_sequences(plan: HarvestPlan) -> int:
+    """Sequences of the whole harvest."""
+    if plan.rule.packing == "packed":
+        return plan.full_sequences
+    sample = next(token_batches(plan, Cursor(), 0, _SAMPLE_SEQUENCES), None)
+    if sample is None:
+        return 0
+    mean_tokens = float(sample.sequences.token_counts().mean())
+    return max(1, round(plan.config.num_tokens / mean_tokens))

@@ -1,0 +1,299 @@
+"""A harvest as a job of three phases, which its journal names: copying, reading, finishing.
+
+``copying`` takes rows of a finished cache that is extended (skipped without one), ``reading`` runs the model
+over text, ``finishing`` shuffles and writes the arrays. A job that was stopped continues in its phase.
+"""
+
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from ..common.devices import device_name
+from ..common.interrupts import stop_on_signals
+from ..common.progress import progress_bar
+from ..common.versions import software_versions
+from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
+from ..store.remote.opening import read_manifest_at
+from ..store.remote.team import find_cache, team_locations
+from ..store.writing.journal import WORK_FOLDER
+from .config import HarvestConfig
+from .destination import Destination, open_destination, planned_size
+from .extend import batch_size_of, match_base, open_base
+from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
+from .model import LanguageModel
+from .numerics import check_conditions, condition_differences, forward_conditions
+from .plan import HarvestPlan, make_plan
+from .row_writer import HarvestStep, Progress, RowWriter
+from .runner import HarvestResult
+from .sinks import measure_first_block
+from .stages import run_overlapped
+from .stream import TokenBatch, token_batches
+
+_PACKAGES = ("saecache", "torch", "transformers", "tokenizers", "datasets", "numpy")
+
+
+def harvest(
+    config: HarvestConfig,
+    out: str | Path | None,
+    *,
+    extend: str | Path | None,
+    scratch: Path | None,
+    force: bool,
+) -> HarvestResult:
+    """See :func:`saecache.harvest.runner.run`."""
+    destination = open_destination(config, out, scratch)
+    base, base_facts = (None, None) if extend is None else open_base(extend)
+    with closing(destination):
+        plan = make_plan(config, destination.folder, base_facts, destination.finished())
+        if plan.existing is not None and plan.existing.manifest is not None:
+            destination.clean()
+            return HarvestResult(destination.name, plan.existing.manifest, reused=True)
+        with stop_on_signals() as stop_asked:
+            job = HarvestJob(plan, destination, base, stop_asked)
+            found = None if force else job.ask_team()
+            if found is not None:
+                return found
+            job.prepare()
+            return job.run()
+
+
+class HarvestJob:
+    """One harvest on its way through its phases."""
+
+    def __init__(
+        self,
+        plan: HarvestPlan,
+        destination: Destination,
+        base: ActivationCache | None,
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        """Load the model, unless all rows are read.
+
+        Raises:
+            UsageError: the harvest cannot go on as it was begun.
+        """
+        self._plan = plan
+        self._destination = destination
+        self._base = base
+        self._stop_asked = stop_asked
+        before = {} if plan.existing is None else plan.existing.progress
+        self._progress = Progress.from_json(before)
+        if not before and base is not None:
+            self._progress.phase = "copying"
+        if base is None and self._progress.phase == "copying":
+            raise UsageError(
+                f"{plan.path} was begun with --extend and has not copied all rows yet: give it again"
+            )
+        self._model: LanguageModel | None = None
+        if self._progress.phase == "finishing" and plan.existing is not None:
+            self._widths: dict[str, int] = dict(plan.existing.identity["hooks"])
+        else:
+            self._model = plan.load_model()
+            self._widths = self._model.widths(plan.hooks)
+            self._settle_batch_size(self._model)
+
+    def ask_team(self) -> HarvestResult | None:
+        """A cache of the same identity that the team has."""
+        places = team_locations(self._plan.config.team)
+        place = find_cache(self._plan.fingerprint(self._widths), places) if places else None
+        if place is None:
+            return None
+        _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
+        return HarvestResult(place, read_manifest_at(place), reused=True)
+
+    def prepare(self) -> None:
+        """Say what is going to be written, check the disk, claim the bucket, and look at the first block.
+
+        Raises:
+            UsageError: too little room, a place that is taken, or text that gives no row.
+            BadActivationError: NaN or Inf in the first block.
+        """
+        plan, destination = self._plan, self._destination
+        planned = planned_size(plan, self._widths)
+        hooks = ", ".join(f"{name} ({width})" for name, width in self._widths.items())
+        _say(
+            f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
+            f"({plan.dtype} on {plan.device}) at {hooks}"
+        )
+        here = destination.needed_here(planned, plan.config.storage)
+        _say(destination.describe(planned, here))
+        work = plan.path / WORK_FOLDER
+        files = work.rglob("*") if work.is_dir() else ()
+        already = sum(file.stat().st_size for file in files if file.is_file())
+        check_disk_space(plan.path, here, already_bytes=already)
+        if destination.delivery is not None:
+            destination.delivery.claim(plan.fingerprint(self._widths))
+        if self._model is None or self._progress.tokens:
+            return
+        medians = measure_first_block(plan, self._model)
+        self._progress.median_norms = medians
+        if self._base is not None and self._progress.phase == "copying":
+            assert self._progress.batch_size is not None
+            self._prefix = match_base(self._base, plan, self._progress.batch_size, medians)
+            self._warn_of_other_conditions(self._base)
+            _say(
+                f"extending {self._base.path}: {self._prefix.progress.tokens:,} tokens are copied from there"
+            )
+
+    def run(self) -> HarvestResult:
+        """Go through the phases that are left. Where nothing was saved, nothing stays behind."""
+        plan, config, destination = self._plan, self._plan.config, self._destination
+        writer = CacheWriter(
+            plan.path,
+            hooks=self._widths,
+            context=plan.rule.context,
+            identity=plan.identity,
+            seed=config.seed,
+            heldout_fraction=plan.heldout_fraction,
+            storage=config.storage,
+            planned_sequences=plan.full_sequences,
+            delivery=destination.delivery,
+        )
+        try:
+            with closing(writer):
+                if self._progress.phase == "copying":
+                    self._copy(writer)
+                if self._progress.phase == "reading":
+                    self._read(writer)
+                harvested = monotonic()
+                manifest = self._finish(writer)
+        except Exception:
+            if writer.sequences_done == 0 and destination.delivery is not None:
+                destination.delivery.give_up()
+            raise
+        if plan.heldout_fraction > 0 and not manifest.heldout_rows:
+            _say(
+                f"warning: none of the {self._progress.documents} documents that were read fell to the "
+                "held-out split; it is empty"
+            )
+        destination.clean()
+        return HarvestResult(
+            destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
+        )
+
+    def _copy(self, writer: CacheWriter) -> None:
+        """Rows of the cache that is extended."""
+        writer.commit(writer.progress | {"phase": "copying"})
+        self._prefix.copy_rows(writer, self._stop_asked)
+        self._progress = self._prefix.progress
+
+    def _read(self, writer: CacheWriter) -> None:
+        """Text through the model, from where the last run stopped to the target."""
+        plan, progress = self._plan, self._progress
+        assert self._model is not None and progress.batch_size is not None
+        context, device = plan.rule.context, plan.device
+        block = block_sequences(device, context, progress.batch_size)
+        reader = ActivationReader(self._model, plan.hooks, block)
+        step = step_sequences(device, context, progress.batch_size)
+        stream = token_batches(plan, progress.cursor, progress.tokens, step)
+        wanted, resumed = plan.config.num_tokens, progress.tokens
+        if resumed:
+            _say(f"continuing after {resumed:,} tokens")
+
+        def read(batch: TokenBatch) -> HarvestStep:
+            try:
+                return HarvestStep(batch, reader.rows(*batch))
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(writer, error) from None
+
+        with progress_bar("harvest", "tok", max(wanted, resumed), done=resumed) as bar:
+            rows = RowWriter(writer, progress, plan.config, bar)
+            try:
+                run_overlapped(stream, read, rows.write, should_stop=self._stop_asked)
+            finally:
+                rows.save()
+        if self._stop_asked():
+            raise KeyboardInterrupt
+        if progress.tokens < wanted:
+            _say(
+                f"warning: the text ended after {progress.tokens:,} tokens, {wanted - progress.tokens:,} "
+                f"short of num_tokens={wanted:,}; the cache holds what there is, no text is repeated"
+            )
+        progress.phase = "finishing"
+
+    def _finish(self, writer: CacheWriter) -> Manifest:
+        """Shuffle and write the final arrays."""
+        writer.commit(self._progress.to_json())
+        with progress_bar("shuffle", "B") as bar:
+
+            def on_progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+                if self._stop_asked():  # shards that are finished stay so
+                    raise KeyboardInterrupt
+
+            return writer.finalize(
+                counts=self._progress.counts(self._plan.config.num_tokens),
+                provenance=self._facts(),
+                on_progress=on_progress,
+            )
+
+    def _settle_batch_size(self, model: LanguageModel) -> None:
+        """The configured batch size, or the interrupted run's, or the fastest one measured.
+
+        Raises:
+            UsageError: rows of this run would differ in their last bits from those of the last one.
+        """
+        plan, progress = self._plan, self._progress
+        configured = plan.config.batch_size
+        if configured != "auto":
+            batch_size = configured
+        else:
+            former = batch_size_of(self._base) if self._base is not None else None
+            batch_size = (
+                progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
+            )
+        conditions = forward_conditions(plan.device, batch_size)
+        if progress.tokens:
+            check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
+        progress.batch_size, progress.conditions = batch_size, conditions
+
+    def _warn_of_other_conditions(self, base: ActivationCache) -> None:
+        there = base.provenance.get("conditions")
+        here = self._progress.conditions
+        if isinstance(there, dict) and here and (lines := condition_differences(there, here)):
+            _say(
+                f"warning: {base.path} was harvested under other conditions, so the new rows may differ in "
+                f"the last bits from those of one longer harvest ({'; '.join(lines)})"
+            )
+
+    def _out_of_memory(self, writer: CacheWriter, error: BaseException) -> SaecacheError:
+        device, batch_size = self._plan.device, self._progress.batch_size
+        what = f"out of memory on {device} with batch_size={batch_size}"
+        if not writer.sequences_done:
+            return SaecacheError(f"{what}: lower it (--set batch_size=...) ({error})")
+        return SaecacheError(
+            f"{what}; what was done is kept. Free memory on the device and run the same command again, or "
+            f"remove {self._plan.path} and lower batch_size ({error})"
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """Facts about the run that do not make it another cache, for its provenance group. Plain JSON."""
+        plan, progress = self._plan, self._progress
+        files, seconds = plan.files, progress.seconds
+        local = not files.from_hub and not files.name.startswith("builtin:")
+        return {
+            # A cache names a local model only by the last part of its path.
+            **({"model_folder": str(files.place)} if local else {}),
+            **({"derived": {"by": "extend", "from": [progress.extends]}} if progress.extends else {}),
+            "software": software_versions(_PACKAGES),
+            "conditions": progress.conditions,
+            "device": plan.device.type,
+            "device_name": device_name(plan.device),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "batch_size": progress.batch_size,
+            "median_norms": progress.median_norms,
+            "harvest_seconds": round(seconds, 3),
+            "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
+        }
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

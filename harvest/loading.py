@@ -1,0 +1,108 @@
+"""A transformers model: its configuration before the weights, then the weights, with errors in words."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.errors import UsageError
+from .hook_points import check_layers
+from .model_files import ModelFiles
+
+
+def read_model_settings(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """The model's own configuration (a transformers config).
+
+    Raises:
+        UsageError: transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code, **files.source)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        part = "config.json" if files.gguf_file is None else "metadata"
+        raise UsageError(f"model {files.name!r}: its {part} cannot be used: {error}") from None
+
+
+def num_layers_of(settings: Any) -> int:
+    """Number of decoder blocks that a transformers config states."""
+    return int(settings.get_text_config().num_hidden_layers)
+
+
+def max_positions_of(settings: Any) -> int | None:
+    """Longest sequence that a transformers config states, None when it states none."""
+    found = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context: int) -> None:
+    """Check the hooks and the context before the weights are there.
+
+    Raises:
+        UsageError: a block beyond the model, or a context longer than the model's.
+    """
+    check_layers(hooks, num_layers_of(settings), files.name)
+    longest = max_positions_of(settings)
+    if longest is not None and context > longest:
+        raise UsageError(
+            f"tokens.context={context} is longer than the {longest} positions of {files.name}; lower it"
+        )
+
+
+def load_weights(
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> nn.Module:
+    """The model on ``device``, in evaluation mode, without gradients.
+
+    Raises:
+        UsageError: the weights cannot be read, or do not fit the configuration.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    kind: dict[str, Any] = files.source or {"use_safetensors": True}
+    try:
+        with _no_bars_in_logs():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                files.folder,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **kind,
+            )
+    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
+        raise UsageError(f"model {files.name!r} cannot be loaded: {error!r}") from None
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:  # transformers fills such weights with random numbers and goes on
+        raise UsageError(
+            f"the weights of model {files.name!r} do not fit its config.json; {len(wrong)} are missing "
+            f"or of another shape, such as {', '.join(wrong[:3])}"
+        )
+    loaded: nn.Module = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+@contextmanager
+def _no_bars_in_logs() -> Iterator[None]:
+    """Without a terminal transformers draws no bars: each update would be a line of a log.
+
+    Its bar over the tensors of a GGUF file has no switch, so what is written to stderr is dropped.
+    """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if sys.stderr.isatty():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,117 @@
+"""The number type of the forward, and the conditions under which it gives the same bits again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ..common.devices import device_name
+from ..common.errors import UsageError
+from ..common.versions import software_versions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
+_MIN_WIDTH_FOR_CPU_BF16 = 512
+_WORTHWHILE_SPEEDUP = 1.3
+
+
+def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
+    """'auto' is bfloat16 where the hardware has it, else float16 on GPUs and float32 on CPUs.
+
+    On a CPU bfloat16 is taken only when its instructions are there, the model is wide enough to gain, and a
+    matmul of its width is measurably faster.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "mps":
+        return "float16"
+    if (
+        width >= _MIN_WIDTH_FOR_CPU_BF16
+        and _cpu_has_bf16()
+        and cpu_bf16_speedup(width) >= _WORTHWHILE_SPEEDUP
+    ):
+        return "bfloat16"
+    return "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
+
+
+def _cpu_has(question: str) -> bool:
+    """The answer of ``torch.cpu`` to a question about instructions, which no public function answers yet."""
+    ask: Any = getattr(torch.cpu, question, None)
+    return ask is not None and bool(ask())
+
+
+def cpu_bf16_speedup(width: int, rows: int = 256) -> float:
+    """How many times faster the MLP matmul of a model of this width is in bfloat16; the best of interleaved
+    tries.
+    """
+    times: dict[torch.dtype, float] = {}
+    x = torch.randn(rows, width)
+    weight = torch.randn(4 * width, width)
+    for _ in range(6):
+        for dtype in (torch.float32, torch.bfloat16):
+            a, b = x.to(dtype), weight.to(dtype)
+            started = perf_counter()
+            torch.nn.functional.linear(a, b)
+            times[dtype] = min(times.get(dtype, float("inf")), perf_counter() - started)
+    return times[torch.float32] / times[torch.bfloat16]
+
+
+def forward_conditions(device: torch.device, batch_size: int) -> dict[str, Any]:
+    """What decides the last bits of a row besides the identity of its cache. Plain JSON.
+
+    On a CPU each block of sequences is computed by one thread (see :mod:`.forward`), so neither the batch
+    size nor the number of threads is among it. On other devices the block is the batch.
+    """
+    software = software_versions(("torch", "transformers"))
+    found: dict[str, Any] = {name: software.get(name) for name in ("torch", "transformers")}
+    if device.type == "cpu":
+        amx = " with AMX" if _cpu_has("_is_amx_tile_supported") else ""
+        found["processor"] = torch.backends.cpu.get_cpu_capability() + amx
+    else:
+        found |= {"processor": device_name(device), "batch_size": batch_size}
+    return found
+
+
+def check_conditions(
+    there: Mapping[str, Any] | None, here: Mapping[str, Any], dtype: str, path: Path
+) -> None:
+    """Refuse to continue the harvest in ``path``, begun under the conditions ``there``, under others.
+
+    Version 0.1 recorded none. Its float32 rows did not depend on the number of threads, others did.
+
+    Raises:
+        UsageError: with everything that differs, and how to restore it.
+    """
+    if there is None:
+        lines = [] if dtype == "float32" else ["threads: not recorded by version 0.1 there, one a block here"]
+    else:
+        lines = condition_differences(there, here)
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise UsageError(
+            f"{path} was begun under other conditions, and its rows would be of two kinds (they differ in "
+            f"the last bits):\n{listed}\nrestore them to continue, or remove {path} to start again"
+        )
+
+
+def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Lines that say what differs, each with the setting that restores it."""
+    restored = {
+        "torch": "pip install torch=={}",
+        "transformers": "pip install transformers=={}",
+        "batch_size": "--set batch_size={}",
+        "processor": "continue on such a machine",
+    }
+    return [
+        f"{name}: {value} there, {here.get(name)} here ({restored[name].format(value)})"
+        for name, value in there.items()
+        if name in restored and value != here.get(name)
+    ]
