@@ -12,6 +12,7 @@ import numpy as np
 
 from ..common.progress import progress_bar
 from ..store import ActivationCache, UsageError, open_cache
+from ..store.derived.derive import describe_origin
 from ..store.derived.replay import Part, replay
 from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks

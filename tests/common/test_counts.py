@@ -39,9 +39,9 @@ def test_what_is_no_count(written: object) -> None:
     [
         (0, "0 bytes"),
         (900, "900 bytes"),
-        (1 << 10, "1.0 KiB"),
-        (1_600_000, "1.5 MiB"),
-        (12 << 30, "12.0 GiB"),
+        (1 << 10, "1 KiB"),
+        (1_600_000, "1.53 MiB"),
+        (12 << 30, "12 GiB"),
     ],
 )
 def test_sizes_as_people_read_them(num_bytes: int, text: str) -> None:
