@@ -33,8 +33,8 @@ def cache_info(
 ) -> None:
     """Show what a cache holds: model, text, hooks, rows, norms, normalization, size, fingerprint.
 
-    Of a cache in object storage only the manifest is read; of a folder also the norms of the rows, to show
-    how much of E|x|^2 lies in a few of them (attention sinks).
+    How much of E|x|^2 lies in a few rows (attention sinks) is computed from the norms of the rows. Of a large
+    cache in object storage only the manifest is read, and this is left out.
     """
     if as_json:
         print_json(cache_facts(place) | _largest_rows(place))
@@ -43,11 +43,10 @@ def cache_info(
 
 
 def _largest_rows(place: str) -> dict[str, Any]:
-    if is_url(place):
-        return {}
-    from ..store.info import LargestRows, largest_rows, read_manifest
+    from ..store.info import LargestRows, largest_rows
+    from ..store.remote.opening import read_manifest_at
 
-    found = largest_rows(place, read_manifest(place))
+    found = largest_rows(place, read_manifest_at(place))
     return {"largest_rows": {h: asdict(r) if isinstance(r, LargestRows) else r for h, r in found.items()}}
 
 

@@ -74,8 +74,8 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
         from ..store.remote.location import open_location
         from ..store.remote.opening import read_remote_provenance
 
-        location = open_location(str(place))
-        return describe(read_root(location).manifest, read_remote_provenance(str(place)))
+        manifest = read_root(open_location(str(place))).manifest
+        return describe(manifest, read_remote_provenance(str(place)), largest_rows(place, manifest))
     manifest = read_manifest(place)
     return describe(manifest, read_provenance(place), largest_rows(place, manifest))
 

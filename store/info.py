@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.counts import format_bytes
-from ..common.errors import CorruptCacheError
+from ..common.errors import SaecacheError
 from .layout import PROVENANCE_GROUP, ArraySpec
 from .manifest import Manifest, load_manifest
-from .reading.chunks import ShardedChunks
+from .reading.chunks import ShardedChunks, ShardFiles
+from .remote.urls import is_url
 from .untrusted import check_depth, check_no_links, read_json
 
 PROVENANCE_FILE = f"{PROVENANCE_GROUP}/zarr.json"
@@ -24,6 +25,7 @@ _SHOWN_QUANTILES = ("0.01", "0.25", "0.5", "0.75", "0.99", "1")
 _LARGEST = 0.001  # share of the rows whose |x|^2 is compared with that of all
 _SINK_SHARE = 0.1  # of E|x|^2 in them, from which on the setting against attention sinks is named
 _MOST_ROWS = 1 << 22
+_CHEAP_BYTES = 4 << 20  # of norms and means, at most, that are downloaded to be looked at
 
 read_manifest = load_manifest
 
@@ -55,25 +57,37 @@ class LargestRows:
     looked_at: int
 
 
-def largest_rows(path: Path | str, manifest: Manifest) -> dict[str, LargestRows | str]:
+def largest_rows(place: Path | str, manifest: Manifest) -> dict[str, LargestRows | str]:
     """How much of E|x|^2 the largest 0.1 % of the training rows of each hook have.
 
     |x|^2 is norm^2 + D mean^2 of the stored norms and means. At most 2^22 rows are looked at, the first ones,
-    which are a uniform sample.
+    which are a uniform sample. Of a cache at a URL norms and means are downloaded, if they are few bytes.
 
     Returns:
-        By hook; where the norms cannot be read, the reason.
+        By hook; where the norms cannot be read, the reason; {} where they would be a large download.
     """
-    return {hook: _largest_rows(Path(path), manifest, hook) for hook in manifest.hooks}
+    files: ShardFiles | None = None
+    if is_url(place):
+        if 8 * manifest.train_rows * len(manifest.hooks) > _CHEAP_BYTES:
+            return {}
+        from .remote.opening import open_remote
+
+        try:
+            place, _, files = open_remote(str(place))
+        except SaecacheError as error:
+            return dict.fromkeys(manifest.hooks, str(error))
+    return {hook: _largest_rows(place, manifest, hook, files) for hook in manifest.hooks}
 
 
-def _largest_rows(path: Path, manifest: Manifest, hook: str) -> LargestRows | str:
+def _largest_rows(
+    place: Path | str, manifest: Manifest, hook: str, files: ShardFiles | None
+) -> LargestRows | str:
     count = min(manifest.train_rows, _MOST_ROWS)
     layout = manifest.layout
     try:
-        norm = _first_values(path, layout.norm("train", hook), count)
-        mean = _first_values(path, layout.mean("train", hook), count)
-    except CorruptCacheError as error:
+        norm = _first_values(place, layout.norm("train", hook), count, files)
+        mean = _first_values(place, layout.mean("train", hook), count, files)
+    except SaecacheError as error:
         return str(error)
     energy = norm**2 + layout.hooks[hook] * mean**2
     rows = ceil(_LARGEST * count)
@@ -81,10 +95,13 @@ def _largest_rows(path: Path, manifest: Manifest, hook: str) -> LargestRows | st
     return LargestRows(float(largest.sum() / max(energy.sum(), np.finfo(float).tiny)), rows, count)
 
 
-def _first_values(path: Path, spec: ArraySpec, count: int) -> NDArray[np.float64]:
+def _first_values(
+    place: Path | str, spec: ArraySpec, count: int, files: ShardFiles | None
+) -> NDArray[np.float64]:
     """The first values of an array of one dimension."""
-    check_no_links(path, [spec.shard_path(shard) for shard in range(-(-count // spec.shard_rows))])
-    chunks = ShardedChunks(path, spec)
+    if files is None:
+        check_no_links(Path(place), [spec.shard_path(shard) for shard in range(spec.num_shards)])
+    chunks = ShardedChunks(place, spec, files=files)
     numbers = range(-(-count // spec.chunk_rows))
     return np.concatenate([chunks.chunk(number) for number in numbers])[:count].astype(np.float64)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.store import CacheWriter, StorageConfig, open_cache
+from saecache.store import CacheWriter, StorageConfig, UsageError, open_cache
 from saecache.store.info import describe, largest_rows, read_manifest, read_provenance
 
 from .commands import saecache
@@ -76,6 +76,21 @@ def test_of_a_large_cache_the_first_rows_are_looked_at(
     found = largest_rows(tmp_path / "c", manifest)["h"]
     assert (found.rows, found.looked_at) == (1, 100)
     assert found.share == pytest.approx(float(energy.max() / energy.sum()), rel=1e-3)
+
+
+def test_of_a_large_cache_at_a_url_nothing_is_downloaded(
+    tmp_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, nowhere = read_manifest(cache_path), "s3://127.0.0.1/nowhere"
+
+    def refuse(url: str) -> Any:
+        raise UsageError(f"{url} was opened")
+
+    monkeypatch.setattr("saecache.store.remote.opening.open_remote", refuse)
+    opened = dict.fromkeys(manifest.hooks, f"{nowhere} was opened")
+    assert largest_rows(nowhere, manifest) == opened  # few bytes: and an error is shown in their place
+    monkeypatch.setattr("saecache.store.info._CHEAP_BYTES", 8 * 2 * manifest.train_rows - 1)
+    assert largest_rows(nowhere, manifest) == {}
 
 
 def test_info_of_a_cache_whose_norms_are_damaged(tmp_path: Path, cache_path: Path) -> None:
