@@ -60,11 +60,11 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
     from ..store.info import describe, read_manifest, read_provenance
 
     if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
+        from ..store.remote.cache_objects import read_root
         from ..store.remote.opening import read_remote_provenance
+        from ..store.remote.remote_folder import open_remote_folder
 
-        location = open_location(str(place))
+        location = open_remote_folder(str(place))
         return describe(read_root(location).manifest, read_remote_provenance(str(place)))
     return describe(read_manifest(place), read_provenance(place))
 
@@ -72,10 +72,10 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
 def cache_facts(place: str | Path) -> dict[str, Any]:
     """The manifest of the cache in a folder or at a URL, as JSON values."""
     if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
+        from ..store.remote.cache_objects import read_root
+        from ..store.remote.remote_folder import open_remote_folder
 
-        return read_root(open_location(str(place))).manifest.model_dump(mode="json")
+        return read_root(open_remote_folder(str(place))).manifest.model_dump(mode="json")
     from ..store.info import read_manifest
 
     return read_manifest(place).model_dump(mode="json")

@@ -80,7 +80,7 @@ def cache_ls(
     as_json: JsonFlag = False,
 ) -> None:
     """List the caches below a place: model, hooks, dataset, tokens, size, and whether they are complete."""
-    from ..store.remote.listing import format_listing, list_caches
+    from ..store.remote.team import format_listing, list_caches
 
     url = place if is_url(place) else Path(place).absolute().as_uri()
     found = list_caches(url)

@@ -12,7 +12,7 @@ from .parts import cache_facts
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ..store.remote.traffic import Traffic
+    from ..store.remote.transfer import Traffic
 
 ConcurrencyOption = Annotated[
     int | None, typer.Option(help="Objects moved at the same time. Default: 8.", show_default=False)
@@ -36,7 +36,7 @@ def transfer(
     what: str, total_bytes: int, concurrency: int | None, max_bandwidth: float | None
 ) -> "Iterator[Traffic]":
     """The limits of one transfer, and its progress bar while it runs."""
-    from ..store.remote.traffic import DEFAULT_CONCURRENCY, Traffic
+    from ..store.remote.transfer import DEFAULT_CONCURRENCY, Traffic
 
     limit = None if max_bandwidth is None else max_bandwidth * 1e6
     with bytes_bar(what, total_bytes) as bar:

@@ -9,7 +9,7 @@ from ..store import UsageError, inspect_output
 from ..store.config import GIB, StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
-from ..store.remote.contents import find_root
+from ..store.remote.cache_objects import find_root
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from ..store.writing.planned_size import PlannedSize
 from .config import HarvestConfig

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from ...common.errors import SaecacheError
-from .backend import Backend
+from .bucket import Backend
 from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError, take_apart, translate
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .access import ObjectInfo
-from .contents import HARVEST_CLAIM as CLAIM
-from .contents import PROVENANCE, ROOT, Root, find_root, find_unfinished
+from .cache_objects import HARVEST_CLAIM as CLAIM
+from .cache_objects import PROVENANCE, ROOT, Root, find_root, find_unfinished
 from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
 
 UPLOADS_AT_ONCE = 4
 WAITING_AT_MOST = 8  # shards that are finished and not uploaded yet: they take room here
@@ -29,7 +29,7 @@ class BucketDelivery:
 
     def __init__(self, folder: Path, url: str, patience: Patience | None = None) -> None:
         self.folder = folder
-        self.location: Location = open_location(url, patience)
+        self.location: RemoteFolder = open_remote_folder(url, patience)
         self.url = self.location.url
         self._there: dict[str, ObjectInfo] = {}  # what former runs brought
         self._brought: set[str] = set()  # by this run

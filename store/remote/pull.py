@@ -20,7 +20,7 @@ from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..manifest import PULL_FOLDER
 from ..untrusted import check_no_links
 from ..writing.output import inspect_output
-from .contents import (
+from .cache_objects import (
     PROVENANCE,
     ROOT,
     CacheObject,
@@ -32,10 +32,10 @@ from .contents import (
     read_root,
 )
 from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
 from .push import TransferResult
-from .settings import Patience
-from .traffic import Traffic
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
+from .transfer import Traffic
 
 
 class Pull:
@@ -57,7 +57,7 @@ class Pull:
         verify: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        self.location: Location = open_location(url, patience)
+        self.location: RemoteFolder = open_remote_folder(url, patience)
         self.path = path
         self.traffic = traffic or Traffic()
         self.verify = verify

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...common.errors import UsageError
 from .access import ObjectInfo
-from .contents import (
+from .cache_objects import (
     PROVENANCE,
     ROOT,
     UNFINISHED,
@@ -25,9 +25,9 @@ from .contents import (
     read_local,
 )
 from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
-from .traffic import Traffic
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
+from .transfer import Traffic
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Push:
         patience: Patience | None = None,
     ) -> None:
         self.local: LocalCache = read_local(path)
-        self.location: Location = open_location(url, patience)
+        self.location: RemoteFolder = open_remote_folder(url, patience)
         self.traffic = traffic or Traffic()
         self.verify = verify
         self._etags: dict[str, str | None] = {}

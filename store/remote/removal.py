@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
 from .access import ObjectInfo
-from .contents import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished
 from .failures import RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
 
 _MAX_ROUNDS = 5
 
@@ -41,7 +41,7 @@ class Removal:
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
-        self.location: Location = open_location(url, patience)
+        self.location: RemoteFolder = open_remote_folder(url, patience)
         self.root: Root | None = None  # where there is none, the names of the folders tell what is a cache's
         self.state = "unreadable"
         try:

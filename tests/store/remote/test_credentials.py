@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saecache.store import UsageError
-from saecache.store.remote import Location, open_location
+from saecache.store.remote import RemoteFolder, open_remote_folder
 from saecache.store.remote.credentials import s3_config
 from saecache.store.remote.failures import AccessError, RemoteError
 
@@ -135,17 +135,20 @@ endpoint_url = {s3_server.endpoint}
     for name, value in files(credentials=profile, config="").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_PROFILE", "colleague")
-    location = open_location(team)
+    location = open_remote_folder(team)
     assert location.put("x", b"1")
     assert SECRET_KEY not in f"{location!r} {vars(location)} {vars(location._access.backend)}"
     monkeypatch.setenv("AWS_PROFILE", "stranger")
     with pytest.raises(AccessError, match="not accepted") as caught:
-        open_location(team).get("x", 1)
+        open_remote_folder(team).get("x", 1)
     assert "guessed" not in str(caught.value)
 
 
 def test_plain_http_is_for_endpoints_that_say_so(
-    team: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, open_quickly: Callable[[str], Location]
+    team: str,
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    open_quickly: Callable[[str], RemoteFolder],
 ) -> None:
     """An https endpoint is never left for http, although http is what this server speaks."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint.replace("http://", "https://"))
@@ -166,5 +169,5 @@ def test_settings_of_other_stores_that_make_no_sense(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"do not make a valid \w+:// connection") as caught:
-        open_location(url)
+        open_remote_folder(url)
     assert "not json" not in str(caught.value)

@@ -17,7 +17,7 @@ from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest,
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
 from .failures import MissingObjectError
-from .location import Location
+from .remote_folder import RemoteFolder
 
 ROOT = "zarr.json"
 UNFINISHED = ".unfinished.json"
@@ -132,7 +132,7 @@ def check_provenance(content: bytes, where: str) -> None:
         raise CorruptCacheError(f"{where}: not the metadata of a group, at most {MAX_DEPTH} levels deep")
 
 
-def read_root(location: Location) -> Root:
+def read_root(location: RemoteFolder) -> Root:
     """The manifest of the finished cache at ``location``.
 
     Raises:
@@ -155,17 +155,17 @@ def read_root(location: Location) -> Root:
     raise UsageError(f"no cache at {location.url}: {what}")
 
 
-def find_root(location: Location) -> Root | None:
+def find_root(location: RemoteFolder) -> Root | None:
     """The finished cache at ``location``, or None; errors of its manifest as :func:`read_root`."""
     return _find(location, ROOT)
 
 
-def find_unfinished(location: Location) -> Root | None:
+def find_unfinished(location: RemoteFolder) -> Root | None:
     """The cache that is being pushed to or removed from ``location``, or None."""
     return _find(location, UNFINISHED)
 
 
-def _find(location: Location, key: str) -> Root | None:
+def _find(location: RemoteFolder, key: str) -> Root | None:
     where = f"{location.url}/{key}"
     try:
         return location.read(key, MAX_MANIFEST_BYTES, lambda content: Root.parse(content, where))
@@ -173,7 +173,7 @@ def _find(location: Location, key: str) -> Root | None:
         return None
 
 
-def read_metadata(location: Location, root: Root, key: str) -> bytes:
+def read_metadata(location: RemoteFolder, root: Root, key: str) -> bytes:
     """The zarr.json of an array or group of the cache at ``location``; see :func:`check_metadata`."""
 
     def parse(content: bytes) -> bytes:
@@ -183,7 +183,7 @@ def read_metadata(location: Location, root: Root, key: str) -> bytes:
     return location.read(key, MAX_METADATA_BYTES, parse)
 
 
-def read_provenance(location: Location) -> bytes:
+def read_provenance(location: RemoteFolder) -> bytes:
     """The zarr.json of its provenance; see :func:`check_provenance`."""
 
     def parse(content: bytes) -> bytes:

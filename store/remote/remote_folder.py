@@ -8,17 +8,17 @@ from typing import Any, Literal, TypeVar
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ..durable import replacing
 from .access import Access, ObjectInfo
-from .backend import Backend
+from .bucket import Backend
+from .download import checksum, fetch, send
 from .failures import RemoteError, WrongBytesError
-from .parts import OnBytes
-from .settings import Patience
+from .retries import Patience
+from .upload import OnBytes
 from .urls import parse_url
-from .whole import checksum, fetch, send
 
 T = TypeVar("T")
 
 
-def open_location(url: str, patience: Patience | None = None) -> "Location":
+def open_remote_folder(url: str, patience: Patience | None = None) -> "RemoteFolder":
     """The place a URL names: s3://, gs://, az://, file:// or memory:// (for this process only).
 
     Nothing is asked of the server yet. Credentials, region and endpoint come from the standard environment
@@ -28,11 +28,11 @@ def open_location(url: str, patience: Patience | None = None) -> "Location":
         UsageError: not such a URL, or the environment's settings contradict each other.
     """
     parsed = parse_url(url)
-    return Location(Backend(parsed, patience or Patience()), str(parsed), parsed.prefix)
+    return RemoteFolder(Backend(parsed, patience or Patience()), str(parsed), parsed.prefix)
 
 
-class Location:
-    """See :func:`open_location`. Keys are relative to it. Safe to use from several threads.
+class RemoteFolder:
+    """See :func:`open_remote_folder`. Keys are relative to it. Safe to use from several threads.
 
     Every method raises:
         AccessError: credentials, rights or the bucket are wrong; at once, without retries.
@@ -45,15 +45,15 @@ class Location:
         self._access = Access(backend, url, prefix)
 
     def __repr__(self) -> str:
-        return f"Location({self.url!r})"
+        return f"RemoteFolder({self.url!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens it for itself, with its own credentials."""
-        return open_location, (self.url, self._access.backend.patience)
+        return open_remote_folder, (self.url, self._access.backend.patience)
 
-    def child(self, name: str) -> "Location":
+    def child(self, name: str) -> "RemoteFolder":
         """The location ``name`` below this one."""
-        return Location(
+        return RemoteFolder(
             self._access.backend, f"{self.url}/{name}", f"{self._access.prefix}/{name}".lstrip("/")
         )
 

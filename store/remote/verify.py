@@ -5,11 +5,11 @@ from functools import partial
 from ...common.errors import CorruptCacheError
 from ..verify import VerifyReport
 from .access import ObjectInfo
-from .contents import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
+from .cache_objects import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
 from .failures import MissingObjectError
-from .location import open_location
-from .settings import Patience
-from .traffic import Traffic
+from .remote_folder import open_remote_folder
+from .retries import Patience
+from .transfer import Traffic
 
 
 def verify_remote(
@@ -24,7 +24,7 @@ def verify_remote(
     Raises:
         UsageError, IncompleteCacheError, CorruptCacheError: there is no sound manifest to compare with.
     """
-    location = open_location(url, patience)
+    location = open_remote_folder(url, patience)
     traffic = traffic or Traffic()
     root = read_root(location)
     report = VerifyReport()

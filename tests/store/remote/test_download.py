@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from saecache.store.remote.whole import _BlockWriter
+from saecache.store.remote.download import _BlockWriter
 
 
 class Written(io.BytesIO):

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from ..durable import write_all
 from .access import Access, ObjectInfo
 from .failures import RemoteError, WrongBytesError
-from .parts import HashedParts, OnBytes, part_size
+from .upload import HashedParts, OnBytes, part_size
 
 _WRITE_BYTES = 4 << 20
 

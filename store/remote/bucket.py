@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UsageError
 from .credentials import s3_config
-from .settings import Patience
+from .retries import Patience
 from .urls import ObjectUrl
 
 if TYPE_CHECKING:
