@@ -13,7 +13,7 @@ from pathlib import Path
 from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .access import ObjectInfo
+from .remote_folder import ObjectInfo
 from .cache_objects import HARVEST_CLAIM as CLAIM
 from .cache_objects import PROVENANCE, ROOT, Root, find_root, find_unfinished
 from .failures import MissingObjectError, RemoteChangedError

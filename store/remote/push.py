@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ...common.errors import UsageError
-from .access import ObjectInfo
+from .remote_folder import ObjectInfo
 from .cache_objects import (
     PROVENANCE,
     ROOT,

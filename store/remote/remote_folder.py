@@ -1,34 +1,57 @@
-"""A place in object storage: small objects, whole files, listings; retried, checked, errors translated."""
+"""A place in object storage: small objects, whole files, listings. Repeated, checked, errors translated."""
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..durable import replacing
-from .access import Access, ObjectInfo
-from .bucket import Backend
-from .download import checksum, fetch, send
-from .failures import RemoteError, WrongBytesError
-from .retries import Patience
+from . import download, upload
+from .bucket import Bucket
+from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError
+from .retries import LEAST_BODY_BYTES, Patience, repeat
 from .upload import OnBytes
 from .urls import parse_url
 
+if TYPE_CHECKING:
+    from obstore import GetResult, ObjectMeta, PutResult
+
 T = TypeVar("T")
+SHA256_ATTRIBUTE = "sha256"
+_REMOVED_AT_ONCE = 1000  # what S3 takes
+_LISTED_AT_ONCE = 1000  # what S3 gives
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What the store says of one object. ``sha256`` is what its writer recorded beside it, if anything."""
+
+    key: str
+    size: int
+    modified: datetime
+    etag: str | None
+    sha256: str | None = None
 
 
 def open_remote_folder(url: str, patience: Patience | None = None) -> "RemoteFolder":
     """The place a URL names: s3://, gs://, az://, file:// or memory:// (for this process only).
 
     Nothing is asked of the server yet. Credentials, region and endpoint come from the standard environment
-    variables and, for s3://, from the AWS profile files.
+    variables and, for s3://, from the AWS profiles.
 
     Raises:
         UsageError: not such a URL, or the environment's settings contradict each other.
     """
     parsed = parse_url(url)
-    return RemoteFolder(Backend(parsed, patience or Patience()), str(parsed), parsed.prefix)
+    patience = patience or Patience()
+    if parsed.scheme in ("file", "memory"):  # what a disk refuses, it refuses again
+        patience = replace(patience, max_retries=min(patience.max_retries, 3))
+    return RemoteFolder(Bucket(parsed, patience), str(parsed), parsed.prefix)
 
 
 class RemoteFolder:
@@ -40,22 +63,31 @@ class RemoteFolder:
         RemoteError: the store kept failing although the request was repeated.
     """
 
-    def __init__(self, backend: Backend, url: str, prefix: str) -> None:
+    def __init__(self, bucket: Bucket, url: str, prefix: str) -> None:
+        self.bucket = bucket
         self.url = url
-        self._access = Access(backend, url, prefix)
+        self._prefix = prefix
 
     def __repr__(self) -> str:
         return f"RemoteFolder({self.url!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens it for itself, with its own credentials."""
-        return open_remote_folder, (self.url, self._access.backend.patience)
+        return open_remote_folder, (self.url, self.bucket.patience)
 
     def child(self, name: str) -> "RemoteFolder":
-        """The location ``name`` below this one."""
-        return RemoteFolder(
-            self._access.backend, f"{self.url}/{name}", f"{self._access.prefix}/{name}".lstrip("/")
-        )
+        """The place ``name`` below this one."""
+        return RemoteFolder(self.bucket, f"{self.url}/{name}", f"{self._prefix}/{name}".lstrip("/"))
+
+    def name_of(self, key: str) -> str:
+        """The name of an object in its bucket."""
+        return self.bucket.key(f"{self._prefix}/{key}".lstrip("/"))
+
+    def repeat(self, work: Callable[[], T]) -> T:
+        """Every request goes through here: done again while its failures are of the kind that passes."""
+        return repeat(work, self.bucket.patience, lambda: self.bucket.has_answered)
+
+    # Reading
 
     def get(self, key: str, max_bytes: int) -> bytes:
         """The whole of a small object.
@@ -73,12 +105,12 @@ class RemoteFolder:
             UsageError, CorruptCacheError: of ``parse``, each time.
         """
 
-        def read() -> T:
-            result = self._access.open(key)
+        def once() -> T:
+            result = self._open(key)
             if (size := result.meta["size"]) > max_bytes:
                 raise CorruptCacheError(f"{self.url}/{key}: {size} bytes, expected at most {max_bytes}")
             content = bytearray()
-            for chunk in self._access.chunks(key, result):
+            for chunk in self._chunks(key, result):
                 content += chunk
                 if len(content) > max_bytes:
                     raise CorruptCacheError(f"{self.url}/{key}: more than the {max_bytes} bytes it may have")
@@ -92,23 +124,9 @@ class RemoteFolder:
 
         refusals: list[SaecacheError] = []
         try:
-            return self._access.attempts(read)
+            return self.repeat(once)
         except WrongBytesError:
             raise refusals[-1] from None
-
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Bytes [start, start + length) of an object; unlike :meth:`download` compared with nothing."""
-        import obstore
-
-        def read() -> bytes:
-            with self._access.asking(f"reading {key}"):
-                store = self._access.backend.store(writing=False)
-                content = bytes(obstore.get_range(store, self._access.key(key), start=start, length=length))
-            if len(content) != length:
-                raise RemoteError(f"reading {key} at {self.url}: got {len(content)} of {length} bytes")
-            return content
-
-        return self._access.attempts(read)
 
     def download(
         self,
@@ -122,18 +140,13 @@ class RemoteFolder:
     ) -> None:
         """Write an object to ``path``: under a temporary name, checked, synced, then renamed.
 
-        With ``durable=False`` straight to ``path`` and unsynced, for whoever does the rest himself.
+        With ``durable=False`` straight to ``path`` and unsynced, for a caller who does the rest himself.
 
         Raises:
             CorruptCacheError: its size or sha256 differ from the expected ones each time it is read.
             OSError: of the local disk.
         """
-        if durable:
-            with replacing(path) as file:
-                fetch(self._access, key, file, size, sha256, on_bytes)
-        else:
-            with path.open("ab", buffering=0) as file:  # "wb" would truncate: see stream()
-                fetch(self._access, key, file, size, sha256, on_bytes)
+        download.fetch(self, key, path, size, sha256, on_bytes, durable=durable)
 
     def checksum(self, key: str, *, size: int, on_bytes: OnBytes | None = None) -> str:
         """Read an object of ``size`` bytes and return its sha256, keeping nothing.
@@ -141,7 +154,156 @@ class RemoteFolder:
         Raises:
             CorruptCacheError: it has another size.
         """
-        return checksum(self._access, key, size, on_bytes)
+        return self.repeat(lambda: download.stream(self, key, None, size, on_bytes))
+
+    def open_once(self, key: str, size: int) -> Iterator[bytes]:
+        """The bytes of an object in blocks as they come, asked for once; for use inside :meth:`repeat`.
+
+        Raises:
+            WrongBytesError: it has another size.
+        """
+        result = self._open(key)
+        if result.meta["size"] != size:
+            raise WrongBytesError(f"{self.url}/{key}: {result.meta['size']} bytes, expected {size}")
+        return self._chunks(key, result)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What the store says of an object, or None if there is no such object."""
+        import obstore
+
+        def once() -> ObjectInfo:
+            with self._translated(f"looking at {key}"):
+                store, name = self.bucket.store("reading"), self.name_of(key)
+                result = self.bucket.ask(lambda: obstore.get_async(store, name, options={"head": True}))
+                return self._info(result.meta, result.attributes.get(SHA256_ATTRIBUTE))
+
+        try:
+            return self.repeat(once)
+        except MissingObjectError:
+            return None
+        except (AccessError, RemoteError):
+            self._open(key)  # the answer to HEAD has no words; the one to GET has
+            raise
+
+    # Listing
+
+    def objects(self, prefix: str = "", must_show: str | None = None) -> list[ObjectInfo]:
+        """Every object below ``prefix`` (whole names: ``rows`` does not match ``rows2/x``).
+
+        Args:
+            must_show: an object that the caller has written. A listing without it is not believed as long as
+                the object is there.
+        """
+        import obstore
+
+        place = self.name_of(prefix) if prefix else self.bucket.key(self._prefix)
+
+        async def gather() -> list[ObjectInfo]:
+            store, seconds = self.bucket.store("reading"), self.bucket.patience.upload_seconds
+            pages = aiter(obstore.list(store, place or None, chunk_size=_LISTED_AT_ONCE))
+            found: dict[str, ObjectInfo] = {}
+            while (page := await asyncio.wait_for(anext(pages, None), seconds)) is not None:
+                for meta in page:
+                    info = self._info(meta, None)
+                    if info.key in found:
+                        raise RemoteError(f"listing {self.url}: the server lists {info.key} twice")
+                    found[info.key] = info
+            return list(found.values())
+
+        def once() -> list[ObjectInfo]:
+            with self._translated("listing"):
+                found = self.bucket.ask(gather, bounded=False)
+            if must_show is not None and all(info.key != must_show for info in found):
+                self._doubt(self.head(must_show) is not None, f"does not show {must_show}, which is there")
+            self._check_empty(bool(found))
+            return found
+
+        return self.repeat(once)
+
+    def folders(self) -> tuple[list[str], list[ObjectInfo]]:
+        """(names of the folders, objects) directly here."""
+        import obstore
+
+        place = self.bucket.key(self._prefix) or None
+
+        def once() -> tuple[list[str], list[ObjectInfo]]:
+            with self._translated("listing"):
+                store = self.bucket.store("reading")
+                found = self.bucket.ask(lambda: obstore.list_with_delimiter_async(store, place))
+                folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]
+                objects = [self._info(meta, None) for meta in found["objects"]]
+            self._check_empty(bool(folders or objects))
+            return sorted(folders), objects
+
+        return self.repeat(once)
+
+    def _check_empty(self, anything: bool) -> None:
+        """A proxy that answers everything with a page of its own makes every place look empty."""
+        if not anything and self.bucket.stores_attributes:
+            absent = f".absent-{uuid4().hex}"
+            self._doubt(self.head(absent) is not None, f"claims to have {absent}, which nobody wrote")
+
+    def _doubt(self, wrong: bool, why: str) -> None:
+        if wrong:
+            raise RemoteError(f"listing {self.url}: {self.bucket.server} {why}; its listing is not believed")
+
+    # Writing
+
+    def put(self, key: str, content: bytes, *, create: bool = False) -> bool:
+        """Write a small object and read it back; with ``create`` only if there is none.
+
+        Returns:
+            Whether it was written. When an answer was lost, an object that we did create may count as
+            another's: compare its content.
+        """
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+        there = (AlreadyExistsError, PreconditionError)
+        unsupported = (NotSupportedError, NotImplementedError)
+        sha256 = hashlib.sha256(content).hexdigest()
+        ours = False  # an object that we created may be written again, when it came out wrong
+
+        def once() -> bool:
+            nonlocal ours
+            try:
+                self.put_once(key, content, sha256, create=create and not ours, passing=there + unsupported)
+            except there:
+                return False
+            except unsupported:  # a server without conditional writes: nearly as good
+                return False if self.head(key) is not None else self.put(key, content)
+            ours = True
+            if self.get(key, max(len(content), 1 << 16)) != content:
+                raise WrongBytesError(
+                    f"writing {key} at {self.url}: it reads differently from what was written"
+                )
+            return True
+
+        return self.repeat(once)
+
+    def put_once(
+        self,
+        key: str,
+        content: bytes,
+        sha256: str,
+        *,
+        create: bool = False,
+        passing: tuple[type[BaseException], ...] = (),
+    ) -> "PutResult":
+        """One request that writes an object whole; for use inside :meth:`repeat`."""
+        import obstore
+
+        store, name, attributes = self.bucket.store("writing"), self.name_of(key), self.attributes(sha256)
+        with self._translated(f"writing {key}", passing):
+            return self.bucket.ask(
+                lambda: obstore.put_async(
+                    store,
+                    name,
+                    content,
+                    attributes=attributes,
+                    mode="create" if create else "overwrite",
+                    use_multipart=False,
+                )
+            )
 
     def upload(
         self, path: Path, key: str, *, size: int, sha256: str, on_bytes: OnBytes | None = None
@@ -154,67 +316,62 @@ class RemoteFolder:
         Raises:
             CorruptCacheError: the file has another size or sha256, or other bytes arrive each time.
         """
-        return send(self._access, path, key, size, sha256, on_bytes)
-
-    def put(self, key: str, content: bytes, *, create: bool = False) -> bool:
-        """Write a small object; with ``create`` only if there is none.
-
-        Returns:
-            Whether it was written. When an answer was lost, an object that we did create may count as
-            another's: compare its content.
-        """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
-
-        store = self._access.backend.store(writing=True)
-        attributes = self._access.attributes(hashlib.sha256(content).hexdigest())
-        there = (AlreadyExistsError, PreconditionError)
-        unsupported = (NotSupportedError, NotImplementedError)
-
-        def write() -> bool:
-            try:
-                with self._access.asking(f"writing {key}", passing=(*there, *unsupported)):
-                    mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
-                    obstore.put(store, self._access.key(key), content, mode=mode, attributes=attributes)
-            except there:
-                return False
-            except unsupported:  # a server without conditional writes: nearly as good
-                return False if self.head(key) is not None else self.put(key, content)
-            except RemoteError as error:
-                if create and not error.answered:  # obstore repeats only what is idempotent
-                    error.repeated = False
-                raise
-            if self.get(key, len(content)) != content:
-                raise WrongBytesError(
-                    f"writing {key} at {self.url}: it reads differently from what was written"
-                )
-            return True
-
-        return self._access.attempts(write)
-
-    def head(self, key: str) -> ObjectInfo | None:
-        """What the store says of an object, or None if there is no such object."""
-        return self._access.head(key)
-
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object below ``prefix`` (whole names: ``rows`` does not match ``rows2/x``)."""
-        import obstore
-
-        place = self._access.key(prefix) if prefix else self._access.backend.key(self._access.prefix)
-        with self._access.asking("listing"):
-            for batch in obstore.list(self._access.backend.store(writing=False), place or None):
-                yield from (self._access.info(meta, None) for meta in batch)
-
-    def folders(self) -> tuple[list[str], list[ObjectInfo]]:
-        """(names of the folders, objects) directly here."""
-        import obstore
-
-        with self._access.asking("listing"):
-            store = self._access.backend.store(writing=False)
-            found = obstore.list_with_delimiter(store, self._access.backend.key(self._access.prefix) or None)
-            folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]
-            return sorted(folders), [self._access.info(meta, None) for meta in found["objects"]]
+        return self.repeat(lambda: upload.send(self, path, key, size, sha256, on_bytes))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are not missed."""
-        self._access.remove(keys)
+        for first in range(0, len(keys), _REMOVED_AT_ONCE):
+            names = [self.name_of(key) for key in keys[first : first + _REMOVED_AT_ONCE]]
+            self.repeat(lambda names=names: self._delete_once(names))  # type: ignore[misc]
+
+    def _delete_once(self, names: Sequence[str]) -> None:
+        import obstore
+
+        store = self.bucket.store("writing")
+        with self._translated("removing"):
+            try:
+                self.bucket.ask(lambda: obstore.delete_async(store, names))
+            except FileNotFoundError:  # local files are missed by their store
+                for name in names if len(names) > 1 else ():
+                    self._delete_once([name])
+
+    def attributes(self, sha256: str) -> dict[str, str] | None:
+        """What is recorded beside an object, where the store can."""
+        return {SHA256_ATTRIBUTE: sha256} if self.bucket.stores_attributes else None
+
+    # Requests
+
+    def _translated(self, what: str, passing: tuple[type[BaseException], ...] = ()) -> Any:
+        return self.bucket.translated(what, self.url, passing)
+
+    def _open(self, key: str) -> "GetResult":
+        """An object whose bytes are not read yet."""
+        import obstore
+
+        with self._translated(f"reading {key}"):
+            store, name = self.bucket.store("reading"), self.name_of(key)
+            return self.bucket.ask(lambda: obstore.get_async(store, name))
+
+    def _chunks(self, key: str, result: "GetResult") -> Iterator[bytes]:
+        """Its bytes in blocks as they come; ends with an error when next to nothing comes."""
+        stream = iter(result.stream(min_chunk_size=1))
+        since, got = monotonic(), 0
+        while True:
+            with self._translated(f"reading {key}"):
+                chunk = next(stream, None)
+            if chunk is None:
+                return
+            got += len(chunk)
+            if (now := monotonic()) - since > self.bucket.patience.stall_seconds:
+                if got < LEAST_BODY_BYTES:
+                    raise RemoteError(
+                        f"reading {key} at {self.url}: only {got} bytes came in {now - since:.0f} seconds"
+                    )
+                since, got = now, 0
+            yield chunk
+
+    def _info(self, meta: "ObjectMeta", sha256: str | None) -> ObjectInfo:
+        """What the library says of an object, with its key here."""
+        key = self.bucket.path(meta["path"]).removeprefix(self._prefix).lstrip("/")
+        etag = (meta["e_tag"] or "").strip('"') or None
+        return ObjectInfo(key, meta["size"], meta["last_modified"], etag, sha256)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
-from .access import ObjectInfo
+from .remote_folder import ObjectInfo
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished
 from .failures import RemoteChangedError
 from .remote_folder import RemoteFolder, open_remote_folder

@@ -4,7 +4,7 @@ from functools import partial
 
 from ...common.errors import CorruptCacheError
 from ..verify import VerifyReport
-from .access import ObjectInfo
+from .remote_folder import ObjectInfo
 from .cache_objects import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
 from .failures import MissingObjectError
 from .remote_folder import open_remote_folder

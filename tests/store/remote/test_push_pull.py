@@ -166,8 +166,8 @@ def test_a_damaged_object_is_found_and_mended(pushed: RemoteFolder, cache_path: 
     # as a bit that flipped inside the store: the sha256 recorded beside the object is still the right one
     import obstore
 
-    store = pushed._access.backend.store(writing=True)
-    obstore.put(store, pushed._access.key(shard), bytes(content), attributes={"sha256": sha256})
+    store = pushed.bucket.store("writing")
+    obstore.put(store, pushed.name_of(shard), bytes(content), attributes={"sha256": sha256})
     assert verify_remote(pushed.url, quick=True).ok
     report = verify_remote(pushed.url, patience=QUICK)
     assert len(report.problems) == 1
