@@ -13,7 +13,8 @@ from .transfer import BandwidthOption, ConcurrencyOption, transfer
 
 if TYPE_CHECKING:
     from ..store.remote.pull import Pull
-    from ..store.remote.push import Push, TransferResult
+    from ..store.remote.push import Push
+    from ..store.remote.transfer import TransferResult
 
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="s3://, gs:// or az://bucket/team/name, or file:///folder/name.")

@@ -9,7 +9,6 @@ from ..store import UsageError, inspect_output
 from ..store.config import GIB, StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
-from ..store.remote.cache_objects import find_root
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from ..store.writing.planned_size import PlannedSize
 from .config import HarvestConfig
@@ -34,7 +33,7 @@ class Target:
         """The finished cache in the bucket, if there is one, and its URL."""
         if self.delivery is None:
             return None
-        root = find_root(self.delivery.location)
+        root = self.delivery.finished()
         if root is not None:
             return self.delivery.url, Existing(root.manifest.identity, root.manifest, started=True)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there

@@ -42,7 +42,8 @@ class Bucket:
         """The name inside the store of the object ``path``, which begins with the URL's prefix."""
         if self._root is None:
             return path
-        return Path("/", path).relative_to(self._root).as_posix().removeprefix(".")
+        key = Path("/", path).relative_to(self._root).as_posix()
+        return "" if key == "." else key
 
     def path(self, key: str) -> str:
         """The inverse of :meth:`key`."""

@@ -65,26 +65,15 @@ class Root:
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """Every key that the cache may have."""
+        """Every key that the place of the cache may have; claims may be left over from a killed command."""
         shards = (file.path for file in self.manifest.files)
-        return frozenset([ROOT, UNFINISHED, PROVENANCE, *self.metadata, *shards])
+        return frozenset([ROOT, UNFINISHED, HARVEST_CLAIM, PROVENANCE, *self.metadata, *shards])
 
 
-@dataclass(frozen=True)
-class LocalCache:
-    """A finished cache on this machine, and what there is of it to upload (the root apart)."""
+def read_local(path: Path) -> tuple[Root, list[CacheObject]]:
+    """Look at a finished cache on this machine: its manifest, and what there is of it beside the root.
 
-    path: Path
-    root: Root
-    objects: list[CacheObject]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(found.size for found in self.objects) + len(self.root.content)
-
-
-def read_local(path: Path) -> LocalCache:
-    """Look at a finished cache: its manifest, the sizes of its shards, the content of its metadata.
+    Compares the sizes of the shards and the content of the metadata with the manifest.
 
     Raises:
         UsageError, IncompleteCacheError: there is no finished cache at ``path``.
@@ -101,7 +90,7 @@ def read_local(path: Path) -> LocalCache:
         objects.append(_small_object(key, content))
     if (path / PROVENANCE).is_file():
         objects.append(_small_object(PROVENANCE, _read_small(path / PROVENANCE)))
-    return LocalCache(path, root, objects)
+    return root, objects
 
 
 def check_metadata(content: bytes, expected: Mapping[str, Any], where: str) -> None:
@@ -148,10 +137,8 @@ def read_root(location: RemoteFolder) -> Root:
             f"the cache at {location.url} is not whole: somebody is pushing or removing it, or was "
             "interrupted; the same push continues it"
         )
-    first = next(iter(location.objects()), None)
-    what = (
-        "there is nothing there" if first is None else f"it has no {ROOT}; 'saecache cache ls' looks below it"
-    )
+    anything = location.objects(most=1)
+    what = f"it has no {ROOT}; 'saecache cache ls' looks below it" if anything else "there is nothing there"
     raise UsageError(f"no cache at {location.url}: {what}")
 
 

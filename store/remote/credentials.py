@@ -27,8 +27,8 @@ def s3_config() -> "tuple[S3Config, ProfileCredentials | None]":
     """(settings that the library does not find itself, what provides the credentials of a profile or None).
 
     Raises:
-        UsageError: ``AWS_PROFILE`` names a profile that is absent or unusable, a file is malformed, or boto3 is
-            needed and not installed.
+        UsageError: ``AWS_PROFILE`` names a profile that is absent or unusable, a file is malformed, or boto3
+            is needed and not installed.
     """
     name = _first("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
     needs_credentials = bool(name) or not _first(*_CREDENTIALS)
@@ -63,7 +63,7 @@ class ProfileCredentials:
 
 
 def _open_profile(name: str | None, *, required: bool) -> Any:
-    """The botocore session of a profile (``default`` unless named), or None where there is nothing to read."""
+    """The botocore session of a profile (``default`` unless named); None where there is none."""
     credentials = Path(_first("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
     config = Path(_first("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
     if not name and not credentials.is_file() and not config.is_file():
@@ -76,8 +76,8 @@ def _open_profile(name: str | None, *, required: bool) -> Any:
         if not required or not (name or credentials.is_file()):
             return None
         raise UsageError(
-            f"reading the AWS profile {name or 'default'!r} needs boto3: pip install boto3 (or 'saecache[aws]'), "
-            "or export keys with 'aws configure export-credentials'"
+            f"reading the AWS profile {name or 'default'!r} needs boto3: pip install boto3 (or "
+            "'saecache[aws]'), or export keys with 'aws configure export-credentials'"
         ) from None
     try:
         session = Session(profile=name)
@@ -103,6 +103,7 @@ def _profile_endpoint(session: Any) -> str | None:
 
 def _find_credentials(session: Any, name: str | None) -> ProfileCredentials | None:
     """What provides the credentials of a profile; None lets the library look for a role of the machine."""
+    label = name or "default"
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -118,8 +119,8 @@ def _find_credentials(session: Any, name: str | None) -> ProfileCredentials | No
         provider()  # a session that has expired is reported at once
     except (BotoCoreError, RuntimeError, OSError) as error:
         raise UsageError(
-            f"the credentials of the AWS profile {name or 'default'!r} cannot be read ({type(error).__name__}): "
-            f"renew them, for SSO with 'aws sso login --profile {name or 'default'}'"
+            f"the credentials of the AWS profile {label!r} cannot be read "
+            f"({type(error).__name__}): renew them, for SSO with 'aws sso login --profile {label}'"
         ) from None
     return provider
 

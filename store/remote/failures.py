@@ -23,7 +23,7 @@ class RemoteChangedError(SaecacheError):
 
 
 class WrongBytesError(CorruptCacheError):
-    """Other bytes came than expected, damaged on the way or in the store: read again before it is believed."""
+    """Other bytes came than expected, damaged on the way or in the store."""
 
     may_pass = True
 

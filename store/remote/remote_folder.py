@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -187,12 +187,15 @@ class RemoteFolder:
 
     # Listing
 
-    def objects(self, prefix: str = "", must_show: str | None = None) -> list[ObjectInfo]:
+    def objects(
+        self, prefix: str = "", *, must_show: str | None = None, most: int | None = None
+    ) -> list[ObjectInfo]:
         """Every object below ``prefix`` (whole names: ``rows`` does not match ``rows2/x``).
 
         Args:
             must_show: an object that the caller has written. A listing without it is not believed as long as
                 the object is there.
+            most: stop after so many.
         """
         import obstore
 
@@ -208,17 +211,18 @@ class RemoteFolder:
                     if info.key in found:
                         raise RemoteError(f"listing {self.url}: the server lists {info.key} twice")
                     found[info.key] = info
-            return list(found.values())
+                    if len(found) == most:
+                        return [*found.values()]
+            return [*found.values()]
 
         def once() -> list[ObjectInfo]:
             with self._translated("listing"):
                 found = self.bucket.ask(gather, bounded=False)
             if must_show is not None and all(info.key != must_show for info in found):
                 self._doubt(self.head(must_show) is not None, f"does not show {must_show}, which is there")
-            self._check_empty(bool(found))
             return found
 
-        return self.repeat(once)
+        return self.repeat(once) or self._confirm_empty(once)
 
     def folders(self) -> tuple[list[str], list[ObjectInfo]]:
         """(names of the folders, objects) directly here."""
@@ -232,16 +236,17 @@ class RemoteFolder:
                 found = self.bucket.ask(lambda: obstore.list_with_delimiter_async(store, place))
                 folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]
                 objects = [self._info(meta, None) for meta in found["objects"]]
-            self._check_empty(bool(folders or objects))
             return sorted(folders), objects
 
-        return self.repeat(once)
+        found = self.repeat(once)
+        return found if any(found) else self._confirm_empty(once)
 
-    def _check_empty(self, anything: bool) -> None:
-        """A proxy that answers everything with a page of its own makes every place look empty."""
-        if not anything and self.bucket.stores_attributes:
-            absent = f".absent-{uuid4().hex}"
-            self._doubt(self.head(absent) is not None, f"claims to have {absent}, which nobody wrote")
+    def _confirm_empty(self, listing: Callable[[], T]) -> T:
+        """List again: a proxy that answers with a page of its own makes every place look empty."""
+        absent = f".absent-{uuid4().hex}"
+        if self.bucket.stores_attributes and self.head(absent) is not None:
+            self._doubt(True, f"claims to have {absent}, which nobody wrote")
+        return self.repeat(listing)
 
     def _doubt(self, wrong: bool, why: str) -> None:
         if wrong:

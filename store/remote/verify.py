@@ -4,10 +4,17 @@ from functools import partial
 
 from ...common.errors import CorruptCacheError
 from ..verify import VerifyReport
-from .remote_folder import ObjectInfo
-from .cache_objects import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
+from .cache_objects import (
+    PROVENANCE,
+    ROOT,
+    CacheObject,
+    foreign_key,
+    read_metadata,
+    read_provenance,
+    read_root,
+)
 from .failures import MissingObjectError
-from .remote_folder import open_remote_folder
+from .remote_folder import ObjectInfo, open_remote_folder
 from .retries import Patience
 from .transfer import Traffic
 
@@ -28,7 +35,7 @@ def verify_remote(
     traffic = traffic or Traffic()
     root = read_root(location)
     report = VerifyReport()
-    there = {info.key: info for info in location.objects()}
+    there = {info.key: info for info in location.objects(must_show=ROOT)}
     if (foreign := foreign_key(there, root)) is not None:
         report.problems.append(f"{foreign}: no part of the cache")
 

@@ -14,7 +14,8 @@ from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 from saecache.store import SaecacheError, UsageError, open_cache
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
-from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
+from saecache.store.remote.cache_objects import HARVEST_CLAIM
+from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
@@ -220,11 +221,11 @@ def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
     with pytest.raises(UsageError, match="holds other things"):
         run(config, url)
     location.delete(["notes.txt"])
-    location.put(CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
+    location.put(HARVEST_CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
     with pytest.raises(UsageError, match="taken by a harvest of another cache"):
         run(config, url)
-    assert json.loads(location.get(CLAIM, 1000))["fingerprint"] == "0" * 64
-    location.delete([CLAIM])
+    assert json.loads(location.get(HARVEST_CLAIM, 1000))["fingerprint"] == "0" * 64
+    location.delete([HARVEST_CLAIM])
     run(config, url)
     with pytest.raises(UsageError, match=f"{url} holds a finished cache of another identity"):
         run(config.model_copy(update={"seed": 5}), url)

@@ -36,7 +36,10 @@ endpoint_url = https://minio.example.com/
 services = fast
 
 [profile sso]
-sso_session = company
+sso_start_url = https://company.example.com/start
+sso_region = eu-west-3
+sso_account_id = 123456789012
+sso_role_name = reader
 
 [profile empty]
 region = eu-north-1

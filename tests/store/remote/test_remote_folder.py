@@ -232,12 +232,7 @@ def test_a_server_that_keeps_failing(proxy: Proxy, open_quickly: Open, team: str
 
 
 def test_nothing_that_is_shown_holds_a_secret(location: RemoteFolder, team: str) -> None:
-    shown = (
-        repr(location)
-        + str(vars(location))
-        + repr(location.bucket)
-        + str(vars(location.bucket))
-    )
+    shown = repr(location) + str(vars(location)) + repr(location.bucket) + str(vars(location.bucket))
     assert SECRET_KEY not in shown
     assert SECRET_KEY.encode() not in pickle.dumps(location)
     assert pickle.loads(pickle.dumps(location)).url == team
