@@ -96,6 +96,11 @@ def parse_failure(error: BaseException) -> Failure:
     return Failure(found, (code[1] or code[2]) if code else "", text)
 
 
+def is_missing_bucket(error: BaseException) -> bool:
+    """Whether the bucket is what the store did not find."""
+    return parse_failure(error).code in _NO_BUCKET
+
+
 def translate(error: BaseException, what: str, where: str, server: str) -> SaecacheError:
     """The error to raise for ``error`` while doing ``what`` (``reading x``) at the location ``where``.
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from . import download, upload
 from .bucket import Bucket
-from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError
+from .failures import AccessError, MissingObjectError, RemoteError, WrongBytesError, is_missing_bucket
 from .retries import LEAST_BODY_BYTES, Patience, repeat
 from .upload import OnBytes
 from .urls import parse_url
@@ -336,7 +336,9 @@ class RemoteFolder:
         with self._translated("removing"):
             try:
                 self.bucket.ask(lambda: obstore.delete_async(store, names))
-            except FileNotFoundError:  # local files are missed by their store
+            except FileNotFoundError as error:  # some stores miss what is not there
+                if is_missing_bucket(error):
+                    raise
                 for name in names if len(names) > 1 else ():
                     self._delete_once([name])
 

@@ -42,7 +42,8 @@ class Patience:
         return {
             "connect_timeout": timedelta(seconds=self.connect_seconds),
             "read_timeout": timedelta(seconds=self.upload_seconds if writing else self.stall_seconds),
-            "timeout": timedelta(hours=12),  # of a whole body; we end earlier what takes too long
+            # of a whole request and answer; a large body is ended earlier when next to nothing comes
+            "timeout": timedelta(seconds=self.upload_seconds) if writing else timedelta(hours=12),
             "allow_http": allow_http,
             "user_agent": "saecache",
         }

@@ -15,6 +15,7 @@ from saecache.harvest.runner import run
 from saecache.store import SaecacheError, UsageError, open_cache
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
+from saecache.store.remote.claims import Claim
 from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
@@ -247,6 +248,20 @@ def test_scratch_of_a_cache_that_is_there_or_was_removed(
         location = open_remote_folder(url)
         assert objects(location) == contents(local)
         location.delete([info.key for info in location.objects()])
+
+
+def test_a_harvest_that_was_stopped_before_its_claim_went(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was there, so the next run said "finished" and left the claim for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Claim, "release", lambda _: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception, match="stopped here"):
+            run(config, url)
+    location = open_remote_folder(url)
+    assert location.head(HARVEST_CLAIM) is not None
+    assert run(config, url).reused
+    assert objects(location) == contents(local)
 
 
 def test_the_team_is_asked_first(

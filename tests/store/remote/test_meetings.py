@@ -1,5 +1,6 @@
 """Two people, one place: what happens when commands meet. The README of the store states the outcomes."""
 
+import json
 import os
 import random
 import threading
@@ -12,8 +13,15 @@ from typing import Any
 import pytest
 
 from saecache.store import CorruptCacheError, IncompleteCacheError, SaecacheError, UsageError, inspect_output
-from saecache.store.remote.cache_objects import PROVENANCE, ROOT, UNFINISHED, find_root
-from saecache.store.remote.failures import RemoteChangedError
+from saecache.store.remote.cache_objects import (
+    HARVEST_CLAIM,
+    PROVENANCE,
+    ROOT,
+    UNFINISHED,
+    find_root,
+    read_root,
+)
+from saecache.store.remote.failures import RemoteChangedError, RemoteError
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.remote_folder import open_remote_folder
@@ -281,3 +289,56 @@ def test_everybody_at_once(url: str, cache_path: Path, tmp_path: Path, contents:
             assert contents(copy) == contents(cache_path)
     Push(cache_path, url).run()
     assert verify_remote(url).ok
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_a_removal_does_not_believe_a_listing_that_hides_its_own_claim(
+    proxy: Proxy, url: str, cache_path: Path, times: int
+) -> None:
+    Push(cache_path, url).run()
+    removal = Removal(url, patience=QUICK)
+    proxy.add("page", method="GET", path="list-type", times=times, skip=1)
+    if times == 1:
+        removal.run()
+    else:
+        with pytest.raises(RemoteError, match=r"does not show \.unfinished\.json"):
+            removal.run()
+        proxy.clear()
+        assert Removal(url).plan().state == "unfinished"
+        Removal(url).run()
+    assert not open_remote_folder(url).objects()
+
+
+@pytest.mark.parametrize("kind", ["lost_answer", "reset", "garbage", "empty"])
+def test_deletes_are_repeated(proxy: Proxy, url: str, cache_path: Path, kind: str) -> None:
+    """A push and a removal ended with an error when the answer to one delete did not come."""
+    met = proxy.add(kind, method="POST", path="delete", after=0, times=2)
+    Push(cache_path, url, patience=QUICK).run()
+    assert met.met == 2
+    again = proxy.add(kind, method="POST", path="delete", after=0, times=2)
+    Removal(url, patience=QUICK).run()
+    assert again.met == 2
+    assert not open_remote_folder(url).objects()
+
+
+def test_a_claim_that_a_finished_harvest_left_blocks_nothing(team: str, url: str, cache_path: Path) -> None:
+    """Killed between its manifest and the end of its claim."""
+    place = open_remote_folder(url)
+    for command in ("push", "rm", "damaged"):
+        Push(cache_path, url).run()
+        root = read_root(place)
+        place.put(HARVEST_CLAIM, json.dumps({"fingerprint": root.manifest.fingerprint}).encode())
+        assert verify_remote(url).ok
+        if command == "damaged":
+            place.delete(["tokens/zarr.json"])
+        if command != "rm":
+            Push(cache_path, url).run()
+            assert {info.key for info in place.objects()} == root.keys - {UNFINISHED, HARVEST_CLAIM}
+        Removal(url).run()
+        assert not place.objects()
+
+
+def test_a_push_does_not_meet_a_harvest(url: str, cache_path: Path) -> None:
+    open_remote_folder(url).put(HARVEST_CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
+    with pytest.raises(UsageError, match="taken by a harvest"):
+        Push(cache_path, url).run()

@@ -12,6 +12,7 @@ from saecache.store import CorruptCacheError, UsageError
 from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
 from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
 from saecache.store.remote.upload import HashedParts, part_size
+from saecache.store.remote.urls import redact_url
 
 from .proxy import Proxy
 from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
@@ -219,7 +220,7 @@ def test_no_server_is_said_soon(team: str, monkeypatch: pytest.MonkeyPatch, open
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"no answer from http://127.0.0.1:9 \(check the endpoint"):
         open_quickly(team).get("x", 10)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hunter2@x@127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"no answer from http://127\.0\.0\.1:9") as caught:
         open_quickly(team).get("x", 10)
     assert "hunter2" not in str(caught.value)
@@ -259,6 +260,64 @@ def test_urls() -> None:
         with pytest.raises(UsageError, match="come from the environment") as caught:
             open_remote_folder(url)
         assert "hunter2" not in str(caught.value)
+
+
+UGLY = [
+    "s3://key:hunter2@bucket/x",
+    "s3:/key:hunter2@bucket/x",
+    "s3://key:hunter2/with/slashes@bucket/x",
+    "s3://key:hunter2@x@bucket/x",
+    "s3://key:hunter2#x@bucket/x",
+    "s3://bucket/x?X-Amz-Signature=hunter2",
+    "s3://bucket/x#hunter2",
+    "s3://[hunter2@/x",
+    "S3://key:hunter2@bucket",
+    "https://key:hunter2@host/x",
+    "az:/key:hunter2@container/x",
+    "file://key:hunter2@host/x",
+    "//key:hunter2@bucket/x",
+]
+
+
+@pytest.mark.parametrize("url", UGLY)
+def test_no_url_is_quoted_that_may_hold_a_secret(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_remote_folder(url)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ("https://minio.example.com/path?x=hunter2", "https://minio.example.com"),
+        ("http://someone:hunter2@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://someone:hunter2@secret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://someone:hunter2/x@127.0.0.1:9/y", "http://127.0.0.1:9"),
+        ("http://someone:hunter2#x@[::1]:9", "http://[::1]:9"),
+        ("http://someone:hunter2@", ""),
+        ("hunter2", ""),
+        ("", ""),
+    ],
+)
+def test_of_an_endpoint_only_the_host_is_shown(endpoint: str, shown: str) -> None:
+    assert redact_url(endpoint) == shown
+
+
+def test_claims_of_a_folder_that_is_there_keep_their_name(tmp_path: Path) -> None:
+    """The dot of ``.unfinished.json`` was lost where the folder existed before it was opened."""
+    open_remote_folder(tmp_path.as_uri()).put(".unfinished.json", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == [".unfinished.json"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_small_objects_that_arrive_damaged_are_written_again(
+    location: RemoteFolder, proxy: Proxy, open_quickly: Open, team: str, create: bool
+) -> None:
+    met = proxy.add("flip_request", method="PUT", path="/claim", after=3)
+    assert open_quickly(team).put("claim", b"the content of a claim", create=create)
+    assert met.met == 1
+    assert location.get("claim", 100) == b"the content of a claim"
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "100%", "%41", "ü+&=,;", "x@y"])

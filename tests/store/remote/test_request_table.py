@@ -1,4 +1,4 @@
-"""Every verb against every fault: what passes is repeated and does not show, what lasts ends soon and by name.
+"""Every verb against every fault: what passes is repeated and does not show, what lasts ends soon.
 
 The cells are generated, and every one is run. The only faults that nobody can see are those that leave an
 answer well formed and wrong: a flipped letter in a listing, for example.
@@ -120,7 +120,6 @@ def place(team: str, proxy: Proxy, s3_server: Any, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_passes_does_not_show(place: Place, proxy: Proxy, verb: str, fault: dict[str, Any]) -> None:
     method, path, work = VERBS[verb]
-    place.folder.bucket.patience  # noqa: B018 - HASTY: two repeats are enough
     met = proxy.add(method=method, path=path, **fault)
     assert work(place)
     assert met.met == 1
@@ -145,6 +144,9 @@ def test_what_lasts_ends_soon(place: Place, proxy: Proxy, verb: str, fault: dict
 @pytest.mark.parametrize("verb", VERBS)
 def test_refusals_are_not_repeated(place: Place, proxy: Proxy, verb: str, fault: dict[str, Any]) -> None:
     proxy.add(times=10**6, **fault)
+    if (verb, fault.get("code")) == ("head", "NoSuchBucket"):
+        assert place.folder.head("x/small") is None  # 404 without a word: no object, as far as HEAD can tell
+        return
     with pytest.raises(AccessError):
         VERBS[verb][2](place)
     assert len(proxy.seen) <= 2  # an answer to HEAD has no words: GET asks for them
