@@ -5,7 +5,8 @@ compared with what follows from it. ``provenance/zarr.json`` is volatile and sma
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..layout import PROVENANCE_GROUP
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
-from .failures import MissingObjectError
+from .failures import MissingObjectError, RemoteChangedError
 from .remote_folder import RemoteFolder
 
 ROOT = "zarr.json"
@@ -158,6 +159,28 @@ def _find(location: RemoteFolder, key: str) -> Root | None:
         return location.read(key, MAX_MANIFEST_BYTES, lambda content: Root.parse(content, where))
     except MissingObjectError:
         return None
+
+
+@contextmanager
+def changes_explained(location: RemoteFolder, manifest: Manifest, when: str, advice: str) -> Iterator[None]:
+    """Objects that are missing or different may mean that the cache itself is gone, or another.
+
+    Raises:
+        RemoteChangedError: the cache was removed or replaced since its manifest was read.
+        CorruptCacheError: it was not; the cache is not whole, or an object is damaged.
+    """
+    try:
+        yield
+    except (MissingObjectError, CorruptCacheError) as error:
+        now = find_root(location)
+        if now is None or now.manifest != manifest:
+            what = "removed" if now is None else "replaced by another cache"
+            raise RemoteChangedError(f"{location.url} was {what} {when}; {advice}") from None
+        if isinstance(error, CorruptCacheError):
+            raise
+        raise CorruptCacheError(
+            f"an object is missing ({error}): the cache is not whole; push it again"
+        ) from None
 
 
 def read_metadata(location: RemoteFolder, root: Root, key: str) -> bytes:

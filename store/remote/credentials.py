@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UsageError
-from .failures import PROFILE_FAILED
 
 if TYPE_CHECKING:
-    from obstore.store import S3Config, S3Credential
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import S3Config
 
 _CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
@@ -23,7 +23,7 @@ _CREDENTIALS = (
 )
 
 
-def s3_config() -> "tuple[S3Config, ProfileCredentials | None]":
+def s3_config() -> "tuple[S3Config, Boto3CredentialProvider | None]":
     """(settings that the library does not find itself, what provides the credentials of a profile or None).
 
     Raises:
@@ -45,21 +45,6 @@ def s3_config() -> "tuple[S3Config, ProfileCredentials | None]":
     if endpoint:
         config["endpoint"] = endpoint.rstrip("/")
     return config, provider
-
-
-class ProfileCredentials:
-    """Hands out the credentials of a profile whenever the library asks, renewed by boto3 when they expire."""
-
-    def __init__(self, provider: Any) -> None:
-        self._provider = provider
-        self.config = provider.config  # the library looks for it
-
-    def __call__(self) -> "S3Credential":
-        try:
-            credentials: S3Credential = self._provider()
-            return credentials
-        except Exception as error:  # noqa: BLE001 - whatever it is, it may quote credentials
-            raise RuntimeError(f"{PROFILE_FAILED} ({type(error).__name__})") from None
 
 
 def _open_profile(name: str | None, *, required: bool) -> Any:
@@ -98,10 +83,11 @@ def _profile_endpoint(session: Any) -> str | None:
     """``endpoint_url`` of a profile: the one of its services section for S3, else its own."""
     profile = session.get_scoped_config()
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
-    return services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
+    found: str | None = services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
+    return found
 
 
-def _find_credentials(session: Any, name: str | None) -> ProfileCredentials | None:
+def _find_credentials(session: Any, name: str | None) -> "Boto3CredentialProvider | None":
     """What provides the credentials of a profile; None lets the library look for a role of the machine."""
     label = name or "default"
     from botocore.exceptions import BotoCoreError
@@ -115,9 +101,9 @@ def _find_credentials(session: Any, name: str | None) -> ProfileCredentials | No
                 f"the AWS profile {name!r} holds no credentials: add aws_access_key_id and "
                 "aws_secret_access_key to it, or unset AWS_PROFILE"
             )
-        provider = ProfileCredentials(Boto3CredentialProvider(session))
+        provider = Boto3CredentialProvider(session)
         provider()  # a session that has expired is reported at once
-    except (BotoCoreError, RuntimeError, OSError) as error:
+    except (BotoCoreError, OSError) as error:
         raise UsageError(
             f"the credentials of the AWS profile {label!r} cannot be read "
             f"({type(error).__name__}): renew them, for SSO with 'aws sso login --profile {label}'"

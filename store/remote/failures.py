@@ -5,7 +5,6 @@ Messages are made here. Nothing of the foreign text is passed on, because it may
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 
@@ -45,7 +44,6 @@ class Failure:
     text: str
 
 
-PROFILE_FAILED = "the credentials of the AWS profile could not be read"  # raised by our credential provider
 # The server got other bytes than were sent: send them again.
 _DAMAGED_ON_THE_WAY = {
     "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout",
@@ -54,32 +52,18 @@ _DAMAGED_ON_THE_WAY = {
 _MAY_PASS = {408, 412, 416, 429}  # and everything from 500 on
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"}
 _WRONG_KEY = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AuthenticationFailed",
-    "AuthorizationHeaderMalformed",
-}
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "AuthorizationHeaderMalformed",
+}  # fmt: skip
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _NO_CREDENTIALS = re.compile(
     r"169\.254\.169\.254|metadata\.google\.internal|latest/api/token|MissingCredentials"
 )
 
 
-class _Variables(NamedTuple):
-    """Which variables of the environment decide, for one kind of store."""
-
-    endpoint: str
-    credentials: str
-
-
-_VARIABLES = {
-    "s3": _Variables(
-        "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"
-    ),
-    "gs": _Variables("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
-    "az": _Variables(
-        "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
-    ),
+_VARIABLES = {  # of the environment, that decide for one kind of store: the endpoint, the credentials
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"),
+    "gs": ("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
 }
 
 
@@ -108,8 +92,7 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
     """
     failure = parse_failure(error)
     name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""
-    variables = _VARIABLES.get(where.partition("://")[0], _VARIABLES["s3"])
-    refusal = _refusal(failure, name, variables, what, where)
+    refusal = _refusal(failure, name, what, where)
     if refusal is not None:
         return AccessError(refusal)
     if failure.status == 404:
@@ -127,13 +110,14 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
     return RemoteError(f"{what} at {where}: the server refused the request{name}", may_pass=may_pass)
 
 
-def _refusal(failure: Failure, name: str, variables: _Variables, what: str, where: str) -> str | None:
+def _refusal(failure: Failure, name: str, what: str, where: str) -> str | None:
     """The words for what the user has to change, or None."""
+    endpoint, credentials = _VARIABLES.get(where.partition("://")[0], _VARIABLES["s3"])
     code, status, text = failure.code, failure.status, failure.text
-    if PROFILE_FAILED in text:
-        return f"{where}: {PROFILE_FAILED} any more; renew them ('aws sso login') and run again"
+    if "External AWS credential provider" in text:  # that of a profile; what follows may quote secrets
+        return f"{where}: the AWS profile gives no credentials any more; renew them ('aws sso login')"
     if code in _NO_BUCKET:
-        return f"{where}: there is no such bucket{name}; check the name, and {variables.endpoint}"
+        return f"{where}: there is no such bucket{name}; check the name, and {endpoint}"
     if code in _EXPIRED:
         return f"{what} at {where}: the credentials have expired{name}; renew them and run again"
     if _NO_CREDENTIALS.search(text):
@@ -145,11 +129,11 @@ def _refusal(failure: Failure, name: str, variables: _Variables, what: str, wher
     if code == "RequestTimeTooSkewed":
         return f"{where}: the server's clock and this machine's differ too much{name}; set the clock"
     if code in _WRONG_KEY or status == 401:
-        return f"{what} at {where}: the credentials were not accepted{name}; check {variables.credentials}"
+        return f"{what} at {where}: the credentials were not accepted{name}; check {credentials}"
     if status == 403:
         return f"{what} at {where}: not allowed{name}; the credentials work, but lack the right for this"
     if "Received redirect" in text:  # one without a place to go to
         return f"{where}: the bucket is in another region{name}; set AWS_REGION to its own"
     if "builder error" in text:
-        return f"{where}: the endpoint is not a valid https:// URL; check {variables.endpoint}"
+        return f"{where}: the endpoint is not a valid https:// URL; check {endpoint}"
     return None

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import CorruptCacheError, SaecacheError
+from ...common.errors import SaecacheError
 from ..info import provenance_facts
 from ..manifest import FileInfo, Manifest, load_manifest
 from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .cache_objects import PROVENANCE, find_root, read_root
+from .cache_objects import PROVENANCE, changes_explained, read_root
 from .download_cache import DownloadCache
 from .download_cache_settings import check_limit, open_download_cache
-from .failures import MissingObjectError, RemoteChangedError
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
 from .shards import RemoteShards
@@ -54,32 +53,11 @@ def fetch_from(location: RemoteFolder, manifest: Manifest) -> Callable[[FileInfo
     """Downloads files of the cache, checked against the manifest; says what became of missing ones."""
 
     def fetch(file: FileInfo, target: Path, on_bytes: OnBytes) -> None:
-        try:
+        with changes_explained(
+            location, manifest, "while it was being read", "run again to use what is there now"
+        ):
             location.download(
                 file.path, target, size=file.size, sha256=file.sha256, on_bytes=on_bytes, durable=False
             )
-        except (MissingObjectError, CorruptCacheError) as error:
-            _check_unchanged(location, manifest)
-            if isinstance(error, CorruptCacheError):
-                raise
-            raise CorruptCacheError(
-                f"{location.url}/{file.path} is missing, the cache is not whole: push it again"
-            ) from None
 
     return fetch
-
-
-def _check_unchanged(location: RemoteFolder, manifest: Manifest) -> None:
-    """
-    Raises:
-        RemoteChangedError: the cache was removed or replaced since its manifest was read.
-    """
-    root = find_root(location)
-    if root is None:
-        raise RemoteChangedError(
-            f"{location.url} was removed while it was being read; what was not downloaded yet is gone"
-        )
-    if root.manifest != manifest:
-        raise RemoteChangedError(
-            f"{location.url} was replaced by another cache while it was being read: run again to use that one"
-        )

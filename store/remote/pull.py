@@ -25,13 +25,13 @@ from .cache_objects import (
     ROOT,
     CacheObject,
     Root,
+    changes_explained,
     check_metadata,
-    find_root,
     read_metadata,
     read_provenance,
     read_root,
 )
-from .failures import MissingObjectError, RemoteChangedError
+from .failures import MissingObjectError
 from .remote_folder import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer, TransferResult
@@ -93,7 +93,9 @@ class Pull(Transfer):
         """Nothing can be left: the folder of a pull goes before the pull counts as finished."""
 
     def _move(self, missing: list[CacheObject]) -> None:
-        with self._claimed(), disk_explained(self.path), self._removal_explained():
+        advice = f"{self.path} holds a part of it and is no cache: remove it, or pull something else into it"
+        whole = changes_explained(self.folder, self.root.manifest, "while it was pulled", advice)
+        with self._claimed(), disk_explained(self.path), whole:
             self._remove_leftovers()
             write_bytes(self.path / PULL_FOLDER / ROOT, self.root.content)
             self.traffic.run(
@@ -172,23 +174,6 @@ class Pull(Transfer):
         lock.release()
         shutil.rmtree(work)
         fsync_folder(self.path)
-
-    @contextmanager
-    def _removal_explained(self) -> Iterator[None]:
-        """Objects that are missing or different may mean that the cache itself is gone or another."""
-        try:
-            yield
-        except (MissingObjectError, CorruptCacheError) as error:
-            now = find_root(self.folder)
-            if now is not None and now.content == self.root.content:
-                if isinstance(error, CorruptCacheError):
-                    raise
-                raise CorruptCacheError(f"{error}: the cache is not whole; push it again") from None
-            what = "removed" if now is None else "replaced by another cache"
-            raise RemoteChangedError(
-                f"{self.folder.url} was {what} while it was pulled; {self.path} holds a part of it and is "
-                "no cache: remove it, or pull from elsewhere into the same folder"
-            ) from None
 
     def _download(self, wanted: CacheObject) -> None:
         self.folder.download(

@@ -109,16 +109,7 @@ def _name(part: Any, *keys: str) -> str:
 def format_listing(found: list[Listed], url: str) -> str:
     """A table, one line for each cache; places are relative to ``url``."""
     header = (
-        "cache",
-        "model",
-        "hooks",
-        "dataset",
-        "tokens",
-        "context",
-        "stored",
-        "size",
-        "date",
-        "fingerprint",
+        *["cache", "model", "hooks", "dataset", "tokens", "context", "stored", "size", "date", "fingerprint"],
         "",
     )
     rows = [_cells(listed, url.rstrip("/")) for listed in found]
@@ -133,6 +124,10 @@ def format_listing(found: list[Listed], url: str) -> str:
     return "\n".join(lines)
 
 
+_COLUMNS = (
+    *("cache", "model", "hooks", "dataset", "tokens", "context"),
+    *("stored", "size", "date", "fingerprint"),
+)
 _RIGHT = (4, 5, 7)
 
 
