@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..common.progress import progress_bar
 from .parts import cache_facts
 
 if TYPE_CHECKING:
@@ -24,11 +25,7 @@ BandwidthOption = Annotated[
 
 def bytes_bar(what: str, total_bytes: int) -> "tqdm[Any]":
     """A progress bar in bytes, with the time that is left; on stderr."""
-    from tqdm import tqdm
-
-    return tqdm(
-        desc=what, total=total_bytes, disable=total_bytes == 0, unit="B", unit_scale=True, smoothing=0.1
-    )
+    return progress_bar(what, "B", total_bytes, hidden=total_bytes == 0)
 
 
 @contextmanager
