@@ -13,7 +13,7 @@ from ...common.errors import SaecacheError, UsageError
 from .credentials import s3_config
 from .failures import RemoteError, parse_failure, translate
 from .retries import Patience
-from .urls import ObjectUrl, redact_url
+from .urls import ObjectUrl, is_endpoint, redact_url
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore, ObjectStore
@@ -118,12 +118,16 @@ def _maker(
         s3["config"], s3["credential_provider"] = s3_config()
         endpoint = s3["config"].get("endpoint", "")
         allow_http = _is_set("AWS_ALLOW_HTTP") or endpoint.startswith("http://")
+        variable = "AWS_ENDPOINT_URL"
     else:
         variable = "AZURE_ENDPOINT" if url.scheme == "az" else "GOOGLE_BASE_URL"
         endpoint = os.environ.get(variable, "")
         allow_http = endpoint.startswith("http://") or (
             url.scheme == "az" and _is_set("AZURE_STORAGE_USE_EMULATOR")
         )
+
+    if endpoint and not is_endpoint(endpoint):  # the library would panic; without the text, it may be secret
+        raise UsageError(f"{url}: the endpoint is not a valid http:// or https:// URL; check {variable}")
 
     def make(purpose: Purpose) -> "ObjectStore":
         from obstore.store import AzureStore, GCSStore, LocalStore, S3Store

@@ -51,6 +51,8 @@ def parse_url(text: str) -> ObjectUrl:
         parts = urlsplit(text)
     except ValueError:
         raise UsageError(f"this {scheme}:// URL cannot be read: brackets are not part of a bucket") from None
+    if any(ord(c) < 32 for c in text):  # urlsplit drops some of them
+        raise UsageError(f"control characters cannot be part of a {scheme}:// URL")
     if "@" in parts.netloc or parts.query or parts.fragment or _hides_credentials(text):
         raise UsageError(  # without the text: it may hold a secret
             f"a {scheme}:// URL is a bucket and a path: credentials and options come from the environment, "
@@ -61,6 +63,8 @@ def parse_url(text: str) -> ObjectUrl:
         raise UsageError(f"a file URL has three slashes: file:///{parts.netloc}{parts.path}")
     if scheme != "file" and not bucket:
         raise UsageError(f"{text!r} names no bucket; expected {scheme}://bucket/team/name")
+    if scheme in ("s3", "gs", "az") and not re.fullmatch(r"[A-Za-z0-9$][A-Za-z0-9._-]*", bucket):
+        raise UsageError(f"{bucket!r} cannot be the name of a bucket; expected {scheme}://bucket/team/name")
     path = unquote(parts.path) if scheme == "file" else parts.path  # as the providers' own tools read them
     segments = [segment for segment in path.split("/") if segment]
     if any(segment in (".", "..") for segment in segments) or any(ord(c) < 32 for c in path):
@@ -74,6 +78,17 @@ def _hides_credentials(text: str) -> bool:
     """Whether something like ``user:password@`` stands in a URL whose password holds ``/``."""
     before_at, at, _ = text.partition("://")[2].rpartition("@")
     return bool(at) and ":" in before_at
+
+
+def is_endpoint(url: str) -> bool:
+    """Whether ``url`` is an address that can be asked: http:// or https://, a host, perhaps a port."""
+    try:
+        parts = urlsplit(url)
+        if any(c.isspace() for c in url):
+            return False
+        return parts.scheme in ("http", "https") and bool(redact_url(url)) and (parts.port or 1) > 0
+    except ValueError:
+        return False
 
 
 def redact_url(url: str) -> str:

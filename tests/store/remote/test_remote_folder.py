@@ -304,6 +304,31 @@ def test_of_an_endpoint_only_the_host_is_shown(endpoint: str, shown: str) -> Non
     assert redact_url(endpoint) == shown
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "minio:9000",
+        "ftp://host",
+        "http://host:99999",
+        "http://host:0x1",
+        "http://a b",
+        "http://x:hunter2/@host:9",
+    ],
+)
+def test_endpoints_that_make_no_sense(team: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """The library panics at some of them, which is no exception that anybody catches."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match=r"not a valid .*check AWS_ENDPOINT_URL") as caught:
+        open_remote_folder(team)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", ["a b", "a\tb", "a%20b", "-a"])
+def test_names_that_no_bucket_has(bucket: str) -> None:
+    with pytest.raises(UsageError):
+        open_remote_folder(f"s3://{bucket}/x")
+
+
 def test_claims_of_a_folder_that_is_there_keep_their_name(tmp_path: Path) -> None:
     """The dot of ``.unfinished.json`` was lost where the folder existed before it was opened."""
     open_remote_folder(tmp_path.as_uri()).put(".unfinished.json", b"1")
