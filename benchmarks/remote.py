@@ -27,11 +27,11 @@ from obstore.store import ObjectStore, from_url
 from shared.measuring import Report, parser, ratios, seconds_of, take_turns, timed
 
 from saecache.store import CacheWriter, StorageConfig, read_manifest
-from saecache.store.remote.checking import verify_remote
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
-from saecache.store.remote.traffic import DEFAULT_CONCURRENCY, Traffic
+from saecache.store.remote.transfer import DEFAULT_CONCURRENCY, Traffic
+from saecache.store.remote.verify import verify_remote
 
 SERVER = Path(__file__).parents[1] / "tests" / "store" / "remote" / "server.py"
 

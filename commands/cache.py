@@ -63,7 +63,7 @@ def cache_verify(
     from ..store import verify_cache
 
     if is_url(place):
-        from ..store.remote.checking import verify_remote
+        from ..store.remote.verify import verify_remote
 
         moving = 0 if quick else manifest_bytes(place)
         with transfer("verify", moving, concurrency, max_bandwidth) as traffic:

@@ -70,11 +70,11 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
     from ..store.info import describe, largest_rows, read_manifest, read_provenance
 
     if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
+        from ..store.remote.cache_objects import read_root
         from ..store.remote.opening import read_remote_provenance
+        from ..store.remote.remote_folder import open_remote_folder
 
-        manifest = read_root(open_location(str(place))).manifest
+        manifest = read_root(open_remote_folder(str(place))).manifest
         return describe(manifest, read_remote_provenance(str(place)), largest_rows(place, manifest))
     manifest = read_manifest(place)
     return describe(manifest, read_provenance(place), largest_rows(place, manifest))
@@ -83,10 +83,10 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
 def cache_facts(place: str | Path) -> dict[str, Any]:
     """The manifest of the cache in a folder or at a URL, as JSON values."""
     if is_url(place):
-        from ..store.remote.contents import read_root
-        from ..store.remote.location import open_location
+        from ..store.remote.cache_objects import read_root
+        from ..store.remote.remote_folder import open_remote_folder
 
-        return read_root(open_location(str(place))).manifest.model_dump(mode="json")
+        return read_root(open_remote_folder(str(place))).manifest.model_dump(mode="json")
     from ..store.info import read_manifest
 
     return read_manifest(place).model_dump(mode="json")

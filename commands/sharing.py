@@ -13,7 +13,8 @@ from .transfer import BandwidthOption, ConcurrencyOption, transfer
 
 if TYPE_CHECKING:
     from ..store.remote.pull import Pull
-    from ..store.remote.push import Push, TransferResult
+    from ..store.remote.push import Push
+    from ..store.remote.transfer import TransferResult
 
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="s3://, gs:// or az://bucket/team/name, or file:///folder/name.")
@@ -77,7 +78,7 @@ def cache_ls(
     as_json: JsonFlag = False,
 ) -> None:
     """List the caches below a place: model, hooks, dataset, tokens, size, and whether they are complete."""
-    from ..store.remote.listing import format_listing, list_caches
+    from ..store.remote.team import format_listing, list_caches
 
     url = place if is_url(place) else Path(place).absolute().as_uri()
     found = list_caches(url)

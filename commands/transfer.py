@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..common.progress import progress_bar
 from .printing import cache_facts
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ..store.remote.traffic import Traffic
+    from ..store.remote.transfer import Traffic
 
 ConcurrencyOption = Annotated[
     int | None, typer.Option(help="Objects moved at the same time. Default: 8.", show_default=False)
@@ -24,11 +25,7 @@ BandwidthOption = Annotated[
 
 def bytes_bar(what: str, total_bytes: int) -> "tqdm[Any]":
     """A progress bar in bytes, with the time that is left; on stderr."""
-    from tqdm import tqdm
-
-    return tqdm(
-        desc=what, total=total_bytes, disable=total_bytes == 0, unit="B", unit_scale=True, smoothing=0.1
-    )
+    return progress_bar(what, "B", total_bytes, hidden=total_bytes == 0)
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def transfer(
     what: str, total_bytes: int, concurrency: int | None, max_bandwidth: float | None
 ) -> "Iterator[Traffic]":
     """The limits of one transfer, and its progress bar while it runs."""
-    from ..store.remote.traffic import DEFAULT_CONCURRENCY, Traffic
+    from ..store.remote.transfer import DEFAULT_CONCURRENCY, Traffic
 
     limit = None if max_bandwidth is None else max_bandwidth * 1e6
     with bytes_bar(what, total_bytes) as bar:

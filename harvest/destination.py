@@ -11,7 +11,6 @@ from ..store import PlannedSize, UsageError, inspect_output, plan_size
 from ..store.config import StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
-from ..store.remote.contents import find_root
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from .config import HarvestConfig
 from .identity import Existing
@@ -39,7 +38,7 @@ class Destination:
         """The finished cache in the bucket, if there is one, and its URL."""
         if self.delivery is None:
             return None
-        root = find_root(self.delivery.location)
+        root = self.delivery.finished()
         if root is not None:
             return self.delivery.url, Existing(root.manifest.identity, root.manifest)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there

@@ -1,8 +1,7 @@
 """Caches in object storage."""
 
-from .access import ObjectInfo
-from .location import Location, open_location
-from .settings import Patience
+from .remote_folder import ObjectInfo, RemoteFolder, open_remote_folder
+from .retries import Patience
 from .urls import is_url
 
-__all__ = ["Location", "ObjectInfo", "Patience", "is_url", "open_location"]
+__all__ = ["ObjectInfo", "Patience", "RemoteFolder", "is_url", "open_remote_folder"]

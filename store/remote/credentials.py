@@ -1,126 +1,116 @@
-"""Credentials, region and endpoint of S3, as the AWS tools find them: environment first, then profile files.
+"""Credentials, region and endpoint of S3, as the AWS tools find them: environment first, then profiles.
 
-Object stores read most of the environment themselves (keys, tokens, web identity, container and instance
-roles); what they do not read are the profile files. Profiles that need a helper (SSO, assumed roles,
-``credential_process``) go through boto3 where it is installed.
+The object store library reads keys, tokens, web identity, container and instance roles from the environment.
+Profiles (keys, SSO, roles, ``credential_process``) are read by boto3, which ``saecache[aws]`` installs.
 """
 
-import configparser
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UsageError
 
 if TYPE_CHECKING:
+    from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Config
 
-_NEEDS_BOTO3 = ("role_arn", "sso_session", "sso_start_url", "credential_process", "web_identity_token_file")
-_KEYS = {
-    "aws_access_key_id": "access_key_id",
-    "aws_secret_access_key": "secret_access_key",
-    "aws_session_token": "session_token",
-}
+_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
 
 
-def s3_config(environ: Mapping[str, str] | None = None) -> "tuple[S3Config, Any]":
-    """(settings that the environment alone does not give, a credential provider or None).
+def s3_config() -> "tuple[S3Config, Boto3CredentialProvider | None]":
+    """(settings that the library does not find itself, what provides the credentials of a profile or None).
 
     Raises:
-        UsageError: ``AWS_PROFILE`` names a profile that is absent or needs boto3; a file is malformed.
+        UsageError: ``AWS_PROFILE`` names a profile that is absent or unusable, a file is malformed, or boto3
+            is needed and not installed.
     """
-    environ = os.environ if environ is None else environ
-    profile_name = environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE")
-    profile = _profile(environ, profile_name)
-    config: dict[str, str] = {}
-    endpoint = (
-        environ.get("AWS_ENDPOINT_URL_S3")
-        or environ.get("AWS_ENDPOINT_URL")
-        or environ.get("AWS_ENDPOINT")
-        or profile.get("services.s3.endpoint_url")
-        or profile.get("endpoint_url")
-    )
+    name = _first("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+    needs_credentials = bool(name) or not _first(*_CREDENTIALS)
+    endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    region = _first("AWS_REGION", "AWS_DEFAULT_REGION")
+    provider = None
+    if needs_credentials or not region or not endpoint:
+        session = _open_profile(name, required=needs_credentials)
+        if session is not None:
+            endpoint = endpoint or _profile_endpoint(session)
+            region = region or session.get_config_variable("region")
+            provider = _find_credentials(session, name) if needs_credentials else None
+    config: S3Config = {"region": region or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint.rstrip("/")
-    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or profile.get("region")
-    config["region"] = region or "us-east-1"
-    provider = None
-    if profile_name or not _environment_has_credentials(environ):
-        if "aws_access_key_id" in profile and "aws_secret_access_key" in profile:
-            config |= {name: profile[key] for key, name in _KEYS.items() if key in profile}
-        elif any(key in profile for key in _NEEDS_BOTO3):
-            provider = _boto3_provider(profile_name)
-        elif profile_name and not _environment_has_credentials(environ):
-            raise UsageError(
-                f"the AWS profile {profile_name!r} holds no credentials: add aws_access_key_id and "
-                "aws_secret_access_key to it, or unset AWS_PROFILE"
-            )
-    return config, provider  # type: ignore[return-value]
+    return config, provider
 
 
-def _environment_has_credentials(environ: Mapping[str, str]) -> bool:
-    return any(
-        environ.get(name)
-        for name in (
-            "AWS_ACCESS_KEY_ID",
-            "AWS_WEB_IDENTITY_TOKEN_FILE",
-            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-            "AWS_SKIP_SIGNATURE",
-        )
-    )
-
-
-def _profile(environ: Mapping[str, str], name: str | None) -> dict[str, str]:
-    """Everything the two files say about a profile (``default`` unless named); {} where there is none."""
-    home = Path(environ.get("HOME") or Path.home()) / ".aws"
-    config = _read(Path(environ.get("AWS_CONFIG_FILE") or home / "config"))
-    credentials = _read(Path(environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"))
-    wanted = name or "default"
-    found: dict[str, str] = {}
-    known = set(credentials.sections())
-    for section in config.sections():
-        label = section.removeprefix("profile ").strip()
-        if section == "default" or section.startswith("profile "):
-            known.add(label)
-            if label == wanted:
-                found |= config[section]
-    if wanted in credentials:
-        found |= credentials[wanted]
-    if name and wanted not in known:
+def _open_profile(name: str | None, *, required: bool) -> Any:
+    """The botocore session of a profile (``default`` unless named); None where there is none."""
+    credentials = Path(_first("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    config = Path(_first("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    if not name and not credentials.is_file() and not config.is_file():
+        return None
+    try:
+        import boto3  # noqa: F401 - what the provider of the credentials needs; botocore comes with it
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ImportError:
+        if not required or not (name or credentials.is_file()):
+            return None
+        raise UsageError(
+            f"reading the AWS profile {name or 'default'!r} needs boto3: pip install boto3 (or "
+            "'saecache[aws]'), or export keys with 'aws configure export-credentials'"
+        ) from None
+    try:
+        session = Session(profile=name)
+        known = session.available_profiles
+    except (BotoCoreError, OSError, ValueError) as error:
+        # not its message: it may quote lines of the file
+        broken = getattr(error, "kwargs", {}).get("path") or f"{credentials} or {config}"
+        raise UsageError(f"cannot read the AWS file {broken}: {type(error).__name__}") from None
+    if name and name not in known:
         raise UsageError(
             f"AWS_PROFILE is {name!r}, but the AWS configuration files have only "
             f"{', '.join(sorted(known)) or 'no profiles'}"
         )
-    services = f"services {found.get('services', '')}"
-    if services in config:
-        for line in config[services].get("s3", "").splitlines():
-            key, _, value = line.partition("=")
-            if key.strip() == "endpoint_url":
-                found["services.s3.endpoint_url"] = value.strip()
+    return session
+
+
+def _profile_endpoint(session: Any) -> str | None:
+    """``endpoint_url`` of a profile: the one of its services section for S3, else its own."""
+    profile = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    found: str | None = services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
     return found
 
 
-def _read(path: Path) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0", strict=False)
-    try:
-        parser.read_string(path.expanduser().read_text("utf-8"))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, configparser.Error) as error:
-        # not the parser's message: it quotes lines of the file
-        raise UsageError(f"cannot read the AWS file {path}: {type(error).__name__}") from None
-    return parser
+def _find_credentials(session: Any, name: str | None) -> "Boto3CredentialProvider | None":
+    """What provides the credentials of a profile; None lets the library look for a role of the machine."""
+    label = name or "default"
+    from botocore.exceptions import BotoCoreError
+    from obstore.auth.boto3 import Boto3CredentialProvider
 
-
-def _boto3_provider(profile_name: str | None) -> Any:
     try:
-        from boto3.session import Session
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
+        if session.get_credentials() is None:
+            if not name:
+                return None
+            raise UsageError(
+                f"the AWS profile {name!r} holds no credentials: add aws_access_key_id and "
+                "aws_secret_access_key to it, or unset AWS_PROFILE"
+            )
+        provider = Boto3CredentialProvider(session)
+        provider()  # a session that has expired is reported at once
+    except (BotoCoreError, OSError) as error:
         raise UsageError(
-            f"the AWS profile {profile_name or 'default'!r} uses SSO, a role or a credential process, "
-            "which needs boto3: pip install boto3, or export keys with 'aws configure export-credentials'"
+            f"the credentials of the AWS profile {label!r} cannot be read "
+            f"({type(error).__name__}): renew them, for SSO with 'aws sso login --profile {label}'"
         ) from None
-    return Boto3CredentialProvider(Session(profile_name=profile_name))
+    return provider
+
+
+def _first(*variables: str) -> str | None:
+    """The first of these variables of the environment that is set."""
+    return next((value for name in variables if (value := os.environ.get(name))), None)

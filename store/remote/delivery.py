@@ -1,10 +1,9 @@
 """A cache that is finished straight into object storage: each shard is uploaded, then removed here.
 
-Until the manifest is there, the last of all, the location holds ``.harvest.json``: it says whose objects
-these are, lets the same harvest go on, and keeps everything else out.
+Until the manifest is there, the place holds ``.harvest.json`` (see claims.py): it says whose objects these
+are, lets the same harvest go on, and keeps everything else out.
 """
 
-import json
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -12,13 +11,11 @@ from pathlib import Path
 
 from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
-from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .access import ObjectInfo
-from .contents import HARVEST_CLAIM as CLAIM
-from .contents import PROVENANCE, ROOT, Root, find_root, find_unfinished
-from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
+from .cache_objects import HARVEST_CLAIM, PROVENANCE, ROOT, Root, find_root, find_unfinished
+from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
+from .failures import AccessError, RemoteChangedError
+from .remote_folder import ObjectInfo, open_remote_folder
+from .retries import Patience
 
 UPLOADS_AT_ONCE = 4
 WAITING_AT_MOST = 8  # shards that are finished and not uploaded yet: they take room here
@@ -29,31 +26,35 @@ class BucketDelivery:
 
     def __init__(self, folder: Path, url: str, patience: Patience | None = None) -> None:
         self.folder = folder
-        self.location: Location = open_location(url, patience)
-        self.url = self.location.url
+        self._remote = open_remote_folder(url, patience)
+        self.url = self._remote.url
         self._there: dict[str, ObjectInfo] = {}  # what former runs brought
         self._brought: set[str] = set()  # by this run
-        self._claim = b""
+        self._claim: Claim | None = None
         self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, "saecache-upload")
         self._under_way: deque[Future[None]] = deque()
 
+    def finished(self) -> Root | None:
+        """The finished cache at the URL, if there is one; what a killed harvest left there goes."""
+        root = find_root(self._remote)
+        if root is not None:
+            with suppress(AccessError):  # who may only read has nothing to do here
+                release_leftover(self._remote, root)
+        return root
+
     def claim(self, fingerprint: str) -> None:
-        """Take the location for the cache with this fingerprint, or go on with it.
+        """Claim the place for the cache with this fingerprint, or go on with it.
 
         Raises:
             UsageError: another cache, another harvest or something else is there, or there is no access.
         """
-        if find_root(self.location) is not None or find_unfinished(self.location) is not None:
-            raise UsageError(f"{self.url} holds another cache, or one that is being pushed; {_ELSEWHERE}")
-        there = {info.key: info for info in self.location.objects()}
-        if there and CLAIM not in there:
-            raise UsageError(f"{self.url} holds other things ({min(there)}); {_ELSEWHERE}")
-        self._claim = json.dumps({"fingerprint": fingerprint}).encode()
-        if not self.location.put(CLAIM, self._claim, create=True) and self._claimed_by() != fingerprint:
-            raise UsageError(
-                f"{self.url} is taken by a harvest of another cache (fingerprint {self._claimed_by()[:12]}, "
-                f"not {fingerprint[:12]}); {_ELSEWHERE}"
-            )
+        if find_root(self._remote) is not None or find_unfinished(self._remote) is not None:
+            raise UsageError(f"{self.url} holds another cache, or one that is being pushed; {ELSEWHERE}")
+        there = {info.key: info for info in self._remote.objects()}
+        if there and HARVEST_CLAIM not in there:
+            raise UsageError(f"{self.url} holds other things ({min(there)}); {ELSEWHERE}")
+        self._claim = claim_for_harvest(self._remote, fingerprint)
+        self._claim.take()
         self._there = there
 
     def has(self, file: FileInfo, *, keep: bool) -> bool:
@@ -73,23 +74,21 @@ class BucketDelivery:
         Raises:
             RemoteChangedError: somebody removed or replaced objects meanwhile; the same harvest mends it.
         """
-        content = (self.folder / ROOT).read_bytes()
-        root = Root.parse(content, str(self.folder / ROOT))
+        assert self._claim is not None
+        root = Root.parse((self.folder / ROOT).read_bytes(), str(self.folder / ROOT))
         for file in root.manifest.files:  # a killed run may have left some that it did not bring
             if file.path not in self._brought:
                 self.take(file, keep=True)
         while self._under_way:
             self._under_way.popleft().result()
         for key in [*root.metadata, PROVENANCE]:
-            self.location.put(key, (self.folder / key).read_bytes())
-        self._check_all_there(root)
-        if self.location.put(ROOT, content, create=True):
-            if self.location.head(CLAIM) is None:
-                self.location.delete([ROOT])  # whoever removed the claim removes what was written
-                raise self._changed(CLAIM)
-        elif (other := find_root(self.location)) is None or other.manifest != root.manifest:
-            raise RemoteChangedError(f"{self.url}: another cache was put there meanwhile; {_ELSEWHERE}")
-        self.location.delete([CLAIM])
+            self._remote.put(key, (self.folder / key).read_bytes())
+        try:
+            self._claim.commit(root, lambda: self._check_all_there(root))
+        except RemoteChangedError:
+            (self.folder / ROOT).unlink()  # so that the next run looks for every shard
+            self._claim.take()  # what came after a removal is still ours
+            raise
 
     def close(self) -> None:
         """Stop; uploads that are under way end first."""
@@ -97,13 +96,14 @@ class BucketDelivery:
 
     def give_up(self) -> None:
         """Nothing was saved here, so the location is free again for anybody."""
-        with suppress(SaecacheError):
-            self.location.delete([CLAIM])
+        if self._claim is not None:
+            with suppress(SaecacheError):
+                self._claim.release()
 
     def _bring(self, file: FileInfo, keep: bool) -> None:
         path = self.folder / file.path
         if file.path not in self._brought and not self._is_there(file):
-            self.location.upload(path, file.path, size=file.size, sha256=file.sha256)
+            self._remote.upload(path, file.path, size=file.size, sha256=file.sha256)
         self._brought.add(file.path)
         if not keep:
             path.unlink()
@@ -113,31 +113,15 @@ class BucketDelivery:
         listed = self._there.get(file.path)
         if listed is None or listed.size != file.size:
             return False
-        info = self.location.head(file.path)
+        info = self._remote.head(file.path)
         recorded = info.sha256 if info else None
         if info is not None and recorded is None:  # this kind of store keeps no checksums
-            recorded = self.location.checksum(file.path, size=info.size)
+            recorded = self._remote.checksum(file.path, size=info.size)
         return recorded == file.sha256
 
     def _check_all_there(self, root: Root) -> None:
-        there = {info.key: info.size for info in self.location.objects()}
+        assert self._claim is not None
+        there = {info.key: info.size for info in self._remote.objects(must_show=HARVEST_CLAIM)}
         for file in root.manifest.files:
             if there.get(file.path) != file.size:
-                raise self._changed(file.path)
-
-    def _changed(self, key: str) -> RemoteChangedError:
-        (self.folder / ROOT).unlink()  # the next run then looks for every shard, and writes what is missing
-        self.location.put(CLAIM, self._claim, create=True)  # what came after a removal is still ours
-        return RemoteChangedError(
-            f"{self.url}/{key} was removed or replaced during the harvest: run it again"
-        )
-
-    def _claimed_by(self) -> str:
-        try:
-            claim = parse_json(self.location.get(CLAIM, MAX_METADATA_BYTES))
-        except (MissingObjectError, ValueError):
-            return "unknown"
-        return str(claim.get("fingerprint")) if isinstance(claim, dict) else "unknown"
-
-
-_ELSEWHERE = "choose another URL, or remove what is there first (saecache cache rm URL)"
+                raise self._claim.changed(f"{file.path} was removed or replaced")

@@ -4,23 +4,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import CorruptCacheError, SaecacheError
+from ...common.errors import SaecacheError
 from ..info import provenance_facts
 from ..manifest import FileInfo, Manifest, load_manifest
 from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .contents import PROVENANCE, find_root, read_root
-from .failures import MissingObjectError, RemoteChangedError
-from .local_cache import LocalCache
-from .local_settings import check_limit, open_local_cache
-from .location import Location, open_location
-from .parts import OnBytes
-from .settings import Patience
+from .cache_objects import PROVENANCE, changes_explained, read_root
+from .download_cache import DownloadCache
+from .download_cache_settings import check_limit, open_download_cache
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
 from .shards import RemoteShards
+from .upload import OnBytes
 from .urls import is_url
 
 
 def open_remote(
-    url: str, *, local: LocalCache | None = None, patience: Patience | None = None
+    url: str, *, local: DownloadCache | None = None, patience: Patience | None = None
 ) -> tuple[str, Manifest, RemoteShards]:
     """The tidy URL of the cache at ``url``, its manifest, and its files as they are wanted.
 
@@ -30,56 +29,35 @@ def open_remote(
         CorruptCacheError: the manifest contradicts itself.
         RemoteError: the object store does not answer.
     """
-    location = open_location(url, patience)
+    location = open_remote_folder(url, patience)
     manifest = read_root(location).manifest
-    local = local or open_local_cache()
+    local = local or open_download_cache()
     check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
     return location.url, manifest, RemoteShards(fetch_from(location, manifest), manifest, local)
 
 
 def read_manifest_at(place: Path | str) -> Manifest:
     """The checked manifest of the cache in a folder or at a URL; errors as :func:`open_remote`."""
-    return read_root(open_location(str(place))).manifest if is_url(place) else load_manifest(Path(place))
+    return read_root(open_remote_folder(str(place))).manifest if is_url(place) else load_manifest(Path(place))
 
 
 def read_remote_provenance(url: str) -> dict[str, Any]:
     """As :func:`read_provenance`, of the cache at ``url``."""
     try:
-        return provenance_facts(parse_json(open_location(url).get(PROVENANCE, MAX_METADATA_BYTES)))
+        return provenance_facts(parse_json(open_remote_folder(url).get(PROVENANCE, MAX_METADATA_BYTES)))
     except (SaecacheError, ValueError):
         return {}  # nothing depends on them
 
 
-def fetch_from(location: Location, manifest: Manifest) -> Callable[[FileInfo, Path, OnBytes], None]:
+def fetch_from(location: RemoteFolder, manifest: Manifest) -> Callable[[FileInfo, Path, OnBytes], None]:
     """Downloads files of the cache, checked against the manifest; says what became of missing ones."""
 
     def fetch(file: FileInfo, target: Path, on_bytes: OnBytes) -> None:
-        try:
+        with changes_explained(
+            location, manifest, "while it was being read", "run again to use what is there now"
+        ):
             location.download(
                 file.path, target, size=file.size, sha256=file.sha256, on_bytes=on_bytes, durable=False
             )
-        except (MissingObjectError, CorruptCacheError) as error:
-            _check_unchanged(location, manifest)
-            if isinstance(error, CorruptCacheError):
-                raise
-            raise CorruptCacheError(
-                f"{location.url}/{file.path} is missing, the cache is not whole: push it again"
-            ) from None
 
     return fetch
-
-
-def _check_unchanged(location: Location, manifest: Manifest) -> None:
-    """
-    Raises:
-        RemoteChangedError: the cache was removed or replaced since its manifest was read.
-    """
-    root = find_root(location)
-    if root is None:
-        raise RemoteChangedError(
-            f"{location.url} was removed while it was being read; what was not downloaded yet is gone"
-        )
-    if root.manifest != manifest:
-        raise RemoteChangedError(
-            f"{location.url} was replaced by another cache while it was being read: run again to use that one"
-        )

@@ -20,33 +20,42 @@ from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..manifest import PULL_FOLDER
 from ..untrusted import check_no_links
 from ..writing.output import inspect_output
-from .contents import (
+from .cache_objects import (
     PROVENANCE,
     ROOT,
     CacheObject,
     Root,
+    changes_explained,
     check_metadata,
-    find_root,
     read_metadata,
     read_provenance,
     read_root,
 )
-from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
-from .push import TransferResult
-from .settings import Patience
-from .traffic import Traffic
+from .failures import MissingObjectError
+from .remote_folder import open_remote_folder
+from .retries import Patience
+from .transfer import Traffic, Transfer, TransferResult
 
 
-class Pull:
-    """One pull. ``plan`` looks at both sides, ``run`` moves what the plan found missing.
+class Pull(Transfer):
+    """One pull.
 
     Args:
         url: a finished cache in object storage. Its manifest may come from anybody.
         path: a new or empty folder, one that a pull of this cache was stopped in, or a copy of this cache.
         traffic: concurrency, bandwidth, progress.
         verify: read what is already on the disk, instead of trusting files of the right size.
+
+    ``plan`` and ``run`` raise:
+        UsageError: the folder holds something else, or its disk has too little space.
+        CorruptCacheError: a file on the way is a link, or objects differ from the manifest each time they are
+            read; nothing of them is kept.
+        DiskFullError: the same pull continues once there is room.
+        RemoteError: the store kept failing; the same pull continues.
+        RemoteChangedError: the cache was removed or replaced while it was pulled.
     """
+
+    counts_root = False
 
     def __init__(
         self,
@@ -57,63 +66,47 @@ class Pull:
         verify: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        self.location: Location = open_location(url, patience)
+        folder = open_remote_folder(url, patience)
+        root = read_root(folder)
+        super().__init__(folder, root, root.shards(), traffic, verify)
         self.path = path
-        self.traffic = traffic or Traffic()
-        self.verify = verify
-        self.root: Root = read_root(self.location)
-        self._missing: list[CacheObject] | None = None
-        self._finished = False
+        self._trusted: dict[str, str] = {}  # sha256 of files that an earlier pull checked, by path
+
+    @property
+    def _local(self) -> str:
+        return str(self.path)
 
     def plan(self) -> TransferResult:
-        """Compare both sides.
+        """Compare both sides, and the disk with what is missing; nothing is written."""
+        result = super().plan()
+        check_room(self.path, result.moved_bytes)
+        return result
 
-        Raises:
-            UsageError: the folder holds something else, or its disk has too little space.
-            CorruptCacheError: a file on the way is a link.
-        """
+    def _inspect(self) -> bool:
         finished = self._check_folder()
         check_no_links(self.path, [*self.root.keys, PULL_FOLDER])
-        self._finished = finished and all(map(self._is_sound, self.root.metadata))
-        trusted = self._trusted()
-        missing: list[CacheObject] = []
+        former = self.root if (self.path / ROOT).is_file() else self._former()
+        self._trusted = {found.key: found.sha256 for found in former.shards()} if former else {}
+        return finished and all(map(self._is_sound, self.root.metadata))
 
-        def compare(wanted: CacheObject) -> None:
-            if not self._is_there(wanted, trusted):
-                missing.append(wanted)
+    def _tidy(self) -> None:
+        """Nothing can be left: the folder of a pull goes before the pull counts as finished."""
 
-        self.traffic.run(partial(compare, wanted) for wanted in self.root.shards())
-        self._missing = sorted(missing, key=lambda found: (-found.size, found.key))
-        check_room(self.path, sum(found.size for found in self._missing))
-        return self._result(dry_run=True)
-
-    def run(self) -> TransferResult:
-        """Move what is missing.
-
-        Raises:
-            CorruptCacheError: objects differ from the manifest, again and again; nothing of them is kept.
-            DiskFullError: the same pull continues once there is room.
-            RemoteError: the store kept failing; the same pull continues.
-            RemoteChangedError: the cache was removed or replaced while it was pulled.
-        """
-        if self._missing is None:
-            self.plan()
-        assert self._missing is not None
-        if self._finished and not self._missing:
-            return self._result(dry_run=False)
-        with self._claimed(), disk_explained(self.path), self._removal_explained():
+    def _move(self, missing: list[CacheObject]) -> None:
+        advice = f"{self.path} holds a part of it and is no cache: remove it, or pull something else into it"
+        whole = changes_explained(self.folder, self.root.manifest, "while it was pulled", advice)
+        with self._claimed(), disk_explained(self.path), whole:
             self._remove_leftovers()
             write_bytes(self.path / PULL_FOLDER / ROOT, self.root.content)
             self.traffic.run(
                 [
-                    *(partial(self._download, wanted) for wanted in self._missing),
+                    *(partial(self._download, wanted) for wanted in missing),
                     *(partial(self._download_metadata, key) for key in self.root.metadata),
                     self._download_provenance,
                 ]
             )
             fsync_folder(self.path)
             write_bytes(self.path / ROOT, self.root.content)
-        return self._result(dry_run=False)
 
     def _check_folder(self) -> bool:
         """Whether this cache is there and finished; refuses a folder that holds something else."""
@@ -130,13 +123,8 @@ class Pull:
             )
         raise UsageError(
             f"{self.path} holds something else than this cache: choose a new or empty folder, for example "
-            f"{self.path / self.location.url.rsplit('/', 1)[-1]}"
+            f"{self.path / self.folder.url.rsplit('/', 1)[-1]}"
         )
-
-    def _trusted(self) -> dict[str, str]:
-        """sha256 of the files that an earlier pull checked before it named them, by path."""
-        former = self.root if (self.path / ROOT).is_file() else self._former()
-        return {found.key: found.sha256 for found in former.shards()} if former else {}
 
     def _former(self) -> Root | None:
         """What an earlier pull into this folder, which was stopped, was of."""
@@ -152,11 +140,11 @@ class Pull:
             for name in (key, key + TEMPORARY_SUFFIX):
                 (self.path / name).unlink(missing_ok=True)
 
-    def _is_there(self, wanted: CacheObject, trusted: dict[str, str]) -> bool:
+    def _is_there(self, wanted: CacheObject) -> bool:
         path = self.path / wanted.key
         if not path.is_file() or path.stat().st_size != wanted.size:
             return False
-        if trusted.get(wanted.key) == wanted.sha256 and not self.verify:
+        if self._trusted.get(wanted.key) == wanted.sha256 and not self.verify:
             return True
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
@@ -187,25 +175,8 @@ class Pull:
         shutil.rmtree(work)
         fsync_folder(self.path)
 
-    @contextmanager
-    def _removal_explained(self) -> Iterator[None]:
-        """Objects that are missing or different may mean that the cache itself is gone or another."""
-        try:
-            yield
-        except (MissingObjectError, CorruptCacheError) as error:
-            now = find_root(self.location)
-            if now is not None and now.content == self.root.content:
-                if isinstance(error, CorruptCacheError):
-                    raise
-                raise CorruptCacheError(f"{error}: the cache is not whole; push it again") from None
-            what = "removed" if now is None else "replaced by another cache"
-            raise RemoteChangedError(
-                f"{self.location.url} was {what} while it was pulled; {self.path} holds a part of it and is "
-                "no cache: remove it, or pull from elsewhere into the same folder"
-            ) from None
-
     def _download(self, wanted: CacheObject) -> None:
-        self.location.download(
+        self.folder.download(
             wanted.key,
             self.path / wanted.key,
             size=wanted.size,
@@ -214,25 +185,11 @@ class Pull:
         )
 
     def _download_metadata(self, key: str) -> None:
-        write_bytes(self.path / key, read_metadata(self.location, self.root, key))
+        write_bytes(self.path / key, read_metadata(self.folder, self.root, key))
 
     def _download_provenance(self) -> None:
         try:
-            content = read_provenance(self.location)
+            content = read_provenance(self.folder)
         except MissingObjectError:
             return  # nothing depends on it
         write_bytes(self.path / PROVENANCE, content)
-
-    def _result(self, *, dry_run: bool) -> TransferResult:
-        assert self._missing is not None
-        shards = self.root.shards()
-        return TransferResult(
-            cache=str(self.path),
-            url=self.location.url,
-            fingerprint=self.root.manifest.fingerprint,
-            objects=len(shards),
-            bytes=sum(found.size for found in shards),
-            moved_objects=len(self._missing),
-            moved_bytes=sum(found.size for found in self._missing),
-            dry_run=dry_run,
-        )

@@ -1,58 +1,39 @@
 """From a folder to object storage: what is missing or different moves, the manifest comes last.
 
-While a push is under way the location holds ``.unfinished.json``, the manifest under another name. It says
-what is coming, lets a second push of the same cache join, and keeps pushes of other caches out. A push that
-was killed is continued by the same command. The README of the store says what happens when two commands meet.
+While a push is under way the place holds ``.unfinished.json``, the manifest under another name (see
+claims.py). It lets a second push of the same cache join, and keeps pushes of other caches out. The README of
+the store says what happens when two commands meet.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ...common.errors import UsageError
-from .access import ObjectInfo
-from .contents import (
-    PROVENANCE,
-    ROOT,
-    UNFINISHED,
-    CacheObject,
-    LocalCache,
-    Root,
-    find_root,
-    find_unfinished,
-    foreign_key,
-    read_local,
-)
-from .failures import MissingObjectError, RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
-from .traffic import Traffic
+from .cache_objects import HARVEST_CLAIM, PROVENANCE, CacheObject, foreign_key, read_local
+from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
+from .failures import MissingObjectError
+from .remote_folder import ObjectInfo, open_remote_folder
+from .retries import Patience
+from .transfer import Traffic, Transfer
 
 
-@dataclass(frozen=True)
-class TransferResult:
-    """What a push or pull did, or with ``dry_run`` would do."""
-
-    cache: str
-    url: str
-    fingerprint: str
-    objects: int
-    bytes: int
-    moved_objects: int
-    moved_bytes: int
-    dry_run: bool = False
-
-
-class Push:
-    """One push. ``plan`` looks at both sides, ``run`` moves what the plan found missing.
+class Push(Transfer):
+    """One push.
 
     Args:
         path: a finished cache.
         url: where it goes: a place of its own below the team's prefix.
         traffic: concurrency, bandwidth, progress.
         verify: read what is already there, instead of trusting the sha256 recorded beside each object.
+
+    ``plan`` and ``run`` raise:
+        UsageError: another cache, another push or something else is there, or there is no access.
+        CorruptCacheError: a local file is damaged; it was not uploaded.
+        RemoteError: the store kept failing; the same push continues.
+        RemoteChangedError: somebody removed or replaced the cache meanwhile.
     """
+
+    counts_root = True
 
     def __init__(
         self,
@@ -63,110 +44,61 @@ class Push:
         verify: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        self.local: LocalCache = read_local(path)
-        self.location: Location = open_location(url, patience)
-        self.traffic = traffic or Traffic()
-        self.verify = verify
+        root, objects = read_local(path)
+        super().__init__(open_remote_folder(url, patience), root, objects, traffic, verify)
+        self.path = path
+        self._claim = claim_for_cache(self.folder, "push", root)
+        self._there: dict[str, ObjectInfo] = {}
         self._etags: dict[str, str | None] = {}
-        self._missing: list[CacheObject] | None = None
-        self._finished = self._claim_is_left = False
 
-    def plan(self) -> TransferResult:
-        """Compare both sides.
+    @property
+    def _local(self) -> str:
+        return str(self.path)
 
-        Raises:
-            UsageError: another cache, another push or something else is there, or there is no access.
-        """
-        self._finished = self._check_place()
-        there = {info.key: info for info in self._listing()}
-        self._claim_is_left = UNFINISHED in there
-        missing: list[CacheObject] = []
+    def _inspect(self) -> bool:
+        finished = self._is_finished()
+        self._there = {info.key: info for info in self.folder.objects()}
+        if (foreign := foreign_key(self._there, self.root)) is not None:
+            raise UsageError(
+                f"{self.folder.url} holds other things ({foreign}): a cache needs a place of its own, "
+                f"for example {self.folder.url}/{self.path.resolve().name}"
+            )
+        return finished
 
-        def compare(wanted: CacheObject) -> None:
-            if not self._is_there(wanted, there.get(wanted.key)):
-                missing.append(wanted)
-
-        self.traffic.run(partial(compare, wanted) for wanted in self.local.objects)
-        self._missing = sorted(missing, key=lambda found: (-found.size, found.key))
-        return self._result(dry_run=True)
-
-    def run(self) -> TransferResult:
-        """Move what is missing.
-
-        Raises:
-            CorruptCacheError: a local file is damaged; it was not uploaded.
-            RemoteError: the store kept failing; the same push continues.
-            RemoteChangedError: somebody removed or replaced the cache meanwhile.
-        """
-        if self._missing is None:
-            self.plan()
-        assert self._missing is not None
-        if self._finished and not self._missing:
-            if self._claim_is_left:  # by a push that was killed at its very end
-                self.location.delete([UNFINISHED])
-            return self._result(dry_run=False)
-        try:
-            self._claim()
-            self.traffic.run(partial(self._upload, wanted) for wanted in self._missing)
-            self._finish()
-        except MissingObjectError:
-            raise self._changed("what was written is gone again") from None
-        return self._result(dry_run=False)
-
-    def _check_place(self) -> bool:
-        """Whether this cache is there and finished; refuses a place that is taken."""
-        root = find_root(self.location)
-        if root is not None:
-            if root.content != self.local.root.content:
-                raise UsageError(f"{self.location.url} {_other(root, self.local.root)}; {_ELSEWHERE}")
+    def _is_finished(self) -> bool:
+        if is_finished(self.folder, self.root):
             return True
-        self._check_unfinished(find_unfinished(self.location))
+        self._claim.check()
+        if read_claim(self.folder, HARVEST_CLAIM) is not None and not is_finished(self.folder, self.root):
+            raise UsageError(f"{self.folder.url} is taken by a harvest; {ELSEWHERE}")
         return False
 
-    def _check_unfinished(self, root: Root | None) -> None:
-        if root is not None and root.content != self.local.root.content:
-            raise UsageError(
-                f"{self.location.url} is taken by an unfinished push: it {_other(root, self.local.root)}; "
-                + _ELSEWHERE
-            )
+    def _tidy(self) -> None:
+        if not self._there.keys().isdisjoint(CLAIMS):
+            release_leftover(self.folder, self.root)
 
-    def _listing(self) -> Iterator[ObjectInfo]:
-        for info in self.location.objects():
-            if foreign_key([info.key], self.local.root):
-                raise UsageError(
-                    f"{self.location.url} holds other things ({info.key}): a cache needs a place of its own, "
-                    f"for example {self.location.url}/{self.local.path.resolve().name}"
-                )
-            yield info
-
-    def _is_there(self, wanted: CacheObject, listed: ObjectInfo | None) -> bool:
-        if wanted.key == PROVENANCE:  # two caches that are otherwise the same differ here: the first stays
-            return listed is not None
-        if listed is None or listed.size != wanted.size:
-            return False
-        info = self.location.head(wanted.key)
-        if info is None or info.size != wanted.size:
-            return False
-        sha256 = info.sha256
-        if sha256 is None or (self.verify and sha256 == wanted.sha256):
-            sha256 = self.location.checksum(wanted.key, size=wanted.size)
-        self._etags[wanted.key] = info.etag
-        return sha256 == wanted.sha256
-
-    def _claim(self) -> None:
-        """Say what is coming; whoever was first with another cache wins."""
+    def _move(self, missing: list[CacheObject]) -> None:
         try:
-            first = self.location.put(UNFINISHED, self.local.root.content, create=True)
+            self._take_claim()
+            self.traffic.run(partial(self._upload, wanted) for wanted in missing)
+            self._claim.commit(self.root, self._check_all_there)
+        except MissingObjectError:
+            raise self._claim.changed("what was written is gone again") from None
+        if not self._finished:
+            self.traffic.moved(len(self.root.content))
+        if HARVEST_CLAIM in self._there:
+            release_leftover(self.folder, self.root)
+
+    def _take_claim(self) -> None:
+        try:
+            self._claim.take()
         except MissingObjectError:  # gone before it was read back: another push of this cache has finished
-            if not self._check_place():
+            if not self._is_finished():
                 raise
-            return
-        if not first:
-            self._check_unfinished(find_unfinished(self.location))
 
     def _upload(self, wanted: CacheObject) -> None:
-        info = self.location.upload(
-            self.local.path / wanted.key,
+        info = self.folder.upload(
+            self.path / wanted.key,
             wanted.key,
             size=wanted.size,
             sha256=wanted.sha256,
@@ -174,71 +106,26 @@ class Push:
         )
         self._etags[wanted.key] = info.etag
 
-    def _finish(self) -> None:
-        """The manifest, once everything is there; then the claim goes."""
-        claimed = self._is_claimed()  # first: another push writes its manifest before its claim goes
-        if not self._check_place() and not claimed:
-            raise self._changed("somebody removed it")
-        self._check_all_there()
-        if self.location.put(ROOT, self.local.root.content, create=True):
-            if not self._is_claimed():
-                self._check_not_removed()
-        elif not self._check_place():  # else another push of this cache was faster
-            raise self._changed("somebody removed it")
-        if not self._finished:
-            self.traffic.moved(len(self.local.root.content))
-        self.location.delete([UNFINISHED])
-
-    def _is_claimed(self) -> bool:
-        """Whether the place is still known to be for this cache."""
-        root = find_unfinished(self.location)
-        return root is not None and root.content == self.local.root.content
-
-    def _check_not_removed(self) -> None:
-        """The claim went while we wrote the manifest: another push of this cache finished, or it was removed.
-
-        A removal takes the objects before the claim, and does not know of our manifest: we take it back.
-        """
-        try:
-            self._check_all_there()
-        except RemoteChangedError:
-            self.location.delete([ROOT])
-            raise
+    def _is_there(self, wanted: CacheObject) -> bool:
+        listed = self._there.get(wanted.key)
+        if wanted.key == PROVENANCE:  # two caches that are otherwise the same differ here: the first stays
+            return listed is not None
+        if listed is None or listed.size != wanted.size:
+            return False
+        info = self.folder.head(wanted.key)
+        if info is None or info.size != wanted.size:
+            return False
+        sha256 = info.sha256
+        if sha256 is None or (self.verify and sha256 == wanted.sha256):
+            sha256 = self.folder.checksum(wanted.key, size=wanted.size)
+        self._etags[wanted.key] = info.etag
+        return sha256 == wanted.sha256
 
     def _check_all_there(self) -> None:
-        there = {info.key: info for info in self.location.objects()}
-        for wanted in self.local.objects:
-            info = there.get(wanted.key)
+        """Raises RemoteChangedError unless every object is the one that was uploaded, or equal."""
+        self._there = {info.key: info for info in self.folder.objects(must_show=self._claim.key)}
+        for wanted in self._objects:
+            info = self._there.get(wanted.key)
             same = info is not None and info.etag == self._etags.get(wanted.key)
-            if not same and not self._is_there(wanted, info):  # a push of the same cache may have been here
-                raise self._changed(f"{wanted.key} is gone or another")
-
-    def _changed(self, what: str) -> RemoteChangedError:
-        return RemoteChangedError(
-            f"{self.location.url} changed during the push: {what}; run the push again if it is still wanted"
-        )
-
-    def _result(self, *, dry_run: bool) -> TransferResult:
-        assert self._missing is not None
-        root = [] if self._finished else [len(self.local.root.content)]
-        sizes = [*(found.size for found in self._missing), *root]
-        return TransferResult(
-            cache=str(self.local.path),
-            url=self.location.url,
-            fingerprint=self.local.root.manifest.fingerprint,
-            objects=len(self.local.objects) + 1,
-            bytes=self.local.total_bytes,
-            moved_objects=len(sizes),
-            moved_bytes=sum(sizes),
-            dry_run=dry_run,
-        )
-
-
-_ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL)"
-
-
-def _other(there: Root, here: Root) -> str:
-    if there.manifest.fingerprint != here.manifest.fingerprint:
-        theirs, ours = there.manifest.fingerprint[:12], here.manifest.fingerprint[:12]
-        return f"holds another cache (fingerprint {theirs}, not {ours})"
-    return "holds a cache of the same fingerprint with other bytes (harvested by other software or hardware)"
+            if not same and not self._is_there(wanted):  # a push of the same cache may have been here
+                raise self._claim.changed(f"{wanted.key} was removed or replaced")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
-from .access import ObjectInfo
-from .contents import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root, find_unfinished
+from .cache_objects import HARVEST_CLAIM, ROOT, Root, find_root, find_unfinished
+from .claims import CLAIMS, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
-from .location import Location, open_location
-from .settings import Patience
+from .remote_folder import ObjectInfo, open_remote_folder
+from .retries import Patience
 
 _MAX_ROUNDS = 5
 
@@ -33,32 +33,32 @@ class RemovalPlan:
 class Removal:
     """One removal. ``plan`` looks, ``run`` removes; the same again continues one that was stopped.
 
-    The manifest becomes ``.unfinished.json`` and goes last: until then the place is known as a cache that is
-    not whole, which a push of the same cache would continue.
+    The place is claimed first, then the manifest goes, then the objects, and the claim last: until then the
+    place is known as a cache that is not whole, and the same push or harvest would continue it.
 
     Raises:
         UsageError: there is no cache, whole or not.
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
-        self.location: Location = open_location(url, patience)
+        self.folder = open_remote_folder(url, patience)
         self.root: Root | None = None  # where there is none, the names of the folders tell what is a cache's
         self.state = "unreadable"
         try:
-            complete = find_root(self.location)
-            self.root = complete or find_unfinished(self.location)
+            complete = find_root(self.folder)
+            self.root = complete or find_unfinished(self.folder)
             self.state = "unfinished" if complete is None else "complete"
         except CorruptCacheError:
             return
-        if self.root is None and self.location.head(HARVEST_CLAIM) is None:
-            raise UsageError(f"no cache at {self.location.url}: nothing is removed")
+        if self.root is None and self.folder.head(HARVEST_CLAIM) is None:
+            raise UsageError(f"no cache at {self.folder.url}: nothing is removed")
 
     def plan(self) -> RemovalPlan:
         """Count what would go."""
-        there = list(self.location.objects())
+        there = self.folder.objects()
         ours = self._ours(there)
         return RemovalPlan(
-            url=self.location.url,
+            url=self.folder.url,
             fingerprint=self.root.manifest.fingerprint if self.root else "",
             state=self.state,
             objects=len(ours),
@@ -73,22 +73,26 @@ class Removal:
             RemoteChangedError: somebody writes there again and again.
         """
         plan = self.plan()
-        marks = (UNFINISHED, HARVEST_CLAIM)
+        claim = (
+            claim_for_harvest(self.folder, "unknown", "removal")
+            if self.root is None
+            else claim_for_cache(self.folder, "removal", self.root)
+        )
         for _ in range(_MAX_ROUNDS):
-            if self.root is not None:
-                self.location.put(UNFINISHED, self.root.content, create=True)
-            self.location.delete([ROOT])
-            there = [info.key for info in self._ours(self.location.objects())]
-            self.location.delete([key for key in there if key not in marks])
-            self.location.delete(marks)
-            if not self._ours(self.location.objects()):
-                return plan
+            self.folder.put(claim.key, claim.content, create=True)  # beside that of a push, it joins
+            self.folder.delete([ROOT])
+            there = self._ours(self.folder.objects(must_show=claim.key))
+            self.folder.delete([info.key for info in there if info.key not in CLAIMS])
+            if {info.key for info in self._ours(self.folder.objects(must_show=claim.key))} <= {*CLAIMS}:
+                self.folder.delete(CLAIMS)
+                if not self._ours(self.folder.objects()):
+                    return plan
         raise RemoteChangedError(
-            f"{self.location.url}: somebody keeps writing there; stop their push and try again"
+            f"{self.folder.url}: somebody keeps writing there; stop their push and try again"
         )
 
     def _ours(self, there: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         if self.root is not None:
             return [info for info in there if info.key in self.root.keys]
-        names = {*TOP_FOLDERS, ROOT, UNFINISHED, HARVEST_CLAIM}
+        names = {*TOP_FOLDERS, ROOT, *CLAIMS}
         return [info for info in there if info.key.split("/")[0] in names]

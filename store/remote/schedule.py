@@ -5,11 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..manifest import FileInfo
-from .held import Held
+from .pinned_file import PinnedFile
 
 _MOST_OVERTAKEN = 16  # files
 
-Ahead = Future[Held | None]
+Ahead = Future[PinnedFile | None]
 """A download: the file is held as long as somebody has this; None when there is no room for it now."""
 
 

@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary, ref
 
 from ...common.errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
-from .held import Held
-from .local_cache import LocalCache
-from .local_settings import ENOUGH_FILES
-from .parts import OnBytes
+from .download_cache import DownloadCache
+from .download_cache_settings import ENOUGH_FILES
+from .pinned_file import PinnedFile
 from .schedule import Ahead, Schedule
-from .traffic import StoppedError
+from .transfer import StoppedError
+from .upload import OnBytes
 
 DOWNLOADS_AT_ONCE = 8
 _SHARE_HELD = 1 / 2  # of the local cache's limit, that this object may keep others from removing; more if
@@ -30,7 +30,9 @@ _MOST_AHEAD = 32  # files: a descriptor each
 _MOST_HELD = 64  # files: each takes two descriptors, the other is that of its map
 
 logger = logging.getLogger(__name__)
-_Entry = tuple[ref[Held], int, Callable[[], None]]  # what a reader has, its size, how to ask for its end
+_Entry = tuple[
+    ref[PinnedFile], int, Callable[[], None]
+]  # what a reader has, its size, how to ask for its end
 
 
 class RemoteShards:
@@ -41,7 +43,7 @@ class RemoteShards:
     """
 
     def __init__(
-        self, fetch: Callable[[FileInfo, Path, OnBytes], None], manifest: Manifest, local: LocalCache
+        self, fetch: Callable[[FileInfo, Path, OnBytes], None], manifest: Manifest, local: DownloadCache
     ) -> None:
         self._fetch = fetch
         self._unwanted: set[str] = set()  # paths whose download, if there is one, shall stop
@@ -50,16 +52,16 @@ class RemoteShards:
         self._local = local
         self._lock = threading.Lock()
         self._held: deque[_Entry] = deque()
-        self._open: WeakValueDictionary[str, Held] = WeakValueDictionary()  # what readers have, by path
+        self._open: WeakValueDictionary[str, PinnedFile] = WeakValueDictionary()  # what readers have, by path
         self._schedules: list[Schedule] = []
         self._under_way: dict[str, Ahead] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
-    def hold(self, path: str, let_go: Callable[[], None]) -> Held:
+    def hold(self, path: str, let_go: Callable[[], None]) -> PinnedFile:
         """The file ``path`` of the cache, here and kept here until ``let_go`` is called, or longer.
 
-        ``let_go`` is called when files that are held later need the room; it must drop the ``Held``.
+        ``let_go`` is called when files that are held later need the room; it must drop the ``PinnedFile``.
         """
         self._unwanted.discard(path)
         ahead = [schedule.reached(path) for schedule in tuple(self._schedules)]  # held until it is here
@@ -119,7 +121,7 @@ class RemoteShards:
         future.add_done_callback(lambda _: self._under_way.pop(file.path, None))
         return future
 
-    def _hold_ahead(self, file: FileInfo, first: bool) -> Held | None:
+    def _hold_ahead(self, file: FileInfo, first: bool) -> PinnedFile | None:
         """None when there is no room that nobody holds: whoever needs it later takes it all the same."""
         hold = partial(self._local.hold_within_limit, file.sha256, file.size, partial(self._bring, file))
         held = hold()
@@ -128,7 +130,7 @@ class RemoteShards:
             held = hold()
         return held
 
-    def _hold_now(self, file: FileInfo) -> Held:
+    def _hold_now(self, file: FileInfo) -> PinnedFile:
         wanted = (file.sha256, file.size, partial(self._bring, file))
         try:
             held = self._local.hold_within_limit(*wanted)

@@ -1,16 +1,158 @@
-"""Asking a team's locations whether somebody has made a cache already."""
+"""The caches of a team: a table of what lies below a prefix, and the one with a given fingerprint.
+
+Both read the manifests alone.
+"""
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any, Literal
 
-from ...common.errors import SaecacheError
-from .listing import list_caches
-from .settings import Patience
+from ...common.counts import format_bytes
+from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ..info import printable
+from ..manifest import Manifest
+from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
+from .remote_folder import RemoteFolder, open_remote_folder
+from .retries import Patience
+from .transfer import DEFAULT_CONCURRENCY
 from .urls import is_url
 
 VARIABLE = "SAECACHE_TEAM"
+MAX_DEPTH = 4  # folders below the prefix that are looked into
+
+State = Literal["complete", "unfinished", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One cache. Facts that its manifest does not give are empty; ``problem`` says why it is unreadable."""
+
+    url: str
+    state: State
+    modified: datetime | None
+    model: str = ""
+    hooks: tuple[str, ...] = ()
+    dataset: str = ""
+    tokens: int = 0
+    context: int = 0
+    normalization: str = ""
+    size: int = 0
+    fingerprint: str = ""
+    problem: str = ""
+
+
+def list_caches(
+    url: str, *, concurrency: int = DEFAULT_CONCURRENCY, patience: Patience | None = None
+) -> list[Listed]:
+    """Every cache at ``url`` and up to four folders below it, by URL.
+
+    Raises:
+        AccessError: no such bucket, or no right to list it.
+    """
+    found: list[Listed] = []
+    level = [open_remote_folder(url, patience)]
+    with ThreadPoolExecutor(concurrency, "saecache-list") as pool:
+        for _ in range(MAX_DEPTH + 1):
+            looked = list(pool.map(_look, level))
+            found += [listed for listed, _ in looked if listed is not None]
+            level = [place for _, below in looked for place in below]
+    return sorted(found, key=lambda listed: listed.url)
+
+
+def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
+    """(the cache at ``place`` if there is one, else the places below it)."""
+    folders, objects = place.folders()
+    modified = {info.key: info.modified for info in objects}
+    try:
+        if ROOT in modified and (root := find_root(place)) is not None:
+            return _describe(place.url, "complete", modified[ROOT], root.manifest), []
+        if UNFINISHED in modified and (root := find_unfinished(place)) is not None:
+            return _describe(place.url, "unfinished", modified[UNFINISHED], root.manifest), []
+    except CorruptCacheError as error:
+        return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
+    except UsageError as error:
+        if "format version" in str(error):
+            return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
+    return None, [place.child(name) for name in folders]
+
+
+def _describe(url: str, state: State, modified: datetime, manifest: Manifest) -> Listed:
+    identity = manifest.identity
+    return Listed(
+        url=url,
+        state=state,
+        modified=modified,
+        model=_name(identity.get("model"), "name"),
+        hooks=tuple(manifest.hooks),
+        dataset=_name(identity.get("text"), "dataset", "name", "kind"),
+        tokens=manifest.train_rows + manifest.heldout_rows,
+        context=manifest.context,
+        normalization=f"{manifest.normalization} {manifest.dtype}",
+        size=sum(file.size for file in manifest.files),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _name(part: Any, *keys: str) -> str:
+    """What the identity calls its model or text; the writer of a cache may call it anything, or nothing."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        return next((str(part[key]) for key in keys if isinstance(part.get(key), str)), "")
+    return ""
+
+
+def format_listing(found: list[Listed], url: str) -> str:
+    """A table, one line for each cache; places are relative to ``url``."""
+    header = (
+        *["cache", "model", "hooks", "dataset", "tokens", "context", "stored", "size", "date", "fingerprint"],
+        "",
+    )
+    rows = [_cells(listed, url.rstrip("/")) for listed in found]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in _RIGHT else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+_COLUMNS = (
+    *("cache", "model", "hooks", "dataset", "tokens", "context"),
+    *("stored", "size", "date", "fingerprint"),
+)
+_RIGHT = (4, 5, 7)
+
+
+def _cells(listed: Listed, url: str) -> tuple[str, ...]:
+    place = listed.url.removeprefix(url).strip("/") or listed.url.rsplit("/", 1)[-1]
+    date = listed.modified.strftime("%Y-%m-%d %H:%M") if listed.modified else ""
+    if listed.state == "unreadable":
+        cells = (place, "", "", "", "", "", "", "", date, "", f"unreadable: {listed.problem}")
+    else:
+        hooks = ",".join(listed.hooks[:3]) + (f",+{len(listed.hooks) - 3}" if len(listed.hooks) > 3 else "")
+        cells = (
+            place,
+            listed.model,
+            hooks,
+            listed.dataset,
+            f"{listed.tokens:,}",
+            f"{listed.context:,}",
+            listed.normalization,
+            format_bytes(listed.size),
+            date,
+            listed.fingerprint[:12],
+            "" if listed.state == "complete" else "not complete",
+        )
+    return tuple(printable(cell) for cell in cells)
 
 
 def team_locations(configured: Iterable[str] = ()) -> list[str]:

@@ -13,8 +13,10 @@ import torch
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 from saecache.store import SaecacheError, UsageError, open_cache
-from saecache.store.remote import Location, Patience, open_location
-from saecache.store.remote.delivery import CLAIM, UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
+from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
+from saecache.store.remote.cache_objects import HARVEST_CLAIM
+from saecache.store.remote.claims import Claim
+from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
@@ -52,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: file.read_bytes() for name, file in files if not name.startswith("provenance/")}
 
 
-def objects(location: Location) -> dict[str, bytes]:
+def objects(location: RemoteFolder) -> dict[str, bytes]:
     found = {info.key: location.get(info.key, 1 << 24) for info in location.objects()}
     assert found.pop("provenance/zarr.json", b"{")
     return found
@@ -76,7 +78,7 @@ def test_the_bytes_are_those_of_a_local_harvest(
 ) -> None:
     result = run(config, url)
     assert (result.path, result.reused) == (url, False)
-    assert objects(open_location(url)) == contents(local)
+    assert objects(open_remote_folder(url)) == contents(local)
     assert not list(Path("caches").iterdir()), "the scratch is gone"
     told = capfd.readouterr().err
     assert f"at {url}" in told
@@ -106,7 +108,7 @@ def test_little_is_here_at_a_time(
     run(config, url, scratch=scratch)
     assert len(seen) > 5 * (WAITING_AT_MOST + UPLOADS_AT_ONCE)
     assert max(seen) <= WAITING_AT_MOST + UPLOADS_AT_ONCE + 3
-    assert objects(open_location(url)) == contents(local)
+    assert objects(open_remote_folder(url)) == contents(local)
     assert not scratch.exists()
 
 
@@ -127,7 +129,7 @@ def test_faults_that_pass_do_not_show(
         proxy.add(kind, method="PUT", path="/c/[0-9]", **settings)
     run(config, url)
     assert all(fault.met for fault in proxy.faults)
-    assert objects(open_location(url)) == contents(local)
+    assert objects(open_remote_folder(url)) == contents(local)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +153,15 @@ def test_faults_that_stay_are_told_and_nothing_is_lost(
 ) -> None:
     """What is done stays done: the second run reads no text, and brings only what is missing."""
     quick = Patience(retry_seconds=1, first_retry_seconds=1, max_attempts=2)
-    monkeypatch.setattr("saecache.store.remote.location.Patience", lambda: quick)
+    monkeypatch.setattr("saecache.store.remote.remote_folder.Patience", lambda: quick)
     proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=status, code=code, times=9999)
     with pytest.raises(error, match=message):
         run(config, url)
-    assert open_location(url).head("zarr.json") is None
+    assert open_remote_folder(url).head("zarr.json") is None
     proxy.clear()
     monkeypatch.setattr("saecache.harvest.job.token_batches", lambda *_: pytest.fail("text was read"))
     run(config, url)
-    assert objects(open_location(url)) == contents(local)
+    assert objects(open_remote_folder(url)) == contents(local)
     put = [seen.path for seen in proxy.seen if seen.method == "PUT" and "/token/c/" in seen.path]
     assert not put, "shards that had been brought are not brought again"
 
@@ -178,16 +180,16 @@ def test_no_right_to_write_is_said_before_the_model_runs(
 def test_an_object_that_vanished_is_written_again(
     config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    location = open_location(url)
-    put = Location.put
+    location = open_remote_folder(url)
+    put = RemoteFolder.put
 
-    def vanishing(self: Location, key: str, content: bytes, *, create: bool = False) -> bool:
+    def vanishing(self: RemoteFolder, key: str, content: bytes, *, create: bool = False) -> bool:
         if key == "provenance/zarr.json":
             location.delete(["rows/mlp_out.2/activations/c/1/0"])
         return put(self, key, content, create=create)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "put", vanishing)
+        patch.setattr(RemoteFolder, "put", vanishing)
         with pytest.raises(SaecacheError, match="was removed or replaced"):
             run(config, url)
     assert location.head("zarr.json") is None
@@ -209,22 +211,22 @@ def test_removed_while_it_is_harvested(
         patch.setattr(BucketDelivery, "finish", removed_before)
         with pytest.raises(RemoteChangedError, match="was removed or replaced"):
             run(config, url)
-    assert open_location(url).head("zarr.json") is None
+    assert open_remote_folder(url).head("zarr.json") is None
     run(config, url)
-    assert objects(open_location(url)) == contents(local)
+    assert objects(open_remote_folder(url)) == contents(local)
 
 
 def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
-    location = open_location(url)
+    location = open_remote_folder(url)
     location.put("notes.txt", b"mine")
     with pytest.raises(UsageError, match="holds other things"):
         run(config, url)
     location.delete(["notes.txt"])
-    location.put(CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
+    location.put(HARVEST_CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
     with pytest.raises(UsageError, match="taken by a harvest of another cache"):
         run(config, url)
-    assert json.loads(location.get(CLAIM, 1000))["fingerprint"] == "0" * 64
-    location.delete([CLAIM])
+    assert json.loads(location.get(HARVEST_CLAIM, 1000))["fingerprint"] == "0" * 64
+    location.delete([HARVEST_CLAIM])
     run(config, url)
     with pytest.raises(UsageError, match=f"{url} holds a finished cache of another identity"):
         run(config.model_copy(update={"seed": 5}), url)
@@ -243,9 +245,23 @@ def test_scratch_of_a_cache_that_is_there_or_was_removed(
         (scratch / "zarr.json").write_bytes((local / "zarr.json").read_bytes())
         run(config, url, scratch=scratch)
         assert not scratch.exists()
-        location = open_location(url)
+        location = open_remote_folder(url)
         assert objects(location) == contents(local)
         location.delete([info.key for info in location.objects()])
+
+
+def test_a_harvest_that_was_stopped_before_its_claim_went(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was there, so the next run said "finished" and left the claim for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Claim, "release", lambda _: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception, match="stopped here"):
+            run(config, url)
+    location = open_remote_folder(url)
+    assert location.head(HARVEST_CLAIM) is not None
+    assert run(config, url).reused
+    assert objects(location) == contents(local)
 
 
 def test_the_team_is_asked_first(
@@ -301,6 +317,6 @@ def test_kill_9_at_random_moments(config: HarvestConfig, local: Path, url: str, 
                 assert status in (0, -signal.SIGKILL)
                 killed += status == -signal.SIGKILL
             run(config, place, scratch=scratch)
-            assert objects(open_location(place)) == contents(local)
+            assert objects(open_remote_folder(place)) == contents(local)
             assert not scratch.exists()
     assert killed >= ROUNDS - 1

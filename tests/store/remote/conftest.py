@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from saecache.store.remote import Location, Patience, open_location
+from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 
 from .proxy import Proxy, running_proxy
 from .server import BUCKET, S3Server, start_server, stop_server
@@ -85,11 +85,11 @@ def proxy(team: str, shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def location(team: str) -> Location:
-    return open_location(team, QUICK)
+def location(team: str) -> RemoteFolder:
+    return open_remote_folder(team, QUICK)
 
 
 @pytest.fixture
-def open_quickly() -> Callable[[str], Location]:
+def open_quickly() -> Callable[[str], RemoteFolder]:
     """A location that gives up soon: for tests of what never succeeds."""
-    return lambda url: open_location(url, QUICK)
+    return lambda url: open_remote_folder(url, QUICK)

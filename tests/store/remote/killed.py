@@ -8,7 +8,7 @@ from pathlib import Path
 
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
-from saecache.store.remote.traffic import Traffic
+from saecache.store.remote.transfer import Traffic
 
 
 def main() -> None:

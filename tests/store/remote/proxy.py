@@ -22,6 +22,12 @@ KINDS = (
     "flip",  # one byte of the answer's body is another (the one at ``after``)
     "flip_request",  # one byte of the request's body is another on its way to the server
     "etag",  # another ETag
+    "garbage",  # something that is not HTTP
+    "page",  # 200 and a page for people, as of a captive portal
+    "empty",  # 200 and nothing
+    "silence",  # no answer for ``seconds``
+    "trickle",  # one byte of the body every ``seconds``
+    "endless",  # every page of a listing says that there is another one
     "lost_answer",  # the server does it, and the answer is lost in a reset
 )
 
@@ -160,6 +166,20 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "lost_answer":
             self._reset()
             return
+        if fault and kind == "silence":
+            self.proxy.closing.wait(fault.seconds)
+            self.close_connection = True
+            return
+        if kind == "garbage":
+            self.wfile.write(b"what was the question?\r\n\r\n")
+            self.close_connection = True
+            return
+        if kind in ("page", "empty"):
+            status, headers = 200, [("Content-Type", "text/html")]
+            content = b"<html><body>Please log in</body></html>" if kind == "page" else b""
+        if kind == "endless":
+            more = b"<NextContinuationToken>x</NextContinuationToken><IsTruncated>true</IsTruncated>"
+            content = content.replace(b"<IsTruncated>false</IsTruncated>", more)
         if fault and kind == "flip" and content:
             content = _flipped(content, fault.after)
         if kind == "etag":
@@ -179,7 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
+        if fault and kind == "trickle":
+            for byte in content if self.command != "HEAD" else b"":
+                self.wfile.write(bytes([byte]))
+                if self.proxy.closing.wait(fault.seconds):
+                    break
+        elif self.command != "HEAD":
             self.wfile.write(content[:cut])
         if fault and kind == "stall":
             self.proxy.closing.wait(fault.seconds)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from saecache.cli import app
 from saecache.store import open_cache
-from saecache.store.remote import open_location
+from saecache.store.remote import open_remote_folder
 
 from .server import READER_KEY, READER_SECRET, SECRET_KEY
 
@@ -62,7 +62,7 @@ def test_a_session(team: str, cache_path: Path, tmp_path: Path, contents: Conten
     removed = json.loads(run("rm", url, "--yes", "--json").stdout)
     assert (removed["url"], removed["state"]) == (url, "complete")
     assert "no caches" in run("ls", team).stderr
-    assert not list(open_location(url).objects())
+    assert not list(open_remote_folder(url).objects())
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])

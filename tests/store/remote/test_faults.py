@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from saecache.store import SaecacheError, UsageError, inspect_output
-from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import ROOT, find_root
+from saecache.store.remote.cache_objects import ROOT, find_root
 from saecache.store.remote.failures import AccessError, RemoteError
-from saecache.store.remote.location import open_location
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
-from saecache.store.remote.traffic import Traffic
+from saecache.store.remote.remote_folder import open_remote_folder
+from saecache.store.remote.transfer import Traffic
+from saecache.store.remote.verify import verify_remote
 
 from .conftest import QUICK
 from .proxy import Proxy
@@ -115,7 +115,7 @@ def test_what_lasts_stops_push_and_pull(
     with pytest.raises(kind, match=words):
         Push(cache_path, f"{team}/d", traffic, patience=QUICK).run()
     proxy.clear()
-    assert find_root(open_location(f"{team}/d")) is None
+    assert find_root(open_remote_folder(f"{team}/d")) is None
     Push(cache_path, f"{team}/d").run()
     assert verify_remote(f"{team}/d").ok
 

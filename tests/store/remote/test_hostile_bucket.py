@@ -10,11 +10,11 @@ import pytest
 
 from saecache.store import CorruptCacheError, SaecacheError, UsageError
 from saecache.store.manifest import _checksum
-from saecache.store.remote import Location, open_location
-from saecache.store.remote.contents import PROVENANCE, ROOT
-from saecache.store.remote.listing import list_caches
+from saecache.store.remote import RemoteFolder, open_remote_folder
+from saecache.store.remote.cache_objects import PROVENANCE, ROOT
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
+from saecache.store.remote.team import list_caches
 
 from .conftest import HOOK, QUICK
 
@@ -22,14 +22,14 @@ Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def place(tmp_path: Path, cache_path: Path) -> Location:
+def place(tmp_path: Path, cache_path: Path) -> RemoteFolder:
     """A pushed cache whose objects the test replaces."""
     Push(cache_path, f"memory://{tmp_path.name}/c").run()
-    return open_location(f"memory://{tmp_path.name}/c")
+    return open_remote_folder(f"memory://{tmp_path.name}/c")
 
 
 def refused(
-    place: Location, tmp_path: Path, kind: type[Exception] = CorruptCacheError, match: str | None = None
+    place: RemoteFolder, tmp_path: Path, kind: type[Exception] = CorruptCacheError, match: str | None = None
 ) -> None:
     """The pull fails, and has written neither a cache nor anything outside its folder."""
     (tmp_path / "in").mkdir()
@@ -74,7 +74,7 @@ MANIFESTS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS)
-def test_manifests(place: Location, tmp_path: Path, change: Change) -> None:
+def test_manifests(place: RemoteFolder, tmp_path: Path, change: Change) -> None:
     document = json.loads(place.get(ROOT, 1 << 20))
     manifest = document["attributes"]["saecache"]
     del manifest["checksum"]
@@ -98,12 +98,12 @@ def test_manifests(place: Location, tmp_path: Path, change: Change) -> None:
     ],
     ids=["empty", "deep", "deep manifest", "newer", "none", "not text", "not a number"],
 )
-def test_roots(place: Location, tmp_path: Path, content: bytes, kind: type[Exception]) -> None:
+def test_roots(place: RemoteFolder, tmp_path: Path, content: bytes, kind: type[Exception]) -> None:
     place.put(ROOT, content)
     refused(place, tmp_path, kind)
 
 
-def test_metadata_that_say_something_else_than_the_manifest(place: Location, tmp_path: Path) -> None:
+def test_metadata_that_say_something_else_than_the_manifest(place: RemoteFolder, tmp_path: Path) -> None:
     """Another reader would believe them."""
     document = json.loads(place.get(ROOT, 1 << 20))
     document["consolidated_metadata"]["metadata"]["rows/token"]["shape"] = [2**40]
@@ -115,13 +115,13 @@ def test_metadata_that_say_something_else_than_the_manifest(place: Location, tmp
     "content", [b"{}", b"", b'{"zarr_format": 3}' * 10**5], ids=["other", "empty", "long"]
 )
 @pytest.mark.parametrize("key", ["rows/token/zarr.json", PROVENANCE])
-def test_nested_metadata(place: Location, tmp_path: Path, key: str, content: bytes) -> None:
+def test_nested_metadata(place: RemoteFolder, tmp_path: Path, key: str, content: bytes) -> None:
     place.put(key, content)
     refused(place, tmp_path)
 
 
 @pytest.mark.parametrize("size", [-1, 1], ids=["short", "long"])
-def test_objects_of_another_size(place: Location, cache_path: Path, tmp_path: Path, size: int) -> None:
+def test_objects_of_another_size(place: RemoteFolder, cache_path: Path, tmp_path: Path, size: int) -> None:
     shard = "rows/token/c/0"
     content = (cache_path / shard).read_bytes()
     place.put(shard, content[:-1] if size < 0 else content + b"\0")

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from saecache.store import IncompleteCacheError, inspect_output, verify_cache
-from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import PROVENANCE, find_root
-from saecache.store.remote.location import open_location
+from saecache.store.remote.cache_objects import PROVENANCE, find_root
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
+from saecache.store.remote.remote_folder import open_remote_folder
+from saecache.store.remote.verify import verify_remote
 
 from .proxy import Proxy
 
@@ -60,11 +60,11 @@ def test_push(proxy: Proxy, team: str, cache_path: Path, contents: Contents) -> 
         url = f"{team}/{number}"
         for _ in range(DEATHS):
             deaths += kill_somewhere("push", cache_path, url, proxy, choose) == -signal.SIGKILL
-            if find_root(open_location(url)) is not None:
+            if find_root(open_remote_folder(url)) is not None:
                 assert verify_remote(url).ok
         Push(cache_path, url).run()
         assert verify_remote(url).ok
-        assert {info.key for info in open_location(url).objects()} == {*contents(cache_path), PROVENANCE}
+        assert {info.key for info in open_remote_folder(url).objects()} == {*contents(cache_path), PROVENANCE}
     assert deaths > ROUNDS * DEATHS / 4
 
 

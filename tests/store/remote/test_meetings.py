@@ -1,5 +1,6 @@
 """Two people, one place: what happens when commands meet. The README of the store states the outcomes."""
 
+import json
 import os
 import random
 import threading
@@ -12,14 +13,21 @@ from typing import Any
 import pytest
 
 from saecache.store import CorruptCacheError, IncompleteCacheError, SaecacheError, UsageError, inspect_output
-from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import PROVENANCE, ROOT, UNFINISHED, find_root
-from saecache.store.remote.failures import RemoteChangedError
-from saecache.store.remote.location import open_location
+from saecache.store.remote.cache_objects import (
+    HARVEST_CLAIM,
+    PROVENANCE,
+    ROOT,
+    UNFINISHED,
+    find_root,
+    read_root,
+)
+from saecache.store.remote.failures import RemoteChangedError, RemoteError
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
+from saecache.store.remote.remote_folder import open_remote_folder
 from saecache.store.remote.removal import Removal
-from saecache.store.remote.traffic import Traffic
+from saecache.store.remote.transfer import Traffic
+from saecache.store.remote.verify import verify_remote
 
 from .conftest import QUICK
 from .proxy import Proxy
@@ -61,7 +69,7 @@ def test_two_pushes_of_one_cache(url: str, cache_path: Path, contents: Contents)
             done = list(pool.map(lambda _: Push(cache_path, url, patience=QUICK).run(), range(3)))
         assert {result.url for result in done} == {url}
         assert verify_remote(url).ok
-        keys = {info.key for info in open_location(url).objects()}
+        keys = {info.key for info in open_remote_folder(url).objects()}
         assert keys == {*contents(cache_path), PROVENANCE}
         Removal(url).run()
 
@@ -77,7 +85,7 @@ def test_a_push_overtaken_by_another_of_the_same_cache(
     at_request(proxy, number, lambda: Push(cache_path, url).run())
     push.run()
     assert verify_remote(url).ok
-    assert UNFINISHED not in {info.key for info in open_location(url).objects()}
+    assert UNFINISHED not in {info.key for info in open_remote_folder(url).objects()}
 
 
 def test_two_pushes_of_different_caches_to_one_place(url: str, cache_path: Path, other_cache: Path) -> None:
@@ -96,7 +104,7 @@ def test_two_pushes_of_different_caches_to_one_place(url: str, cache_path: Path,
             winners = [path for path in pool.map(push, (cache_path, other_cache)) if path]
         assert len(winners) == 1
         assert verify_remote(url).ok
-        assert open_location(url).get(ROOT, 1 << 20) == (winners[0] / ROOT).read_bytes()
+        assert open_remote_folder(url).get(ROOT, 1 << 20) == (winners[0] / ROOT).read_bytes()
         Removal(url).run()
 
 
@@ -108,13 +116,13 @@ def test_a_server_without_conditional_writes(
     assert verify_remote(url).ok
     with pytest.raises(UsageError, match="holds another cache"):
         Push(other_cache, url).run()
-    open_location(url).delete([ROOT])
-    open_location(url).put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    open_remote_folder(url).delete([ROOT])
+    open_remote_folder(url).put(UNFINISHED, (cache_path / ROOT).read_bytes())
     with pytest.raises(UsageError, match="unfinished push"):
         Push(other_cache, url).run()
     Push(cache_path, url).run()
     Removal(url).run()
-    assert not list(open_location(url).objects())
+    assert not list(open_remote_folder(url).objects())
 
 
 def test_a_pull_during_a_push(
@@ -143,7 +151,7 @@ def test_a_pull_during_a_push(
     with ThreadPoolExecutor(2) as pool:
         moving = pool.submit(pull_again.run)
         while not moving.done():
-            open_location(url).delete(["tokens/zarr.json"])  # so that there is something to push
+            open_remote_folder(url).delete(["tokens/zarr.json"])  # so that there is something to push
             Push(cache_path, url, verify=True).run()
         try:
             moving.result()
@@ -213,7 +221,7 @@ def test_a_removal_during_a_push(
         push.run()
     except SaecacheError as error:
         assert "changed during the push" in str(error) or "no such object" in str(error)
-        assert find_root(open_location(url)) is None
+        assert find_root(open_remote_folder(url)) is None
     else:
         assert verify_remote(url).ok
     Push(cache_path, url).run()
@@ -229,7 +237,7 @@ def test_a_manifest_written_after_its_removal_is_taken_back(
     at_request(proxy, 1, lambda: Removal(url).run(), "PUT /team/" + url.split("/", 3)[3] + "/zarr.json")
     with pytest.raises(RemoteChangedError, match="changed during the push"):
         push.run()
-    assert find_root(open_location(url)) is None
+    assert find_root(open_remote_folder(url)) is None
 
 
 def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, contents: Contents) -> None:
@@ -275,9 +283,62 @@ def test_everybody_at_once(url: str, cache_path: Path, tmp_path: Path, contents:
             running = [pool.submit(later, choose.uniform(0, 0.5), command) for command in commands]
         for future in running:
             future.result()
-        if find_root(open_location(url)) is not None:
+        if find_root(open_remote_folder(url)) is not None:
             assert verify_remote(url).ok
         if inspect_output(copy) == "complete":
             assert contents(copy) == contents(cache_path)
     Push(cache_path, url).run()
     assert verify_remote(url).ok
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_a_removal_does_not_believe_a_listing_that_hides_its_own_claim(
+    proxy: Proxy, url: str, cache_path: Path, times: int
+) -> None:
+    Push(cache_path, url).run()
+    removal = Removal(url, patience=QUICK)
+    proxy.add("page", method="GET", path="list-type", times=times, skip=1)
+    if times == 1:
+        removal.run()
+    else:
+        with pytest.raises(RemoteError, match=r"does not show \.unfinished\.json"):
+            removal.run()
+        proxy.clear()
+        assert Removal(url).plan().state == "unfinished"
+        Removal(url).run()
+    assert not open_remote_folder(url).objects()
+
+
+@pytest.mark.parametrize("kind", ["lost_answer", "reset", "garbage", "empty"])
+def test_deletes_are_repeated(proxy: Proxy, url: str, cache_path: Path, kind: str) -> None:
+    """A push and a removal ended with an error when the answer to one delete did not come."""
+    met = proxy.add(kind, method="POST", path="delete", after=0, times=2)
+    Push(cache_path, url, patience=QUICK).run()
+    assert met.met == 2
+    again = proxy.add(kind, method="POST", path="delete", after=0, times=2)
+    Removal(url, patience=QUICK).run()
+    assert again.met == 2
+    assert not open_remote_folder(url).objects()
+
+
+def test_a_claim_that_a_finished_harvest_left_blocks_nothing(team: str, url: str, cache_path: Path) -> None:
+    """Killed between its manifest and the end of its claim."""
+    place = open_remote_folder(url)
+    for command in ("push", "rm", "damaged"):
+        Push(cache_path, url).run()
+        root = read_root(place)
+        place.put(HARVEST_CLAIM, json.dumps({"fingerprint": root.manifest.fingerprint}).encode())
+        assert verify_remote(url).ok
+        if command == "damaged":
+            place.delete(["tokens/zarr.json"])
+        if command != "rm":
+            Push(cache_path, url).run()
+            assert {info.key for info in place.objects()} == root.keys - {UNFINISHED, HARVEST_CLAIM}
+        Removal(url).run()
+        assert not place.objects()
+
+
+def test_a_push_does_not_meet_a_harvest(url: str, cache_path: Path) -> None:
+    open_remote_folder(url).put(HARVEST_CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
+    with pytest.raises(UsageError, match="taken by a harvest"):
+        Push(cache_path, url).run()

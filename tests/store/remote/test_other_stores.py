@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from saecache.store.remote import open_location
+from saecache.store.remote import open_remote_folder
 from saecache.store.remote.failures import AccessError
 
 from .conftest import QUICK
@@ -59,5 +59,5 @@ def test_a_plain_endpoint_is_asked_and_its_refusal_told_in_the_terms_of_the_stor
     monkeypatch.setenv("GOOGLE_BASE_URL", endpoint)
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
     with pytest.raises(AccessError, match=words) as told:
-        open_location(url, QUICK).get("zarr.json", 100)
+        open_remote_folder(url, QUICK).get("zarr.json", 100)
     assert "AWS_" not in str(told.value)

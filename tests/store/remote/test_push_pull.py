@@ -15,12 +15,12 @@ from saecache.store import (
     open_cache,
     verify_cache,
 )
-from saecache.store.remote import Location, open_location
-from saecache.store.remote.checking import verify_remote
-from saecache.store.remote.contents import HARVEST_CLAIM, PROVENANCE, ROOT, UNFINISHED
+from saecache.store.remote import RemoteFolder, open_remote_folder
+from saecache.store.remote.cache_objects import HARVEST_CLAIM, PROVENANCE, ROOT, UNFINISHED
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
+from saecache.store.remote.verify import verify_remote
 
 from .conftest import QUICK
 from .server import READER_KEY, READER_SECRET
@@ -38,13 +38,13 @@ def url(request: pytest.FixtureRequest, team: str, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pushed(team: str, cache_path: Path) -> Location:
+def pushed(team: str, cache_path: Path) -> RemoteFolder:
     """A cache that is in the bucket."""
     Push(cache_path, f"{team}/c").run()
-    return open_location(f"{team}/c")
+    return open_remote_folder(f"{team}/c")
 
 
-def keys(location: Location) -> set[str]:
+def keys(location: RemoteFolder) -> set[str]:
     return {info.key for info in location.objects()}
 
 
@@ -64,10 +64,10 @@ def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Co
     planned = Push(cache_path, url).plan()
     assert planned.dry_run
     assert (planned.moved_objects, planned.moved_bytes) == (planned.objects, planned.bytes)
-    assert not keys(open_location(url))
+    assert not keys(open_remote_folder(url))
     done = Push(cache_path, url).run()
     assert (done.moved_objects, done.dry_run) == (planned.objects, False)
-    assert keys(open_location(url)) == {*contents(cache_path), PROVENANCE}
+    assert keys(open_remote_folder(url)) == {*contents(cache_path), PROVENANCE}
     assert Push(cache_path, url).run().moved_objects == 0
 
     planned = Pull(url, tmp_path / "copy").plan()
@@ -83,7 +83,7 @@ def test_there_and_back(url: str, cache_path: Path, tmp_path: Path, contents: Co
     assert verify_remote(url, quick=True).ok
     removed = Removal(url).run()
     assert (removed.state, removed.objects) == ("complete", done.objects)
-    assert not keys(open_location(url))
+    assert not keys(open_remote_folder(url))
     with pytest.raises(UsageError, match="nothing is removed"):
         Removal(url)
 
@@ -105,7 +105,7 @@ def test_every_encoding(
     assert verify_cache(tmp_path / "copy").ok
 
 
-def test_only_what_differs_moves(pushed: Location, cache_path: Path, tmp_path: Path) -> None:
+def test_only_what_differs_moves(pushed: RemoteFolder, cache_path: Path, tmp_path: Path) -> None:
     shard = largest(cache_path)
     size = (cache_path / shard).stat().st_size
     pushed.delete([ROOT, shard])
@@ -122,7 +122,7 @@ def test_only_what_differs_moves(pushed: Location, cache_path: Path, tmp_path: P
 
 
 def test_a_finished_push_needs_no_right_to_write(
-    pushed: Location, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: RemoteFolder, cache_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed.put(UNFINISHED, (cache_path / ROOT).read_bytes())
     Push(cache_path, pushed.url).run()  # ends what a push that was killed at its very end left
@@ -137,7 +137,7 @@ def test_bytes_left_by_another_cache_are_not_taken_for_ours(
 ) -> None:
     """An interrupted removal may leave objects of the right name and size."""
     Push(other_cache, f"{team}/c").run()
-    location = open_location(f"{team}/c")
+    location = open_remote_folder(f"{team}/c")
     location.delete([ROOT])
     done = Push(cache_path, f"{team}/c").run()
     assert done.moved_objects > done.objects / 2
@@ -145,7 +145,7 @@ def test_bytes_left_by_another_cache_are_not_taken_for_ours(
 
 
 def test_a_damaged_copy_is_mended_on_request(
-    pushed: Location, cache_path: Path, tmp_path: Path, contents: Contents
+    pushed: RemoteFolder, cache_path: Path, tmp_path: Path, contents: Contents
 ) -> None:
     copy = tmp_path / "copy"
     Pull(pushed.url, copy).run()
@@ -158,7 +158,7 @@ def test_a_damaged_copy_is_mended_on_request(
     assert contents(copy) == contents(cache_path)
 
 
-def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path, tmp_path: Path) -> None:
+def test_a_damaged_object_is_found_and_mended(pushed: RemoteFolder, cache_path: Path, tmp_path: Path) -> None:
     shard = largest(cache_path)
     content = bytearray((cache_path / shard).read_bytes())
     content[5] ^= 1
@@ -166,8 +166,8 @@ def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path
     # as a bit that flipped inside the store: the sha256 recorded beside the object is still the right one
     import obstore
 
-    store = pushed._access.backend.store(writing=True)
-    obstore.put(store, pushed._access.key(shard), bytes(content), attributes={"sha256": sha256})
+    store = pushed.bucket.store("writing")
+    obstore.put(store, pushed.name_of(shard), bytes(content), attributes={"sha256": sha256})
     assert verify_remote(pushed.url, quick=True).ok
     report = verify_remote(pushed.url, patience=QUICK)
     assert len(report.problems) == 1
@@ -183,7 +183,7 @@ def test_a_damaged_object_is_found_and_mended(pushed: Location, cache_path: Path
     assert verify_cache(tmp_path / "copy").ok
 
 
-def test_verify_names_what_is_missing_or_short(pushed: Location, cache_path: Path) -> None:
+def test_verify_names_what_is_missing_or_short(pushed: RemoteFolder, cache_path: Path) -> None:
     shard = largest(cache_path)
     pushed.put(shard, b"short")
     pushed.delete(["rows/token/zarr.json"])
@@ -198,7 +198,7 @@ def test_verify_names_what_is_missing_or_short(pushed: Location, cache_path: Pat
 
 
 def test_a_damaged_cache_is_not_pushed(team: str, cache_path: Path, tmp_path: Path) -> None:
-    source = open_location(f"file://{cache_path}")
+    source = open_remote_folder(f"file://{cache_path}")
     for info in source.objects():
         target = tmp_path / "copy" / info.key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_not_pushed(team: str, cache_path: Path, tmp_path: Pa
     damage(tmp_path / "copy" / shard)
     with pytest.raises(CorruptCacheError, match=f"{shard} is damaged"):
         Push(tmp_path / "copy", f"{team}/c").run()
-    location = open_location(f"{team}/c")
+    location = open_remote_folder(f"{team}/c")
     assert shard not in keys(location)
     assert ROOT not in keys(location)
     (tmp_path / "copy" / "rows" / "zarr.json").write_text("{}")
@@ -215,12 +215,12 @@ def test_a_damaged_cache_is_not_pushed(team: str, cache_path: Path, tmp_path: Pa
         Push(tmp_path / "copy", f"{team}/d")
 
 
-def test_places_that_are_taken(pushed: Location, cache_path: Path, other_cache: Path, team: str) -> None:
+def test_places_that_are_taken(pushed: RemoteFolder, cache_path: Path, other_cache: Path, team: str) -> None:
     with pytest.raises(UsageError, match=r"holds another cache \(fingerprint .*choose another URL"):
         Push(other_cache, pushed.url).run()
     with pytest.raises(UsageError, match=rf"holds other things \(c/.*for example {team}/other"):
         Push(other_cache, team).run()
-    open_location(f"{team}/half").put(UNFINISHED, (cache_path / ROOT).read_bytes())
+    open_remote_folder(f"{team}/half").put(UNFINISHED, (cache_path / ROOT).read_bytes())
     with pytest.raises(UsageError, match="taken by an unfinished push"):
         Push(other_cache, f"{team}/half").run()
     with pytest.raises(UsageError, match="no such folder"):
@@ -228,7 +228,7 @@ def test_places_that_are_taken(pushed: Location, cache_path: Path, other_cache: 
 
 
 def test_folders_that_are_taken(
-    pushed: Location, cache_path: Path, other_cache: Path, tmp_path: Path, contents: Contents
+    pushed: RemoteFolder, cache_path: Path, other_cache: Path, tmp_path: Path, contents: Contents
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("mine")
@@ -248,7 +248,7 @@ def test_folders_that_are_taken(
 
 
 def test_what_is_not_whole_is_said(team: str, cache_path: Path, tmp_path: Path) -> None:
-    location = open_location(f"{team}/c")
+    location = open_remote_folder(f"{team}/c")
     with pytest.raises(UsageError, match="there is nothing there"):
         Pull(location.url, tmp_path / "copy")
     location.put(UNFINISHED, (cache_path / ROOT).read_bytes())
@@ -262,7 +262,7 @@ def test_what_is_not_whole_is_said(team: str, cache_path: Path, tmp_path: Path) 
 
 
 def test_a_full_disk_is_said_before(
-    pushed: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
     with pytest.raises(UsageError, match=r"are to come, 64 MiB are free"):
@@ -270,13 +270,13 @@ def test_a_full_disk_is_said_before(
     assert not (tmp_path / "copy").exists()
 
 
-def test_removal_leaves_what_is_not_the_caches(pushed: Location) -> None:
+def test_removal_leaves_what_is_not_the_caches(pushed: RemoteFolder) -> None:
     pushed.put("notes.txt", b"mine")
     assert Removal(pushed.url).run().foreign == 1
     assert keys(pushed) == {"notes.txt"}
 
 
-def test_removal_continues(pushed: Location, cache_path: Path) -> None:
+def test_removal_continues(pushed: RemoteFolder, cache_path: Path) -> None:
     pushed.put(UNFINISHED, (cache_path / ROOT).read_bytes())
     pushed.delete([ROOT, largest(cache_path)])
     assert Removal(pushed.url).plan().state == "unfinished"
@@ -284,7 +284,7 @@ def test_removal_continues(pushed: Location, cache_path: Path) -> None:
     assert not keys(pushed)
 
 
-def test_removal_of_what_no_manifest_describes(pushed: Location) -> None:
+def test_removal_of_what_no_manifest_describes(pushed: RemoteFolder) -> None:
     """An unfinished harvest, or a damaged manifest: the folders of the format tell what is a cache's."""
     pushed.put(ROOT, pushed.get(ROOT, 1 << 20).replace(b'"context": 16', b'"context": 17'))
     pushed.put("rows2/thesis.tex", b"mine")
@@ -299,7 +299,7 @@ def test_removal_of_what_no_manifest_describes(pushed: Location) -> None:
 
 
 def test_the_first_provenance_stays(
-    pushed: Location, cache_path: Path, tmp_path: Path, source: Any, write_cache: Callable[..., Any]
+    pushed: RemoteFolder, cache_path: Path, tmp_path: Path, source: Any, write_cache: Callable[..., Any]
 ) -> None:
     """Two people harvest the same: their caches differ in when and where, and in nothing else."""
     write_cache(tmp_path / "again", source)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from saecache.store.manifest import FileInfo
-from saecache.store.remote.held import Held
-from saecache.store.remote.local_cache import LocalCache
+from saecache.store.remote.download_cache import DownloadCache
+from saecache.store.remote.pinned_file import PinnedFile
 from saecache.store.remote.shards import RemoteShards
 
 SIZE = 1000
@@ -37,11 +37,11 @@ class Reader:
         self.paths = [f"{name}/{number}" for number in range(NUM_FILES)]
         self.fetched: Counter[str] = Counter()
         self.disk_bytes: float = float("inf")
-        self.local = LocalCache(folder, int(limit_files * SIZE))
+        self.local = DownloadCache(folder, int(limit_files * SIZE))
         files = [FileInfo(path=path, size=SIZE, sha256=digest(path)) for path in self.paths]
         self.shards = RemoteShards(self._fetch, SimpleNamespace(files=files), self.local)  # type: ignore[arg-type]
         self._kept = kept
-        self._open: dict[str, Held] = {}
+        self._open: dict[str, PinnedFile] = {}
 
     def _fetch(self, file: FileInfo, target: Path, on_bytes: Callable[[int], None]) -> None:
         self.fetched[file.path] += 1
@@ -205,7 +205,7 @@ def test_files_that_are_open_are_not_looked_for_again(
     for path in few:
         reader.read(path)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalCache, "hold_if_here", None)
+        patch.setattr(DownloadCache, "hold_if_here", None)
         ahead = reader.shards.ahead(few)
         ahead.__enter__()
     reader._open.clear()

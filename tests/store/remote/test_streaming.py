@@ -24,10 +24,10 @@ from saecache.store import ActivationCache, CorruptCacheError, SaecacheError, Us
 from saecache.store.durable import write_all
 from saecache.store.manifest import FileInfo
 from saecache.store.normalization import NORMALIZATIONS
-from saecache.store.remote import Location, Patience, open_location
+from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
+from saecache.store.remote.download_cache import DownloadCache
+from saecache.store.remote.download_cache_settings import ENOUGH_FILES
 from saecache.store.remote.failures import AccessError, RemoteChangedError
-from saecache.store.remote.local_cache import LocalCache
-from saecache.store.remote.local_settings import ENOUGH_FILES
 from saecache.store.remote.opening import open_remote
 from saecache.store.remote.shards import RemoteShards
 
@@ -48,7 +48,7 @@ pathlib.Path(sys.argv[2]).write_bytes(b"".join(batch.numpy().tobytes() for batch
 OpenHere = Callable[..., ActivationCache]
 
 
-def upload(cache: Path, location: Location) -> None:
+def upload(cache: Path, location: RemoteFolder) -> None:
     """Every file, the manifest last."""
     files = sorted(file for file in cache.rglob("*") if file.is_file() and file != cache / "zarr.json")
     for file in [*files, cache / "zarr.json"]:
@@ -75,7 +75,7 @@ def uploaded(s3_server: S3Server, folder: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment().items():
             patch.setenv(name, value)
-        upload(folder, open_location(url))
+        upload(folder, open_remote_folder(url))
     return url
 
 
@@ -88,7 +88,7 @@ def url(uploaded: str, team: str) -> str:
 @pytest.fixture
 def own_url(team: str, folder: Path) -> str:
     """The URL of a cache that the test may change."""
-    upload(folder, open_location(f"{team}/cache"))
+    upload(folder, open_remote_folder(f"{team}/cache"))
     return f"{team}/cache"
 
 
@@ -97,7 +97,7 @@ def open_here(url: str, tmp_path: Path) -> OpenHere:
     """Opens a remote cache with a local cache of the test's own, and the patience of a test."""
 
     def open_here(limit_bytes: int = PLENTY, url: str = url, patience: Patience = QUICK) -> ActivationCache:
-        local = LocalCache(tmp_path / "local", limit_bytes)
+        local = DownloadCache(tmp_path / "local", limit_bytes)
         return ActivationCache(*open_remote(url, local=local, patience=patience))
 
     return open_here
@@ -155,7 +155,7 @@ def test_every_method_as_from_the_folder(
         (remote.statistics(HOOK).second_moment, local.statistics(HOOK).second_moment),
     ):
         assert np.array_equal(got, expected)
-    assert LocalCache(tmp_path / "local", PLENTY).used_bytes() <= limit_bytes
+    assert DownloadCache(tmp_path / "local", PLENTY).used_bytes() <= limit_bytes
 
 
 def test_by_its_url_alone(url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_by_its_url_alone(url: str, folder: Path, tmp_path: Path, monkeypatch: p
     assert cache.path == url
     again = pickle.loads(pickle.dumps(cache))  # as a worker of a data loader gets it
     assert torch.equal(epoch(again), epoch(open_cache(folder)))
-    assert LocalCache(tmp_path / "mine", PLENTY).used_bytes() > 10_000
+    assert DownloadCache(tmp_path / "mine", PLENTY).used_bytes() > 10_000
 
 
 def test_each_shard_comes_once_for_all_epochs(proxy: Proxy, open_here: OpenHere) -> None:
@@ -214,7 +214,7 @@ def test_sixteen_shards_are_enough_for_any_epoch(
         shutil.copyfile(tmp_path / "cache" / file.path, target)
 
     limit = ENOUGH_FILES * max(file.size for file in files)
-    shards = RemoteShards(fetch, manifest, LocalCache(tmp_path / "local", limit))
+    shards = RemoteShards(fetch, manifest, DownloadCache(tmp_path / "local", limit))
     cache = ActivationCache(tmp_path / "cache", manifest, shards)
     assert len(files) > 2.5 * ENOUGH_FILES
     for _ in cache.batches(HOOK, 256, epoch=1):
@@ -244,7 +244,7 @@ def test_an_abandoned_epoch_stops_downloading(proxy: Proxy, open_here: OpenHere)
 
 def test_an_abandoned_download_ends_in_the_middle(folder: Path, tmp_path: Path) -> None:
     """A run that is told to stop does not wait for shards that nobody will read; a later reader gets them."""
-    begun, local = [], LocalCache(tmp_path / "local", PLENTY)
+    begun, local = [], DownloadCache(tmp_path / "local", PLENTY)
 
     def endless(file: FileInfo, target: Path, on_bytes: Callable[[int], None]) -> None:
         begun.append(file.path)
@@ -331,7 +331,7 @@ def test_a_full_local_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_all(file, block)
 
-    monkeypatch.setattr("saecache.store.remote.whole.write_all", write)
+    monkeypatch.setattr("saecache.store.remote.download.write_all", write)
     cache, rows = open_here(), open_cache(folder).rows(HOOK, range(0, 6000, 600))
     assert torch.equal(torch.cat([cache.rows(HOOK, [row]) for row in (0, 0)]), rows[[0, 0]])
     room = 1000
@@ -343,7 +343,7 @@ def test_a_full_local_disk(
         cache = open_here()  # nothing is held
         assert torch.equal(cache.rows(HOOK, [row])[0], rows[place])
         del cache
-    assert LocalCache(local, PLENTY).used_bytes() <= room
+    assert DownloadCache(local, PLENTY).used_bytes() <= room
 
 
 def test_a_damaged_local_copy_is_fetched_again(open_here: OpenHere, folder: Path, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_damaged_local_copy_is_fetched_again(open_here: OpenHere, folder: Path
 
 def test_removed_while_it_is_read(open_here: OpenHere, own_url: str, folder: Path) -> None:
     """What is on this machine is still read; what is not is told, and nothing else is handed out."""
-    location, expected = open_location(own_url), epoch(open_cache(folder))
+    location, expected = open_remote_folder(own_url), epoch(open_cache(folder))
     cache = open_here(url=own_url)
     epoch(cache)
     batches = cache.batches(HOOK, 50)
@@ -376,14 +376,14 @@ def test_removed_while_it_is_read(open_here: OpenHere, own_url: str, folder: Pat
 
 def test_replaced_while_it_is_read(open_here: OpenHere, own_url: str, cache_path: Path) -> None:
     cache = open_here(url=own_url)
-    upload(cache_path, open_location(own_url))
+    upload(cache_path, open_remote_folder(own_url))
     with pytest.raises(RemoteChangedError, match="replaced by another cache"):
         epoch(cache)
 
 
 def test_a_limit_below_two_shards_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="SAECACHE_CACHE_BYTES to at least"):
-        open_remote(url, local=LocalCache(tmp_path, 1000))
+        open_remote(url, local=DownloadCache(tmp_path, 1000))
 
 
 def test_two_processes_share_the_downloads(proxy: Proxy, url: str, folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
-"""A local file on its way up: read once, checked and hashed in the order in which it is sent."""
+"""Files to whole objects: each is read once, and checked and hashed in the order in which it is sent."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...common.errors import CorruptCacheError
+from .failures import RemoteError, WrongBytesError
+
+if TYPE_CHECKING:
+    from .remote_folder import ObjectInfo, RemoteFolder
 
 PART_BYTES = 8 << 20
 _MAX_PARTS = 9000  # S3 takes 10,000
@@ -12,6 +17,53 @@ _READ_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes moved since the last call; negative where they have to move again."""
+
+
+def send(
+    folder: "RemoteFolder", path: Path, key: str, size: int, sha256: str, on_bytes: OnBytes | None
+) -> "ObjectInfo":
+    """Write a file to an object once, whole or not at all, and look whether its bytes arrived.
+
+    Raises:
+        CorruptCacheError: the file is not as expected; then nothing was written.
+        WrongBytesError: other bytes arrived; the object is gone again.
+    """
+    parts = HashedParts(path, size, sha256, on_bytes)
+    try:
+        etag = _put(folder, key, parts, size, sha256)
+        if etag != parts.etag() and (got := folder.checksum(key, size=size)) != sha256:
+            raise WrongBytesError(
+                f"{folder.url}/{key}: other bytes arrived than were sent (sha256 {got}, not {sha256})"
+            )
+        info = folder.head(key)
+        if info is None or info.size != size:
+            raise RemoteError(f"writing {key} at {folder.url}: it is not there after it was written")
+    except BaseException as error:
+        if isinstance(error, WrongBytesError):
+            folder.delete([key])  # its recorded sha256 is that of the right bytes
+        count_bytes(on_bytes, -parts.sent)
+        raise
+    return info
+
+
+def _put(folder: "RemoteFolder", key: str, parts: "HashedParts", size: int, sha256: str) -> str:
+    """Returns the ETag."""
+    import obstore
+
+    if size <= part_size(size):
+        done = folder.put_once(key, b"".join(parts), sha256)
+    else:
+        with folder.bucket.translated(f"writing {key}", folder.url):
+            done = obstore.put(
+                folder.bucket.store("parts"),
+                folder.name_of(key),
+                iter(parts),
+                attributes=folder.attributes(sha256),
+                use_multipart=True,
+                chunk_size=part_size(size),
+                max_concurrency=2,
+            )
+    return (done["e_tag"] or "").strip('"')
 
 
 def part_size(size: int) -> int:
@@ -67,8 +119,7 @@ class HashedParts:
 
     def _sending(self, block: bytes) -> bytes:
         self.sent += len(block)
-        if self._on_bytes:
-            self._on_bytes(len(block))
+        count_bytes(self._on_bytes, len(block))
         return block
 
     def _blocks(self) -> Iterator[bytes]:
@@ -84,3 +135,9 @@ class HashedParts:
 
 def _md5(content: bytes = b"") -> "hashlib._Hash":
     return hashlib.md5(content, usedforsecurity=False)  # what S3 uses for ETags
+
+
+def count_bytes(on_bytes: OnBytes | None, count: int) -> None:
+    """Tell ``on_bytes``, if there is one, that bytes were moved."""
+    if on_bytes and count:
+        on_bytes(count)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from saecache.store import open_cache
-from saecache.store.remote.contents import ROOT, UNFINISHED
+from saecache.store.remote.cache_objects import ROOT, UNFINISHED
 from saecache.store.remote.failures import AccessError
-from saecache.store.remote.listing import Listed, format_listing, list_caches
-from saecache.store.remote.location import open_location
 from saecache.store.remote.push import Push
+from saecache.store.remote.remote_folder import open_remote_folder
+from saecache.store.remote.team import Listed, format_listing, list_caches
 
 from .conftest import QUICK
 from .proxy import Proxy
@@ -32,7 +32,7 @@ def caches(
     Push(tmp_path / "pile", f"{team}/pythia/pile").run()
     Push(cache_path, f"{team}/plain").run()
     root = (cache_path / ROOT).read_bytes()
-    place = open_location(team)
+    place = open_remote_folder(team)
     place.put(f"half/{UNFINISHED}", root)
     place.put(f"bad/{ROOT}", root.replace(b'"context": 16', b'"context": 17'))
     newer = json.loads(root)

@@ -8,7 +8,7 @@ import pytest
 
 from saecache.store import UsageError
 from saecache.store.remote.push import Push
-from saecache.store.remote.traffic import StoppedError, Traffic
+from saecache.store.remote.transfer import StoppedError, Traffic
 
 
 def test_never_more_at_once_than_asked_for() -> None:

@@ -9,7 +9,7 @@ if sys.platform != "win32":  # where a file that is open cannot be removed anywa
     import fcntl
 
 
-class Held:
+class PinnedFile:
     """A file that no process removes until :meth:`release`, or until nobody has this object."""
 
     def __init__(self, path: Path, size: int, descriptor: int) -> None:
@@ -19,7 +19,7 @@ class Held:
         self.release = weakref.finalize(self, os.close, descriptor)
 
 
-def hold_file(path: Path) -> Held | None:
+def pin_file(path: Path) -> PinnedFile | None:
     """Hold the file at ``path``; None when there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -28,26 +28,26 @@ def hold_file(path: Path) -> Held | None:
     if sys.platform != "win32":
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     found = os.fstat(descriptor)
-    held = Held(path, found.st_size, descriptor)
+    held = PinnedFile(path, found.st_size, descriptor)
     if found.st_nlink == 0:  # removed between opening and locking
         held.release()
         return None
     return held
 
 
-def name_and_hold(partial: Path, path: Path) -> Held | None:
+def rename_and_pin(partial: Path, path: Path) -> PinnedFile | None:
     """Rename a finished file and hold it; None when it was removed in between."""
     if sys.platform == "win32":  # what is open cannot be renamed there
         partial.replace(path)
-        return hold_file(path)
-    held = hold_file(partial)  # before anybody finds it under its name
+        return pin_file(path)
+    held = pin_file(partial)  # before anybody finds it under its name
     partial.replace(path)
     if held is not None:
         held.path = path
     return held
 
 
-def remove_unless_held(path: Path) -> bool:
+def remove_unless_pinned(path: Path) -> bool:
     """Remove the file at ``path``; False when somebody holds it."""
     if sys.platform == "win32":
         try:

@@ -14,8 +14,8 @@ import pytest
 
 from saecache.common.errors import DiskFullError
 from saecache.store import SaecacheError, UsageError
-from saecache.store.remote.local_cache import LocalCache
-from saecache.store.remote.local_settings import check_limit, default_folder, open_local_cache
+from saecache.store.remote.download_cache import DownloadCache
+from saecache.store.remote.download_cache_settings import check_limit, default_folder, open_download_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SIZE = 1000
@@ -49,27 +49,27 @@ def no_fetch(path: Path) -> None:
     raise AssertionError("it is here already")
 
 
-def hold(local: LocalCache, number: int, fetch: Callable[[Path], None] | None = None) -> bytes:
+def hold(local: DownloadCache, number: int, fetch: Callable[[Path], None] | None = None) -> bytes:
     held = local.hold(digest(number), SIZE, fetch or fetcher(number))
     return held.path.read_bytes()
 
 
-def is_here(local: LocalCache, number: int) -> bool:
+def is_here(local: DownloadCache, number: int) -> bool:
     return local.path_of(digest(number)).exists()
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> LocalCache:
-    return LocalCache(tmp_path / "local", 3 * SIZE)
+def local(tmp_path: Path) -> DownloadCache:
+    return DownloadCache(tmp_path / "local", 3 * SIZE)
 
 
-def test_a_file_is_fetched_once(local: LocalCache) -> None:
+def test_a_file_is_fetched_once(local: DownloadCache) -> None:
     assert hold(local, 1) == content(1)
     assert hold(local, 1, no_fetch) == content(1)
-    assert hold(LocalCache(local.folder, 3 * SIZE), 1, no_fetch) == content(1)
+    assert hold(DownloadCache(local.folder, 3 * SIZE), 1, no_fetch) == content(1)
 
 
-def test_the_least_recently_used_file_goes_first(local: LocalCache) -> None:
+def test_the_least_recently_used_file_goes_first(local: DownloadCache) -> None:
     for number in (1, 2, 3):
         hold(local, number)
         time.sleep(0.01)
@@ -79,7 +79,7 @@ def test_the_least_recently_used_file_goes_first(local: LocalCache) -> None:
     assert local.used_bytes() == 3 * SIZE
 
 
-def test_a_held_file_stays_whoever_wants_room(local: LocalCache) -> None:
+def test_a_held_file_stays_whoever_wants_room(local: DownloadCache) -> None:
     held = local.hold(digest(1), SIZE, fetcher(1))
     child = processes.Process(target=_hold_many, args=(local.folder, 3 * SIZE, 2, 12))
     child.start()
@@ -93,13 +93,13 @@ def test_a_held_file_stays_whoever_wants_room(local: LocalCache) -> None:
 
 
 def _hold_many(folder: Path, limit: int, first: int, last: int) -> None:
-    local = LocalCache(folder, limit)
+    local = DownloadCache(folder, limit)
     for number in range(first, last):
         assert hold(local, number) == content(number)
         assert local.used_bytes() <= limit
 
 
-def test_what_is_mapped_is_read_to_its_end_after_it_was_removed(local: LocalCache) -> None:
+def test_what_is_mapped_is_read_to_its_end_after_it_was_removed(local: DownloadCache) -> None:
     with local.hold(digest(1), SIZE, fetcher(1)).path.open("rb") as file:
         for number in (2, 3, 4):
             hold(local, number)
@@ -107,7 +107,7 @@ def test_what_is_mapped_is_read_to_its_end_after_it_was_removed(local: LocalCach
         assert file.read() == content(1)
 
 
-def test_files_held_at_once_may_exceed_the_limit(local: LocalCache) -> None:
+def test_files_held_at_once_may_exceed_the_limit(local: DownloadCache) -> None:
     held = [local.hold(digest(number), SIZE, fetcher(number)) for number in range(6)]
     assert [file.path.read_bytes() for file in held] == [content(number) for number in range(6)]
     assert local.used_bytes() == 6 * SIZE
@@ -118,7 +118,7 @@ def test_files_held_at_once_may_exceed_the_limit(local: LocalCache) -> None:
 
 
 @pytest.mark.parametrize("error", [SaecacheError("no"), OSError(errno.EIO, "no"), KeyboardInterrupt()])
-def test_a_failed_download_leaves_nothing(local: LocalCache, error: BaseException) -> None:
+def test_a_failed_download_leaves_nothing(local: DownloadCache, error: BaseException) -> None:
     def fetch(path: Path) -> None:
         path.write_bytes(b"half")
         raise error
@@ -131,7 +131,7 @@ def test_a_failed_download_leaves_nothing(local: LocalCache, error: BaseExceptio
     assert hold(local, 1) == content(1)
 
 
-def test_a_full_disk_is_emptied_of_what_nobody_uses(local: LocalCache) -> None:
+def test_a_full_disk_is_emptied_of_what_nobody_uses(local: DownloadCache) -> None:
     hold(local, 1)
     attempts = []
 
@@ -145,7 +145,7 @@ def test_a_full_disk_is_emptied_of_what_nobody_uses(local: LocalCache) -> None:
     assert attempts == [True, False]
 
 
-def test_a_full_disk_with_nothing_to_remove_is_said(local: LocalCache) -> None:
+def test_a_full_disk_with_nothing_to_remove_is_said(local: DownloadCache) -> None:
     kept = local.hold(digest(1), SIZE, fetcher(1))
 
     def fetch(path: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_full_disk_with_nothing_to_remove_is_said(local: LocalCache) -> None:
     assert kept.path.read_bytes() == content(1)
 
 
-def test_a_file_of_the_wrong_size_is_fetched_again(local: LocalCache) -> None:
+def test_a_file_of_the_wrong_size_is_fetched_again(local: DownloadCache) -> None:
     """A machine that lost power can leave a file that is empty or short."""
     hold(local, 1)
     local.path_of(digest(1)).write_bytes(b"")
     assert hold(local, 1) == content(1)
 
 
-def test_threads_and_processes_share_one_download(local: LocalCache, tmp_path: Path) -> None:
+def test_threads_and_processes_share_one_download(local: DownloadCache, tmp_path: Path) -> None:
     log = tmp_path / "log"
     children = [
         processes.Process(target=_hold_with_threads, args=(local.folder, log), daemon=True) for _ in range(3)
@@ -177,7 +177,7 @@ def test_threads_and_processes_share_one_download(local: LocalCache, tmp_path: P
 
 
 def _hold_with_threads(folder: Path, log: Path) -> None:
-    local = LocalCache(folder, 100 * SIZE)
+    local = DownloadCache(folder, 100 * SIZE)
     wrong = []
 
     def work(number: int) -> None:
@@ -192,7 +192,7 @@ def _hold_with_threads(folder: Path, log: Path) -> None:
     assert not wrong
 
 
-def test_readers_of_one_small_cache_never_see_wrong_bytes(local: LocalCache) -> None:
+def test_readers_of_one_small_cache_never_see_wrong_bytes(local: DownloadCache) -> None:
     """More files than fit, from four processes at once: every one that is handed out is whole."""
     children = [processes.Process(target=_read_at_random, args=(local.folder, seed)) for seed in range(4)]
     for child in children:
@@ -206,7 +206,7 @@ def test_readers_of_one_small_cache_never_see_wrong_bytes(local: LocalCache) -> 
 
 
 def _read_at_random(folder: Path, seed: int) -> None:
-    local = LocalCache(folder, 3 * SIZE)
+    local = DownloadCache(folder, 3 * SIZE)
     for step in range(60):
         number = (step * step + seed) % 7
         held = local.hold(digest(number), SIZE, fetcher(number))
@@ -214,7 +214,7 @@ def _read_at_random(folder: Path, seed: int) -> None:
         held.release()
 
 
-def test_kill_9_of_a_download(local: LocalCache, tmp_path: Path) -> None:
+def test_kill_9_of_a_download(local: DownloadCache, tmp_path: Path) -> None:
     """Whoever wants the file next fetches all of it; room that the dead one had taken comes back."""
     for number in range(5):
         log = tmp_path / f"log{number}"
@@ -235,16 +235,16 @@ def test_kill_9_of_a_download(local: LocalCache, tmp_path: Path) -> None:
 
 
 def test_making_room_looks_at_the_files_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = LocalCache(tmp_path, 100 * SIZE)
+    local = DownloadCache(tmp_path, 100 * SIZE)
     looks = 0
-    look = LocalCache._remove_down_to
+    look = DownloadCache._remove_down_to
 
-    def counted(self: LocalCache, wanted: int) -> int:
+    def counted(self: DownloadCache, wanted: int) -> int:
         nonlocal looks
         looks += 1
         return look(self, wanted)
 
-    monkeypatch.setattr(LocalCache, "_remove_down_to", counted)
+    monkeypatch.setattr(DownloadCache, "_remove_down_to", counted)
     for number in range(300):
         hold(local, number)
     assert local.used_bytes() <= 100 * SIZE
@@ -261,19 +261,19 @@ def test_folder_and_limit_from_the_environment(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "mine"))
     for text, expected in (("200GB", 200 * 10**9), ("64GiB", 64 << 30), ("1_000_000", 10**6)):
         monkeypatch.setenv("SAECACHE_CACHE_BYTES", text)
-        local = open_local_cache()
+        local = open_download_cache()
         assert (local.folder, local.limit_bytes) == (tmp_path / "mine", expected)
     monkeypatch.setenv("SAECACHE_CACHE_BYTES", "lots")
     with pytest.raises(UsageError, match="200GB"):
-        open_local_cache()
+        open_download_cache()
     monkeypatch.delenv("SAECACHE_CACHE_BYTES")
-    assert 0 < open_local_cache().limit_bytes < 1 << 60
-    assert open_local_cache(limit_bytes=5000).limit_bytes == 5000
+    assert 0 < open_download_cache().limit_bytes < 1 << 60
+    assert open_download_cache(limit_bytes=5000).limit_bytes == 5000
     with pytest.raises(UsageError, match="SAECACHE_CACHE_BYTES to at least 6000"):
-        check_limit(open_local_cache(limit_bytes=5000), 3000, "s3://b/c")
+        check_limit(open_download_cache(limit_bytes=5000), 3000, "s3://b/c")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="SAECACHE_CACHE_DIR"):
-        open_local_cache(tmp_path / "file" / "below")
+        open_download_cache(tmp_path / "file" / "below")

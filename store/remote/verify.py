@@ -4,12 +4,19 @@ from functools import partial
 
 from ...common.errors import CorruptCacheError
 from ..verify import VerifyReport
-from .access import ObjectInfo
-from .contents import PROVENANCE, CacheObject, foreign_key, read_metadata, read_provenance, read_root
+from .cache_objects import (
+    PROVENANCE,
+    ROOT,
+    CacheObject,
+    foreign_key,
+    read_metadata,
+    read_provenance,
+    read_root,
+)
 from .failures import MissingObjectError
-from .location import open_location
-from .settings import Patience
-from .traffic import Traffic
+from .remote_folder import ObjectInfo, open_remote_folder
+from .retries import Patience
+from .transfer import Traffic
 
 
 def verify_remote(
@@ -24,11 +31,11 @@ def verify_remote(
     Raises:
         UsageError, IncompleteCacheError, CorruptCacheError: there is no sound manifest to compare with.
     """
-    location = open_location(url, patience)
+    location = open_remote_folder(url, patience)
     traffic = traffic or Traffic()
     root = read_root(location)
     report = VerifyReport()
-    there = {info.key: info for info in location.objects()}
+    there = {info.key: info for info in location.objects(must_show=ROOT)}
     if (foreign := foreign_key(there, root)) is not None:
         report.problems.append(f"{foreign}: no part of the cache")
 

@@ -9,7 +9,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ...common.errors import UsageError
 from ..config import GIB
-from .local_cache import LocalCache
+from .download_cache import DownloadCache
 
 FOLDER_VARIABLE = "SAECACHE_CACHE_DIR"
 BYTES_VARIABLE = "SAECACHE_CACHE_BYTES"
@@ -18,7 +18,7 @@ ENOUGH_FILES = 16  # measured: from so many on, an epoch in any order needs each
 logger = logging.getLogger(__name__)
 
 
-def open_local_cache(folder: Path | str | None = None, limit_bytes: int | None = None) -> LocalCache:
+def open_download_cache(folder: Path | str | None = None, limit_bytes: int | None = None) -> DownloadCache:
     """The local cache of this machine's downloads.
 
     Args:
@@ -31,7 +31,7 @@ def open_local_cache(folder: Path | str | None = None, limit_bytes: int | None =
     """
     folder = Path(folder) if folder is not None else default_folder()
     try:
-        local = LocalCache(folder, 0)
+        local = DownloadCache(folder, 0)
     except OSError as error:
         raise UsageError(
             f"the folder for downloads {folder} cannot be made ({error.strerror}): set {FOLDER_VARIABLE}"
@@ -51,7 +51,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saecache"
 
 
-def check_limit(local: LocalCache, largest_bytes: int, where: str) -> None:
+def check_limit(local: DownloadCache, largest_bytes: int, where: str) -> None:
     """Refuse a limit that cannot hold two files of ``largest_bytes``: the one in use and the next.
 
     Warns of one that holds fewer than an epoch uses at about the same time.

@@ -18,7 +18,7 @@ import filelock
 from ...common.errors import DiskFullError, SaecacheError
 from ..disk_space import is_full
 from ..durable import write_all
-from .held import Held, hold_file, name_and_hold, remove_unless_held
+from .pinned_file import PinnedFile, pin_file, remove_unless_pinned, rename_and_pin
 
 Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest
 
@@ -26,7 +26,7 @@ _SLACK = 0.05  # of the limit
 _STRIPE_DIGITS = 3
 
 
-class LocalCache:
+class DownloadCache:
     """Files of at most ``limit_bytes`` together in ``folder``, shared by all processes that name it.
 
     The limit is exceeded only while files that are held at the same moment are larger than it.
@@ -38,7 +38,7 @@ class LocalCache:
         for name in ("shards", "partial", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
-    def hold(self, sha256: str, size: int, fetch: Fetch) -> Held:
+    def hold(self, sha256: str, size: int, fetch: Fetch) -> PinnedFile:
         """The file with this sha256, downloaded by ``fetch`` unless it is there. Counts as a use.
 
         Waits for whoever is downloading it. It is needed now: files that are held do not keep it away.
@@ -52,13 +52,13 @@ class LocalCache:
         assert held is not None
         return held
 
-    def hold_within_limit(self, sha256: str, size: int, fetch: Fetch) -> Held | None:
+    def hold_within_limit(self, sha256: str, size: int, fetch: Fetch) -> PinnedFile | None:
         """As :meth:`hold`; None when the limit has no room for it beside what all processes hold."""
         return self._hold(sha256, size, fetch, exceed=False)
 
-    def hold_if_here(self, sha256: str, size: int) -> Held | None:
+    def hold_if_here(self, sha256: str, size: int) -> PinnedFile | None:
         """The file with this sha256 unless it would have to be downloaded. Counts as a use."""
-        held = hold_file(self.path_of(sha256))
+        held = pin_file(self.path_of(sha256))
         if held is None:
             return None
         if held.size != size:  # a crash of the machine can leave such a file
@@ -68,7 +68,7 @@ class LocalCache:
         _used_now(held.path)
         return held
 
-    def _hold(self, sha256: str, size: int, fetch: Fetch, *, exceed: bool) -> Held | None:
+    def _hold(self, sha256: str, size: int, fetch: Fetch, *, exceed: bool) -> PinnedFile | None:
         with self._explained():
             held = self.hold_if_here(sha256, size)
             while held is None:
@@ -96,7 +96,7 @@ class LocalCache:
         """Bytes of all files, those under way included, by looking."""
         return self._look()[0]
 
-    def _download(self, partial: Path, path: Path, size: int, fetch: Fetch) -> Held | None:
+    def _download(self, partial: Path, path: Path, size: int, fetch: Fetch) -> PinnedFile | None:
         """The lock of the stripe is held, so nobody else writes this partial file."""
         try:
             try:
@@ -106,7 +106,7 @@ class LocalCache:
                     raise
                 fetch(partial)
             path.parent.mkdir(exist_ok=True)
-            return name_and_hold(partial, path)
+            return rename_and_pin(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             self._give_back(size)
@@ -149,7 +149,7 @@ class LocalCache:
         for _, size, path in sorted(files):
             if used <= wanted:
                 break
-            if remove_unless_held(path):
+            if remove_unless_pinned(path):
                 used -= size
         return used
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from saecache.store import CorruptCacheError, UsageError
-from saecache.store.remote import Location, is_url, open_location
+from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
 from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
-from saecache.store.remote.parts import HashedParts, part_size
+from saecache.store.remote.upload import HashedParts, part_size
+from saecache.store.remote.urls import redact_url
 
 from .proxy import Proxy
 from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
 
-Open = Callable[[str], Location]
+Open = Callable[[str], RemoteFolder]
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 LARGE = os.urandom(part_size(0) * 2 + 12345)
@@ -30,12 +31,12 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
-def anywhere(request: pytest.FixtureRequest, team: str, tmp_path: Path) -> Location:
+def anywhere(request: pytest.FixtureRequest, team: str, tmp_path: Path) -> RemoteFolder:
     urls = {"s3": team, "file": f"file://{tmp_path}/new/folder", "memory": f"memory://b/{tmp_path.name}"}
-    return open_location(urls[request.param])
+    return open_remote_folder(urls[request.param])
 
 
-def test_every_store_does_the_same(anywhere: Location, file: Path, tmp_path: Path) -> None:
+def test_every_store_does_the_same(anywhere: RemoteFolder, file: Path, tmp_path: Path) -> None:
     assert list(anywhere.objects()) == []
     assert anywhere.head("a/x") is None
     with pytest.raises(MissingObjectError):
@@ -49,7 +50,6 @@ def test_every_store_does_the_same(anywhere: Location, file: Path, tmp_path: Pat
     assert not anywhere.put("once", b"2", create=True)
     assert anywhere.get("once", 1) == b"1"
     assert anywhere.get("a b/ü%", 10) == b"small"
-    assert anywhere.get_range("a/x", 1000, 50) == CONTENT[1000:1050]
     assert {o.key: o.size for o in anywhere.objects()} == {"a/x": len(CONTENT), "a b/ü%": 5, "once": 1}
     assert [o.key for o in anywhere.objects("a")] == ["a/x"]
     folders, objects = anywhere.folders()
@@ -64,7 +64,7 @@ def test_every_store_does_the_same(anywhere: Location, file: Path, tmp_path: Pat
     assert [o.key for o in anywhere.objects()] == ["a b/ü%"]
 
 
-def test_many_parts(location: Location, tmp_path: Path) -> None:
+def test_many_parts(location: RemoteFolder, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(LARGE)
     sha256 = hashlib.sha256(LARGE).hexdigest()
@@ -79,7 +79,7 @@ def test_many_parts(location: Location, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one part", "many parts"])
-def test_a_damaged_file_is_not_uploaded(location: Location, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_not_uploaded(location: RemoteFolder, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged"
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CorruptCacheError, match="damaged"):
@@ -104,7 +104,13 @@ TRANSIENT_READS = {
 
 @pytest.mark.parametrize("fault", TRANSIENT_READS.values(), ids=TRANSIENT_READS)
 def test_reads_survive(
-    location: Location, proxy: Proxy, open_quickly: Open, team: str, file: Path, tmp_path: Path, fault: dict
+    location: RemoteFolder,
+    proxy: Proxy,
+    open_quickly: Open,
+    team: str,
+    file: Path,
+    tmp_path: Path,
+    fault: dict,
 ) -> None:
     location.upload(file, "x", size=len(CONTENT), sha256=SHA256)
     met = proxy.add(method="GET", path="/x", **fault)
@@ -131,7 +137,7 @@ TRANSIENT_WRITES = {
 @pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one part", "many parts"])
 @pytest.mark.parametrize("fault", TRANSIENT_WRITES.values(), ids=TRANSIENT_WRITES)
 def test_writes_survive(
-    location: Location,
+    location: RemoteFolder,
     proxy: Proxy,
     open_quickly: Open,
     team: str,
@@ -151,7 +157,7 @@ def test_writes_survive(
 
 
 def test_bytes_that_stay_wrong_are_an_error(
-    location: Location, proxy: Proxy, open_quickly: Open, team: str, file: Path, tmp_path: Path
+    location: RemoteFolder, proxy: Proxy, open_quickly: Open, team: str, file: Path, tmp_path: Path
 ) -> None:
     location.upload(file, "x", size=len(CONTENT), sha256=SHA256)
     proxy.add("flip", method="GET", path="/x", times=100)
@@ -214,7 +220,7 @@ def test_no_server_is_said_soon(team: str, monkeypatch: pytest.MonkeyPatch, open
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"no answer from http://127.0.0.1:9 \(check the endpoint"):
         open_quickly(team).get("x", 10)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hunter2@x@127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"no answer from http://127\.0\.0\.1:9") as caught:
         open_quickly(team).get("x", 10)
     assert "hunter2" not in str(caught.value)
@@ -226,13 +232,8 @@ def test_a_server_that_keeps_failing(proxy: Proxy, open_quickly: Open, team: str
         open_quickly(team).get("x", 10)
 
 
-def test_nothing_that_is_shown_holds_a_secret(location: Location, team: str) -> None:
-    shown = (
-        repr(location)
-        + str(vars(location))
-        + repr(location._access.backend)
-        + str(vars(location._access.backend))
-    )
+def test_nothing_that_is_shown_holds_a_secret(location: RemoteFolder, team: str) -> None:
+    shown = repr(location) + str(vars(location)) + repr(location.bucket) + str(vars(location.bucket))
     assert SECRET_KEY not in shown
     assert SECRET_KEY.encode() not in pickle.dumps(location)
     assert pickle.loads(pickle.dumps(location)).url == team
@@ -243,7 +244,7 @@ def test_urls() -> None:
     assert is_url("file:///x")
     for path in ("caches/x", "/caches/x", "C:\\caches", "C:/caches", Path("s3://b")):
         assert not is_url(path)
-    assert open_location("memory://b//x///y/").url == "memory://b/x/y"
+    assert open_remote_folder("memory://b//x///y/").url == "memory://b/x/y"
     for url, words in {
         "s3://": "names no bucket",
         "http://host/x": "set AWS_ENDPOINT_URL",
@@ -254,35 +255,118 @@ def test_urls() -> None:
         "plain/path": "expected a URL",
     }.items():
         with pytest.raises(UsageError, match=words):
-            open_location(url)
+            open_remote_folder(url)
     for url in ("s3://key:hunter2@bucket/x", "s3://b/x?secret=hunter2"):
         with pytest.raises(UsageError, match="come from the environment") as caught:
-            open_location(url)
+            open_remote_folder(url)
         assert "hunter2" not in str(caught.value)
+
+
+UGLY = [
+    "s3://key:hunter2@bucket/x",
+    "s3:/key:hunter2@bucket/x",
+    "s3://key:hunter2/with/slashes@bucket/x",
+    "s3://key:hunter2@x@bucket/x",
+    "s3://key:hunter2#x@bucket/x",
+    "s3://bucket/x?X-Amz-Signature=hunter2",
+    "s3://bucket/x#hunter2",
+    "s3://[hunter2@/x",
+    "S3://key:hunter2@bucket",
+    "https://key:hunter2@host/x",
+    "az:/key:hunter2@container/x",
+    "file://key:hunter2@host/x",
+    "//key:hunter2@bucket/x",
+]
+
+
+@pytest.mark.parametrize("url", UGLY)
+def test_no_url_is_quoted_that_may_hold_a_secret(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_remote_folder(url)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ("https://minio.example.com/path?x=hunter2", "https://minio.example.com"),
+        ("http://someone:hunter2@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://someone:hunter2@secret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://someone:hunter2/x@127.0.0.1:9/y", "http://127.0.0.1:9"),
+        ("http://someone:hunter2#x@[::1]:9", "http://[::1]:9"),
+        ("http://someone:hunter2@", ""),
+        ("hunter2", ""),
+        ("", ""),
+    ],
+)
+def test_of_an_endpoint_only_the_host_is_shown(endpoint: str, shown: str) -> None:
+    assert redact_url(endpoint) == shown
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "minio:9000",
+        "ftp://host",
+        "http://host:99999",
+        "http://host:0x1",
+        "http://a b",
+        "http://x:hunter2/@host:9",
+    ],
+)
+def test_endpoints_that_make_no_sense(team: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """The library panics at some of them, which is no exception that anybody catches."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match=r"not a valid .*check AWS_ENDPOINT_URL") as caught:
+        open_remote_folder(team)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", ["a b", "a\tb", "a%20b", "-a"])
+def test_names_that_no_bucket_has(bucket: str) -> None:
+    with pytest.raises(UsageError):
+        open_remote_folder(f"s3://{bucket}/x")
+
+
+def test_claims_of_a_folder_that_is_there_keep_their_name(tmp_path: Path) -> None:
+    """The dot of ``.unfinished.json`` was lost where the folder existed before it was opened."""
+    open_remote_folder(tmp_path.as_uri()).put(".unfinished.json", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == [".unfinished.json"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_small_objects_that_arrive_damaged_are_written_again(
+    location: RemoteFolder, proxy: Proxy, open_quickly: Open, team: str, create: bool
+) -> None:
+    met = proxy.add("flip_request", method="PUT", path="/claim", after=3)
+    assert open_quickly(team).put("claim", b"the content of a claim", create=create)
+    assert met.met == 1
+    assert location.get("claim", 100) == b"the content of a claim"
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "100%", "%41", "ü+&=,;", "x@y"])
 def test_names_mean_what_they_say(team: str, tmp_path: Path, name: str) -> None:
     for url in (f"{team}/{name}", (tmp_path / name).as_uri(), f"memory://{tmp_path.name}/{name}"):
-        first = open_location(url)
+        first = open_remote_folder(url)
         assert first.put("x", url.encode())
         again = pickle.loads(pickle.dumps(first))
         assert again.url == first.url
         assert again.get("x", 1000) == url.encode()
         assert [info.key for info in again.objects()] == ["x"]
     assert (tmp_path / name / "x").is_file()
-    assert name in open_location(team).folders()[0]
+    assert name in open_remote_folder(team).folders()[0]
 
 
 def test_a_whole_bucket(tmp_path: Path) -> None:
-    bucket = open_location(f"memory://{tmp_path.name}")
+    bucket = open_remote_folder(f"memory://{tmp_path.name}")
     assert bucket.put("a/b", b"1")
     assert bucket.folders() == (["a"], [])
     assert bucket.child("a").get("b", 1) == b"1"
     assert [info.key for info in bucket.objects()] == ["a/b"]
 
 
-def test_the_bucket_is_only_written_below_the_prefix(location: Location, file: Path, team: str) -> None:
+def test_the_bucket_is_only_written_below_the_prefix(location: RemoteFolder, file: Path, team: str) -> None:
     location.child("a").upload(file, "x", size=len(CONTENT), sha256=SHA256)
-    whole = open_location(f"s3://{BUCKET}")
+    whole = open_remote_folder(f"s3://{BUCKET}")
     assert whole.head(f"{team.rsplit('/', 1)[1]}/a/x") is not None

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from saecache.store.remote.whole import _BlockWriter
+from saecache.store.remote.download import BlockWriter
 
 
 class Written(io.BytesIO):
@@ -23,7 +23,7 @@ class Written(io.BytesIO):
 @pytest.mark.parametrize("block", [256, 3000])
 def test_the_same_bytes_in_whole_blocks(total: int, block: int) -> None:
     content, file = random.Random(total).randbytes(total), Written()
-    writer, choose, place = _BlockWriter(file, block), random.Random(0), 0
+    writer, choose, place = BlockWriter(file, block), random.Random(0), 0
     while place < total:
         step = choose.choice([1, 7, 100, 256, 700])
         writer.write(content[place : place + step])

@@ -5,7 +5,8 @@ compared with what follows from it. ``provenance/zarr.json`` is volatile and sma
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,8 @@ from ..layout import PROVENANCE_GROUP
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
-from .failures import MissingObjectError
-from .location import Location
+from .failures import MissingObjectError, RemoteChangedError
+from .remote_folder import RemoteFolder
 
 ROOT = "zarr.json"
 UNFINISHED = ".unfinished.json"
@@ -65,26 +66,15 @@ class Root:
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """Every key that the cache may have."""
+        """Every key that the place of the cache may have; claims may be left over from a killed command."""
         shards = (file.path for file in self.manifest.files)
-        return frozenset([ROOT, UNFINISHED, PROVENANCE, *self.metadata, *shards])
+        return frozenset([ROOT, UNFINISHED, HARVEST_CLAIM, PROVENANCE, *self.metadata, *shards])
 
 
-@dataclass(frozen=True)
-class LocalCache:
-    """A finished cache on this machine, and what there is of it to upload (the root apart)."""
+def read_local(path: Path) -> tuple[Root, list[CacheObject]]:
+    """Look at a finished cache on this machine: its manifest, and what there is of it beside the root.
 
-    path: Path
-    root: Root
-    objects: list[CacheObject]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(found.size for found in self.objects) + len(self.root.content)
-
-
-def read_local(path: Path) -> LocalCache:
-    """Look at a finished cache: its manifest, the sizes of its shards, the content of its metadata.
+    Compares the sizes of the shards and the content of the metadata with the manifest.
 
     Raises:
         UsageError, IncompleteCacheError: there is no finished cache at ``path``.
@@ -101,7 +91,7 @@ def read_local(path: Path) -> LocalCache:
         objects.append(_small_object(key, content))
     if (path / PROVENANCE).is_file():
         objects.append(_small_object(PROVENANCE, _read_small(path / PROVENANCE)))
-    return LocalCache(path, root, objects)
+    return root, objects
 
 
 def check_metadata(content: bytes, expected: Mapping[str, Any], where: str) -> None:
@@ -132,7 +122,7 @@ def check_provenance(content: bytes, where: str) -> None:
         raise CorruptCacheError(f"{where}: not the metadata of a group, at most {MAX_DEPTH} levels deep")
 
 
-def read_root(location: Location) -> Root:
+def read_root(location: RemoteFolder) -> Root:
     """The manifest of the finished cache at ``location``.
 
     Raises:
@@ -148,24 +138,22 @@ def read_root(location: Location) -> Root:
             f"the cache at {location.url} is not whole: somebody is pushing or removing it, or was "
             "interrupted; the same push continues it"
         )
-    first = next(iter(location.objects()), None)
-    what = (
-        "there is nothing there" if first is None else f"it has no {ROOT}; 'saecache cache ls' looks below it"
-    )
+    anything = location.objects(most=1)
+    what = f"it has no {ROOT}; 'saecache cache ls' looks below it" if anything else "there is nothing there"
     raise UsageError(f"no cache at {location.url}: {what}")
 
 
-def find_root(location: Location) -> Root | None:
+def find_root(location: RemoteFolder) -> Root | None:
     """The finished cache at ``location``, or None; errors of its manifest as :func:`read_root`."""
     return _find(location, ROOT)
 
 
-def find_unfinished(location: Location) -> Root | None:
+def find_unfinished(location: RemoteFolder) -> Root | None:
     """The cache that is being pushed to or removed from ``location``, or None."""
     return _find(location, UNFINISHED)
 
 
-def _find(location: Location, key: str) -> Root | None:
+def _find(location: RemoteFolder, key: str) -> Root | None:
     where = f"{location.url}/{key}"
     try:
         return location.read(key, MAX_MANIFEST_BYTES, lambda content: Root.parse(content, where))
@@ -173,7 +161,29 @@ def _find(location: Location, key: str) -> Root | None:
         return None
 
 
-def read_metadata(location: Location, root: Root, key: str) -> bytes:
+@contextmanager
+def changes_explained(location: RemoteFolder, manifest: Manifest, when: str, advice: str) -> Iterator[None]:
+    """Objects that are missing or different may mean that the cache itself is gone, or another.
+
+    Raises:
+        RemoteChangedError: the cache was removed or replaced since its manifest was read.
+        CorruptCacheError: it was not; the cache is not whole, or an object is damaged.
+    """
+    try:
+        yield
+    except (MissingObjectError, CorruptCacheError) as error:
+        now = find_root(location)
+        if now is None or now.manifest != manifest:
+            what = "removed" if now is None else "replaced by another cache"
+            raise RemoteChangedError(f"{location.url} was {what} {when}; {advice}") from None
+        if isinstance(error, CorruptCacheError):
+            raise
+        raise CorruptCacheError(
+            f"an object is missing ({error}): the cache is not whole; push it again"
+        ) from None
+
+
+def read_metadata(location: RemoteFolder, root: Root, key: str) -> bytes:
     """The zarr.json of an array or group of the cache at ``location``; see :func:`check_metadata`."""
 
     def parse(content: bytes) -> bytes:
@@ -183,7 +193,7 @@ def read_metadata(location: Location, root: Root, key: str) -> bytes:
     return location.read(key, MAX_METADATA_BYTES, parse)
 
 
-def read_provenance(location: Location) -> bytes:
+def read_provenance(location: RemoteFolder) -> bytes:
     """The zarr.json of its provenance; see :func:`check_provenance`."""
 
     def parse(content: bytes) -> bytes:

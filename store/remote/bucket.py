@@ -1,0 +1,172 @@
+"""The connections to one bucket: made when they are first needed, and asked within bounds."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ...common.errors import SaecacheError, UsageError
+from .credentials import s3_config
+from .failures import RemoteError, parse_failure, translate
+from .retries import Patience
+from .urls import ObjectUrl, is_endpoint, redact_url
+
+if TYPE_CHECKING:
+    from obstore.store import MemoryStore, ObjectStore
+
+T = TypeVar("T")
+Purpose = Literal["reading", "writing", "parts"]  # they differ in timeouts, and parts are repeated
+
+
+class Bucket:
+    """One bucket, or for ``file://`` the folder that stands for it."""
+
+    def __init__(self, url: ObjectUrl, patience: Patience) -> None:
+        self.patience = patience
+        self.has_answered = False
+        self._stores: dict[Purpose, ObjectStore] = {}
+        self._root = _existing_folder(Path("/", url.prefix)) if url.scheme == "file" else None
+        self._make, self.server = _maker(url, patience, self._root)
+        self.store("reading")  # wrong settings are reported at once
+
+    @property
+    def stores_attributes(self) -> bool:
+        """Whether objects can carry their sha256 beside them."""
+        return self._root is None
+
+    def key(self, path: str) -> str:
+        """The name inside the store of the object ``path``, which begins with the URL's prefix."""
+        if self._root is None:
+            return path
+        key = Path("/", path).relative_to(self._root).as_posix()
+        return "" if key == "." else key
+
+    def path(self, key: str) -> str:
+        """The inverse of :meth:`key`."""
+        return key if self._root is None else (self._root / key).as_posix().lstrip("/")
+
+    def store(self, purpose: Purpose) -> "ObjectStore":
+        if purpose not in self._stores:
+            self._stores[purpose] = self._make(purpose)
+        return self._stores[purpose]
+
+    @contextmanager
+    def translated(
+        self, what: str, where: str, passing: tuple[type[BaseException], ...] = ()
+    ) -> Iterator[None]:
+        """Translate what the library raises inside, except ``passing``; remember that something answered."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except SaecacheError:
+            raise
+        except passing:
+            self.has_answered = True
+            raise
+        except TimeoutError:
+            raise RemoteError(
+                f"{what} at {where}: {self.server} took longer than {self.patience.upload_seconds:g} seconds "
+                "to answer; run again, it continues"
+            ) from None
+        except (BaseError, FileNotFoundError, PermissionError, NotImplementedError) as error:
+            self.has_answered = self.has_answered or parse_failure(error).status is not None
+            raise translate(error, what, where, self.server) from None
+        self.has_answered = True
+
+    def ask(self, start: Callable[[], Awaitable[T]], *, bounded: bool = True) -> T:
+        """The result of one request, which is cancelled when it takes longer than ``upload_seconds``.
+
+        With ``bounded=False`` ``start`` sees to that itself.
+
+        Raises:
+            TimeoutError: there was no whole answer by then, whatever trickled in.
+        """
+
+        async def answer() -> T:
+            return await asyncio.wait_for(start(), self.patience.upload_seconds if bounded else None)
+
+        asked = asyncio.run_coroutine_threadsafe(answer(), _event_loop(os.getpid()))
+        try:
+            return asked.result()
+        except BaseException:
+            asked.cancel()
+            raise
+
+
+@cache
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """Runs the requests of a process; a fork needs its own. The caller may have a running loop (Jupyter)."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=f"saecache-requests-{process}", daemon=True).start()
+    return loop
+
+
+def _maker(
+    url: ObjectUrl, patience: Patience, root: Path | None
+) -> "tuple[Callable[[Purpose], ObjectStore], str]":
+    """(makes stores, all with the settings that the environment gives now; the address to show).
+
+    The settings are in a closure, so that nothing shows them.
+    """
+    s3: dict[str, Any] = {}
+    if url.scheme == "s3":
+        s3["config"], s3["credential_provider"] = s3_config()
+        endpoint = s3["config"].get("endpoint", "")
+        allow_http = _is_set("AWS_ALLOW_HTTP") or endpoint.startswith("http://")
+        variable = "AWS_ENDPOINT_URL"
+    else:
+        variable = "AZURE_ENDPOINT" if url.scheme == "az" else "GOOGLE_BASE_URL"
+        endpoint = os.environ.get(variable, "")
+        allow_http = endpoint.startswith("http://") or (
+            url.scheme == "az" and _is_set("AZURE_STORAGE_USE_EMULATOR")
+        )
+
+    if endpoint and not is_endpoint(endpoint):  # the library would panic; without the text, it may be secret
+        raise UsageError(f"{url}: the endpoint is not a valid http:// or https:// URL; check {variable}")
+
+    def make(purpose: Purpose) -> "ObjectStore":
+        from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
+        if url.scheme == "memory":
+            return _memory(url.bucket)
+        if root is not None:
+            return LocalStore(prefix=root, automatic_cleanup=True)
+        http: dict[str, Any] = {
+            "client_options": patience.client(writing=purpose != "reading", allow_http=allow_http),
+            "retry_config": patience.library_retries(parts=purpose == "parts"),
+        }
+        try:
+            if url.scheme == "s3":
+                return S3Store(url.bucket, **s3, **http)
+            return GCSStore(url.bucket, **http) if url.scheme == "gs" else AzureStore(url.bucket, **http)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it may quote credentials
+            raise UsageError(
+                f"{url}: the settings in the environment do not make a valid {url.scheme}:// connection "
+                f"({type(error).__name__}); check its variables (AWS_*, GOOGLE_*, AZURE_*)"
+            ) from None
+
+    return make, redact_url(endpoint) or "the server"
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+@cache
+def _memory(bucket: str) -> "MemoryStore":
+    """In-memory buckets live as long as the process, whoever opens them."""
+    from obstore.store import MemoryStore
+
+    return MemoryStore()
+
+
+def _existing_folder(path: Path) -> Path:
+    """Where a local store is rooted: removing objects cleans up empty folders below it, never above."""
+    while not path.is_dir():
+        path = path.parent
+    return path

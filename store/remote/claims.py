@@ -1,0 +1,169 @@
+"""Claims: who writes or removes a cache at a place in a bucket. One protocol for push, harvest and removal.
+
+    take      write a small object, only if there is none: whoever is first wins, the same cache joins
+    ...       bring the cache's objects, or remove them
+    commit    everything is there: write the manifest, only if there is none
+    release   remove the claim, last of all
+
+Somebody may remove the claim meanwhile. Then everything must be there all the same, brought by another
+command for the same cache; otherwise the manifest that was just written is taken back. A cache whose manifest
+is there is finished, and a claim beside it is left over from a command that was killed before ``release``.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ...common.errors import CorruptCacheError, UsageError
+from ..manifest import MAX_MANIFEST_BYTES, Manifest
+from ..untrusted import parse_json
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
+from .failures import MissingObjectError, RemoteChangedError
+from .remote_folder import RemoteFolder
+
+CLAIMS = (UNFINISHED, HARVEST_CLAIM)
+ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL)"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim on the place ``folder``. ``cache`` is what it is for: the manifest, or its fingerprint."""
+
+    folder: RemoteFolder
+    work: Literal["push", "harvest", "removal"]
+    key: str
+    content: bytes
+    cache: Manifest | str
+
+    def take(self) -> None:
+        """Write the claim, or join another command for the same cache.
+
+        Raises:
+            UsageError: the place is taken by another cache.
+            MissingObjectError: somebody removed the claim before it was read back.
+        """
+        if not self.folder.put(self.key, self.content, create=True):
+            self.check()
+
+    def check(self) -> bool:
+        """Whether the place is claimed for this cache.
+
+        Raises:
+            UsageError: it is claimed for another one.
+        """
+        holder = read_claim(self.folder, self.key)
+        if holder is not None and holder != self.cache:
+            what = "an unfinished push" if self.key == UNFINISHED else "a harvest of another cache"
+            raise UsageError(
+                f"{self.folder.url} is taken by {what}: it {describe_other(holder, self.cache)}; {ELSEWHERE}"
+            )
+        return holder is not None
+
+    def commit(self, root: Root, check_all_there: Callable[[], None]) -> None:
+        """Write the manifest and release the claim.
+
+        Args:
+            check_all_there: raises RemoteChangedError unless all other objects of the cache are there.
+
+        Raises:
+            RemoteChangedError: somebody removed or replaced the cache meanwhile.
+        """
+        claimed = self._is_held()  # first: another push writes its manifest before its claim goes
+        if not is_finished(self.folder, root) and not claimed:
+            raise self.changed("the claim was removed or replaced")
+        check_all_there()
+        if self.folder.put(ROOT, root.content, create=True):
+            if not self._is_held():
+                try:
+                    check_all_there()
+                except RemoteChangedError:
+                    self.folder.delete([ROOT])  # a removal does not know of it
+                    raise
+        elif not is_finished(self.folder, root):
+            raise self.changed("the manifest was removed or replaced")
+        self.release()
+
+    def release(self) -> None:
+        self.folder.delete([self.key])
+
+    def changed(self, what: str) -> RemoteChangedError:
+        return RemoteChangedError(
+            f"{self.folder.url} changed during the {self.work}: {what}; run the {self.work} again if it is "
+            "still wanted"
+        )
+
+    def _is_held(self) -> bool:
+        return read_claim(self.folder, self.key) == self.cache
+
+
+def claim_for_cache(folder: RemoteFolder, work: Literal["push", "removal"], root: Root) -> Claim:
+    """The claim of a command that knows the manifest."""
+    return Claim(folder, work, UNFINISHED, root.content, root.manifest)
+
+
+def claim_for_harvest(
+    folder: RemoteFolder, fingerprint: str, work: Literal["harvest", "removal"] = "harvest"
+) -> Claim:
+    """The claim of a command that knows only which cache it will be."""
+    content = json.dumps({"fingerprint": fingerprint}).encode()
+    return Claim(folder, work, HARVEST_CLAIM, content, fingerprint)
+
+
+def read_claim(folder: RemoteFolder, key: str) -> Manifest | str | None:
+    """For which cache the claim ``key`` is: its manifest or fingerprint; None where there is no claim."""
+    where = f"{folder.url}/{key}"
+
+    def parse(content: bytes) -> Manifest | str:
+        return (
+            Root.parse(content, where).manifest if key == UNFINISHED else _parse_fingerprint(content, where)
+        )
+
+    try:
+        return folder.read(key, MAX_MANIFEST_BYTES, parse)
+    except MissingObjectError:
+        return None
+
+
+def is_finished(folder: RemoteFolder, root: Root) -> bool:
+    """Whether this cache is at ``folder`` and finished.
+
+    Raises:
+        UsageError: another cache is there.
+    """
+    there = find_root(folder)
+    if there is not None and there.manifest != root.manifest:
+        raise UsageError(f"{folder.url} {describe_other(there.manifest, root.manifest)}; {ELSEWHERE}")
+    return there is not None
+
+
+def release_leftover(folder: RemoteFolder, root: Root) -> None:
+    """Remove claims for the finished cache ``root``, by commands that were killed at their very end."""
+    for key in CLAIMS:
+        holder = read_claim(folder, key)
+        if holder is not None and _fingerprint(holder) == root.manifest.fingerprint:
+            folder.delete([key])
+
+
+def describe_other(there: Manifest | str, here: Manifest | str) -> str:
+    """How the cache at a place differs from ours."""
+    theirs, ours = _fingerprint(there), _fingerprint(here)
+    if theirs != ours:
+        return f"holds another cache (fingerprint {theirs[:12]}, not {ours[:12]})"
+    return "holds a cache of the same fingerprint with other bytes (harvested by other software or hardware)"
+
+
+def _fingerprint(cache: Manifest | str) -> str:
+    return cache if isinstance(cache, str) else cache.fingerprint
+
+
+def _parse_fingerprint(content: bytes, where: str) -> str:
+    try:
+        claim = parse_json(content)
+        fingerprint = claim["fingerprint"] if isinstance(claim, dict) else None
+    except (ValueError, KeyError):
+        fingerprint = None
+    if not isinstance(fingerprint, str) or not re.fullmatch(r"[0-9a-z]{1,64}", fingerprint):
+        raise CorruptCacheError(f"{where} is damaged: expected the claim of a harvest; {ELSEWHERE}")
+    return fingerprint
