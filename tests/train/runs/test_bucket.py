@@ -154,9 +154,9 @@ def test_sigterm_of_the_command_saves_and_says_so(
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "what was done is saved" in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "what was done is saved" in stderr
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
 

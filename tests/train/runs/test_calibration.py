@@ -36,7 +36,7 @@ def mean_l0(sae: SAE, x: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("l0", [1.0, 4.0, 6.5])
-def test_held_out_rows_have_the_wanted_l0(
+def test_held_out_rows_have_the_given_l0(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, l0: float
 ) -> None:
     config = make_config(KINDS[kind], steps=4, log={"every_steps": 4, "progress": False, "heldout_rows": 0})
@@ -79,21 +79,21 @@ def test_as_an_option_of_the_run(
 
 
 @pytest.mark.parametrize(
-    ("variants", "calibration", "told"),
+    ("variants", "calibration", "message"),
     [
         ([{"kind": "topk", "k": 4}], {}, "topk has no threshold at inference: leave it out"),
         ([KINDS["jumprelu"]], {}, "variant jumprelu_step_0.003 has no l0 of its own: set calibration.l0"),
     ],
 )
-def test_contradictions_are_told_before_the_first_step(
+def test_contradictions_are_reported_before_the_first_step(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     variants: list[dict[str, Any]],
     calibration: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         run(make_config(*variants, calibration=calibration), cache, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -108,9 +108,9 @@ def test_what_no_threshold_can_give(
     config = make_config(KINDS["batch_topk"], calibration={"l0": 95})
     result = run(config, cache, tmp_path / "run")
     sae = load_sae(result.saes["batch_topk_k4"])
-    assert "l0=95 cannot be had by a threshold" in caplog.text
+    assert "no threshold gives l0=95" in caplog.text
     assert caplog.records[-1].levelno == logging.ERROR
-    assert "cannot be had" in sae.cfg.training["calibration"]["failed"]
+    assert "no threshold gives" in sae.cfg.training["calibration"]["failed"]
     (topk,) = run(make_config({"kind": "topk", "k": 4}), cache, tmp_path / "topk").saes.values()
     with pytest.raises(UsageError, match="inference by topk has no threshold to calibrate"):
         calibrated(load_sae(topk), sparse_rows(10, 24, 0))

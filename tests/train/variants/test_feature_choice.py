@@ -197,7 +197,7 @@ def test_counts_share_the_budget_evenly(total: int, latents: int, rows: int) -> 
     assert int(counts.max()) - int(counts.min()) <= 1
 
 
-def test_a_batch_too_small_for_the_latents_is_told() -> None:
+def test_a_batch_too_small_for_the_latents_is_reported() -> None:
     plan = Plan(d_model=24, num_latents=96, batch_rows=10, num_steps=1)
     (problem,) = FeatureChoice(k=9).problems(plan)
     assert "set batch_rows to 11 or more" in problem
@@ -218,7 +218,7 @@ def test_the_densest_latent_has_rank_0() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"k": 5, "zipf": {"max_rows": 300}}, "zipf.max_rows=300 is more than the 256 rows of a batch"),
         ({"k": 1, "zipf": {"beta": 0.0}}, "set batch_rows to 495 or more, or zipf.rounding to carry"),
@@ -227,9 +227,9 @@ def test_the_densest_latent_has_rank_0() -> None:
         ({"k": 5, "threshold": {"start_step": 8}}, "threshold.start_step=8 is after the last of 8 steps"),
     ],
 )
-def test_impossible_settings_are_told(settings: dict[str, Any], told: str) -> None:
+def test_impossible_settings_are_reported(settings: dict[str, Any], message: str) -> None:
     (problem,) = FeatureChoice.model_validate(settings).problems(PLAN)
-    assert told in problem
+    assert message in problem
 
 
 def test_the_batch_that_is_asked_for_is_enough() -> None:

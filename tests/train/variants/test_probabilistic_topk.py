@@ -110,7 +110,7 @@ def test_beta_waits_for_the_warmup_and_falls_exponentially() -> None:
     assert float(betas[-1]) == pytest.approx(1e-4)
 
 
-def test_impossible_schedules_are_told() -> None:
+def test_impossible_schedules_are_reported() -> None:
     plan = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
     (problem,) = ProbabilisticTopK(warmup=8).problems(plan)
     assert "lower warmup" in problem

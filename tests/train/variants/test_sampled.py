@@ -157,7 +157,7 @@ def test_low_entropy_passes_over_latents_that_do_not_fire() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"pool_factor": 0.5}, "greater than or equal to 1"),
         ({"score": "l2", "entropy_prefers": "low"}, "entropy_prefers does nothing with score=l2"),
@@ -165,12 +165,12 @@ def test_low_entropy_passes_over_latents_that_do_not_fire() -> None:
         ({"score": "uniform", "scored": "pre_activations"}, "looks at no values"),
     ],
 )
-def test_settings_without_effect_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Sampled.model_validate(settings)
 
 
-def test_a_pool_larger_than_the_dictionary_is_told() -> None:
+def test_a_pool_larger_than_the_dictionary_is_reported() -> None:
     (problem,) = Sampled(k=8, pool_factor=13).problems(PLAN)
     assert "asks for 104 of only 96 latents: set it to 12 (BatchTopK) or less" in problem
     assert Sampled(k=8, pool_factor=12).problems(PLAN) == []
