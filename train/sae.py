@@ -1,6 +1,6 @@
-"""A trained SAE: its weights, how it encodes, and where it comes from.
+"""A trained SAE: its weights, how it encodes and decodes, and which run it comes from.
 
-A folder holds ``cfg.json`` and ``weights.safetensors``; nothing in it is ever unpickled.
+Its folder holds ``cfg.json`` and ``weights.safetensors``; loading never unpickles anything.
 Legend: B rows, D model width, F latents, P pairs.
 """
 
@@ -32,7 +32,7 @@ Space = Literal["normalized", "raw"]
 
 
 class SAEConfig(FrozenModel):
-    """``cfg.json``. ``variant`` holds every setting of the kind; what comes before it is easy to read."""
+    """The content of ``cfg.json``. ``variant`` holds all settings of the kind; the others are for reading."""
 
     format_version: int = FORMAT_VERSION
     kind: str
@@ -88,27 +88,27 @@ class SAE(nn.Module):
         sparse: bool = False,
         as_trained: bool = False,
     ) -> Tensor | Pairs:
-        """Codes of rows ``x`` [B, D].
+        """Encode rows ``x`` [B, D].
 
         Args:
-            input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw``
-                when it comes from the model, to be normalized here.
-            sparse: :class:`Pairs` instead of a dense float32 [B, F].
-            as_trained: the rule of training, which looks at the batch as a whole for batch-wide kinds.
+            input: ``normalized`` if x is normalized as the cache does it under ``cfg.normalization``;
+                ``raw`` if x comes from the model, in which case it is normalized here.
+            sparse: return :class:`Pairs` instead of a dense float32 [B, F].
+            as_trained: select as in training; batch-wide kinds then look at the batch as a whole.
         """
         pairs = self._encode(self._normalized(x, input)[0], as_trained)
         return pairs if sparse else pairs.to_dense()
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
-        """Codes (dense [B, F] or pairs) to normalized rows [B, D]."""
+        """Decode codes (dense [B, F] or pairs) into normalized rows [B, D]."""
         if isinstance(codes, Tensor):
             return codes @ self.W_dec + self.b_dec
         return backend_of(self.W_dec).decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
-        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out."""
+        """Reconstruct ``x`` [..., D]; the result is raw or normalized as ``x`` is."""
         flat = x.reshape(-1, self.cfg.d_model)
         return torch.cat([self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]).reshape(
             x.shape
@@ -137,17 +137,18 @@ class SAE(nn.Module):
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights, then the config, each whole or not at all. Equal SAEs give equal bytes."""
+        """Write the weights, then the config, each atomically. Equal SAEs give equal bytes."""
         folder = Path(folder)
         write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
         write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """The SAE in ``folder``: a run's ``<variant>/sae``, or one of its checkpoints.
+    """Load the SAE in ``folder``: a run's ``<variant>/sae``, or one of its checkpoints.
 
     Raises:
-        UsageError: no SAE there, an unknown kind, a newer format, or weights that contradict the config.
+        UsageError: the folder holds no SAE, or one of an unknown kind or another format, or the weights do
+            not fit the config.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():

@@ -17,9 +17,9 @@ from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.remote.push import Push
 from saecache.train import TrainConfig, run
 
+from ...killing import killed_runs
+from ...store.remote.proxy import Proxy
 from ..conftest import D_MODEL, sparse_rows
-from ..killing import killed_runs
-from ..store.remote.proxy import Proxy
 from ..variant_contract import TIMING, folder_bytes, metrics
 
 ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
