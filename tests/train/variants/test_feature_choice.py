@@ -223,7 +223,7 @@ def test_the_densest_latent_has_rank_0() -> None:
         ({"k": 5, "zipf": {"max_rows": 300}}, "zipf.max_rows=300 is more than the 256 rows of a batch"),
         ({"k": 1, "zipf": {"beta": 0.0}}, "set batch_rows to 495 or more, or zipf.rounding to carry"),
         ({"k": 5, "mutual_choice": {"steps": 8}}, "leaves Feature Choice none of 8 steps"),
-        ({"k": 5, "mutual_choice": {"steps": 0.01}}, "is no step of 8: raise it"),
+        ({"k": 5, "mutual_choice": {"steps": 0.01}}, "is less than one of 8 steps: raise it"),
         ({"k": 5, "threshold": {"start_step": 8}}, "threshold.start_step=8 is after the last of 8 steps"),
     ],
 )

@@ -18,7 +18,7 @@ def test_a_kind_that_is_no_literal() -> None:
     class Mine(TopK):
         kind: str = "mine"  # type: ignore[assignment]
 
-    with pytest.raises(TypeError, match=r'Mine in .*: write its kind as  kind: Literal\["NAME"\] = "NAME"'):
+    with pytest.raises(TypeError, match=r'Mine in .*: declare its kind as  kind: Literal\["NAME"\] = "NAME"'):
         kind_of(Mine, {})
 
 
@@ -26,7 +26,9 @@ def test_a_method_that_was_forgotten() -> None:
     class Mine(Variant):
         kind: Literal["mine"] = "mine"
 
-    with pytest.raises(TypeError, match=r"Mine in .* lacks .*encode.*: see Variant in train/variant.py"):
+    with pytest.raises(
+        TypeError, match=r"Mine in .* lacks .*encode.*: see Variant in train/variants/base/variant.py"
+    ):
         kind_of(Mine, {})
 
 
