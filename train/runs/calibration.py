@@ -18,8 +18,8 @@ TINY = 1e-12  # replaces a threshold of 0, which no factor would change
 def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     """Return ``sae`` with thresholds under which the rows ``x`` have ``l0`` active latents on average.
 
-    A single threshold is set just below the round(l0 * N) largest pre-activations. Thresholds per latent are
-    all multiplied by one factor, which keeps what training learned about the latents. Pre-activations that
+    A single threshold is set so that round(l0 * N) pre-activations exceed it. Thresholds per latent are all
+    multiplied by one factor, which keeps what training learned about the latents. Pre-activations that
     tie at the threshold are all active or all inactive.
 
     Args:

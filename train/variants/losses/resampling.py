@@ -18,7 +18,7 @@ STATE = "steps_since_active"
 
 
 class Resampling(FrozenModel):
-    """Every ``every_steps`` steps each idle latent gets the direction of a row of the batch.
+    """Every ``every_steps`` steps, ``times`` times, each idle latent gets the direction of a row.
 
     Rows are drawn with replacement; their probability is proportional to the square of their loss |x - x̂|².
     The latent's decoder row becomes the row's x - b_dec at norm 1. Its encoder row has the same direction,

@@ -1,8 +1,8 @@
-"""Feature Choice: for each latent, the rows that match it best.
+"""Feature Choice: select for each latent the rows with the largest pre-activations.
 
-One pass over the rows, in order. A latent's candidates are the rows whose pre-activation could be among its
-largest so far; the threshold that decides this rises as rows come in, so that few candidates are held:
-memory is O(sum of counts + block), however many rows there are.
+One pass over the rows in order. A latent's candidates are the rows whose pre-activation could be among its
+largest so far. The threshold that decides this rises as rows come in, so few candidates are held: memory is
+O(sum of counts + block), whatever the number of rows.
 
 Legend: B rows, F latents, P candidates.
 """
@@ -24,7 +24,7 @@ from .scored_blocks import given_block, opened
 
 
 def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
-    """As :meth:`...protocol.Backend.largest_per_latent`.
+    """See :meth:`...protocol.Backend.largest_per_latent`.
 
     Raises:
         NonFiniteError: a pre-activation is NaN.
@@ -57,7 +57,7 @@ def _from_encoder(encoder: Encoder, counts: Tensor) -> Pairs:
 
 def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
     row, latent, score = (torch.from_numpy(array) for array in candidates.collected())
-    # Sorted by rows as by_latent sorts by latents: stable, and the latents come in ascending order.
+    # by_latent sorts by rows here, as row and latent are swapped. It is stable: latents stay ascending.
     places = Pairs(row_ptr=torch.tensor([0, row.numel()]), latent=row, value=score, num_latents=num_rows)
     order = by_latent(places)
     return Pairs(
@@ -69,7 +69,7 @@ def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
 
 
 def _largest(pairs: Pairs, counts: Tensor) -> Pairs:
-    """The ``counts[i]`` largest of the pairs of latent i, the lowest row first among equals."""
+    """The ``counts[i]`` largest of the pairs of latent i; ties go to the lowest row."""
     order = by_latent(pairs)
     mask = torch.empty(len(pairs), dtype=torch.bool)
     tensors = (pairs.value, order.latent_ptr, order.pair, counts, mask)
