@@ -1,4 +1,4 @@
-"""SAE folders that are not what they should be, and inputs of the wrong shape."""
+"""Loading refuses broken SAE folders, and encoding refuses inputs of the wrong shape."""
 
 import json
 from collections.abc import Callable
@@ -93,7 +93,7 @@ def test_forward_in_parts_and_in_half_precision(
     assert sae(x.reshape(4, 25, 24)).shape == (4, 25, 24)
 
 
-def test_it_is_a_module_without_trainable_surprises(folder: Path) -> None:
+def test_an_sae_is_a_module_without_trainable_parameters(folder: Path) -> None:
     sae = load_sae(folder)
     assert isinstance(sae, SAE) and isinstance(sae, torch.nn.Module)
     assert set(sae.state_dict()) == {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}

@@ -1,4 +1,4 @@
-"""The batches of a run: over epochs, from any step on, and in pieces when they are large."""
+"""The feed yields batches over several epochs, from any step on, and reads large ones in pieces."""
 
 from collections.abc import Callable
 

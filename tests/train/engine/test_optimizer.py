@@ -1,4 +1,4 @@
-"""The optimizer against torch's own, and against the definition of a unit-norm decoder."""
+"""The optimizer equals torch's, and follows the definition of a unit-norm decoder."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_equals_torch_without_constraints(kind: Any) -> None:
 
 
 def test_only_gradients_beyond_the_limit_are_scaled_all_alike() -> None:
-    """Seen in the first moments: after one step they are (1 - beta1) times the gradient that was used."""
+    """The first moments show it: after one step they are (1 - beta1) times the gradient that was used."""
     for size, used in ((100.0, 2.0), (0.01, None)):
         gradients = {name: size * tensor for name, tensor in example().items()}
         optimizer = Optimizer(OptimizerConfig(clip_norm=2.0), example(), unit_norm_decoder=False)

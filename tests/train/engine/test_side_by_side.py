@@ -1,4 +1,4 @@
-"""Variants side by side: the same bytes as one after the other, and every failure said, in order."""
+"""Variants side by side give the same bytes as one after the other, and failures come back in order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_every_kind_ends_with_the_same_bytes(
     assert run_bytes(tmp_path / "4") == one_by_one
 
 
-def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
+def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
     threads(2)
     seen: dict[Any, tuple[int, int, Any]] = {}
 

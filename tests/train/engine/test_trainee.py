@@ -1,4 +1,4 @@
-"""What the engine asks of a variant's step."""
+"""The engine checks that a variant records its codes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Grids: what is asked for, under which names, and what is refused before anything starts."""
+"""Grids expand to variants with names of their own; impossible ones are refused before anything starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ def names(*variants: dict[str, Any]) -> list[str]:
             },
             ["lr_0.1", "lr_1e-05"],
         ),
-        # lists by their nature are no grid
+        # settings whose type is a list do not expand
         ({"kind": "topk", "optimizer": {"betas": [0.9, 0.99]}}, ["topk_k32"]),
         ({"kind": "matryoshka_batch_topk", "k": 4, "prefixes": [0.5, 1.0]}, ["matryoshka_batch_topk_k4"]),
     ],

@@ -1,4 +1,4 @@
-"""Starting points: the geometric median against a general minimizer, the decoder against its promises."""
+"""Initial parameters: the geometric median equals a minimizer's, and the decoder has the promised rows."""
 
 import numpy as np
 import pytest

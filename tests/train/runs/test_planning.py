@@ -1,4 +1,4 @@
-"""Settings against a cache: what is impossible is found before the first step, and nothing is left behind."""
+"""Settings that do not fit the cache are found before the first step, and no file is left behind."""
 
 from collections.abc import Callable
 from pathlib import Path

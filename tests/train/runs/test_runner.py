@@ -115,7 +115,7 @@ def test_another_config_or_cache_is_refused_and_named(
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder with a file"])
-def test_something_else_is_never_touched(
+def test_folders_of_something_else_are_never_touched(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, content: str
 ) -> None:
     out = tmp_path / "mine"

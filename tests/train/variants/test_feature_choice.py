@@ -1,4 +1,4 @@
-"""Feature Choice against its definition, and its counts."""
+"""Feature Choice follows its definition, and its counts are right."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -74,7 +74,7 @@ class TestZipf(VariantContract):
 
 
 class TestPhases(TestFeatureChoice):
-    """The contract takes the first step of Feature Choice; its runs have both phases."""
+    """The contract compares the first step of Feature Choice; its runs have both phases."""
 
     settings: ClassVar[dict[str, Any]] = {
         "kind": "feature_choice",
@@ -120,7 +120,7 @@ class TestZipfPhases(TestPhases):
     step = 2
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """In step 2 without a first phase every latent is as prevalent as the other: ranks are places."""
+        """In step 2 without a first phase all latents are equally prevalent, so ranks follow their order."""
         pre = pre_activations(parameters, x)
         codes = torch.zeros_like(pre)
         law = ZipfAllotment.model_validate(self.settings["zipf"])
@@ -131,7 +131,7 @@ class TestZipfPhases(TestPhases):
         return {"mse": mean_square(error)}, codes
 
     def test_training_codes_are_the_definition(self) -> None:
-        self.step = 0  # outside training there is no step: the first one's numbers of rows are taken
+        self.step = 0  # outside training the counts are those of the first step
         super().test_training_codes_are_the_definition()
 
     def test_each_latent_has_its_own_threshold(self) -> None:
@@ -168,7 +168,7 @@ def step_from(
     dead: Tensor,
     step: int,
 ) -> Batch:
-    """One step at any point of the run, from any state."""
+    """Take one step at any point of the run, from any state."""
     batch = Batch(
         x_centered=x - parameters["b_dec"],
         target_centered=x - parameters["b_dec"],

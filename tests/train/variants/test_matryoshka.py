@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK against its definition."""
+"""Matryoshka BatchTopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ class TestMatryoshka(VariantContract):
 
 
 class TestSmallPrefixes(WithoutRuns, TestMatryoshka):
-    """Prefixes without any active latent in most rows."""
+    """Most rows have prefixes without any active latent."""
 
     settings: ClassVar[dict[str, Any]] = {
         **TestMatryoshka.settings,
@@ -75,7 +75,7 @@ def test_one_prefix_is_batch_topk() -> None:
         ({"prefixes": (0.5, 1.0), "weights": (1.0,)}, "2 prefixes need as many weights, got 1"),
     ],
 )
-def test_prefixes_that_are_none_are_reported(settings: dict[str, Any], message: str) -> None:
+def test_impossible_prefixes_are_reported(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MatryoshkaBatchTopK.model_validate(settings)
 

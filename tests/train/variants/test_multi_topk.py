@@ -1,4 +1,4 @@
-"""Multi-TopK against its definition."""
+"""Multi-TopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

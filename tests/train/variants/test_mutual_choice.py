@@ -1,4 +1,4 @@
-"""Mutual Choice against its definition; its selection is BatchTopK's."""
+"""Mutual Choice follows its definition; its selection is BatchTopK's."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""ReLU against its definition, with both decoders, and its resampling."""
+"""ReLU follows its definition with both decoders and with resampling."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ class TestFreeDecoder(VariantContract):
 
 
 class TestResampling(VariantContract):
-    """Often enough to happen before and after the checkpoint that the contract resumes from."""
+    """Resampling happens before and after the checkpoint from which the contract resumes."""
 
     settings: ClassVar[dict[str, Any]] = {
         "kind": "relu",

@@ -1,4 +1,4 @@
-"""Sampled-SAE against its definition, its scores one by one, and its limit BatchTopK."""
+"""Sampled-SAE follows its definition, and is BatchTopK if the pool holds all latents."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +68,7 @@ class TestUniform(VariantContract):
     heldout_fvu_below = 1.0  # inference has no pool
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """With the pool that was drawn: that it is a random one is tested below."""
+        """The definition with the pool that was drawn; another test checks that pools are random."""
         pre = pre_activations(parameters, x)
         candidates = torch.zeros(pre.shape[1], dtype=torch.bool)
         candidates[self.drawn] = True
@@ -116,7 +116,7 @@ def test_the_threshold_leaves_k_latents_without_the_pool() -> None:
 
 @pytest.mark.parametrize("score", ["l2", "squared_l2", "entropy", "uniform"])
 def test_a_pool_of_all_latents_is_batch_topk(score: str) -> None:
-    """To equality: losses, gradients, thresholds and codes."""
+    """Losses, gradients, thresholds and codes are equal."""
     parameters, x = TestSampled().example()
     dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(1)) < 0.2
     results = []

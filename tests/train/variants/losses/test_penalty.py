@@ -1,4 +1,4 @@
-"""How penalties grow."""
+"""Penalties grow linearly during the warmup."""
 
 from types import SimpleNamespace
 from typing import Any
