@@ -39,7 +39,7 @@ class SAEConfig(FrozenModel):
     name: str
     d_model: int
     num_latents: int
-    k: float | None  # active latents per row that training asked for
+    k: float | None  # number of active latents per row set in training
     inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
     hook: str
     normalization: dict[str, Any]  # of store.normalization.Normalizer

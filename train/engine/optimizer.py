@@ -68,7 +68,7 @@ class Optimizer:
         self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
-    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+    def global_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The global norm of the gradients that a step uses, float64 []; not finite if an entry is not."""
         norms = [
             backend_of(tensor).gradient_norm(gradients[name], tensor if name in self.unit_norm else None)

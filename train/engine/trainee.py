@@ -112,7 +112,7 @@ class Trainee:
         batch = self._batch
         del self._batch  # frees the memory of its rows
         finish_gradients(batch)
-        norm = self.optimizer.norm(self.gradients)
+        norm = self.optimizer.global_norm(self.gradients)
         loss = batch.outcome.loss
         if not (bool(loss.isfinite()) and bool(norm.isfinite())):
             raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")

@@ -63,7 +63,9 @@ def calibrated_on(sae: SAE, cache: ActivationCache, l0: float | None = None, num
     """
     num_rows = min(num_rows, cache.num_rows("heldout"))
     if num_rows == 0:
-        raise UsageError("the cache has no held-out rows to calibrate thresholds on")
+        raise UsageError(
+            "calibration needs held-out rows, but the cache has none: make it with a heldout_fraction"
+        )
     rows = torch.arange(num_rows).numpy()
     x = cache.rows(sae.cfg.hook, rows, "heldout", sae.cfg.normalization["kind"])
     return calibrated(sae, x.to(sae.W_enc.device), l0)

@@ -52,11 +52,11 @@ class Wandb:
 
 def missing_trackers(log: LogConfig) -> list[str]:
     """An error message for every configured tracker whose package is not installed."""
-    wanted = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
+    configured = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
     return [
         f"log: {package} is not installed; pip install 'saecache[{package}]'"
-        for package, asked in wanted.items()
-        if asked and find_spec(package) is None
+        for package, is_configured in configured.items()
+        if is_configured and find_spec(package) is None
     ]
 
 

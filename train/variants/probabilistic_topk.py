@@ -80,14 +80,14 @@ class ProbabilisticTopK(Variant):
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {BETA: state[BETA]}
 
-    def beta(self, step: int, num_steps: int) -> float:
+    def beta_in(self, step: int, num_steps: int) -> float:
         """β in the 0-based ``step``."""
         warmup = in_steps(self.warmup, num_steps)
         progress = max(0, step + 1 - warmup) / (num_steps - warmup)
         return self.beta_start * float((self.beta_end / self.beta_start) ** progress)
 
     def forward_backward(self, batch: Batch) -> None:
-        batch.state[BETA].fill_(self.beta(batch.step, batch.num_steps))
+        batch.state[BETA].fill_(self.beta_in(batch.step, batch.num_steps))
         train_selected(batch, self._select(batch, noisy=self.gate == "concrete"))
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:

@@ -102,7 +102,7 @@ def test_naive_scores_would_tie() -> None:
 
 def test_beta_waits_for_the_warmup_and_falls_exponentially() -> None:
     variant = ProbabilisticTopK(warmup=10)
-    betas = torch.tensor([variant.beta(step, 110) for step in range(110)], dtype=torch.float64)
+    betas = torch.tensor([variant.beta_in(step, 110) for step in range(110)], dtype=torch.float64)
     assert torch.equal(betas[:10], torch.full((10,), 5.0, dtype=torch.float64))
     torch.testing.assert_close(
         betas[10:].log().diff(), torch.full((99,), torch.tensor(2e-5).log() / 100).double()

@@ -21,8 +21,8 @@ def largest_per_row(source: Source, k: int) -> Pairs:
         check_not_nan(first_row, pre)
         least = pre.topk(k, dim=1, sorted=True).values[:, -1:]
         above, equal = pre > least, pre == least
-        wanted = k - above.sum(1, keepdim=True)
-        latent = (above | (equal & (equal.cumsum(1) <= wanted))).nonzero()[:, 1]
+        equal_left = k - above.sum(1, keepdim=True)
+        latent = (above | (equal & (equal.cumsum(1) <= equal_left))).nonzero()[:, 1]
         count = torch.full((pre.shape[0],), k, dtype=torch.int64, device=pre.device)
         found.append(BlockPairs(first_row, count, latent, pre.gather(1, latent.view(-1, k)).flatten()))
     return assemble(found, source.num_latents, source.device)

@@ -28,10 +28,10 @@ class AuxZipf(FrozenModel):
     k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
     zipf: Zipf = Zipf()
 
-    def term(self, dying: Tensor) -> AuxiliaryLoss:
-        """The loss as a function of a part of the rows, for the latents ``dying`` (int64 [n])."""
+    def term(self, latents: Tensor) -> AuxiliaryLoss:
+        """The loss as a function of a part of the rows, for dying ``latents`` (int64 [n])."""
         return partial(
-            reconstruct_leftover, latents=dying, k=self.k, coefficient=self.coefficient, name="aux_zipf"
+            reconstruct_leftover, latents=latents, k=self.k, coefficient=self.coefficient, name="aux_zipf"
         )
 
     def dying(self, prevalence: Tensor, k: float, num_rows: int) -> Tensor:

@@ -84,17 +84,17 @@ def _mark_largest(value: Any, latent_ptr: Any, pair: Any, counts: Any, mask: Any
         longest = max(longest, latent_ptr[latent + 1] - latent_ptr[latent])
     keys = np.empty(longest, np.int32)
     for latent in range(counts.shape[0]):
-        first, wanted = latent_ptr[latent], counts[latent]
+        first, count = latent_ptr[latent], counts[latent]
         found = latent_ptr[latent + 1] - first
         for i in range(found):
             keys[i] = key(value[pair[first + i]])
         least = keys[0]
-        if wanted > 0:
-            least = kth_key(keys, found, wanted)
+        if count > 0:
+            least = kth_key(keys, found, count)
         above = 0
         for i in range(found):
             above += keys[i] > least
-        equal_left = wanted - above
+        equal_left = count - above
         for i in range(found):
             mask[pair[first + i]] = keys[i] > least or (keys[i] == least and equal_left > 0)
             equal_left -= keys[i] == least
