@@ -1,4 +1,4 @@
-"""Store -> SAEs. ``saecache.train(config, cache)`` calls this module."""
+"""Train SAEs from a cache of activations. ``saecache.train(config, cache)`` calls this module."""
 
 import sys
 from types import ModuleType
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAE", "Pairs", "TrainConfig", "TrainResult", "load_sae", "run"]
 
-_LAZY = {  # these import torch, so they wait until they are used
+_LAZY = {  # imported on first use, because they import torch
     "Pairs": "pairs",
     "SAE": "sae",
     "TrainConfig": "runs.config",  # its variants are made of tensors
@@ -30,7 +30,7 @@ __getattr__ = lazy_names(__name__, _LAZY)
 
 
 class _CallableModule(ModuleType):
-    """Lets the package be called: its name is also the public function's name."""
+    """Makes the package callable, because the public function has the same name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(*args, **kwargs)

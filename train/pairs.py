@@ -15,14 +15,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """The nonzero entries of a [B, F] code matrix, by rows (CSR). ``P`` is what a step costs, not ``B * F``.
+    """The nonzero entries of a [B, F] code matrix by rows (CSR). A step costs O(P), not O(B * F).
 
     Attributes:
         row_ptr: int64 [B + 1]; the pairs of row ``b`` are ``row_ptr[b]:row_ptr[b + 1]``.
-        latent: int64 [P], ascending within a row, at most once per row.
+        latent: int64 [P], strictly ascending within a row.
         value: float32 [P].
         num_latents: F.
-        made: what :meth:`once` made for these places.
+        made: what :meth:`once` has made for these places.
     """
 
     row_ptr: Tensor
@@ -32,8 +32,9 @@ class Pairs:
     made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` gives, made once for these places: :meth:`with_value` shares it. For what several
-        products need, such as the order by latents.
+        """Return the result of ``make()``, called once per ``key`` for these places.
+
+        :meth:`with_value` shares the result. Several products need, for example, the order by latents.
         """
         if key not in self.made:
             self.made[key] = make()
@@ -50,18 +51,18 @@ class Pairs:
         return self.latent.numel()
 
     def rows(self) -> Tensor:
-        """The row of every pair: int64 [P], ascending."""
+        """The row of each pair: int64 [P], ascending."""
         index = torch.arange(self.num_rows, device=self.row_ptr.device)
         return torch.repeat_interleave(index, self.row_ptr.diff(), output_size=len(self))
 
     def with_value(self, value: Tensor) -> "Pairs":
-        """The same places with other values, [P]."""
+        """The same places with other values ``value``, [P]."""
         same_places = replace(self, value=value)
         object.__setattr__(same_places, "made", self.made)
         return same_places
 
     def keep(self, mask: Tensor) -> "Pairs":
-        """Only the pairs where ``mask`` (bool [P]) holds; the rows stay."""
+        """Drop the pairs where ``mask`` (bool [P]) is False; the number of rows stays the same."""
         if bool(mask.all()):
             return self
         kept = torch.zeros(len(self) + 1, dtype=torch.int64, device=mask.device)
@@ -74,7 +75,7 @@ class Pairs:
         )
 
     def slice_rows(self, start: int, stop: int) -> "Pairs":
-        """Rows ``start:stop`` as views of the same memory (``row_ptr`` is new)."""
+        """Rows ``start:stop``, as views of the same memory except for ``row_ptr``."""
         first, last = int(self.row_ptr[start]), int(self.row_ptr[stop])
         return Pairs(
             row_ptr=self.row_ptr[start : stop + 1] - first,
@@ -84,11 +85,11 @@ class Pairs:
         )
 
     def count_per_latent(self) -> Tensor:
-        """How many rows use each latent: int64 [F]."""
+        """The number of rows that use each latent: int64 [F]."""
         return torch.bincount(self.latent, minlength=self.num_latents)
 
     def to_dense(self) -> Tensor:
-        """float32 [B, F], for tests and small batches."""
+        """The matrix, float32 [B, F]; for tests and small batches."""
         dense = torch.zeros(self.num_rows, self.num_latents, dtype=self.value.dtype, device=self.value.device)
         dense[self.rows(), self.latent] = self.value
         return dense
@@ -96,12 +97,12 @@ class Pairs:
     @staticmethod
     def from_dense(dense: Tensor) -> "Pairs":
         """The nonzero entries of ``dense`` [B, F]."""
-        rows, latent = dense.nonzero(as_tuple=True)
-        return Pairs.from_rows(rows, latent, dense[rows, latent], dense.shape[0], dense.shape[1])
+        row, latent = dense.nonzero(as_tuple=True)
+        return Pairs.from_rows(row, latent, dense[row, latent], dense.shape[0], dense.shape[1])
 
     @staticmethod
-    def from_rows(rows: Tensor, latent: Tensor, value: Tensor, num_rows: int, num_latents: int) -> "Pairs":
-        """From triples in ascending (row, latent) order: ``rows`` and ``latent`` int64 [P], ``value`` [P]."""
-        row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=rows.device)
-        torch.cumsum(torch.bincount(rows, minlength=num_rows), 0, out=row_ptr[1:])
+    def from_rows(row: Tensor, latent: Tensor, value: Tensor, num_rows: int, num_latents: int) -> "Pairs":
+        """Pairs of triples in ascending (row, latent) order: ``row``, ``latent`` int64 [P], ``value`` [P]."""
+        row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
+        torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=row_ptr[1:])
         return Pairs(row_ptr=row_ptr, latent=latent, value=value, num_latents=num_latents)

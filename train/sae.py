@@ -1,6 +1,6 @@
-"""A trained SAE: its weights, how it encodes, and where it comes from.
+"""A trained SAE: its weights, how it encodes and decodes, and which run it comes from.
 
-A folder holds ``cfg.json`` and ``weights.safetensors``; nothing in it is ever unpickled.
+Its folder holds ``cfg.json`` and ``weights.safetensors``; loading never unpickles anything.
 Legend: B rows, D model width, F latents, P pairs.
 """
 
@@ -34,14 +34,14 @@ Space = Literal["normalized", "raw"]
 
 
 class SAEConfig(FrozenModel):
-    """``cfg.json``. ``variant`` holds every setting of the kind; what comes before it is easy to read."""
+    """The content of ``cfg.json``. ``variant`` holds all settings of the kind; the others are for reading."""
 
     format_version: int = FORMAT_VERSION
     kind: str
     name: str
     d_model: int
     num_latents: int
-    k: float | None  # active latents per row that training asked for
+    k: float | None  # number of active latents per row set in training
     inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
     hook: str
     normalization: dict[str, Any]  # of store.normalization.Normalizer
@@ -120,7 +120,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
-        """Codes (dense [B, F] or pairs) to normalized rows [B, D]."""
+        """Decode codes (dense [B, F] or pairs) into normalized rows [B, D]."""
         if isinstance(codes, Tensor):
             return codes @ self.W_dec + self.b_dec
         return backend_of(self.W_dec).decode(codes, self.W_dec, self.b_dec)
@@ -171,7 +171,7 @@ class SAE(nn.Module):
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights, then the config, each whole or not at all. Equal SAEs give equal bytes."""
+        """Write the weights, then the config, each atomically. Equal SAEs give equal bytes."""
         folder = Path(folder)
         write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
         write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))

@@ -70,7 +70,7 @@ def make_config() -> Callable[..., TrainConfig]:
 
 @pytest.fixture(autouse=True)
 def _no_gradients_left_on() -> Any:
-    """What is under test never relies on, nor changes, torch's global gradient switch."""
+    """The package neither relies on torch's global gradient switch nor changes it."""
     assert torch.is_grad_enabled()
     yield
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""One whole step of a trainee, for tests that look at what a step does."""
+"""A whole step of a trainee, for tests that check its effects."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,6 @@ from saecache.train.engine.trainee import Trainee
 def take_step(
     trainee: Trainee, x_centered: Tensor, step: int, rate_factor: float, dead_after_rows: int
 ) -> None:
-    """Train on one batch [R, D] that is a step of its own."""
+    """Train for a step of one batch [R, D]."""
     trainee.add_batch(x_centered, x_centered, step, dead_after_rows)
     trainee.update(rate_factor)

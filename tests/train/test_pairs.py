@@ -1,4 +1,4 @@
-"""Pairs against dense matrices."""
+"""Pairs give the same results as dense matrices."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ def test_no_rows(rows: int) -> None:
     assert Pairs.from_dense(torch.zeros(rows, 5)).to_dense().shape == (rows, 5)
 
 
-def test_what_is_made_once_belongs_to_the_places() -> None:
+def test_pairs_at_the_same_places_share_what_is_made_once() -> None:
     pairs = Pairs.from_dense(random_dense(8, 6, 0.5, 0))
     assert pairs.once("answer", lambda: 1) == 1
     assert pairs.once("answer", lambda: 2) == 1

@@ -1,4 +1,4 @@
-"""SAE folders that are not what they should be, and inputs of the wrong shape."""
+"""Loading refuses broken SAE folders, and encoding refuses inputs of the wrong shape."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_the_flag_that_was_gives_pairs_and_says_what_to_call(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"format_version": 99}, "SAE format 99; this version of saecache reads 1"),
         ({"num_latents": 47}, r"tensor W_enc should have shape \(47, 24\), got \(48, 24\)"),
@@ -77,24 +77,24 @@ def test_the_flag_that_was_gives_pairs_and_says_what_to_call(folder: Path) -> No
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_a_config_that_contradicts_is_told(
-    copy: Callable[[], Path], changes: dict[str, object], told: str
+def test_a_config_that_contradicts_is_reported(
+    copy: Callable[[], Path], changes: dict[str, object], message: str
 ) -> None:
     path = copy() / "cfg.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         load_sae(path.parent)
 
 
 @pytest.mark.parametrize("content", [b"", b"not tensors at all, whatever they say", b"\x80\x02."])
-def test_torn_weights_are_told(copy: Callable[[], Path], content: bytes) -> None:
+def test_torn_weights_are_reported(copy: Callable[[], Path], content: bytes) -> None:
     path = copy() / "weights.safetensors"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="does not hold a readable SAE"):
         load_sae(path.parent)
 
 
-def test_wrong_inputs_are_told(folder: Path) -> None:
+def test_wrong_inputs_are_reported(folder: Path) -> None:
     sae = load_sae(folder)
     with pytest.raises(UsageError, match=r"expects \[rows, 24\], got \(5, 23\)"):
         sae.encode(torch.zeros(5, 23))
@@ -119,7 +119,7 @@ def test_forward_in_parts_and_in_half_precision(
     assert sae(x.reshape(4, 25, 24)).shape == (4, 25, 24)
 
 
-def test_it_is_a_module_without_trainable_surprises(folder: Path) -> None:
+def test_an_sae_is_a_module_without_trainable_parameters(folder: Path) -> None:
     sae = load_sae(folder)
     assert isinstance(sae, SAE) and isinstance(sae, torch.nn.Module)
     assert set(sae.state_dict()) == {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}

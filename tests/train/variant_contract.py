@@ -1,4 +1,4 @@
-"""What every variant must fulfil: its test inherits ``VariantContract`` and adds the dense definition."""
+"""The contract of every variant: its test inherits ``VariantContract`` and adds a dense definition."""
 
 import json
 import shutil
@@ -31,19 +31,19 @@ Losses = dict[str, Tensor]
 
 
 class VariantContract(ABC):
-    """Tests of one kind. Subclasses are named ``Test...`` and are found by pytest."""
+    """Tests of one kind. Subclasses are named ``Test...`` so that pytest finds them."""
 
     settings: ClassVar[dict[str, Any]]
-    """As in a config, ``kind`` included; small enough for 96 latents and 256 rows."""
+    """The variant as in a config, with ``kind``; small enough for 96 latents and 256 rows."""
     has_dead_term: ClassVar[bool] = False
     step: ClassVar[int] = 0
-    """Of ``PLAN.num_steps``, at which the definition is compared: a later one for what changes in a run."""
+    """The step of ``PLAN.num_steps`` that is compared with the definition; a later one if steps differ."""
     heldout_fvu_below: ClassVar[float] = 0.6
-    """After 60 steps; more for rules of training that inference cannot follow."""
+    """The bound after 60 steps; it is higher for training rules that inference cannot follow."""
 
     @abstractmethod
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """The definition, dense and differentiable, in float64: weighted losses by name, and codes [B, F]."""
+        """A dense, differentiable definition in float64: weighted losses by name, and codes [B, F]."""
 
     @property
     def variant(self) -> Variant:
@@ -110,7 +110,7 @@ class VariantContract(ABC):
 
     def test_inference_looks_at_one_row_at_a_time(self) -> None:
         sae, x = self.trained_sae()
-        x = 0.9 * x  # not the batch of the thresholds, where some values are a threshold
+        x = 0.9 * x  # in the batch that set the thresholds some values equal one
         together = sae.encode(x)
         alone = torch.cat([sae.encode(x[i : i + 1]) for i in range(16)])
         torch.testing.assert_close(alone, together[:16])
@@ -209,7 +209,7 @@ class VariantContract(ABC):
         return parameters, normal(PLAN.batch_rows, PLAN.d_model)
 
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
-        """Forward and backward of one batch through the engine's parts."""
+        """Run forward and backward on one batch with the engine's parts."""
         batch = Batch(
             x_centered=x - parameters["b_dec"],
             target_centered=x - parameters["b_dec"],
@@ -249,7 +249,7 @@ class VariantContract(ABC):
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder``, by its relative path."""
+    """The bytes of every file below ``folder``, by its relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -258,7 +258,7 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def run_bytes(run_dir: Path) -> dict[str, Any]:
-    """Everything a run leaves, without the measured times."""
+    """All files of a run, without the measured times."""
     found: dict[str, Any] = dict(folder_bytes(run_dir))
     found["metrics.jsonl"] = [{k: v for k, v in m.items() if k not in TIMING} for m in metrics(run_dir)]
     assert "run.json" in found and ".lock" in found

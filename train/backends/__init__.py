@@ -1,1 +1,1 @@
-"""One door per device: who computes selections, sparse products and optimizer steps, and how."""
+"""The backends compute selections, sparse products and optimizer steps, each for some devices."""

@@ -1,4 +1,4 @@
-"""The selected pairs of a block of rows, on the way to :class:`..pairs.Pairs`."""
+"""The selected pairs of a block of rows; the blocks of a batch are joined into :class:`..pairs.Pairs`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class BlockPairs:
     """Pairs of the rows that start at ``first_row``.
 
     Attributes:
-        count: int64 [b], pairs of each row.
+        count: int64 [b], the number of pairs of each row.
         latent: int64 [P], ascending within a row. value: float32 [P].
     """
 
@@ -24,14 +24,14 @@ class BlockPairs:
     value: Tensor
 
     def keep(self, mask: Tensor) -> "BlockPairs":
-        """Only the pairs where ``mask`` (bool [P]) holds."""
+        """Drop the pairs where ``mask`` (bool [P]) is False."""
         row = torch.repeat_interleave(self.count)
         count = torch.bincount(row[mask], minlength=self.count.numel())
         return BlockPairs(self.first_row, count, self.latent[mask], self.value[mask])
 
 
 def assemble(blocks: Sequence[BlockPairs], num_latents: int, device: torch.device) -> Pairs:
-    """All rows of a batch, from blocks in any order; none at all is a batch without rows."""
+    """Join blocks, given in any order, to the pairs of a batch; no block gives a batch without rows."""
     if not blocks:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         blocks = [BlockPairs(0, none, none, torch.zeros(0, device=device))]

@@ -1,9 +1,9 @@
-"""Which backend serves a tensor. Backends are the folders beside this file: there is no list to edit.
+"""Choose the backend for a tensor. Every folder beside this file is a backend; there is no list to edit.
 
-SAECACHE_BACKEND names one for the whole process.
+The environment variable SAECACHE_BACKEND chooses one for the whole process.
 
-A backend's ``__init__.py`` offers ``serves(tensor) -> bool`` and ``PREFERENCE``, and loads nothing heavy. Its
-module ``backend`` holds the functions of :class:`.protocol.Backend`.
+A backend's ``__init__.py`` has ``serves(tensor) -> bool`` and ``PREFERENCE``, and imports nothing heavy. Its
+module ``backend`` has the functions of :class:`.protocol.Backend`.
 """
 
 import os
@@ -24,7 +24,7 @@ _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
 def backend_of(tensor: Tensor) -> Backend:
-    """The backend for work on tensors like this one: the preferred one of those that serve it."""
+    """The backend for a tensor: among those that serve it, the one with the highest preference."""
     forced = _forced.get() or os.environ.get("SAECACHE_BACKEND")
     if forced is not None:
         return load_backend(forced)
@@ -33,7 +33,7 @@ def backend_of(tensor: Tensor) -> Backend:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside, everything runs on the backend of this name: for comparisons and tests."""
+    """Use the backend ``name`` for everything inside the block; for comparisons and tests."""
     token = _forced.set(name)
     try:
         yield
@@ -43,7 +43,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend in the folder ``name``.
+    """Import the backend in the folder ``name``.
 
     Raises:
         UsageError: there is none.
@@ -58,7 +58,7 @@ def load_backend(name: str) -> Backend:
 
 @cache
 def _backends() -> list[tuple[str, Callable[[Tensor], bool]]]:
-    """Names and ``serves`` of the folders here, the most preferred first."""
+    """The name and ``serves`` of every backend, by descending preference."""
     here = import_module(__package__)
     folders = [info.name for info in iter_modules(here.__path__) if info.ispkg]
     modules = {name: import_module(f".{name}", __package__) for name in folders}

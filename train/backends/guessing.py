@@ -1,8 +1,8 @@
-"""BatchTopK and Mutual Choice by a guessed threshold: the largest pre-activations of a whole batch.
+"""Select the largest pre-activations of a whole batch (BatchTopK, Mutual Choice) with a guessed threshold.
 
-Pairs that reach a guess are collected, block by block; when they are enough, the largest of them are the
-answer, else the guess is lowered. A guess that is too low costs little and one that is too high a second look
-at all pairs: it is the lower one of what the last batch and what some pairs of this one suggest.
+Pairs that reach the guess are collected block by block. If there are enough, the largest of them are the
+result; otherwise the guess is lowered. A guess that is too low costs little; one that is too high costs
+another pass over all pairs. The guess is the lower of two: one from the last batch, one from a sample.
 
 Legend: B rows, F latents, P pairs.
 """
@@ -18,20 +18,20 @@ from ..pairs import Pairs
 from .plain.products import matmul
 from .sources import Encoder, Source
 
-MARGIN = 1.25  # pairs that a guess should let through, for each one wanted
-SAMPLE_ROWS, SAMPLE_LATENTS = 256, 2048  # that guesses are taken from
-SAMPLE_MARGINS = (1.3, 4.0)  # of the first guess, and of the one after a guess that was too high
+MARGIN = 1.25  # how many times ``total`` pairs should reach a guess
+SAMPLE_ROWS, SAMPLE_LATENTS = 256, 2048  # of the sample from which thresholds are guessed
+SAMPLE_MARGINS = (1.3, 4.0)  # the margin of the first guess, and of the next if that was too high
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
-    """What of a backend is needed here.
+    """The operations that :func:`largest_of_batch` needs from a backend.
 
     Attributes:
-        reaching: ``reaching(source, threshold, total)``: at least the ``total`` largest of the pairs that
-            reach the number ``threshold``, or all that do.
+        reaching: ``reaching(source, threshold, total)`` returns the pairs that reach the number
+            ``threshold``; of more than ``total`` it may return only some, but always the largest ``total``.
         kth_largest: the k-th largest of values, float32 of any shape without NaN.
-        mask_of_largest: the places of the ``count`` largest of values [n], the first of equal ones: bool [n].
+        mask_of_largest: a mask of the ``count`` largest of values [n], ties to the first: bool [n].
     """
 
     reaching: Callable[[Source, float, int], Pairs]
@@ -42,7 +42,7 @@ class Collector:
 def largest_of_batch(
     collector: Collector, source: Source, total: int, hint: Tensor | None
 ) -> tuple[Pairs, Tensor | None]:
-    """As :meth:`.protocol.Backend.largest_of_batch`."""
+    """See :meth:`.protocol.Backend.largest_of_batch`."""
     for guess in _guesses(collector, source, total, hint):
         collected = collector.reaching(source, guess, total)
         if len(collected) >= total:
@@ -52,9 +52,9 @@ def largest_of_batch(
 
 
 def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | None) -> Iterator[float]:
-    """Thresholds to try, until one lets enough pairs through; the last lets all."""
+    """Yield thresholds to try until enough pairs reach one; the last one is minus infinity."""
     last = torch.inf if hint is None else float(hint)
-    if not isfinite(last):  # there was no batch before this one
+    if not isfinite(last):  # this is the first batch
         last = torch.inf
     if total:
         sample, share = _sample(source)
@@ -66,9 +66,7 @@ def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | No
 
 
 def _sample(source: Source) -> tuple[Tensor, float]:
-    """Some pre-activations, and which share of all they are: spread over rows and latents, or the first
-    block's.
-    """
+    """Some pre-activations, spread over rows and latents or a whole block, and their share of all."""
     if not isinstance(source, Encoder):
         first = next(source.blocks())[1].clone()
         return first, first.shape[0] / source.num_rows
@@ -80,11 +78,11 @@ def _sample(source: Source) -> tuple[Tensor, float]:
 
 
 def _next_guess(collector: Collector, chosen: Tensor) -> float:
-    """Where about ``MARGIN`` times as many as the ``chosen`` values [n] would pass: as far below the least of
-    them as that one is below the (n / ``MARGIN``)-th.
+    """Guess the threshold that about ``MARGIN`` times as many as the ``chosen`` values [n] reach.
 
-    From the chosen values only, which are exact: a guess from all that were collected would carry the
-    sample's rounding, and with it the memory addresses of one process, into the checkpoint.
+    It is as far below their least value as that is below the (n / ``MARGIN``)-th. Only the chosen values are
+    used, which are exact: which others were collected depends on the sample's rounding, hence on memory
+    addresses of this process, and that must not get into checkpoints.
     """
     least = float(chosen.min())
     return least - (collector.kth_largest(chosen, max(1, int(chosen.numel() / MARGIN))) - least)

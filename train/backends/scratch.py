@@ -1,6 +1,4 @@
-"""Large buffers that are used again: filling fresh memory costs several times what filling warm memory
-does.
-"""
+"""Reuse large buffers, because filling fresh memory takes several times as long as filling warm memory."""
 
 import threading
 from collections.abc import Iterator
@@ -11,14 +9,12 @@ import torch
 from torch import Tensor
 
 _lock = threading.Lock()
-_free: dict[torch.device, list[Tensor]] = {}  # flat uint8 tensors nobody uses now
+_free: dict[torch.device, list[Tensor]] = {}  # flat uint8 tensors that are not in use
 
 
 @contextmanager
 def borrowed(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """An uninitialized tensor for the length of a ``with`` block; its memory then waits for the next
-    borrower.
-    """
+    """Lend an uninitialized tensor for a ``with`` block; its memory is kept for the next borrower."""
     device, num_bytes = torch.device(device), prod(shape) * dtype.itemsize
     flat = _take(device, num_bytes)
     try:
@@ -29,7 +25,7 @@ def borrowed(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 
 
 def release_scratch() -> None:
-    """Give the memory of all buffers that nobody uses back to the system."""
+    """Return the memory of all unused buffers to the system."""
     with _lock:
         _free.clear()
 
@@ -41,7 +37,7 @@ def _take(device: torch.device, num_bytes: int) -> Tensor:
         if fitting:
             best = min(fitting, key=Tensor.numel)
         elif free:
-            best = max(free, key=Tensor.numel)  # too small: replaced, so that buffers do not pile up
+            best = max(free, key=Tensor.numel)  # too small: it is replaced, so that buffers do not pile up
         else:
             best = None
         if best is not None:

@@ -1,4 +1,4 @@
-"""What rules select from: an encoder whose pre-activations are not computed yet, or scores made elsewhere.
+"""The sources of selections: an encoder, whose pre-activations are not computed yet, or given scores.
 
 Legend: B rows, b rows of a block, D model width, F latents.
 """
@@ -12,34 +12,34 @@ from torch import Tensor
 from .plain.products import matmul
 from .scratch import borrowed
 
-BLOCK_BYTES = {"cpu": 32 * 2**20}  # of one block of pre-activations, which keeps B x F from ever existing
+BLOCK_BYTES = {"cpu": 32 * 2**20}  # of a block of pre-activations; the whole [B, F] never exists
 GPU_BLOCK_BYTES = 2**30  # a GPU needs far larger blocks to be busy
 
 Blocks = Iterator[tuple[int, Tensor]]
-"""(first row, float32 [b, F] in a buffer that the next block overwrites), rows ascending."""
+"""(first row, float32 [b, F]), rows ascending; each block overwrites the one before."""
 
 
 def block_bytes(device: torch.device) -> int:
-    """Bytes of a block of pre-activations on ``device``."""
+    """The size of a block of pre-activations on ``device`` in bytes."""
     return BLOCK_BYTES.get(device.type, GPU_BLOCK_BYTES)
 
 
 def block_rows(num_latents: int, device: torch.device) -> int:
-    """Rows of a block of pre-activations: a power of two, about :func:`block_bytes`, from 32 to 4096."""
+    """The rows of a block of pre-activations of at most :func:`block_bytes`: a power of 2 from 32 to 4096."""
     fitting = block_bytes(device) // (4 * num_latents)
     return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """The pre-activations x_centered @ W_enc.T + b_enc, not computed yet.
+    """The pre-activations x_centered @ W_enc.T + b_enc, which are not computed yet.
 
-    A backend looks at the factors: it may screen with a cheaper product, and compute the pre-activations of
-    the few pairs that matter one by one.
+    A backend can use the factors to screen with a cheaper product, and then compute only the few
+    pre-activations that matter one by one.
 
     Attributes:
         x_centered: float32 [B, D]. W_enc: float32 [F, D]. b_enc: float32 [F].
-        block_rows: rows of a block; None is what :func:`block_rows` says.
+        block_rows: rows of a block; None takes :func:`block_rows`.
     """
 
     x_centered: Tensor
@@ -74,16 +74,16 @@ class Encoder:
 
     @property
     def rows_per_block(self) -> int:
-        """Rows of a block; the last one may have fewer."""
+        """The rows of a block; the last one may have fewer."""
         assert self.block_rows is not None, "set in __post_init__"
         return self.block_rows
 
     def of_rows(self, rows: slice) -> "Encoder":
-        """The same encoder on some of the rows."""
+        """The same encoder for some of the rows."""
         return replace(self, x_centered=self.x_centered[rows])
 
     def blocks(self) -> Blocks:
-        """All pre-activations, as a float32 matrix product gives them."""
+        """Yield all pre-activations block by block, from float32 matrix products."""
         x, W, b, size = self.x_centered, self.W_enc, self.b_enc, self.rows_per_block
         with borrowed(min(size, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
             for first_row in range(0, len(x), size):
@@ -93,7 +93,7 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Numbers for all pairs, made block by block on each pass; they are compared as they are.
+    """Numbers for all pairs, made block by block in each pass. Selections compare them without change.
 
     Attributes:
         stream: starts a pass over the blocks.

@@ -1,8 +1,7 @@
-"""One pool of threads for compiled loops, and for matrix products that are followed by one.
+"""A pool of threads for compiled loops, and for matrix products that such a loop follows.
 
-A block's product and the scan of it run on one thread, back to back: the block is then still in that core's
-cache, no thread waits for another between them, and torch's own pool, whose idle threads spin, stays out of
-the way.
+The product of a block and its scan run on one thread, one after the other: the block is still in the core's
+cache, no thread waits for another in between, and torch's own pool, whose idle threads spin, is not used.
 """
 
 import os
@@ -17,25 +16,25 @@ import torch
 _lock = threading.Lock()
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process (a fork has no threads) and size
 
-_threads: ContextVar[int | None] = ContextVar("threads", default=None)  # where torch itself has only one
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)  # set while torch has only one thread
 
 Part = Callable[[int, int], None]
 
 
 def num_threads() -> int:
-    """How many parts run at a time: torch's threads, or those it had before :func:`torch_on_one_thread`."""
+    """The number of parts that run at a time: torch's threads, as outside :func:`torch_on_one_thread`."""
     return _threads.get() or torch.get_num_threads()
 
 
 @contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    """Inside, torch's operations stay on the calling thread, and only :func:`run_parts` uses the others.
+    """Keep torch's operations on the calling thread inside the block; only :func:`run_parts` uses others.
 
     After each operation the threads of torch's pool spin for some milliseconds, waiting for the next one.
-    They take that time from the parts that run in between: a seventh of a step with dead latents.
+    This slows down the parts that run in between, by a seventh of a step with dead latents.
     """
     threads = torch.get_num_threads()
-    if threads == 1:  # a thread of a pool, or within another such block
+    if threads == 1:  # this is a thread of a pool, or such a block is open already
         yield
         return
     token = _threads.set(threads)
@@ -48,12 +47,10 @@ def torch_on_one_thread() -> Iterator[None]:
 
 
 def run_parts(work: Part, size: int, part: int) -> None:
-    """Call ``work(start, stop)`` for consecutive parts of ``range(size)``, of ``part`` (the last may be
-    shorter).
+    """Call ``work(start, stop)`` for consecutive parts of ``range(size)`` of length ``part`` or less.
 
-    As many run at a time as :func:`num_threads` says; on each, torch itself is single-threaded. ``work`` must
-    give the same result whatever the order of the parts. The first exception is raised, once no part runs any
-    more.
+    :func:`num_threads` parts run at a time, each with torch single-threaded. ``work`` must give the same
+    result in any order of the parts. If parts fail, the first exception is raised once no part runs any more.
     """
     parts = [(start, min(start + part, size)) for start in range(0, size, part)]
     threads = num_threads()
@@ -70,14 +67,14 @@ def run_parts(work: Part, size: int, part: int) -> None:
 
 
 def even_part(size: int, smallest: int = 64) -> int:
-    """A part size that gives every thread several parts, for loops whose parts cost about the same."""
+    """A length of parts that gives each thread several, for loops whose parts take about equally long."""
     return max(smallest, -(-size // (4 * num_threads())))
 
 
 def _finish(futures: list[Future[None]]) -> None:
     for future in futures:
         future.cancel()
-    wait(futures)  # nobody may still write into buffers that the caller is about to reuse
+    wait(futures)  # no part may still write to buffers that the caller is about to reuse
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
@@ -89,16 +86,16 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _start(size: int) -> ThreadPoolExecutor:
-    """``size`` threads on which torch does not start threads of its own.
+    """Start ``size`` threads on which torch does not start threads of its own.
 
-    ``set_num_threads`` acts on the calling thread and on the number that threads take over when they first
-    ask, so every new thread asks while that number is 1; then the number is put back.
+    ``set_num_threads`` sets the number of the calling thread, and the default that a thread adopts when it
+    first asks. So every new thread asks while the default is 1, and then the default is restored.
     """
     barrier = threading.Barrier(size)
     pool = ThreadPoolExecutor(size, thread_name_prefix="saecache")
 
     def become_single() -> None:
-        barrier.wait()  # holds each thread until all exist: one thread cannot serve two of the calls
+        barrier.wait()  # blocks each thread until all exist, so that none runs this function twice
         torch.set_num_threads(1)
         torch.get_num_threads()
 

@@ -1,1 +1,1 @@
-"""The training loop, and what it owns: one SAE in training, its optimizer, its batches."""
+"""The training loop, the SAEs in training, their optimizer and schedule, the feed of batches, the metrics."""

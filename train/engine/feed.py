@@ -1,4 +1,4 @@
-"""The batches of a run, in order, from any step on: a pure function of (seed, step)."""
+"""The batches of a run in order, from any step on; they are a pure function of (seed, step)."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from ...store.reading.reader import ActivationCache
 from ..runs.config import TrainConfig
 
-PIECE_BYTES = 64 * 2**20  # batches alternate between pieces of memory: large ones are read in such parts
+PIECE_BYTES = 64 * 2**20  # the cache's reader alternates between buffers: it reads large batches in pieces
 
 
 def usable_rows(config: TrainConfig, cache: ActivationCache, hook: str) -> int:
-    """Training rows that are not left out as attention sinks."""
+    """The number of training rows without those that are left out as attention sinks."""
     return cache.num_batches(1, hook=hook, sink_ratio=config.sink_ratio)
 
 
 def num_steps(config: TrainConfig, cache_rows: int) -> int:
-    """Steps of the run over ``cache_rows``: whole batches only, and every epoch starts with a new batch."""
+    """The number of steps over ``cache_rows``: all batches are whole, and each epoch starts a new one."""
     if config.steps is not None:
         return config.steps
     if config.num_rows is not None:
@@ -34,14 +34,13 @@ def batches(
     first_step: int,
     last_step: int,
 ) -> Iterator[Tensor]:
-    """Batches [R, D], float32, of steps ``first_step`` to ``last_step``, over as many epochs as they take.
+    """Yield the batches, float32 [R, D], of steps ``first_step`` to ``last_step - 1``, over all their epochs.
 
-    Every batch is full: rows left out as sinks make the epoch shorter, not the batch.
-
-    Large batches share one tensor: each is overwritten by the next.
+    Every batch is full: leaving out sinks shortens the epoch, not the batch. Large batches share one tensor,
+    which the next one overwrites.
     """
     per_epoch = usable_rows(config, cache, hook) // config.batch_rows
-    piece_rows = rows_of_a_piece(config.batch_rows, cache.d_model(hook))
+    piece_rows = choose_piece_rows(config.batch_rows, cache.d_model(hook))
     pieces = config.batch_rows // piece_rows
     number, last = first_step * config.accumulate_batches, last_step * config.accumulate_batches
     while number < last:
@@ -57,24 +56,24 @@ def batches(
             device=device,
             sink_ratio=config.sink_ratio,
         )
-        for x in stream if pieces == 1 else joined(stream, pieces):
+        for x in stream if pieces == 1 else join_pieces(stream, pieces):
             yield x
             number += 1
             if number == last:
                 return
 
 
-def rows_of_a_piece(batch_rows: int, d_model: int) -> int:
-    """The largest divisor of ``batch_rows`` whose rows fit :data:`PIECE_BYTES`; all rows if only 1 would."""
+def choose_piece_rows(batch_rows: int, d_model: int) -> int:
+    """The largest divisor of ``batch_rows`` that fits into :data:`PIECE_BYTES`; all rows if only 1 does."""
     fitting = PIECE_BYTES // (4 * d_model)
     divisors = (batch_rows // pieces for pieces in range(1, batch_rows) if batch_rows % pieces == 0)
     return next((rows for rows in divisors if rows <= fitting), batch_rows)
 
 
-def joined(stream: Iterator[Tensor], pieces: int) -> Iterator[Tensor]:
-    """``pieces`` consecutive pieces [r, D] at a time, in one tensor [pieces * r, D] that is used again.
+def join_pieces(stream: Iterator[Tensor], pieces: int) -> Iterator[Tensor]:
+    """Yield each ``pieces`` consecutive pieces [r, D] as a tensor [pieces * r, D], whose memory is reused.
 
-    Pieces left over at the end are no batch.
+    Pieces that are left over at the end are dropped.
     """
     whole: Tensor | None = None
     filled = 0

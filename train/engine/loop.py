@@ -1,4 +1,4 @@
-"""The training loop: every batch is read once, and each variant takes a step on it."""
+"""The training loop: it reads every batch once and trains each variant on it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,30 +13,30 @@ from ..backends.scratch import borrowed
 from ..runs.config import TrainConfig
 from .metrics import reset
 from .schedule import learning_rate_factor
-from .side_by_side import each_variant
+from .side_by_side import run_each_variant
 from .trainee import DivergedError, Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """What the loop tells; the step counts finished steps, the trainees are those still running."""
+    """Callbacks of the training loop. They get the number of finished steps and the running trainees."""
 
     log: Callable[[int, Sequence[Trainee], "Clock"], None]
     save: Callable[[int, Sequence[Trainee]], None]
-    failed: Callable[[int, int, Trainee, DivergedError], None]  # 0-based step, and batch of the run
+    failed: Callable[[int, int, Trainee, DivergedError], None]  # gets the 0-based step and batch of the run
     stop_asked: Callable[[], bool]
 
 
 @dataclass
 class Clock:
-    """Where the time of an interval went."""
+    """The duration of an interval of steps, and how much of it was spent waiting for batches."""
 
     started: float = field(default_factory=perf_counter)
-    waiting: float = 0.0  # seconds without a batch
+    waiting: float = 0.0  # seconds spent waiting for batches
     steps: int = 0
 
-    def waited_for(self, stream: Iterator[Tensor]) -> Tensor | None:
-        """The next batch, its waiting time added; None at the end."""
+    def next_batch(self, stream: Iterator[Tensor]) -> Tensor | None:
+        """The next batch of ``stream``, or None at its end; adds the time it took to ``waiting``."""
         before = perf_counter()
         batch = next(stream, None)
         self.waiting += perf_counter() - before
@@ -44,6 +44,7 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the interval started."""
         return perf_counter() - self.started
 
 
@@ -57,16 +58,18 @@ def train(
     num_steps: int,
     events: Events,
 ) -> bool:
-    """Run steps ``first_step`` to ``num_steps`` (0-based). False when it was asked to stop before the end."""
+    """Run the 0-based steps ``first_step`` to ``num_steps - 1``; False if stopped before the end."""
     running, clock = list(trainees), Clock()
     for step in range(first_step, num_steps):
         rate_factor = learning_rate_factor(config.schedule, step, num_steps)
         for number in range(config.accumulate_batches):
-            x = clock.waited_for(stream)
+            x = clock.next_batch(stream)
             assert x is not None, "the feed yields exactly the planned batches"
             inputs.add(x)
-            work = partial(one_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config)
-            for trainee, error in each_variant(running, work, x):
+            work = partial(
+                train_on_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config
+            )
+            for trainee, error in run_each_variant(running, work, x):
                 running.remove(trainee)
                 events.failed(step, step * config.accumulate_batches + number, trainee, error)
         clock.steps += 1
@@ -83,10 +86,10 @@ def train(
     return True
 
 
-def one_batch(
+def train_on_batch(
     trainee: Trainee, x: Tensor, step: int, number: int, rate_factor: float, config: TrainConfig
 ) -> None:
-    """Train on one batch ``x`` [R, D], that of 0-based ``number`` in its step; the last one moves weights."""
+    """Add the gradients of ``x`` [R, D], the 0-based batch ``number`` of a step; update after the last."""
     with borrowed(*x.shape, dtype=x.dtype, device=x.device) as x_centered:
         torch.sub(x, trainee.parameters["b_dec"], out=x_centered)
         trainee.add_batch(x_centered, x_centered, step, config.dead_after_rows, number_in_step=number)

@@ -1,4 +1,4 @@
-"""What is measured while training: sums over an interval of steps, then a line of metrics.jsonl per variant.
+"""Metrics of training: sums over an interval of steps, which become a line of metrics.jsonl per variant.
 
 Legend: D model width, F latents.
 """
@@ -35,7 +35,7 @@ class Interval:
         self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, outcome: Outcome, grad_norm: Tensor) -> None:
-        """Take in one step."""
+        """Add one step."""
         self.steps += 1
         for name, value in outcome.losses.items():
             self.losses[name] = self.losses.get(name, 0) + value
@@ -90,20 +90,20 @@ def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
 
 
 def histogram_quantiles(histogram: Tensor, quantiles: Mapping[str, float]) -> dict[str, float]:
-    """By name, the least value that a given share of the counts does not exceed; int64 [values]."""
+    """The given quantiles by name, from counts of the values 0, 1, ...: int64 [values]."""
     cumulative = histogram.cumsum(0)
     total = int(cumulative[-1])
     return {name: int((cumulative < q * total).sum()) for name, q in quantiles.items()}
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, only ever appended to, except that resuming cuts it."""
+    """``metrics.jsonl``: one JSON object per line. Lines are only appended; resuming cuts later ones off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write ``lines``; durable when this returns, so that no checkpoint is ahead of its metrics."""
+        """Append ``lines`` durably, so that no checkpoint is ahead of its metrics."""
         with self.path.open("a", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""One optimizer step: tangential decoder gradient, clipped global norm, Adam(W), decoder rows of norm 1."""
+"""The optimizer: tangential decoder gradients, clipping by the global norm, Adam(W), unit decoder rows."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -23,12 +23,12 @@ class OptimizerConfig(FrozenModel):
     learning_rate: LearningRate = "auto"  # auto: 2e-4 * sqrt(2**14 / latents), Gao et al. 2024, section 3
     betas: Betas = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0  # adam adds it to the gradient, adamw takes it from the weights
-    clip_norm: PositiveFloat | None = 1.0  # global gradient norm; null switches clipping off
+    weight_decay: NonNegativeFloat = 0.0  # adam adds it to the gradient, adamw subtracts it from the weights
+    clip_norm: PositiveFloat | None = 1.0  # largest global gradient norm; null does not clip
 
 
 class OptimizerOverrides(FrozenModel):
-    """Settings of :class:`OptimizerConfig` that one variant changes; null keeps the run's."""
+    """Settings of :class:`OptimizerConfig` for one variant; null takes the run's."""
 
     learning_rate: LearningRate | None = None
     betas: Betas | None = None
@@ -36,7 +36,7 @@ class OptimizerOverrides(FrozenModel):
     weight_decay: NonNegativeFloat | None = None
 
     def applied_to(self, config: OptimizerConfig) -> OptimizerConfig:
-        """``config`` with these changes."""
+        """A copy of ``config`` with these settings."""
         changes: dict[str, Any] = {
             "learning_rate": self.learning_rate,
             "betas": self.betas,
@@ -47,10 +47,10 @@ class OptimizerOverrides(FrozenModel):
 
 
 class Optimizer:
-    """Adam or AdamW over named parameters, with its moments as plain tensors.
+    """Adam or AdamW over named parameters; the moments are plain tensors.
 
-    With ``unit_norm_decoder`` the rows of ``W_dec`` keep norm 1: the gradient's part along each row is left
-    out, of the global norm too, and the updated row is divided by its norm.
+    With ``unit_norm_decoder`` the rows of ``W_dec`` keep norm 1: the gradient's part along each row is
+    removed, which also lowers the global norm, and each updated row is divided by its norm.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Optimizer:
         self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
-    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The global norm of the gradients as a step uses them, float64 []; not finite when one is not."""
+    def global_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The global norm of the gradients that a step uses, float64 []; not finite if an entry is not."""
         norms = [
             backend_of(tensor).gradient_norm(gradients[name], tensor if name in self.unit_norm else None)
             for name, tensor in self.parameters.items()
@@ -77,7 +77,7 @@ class Optimizer:
         return torch.stack(norms).square().sum().sqrt()
 
     def step(self, gradients: Mapping[str, Tensor], norm: Tensor, learning_rate: float) -> None:
-        """Update every parameter in place; gradients of a global ``norm`` above ``clip_norm`` are scaled."""
+        """Update every parameter in place; scale the gradients if their ``norm`` is above ``clip_norm``."""
         self.steps += 1
         limit = self.config.clip_norm
         settings = AdamSettings(
@@ -97,13 +97,13 @@ class Optimizer:
             )
 
     def forget(self, latents: Tensor) -> None:
-        """Set the moments of some latents (int64 [n]) to zero in every tensor that has latents."""
+        """Set the moments of some latents (int64 [n]) to zero in all tensors."""
         for name in self.parameters.keys() - {"b_dec"}:  # the one tensor without latents
             self.exp_avg[name][latents] = 0
             self.exp_avg_sq[name][latents] = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live state, by name, for checkpoints."""
+        """The tensors of the optimizer's state by name (not copies), for checkpoints."""
         averages = {f"exp_avg.{name}": tensor for name, tensor in self.exp_avg.items()}
         squares = {f"exp_avg_sq.{name}": tensor for name, tensor in self.exp_avg_sq.items()}
         return {"steps": self.steps, **averages, **squares}

@@ -1,6 +1,6 @@
-"""One SAE in training: its tensors, its optimizer, and one step of it.
+"""One SAE in training: its tensors, its optimizer, and its training step.
 
-Dead latents are counted in rows (tokens), so that the batch size does not change what dead means.
+Latents are dead after a number of rows (tokens) without activity, whatever the batch size.
 """
 
 import torch
@@ -18,11 +18,11 @@ from .schedule import peak_learning_rate
 
 
 class DivergedError(SaecacheError):
-    """The loss or the gradient of a variant is no longer finite. Nothing of that step was applied."""
+    """The loss or the gradient of a variant is not finite. The step was not applied."""
 
 
 class Trainee:
-    """A variant with its tensors, which change only in :meth:`update`."""
+    """A variant with its tensors. Only :meth:`update` changes the parameters."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Trainee:
         optimizer: OptimizerConfig,
         parameters: dict[str, Tensor],
     ) -> None:
-        """``parameters``: W_enc, W_dec, b_enc, b_dec at their initial values; the variant's own are added."""
+        """``parameters``: the initial W_enc, W_dec, b_enc and b_dec; the variant's own ones are added."""
         device = parameters["b_dec"].device
         self.variant, self.plan, self.seed = variant, plan, seed
         self.parameters = parameters | {n: t.to(device) for n, t in variant.extra_parameters(plan).items()}
@@ -71,7 +71,7 @@ class Trainee:
                 autoencoder.
 
         Raises:
-            DivergedError: NaN or infinity in the loss or the gradient; the parameters are as before the step.
+            DivergedError: a pre-activation is not finite; the parameters did not change.
         """
         if number_in_step == 0:
             for gradient in self.gradients.values():
@@ -104,15 +104,15 @@ class Trainee:
 
     @torch_on_one_thread()
     def update(self, rate_factor: float) -> None:
-        """Change the parameters by the gradients of all batches of the step.
+        """Update the parameters with the gradients of all batches of the step.
 
         Raises:
-            DivergedError: as :meth:`add_batch`.
+            DivergedError: the loss or a gradient is NaN or infinite; the parameters did not change.
         """
         batch = self._batch
-        del self._batch  # it holds the rows
+        del self._batch  # frees the memory of its rows
         finish_gradients(batch)
-        norm = self.optimizer.norm(self.gradients)
+        norm = self.optimizer.global_norm(self.gradients)
         loss = batch.outcome.loss
         if not (bool(loss.isfinite()) and bool(norm.isfinite())):
             raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")
@@ -122,7 +122,7 @@ class Trainee:
         self.interval.add(batch.outcome, norm)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Every live tensor that training changes, by group and name: what a checkpoint holds."""
+        """All tensors that training changes, by group and name (not copies): checkpoints hold them."""
         return {
             "parameters": self.parameters,
             "state": self.state,
@@ -133,11 +133,11 @@ class Trainee:
 
 
 def count_rows(rows_since_active: Tensor, firing: Tensor, num_rows: int) -> None:
-    """After a batch of ``num_rows``, in place: int64 [F] grows by them; is 0 where ``firing`` [F] is not."""
+    """Add ``num_rows`` to ``rows_since_active`` (int64 [F]) in place; reset it where ``firing`` [F] > 0."""
     rows_since_active += num_rows
     rows_since_active.masked_fill_(firing > 0, 0)
 
 
 def dead_latents(rows_since_active: Tensor, dead_after_rows: int) -> Tensor:
-    """bool [F]: not active on any of the last ``dead_after_rows`` rows or more."""
+    """Whether each latent was inactive on the last ``dead_after_rows`` rows or more: bool [F]."""
     return torch.ge(rows_since_active, dead_after_rows)

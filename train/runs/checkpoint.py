@@ -1,9 +1,9 @@
-"""Checkpoints: everything that training needs to go on as if it had never stopped.
+"""Checkpoints: everything that training needs to continue as if it had never stopped.
 
-One folder per variant and step, ``<variant>/checkpoints/step_00001000``, renamed into place when it is whole:
+Each variant and step has a folder ``<variant>/checkpoints/step_00001000``, renamed into place when complete:
 
-- ``cfg.json``, ``weights.safetensors``: the SAE as it stands, readable by ``load_sae``;
-- ``training.safetensors``: optimizer moments, thresholds, dead counters, the open interval of the metrics;
+- ``cfg.json``, ``weights.safetensors``: the SAE at that step, which ``load_sae`` can read;
+- ``training.safetensors``: optimizer moments, thresholds, dead counters, the unfinished metrics interval;
 - ``progress.json``: the step. Random numbers, batches and the learning rate are functions of (seed, step).
 """
 
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
     """Write the state after ``step`` steps below a variant's ``folder``."""
     final = folder / FOLDER / f"step_{step:08d}"
     temporary = final.with_name(final.name + ".tmp")
-    for leftover in (temporary, final):  # of a run that was killed, or that is repeating steps
+    for leftover in (temporary, final):  # left by a run that was killed, or that repeats these steps
         if leftover.exists():
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
@@ -46,13 +46,13 @@ def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVarian
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
     Raises:
-        SaecacheError: the checkpoint does not hold exactly the tensors that this variant has.
+        SaecacheError: the checkpoint's tensors are not exactly those of this variant.
     """
     source = folder / FOLDER / f"step_{step:08d}"
     weights, training = read_tensors(source / WEIGHTS_FILE), read_tensors(source / TRAINING_FILE)
     for key in training:
         group, _, name = key.partition("/losses.")
-        if group == "interval" and name:  # the interval learns the names of the losses as they come
+        if group == "interval" and name:  # a new interval does not know the names of the losses yet
             trainee.interval.losses[name] = torch.zeros((), dtype=torch.float64, device=inputs.sum.device)
     targets = trainee.tensors()
     parameters = targets.pop("parameters")
@@ -61,14 +61,15 @@ def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVarian
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints of a variant, ascending."""
+    """The steps at which a variant has complete checkpoints, ascending."""
     return sorted(int(path.name[5:]) for path in (folder / FOLDER).glob("step_????????") if path.is_dir())
 
 
 def resume_step(folders: Sequence[Path]) -> int:
-    """The last step from which every variant can go on; 0 when that is the beginning.
+    """The last step from which every variant can continue; 0 when there is none.
 
-    A kill between two checkpoints leaves one variant ahead. A variant that had failed by then needs none.
+    If the process is killed between the checkpoints of two variants, one is ahead of the other. A variant
+    that had failed before the step needs no checkpoint.
     """
 
     def ready(folder: Path, step: int) -> bool:
@@ -80,7 +81,7 @@ def resume_step(folders: Sequence[Path]) -> int:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints of a variant, and what a kill left half written."""
+    """Remove all but the last ``keep`` checkpoints of a variant, and unfinished ones of a killed process."""
     for step in saved_steps(folder)[:-keep]:
         shutil.rmtree(folder / FOLDER / f"step_{step:08d}")
     for leftover in (folder / FOLDER).glob("*.tmp"):
@@ -88,17 +89,17 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def record_failure(folder: Path, step: int, reason: str) -> None:
-    """Note that a variant stopped in ``step`` (0-based)."""
+    """Record that a variant failed in ``step`` (0-based)."""
     write_bytes(folder / FAILURE_FILE, json.dumps({"step": step, "reason": reason}).encode("utf-8"))
 
 
 def forget_failure(folder: Path) -> None:
-    """A variant that goes on from before its failure may fail again, or not."""
+    """Remove the record of a failure, for a variant that continues from an earlier step."""
     (folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
 def failure_before(folder: Path, step: int) -> str | None:
-    """Why a variant had stopped before ``step`` steps were done; None when it had not."""
+    """The reason why a variant failed before ``step`` steps were done; None if it did not."""
     path = folder / FAILURE_FILE
     if not path.exists():
         return None
@@ -116,7 +117,8 @@ def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], sour
     if targets.keys() != values.keys():
         missing, unknown = sorted(targets.keys() - values.keys()), sorted(values.keys() - targets.keys())
         raise SaecacheError(
-            f"{source} is of another version: without {missing or 'nothing'}, with {unknown or 'no'} more"
+            f"{source} is not a checkpoint of this variant and version: it lacks the tensors {missing}, "
+            f"and has {unknown} beside the expected ones; continue with the version of saecache that wrote it"
         )
     for name, target in targets.items():
         target.copy_(values[name])

@@ -1,4 +1,4 @@
-"""The settings of a training run. What is a fact of the cache (width, rows) comes from the cache."""
+"""The settings of a training run. The width and the number of rows are not settings: the cache has them."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -26,38 +26,38 @@ RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "t
 
 
 class ExpectedCache(FrozenModel):
-    """What the cache must be; a cache that is something else is refused before the first step."""
+    """The cache that the config was written for; any other is refused before the first step."""
 
-    fingerprint: str | None = None  # a prefix of at least 8 characters is enough
-    model: str | None = None  # the model's name, as the harvest was given it
+    fingerprint: str | None = None  # or a prefix of at least 8 characters
+    model: str | None = None  # the model's name that harvest was called with
 
 
 class InitialisationConfig(FrozenModel):
-    """Where training starts."""
+    """The initial parameters."""
 
-    directions: Literal["isotropic", "orthogonal"] = "isotropic"  # rows of W_dec; orthogonal: in sets of D
-    encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as W_dec, in the transpose's role
-    encoder_norm: PositiveFloat = 0.5  # of the rows of W_enc at the start; those of W_dec have norm 1
+    directions: Literal["isotropic", "orthogonal"] = "isotropic"  # of W_dec's rows; orthogonal in sets of D
+    encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as a multiple of W_dec
+    encoder_norm: PositiveFloat = 0.5  # norm of the initial rows of W_enc; those of W_dec have norm 1
     decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
     median_rows: PositiveCount = 16384  # normalized training rows that the median is taken of
 
 
 class CalibrationConfig(FrozenModel):
-    """Thresholds of inference set at the end of a run, on held-out rows; rules without one are left alone."""
+    """Set inference thresholds on held-out rows at the end of a run; kinds without one do not change."""
 
     l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
     rows: PositiveCount = 16384  # the first held-out rows, or as many as there are
 
 
 class CheckpointConfig(FrozenModel):
-    """When the whole state of training is saved."""
+    """When the state of training is saved."""
 
     every_steps: PositiveInt = 1000
-    keep: PositiveInt = 2
+    keep: PositiveInt = 2  # older checkpoints are removed
 
 
 class LogConfig(FrozenModel):
-    """What is written to metrics.jsonl, and where else it goes."""
+    """When metrics are written to metrics.jsonl, and where else they go."""
 
     every_steps: PositiveInt = 50
     heldout_every_steps: PositiveCount | None = (
@@ -70,9 +70,9 @@ class LogConfig(FrozenModel):
 
 
 class TrainConfig(FrozenModel):
-    """One pass over a cache that trains one or several SAEs, each batch read once for all of them.
+    """The settings of a run that trains one or several SAEs together: each batch is read once for all.
 
-    Lists in the settings of a variant are a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
+    A list in the settings of a variant is a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
     """
 
     alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
@@ -108,11 +108,11 @@ class TrainConfig(FrozenModel):
 
     @field_validator("variants", mode="before")
     @classmethod
-    def _grids_spelled_out(cls, entries: Any) -> Any:
+    def _expand_grids(cls, entries: Any) -> Any:
         return grid.expand(entries)
 
     @model_validator(mode="after")
-    def _no_contradictions(self) -> Self:
+    def _check_settings(self) -> Self:
         sizes, lengths = (
             [name for name in group if getattr(self, name) is not None] for group in self.alternatives
         )
@@ -128,7 +128,9 @@ class TrainConfig(FrozenModel):
             )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):
-            raise ValueError(f"a variant cannot be called {taken[0]}: the run's own files are")
+            raise ValueError(
+                f"a variant cannot be called {taken[0]}, which is a file of the run: give another name"
+            )
         _check_names(self.variants)
         every, heldout = self.log.every_steps, self.log.heldout_every_steps
         if heldout is not None and heldout % every:
@@ -139,23 +141,23 @@ class TrainConfig(FrozenModel):
 
 
 def _check_names(variants: Sequence[Variant]) -> None:
-    """Every variant has a folder of its own.
+    """Check that every variant has a folder of its own; some file systems ignore case.
 
     Raises:
-        ValueError: two are called alike (some file systems ignore case), with a name that tells them apart.
+        ValueError: two variants have one name. The message proposes names that tell them apart.
     """
     by_name: dict[str, Variant] = {}
     for variant in variants:
         name = variant.run_name
         if (other := by_name.setdefault(name.lower(), variant)) is variant:
             continue
-        setting = grid.difference(variant, other)
+        setting = grid.first_difference(variant, other)
         if setting is None:
             raise ValueError(f"two variants are called {name} and are the same: leave one out")
         if setting == "name":
             raise ValueError(f"two variants are called {name} and {other.run_name}: give different names")
         example = f"{name}_{setting.rpartition('.')[2]}{{{setting}}}"
         raise ValueError(
-            f"two variants are called {name}: they differ in {setting}, which the name does not say; "
-            f"give different names, in a grid with the setting in braces (name: {example!r})"
+            f"two variants are called {name}: they differ in {setting}, which the name does not show; "
+            f"give different names; in a grid, put the setting in braces (name: {example!r})"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether it is finished, and that only one process writes it."""
+"""The folder of a run: which run it holds, whether that is finished, and a lock against a second process."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,10 +22,11 @@ MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not chang
 
 @contextmanager
 def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bool]:
-    """Hold ``out`` for this run, new or begun with the same config and cache; yields whether it is finished.
+    """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
 
     Raises:
-        UsageError: the folder holds something else, or another run (what differs is named), or it is in use.
+        UsageError: another process uses the folder, or it holds another run (the message lists what differs)
+            or something else.
     """
     identity = {"config": _settings(config), "cache": {"fingerprint": cache_fingerprint}}
     check_folder_output(out)
@@ -44,7 +45,7 @@ def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bo
 
 
 def mark_finished(out: Path) -> None:
-    """Note that there is nothing left to do in ``out``."""
+    """Record that the run in ``out`` is finished."""
     run = json.loads((out / RUN_FILE).read_text("utf-8"))
     _write(out, {"config": run["config"], "cache": run["cache"]}, finished=True)
 
@@ -77,7 +78,7 @@ def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:
 
 
 def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists as mappings, so that what differs between two variants is named, and not their list."""
+    """Turn lists into mappings, so that a difference between two variants is named by its setting."""
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""Lists in a variant's settings are a grid: ``{kind: topk, k: [4, 8], seed: [0, 1]}`` asks for four of them.
+"""Expand lists in a variant's settings: ``{kind: topk, k: [4, 8], seed: [0, 1]}`` stands for four variants.
 
-A setting that is a list by its nature (``betas``, ``prefixes``) is left as it is. The first list varies
-slowest.
+A setting whose type is a list (``betas``, ``prefixes``) does not expand. The first list varies slowest.
 """
 
 import re
@@ -17,45 +16,45 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 
 def expand(entries: Any) -> Any:
-    """The items of ``variants`` of a config with every grid spelled out; what is no mapping stays as it is.
+    """Expand every grid among the ``variants`` of a config; entries that are no mappings are kept.
 
     In a ``name``, ``{k}`` or ``{optimizer.learning_rate}`` stands for that setting of the variant.
 
     Raises:
-        ValueError: an empty list in a grid; a name with a setting in braces that the variant does not give.
+        ValueError: a grid has an empty list, or a name has in braces a setting that the variant lacks.
     """
     if not isinstance(entries, list | tuple):
         return entries
-    return [variant for i, entry in enumerate(entries) for variant in _variants_of(entry, i)]
+    return [variant for i, entry in enumerate(entries) for variant in _expand_entry(entry, i)]
 
 
-def difference(a: BaseModel, b: BaseModel) -> str | None:
+def first_difference(a: BaseModel, b: BaseModel) -> str | None:
     """The first setting, as ``key.sub``, in which two variants differ; None when they are equal."""
     first, second = dict(_leaves(a.model_dump())), dict(_leaves(b.model_dump()))
     paths = [path for path in {**first, **second} if first.get(path) != second.get(path)]
     return paths[0] if paths else None
 
 
-def _variants_of(entry: Any, i: int) -> Iterator[Any]:
+def _expand_entry(entry: Any, i: int) -> Iterator[Any]:
     if not isinstance(entry, Mapping):
         yield entry
         return
     for kind in _items(entry.get("kind"), f"variants.{i}.kind"):
         of_kind = {**entry, "kind": kind} if "kind" in entry else dict(entry)
         known = isinstance(kind, str) and kind in VARIANTS
-        for variant in _expanded(of_kind, VARIANTS[kind], f"variants.{i}") if known else [of_kind]:
-            yield _named(variant, f"variants.{i}.name")
+        for variant in _expand_value(of_kind, VARIANTS[kind], f"variants.{i}") if known else [of_kind]:
+            yield _fill_name(variant, f"variants.{i}.name")
 
 
-def _expanded(value: Any, annotation: Any, place: str) -> list[Any]:
-    """Every value that ``value`` of a setting of type ``annotation`` asks for."""
+def _expand_value(value: Any, annotation: Any, place: str) -> list[Any]:
+    """All values that ``value`` stands for, in a setting of type ``annotation``."""
     if isinstance(value, list | tuple) and not _takes_lists(annotation):
-        return [one for item in _items(value, place) for one in _expanded(item, annotation, place)]
+        return [one for item in _items(value, place) for one in _expand_value(item, annotation, place)]
     if not isinstance(value, Mapping) or (model := _model_of(annotation, value)) is None:
         return [value]
     fields = model.model_fields
-    choices = [  # an unknown key is left for validation to tell
-        _expanded(item, fields[key].annotation, f"{place}.{key}") if key in fields else [item]
+    choices = [  # validation reports unknown keys later
+        _expand_value(item, fields[key].annotation, f"{place}.{key}") if key in fields else [item]
         for key, item in value.items()
     ]
     return [dict(zip(value, chosen, strict=True)) for chosen in product(*choices)]
@@ -65,7 +64,7 @@ def _items(value: Any, place: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value]
     if not value:
-        raise ValueError(f"{place}: an empty list asks for no variant; give it a value, or leave it out")
+        raise ValueError(f"{place}: an empty list gives no variant; put a value in, or leave {place} out")
     return list(value)
 
 
@@ -76,7 +75,7 @@ def _takes_lists(annotation: Any) -> bool:
 
 
 def _model_of(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The model that ``value`` is settings of: among several, the one of its ``kind``."""
+    """The model whose settings ``value`` holds; ``kind`` decides among several."""
     models = list(_models_in(annotation))
     tagged = [m for m in models if "kind" in m.model_fields and value.get("kind") in _tags(m)]
     return next(iter(tagged or models), None)
@@ -93,19 +92,19 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
     return get_args(model.model_fields["kind"].annotation)
 
 
-def _named(variant: dict[str, Any], place: str) -> dict[str, Any]:
+def _fill_name(variant: dict[str, Any], place: str) -> dict[str, Any]:
     name = variant.get("name")
     if not isinstance(name, str) or "{" not in name:
         return variant
     given = dict(_leaves(variant))
 
-    def setting(found: re.Match[str]) -> str:
+    def value_of(found: re.Match[str]) -> str:
         if found[1] not in given:
             known = ", ".join(sorted(given.keys() - {"name"}))
-            raise ValueError(f"{place}: {name!r} names {found[1]!r}; this variant gives {known}")
+            raise ValueError(f"{place}: {name!r} names {found[1]!r}, but this variant only sets {known}")
         return str(given[found[1]])
 
-    return {**variant, "name": PLACEHOLDER.sub(setting, name)}
+    return {**variant, "name": PLACEHOLDER.sub(value_of, name)}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where training starts: random unit-norm decoder, encoder its transpose, bias in the middle of the rows.
+"""Initial parameters: a random unit-norm decoder, an encoder tied to it, a bias at the median of the rows.
 
 Legend: D model width, F latents.
 """
@@ -11,15 +11,16 @@ from ..engine.optimizer import normalize_rows
 from ..variants.base.variant import Plan
 from .config import InitialisationConfig
 
-MEDIAN_TOLERANCE = 1e-7  # of the spread of the rows; a step below it ends the iteration
+MEDIAN_TOLERANCE = 1e-7  # the iteration ends with a step below this fraction of the mean distance
 MEDIAN_ITERATIONS = 1000
 
 
 def initial_parameters(
     plan: Plan, seed: int, b_dec: Tensor, config: InitialisationConfig | None = None
 ) -> dict[str, Tensor]:
-    """W_dec: random rows of norm 1; W_enc: the same times ``encoder_norm``, tied at the start only; b_enc: 0;
-    b_dec as given.
+    """Draw W_dec [F, D] with rows of norm 1; W_enc is ``encoder_norm`` times W_dec, or drawn independently.
+
+    b_enc [F] is 0, b_dec [D] is as given. All are float32; training does not keep the two matrices tied.
     """
     config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
@@ -36,16 +37,16 @@ def initial_parameters(
 
 
 def isotropic_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """[num_rows, width], of norm 1, every direction equally likely."""
+    """Draw rows of norm 1, all directions equally likely: float32 [num_rows, width]."""
     rows = torch.randn(num_rows, width, generator=generator)
     normalize_rows(rows)
     return rows
 
 
 def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """[num_rows, width], of norm 1: every ``width`` consecutive ones from the first on are orthogonal.
+    """Draw rows of norm 1 in consecutive sets of ``width`` orthogonal ones: float32 [num_rows, width].
 
-    Each set is a rotation drawn uniformly: Q of a Gaussian matrix, with the signs of R's diagonal (Mezzadri
+    Each set is a uniform random rotation: Q of a Gaussian matrix, with the signs of R's diagonal (Mezzadri
     2007).
     """
     sets = []
@@ -60,11 +61,11 @@ def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator) -> Te
 def geometric_median(rows: Tensor) -> Tensor:
     """The point with the least sum of distances to ``rows`` [n, D]: float32 [D].
 
-    Weiszfeld's iteration, with the correction of Vardi & Zhang (2000) for an estimate that falls on a row, in
-    float64, until a step is shorter than 1e-7 of the mean distance.
+    Weiszfeld's iteration in float64, with the correction of Vardi & Zhang (2000) for an estimate that falls
+    on a row. It ends with a step shorter than 1e-7 of the mean distance.
 
     Raises:
-        SaecacheError: it has not settled after 1000 steps.
+        SaecacheError: the iteration has not converged after 1000 steps.
     """
     x = rows.double()
     estimate = x.mean(0)
@@ -83,6 +84,6 @@ def geometric_median(rows: Tensor) -> Tensor:
             return updated.float()
         estimate = updated
     raise SaecacheError(
-        f"the geometric median of {x.shape[0]} rows did not settle in {MEDIAN_ITERATIONS} steps; "
+        f"the geometric median of {x.shape[0]} rows did not converge in {MEDIAN_ITERATIONS} steps; "
         "set initialisation.decoder_bias=zeros"
     )

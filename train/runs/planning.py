@@ -1,4 +1,4 @@
-"""Config + cache -> what the run will do, with everything that is impossible found before the first step."""
+"""Check a config against a cache and plan the run: all problems are found before the first step."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run whose settings fit its cache. ``variants`` goes with ``config.variants``."""
+    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``."""
 
     hook: str
     device: torch.device
@@ -30,7 +30,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     """Check ``config`` against ``cache``.
 
     Raises:
-        UsageError: listing every setting that cannot work, with the way out.
+        UsageError: some settings cannot work; the message lists them all, and how to fix each.
     """
     problems = unexpected(config.expect, cache)
     hook = choose_hook(config, cache)
@@ -68,7 +68,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
 
 
 def too_many_active(variant: Variant, plan: Plan) -> list[str]:
-    """Whether a variant with a ``k`` wants all latents active, or more."""
+    """A message if a variant's ``k`` is not smaller than its number of latents."""
     k = getattr(variant, "k", None)
     if k is None or k < plan.num_latents:
         return []
@@ -78,7 +78,7 @@ def too_many_active(variant: Variant, plan: Plan) -> list[str]:
 
 
 def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[str]:
-    """Why thresholds could not be calibrated at the end."""
+    """The reasons why thresholds could not be calibrated at the end of the run."""
     if config.calibration is None:
         return []
     having = [v for v in config.variants if v.has_threshold]
@@ -95,7 +95,7 @@ def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[st
 
 
 def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
-    """The configured hook, or the only one there is.
+    """The configured hook, or the cache's only one.
 
     Raises:
         UsageError: the cache has no such hook, or several and the config names none.
@@ -109,7 +109,7 @@ def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
 
 
 def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:
-    """How the cache is not the one that the config was written for."""
+    """The ways in which the cache differs from the one that the config was written for."""
     problems = []
     if expect.fingerprint is not None:
         if len(expect.fingerprint) < MIN_FINGERPRINT:
@@ -126,7 +126,7 @@ def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:
 
 
 def model_name(cache: ActivationCache) -> str | None:
-    """The model that the cache names, if it names one."""
+    """The name of the model that the cache was harvested from; None if the cache does not say."""
     model = cache.manifest.identity.get("model")
     return model.get("name") if isinstance(model, dict) else model
 

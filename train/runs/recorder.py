@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics, checkpoints, failures, the progress bar."""
+"""Write what a run produces while it trains: metrics, checkpoints, failures and the progress bar."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The events of the loop, turned into files of the run folder ``out``."""
+    """Receives the events of the training loop and writes them to the run folder ``out``."""
 
     def __init__(
         self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: RowVariance
@@ -70,7 +70,7 @@ class Recorder:
         self.shown = []
 
     def log(self, step: int, trainees: Sequence[Trainee], clock: Clock) -> None:
-        """One line per variant for the interval that ends after ``step`` steps."""
+        """Write a line per variant for the interval that ends after ``step`` steps."""
         seconds = clock.elapsed
         timing = {
             "rows_per_second": round(clock.steps * self.step_rows / seconds, 1),
@@ -87,21 +87,21 @@ class Recorder:
             self._advance(trainees)
 
     def save(self, step: int, trainees: Sequence[Trainee]) -> None:
-        """A checkpoint of every variant; older ones go only when all have the new one."""
+        """Save a checkpoint of every variant; remove older ones only once all have the new one."""
         for trainee in trainees:
             save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
         for trainee in trainees:
             prune(self.out / trainee.name, self.config.checkpoint.keep)
 
     def failed(self, step: int, number: int, trainee: Trainee, error: DivergedError) -> None:
-        """Say which variant stopped in 0-based ``step``, in which batch (``number`` of the run) and why."""
+        """Record that a variant failed in the 0-based ``step``, at batch ``number`` of the run, and why."""
         epoch, batch = divmod(number, self.plan.rows // self.config.batch_rows)
         reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
         record_failure(self.out / trainee.name, step, reason)
         logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
 
     def sae(self, trainee: Trainee, step: int) -> SAE:
-        """The SAE as it stands after ``step`` steps; its tensors are the trainee's own, not copies."""
+        """The SAE after ``step`` steps; it shares the trainee's tensors."""
         variant, plan = trainee.variant, trainee.plan
         identity = self.cache.manifest.identity
         cfg = SAEConfig(
@@ -136,7 +136,7 @@ class Recorder:
         return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})
 
     def finished_sae(self, trainee: Trainee) -> SAE:
-        """The SAE at the end of the run, its threshold calibrated where that is asked for."""
+        """The SAE at the end of the run, with its threshold calibrated if the config says so."""
         sae, calibration = self.sae(trainee, self.plan.num_steps), self.config.calibration
         if calibration is None or not trainee.variant.has_threshold:
             return sae
@@ -175,7 +175,7 @@ class Recorder:
 
 
 def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> Tensor | None:
-    """The first held-out rows, [n, D], normalized as for training; None when there are none to measure."""
+    """The first held-out rows, [n, D], normalized as for training; None if no row is to be measured."""
     usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
     rows = min(config.log.heldout_rows, usable)
     if rows == 0:

@@ -1,4 +1,4 @@
-"""``run(config, cache, out)``: plan, start or resume, train, save. ``saecache.train`` calls it."""
+"""``run(config, cache, out)``, which is ``saecache.train``: plan, start or resume, train and save."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run made. ``failed``: variants that stopped early, and why; their last checkpoint is kept."""
+    """The outcome of a run.
+
+    ``saes`` are the folders of the finished SAEs. ``failed`` has the reason why a variant stopped early; its
+    last checkpoint is kept. ``reused``: the run had been finished before.
+    """
 
     run_dir: Path
     saes: dict[str, Path]
@@ -42,15 +46,15 @@ class TrainResult:
 def run(
     config: TrainConfig, cache: ActivationCache | Path | str, out: Path | str | None = None
 ) -> TrainResult:
-    """Train every variant of ``config`` on ``cache``; continue if ``out`` holds an unfinished run of both.
+    """Train every variant of ``config`` on ``cache``; continue an unfinished run of both in ``out``.
 
-    Ctrl-C and SIGTERM (how Slurm and spot machines give notice) finish the step, save a checkpoint of
-    everything and raise KeyboardInterrupt. The same call continues, and ends with the same bytes as a run
-    that was never stopped.
+    On Ctrl-C, and on the SIGTERM that Slurm and spot machines send, it finishes the step, saves a checkpoint
+    and raises KeyboardInterrupt. The same call continues, and ends with the same bytes as a run that was
+    never stopped.
 
     Raises:
-        UsageError: settings that do not fit the cache, or a folder that holds something else; before writing.
-        SaecacheError: the disk is full or gone; the same call continues once it is back.
+        UsageError: the settings do not fit the cache, or ``out`` holds something else. Nothing is written.
+        SaecacheError: the disk is full or gone. The same call continues once it is back.
     """
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     if config.cache_rows is not None:
@@ -61,9 +65,9 @@ def run(
         if not finished:
             try:
                 _train(config, cache, plan, out)
-            except OSError as error:  # a full disk, for one
+            except OSError as error:  # for example a full disk
                 raise SaecacheError(
-                    f"{error}: mend it and run again; {out} goes on from what is saved"
+                    f"{error}: fix this and run again; {out} continues from its last checkpoint"
                 ) from error
             mark_finished(out)
         failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
@@ -77,7 +81,7 @@ def run(
 
 
 def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
-    """``runs/<first variant>-<hash>``, the same for the same config and cache: running again resumes."""
+    """``runs/<first variant>-<hash>`` with a hash of config and cache, so that running again resumes."""
     identity = cache.fingerprint + config.model_dump_json()
     return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
 
@@ -86,7 +90,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     """Everything between an empty or interrupted folder and a finished one."""
     inputs = RowVariance(cache.d_model(plan.hook), plan.device)
     first_step = resume_step([out / variant.run_name for variant in config.variants])
-    trainees = _trainees(config, cache, plan, fresh=first_step == 0)
+    trainees = _make_trainees(config, cache, plan, fresh=first_step == 0)
     running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
     for trainee in running:
         forget_failure(out / trainee.name)
@@ -113,7 +117,9 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
             recorder.finished_sae(trainee).save(out / trainee.name / "sae")
 
 
-def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool) -> list[Trainee]:
+def _make_trainees(
+    config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool
+) -> list[Trainee]:
     b_dec = torch.zeros(cache.d_model(plan.hook))
     if fresh and config.initialisation.decoder_bias == "geometric_median":
         rows = min(config.initialisation.median_rows, plan.rows)
@@ -131,7 +137,7 @@ def _trainees(config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fre
 
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    """torch's float32 products at this precision, and as before afterwards."""
+    """Set the precision of torch's float32 products inside the block, and restore it afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:

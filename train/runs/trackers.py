@@ -1,4 +1,4 @@
-"""The metrics elsewhere: TensorBoard and Weights & Biases, each an optional extra of the package."""
+"""Send metrics to TensorBoard or Weights & Biases, each an optional extra of the package."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,7 +10,7 @@ from .config import LogConfig, TrainConfig
 
 
 class Tracker(Protocol):
-    """Takes the lines that also go to metrics.jsonl."""
+    """Receives every line of metrics.jsonl."""
 
     def write(self, line: Mapping[str, Any]) -> None: ...
 
@@ -18,7 +18,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``RUN/tensorboard``; every variant is a curve of each chart."""
+    """Writes event files to ``RUN/tensorboard``; each chart has one curve per variant."""
 
     def __init__(self, run_dir: Path, first_step: int) -> None:
         module = import_module("torch.utils.tensorboard")
@@ -33,7 +33,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """One W&B run per training run, resumed under the same id."""
+    """Logs a training run as one W&B run; resuming continues it under the same id."""
 
     def __init__(self, run_dir: Path, project: str, config: Mapping[str, Any]) -> None:
         module = import_module("wandb")
@@ -51,17 +51,17 @@ class Wandb:
 
 
 def missing_trackers(log: LogConfig) -> list[str]:
-    """What cannot be logged to here, with the way out; found before the first step."""
-    wanted = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
+    """An error message for every configured tracker whose package is not installed."""
+    configured = {"tensorboard": log.tensorboard, "wandb": log.wandb_project is not None}
     return [
         f"log: {package} is not installed; pip install 'saecache[{package}]'"
-        for package, asked in wanted.items()
-        if asked and find_spec(package) is None
+        for package, is_configured in configured.items()
+        if is_configured and find_spec(package) is None
     ]
 
 
 def open_trackers(config: TrainConfig, run_dir: Path, first_step: int) -> list[Tracker]:
-    """The trackers that ``config.log`` asks for."""
+    """Open the trackers that ``config.log`` configures."""
     trackers: list[Tracker] = []
     if config.log.tensorboard:
         trackers.append(TensorBoard(run_dir, first_step))
@@ -71,5 +71,5 @@ def open_trackers(config: TrainConfig, run_dir: Path, first_step: int) -> list[T
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """What can be drawn of a line."""
+    """The figures of a line that charts can show."""
     return {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "variant")}

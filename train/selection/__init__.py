@@ -1,1 +1,1 @@
-"""What a selection rule may ask of pre-activations, and the plain definition of every rule."""
+"""Pre-activations as the object that selection rules query, and a plain definition of every rule."""

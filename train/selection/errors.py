@@ -1,4 +1,4 @@
-"""What can be wrong with pre-activations, found before anything is selected.
+"""The error for pre-activations that are not finite, which is raised before anything is selected.
 
 Legend: b rows of a block, F latents.
 """
@@ -9,12 +9,16 @@ from ...common.errors import SaecacheError
 
 
 class NonFiniteError(SaecacheError):
-    """A pre-activation is NaN, or too large for float32: nothing can be selected. The message says where."""
+    """A pre-activation is NaN or too large for float32, so nothing can be selected. The message names it."""
 
 
 def check_not_nan(first_row: int, pre: Tensor) -> None:
-    """Raise for the first NaN of ``pre`` [b, F], whose rows start at row ``first_row`` of the batch."""
-    if bool(pre.sum().isnan()):  # one pass without a mask; the sum is also NaN for infinities of both signs
+    """Check pre-activations ``pre`` [b, F], whose first row is ``first_row`` of the batch.
+
+    Raises:
+        NonFiniteError: one is NaN; the message names the first.
+    """
+    if bool(pre.sum().isnan()):  # one pass without a mask; infinities of both signs also give NaN
         places = pre.isnan().nonzero()
         if len(places):
             row, latent = places[0].tolist()

@@ -1,4 +1,4 @@
-"""What a selection rule may ask of pre-activations, whatever device they are on.
+"""The pre-activations of a batch as an object: selection rules query it, whatever the device.
 
 Legend: B rows, b rows of a block, F latents, P pairs.
 """
@@ -14,22 +14,22 @@ from ..backends.protocol import Backend
 from ..backends.sources import Blocks, Encoder, Scores, Source
 from ..pairs import Pairs
 
-HINT = "selection_hint"  # where a state keeps the guess of the next batch's threshold
+HINT = "selection_hint"  # the key of a state under which the guess of the next batch's threshold is kept
 
 Ranking = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class PreActivations:
-    """Pre-activations of B rows, not computed yet. Answers are :class:`Pairs` with their values.
+    """Pre-activations of B rows, which are not computed yet. Selections return :class:`Pairs` with values.
 
-    On the compiled backend, and on every other one that screens, values are what :meth:`at` gives, bit for
-    bit; a rule that needs all of them as a matrix product gives them asks for :meth:`as_computed`.
+    On a backend that screens (the compiled one does) the values are those of :meth:`at`, bit for bit.
+    :meth:`as_computed` gives the values of a plain matrix product instead.
 
     Attributes:
-        encoder: of the latents asked for.
-        scores: what is compared instead of the encoder's values; None compares those.
-        latents: int64 [n], ascending, which latents the encoder's are; None means all F.
+        encoder: computes the pre-activations of the chosen latents.
+        scores: numbers to compare instead of the pre-activations; None compares those.
+        latents: int64 [n], ascending, the latents of the encoder; None means all F.
         num_latents: F.
     """
 
@@ -40,28 +40,29 @@ class PreActivations:
 
     @property
     def backend(self) -> Backend:
-        """Who answers; picked by the encoder's weights."""
+        """The backend that does the work; the device of the encoder's weights decides."""
         return backend_of(self.encoder.W_enc)
 
     @property
     def source(self) -> Source:
+        """What selections compare."""
         return self.encoder if self.scores is None else self.scores
 
     def of_rows(self, rows: slice) -> "PreActivations":
-        """Of some of the rows; the weights of chosen latents are not gathered again."""
+        """The same for some of the rows. It shares the weights of the chosen latents."""
         assert self.scores is None, "scores are made for all rows at a time"
         return replace(self, encoder=self.encoder.of_rows(rows))
 
     def as_computed(self) -> "PreActivations":
-        """The same, taken from the matrix product: not computed pair by pair once more."""
+        """The same with the values of the matrix product, which are not recomputed pair by pair."""
         return self._compared_by(self.encoder.blocks)
 
     def ranked_by(self, start: Callable[[], Ranking]) -> "PreActivations":
-        """Selections compare what a ranking makes of the pre-activations, and return it as values.
+        """The same, but selections compare and return a function of the pre-activations.
 
         Args:
-            start: begins a pass over all blocks, in order; the ranking that it returns turns each block of
-                pre-activations [b, F] into as many numbers.
+            start: is called at the start of every pass over the blocks. The function that it returns maps
+                each block of pre-activations [b, F], in order, to numbers [b, F].
         """
 
         def ranked() -> Blocks:
@@ -72,24 +73,24 @@ class PreActivations:
         return self._compared_by(ranked)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, float32 [b, n] in a buffer that the next block overwrites), rows ascending."""
+        """Yield (first row, float32 [b, n]), rows ascending; each block overwrites the one before."""
         return self.source.blocks()
 
     def largest_per_row(self, k: int) -> Pairs:
-        """TopK: the ``k`` largest of each row, the lowest latent first among equals; negative ones too.
+        """TopK: select the ``k`` largest of each row, negative ones too; ties go to the lowest latent.
 
         Raises:
-            NonFiniteError: a pre-activation is NaN, or may be too large for float32. So do the others.
+            NonFiniteError: a pre-activation is NaN or may overflow float32. All selections raise it.
         """
         if not 1 <= k <= self.source.num_latents:
             raise ValueError(f"k must be from 1 to the number of latents, {self.source.num_latents}, got {k}")
         return self._over_all(self.backend.largest_per_row(self.source, k))
 
     def largest_of_batch(self, total: int, state: MutableMapping[str, Tensor] | None = None) -> Pairs:
-        """BatchTopK: the ``total`` largest of all, the lowest (row, latent) first among equals.
+        """BatchTopK: select the ``total`` largest of all; ties go to the lowest (row, latent).
 
         Args:
-            state: keeps a guess of the threshold under :data:`HINT` (float32 []), for the next batch. It
+            state: keeps a guess of the next batch's threshold under :data:`HINT` (float32 []). The guess
                 changes the time, never the result.
         """
         most = self.source.num_rows * self.source.num_latents
@@ -102,7 +103,7 @@ class PreActivations:
         return self._over_all(chosen)
 
     def largest_per_latent(self, counts: Tensor) -> Pairs:
-        """Feature Choice: the ``counts[i]`` largest rows of latent i, the lowest row first among equals.
+        """Feature Choice: select the ``counts[i]`` largest rows of latent i; ties go to the lowest row.
 
         ``counts`` is int64 [n], each from 0 to B.
         """
@@ -117,13 +118,13 @@ class PreActivations:
         return self._over_all(self.backend.largest_per_latent(self.source, counts.to(self.source.device)))
 
     def above(self, threshold: Tensor | float) -> Pairs:
-        """Those strictly above ``threshold``, a number or float32 [n]; infinity admits none."""
-        source = self.source
-        each = torch.as_tensor(threshold, dtype=torch.float32, device=source.device)
-        return self._over_all(self.backend.above(source, each.expand(source.num_latents).contiguous()))
+        """Select all pairs strictly above ``threshold``, a number or float32 [n]; infinity selects none."""
+        each = torch.as_tensor(threshold, dtype=torch.float32, device=self.source.device)
+        each = each.expand(self.source.num_latents).contiguous()
+        return self._over_all(self.backend.above(self.source, each))
 
     def at(self, pairs: Pairs) -> Tensor:
-        """Pre-activations at given pairs over these latents, [P]: for rules whose score is not the value."""
+        """The pre-activations at given pairs, float32 [P]; for rules that compare other scores."""
         encoder = self.encoder
         dots = self.backend.sddmm(pairs, encoder.x_centered, encoder.W_enc)
         return dots + encoder.b_enc.index_select(0, pairs.latent)

@@ -1,4 +1,4 @@
-"""One file per kind of SAE. A file here is found by its presence: there is no list to edit."""
+"""The kinds of SAE, one file each. Every file in this folder is discovered; there is no list to edit."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -12,7 +12,7 @@ from .base.variant import Variant
 
 
 def _discover() -> dict[str, type[Variant]]:
-    """Every :class:`Variant` with a kind of its own that a module of this folder defines, by that kind."""
+    """The subclasses of :class:`Variant` that the modules of this folder define, by their ``kind``."""
     found: dict[str, type[Variant]] = {}
     for info in iter_modules(__path__):
         module = import_module(f".{info.name}", __name__)
@@ -28,20 +28,21 @@ def _discover() -> dict[str, type[Variant]]:
 
 
 def kind_of(variant: type[Variant], others: Mapping[str, type[Variant]]) -> str:
-    """The kind that ``variant`` is found by.
+    """The kind of a new class ``variant``, checked against those found before, ``others``.
 
     Raises:
-        TypeError: the class is not finished, in words for who writes it.
+        TypeError: the class has no single kind, lacks methods, or has the kind of another class.
     """
     where = f"{variant.__qualname__} in {variant.__module__}"
     kinds = get_args(variant.model_fields["kind"].annotation)
     if len(kinds) != 1 or variant.model_fields["kind"].default != kinds[0]:
-        raise TypeError(f'{where}: write its kind as  kind: Literal["NAME"] = "NAME"')
+        raise TypeError(f'{where}: declare its kind as  kind: Literal["NAME"] = "NAME"')
     if isabstract(variant):
         lacking = ", ".join(sorted(variant.__abstractmethods__))
-        raise TypeError(f"{where} lacks {lacking}: see Variant in train/variant.py")
+        raise TypeError(f"{where} lacks {lacking}: see Variant in train/variants/base/variant.py")
     if kinds[0] in others:
-        raise TypeError(f"{where} and {others[kinds[0]].__module__} are both of kind {kinds[0]!r}")
+        other = others[kinds[0]].__module__
+        raise TypeError(f"{where} and {other} are both of kind {kinds[0]!r}: rename one of the kinds")
     return str(kinds[0])
 
 

@@ -1,4 +1,4 @@
-"""BatchTopK: the k * B largest pre-activations of a batch of B rows. Bussmann et al. 2024."""
+"""BatchTopK keeps the k * B largest pre-activations of a batch of B rows. Bussmann et al. 2024."""
 
 from typing import Literal
 

@@ -28,21 +28,21 @@ RANK = "rank"
 class FeatureChoice(Variant):
     """codes = ReLU(each latent i's m_i largest pre-activations in the batch), loss = |x - reconstruction|².
 
-    Uniform m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents of a row, as for
-    TopK; where M / F is no whole number, the first M mod F latents take one row more. Every latent is active
-    in every batch, so none dies and there is no auxiliary loss; the batch must be so large that M >= F.
-    Inference cannot see a batch: latent i is active above the running mean of its own least selected value.
+    By default m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents of a row, as in
+    TopK; if F does not divide M, the first M mod F latents take one row more. Every latent is active in every
+    batch, so none dies and there is no auxiliary loss; the batch must be large enough for M >= F. At
+    inference latent i is active above a threshold of its own: the running mean of its least selected value.
 
-    With ``zipf`` m_i follows Algorithm 1, i being the rank of the latent by prevalence. With
-    ``mutual_choice`` the run begins as Mutual Choice; ranks are taken from the prevalence at its end, and
-    kept. Without it there is no prevalence to begin with, and the i-th latent has rank i. In the first
-    phase all thresholds are the batch's.
+    With ``zipf`` m_i follows Algorithm 1, where i is the rank of the latent by prevalence. With
+    ``mutual_choice`` the run begins as Mutual Choice, and the prevalence at the end of this phase sets the
+    ranks for the rest. Without it no prevalence is known, and the i-th latent has rank i. In the first phase
+    all latents share the batch's threshold.
     """
 
     kind: Literal["feature_choice"] = "feature_choice"
     k: PositiveInt = 32
     zipf: ZipfAllotment | None = None  # null: uniform
-    mutual_choice: MutualPhase | None = None  # null: Feature Choice from the first step
+    mutual_choice: MutualPhase | None = None  # null: Feature Choice from the first step on
     threshold: RunningThreshold = RunningThreshold()
 
     inference: ClassVar[str] = "threshold"
@@ -58,17 +58,17 @@ class FeatureChoice(Variant):
         return float(self.k)
 
     def problems(self, plan: Plan) -> list[str]:
-        problems = self.threshold.problems(plan.num_steps)
+        found = self.threshold.problems(plan.num_steps)
         if self.zipf is not None:
-            problems += zipf_problems(self.zipf, self.k, plan)
+            found += zipf_problems(self.zipf, self.k, plan)
         elif self.k * plan.batch_rows < plan.num_latents:
-            problems.append(
+            found.append(
                 f"k * batch_rows = {self.k * plan.batch_rows} gives less than one row to each of "
                 f"{plan.num_latents} latents: set batch_rows to {-(-plan.num_latents // self.k)} or more"
             )
         if self.mutual_choice is not None:
-            problems += self.mutual_choice.problems(plan)
-        return problems
+            found += self.mutual_choice.problems(plan)
+        return found
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         state = dict(self.threshold.initial_state(plan.num_latents))
@@ -83,7 +83,7 @@ class FeatureChoice(Variant):
 
     def forward_backward(self, batch: Batch) -> None:
         if self.mutual_choice is not None:
-            switch = self.mutual_choice.num_steps(batch.num_steps)
+            switch = self.mutual_choice.phase_steps(batch.num_steps)
             if batch.step < switch:
                 codes = largest_of_batch(batch, self.k, hint_of(batch))
                 self.threshold.observe(batch.state, codes, batch.step, shared=True)
@@ -107,7 +107,7 @@ class FeatureChoice(Variant):
         return chosen.keep(chosen.value > 0)
 
     def _counts(self, rows: Rows) -> Tensor:
-        """m_i of each latent on ``rows``, int64 [F]."""
+        """m_i of each latent for ``rows``, int64 [F]."""
         if self.zipf is None:
             return uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
         by_rank = self.zipf.rows_in_batch(self.k, rows.num_latents, rows.num_rows, rows.number)
@@ -115,20 +115,20 @@ class FeatureChoice(Variant):
 
 
 def uniform_counts(total: int, num_latents: int, num_rows: int) -> Tensor:
-    """m_i, int64 [F]: ``total`` matches, as evenly as whole numbers allow, at most ``num_rows`` for each."""
+    """Share ``total`` matches evenly among the latents, at most ``num_rows`` for each: m_i, int64 [F]."""
     counts = torch.full((num_latents,), total // num_latents, dtype=torch.int64)
     counts[: total % num_latents] += 1
     return counts.clamp_(max=num_rows)
 
 
 def ranks(density: Tensor) -> Tensor:
-    """The 0-based rank of each latent, int64 [F]: the densest first, the lowest latent first among equals."""
+    """The 0-based rank of each latent by descending density, int64 [F]; ties go to the lowest latent."""
     order = torch.sort(density, descending=True, stable=True).indices
     return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
 
 
 def zipf_problems(zipf: ZipfAllotment, k: int, plan: Plan) -> list[str]:
-    """What is impossible about Zipf's m_i for this plan."""
+    """The reasons why Zipf's m_i are impossible under this plan, and how to fix them."""
     found = []
     if zipf.max_rows is not None and zipf.max_rows > plan.batch_rows:
         found.append(
@@ -139,7 +139,7 @@ def zipf_problems(zipf: ZipfAllotment, k: int, plan: Plan) -> list[str]:
     if zipf.rounding == "floor" and empty:
         needed = -(-plan.batch_rows // float(zipf.expected_rows(k, plan.num_latents, plan.batch_rows)[-1]))
         found.append(
-            f"zipf: the last {empty} of {plan.num_latents} latents would have no row of a batch of "
+            f"zipf: the last {empty} of {plan.num_latents} latents would get no row of a batch of "
             f"{plan.batch_rows}: set batch_rows to {needed:.0f} or more, or zipf.rounding to carry"
         )
     return found

@@ -1,4 +1,4 @@
-"""Gated: one path decides which latents are active, another how strongly. Rajamanoharan et al. 2024a,
+"""Gated: one path decides which latents are active, another one how strongly. Rajamanoharan et al. 2024a,
 "Improving Dictionary Learning with Gated Sparse Autoencoders".
 """
 
@@ -22,13 +22,13 @@ class Gated(Variant):
         codes f = [g > 0] ReLU(m)
         loss    = |x - reconstruction of f|² + l1 * sum of ReLU(g) + |x - reconstruction of ReLU(g)|²
 
-    where the last reconstruction's decoder and bias are held fixed. ``b_enc`` is the paper's b_gate, W_enc
-    its W_gate, tied to W_mag by r_mag. The gate's step has no gradient: the path g learns from the last two
-    terms.
+    where the decoder and its bias are held fixed in the last reconstruction. ``b_enc`` is the paper's b_gate;
+    W_enc is its W_gate, and r_mag scales it to W_mag. The step [g > 0] has no gradient: g learns from the
+    last two terms.
     """
 
     kind: Literal["gated"] = "gated"
-    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; there is no value that suits all data
+    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; no value suits all data
 
     inference: ClassVar[str] = "gated"
 
@@ -68,11 +68,11 @@ class Gated(Variant):
 
 
 def affinities(rows: Rows, gate: Pairs) -> Tensor:
-    """a at the pairs whose values are g: [P]."""
+    """a at the pairs ``gate``, whose values are g: [P]."""
     return gate.value - rows.parameters["b_enc"][gate.latent]
 
 
 def magnitudes(rows: Rows, gate: Pairs) -> Tensor:
-    """m at the pairs whose values are g: [P]."""
+    """m at the pairs ``gate``, whose values are g: [P]."""
     scale, bias = rows.parameters["r_mag"].exp(), rows.parameters["b_mag"]
     return affinities(rows, gate) * scale[gate.latent] + bias[gate.latent]

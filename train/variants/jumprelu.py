@@ -1,5 +1,5 @@
-"""JumpReLU: pre-activations above a learned threshold of their latent. Rajamanoharan et al. 2024b, "Jumping
-Ahead"; the tanh penalty: Conerly et al. 2025, "Dictionary Learning Optimization Techniques".
+"""JumpReLU keeps pre-activations above a learned threshold per latent. Rajamanoharan et al. 2024b, "Jumping
+Ahead"; the tanh penalty is from Conerly et al. 2025, "Dictionary Learning Optimization Techniques".
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ PARAMETER, THRESHOLD = "threshold_parameter", "threshold"
 
 
 class StepPenalty(Penalty):
-    """coefficient * number of active latents: the sum of H(z - θ), which only θ has a gradient for."""
+    """coefficient * number of active latents: the sum of H(z - θ), which has a gradient for θ only."""
 
     kind: Literal["step"] = "step"
 
 
 class TanhPenalty(Penalty):
-    """coefficient * sum of tanh(scale * f_i |W_dec_i|), the decoder's rows being free to have any norm."""
+    """coefficient * sum of tanh(scale * f_i |W_dec_i|); the decoder's rows may have any norm."""
 
     kind: Literal["tanh"] = "tanh"
     scale: PositiveFloat = 4.0
@@ -40,14 +40,15 @@ class JumpReLU(Variant):
 
     Gradients of the jump are estimated with the rectangle K(u) = [|u| < 1/2] of width ε:
 
-        d f / d z = [z > θ]        d f / d θ = -θ/ε K((z - θ) / ε)        d H(z - θ) / d θ = -1/ε K((z - θ)
-        / ε)
+        d f / d z = [z > θ]
+        d f / d θ = -θ/ε K((z - θ) / ε)
+        d H(z - θ) / d θ = -1/ε K((z - θ) / ε)
 
-    With ``jump_to: threshold_and_input`` (2025) z gets the opposite of what θ gets at the jump, on top.
-    ``threshold_scale: log`` trains log θ, as in 2024; steps of Adam then move θ by factors, hardly at all
-    in short runs, for which there is ``linear`` (θ is kept at 0 or above). θ and ε are for rows of norm 1.
-    The papers do not subtract b_dec before encoding; here it always is, which changes b_enc and no
-    reachable code.
+    With ``jump_to: threshold_and_input`` (2025) the gradient of the jump by θ is also added to that of z with
+    the opposite sign. ``threshold_scale: log`` (2024) trains log θ: Adam then multiplies θ by factors near 1,
+    so that θ hardly moves in short runs. ``linear`` trains θ itself and keeps it at 0 or above. θ and ε are
+    for rows of norm 1. Other than the papers we always subtract b_dec before encoding; this shifts b_enc but
+    the same codes can be reached.
     """
 
     kind: Literal["jumprelu"] = "jumprelu"
@@ -112,7 +113,7 @@ class JumpReLU(Variant):
         batch.gradients[PARAMETER].add_(d_threshold * scale)
 
     def _penalize(self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor) -> Tensor:
-        """Add the penalty: its gradient by f to ``d_code`` [P]; returned is its gradient by H(z - θ), [P]."""
+        """Add the penalty, and its gradient by f to ``d_code`` [P]; return its gradient by H(z - θ), [P]."""
         weight, penalty = self.penalty.weight(part), self.penalty
         if penalty.kind == "step":
             part.outcome.add_loss("sparsity", weight * active.sum().double())

@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK: every prefix of the dictionary must reconstruct by itself. Bussmann, Nabeshima,
+"""Matryoshka BatchTopK: every prefix of the dictionary learns to reconstruct alone. Bussmann, Nabeshima,
 Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders".
 """
 
@@ -21,11 +21,11 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class MatryoshkaBatchTopK(BatchRule):
-    """BatchTopK's rule over all latents; loss = sum over prefixes g of w_g |x - reconstruction from the
-    first m_g|².
+    """BatchTopK over all latents, loss = sum over prefixes g of w_g |x - reconstruction from the first m_g|².
 
-    ``prefixes`` are fractions of the dictionary: the paper's 2048, 6144, 14336, 30720 and 65536 of 65536. Its
-    weights are all 1. The residual of AuxK, the metrics and inference are those of the whole dictionary.
+    ``prefixes`` are fractions of the dictionary. The default has the paper's 2048, 6144, 14336, 30720 and
+    65536 of 65536 latents, and its weights of 1. AuxK's residual, the metrics and inference are those of the
+    whole dictionary.
     """
 
     kind: Literal["matryoshka_batch_topk"] = "matryoshka_batch_topk"
@@ -42,35 +42,36 @@ class MatryoshkaBatchTopK(BatchRule):
         return self
 
     def problems(self, plan: Plan) -> list[str]:
-        found, sizes = super().problems(plan), self.sizes(plan.num_latents)
-        if sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+        found, widths = super().problems(plan), self.sizes(plan.num_latents)
+        if widths[0] < 1 or any(a >= b for a, b in pairwise(widths)):
             found.append(
-                f"prefixes of {plan.num_latents} latents would have the sizes {sizes}: "
+                f"prefixes of {plan.num_latents} latents would have the sizes {widths}: "
                 "give fewer prefixes, or more latents"
             )
         return found
 
     def sizes(self, num_latents: int) -> list[int]:
-        """m_g: latents of each prefix, ascending to F."""
+        """m_g, the number of latents of each prefix, ascending to F."""
         return [round(fraction * num_latents) for fraction in self.prefixes]
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        sizes = self.sizes(batch.num_latents)
-        weights = self.weights or (1.0,) * len(sizes)
-        for rows, part in batch.split(max(1, PART_ROWS // len(sizes))):
+        widths = self.sizes(batch.num_latents)
+        weights = self.weights or (1.0,) * len(widths)
+        for rows, part in batch.split(max(1, PART_ROWS // len(widths))):
             part_codes = codes.slice_rows(rows.start, rows.stop)
-            error = train_nested(part, part_codes, sizes, weights)
+            error = train_nested(part, part_codes, widths, weights)
             part.record(part_codes, error)
             if self.auxk is not None:
                 self.auxk(part, error)
 
 
 def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
-    """Add the loss of every prefix and its gradients; returns the error of the whole dictionary, [B, D].
+    """Add the loss of every prefix and its gradients; return the error of the whole dictionary, [B, D].
 
-    With e_g the error of prefix g and s_h = sum over g >= h of w_g e_g, a code of the h-th ring of latents
-    has d loss / d code = 2 / R <s_h, W_dec>, and so on as in :mod:`..step` with s_h in the place of e. The
-    rings are put one below the other, as G * B rows, so that each product is one call.
+    Ring h holds the latents of prefix h that are not in prefix h - 1. With e_g the error of prefix g and
+    s_h = sum over g >= h of w_g e_g, the gradients for ring h are those of :mod:`.base.gradients` with s_h in
+    the place of e: d loss / d code = 2 / R <s_h, W_dec>. The rings of G prefixes are stacked as G * B rows,
+    so that each product is one call.
     """
     W_dec, num_rings = part.parameters["W_dec"], len(sizes)
     bounds = torch.tensor(sizes, device=codes.latent.device)

@@ -1,5 +1,5 @@
-"""Multi-TopK: one encoder that reconstructs well with the k and with the 4 k largest pre-activations of a
-row. Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 5.4 (progressive recovery).
+"""Multi-TopK: one SAE reconstructs well with the k and with the 4 k largest pre-activations of a row. Gao et
+al. 2024, "Scaling and evaluating sparse autoencoders", section 5.4 (progressive recovery).
 """
 
 from typing import ClassVar, Literal
@@ -17,7 +17,7 @@ from .losses.auxk import AuxK
 class MultiTopK(Variant):
     """loss = L(k) + weight * L(multiple * k) + AuxK, with L(n) = |x - reconstruction from ReLU(TopK_n)|².
 
-    The paper's is L(k) + L(4k) / 8. The residual of AuxK, the metrics and inference are those of k.
+    The defaults give the paper's L(k) + L(4k) / 8. AuxK's residual, the metrics and inference are those of k.
     """
 
     kind: Literal["multi_topk"] = "multi_topk"
@@ -63,7 +63,7 @@ class MultiTopK(Variant):
 
 
 def largest_per_row(pairs: Pairs, k: int) -> Pairs:
-    """The k largest of each row's pairs, the lowest latent first among equals. Rows have equally many."""
+    """The k largest of each row's pairs; ties go to the lowest latent. All rows must have equally many."""
     values = pairs.value.view(pairs.num_rows, -1)
     order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :k]
     return pairs.keep(torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True).flatten())

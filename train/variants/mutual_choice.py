@@ -1,5 +1,5 @@
-"""Mutual Choice: the M = k * B largest of all affinities of a batch. "Adaptive Sparse Allocation with
-Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.1, 4.1, 4.2 and appendix C.
+"""Mutual Choice keeps the M = k * B largest affinities of a batch. "Adaptive Sparse Allocation with Mutual
+Choice & Feature Choice Sparse Autoencoders", sections 3.1, 4.1, 4.2 and appendix C.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from .base.variant import Plan
 class MutualChoice(BatchRule, MutualTerms):
     """BatchTopK's rule with loss = |x - reconstruction|² + AuxK + aux_zipf (+ NFM + NFM-inf).
 
-    Affinities are ranked by value and cut at 0, as in sections 3.1, 4.1 and appendix H; only a caption
-    speaks of magnitude. Coefficients of the auxiliary losses are not in the paper: see :class:`AuxZipf`.
+    Affinities are ranked by value, and only those above 0 are kept, as in sections 3.1, 4.1 and appendix H; a
+    caption speaks of magnitude instead. The paper gives no coefficients of the auxiliary losses; see
+    :class:`AuxZipf`.
     """
 
     kind: Literal["mutual_choice"] = "mutual_choice"

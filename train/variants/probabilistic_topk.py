@@ -1,5 +1,5 @@
-"""Probabilistic TopK: TopK over random gates that become certain in the course of training. "Probabilistic
-TopK Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
+"""Probabilistic TopK: TopK over random gates that become deterministic during training. "Probabilistic TopK
+Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,23 +20,23 @@ BETA = "beta"
 
 
 class ProbabilisticTopK(Variant):
-    """a = W_enc (x - b_dec), codes m ⊙ a with m the k largest of s = z + λ |a|, loss = |x - reconstruction|².
+    """a = W_enc (x - b_dec), codes m ⊙ a, loss = |x - reconstruction|²; m marks the k largest s = z + λ |a|.
 
-        z = σ((LayerNorm(a) + log u - log(1 - u)) / β),  u uniform;  without u outside training
+        z = σ((LayerNorm(a) + log u - log(1 - u)) / β) with uniform u in training, without the u terms outside
         β = beta_start up to the end of ``warmup``, then falls exponentially to beta_end at the last step
 
-    There is no b_enc (it stays 0) and no ReLU. The gradient goes through m ⊙ a with m held constant: none
-    reaches z, so LayerNorm, over the latents of a row, has no scale and shift: trained ones would stay 1
-    and 0. Defaults are the paper's, but for ``warmup``: Table 1 has 20,000 of 500,000 samples or of 62,500
-    steps; we read samples, 4 %.
+    There is no b_enc (it stays 0) and no ReLU. The gradient goes through m ⊙ a with m held constant and never
+    reaches z. LayerNorm, over the latents of a row, therefore has no scale and shift: they would stay 1 and
+    0. The defaults are the paper's, except that ``warmup`` is unclear: Table 1 says 20,000, of 500,000
+    samples or of 62,500 steps. We read samples: 4 %.
 
-    Ablations of section 5.1: ``magnitude_weight: 0`` (s = z), ``layer_norm: false``, ``gate: sigmoid``
-    (no u).
+    Section 5.1 has these ablations: ``magnitude_weight: 0`` (s = z), ``layer_norm: false`` and
+    ``gate: sigmoid`` (no u).
 
-    **Numerics.** z reaches 1 within rounding for most open gates as β falls, and λ |a| is then lost beside
-    it: 1 + 1e-4 |a| resolves |a| to 1e-3 in float32. Ranked is therefore s - 1 = λ |a| - σ(-t), t being the
-    logit of z, which has full relative precision where gates are open. With λ = 0 it is t itself: the order
-    of z before rounding.
+    **Numerics.** As β falls, z rounds to 1 for most open gates, and λ |a| is lost beside it: in float32
+    1 + 1e-4 |a| resolves |a| only to 1e-3. We therefore rank s - 1 = λ |a| - σ(-t), where t is the logit of
+    z; it has full relative precision where gates are open. For λ = 0 we rank t, which orders as z does before
+    rounding.
     """
 
     kind: Literal["probabilistic_topk"] = "probabilistic_topk"
@@ -66,7 +66,7 @@ class ProbabilisticTopK(Variant):
         found = []
         if self.beta_end > self.beta_start:
             found.append(
-                f"beta_end={self.beta_end:g} must not exceed beta_start={self.beta_start:g}: β falls"
+                f"beta_end={self.beta_end:g} must not exceed beta_start={self.beta_start:g}: lower beta_end"
             )
         if in_steps(self.warmup, plan.num_steps) >= plan.num_steps:
             found.append(
@@ -80,27 +80,27 @@ class ProbabilisticTopK(Variant):
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {BETA: state[BETA]}
 
-    def beta(self, step: int, num_steps: int) -> float:
+    def beta_in(self, step: int, num_steps: int) -> float:
         """β in the 0-based ``step``."""
         warmup = in_steps(self.warmup, num_steps)
         progress = max(0, step + 1 - warmup) / (num_steps - warmup)
         return self.beta_start * float((self.beta_end / self.beta_start) ** progress)
 
     def forward_backward(self, batch: Batch) -> None:
-        batch.state[BETA].fill_(self.beta(batch.step, batch.num_steps))
+        batch.state[BETA].fill_(self.beta_in(batch.step, batch.num_steps))
         train_selected(batch, self._select(batch, noisy=self.gate == "concrete"))
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         return self._select(rows, noisy=False)
 
     def _select(self, rows: Rows, *, noisy: bool) -> Pairs:
-        """The codes of ``rows``; ``noisy`` adds the random numbers of the batch to the gates."""
+        """Select the codes of ``rows``; ``noisy`` adds the batch's random numbers to the gates."""
         pre = rows.pre_activations()
         chosen = pre.ranked_by(partial(self.ranking, rows, noisy=noisy)).largest_per_row(self.k)
         return chosen.with_value(pre.at(chosen))
 
     def ranking(self, rows: Rows, *, noisy: bool) -> Callable[[Tensor], Tensor]:
-        """What latents are ranked by, from blocks a [b, F] of all rows in order: s - 1, or t where λ = 0."""
+        """A function from blocks a [b, F] of the rows, in order, to what is ranked: s - 1, or t if λ = 0."""
         beta, weight = rows.state[BETA], self.magnitude_weight
         generator = rows.generator(RandomStream.GATES) if noisy else None
 

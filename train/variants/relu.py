@@ -1,4 +1,4 @@
-"""ReLU: every positive pre-activation, kept few by a price on their sum. Bricken et al. 2023, "Towards
+"""ReLU keeps every positive pre-activation; an L1 penalty makes them few. Bricken et al. 2023, "Towards
 Monosemanticity"; Conerly et al. 2024, "Update on how we train SAEs".
 """
 
@@ -22,14 +22,14 @@ from .losses.resampling import Resampling
 class ReLU(Variant):
     """codes f = ReLU(W_enc (x - b_dec) + b_enc), loss = |x - reconstruction|² + l1 * sum of f.
 
-    With ``decoder: unit_norm`` (2023) the decoder's rows are kept at norm 1; with ``free`` (2024) they are
-    not, and each f_i counts times |W_dec_i|. The 2024 text does not subtract b_dec before encoding; here it
-    always is, which changes b_enc and no reachable code. Resampling belongs to the 2023 recipe and is off
-    unless asked for.
+    With ``decoder: unit_norm`` (2023) the decoder's rows keep norm 1; with ``free`` (2024) they may have any
+    norm, and the penalty multiplies f_i by |W_dec_i|. Other than the 2024 text we always subtract b_dec
+    before encoding; this shifts b_enc but the same codes can be reached. Resampling belongs to the 2023
+    recipe and is off by default.
     """
 
     kind: Literal["relu"] = "relu"
-    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; there is no value that suits all data
+    l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; no value suits all data
     decoder: Literal["unit_norm", "free"] = "unit_norm"
     resampling: Resampling | None = None
 

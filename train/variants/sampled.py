@@ -1,4 +1,4 @@
-"""Sampled-SAE: a pool of latents is chosen by what they do over the batch; BatchTopK follows within the pool.
+"""Sampled-SAE scores the latents over the batch, and BatchTopK then selects among the best ones, the pool.
 "Distribution-Aware Feature Selection for SAEs", sections 3 and 3.1.
 """
 
@@ -16,29 +16,29 @@ from .base.rows import Batch, RandomStream, Rows
 from .base.variant import Plan
 from .losses.auxk import AuxK
 
-THRESHOLD_ROWS = 256  # of a batch, that the threshold is measured on
+THRESHOLD_ROWS = 256  # rows of a batch on which the threshold is measured
 
 
 class Sampled(BatchRule):
     """codes = ReLU(the k * B largest pre-activations of the batch within the pool), loss = |x - x̂|² + AuxK.
 
-    The pool are the floor(ℓ k) latents with the highest score over the batch, chosen anew for every batch;
-    ℓ is ``pool_factor``. ℓ = 1 leaves k latents, ℓ = F / k all of them, which is BatchTopK. With Z the
-    activations, latent j scores
+    The pool holds the floor(ℓ k) latents with the highest scores over the batch; every batch has its own
+    pool. ℓ is ``pool_factor``: ℓ = 1 leaves k latents, ℓ = F / k leaves all of them, which is BatchTopK. With
+    activations Z, the score of latent j is
 
         l2: |Z_j|    squared_l2: |Z_j|² + λ    entropy: -sum over b of q_bj log q_bj, q_bj = Z_bj / sum_b Z_bj
         uniform: the same for all, hence a random pool
 
-    l2 and squared_l2 rank alike, and λ changes no rank, so that there is no setting for it. Readings:
+    l2 and squared_l2 rank alike, and λ changes no rank, so it is no setting. Where the paper is unclear:
 
-    - Z is taken after ReLU, as entropy needs it and as in the code that the paper extends; ``scored`` has the
-      other one.
-    - For entropy the formula, with TopK, prefers latents that fire evenly, the text those that fire
-      selectively. We follow the formula; ``entropy_prefers: low`` follows the text, and passes over latents
-      that do not fire. The ε in it only guards log 0: its limit 0 is taken.
-    - Inference has a threshold and no pool. The least value selected within the pool, which the paper's
-      settings average (``threshold_of: pool``), lets far more than k latents through without the pool.
-      ``all`` averages the value at which k are left: what BatchTopK would select last on 256 rows of a batch.
+    - Z is taken after ReLU, as entropy requires and as in the code that the paper extends.
+      ``scored: pre_activations`` takes it before.
+    - The entropy formula with TopK prefers latents that fire evenly, but the text says selectively. We follow
+      the formula; ``entropy_prefers: low`` follows the text and ignores latents that do not fire. The
+      formula's ε only guards log 0; we use its limit 0.
+    - Inference has a threshold and no pool. The paper's settings average the least value selected within the
+      pool (``threshold_of: pool``), which lets far more than k latents through when there is no pool. ``all``
+      averages the least value that BatchTopK would select, measured on 256 rows of each batch.
     """
 
     kind: Literal["sampled"] = "sampled"
@@ -52,9 +52,9 @@ class Sampled(BatchRule):
     @model_validator(mode="after")
     def _settings_take_effect(self) -> Self:
         if self.entropy_prefers == "low" and self.score != "entropy":
-            raise ValueError(f"entropy_prefers does nothing with score={self.score}: leave it out")
+            raise ValueError(f"entropy_prefers has no effect with score={self.score}: leave it out")
         if self.scored == "pre_activations" and self.score in ("entropy", "uniform"):
-            reason = "needs values of one sign" if self.score == "entropy" else "looks at no values"
+            reason = "needs values of one sign" if self.score == "entropy" else "uses no values"
             raise ValueError(f"score={self.score} {reason}: leave out scored=pre_activations")
         return self
 
@@ -73,13 +73,13 @@ class Sampled(BatchRule):
         return found
 
     def pool_size(self) -> int:
-        """floor(ℓ k); what rounding took from a whole number is given back, so that ℓ = F / k gives F."""
+        """floor(ℓ k), corrected for the rounding of ℓ, so that ℓ = F / k gives F."""
         return floor(self.pool_factor * self.k + 1e-6)
 
     def train(self, batch: Batch, codes: Pairs) -> None:
         train_selected(batch, codes, [] if self.auxk is None else [self.auxk])
 
-    def setting_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
+    def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         if self.threshold_of == "pool" or self.pool_size() >= batch.num_latents:
             return codes
         return largest_of_batch(batch.of_rows(slice(0, THRESHOLD_ROWS)), self.k)
@@ -87,13 +87,13 @@ class Sampled(BatchRule):
     def select(self, rows: Rows) -> Pairs:
         if self.pool_size() >= rows.num_latents:
             return largest_of_batch(rows, self.k, hint_of(rows))
-        pool = self.pool(rows)
+        pool = self.choose_pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows
         chosen = rows.pre_activations(pool).largest_of_batch(total, hint_of(rows))
         return chosen.keep(chosen.value > 0)
 
-    def pool(self, rows: Rows) -> Tensor:
-        """The latents that may be active on ``rows``, ascending: int64 [floor(ℓ k)]."""
+    def choose_pool(self, rows: Rows) -> Tensor:
+        """Choose the latents that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""
         if self.score == "uniform":
             generator = rows.generator(RandomStream.POOL)
             order = torch.randperm(rows.num_latents, generator=generator, device=rows.x_centered.device)
@@ -102,7 +102,7 @@ class Sampled(BatchRule):
         return order[: self.pool_size()].sort().values
 
     def scores(self, rows: Rows) -> Tensor:
-        """What latents are ranked by, float64 [F]: the highest first, the lowest latent among equals."""
+        """The score of each latent, float64 [F]; the pool takes the highest, ties go to the lowest latent."""
         total, moment = (rows.x_centered.new_zeros(rows.num_latents, dtype=torch.float64) for _ in range(2))
         for _, pre in rows.pre_activations().blocks():
             z = pre.clamp(min=0.0) if self.scored == "relu" else pre

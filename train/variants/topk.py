@@ -1,4 +1,4 @@
-"""TopK: the k largest pre-activations of each row. Gao et al. 2024."""
+"""TopK keeps the k largest pre-activations of each row. Gao et al. 2024."""
 
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from .losses.auxk import AuxK
 class TopK(Variant):
     """codes = ReLU(TopK_k(W_enc (x - b_dec) + b_enc)), loss = |x - reconstruction|² + AuxK on dead latents.
 
-    ``k = 32`` and AuxK's coefficient 1/32 are the paper's; inference is the same rule.
+    ``k = 32`` and AuxK's coefficient 1/32 are the paper's. Inference follows the same rule.
     """
 
     kind: Literal["topk"] = "topk"

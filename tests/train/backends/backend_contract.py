@@ -1,4 +1,4 @@
-"""What every backend must fulfil: its test inherits ``BackendContract`` and names the folder.
+"""The contract of every backend: its test inherits ``BackendContract`` and names the folder.
 
 Products are compared with dense float64, optimizer steps with torch.optim.
 """
@@ -18,7 +18,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 class BackendContract:
-    """Tests of one backend. Subclasses are named ``Test...`` and are found by pytest."""
+    """Tests of one backend. Subclasses are named ``Test...`` so that pytest finds them."""
 
     name: ClassVar[str]
 
@@ -53,7 +53,7 @@ class BackendContract:
         close(out, expected)
 
     def test_slices_of_larger_tensors(self, normal):
-        """Parts of a batch are views; so may be parameters."""
+        """Parts of a batch are views, and parameters may be."""
         pairs = Pairs.from_dense((torch.arange(50 * 90).view(50, 90) % 7 == 0).float()).slice_rows(10, 40)
         g, W_dec = normal(50, 20)[10:40], normal(90, 40)[:, ::2]
         dense = pairs.to_dense().double()
@@ -72,7 +72,7 @@ class BackendContract:
 
     @pytest.mark.parametrize("width", [1, 20, 64, 100, 768])
     def test_a_product_does_not_depend_on_its_neighbours(self, normal, width):
-        """What the selection rules rely on: any subset of pairs has the same pre-activations, bit for bit."""
+        """Any subset of pairs has the same pre-activations, bit for bit; selection rules rely on it."""
         g, W = normal(30, width), normal(90, width)
         every = Pairs.from_dense(torch.ones(30, 90))
         products = self.backend.sddmm(every, g, W)

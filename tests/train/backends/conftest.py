@@ -1,4 +1,4 @@
-"""Pairs of every shape that a rule can yield."""
+"""Pairs of every shape that a rule can select."""
 
 from collections.abc import Callable, Iterator
 

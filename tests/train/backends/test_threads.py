@@ -67,7 +67,7 @@ def test_torch_on_one_thread_and_parts_on_all(threads):
     inside = []
     with torch_on_one_thread():
         assert (torch.get_num_threads(), num_threads()) == (1, 3)
-        with torch_on_one_thread():  # as once
+        with torch_on_one_thread():  # nesting changes nothing
             assert (torch.get_num_threads(), num_threads()) == (1, 3)
         meeting = threading.Barrier(3, timeout=60)  # three parts at once, or none gets past it
         run_parts(lambda start, stop: inside.append((meeting.wait(), num_threads())), 3, 1)

@@ -1,4 +1,4 @@
-"""Several batches for one step: the gradient of their mean, selections batch by batch, nothing twice."""
+"""Several batches per step: the gradient is that of the mean loss, and selections are made per batch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_a_batch_wide_rule_selects_in_each_batch() -> None:
     assert [int(l0.sum()) for l0 in batch.outcome.row_l0] == [256, 256, 256, 256]
 
 
-def test_a_price_on_the_weights_is_paid_once_a_step() -> None:
+def test_a_penalty_on_the_weights_is_added_once_per_step() -> None:
     x = sparse_rows(256, 24, 1)
     whole, parts = (trainee("mutual_choice", NFM, 256 // n, n) for n in (1, 4))
     for one in (whole, parts):
@@ -115,7 +115,7 @@ def test_runs_count_steps_and_rows_and_resume_exactly(
 def test_the_same_rows_as_one_large_batch(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    """An epoch of 3 large batches: TopK learns the same from 6 small ones, two by two."""
+    """TopK learns the same from an epoch of 3 large batches as from 6 small ones, two per step."""
     large = run(make_config(TOPK, steps=3), cache, tmp_path / "large").saes["topk_k4"]
     small = make_config(TOPK, steps=3, batch_rows=128, accumulate_batches=2)
     parts = run(small, cache, tmp_path / "small").saes["topk_k4"]

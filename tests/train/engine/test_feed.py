@@ -1,4 +1,4 @@
-"""The batches of a run: over epochs, from any step on, and in pieces when they are large."""
+"""The feed yields batches over several epochs, from any step on, and reads large ones in pieces."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import torch
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig
 from saecache.train.engine import feed
-from saecache.train.engine.feed import batches, rows_of_a_piece
+from saecache.train.engine.feed import batches, choose_piece_rows
 
 TOPK = {"kind": "topk", "k": 4}
 CPU = torch.device("cpu")
@@ -46,4 +46,4 @@ def test_large_batches_are_read_in_pieces(
     [(4096, 768, 4096), (262_144, 768, 16_384), (65_536, 4096, 4096), (99_991, 768, 99_991), (1, 10, 1)],
 )
 def test_pieces_divide_the_batch(batch_rows: int, d_model: int, piece: int) -> None:
-    assert rows_of_a_piece(batch_rows, d_model) == piece
+    assert choose_piece_rows(batch_rows, d_model) == piece

@@ -1,4 +1,4 @@
-"""AuxK beyond what the variants' contract checks."""
+"""Settings of AuxK; the variants' contract checks its loss."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``matmul_precision`` holds for the run and no longer, and no selection depends on it."""
+"""``matmul_precision`` is set during the run only, and no selection depends on it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ TOPK = {"kind": "topk", "k": 4}
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_it_holds_in_every_step_and_is_put_back(
+def test_the_precision_holds_in_every_step_and_is_restored(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,

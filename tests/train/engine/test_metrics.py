@@ -1,4 +1,4 @@
-"""Metrics against their definitions; the file against crashes."""
+"""Metrics follow their definitions, and their file survives crashes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The optimizer against torch's own, and against the definition of a unit-norm decoder."""
+"""The optimizer equals torch's, and follows the definition of a unit-norm decoder."""
 
 from typing import Any
 
@@ -30,17 +30,17 @@ def test_equals_torch_without_constraints(kind: Any) -> None:
             tensor.grad = gradients[name].clone()
         plain.step()
         with torch.no_grad():
-            optimizer.step(gradients, optimizer.norm(gradients), 0.01)
+            optimizer.step(gradients, optimizer.global_norm(gradients), 0.01)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name].detach())
 
 
 def test_only_gradients_beyond_the_limit_are_scaled_all_alike() -> None:
-    """Seen in the first moments: after one step they are (1 - beta1) times the gradient that was used."""
+    """The first moments show it: after one step they are (1 - beta1) times the gradient that was used."""
     for size, used in ((100.0, 2.0), (0.01, None)):
         gradients = {name: size * tensor for name, tensor in example().items()}
         optimizer = Optimizer(OptimizerConfig(clip_norm=2.0), example(), unit_norm_decoder=False)
-        norm = optimizer.norm(gradients)
+        norm = optimizer.global_norm(gradients)
         assert float(norm) == pytest.approx(float(flat(gradients).norm()))
         optimizer.step(gradients, norm, 0.01)
         seen = flat(optimizer.exp_avg) / 0.1
@@ -55,7 +55,7 @@ def test_decoder_stays_on_the_sphere() -> None:
     optimizer = Optimizer(OptimizerConfig(clip_norm=None), parameters, unit_norm_decoder=True)
     gradients = example()
     gradients["W_dec"] += 5 * before
-    norm = optimizer.norm(gradients)
+    norm = optimizer.global_norm(gradients)
     optimizer.step(gradients, norm, 0.1)
     tangential = gradients["W_dec"] - (gradients["W_dec"] * before).sum(1, keepdim=True) * before
     torch.testing.assert_close(optimizer.exp_avg["W_dec"], 0.1 * tangential)
@@ -79,7 +79,7 @@ def test_frozen_parameters_do_not_move_nor_count() -> None:
     before = parameters["b_enc"].clone()
     gradients = example()
     with torch.no_grad():
-        norm = optimizer.norm(gradients)
+        norm = optimizer.global_norm(gradients)
         optimizer.step(gradients, norm, 0.1)
     assert torch.equal(parameters["b_enc"], before)
     rest = {name: gradient for name, gradient in example().items() if name != "b_enc"}
@@ -92,7 +92,7 @@ def test_forget_clears_the_moments_of_some_latents_only() -> None:
     optimizer = Optimizer(OptimizerConfig(), parameters, unit_norm_decoder=False)
     gradients = example()
     with torch.no_grad():
-        optimizer.step(gradients, optimizer.norm(gradients), 0.1)
+        optimizer.step(gradients, optimizer.global_norm(gradients), 0.1)
     optimizer.forget(torch.tensor([1, 4]))
     moments = optimizer.tensors()
     for name in ("W_enc", "W_dec", "b_enc"):

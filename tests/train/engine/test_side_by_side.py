@@ -1,4 +1,4 @@
-"""Variants side by side: the same bytes as one after the other, and every failure said, in order."""
+"""Variants side by side give the same bytes as one after the other, and failures come back in order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.backends.choice import backend_of, load_backend, use_backend
-from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, each_variant, side_by_side
+from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, num_side_by_side, run_each_variant
 from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
@@ -34,10 +34,10 @@ def test_only_full_rounds_of_threads(
     threads: Callable[[int], None], num_variants: int, num_threads: int, together: int
 ) -> None:
     threads(num_threads)
-    assert side_by_side(num_variants, 100, torch.zeros(4, 3)) == together
+    assert num_side_by_side(num_variants, 100, torch.zeros(4, 3)) == together
     large = torch.zeros(1).expand(MOST_BYTES // 8 + 1, 2)
-    assert side_by_side(num_variants, 100, large) == 0, "each would need a copy of the rows"
-    assert side_by_side(num_variants, MOST_WEIGHTS + 1, torch.zeros(4, 3)) == 0
+    assert num_side_by_side(num_variants, 100, large) == 0, "each would need a copy of the rows"
+    assert num_side_by_side(num_variants, MOST_WEIGHTS + 1, torch.zeros(4, 3)) == 0
 
 
 def test_every_kind_ends_with_the_same_bytes(
@@ -59,7 +59,7 @@ def test_every_kind_ends_with_the_same_bytes(
     assert run_bytes(tmp_path / "4") == one_by_one
 
 
-def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
+def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) -> None:
     threads(2)
     seen: dict[Any, tuple[int, int, Any]] = {}
 
@@ -73,7 +73,7 @@ def test_they_do_run_on_threads_of_their_own(threads: Callable[[int], None]) -> 
             raise DivergedError(trainee.name)
 
     with torch.no_grad(), use_backend("plain"):
-        failed = each_variant(trainees, work, torch.zeros(4, 3))
+        failed = run_each_variant(trainees, work, torch.zeros(4, 3))
     assert [(trainee.name, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
     assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
     assert seen["e"][0] == get_ident() and seen["e"][1] == 2

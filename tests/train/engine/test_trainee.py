@@ -1,4 +1,4 @@
-"""What the engine asks of a variant's step."""
+"""The engine checks that a variant records its codes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from saecache.train.variants.topk import TopK
 from ..stepping import take_step
 
 
-def test_codes_that_were_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_that_were_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(d_model=8, num_latents=32, batch_rows=16, num_steps=4)
     trainee = Trainee(TopK(k=4), plan, 0, OptimizerConfig(), initial_parameters(plan, 0, torch.zeros(8)))
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))

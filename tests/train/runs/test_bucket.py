@@ -1,4 +1,4 @@
-"""Training from a bucket: the bytes of training from the folder, also after ``kill -9`` and SIGTERM."""
+"""Training from a bucket gives the same bytes as from the folder, also after ``kill -9`` and SIGTERM."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def never_stopped(
     config: TrainConfig, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What training from the folder makes."""
+    """The results of training from the folder."""
     return outcome(run(config, folder, tmp_path_factory.mktemp("local") / "run").run_dir)
 
 
@@ -76,7 +76,7 @@ def url(team: str, folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _small_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
-    """A third of the cache fits."""
+    """The download cache holds a third of the cache."""
     limit = sum(file.size for file in open_cache(folder).manifest.files) // 3
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
     monkeypatch.setenv("SAECACHE_CACHE_BYTES", str(limit))
@@ -101,7 +101,7 @@ def test_the_same_bytes_as_from_the_folder(
 def test_a_run_goes_on_from_another_place(
     config: TrainConfig, url: str, folder: Path, never_stopped: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A run belongs to the cache, wherever that is."""
+    """A run belongs to a cache, whose place may change."""
 
     class StoppedError(Exception):
         pass
@@ -124,7 +124,7 @@ def test_a_run_goes_on_from_another_place(
 def test_kill_9_at_random_moments(
     config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Killed while it downloads, reads, trains or saves: the same call ends with the same bytes."""
+    """After a kill while it downloads, reads, trains or saves, the same call ends with the same bytes."""
     clock, killed = random.Random(0), 0
     with killed_runs(TRAIN, config.model_dump_json()) as run_killed:
         for number in range(ROUNDS):
@@ -140,7 +140,7 @@ def test_kill_9_at_random_moments(
 def test_sigterm_of_the_command_saves_and_says_so(
     config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As Slurm and spot machines stop it: status 130, and the same command goes on."""
+    """SIGTERM, as from Slurm and spot machines, gives status 130, and the same command continues."""
     import yaml
 
     settings = tmp_path / "train.yaml"
@@ -154,9 +154,9 @@ def test_sigterm_of_the_command_saves_and_says_so(
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "what was done is saved" in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "what was done is saved" in stderr
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
 

@@ -1,4 +1,4 @@
-"""A run on the first rows of a cache, and on a compressed one, is what it is on another with these rows."""
+"""A run on the first rows of a cache, or on a compressed cache, equals a run on a cache of these rows."""
 
 from collections.abc import Callable
 from pathlib import Path

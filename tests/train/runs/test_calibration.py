@@ -1,4 +1,4 @@
-"""Calibrated thresholds: the wanted number of active latents on held-out rows, and what is impossible."""
+"""Calibrated thresholds give the configured number of active latents, and impossible ones are refused."""
 
 import logging
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def mean_l0(sae: SAE, x: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("l0", [1.0, 4.0, 6.5])
-def test_held_out_rows_have_the_wanted_l0(
+def test_held_out_rows_have_the_given_l0(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, kind: str, l0: float
 ) -> None:
     config = make_config(KINDS[kind], steps=4, log={"every_steps": 4, "progress": False, "heldout_rows": 0})
@@ -47,7 +47,7 @@ def test_held_out_rows_have_the_wanted_l0(
     found = calibrated(sae, x, l0)
     assert mean_l0(found, x) * len(x) == round(l0 * len(x))
     assert found.threshold is not None and found.threshold.shape == before.shape
-    assert torch.equal(sae.threshold, before), "the one that was given stays as it is"
+    assert torch.equal(sae.threshold, before), "the given SAE does not change"
     if before.dim():  # what was learned about latents stays
         ratio = (found.threshold / before)[before.isfinite()]
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
@@ -56,10 +56,10 @@ def test_held_out_rows_have_the_wanted_l0(
     assert torch.equal(load_sae(tmp_path / "calibrated").encode(x), found.encode(x))
 
 
-def test_as_an_option_of_the_run(
+def test_a_run_can_calibrate_at_its_end(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    """Ordinary training is the same but for the threshold; a rule without one is left alone."""
+    """Calibration changes the threshold and nothing else; kinds without one do not change."""
     variants = [KINDS["batch_topk"], {"kind": "topk", "k": 4}, KINDS["feature_choice"]]
     plain = run(make_config(*variants), cache, tmp_path / "plain").saes
     result = run(make_config(*variants, calibration={}), cache, tmp_path / "run")
@@ -79,38 +79,38 @@ def test_as_an_option_of_the_run(
 
 
 @pytest.mark.parametrize(
-    ("variants", "calibration", "told"),
+    ("variants", "calibration", "message"),
     [
         ([{"kind": "topk", "k": 4}], {}, "topk has no threshold at inference: leave it out"),
         ([KINDS["jumprelu"]], {}, "variant jumprelu_step_0.003 has no l0 of its own: set calibration.l0"),
     ],
 )
-def test_contradictions_are_told_before_the_first_step(
+def test_contradictions_are_reported_before_the_first_step(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     variants: list[dict[str, Any]],
     calibration: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         run(make_config(*variants, calibration=calibration), cache, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_no_threshold_can_give(
+def test_an_l0_that_no_threshold_gives_is_reported(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At the end of a run the SAE is saved all the same."""
+    """If calibration fails at the end of a run, the SAE is saved without it."""
     config = make_config(KINDS["batch_topk"], calibration={"l0": 95})
     result = run(config, cache, tmp_path / "run")
     sae = load_sae(result.saes["batch_topk_k4"])
-    assert "l0=95 cannot be had by a threshold" in caplog.text
+    assert "no threshold gives l0=95" in caplog.text
     assert caplog.records[-1].levelno == logging.ERROR
-    assert "cannot be had" in sae.cfg.training["calibration"]["failed"]
+    assert "no threshold gives" in sae.cfg.training["calibration"]["failed"]
     (topk,) = run(make_config({"kind": "topk", "k": 4}), cache, tmp_path / "topk").saes.values()
     with pytest.raises(UsageError, match="inference by topk has no threshold to calibrate"):
         calibrated(load_sae(topk), sparse_rows(10, 24, 0))

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, from which one a run goes on, and what a checkpoint refuses."""
+"""Which checkpoints are kept, from which one a run continues, and which ones are refused."""
 
 import json
 from pathlib import Path

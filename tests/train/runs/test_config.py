@@ -1,4 +1,4 @@
-"""Settings that contradict themselves are found without a cache, and told with the way out."""
+"""Settings that contradict themselves are found without a cache, and the message says how to fix them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ GOOD: dict[str, Any] = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 6
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"variants": []}, "at least 1 item"),
         ({"variants": [{"kind": "tokp", "k": 4}]}, "did you mean 'topk'"),
@@ -40,8 +40,8 @@ GOOD: dict[str, Any] = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 6
         ({"bach_rows": 3}, r"bach_rows: unknown key \(did you mean 'batch_rows'"),
     ],
 )
-def test_contradictions_are_told(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_contradictions_are_reported(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         validate(TrainConfig, {**GOOD, **changes}, "config")
 
 

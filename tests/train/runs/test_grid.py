@@ -1,4 +1,4 @@
-"""Grids: what is asked for, under which names, and what is refused before anything starts."""
+"""Grids expand to variants with names of their own; impossible ones are refused before anything starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ def names(*variants: dict[str, Any]) -> list[str]:
             },
             ["lr_0.1", "lr_1e-05"],
         ),
-        # lists by their nature are no grid
+        # settings whose type is a list do not expand
         ({"kind": "topk", "optimizer": {"betas": [0.9, 0.99]}}, ["topk_k32"]),
         ({"kind": "matryoshka_batch_topk", "k": 4, "prefixes": [0.5, 1.0]}, ["matryoshka_batch_topk_k4"]),
     ],
@@ -57,27 +57,27 @@ def test_lists_ask_for_every_combination(variant: dict[str, Any], expected: list
 
 
 @pytest.mark.parametrize(
-    ("variants", "told"),
+    ("variants", "message"),
     [
         ([{"kind": "topk", "k": [4, 4]}], "two variants are called topk_k4 and are the same: leave one out"),
         ([{"kind": "topk", "k": [4, 8]}, {"kind": "topk", "k": 8}], "topk_k8 and are the same"),
         (
             [{"kind": "topk", "k": [4, 8], "name": "mine"}],
-            r"called mine: they differ in k, .*in a grid with the setting in braces \(name: 'mine_k\{k\}'\)",
+            r"called mine: they differ in k, .*in a grid, put the setting in braces \(name: 'mine_k\{k\}'\)",
         ),
         (
             [{"kind": "topk", "optimizer": {"learning_rate": [0.1, 0.2]}}],
             r"name: 'topk_k32_learning_rate\{optimizer.learning_rate\}'",
         ),
-        ([{"kind": "topk", "k": []}], "variants.0.k: an empty list asks for no variant"),
-        ([{"kind": "topk", "k": [4], "name": "a{q}"}], r"names 'q'; this variant gives k, kind"),
+        ([{"kind": "topk", "k": []}], "variants.0.k: an empty list gives no variant"),
+        ([{"kind": "topk", "k": [4], "name": "a{q}"}], r"names 'q', but this variant only sets k, kind"),
         ([{"kind": ["topk", "tokp"]}], "did you mean 'topk'"),
         ([{"kind": "topk", "kk": [1, 2]}], "kk: unknown key"),
         ([{"kind": "topk", "k": [4, 0]}], "greater than 0"),
     ],
 )
-def test_mistakes_are_told_with_the_way_out(variants: list[dict[str, Any]], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_mistakes_are_reported_with_a_fix(variants: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         names(*variants)
 
 

@@ -1,4 +1,4 @@
-"""Starting points: the geometric median against a general minimizer, the decoder against its promises."""
+"""Initial parameters: the geometric median equals a minimizer's, and the decoder has the promised rows."""
 
 import numpy as np
 import pytest
@@ -44,10 +44,10 @@ def test_equal_rows() -> None:
     assert geometric_median(torch.full((4, 2), 3.0)).tolist() == [3.0, 3.0]
 
 
-def test_no_convergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_convergence_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(initialisation, "MEDIAN_ITERATIONS", 1)
     with pytest.raises(
-        SaecacheError, match=r"did not settle in 1 steps; set initialisation\.decoder_bias=zeros"
+        SaecacheError, match=r"did not converge in 1 steps; set initialisation\.decoder_bias=zeros"
     ):
         geometric_median(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).exp())
 

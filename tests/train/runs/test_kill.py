@@ -1,4 +1,4 @@
-"""Real kills at awkward moments: the same command then ends with the bytes of an undisturbed run."""
+"""Processes are killed at awkward moments; the same command then ends with an undisturbed run's bytes."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from saecache.train.runs.checkpoint import resume_step, saved_steps
 from ..variant_contract import TIMING, folder_bytes, metrics
 
 NAMES = ("topk_k4", "batch_topk_k4", "feature_choice_k4")
-MOMENTS = {  # name -> (function of the package that is patched, after or before its how-manieth call, signal)
+MOMENTS = {  # name -> (patched function of the package, before or after which of its calls, signal)
     "while a checkpoint is being written": ("runs.checkpoint.write_tensors", "before", 5, "SIGKILL"),
     "between the checkpoints of two variants": ("runs.recorder.save_checkpoint", "after", 4, "SIGKILL"),
     "when metrics are ahead of the checkpoint": ("engine.metrics.MetricsFile.append", "after", 2, "SIGKILL"),

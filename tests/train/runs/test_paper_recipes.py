@@ -1,4 +1,4 @@
-"""The recipes of the papers are possible, and are what their tables say."""
+"""The recipes of the papers can be run, and have the settings of the papers' tables."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Settings against a cache: what is impossible is found before the first step, and nothing is left behind."""
+"""Settings that do not fit the cache are found before the first step, and no file is left behind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ TOPK = {"kind": "topk", "k": 4}
 
 
 @pytest.mark.parametrize(
-    ("variants", "changes", "told"),
+    ("variants", "changes", "message"),
     [
         ([TOPK], {"hook": "resdi"}, "did you mean 'resid'"),
         ([TOPK], {"batch_rows": 5000}, r"batch_rows=5000 is more than the \d+ training rows"),
@@ -40,20 +40,20 @@ TOPK = {"kind": "topk", "k": 4}
         ([TOPK], {"log": {"wandb_project": "p"}}, r"pip install 'saecache\[wandb\]'"),
     ],
 )
-def test_what_cannot_work_is_told(
+def test_what_cannot_work_is_reported(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     variants: list[dict[str, Any]],
     changes: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         run(make_config(*variants, **changes), cache, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_all_problems_are_told_at_once(
+def test_all_problems_are_reported_at_once(
     cache: ActivationCache, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config({"kind": "topk", "k": 96}, {"kind": "batch_topk", "k": 97}, expect={"model": "gpt2"})

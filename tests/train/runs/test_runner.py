@@ -144,7 +144,7 @@ def test_shipped_recipes_train_from_a_cache_without_heldout_rows(
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder with a file"])
-def test_something_else_is_never_touched(
+def test_folders_of_something_else_are_never_touched(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path, content: str
 ) -> None:
     out = tmp_path / "mine"
@@ -222,7 +222,7 @@ def test_default_folder_is_the_same_for_the_same_run(
     assert not run(make_config(TOPK, seed=1), cache).reused
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_later(
+def test_a_full_disk_is_reported_and_the_run_goes_on_later(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
@@ -242,7 +242,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
     write = checkpoint.write_tensors
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "write_tensors", full)
-        with pytest.raises(SaecacheError, match="No space left on device: mend it and run again"):
+        with pytest.raises(SaecacheError, match="No space left on device: fix this and run again"):
             run(make_config(TOPK), cache, tmp_path / "run")
     again = run(make_config(TOPK), cache, tmp_path / "run")
     alone = run(make_config(TOPK), cache, tmp_path / "alone")

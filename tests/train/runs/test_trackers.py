@@ -1,4 +1,4 @@
-"""Metrics elsewhere, with stand-ins for the packages that receive them."""
+"""Trackers receive the metrics; stand-ins replace the packages."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TOPK = {"kind": "topk", "k": 4}
 
 
 class Recorded:
-    """Takes every call."""
+    """Accepts and records every call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []

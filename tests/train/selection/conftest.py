@@ -1,6 +1,4 @@
-"""Encoders that are easy and hard to select from, and every way in which a rule can get their
-pre-activations.
-"""
+"""Encoders that are easy and hard to select from, and all sources of their pre-activations."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ ROWS, LATENTS, WIDTH, BLOCK_ROWS = 37, 700, 24, 16  # the last chunk of latents 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Faster at these sizes; ``test_threads`` is about several."""
+    """Use one thread, which is faster at these sizes; ``test_threads`` tests several."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +38,7 @@ def random(seed: int = 0) -> Factors:
 
 
 def anisotropic() -> Factors:
-    """All rows and latents nearly along one direction, of very different lengths: bounds are loose."""
+    """All rows and latents nearly point in one direction and have very different norms: bounds are loose."""
     x, W, b = random()
     common = torch.linspace(1, 3, WIDTH)
     lengths = torch.logspace(-2, 2, LATENTS)[:, None]
@@ -48,7 +46,7 @@ def anisotropic() -> Factors:
 
 
 def ties() -> Factors:
-    """Few different values, all exact in bfloat16: nearly every comparison is between equals."""
+    """There are few different values, all exact in bfloat16, so nearly every comparison is a tie."""
     x, W, b = random()
     return x.round().clamp(-1, 1), W.round().clamp(-1, 1), b.round().clamp(-1, 1)
 
@@ -72,7 +70,7 @@ def negative() -> Factors:
 
 
 def large_biases() -> Factors:
-    """Biases that dwarf the scores, which is what a bound on the biased score would get wrong."""
+    """Biases far larger than the scores; a bound relative to the biased score would be wrong."""
     x, W, b = random()
     return x, W, 1000 * b.round()
 
@@ -84,7 +82,7 @@ def duplicates() -> Factors:
 
 
 def tiny() -> Factors:
-    """Squares of these are no float32 numbers."""
+    """The squares of these numbers are not float32 numbers."""
     x, W, b = random()
     return x * 1e-24, W, b * 1e-25
 
@@ -102,7 +100,7 @@ def factors(request: pytest.FixtureRequest) -> Factors:
 
 @dataclass(frozen=True)
 class Source:
-    """What a rule asks, and the pre-activations [B, F] that stand behind it."""
+    """The object that a rule queries, and its pre-activations [B, F]."""
 
     pre_activations: PreActivations
     pre: Tensor
@@ -110,7 +108,7 @@ class Source:
 
 @cache
 def by_definition(factors: Factors) -> Tensor:
-    """Every pair's own dot product, [B, F]."""
+    """The exact pre-activation of every pair, computed alone: [B, F]."""
     x, W, b = factors
     every = Pairs.from_dense(torch.ones(x.shape[0], W.shape[0]))
     return (load_backend("compiled").sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
@@ -118,7 +116,7 @@ def by_definition(factors: Factors) -> Tensor:
 
 @pytest.fixture
 def given() -> Callable[[Tensor], PreActivations]:
-    """Numbers [B, F] that are compared as they are, in blocks that share one buffer."""
+    """Given numbers [B, F] as scores, in blocks that share one buffer."""
 
     def make(pre: Tensor, *block_rows: int) -> PreActivations:
         num_rows, num_latents = pre.shape
@@ -150,7 +148,7 @@ def make_source(
             return Source(given(pre), pre)
         encoder = Encoder(*factors, block_rows=BLOCK_ROWS)
         asked = PreActivations(encoder, num_latents=encoder.num_latents)
-        if kind == "encoder_plain":  # takes the products as they are
+        if kind == "encoder_plain":  # its values are those of the matrix product
             return Source(asked, torch.cat([block.clone() for _, block in encoder.blocks()]))
         monkeypatch.setattr(CHEAPEST_PRODUCT, lambda *_: kind)
         return Source(asked, by_definition(factors))
@@ -165,7 +163,7 @@ SOURCES = ("float32", "bfloat16", "int8", "given", "given_plain", "encoder_plain
 def source(
     request: pytest.FixtureRequest, factors: Factors, make_source: Callable[[str, Factors], Source]
 ) -> Iterator[Source]:
-    """Every case, screened by all products, given as they are, and on the plain backend."""
+    """Every case with every source: screened by each product, given, and on the plain backend."""
     made = make_source(request.param, factors)
     with use_backend("plain" if request.param.endswith("plain") else "compiled"):
         yield made
@@ -173,7 +171,7 @@ def source(
 
 @pytest.fixture
 def marked() -> MarkPairs:
-    """The places of pairs as bool [B, F]; checks that pairs are what :class:`Pairs` promises."""
+    """The places of pairs as bool [B, F]; also checks the invariants of :class:`Pairs`."""
 
     def mark(pairs: Pairs) -> Tensor:
         assert pairs.row_ptr[0] == 0

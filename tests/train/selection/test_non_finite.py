@@ -1,4 +1,4 @@
-"""NaN is noticed, whatever it would have compared as."""
+"""NaN is reported, however it would compare."""
 
 import pytest
 import torch
@@ -34,13 +34,13 @@ def factors(name: str, bad: float) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
 @pytest.mark.parametrize(("name", "where"), [("x", "row 7"), ("W", "latent 7"), ("b", "bias of latent 7")])
-def test_in_the_factors(rule, name, where, bad):
+def test_nan_in_the_factors(rule, name, where, bad):
     with pytest.raises(NonFiniteError, match=where):
         rule(encoded(*factors(name, bad)))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, -torch.nan])
-def test_in_given_blocks(rule, bad, given):
+def test_nan_in_given_blocks(rule, bad, given):
     pre = torch.randn(20, 300)
     pre[7, 299] = bad
     asked = given(pre, 5, 15)
@@ -56,7 +56,7 @@ def test_overflow(rule):
         rule(encoded(5e18 * x.sign(), 5e18 * W.sign(), b))
 
 
-def test_given_infinities_are_numbers(given):
+def test_infinite_scores_are_compared_as_numbers(given):
     pre = torch.randn(3, 300)
     pre[0, 10], pre[1] = torch.inf, -torch.inf
     pairs = given(pre, 3).largest_per_row(2)

@@ -21,7 +21,7 @@ def test_none_and_all(factors, make_source, marked):
 
 
 def test_only_some_latents(source, marked):
-    """The candidate pool of Sampled-SAE: columns of the pre-activations, named by their latents."""
+    """The pool of Sampled-SAE: only some columns of the pre-activations take part."""
     asked, pool = source.pre_activations, torch.arange(0, 700, 3)
     if asked.scores is not None:
         pytest.skip("scores are made for all latents")
@@ -54,7 +54,7 @@ def test_the_hint_it_leaves_does_not_depend_on_the_one_it_found(make_source, fac
         state = {HINT: torch.tensor(found)}
         source.pre_activations.largest_of_batch(150, state)
         left.append(float(state[HINT]))
-    assert len(set(left)) == 1, "checkpoints hold it: a process's rounding may not reach it"
+    assert len(set(left)) == 1, "checkpoints hold the hint, so it must not depend on a process's rounding"
 
 
 def test_too_many(make_source):

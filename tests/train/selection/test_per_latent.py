@@ -50,7 +50,7 @@ def test_memory_does_not_grow_with_rows():
 
 
 def test_rising_scores_are_the_worst_case(marked, given):
-    """Every row beats all before it, so that every row is a candidate until the next one comes."""
+    """Every row has larger scores than those before it, so it is a candidate until the next row comes."""
     pre = torch.arange(500.0)[:, None].expand(500, 70).contiguous()
     pairs = given(pre, 300, 200).largest_per_latent(torch.full((70,), 2))
     assert torch.equal(marked(pairs), reference.per_latent(pre, torch.full((70,), 2)))

@@ -30,7 +30,7 @@ def test_no_rows(make_source, kind):
 
 @pytest.mark.parametrize("k", [1, 700])
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "given"])
-def test_one_and_all(factors, make_source, marked, kind, k):
+def test_k_of_one_and_of_all(factors, make_source, marked, kind, k):
     source = make_source(kind, factors)
     assert torch.equal(marked(source.pre_activations.largest_per_row(k)), reference.per_row(source.pre, k))
 
@@ -46,7 +46,7 @@ def test_impossible_k(make_source, k):
 @pytest.mark.parametrize("k", [3, 9])
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 def test_with_many_chunks_for_each_selected_latent(make_source, marked, kind, k, rounded):
-    """Where the chunks' leaders are looked at first; with ties there are more candidates than room."""
+    """Here the chunks' leaders are computed first; with ties there are more candidates than room."""
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(*size, generator=generator) for size in ((50, 24), (2500, 24), (2500,)))
     if rounded:

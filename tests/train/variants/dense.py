@@ -1,4 +1,4 @@
-"""Dense, differentiable pieces that the definitions of several variants share."""
+"""Dense, differentiable functions that the definitions of several variants share."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ def pre_activations(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def mean_square(error: Tensor) -> Tensor:
-    """Mean over rows of the squared length."""
+    """The mean over rows of their squared norm."""
     return error.square().sum(1).mean()
 
 

@@ -1,8 +1,8 @@
-"""For settings of a kind that another test class already takes through whole runs."""
+"""Tests of further settings of a kind, for which another test class already does whole runs."""
 
 
 class WithoutRuns:
-    """Comes before a contract class: its definition, codes and files are tested, training runs are not."""
+    """Leaves out the training runs of the contract class that is inherited after it."""
 
     test_same_seed_same_bytes_and_resume_is_exact = None
     test_another_seed_gives_another_sae = None

@@ -1,4 +1,4 @@
-"""BatchTopK against its definition."""
+"""BatchTopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

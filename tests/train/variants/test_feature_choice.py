@@ -1,4 +1,4 @@
-"""Feature Choice against its definition, and its counts."""
+"""Feature Choice follows its definition, and its counts are right."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -74,7 +74,7 @@ class TestZipf(VariantContract):
 
 
 class TestPhases(TestFeatureChoice):
-    """The contract takes the first step of Feature Choice; its runs have both phases."""
+    """The contract compares the first step of Feature Choice; its runs have both phases."""
 
     settings: ClassVar[dict[str, Any]] = {
         "kind": "feature_choice",
@@ -120,7 +120,7 @@ class TestZipfPhases(TestPhases):
     step = 2
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """In step 2 without a first phase every latent is as prevalent as the other: ranks are places."""
+        """In step 2 without a first phase all latents are equally prevalent, so ranks follow their order."""
         pre = pre_activations(parameters, x)
         codes = torch.zeros_like(pre)
         law = ZipfAllotment.model_validate(self.settings["zipf"])
@@ -131,7 +131,7 @@ class TestZipfPhases(TestPhases):
         return {"mse": mean_square(error)}, codes
 
     def test_training_codes_are_the_definition(self) -> None:
-        self.step = 0  # outside training there is no step: the first one's numbers of rows are taken
+        self.step = 0  # outside training the counts are those of the first step
         super().test_training_codes_are_the_definition()
 
     def test_each_latent_has_its_own_threshold(self) -> None:
@@ -168,7 +168,7 @@ def step_from(
     dead: Tensor,
     step: int,
 ) -> Batch:
-    """One step at any point of the run, from any state."""
+    """Take one step at any point of the run, from any state."""
     batch = Batch(
         x_centered=x - parameters["b_dec"],
         target_centered=x - parameters["b_dec"],
@@ -197,7 +197,7 @@ def test_counts_share_the_budget_evenly(total: int, latents: int, rows: int) -> 
     assert int(counts.max()) - int(counts.min()) <= 1
 
 
-def test_a_batch_too_small_for_the_latents_is_told() -> None:
+def test_a_batch_too_small_for_the_latents_is_reported() -> None:
     plan = Plan(d_model=24, num_latents=96, batch_rows=10, num_steps=1)
     (problem,) = FeatureChoice(k=9).problems(plan)
     assert "set batch_rows to 11 or more" in problem
@@ -218,18 +218,18 @@ def test_the_densest_latent_has_rank_0() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"k": 5, "zipf": {"max_rows": 300}}, "zipf.max_rows=300 is more than the 256 rows of a batch"),
         ({"k": 1, "zipf": {"beta": 0.0}}, "set batch_rows to 495 or more, or zipf.rounding to carry"),
         ({"k": 5, "mutual_choice": {"steps": 8}}, "leaves Feature Choice none of 8 steps"),
-        ({"k": 5, "mutual_choice": {"steps": 0.01}}, "is no step of 8: raise it"),
+        ({"k": 5, "mutual_choice": {"steps": 0.01}}, "is less than one of 8 steps: raise it"),
         ({"k": 5, "threshold": {"start_step": 8}}, "threshold.start_step=8 is after the last of 8 steps"),
     ],
 )
-def test_impossible_settings_are_told(settings: dict[str, Any], told: str) -> None:
+def test_impossible_settings_are_reported(settings: dict[str, Any], message: str) -> None:
     (problem,) = FeatureChoice.model_validate(settings).problems(PLAN)
-    assert told in problem
+    assert message in problem
 
 
 def test_the_batch_that_is_asked_for_is_enough() -> None:

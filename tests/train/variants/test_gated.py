@@ -1,4 +1,4 @@
-"""Gated against its definition."""
+"""Gated follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

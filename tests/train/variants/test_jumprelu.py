@@ -1,4 +1,4 @@
-"""JumpReLU against its definition, with the estimated gradients written as autograd functions."""
+"""JumpReLU follows its definition, whose estimated gradients are written as autograd functions."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ WIDTH = 0.4
 
 
 class Jump(torch.autograd.Function):
-    """amount * [z > θ], its gradient at the jump a rectangle of WIDTH that ``to_z`` passes to z as well."""
+    """amount * [z > θ]; its gradient at the jump is a rectangle of WIDTH, which ``to_z`` passes to z too."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, amount: Tensor, to_z: bool) -> Tensor:
@@ -35,7 +35,7 @@ class Jump(torch.autograd.Function):
 
 
 def jump_relu(z: Tensor, theta: Tensor, to_z: bool) -> Tensor:
-    """z [z > θ]: the estimate for θ has height θ there, not z."""
+    """z [z > θ]; the estimated gradient for θ has height θ at the jump, not z."""
     inside = z * (z > theta)
     return inside + Jump.apply(z, theta, theta.detach().expand_as(z), to_z) - (theta.detach() * (z > theta))
 

@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK against its definition."""
+"""Matryoshka BatchTopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ class TestMatryoshka(VariantContract):
 
 
 class TestSmallPrefixes(WithoutRuns, TestMatryoshka):
-    """Prefixes without any active latent in most rows."""
+    """Most rows have prefixes without any active latent."""
 
     settings: ClassVar[dict[str, Any]] = {
         **TestMatryoshka.settings,
@@ -68,19 +68,19 @@ def test_one_prefix_is_batch_topk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"prefixes": (0.5, 0.25, 1.0)}, "prefixes must ascend"),
         ({"prefixes": (0.25, 0.5)}, "prefixes must ascend and end with 1"),
         ({"prefixes": (0.5, 1.0), "weights": (1.0,)}, "2 prefixes need as many weights, got 1"),
     ],
 )
-def test_prefixes_that_are_none_are_told(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_impossible_prefixes_are_reported(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MatryoshkaBatchTopK.model_validate(settings)
 
 
-def test_prefixes_smaller_than_a_latent_are_told() -> None:
+def test_prefixes_smaller_than_a_latent_are_reported() -> None:
     plan = Plan(d_model=4, num_latents=10, batch_rows=32, num_steps=5)
     (problem,) = MatryoshkaBatchTopK(k=2).problems(plan)
     assert "give fewer prefixes, or more latents" in problem

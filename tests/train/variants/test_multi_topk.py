@@ -1,4 +1,4 @@
-"""Multi-TopK against its definition."""
+"""Multi-TopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -36,6 +36,6 @@ class TestMultiTopK(VariantContract):
         return losses | auxk_loss(parameters, pre, error, dead, 4, 0.1), codes
 
 
-def test_more_than_all_latents_is_told() -> None:
+def test_more_than_all_latents_is_reported() -> None:
     (problem,) = MultiTopK(k=32).problems(PLAN)
     assert "multiple * k = 128" in problem and "lower k or multiple" in problem

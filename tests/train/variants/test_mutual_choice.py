@@ -1,4 +1,4 @@
-"""Mutual Choice against its definition; its selection is BatchTopK's."""
+"""Mutual Choice follows its definition; its selection is BatchTopK's."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_the_rule_is_batch_topk() -> None:
     )
 
 
-def test_a_window_that_the_run_never_fills_is_told() -> None:
+def test_a_window_that_the_run_never_fills_is_reported() -> None:
     (problem,) = MutualChoice(k=5, window_rows=8 * 256).problems(PLAN)
     assert "lower window_rows, or set aux_zipf to null" in problem
     assert MutualChoice(k=5).problems(PLAN) == []

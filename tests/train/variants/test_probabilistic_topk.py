@@ -1,4 +1,4 @@
-"""Probabilistic TopK against its definition, its schedule and its ranking."""
+"""Probabilistic TopK follows its definition, and so do its schedule and its ranking."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from .options import WithoutRuns
 
 
 class TestProbabilisticTopK(VariantContract):
-    """In step 0 of 8, with a warmup of 2: β is 5."""
+    """The definition in step 0 of 8 with a warmup of 2 steps, where β is 5."""
 
     settings: ClassVar[dict[str, Any]] = {"kind": "probabilistic_topk", "k": 5, "warmup": 2}
     noise: Tensor | None = None
@@ -49,7 +49,7 @@ class TestProbabilisticTopK(VariantContract):
         return batch
 
     def test_training_codes_are_the_definition(self) -> None:
-        """Outside training there is no noise, whatever is asked for."""
+        """``encode`` has no noise, even with ``as_trained``."""
         sae, x = self.trained_sae()
         self.noise = None
         tensors = {name: t.double() for name, t in sae.named_buffers()}
@@ -73,7 +73,7 @@ class TestSigmoidGate(WithoutRuns, TestProbabilisticTopK):
 @pytest.mark.parametrize("beta", [5.0, 0.3, 0.02, 1e-4])
 @pytest.mark.parametrize("width", [1.0, 0.03])
 def test_the_ranking_is_that_of_the_exact_score(beta: float, weight: float, width: float) -> None:
-    """In float64, from the same float32 logits; pairs that differ must be equal to float32's precision."""
+    """Compare with float64 scores of the same float32 logits; only ties in float32 may differ."""
     generator = torch.Generator().manual_seed(0)
     rows, latents, k = 64, 2048, 16
     W_enc = torch.nn.functional.normalize(torch.randn(latents, 32, generator=generator), dim=1)
@@ -93,7 +93,7 @@ def test_the_ranking_is_that_of_the_exact_score(beta: float, weight: float, widt
 
 
 def test_naive_scores_would_tie() -> None:
-    """What the ranking avoids: with 1 in the sum, most of the best scores of a row are equal."""
+    """The ranking leaves out 1, because with it most of the best scores of a row are equal."""
     a = torch.linspace(0.05, 0.06, 50)
     naive = torch.sigmoid(a / 1e-4) + 1e-4 * a
     assert len(naive.unique()) < 25
@@ -102,7 +102,7 @@ def test_naive_scores_would_tie() -> None:
 
 def test_beta_waits_for_the_warmup_and_falls_exponentially() -> None:
     variant = ProbabilisticTopK(warmup=10)
-    betas = torch.tensor([variant.beta(step, 110) for step in range(110)], dtype=torch.float64)
+    betas = torch.tensor([variant.beta_in(step, 110) for step in range(110)], dtype=torch.float64)
     assert torch.equal(betas[:10], torch.full((10,), 5.0, dtype=torch.float64))
     torch.testing.assert_close(
         betas[10:].log().diff(), torch.full((99,), torch.tensor(2e-5).log() / 100).double()
@@ -110,7 +110,7 @@ def test_beta_waits_for_the_warmup_and_falls_exponentially() -> None:
     assert float(betas[-1]) == pytest.approx(1e-4)
 
 
-def test_impossible_schedules_are_told() -> None:
+def test_impossible_schedules_are_reported() -> None:
     plan = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
     (problem,) = ProbabilisticTopK(warmup=8).problems(plan)
     assert "lower warmup" in problem

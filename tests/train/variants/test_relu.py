@@ -1,4 +1,4 @@
-"""ReLU against its definition, with both decoders, and its resampling."""
+"""ReLU follows its definition with both decoders and with resampling."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ class TestFreeDecoder(VariantContract):
 
 
 class TestResampling(VariantContract):
-    """Often enough to happen before and after the checkpoint that the contract resumes from."""
+    """Resampling happens before and after the checkpoint from which the contract resumes."""
 
     settings: ClassVar[dict[str, Any]] = {
         "kind": "relu",
@@ -101,12 +101,12 @@ def test_only_idle_latents_start_again_at_badly_reconstructed_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resampling", "told"),
+    ("resampling", "message"),
     [
         ({"every_steps": 8, "idle_steps": 2}, "resampling.every_steps=8 is never reached in 8 steps"),
         ({"every_steps": 4, "idle_steps": 5}, "resampling.idle_steps=5 must not exceed every_steps=4"),
     ],
 )
-def test_resampling_that_cannot_happen_is_told(resampling: dict[str, int], told: str) -> None:
+def test_resampling_that_cannot_happen_is_reported(resampling: dict[str, int], message: str) -> None:
     (problem,) = ReLU.model_validate({"resampling": resampling}).problems(PLAN)
-    assert told in problem
+    assert message in problem

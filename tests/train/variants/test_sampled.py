@@ -1,4 +1,4 @@
-"""Sampled-SAE against its definition, its scores one by one, and its limit BatchTopK."""
+"""Sampled-SAE follows its definition, and is BatchTopK if the pool holds all latents."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +68,7 @@ class TestUniform(VariantContract):
     heldout_fvu_below = 1.0  # inference has no pool
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """With the pool that was drawn: that it is a random one is tested below."""
+        """The definition with the pool that was drawn; another test checks that pools are random."""
         pre = pre_activations(parameters, x)
         candidates = torch.zeros(pre.shape[1], dtype=torch.bool)
         candidates[self.drawn] = True
@@ -83,13 +83,13 @@ class TestUniform(VariantContract):
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Any:
         batch = super().step_on(parameters, x, dead)
         assert isinstance(self.variant, Sampled)
-        self.drawn = self.variant.pool(batch)
+        self.drawn = self.variant.choose_pool(batch)
         return batch
 
     def test_training_codes_are_the_definition(self) -> None:
         sae, x = self.trained_sae()
         tensors = dict(sae.named_buffers())
-        self.drawn = Sampled.pool(self.variant, Rows(x_centered=x, parameters=tensors, state={}))  # type: ignore[arg-type]
+        self.drawn = Sampled.choose_pool(self.variant, Rows(x_centered=x, parameters=tensors, state={}))  # type: ignore[arg-type]
         _, wanted = self.reference(tensors, x, torch.zeros(PLAN.num_latents, dtype=torch.bool))
         torch.testing.assert_close(sae.encode(x, as_trained=True), wanted, rtol=1e-4, atol=1e-5)
 
@@ -98,7 +98,7 @@ class TestUniform(VariantContract):
         batch = self.step_on(parameters, x, torch.zeros(PLAN.num_latents, dtype=torch.bool))
         pools = []
         for step in range(50):
-            pools.append(self.variant.pool(replace(batch, number=step)))  # type: ignore[attr-defined]
+            pools.append(self.variant.choose_pool(replace(batch, number=step)))  # type: ignore[attr-defined]
         assert all(torch.equal(pool, pool.unique()) and len(pool) == 12 for pool in pools)
         counts = torch.bincount(torch.cat(pools), minlength=PLAN.num_latents)
         assert int(counts.max()) < 20 and int((counts == 0).sum()) < 5
@@ -116,7 +116,7 @@ def test_the_threshold_leaves_k_latents_without_the_pool() -> None:
 
 @pytest.mark.parametrize("score", ["l2", "squared_l2", "entropy", "uniform"])
 def test_a_pool_of_all_latents_is_batch_topk(score: str) -> None:
-    """To equality: losses, gradients, thresholds and codes."""
+    """Losses, gradients, thresholds and codes are equal."""
     parameters, x = TestSampled().example()
     dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(1)) < 0.2
     results = []
@@ -136,7 +136,9 @@ def test_a_pool_of_all_latents_is_batch_topk(score: str) -> None:
 def test_l2_and_squared_l2_rank_alike() -> None:
     parameters, x = TestSampled().example()
     rows = Rows(x_centered=x, parameters=parameters, state={})
-    assert torch.equal(Sampled(k=5, score="l2").pool(rows), Sampled(k=5, score="squared_l2").pool(rows))
+    assert torch.equal(
+        Sampled(k=5, score="l2").choose_pool(rows), Sampled(k=5, score="squared_l2").choose_pool(rows)
+    )
 
 
 def test_scores_of_pre_activations_see_the_negative_ones() -> None:
@@ -152,25 +154,25 @@ def test_low_entropy_passes_over_latents_that_do_not_fire() -> None:
     parameters, x = TestSampled().example()
     parameters["b_enc"][:40] = -100.0
     rows = Rows(x_centered=x, parameters=parameters, state={})
-    pool = Sampled(k=5, score="entropy", entropy_prefers="low").pool(rows)
+    pool = Sampled(k=5, score="entropy", entropy_prefers="low").choose_pool(rows)
     assert int(pool.min()) >= 40
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"pool_factor": 0.5}, "greater than or equal to 1"),
-        ({"score": "l2", "entropy_prefers": "low"}, "entropy_prefers does nothing with score=l2"),
+        ({"score": "l2", "entropy_prefers": "low"}, "entropy_prefers has no effect with score=l2"),
         ({"score": "entropy", "scored": "pre_activations"}, "needs values of one sign"),
-        ({"score": "uniform", "scored": "pre_activations"}, "looks at no values"),
+        ({"score": "uniform", "scored": "pre_activations"}, "uses no values"),
     ],
 )
-def test_settings_without_effect_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Sampled.model_validate(settings)
 
 
-def test_a_pool_larger_than_the_dictionary_is_told() -> None:
+def test_a_pool_larger_than_the_dictionary_is_reported() -> None:
     (problem,) = Sampled(k=8, pool_factor=13).problems(PLAN)
     assert "asks for 104 of only 96 latents: set it to 12 (BatchTopK) or less" in problem
     assert Sampled(k=8, pool_factor=12).problems(PLAN) == []

@@ -1,4 +1,4 @@
-"""TopK against its definition."""
+"""TopK follows its definition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

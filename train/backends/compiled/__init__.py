@@ -1,4 +1,4 @@
-"""Compiled loops for float32 rows in main memory: Numba, and torch's products as screens."""
+"""The compiled backend for float32 tensors in main memory: Numba loops, and torch's products as screens."""
 
 import torch
 from torch import Tensor

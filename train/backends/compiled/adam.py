@@ -1,8 +1,7 @@
-"""The optimizer's pass over one matrix: clipped, tangential gradient, Adam(W), rows back to norm 1, in one
-sweep.
+"""The optimizer's step for a matrix in one sweep: clipping, tangential gradient, Adam(W), rows of norm 1.
 
-Separate passes for the parallel part and the norm cost more than the update itself: each reads and writes
-the whole matrix again, and here the row is in the core's cache already.
+Separate passes for the tangential gradient and the norm would cost more than the update: each would read and
+write the whole matrix again, while here the row is already in the core's cache.
 
 Legend: F rows (latents), D columns.
 """
@@ -22,10 +21,7 @@ from .compile import compiled, compiled_sum
 
 
 def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
-    """L2 norm of ``gradient`` [F, D] (or [D]): float64 []. NaN or infinity when an entry is.
-
-    With ``unit_rows_of`` [F, D], of what is left of each row after its part along that row is removed.
-    """
+    """See :meth:`..protocol.Backend.gradient_norm`."""
     weights = None if unit_rows_of is None else unit_rows_of.detach()
     g = gradient.detach().reshape(-1, gradient.shape[-1])
     squares = torch.empty(g.shape[0], dtype=torch.float64)
@@ -49,13 +45,7 @@ def adam_step(
     *,
     unit_rows: bool = False,
 ) -> None:
-    """Update ``parameter`` [F, D] (or [D]) and its moments in place; ``gradient`` stays as it is on the CPU.
-
-    Args:
-        step: 1 for the first.
-        unit_rows: the rows have norm 1 and keep it: the gradient's part along each row is removed, and the
-            updated row is divided by its norm.
-    """
+    """See :meth:`..protocol.Backend.adam_step`."""
     assert parameter.is_contiguous() and gradient.is_contiguous(), "both are whole tensors"
     width = parameter.shape[-1]
     arrays = [t.detach().reshape(-1, width).numpy() for t in (parameter, gradient, exp_avg, exp_avg_sq)]
@@ -81,19 +71,19 @@ def adam_step(
 
 @compiled_sum
 def _dot(a: Any, b: Any) -> Any:
-    total = np.float32(0)
+    dot = np.float32(0)
     for j in range(a.shape[0]):
-        total += a[j] * b[j]
-    return total
+        dot += a[j] * b[j]
+    return dot
 
 
 @compiled_sum
 def _squares_off(g: Any, w: Any, along: Any) -> Any:
-    total = np.float32(0)
+    squares = np.float32(0)
     for j in range(g.shape[0]):
         left = g[j] - along * w[j]
-        total += left * left
-    return total
+        squares += left * left
+    return squares
 
 
 @compiled

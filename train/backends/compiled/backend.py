@@ -1,4 +1,4 @@
-"""The compiled backend: float32 in main memory; selections are decided by exact pre-activations."""
+"""The compiled backend: float32 in main memory; exact pre-activations decide all selections."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:
-    """As :meth:`..protocol.Backend.above`."""
+    """See :meth:`..protocol.Backend.above`."""
     return collect(source, threshold, strict=True)
 
 

@@ -1,8 +1,8 @@
-"""Order statistics of floats through integers: loops over integers become vector instructions without any
-licence to reorder floating-point sums, and NaN cannot hide in them.
+"""Order statistics of floats, computed with integer keys that order as the floats do.
 
-Comparisons are made 64 keys at a time, one bit each: a loop that stores what passes, one key after the other,
-waits for every comparison; with a mask it runs once for each key that passes.
+Integer loops become vector instructions without permission to reorder floating-point sums, and a NaN cannot
+go unnoticed. A comparison gives a mask of 64 keys: a loop over its set bits runs once per key that passes,
+while a loop over the keys would wait for each comparison.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from .compile import compiled
 LOWEST = np.int32(-(2**31))  # below the key of every float
 MAGNITUDE = np.int32(0x7FFFFFFF)
 
-MASK_KEYS = 64  # keys that one mask compares at once
+MASK_KEYS = 64  # keys that are compared at once
 _WORD = ir.IntType(32)
 _KEYS = ir.VectorType(_WORD, MASK_KEYS)
 _MASK = ir.IntType(MASK_KEYS)
@@ -52,13 +52,13 @@ def _float_of_bfloat16_bits(typing_context: Any, value: Any) -> Any:
 
 @compiled
 def bfloat16_bits(value: Any) -> Any:
-    """uint16: the bits of a float32 cut to a bfloat16, towards zero."""
+    """The bits, uint16, of a float32 rounded towards zero to a bfloat16."""
     return np.uint16(np.uint32(_float_bits(value)) >> np.uint32(16))
 
 
 def as_float(score: Any) -> Any:
-    """The float32 that a stored score stands for: itself, or the bits of a bfloat16 in a uint16."""
-    raise NotImplementedError("only inside compiled loops")
+    """The float32 value of a score, which is stored as a float32 or as the bits of a bfloat16 in a uint16."""
+    raise NotImplementedError("as_float works only inside compiled loops")
 
 
 @overload(as_float)  # type: ignore[untyped-decorator]
@@ -74,7 +74,7 @@ def _as_float(score: Any) -> Any:
 
 @compiled
 def key(value: Any) -> Any:
-    """int32 that orders float32 as ``<`` does: -0.0 and 0.0 share one key."""
+    """The key of a float32, an int32; keys order as ``<`` does, and -0.0 and 0.0 have the same."""
     bits = _float_bits(value + np.float32(0))
     return bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
 
@@ -90,16 +90,16 @@ def keys_of(values: Any) -> Any:
 
 @compiled
 def float_of_key(ordered: Any) -> Any:
-    """The float32 whose :func:`key` it is."""
+    """The float32 that has this :func:`key`."""
     return _float_of_bits(ordered ^ ((ordered >> np.int32(31)) & MAGNITUDE))
 
 
 @compiled
 def kth_key(keys: Any, count: int, k: int) -> Any:
-    """A key that at least ``k`` of the first ``count`` of ``keys`` (int32) reach: the k-th largest of them,
-    or, when exactly k reach a lower one, possibly that.
+    """The k-th largest of the first ``count`` of ``keys`` (int32), or a lower key that exactly k reach.
 
-    Bisection over the 32 bits: every step is one count over the keys, so time does not depend on their order.
+    Bisection over the 32 bits: each step counts the keys that reach a candidate, so the time does not depend
+    on their order.
     """
     sign = np.uint32(0x80000000)
     found = np.uint32(0)  # bits of the answer, in the order of unsigned integers
@@ -118,8 +118,10 @@ def kth_key(keys: Any, count: int, k: int) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def at_least(typing_context: Any, keys: Any, least: Any) -> Any:
-    """uint64: bit j says whether ``keys[j]`` (int32 [64 or more], contiguous) reaches ``least``, an int32 or
-    one for each key (int32 [64 or more], contiguous). Nothing checks the lengths.
+    """A mask, uint64, whose bit j is set if ``keys[j]`` >= ``least`` (or ``least[j]``).
+
+    ``keys`` is a contiguous int32 [64 or more]; ``least`` is an int32 or such an array. The lengths are not
+    checked.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -145,7 +147,7 @@ def _load(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def lowest(typing_context: Any, mask: Any) -> Any:
-    """int64: the number of the lowest bit of ``mask`` (uint64) that is set; one must be."""
+    """The number, int64, of the lowest set bit of ``mask`` (uint64), which must not be 0."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -164,13 +166,13 @@ def without_lowest(typing_context: Any, mask: Any) -> Any:
 
 
 def kth_largest(values: Tensor, k: int) -> float:
-    """The ``k``-th largest of ``values`` (float32, any shape), which must not hold NaN."""
+    """The ``k``-th largest of ``values``, float32 of any shape without NaN."""
     flat = values.detach().reshape(-1)
     return float(_kth(flat.numpy(), k))
 
 
 def mask_of_largest(values: Tensor, count: int) -> Tensor:
-    """The places of the ``count`` largest of ``values`` [n], the first of equal ones: bool [n]."""
+    """A mask of the ``count`` largest of ``values`` [n]; ties go to the first: bool [n]."""
     if count >= values.numel():
         return torch.ones_like(values, dtype=torch.bool)
     if count == 0:
@@ -185,7 +187,7 @@ def _kth(values: Any, k: int) -> Any:
     keys = keys_of(values)
     least = kth_key(keys, keys.shape[0], k)
     smallest = np.int32(2**31 - 1)
-    for i in range(keys.shape[0]):  # kth_key may be below the value that it separates from the others
+    for i in range(keys.shape[0]):  # kth_key may be lower than the k-th largest
         if keys[i] >= least:
             smallest = min(smallest, keys[i])
     return float_of_key(smallest)

@@ -1,4 +1,4 @@
-"""How the compiled loops are compiled: Numba, on first use, kept on disk for the next process."""
+"""Compile loops with Numba on first use, and keep the code on disk for the next process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,18 @@ Loop = Callable[..., Any]
 
 
 def compiled(function: Loop) -> Loop:
-    """Compile a loop over numpy arrays; multiply-adds may fuse, sums keep their order.
+    """Compile a loop over numpy arrays; multiply-adds may fuse, but sums keep their order.
 
-    The loop runs without the interpreter lock, so that :mod:`.threads` can split it. It never raises:
-    division by zero gives infinity, as in numpy, which lets such loops use vector instructions. NaN stays
-    NaN.
+    The loop runs without the interpreter lock, so that :mod:`..threads` can split it. It never raises:
+    division by zero gives infinity, as in numpy, which permits vector instructions. NaN stays NaN.
     """
     return _compile(function, {"contract"})
 
 
 def compiled_sum(function: Loop) -> Loop:
-    """As :func:`compiled`, and sums over a row may be added up in the order that suits vector registers.
+    """As :func:`compiled`, but sums over a row may be reordered for vector registers.
 
-    The order is the same on every call: it depends on the length of the row and on the processor, on nothing
-        else.
+    The order depends only on the length of the row and on the processor, so it is the same in every call.
     """
     return _compile(function, {"contract", "reassoc"})
 

@@ -1,10 +1,10 @@
-"""The order in which work on pairs walks through memory: by latents, and in tiles.
+"""The order in which loops over pairs access memory: by latents, and in tiles.
 
-Pairs lead all over a matrix. Where a few rows of pairs lead to the same matrix row again and again (codes of
-a loss on dead latents, codes of a penalty at the start of training) the pairs of some hundred matrix rows are
-worked off at a time, for all rows of pairs, before the next ones: those matrix rows then stay in a core's own
-cache, which is twice as fast as the outer ones. The order of the pairs of a row does not change, and so no
-sum does either.
+The pairs of a row refer to rows all over a matrix. If many pairs refer to the same matrix rows (codes of dead
+latents, or of a penalty at the start of training), loops use tiles: they process the pairs of some hundred
+matrix rows, for all rows of pairs, before the next. These matrix rows then stay in the core's own cache,
+which is twice as fast as the outer ones. The order of the pairs within a row does not change, so the sums
+have the same bits.
 
 Legend: B rows, F latents, P pairs.
 """
@@ -18,17 +18,19 @@ from ...pairs import Pairs
 from ..plain.products import LatentMajor
 from .compile import compiled
 
-TILE_BYTES = 640 * 1024  # of a matrix; most processors have 1 MB or more of such cache a core
-LEAST_PAIRS = 4  # of a row in a tile: with fewer, starting over takes longer than the outer caches do
+TILE_BYTES = 640 * 1024  # of a matrix; most processors have 1 MB or more of such cache per core
+LEAST_PAIRS = 4  # of a row in a tile; with fewer, the overhead of tiles exceeds their gain
 
 
 def tile_cuts(start: Any, stop: Any, index: Any, row_bytes: int) -> Any:
-    """Where each row of pairs enters the tiles: int64 [T + 1, n]; with T = 1 when tiles do not pay.
+    """Cut rows of pairs into T tiles: int64 [T + 1, n]; T is 1 if tiles do not pay.
+
+    Tile t has the pairs ``cuts[t, r]:cuts[t + 1, r]`` of row r.
 
     Args:
         start, stop: int64 [n]; row r has the pairs ``start[r]:stop[r]``.
         index: int64, the matrix row of each pair, ascending within a row of pairs.
-        row_bytes: of a row of the matrix.
+        row_bytes: the size of a matrix row.
     """
     whole = np.stack([start, stop])
     count = stop - start
@@ -44,7 +46,7 @@ def tile_cuts(start: Any, stop: Any, index: Any, row_bytes: int) -> Any:
 
 
 def row_cuts(pairs: Pairs, row_bytes: int) -> Any:
-    """:func:`tile_cuts` of the rows of ``pairs`` [B, F], once; the matrix has a row for each latent."""
+    """:func:`tile_cuts` for the rows of ``pairs`` [B, F] and a matrix with a row per latent; kept in them."""
 
     def cut() -> Any:
         row_ptr = pairs.row_ptr.numpy()
@@ -54,7 +56,7 @@ def row_cuts(pairs: Pairs, row_bytes: int) -> Any:
 
 
 def latent_cuts(pairs: Pairs, row_bytes: int) -> Any:
-    """:func:`tile_cuts` of the latents of ``pairs``, once; the matrix has a row for each of their rows."""
+    """:func:`tile_cuts` for the latents of ``pairs`` and a matrix with a row per row; kept in them."""
 
     def cut() -> Any:
         order = by_latent(pairs)
@@ -65,16 +67,16 @@ def latent_cuts(pairs: Pairs, row_bytes: int) -> Any:
 
 
 def tile_rows(row_bytes: int) -> int:
-    """Rows of a tile, and of what is worked on with it."""
+    """The number of matrix rows of a tile, and of the rows of pairs that a thread takes at a time."""
     return max(1, TILE_BYTES // row_bytes)
 
 
 def by_latent(pairs: Pairs) -> LatentMajor:
-    """Transpose the places of ``pairs`` by a counting sort, once."""
-    return pairs.once("by_latent", lambda: _counting_sorted(pairs))
+    """Transpose the places of ``pairs`` by a counting sort; the result is kept in ``pairs``."""
+    return pairs.once("by_latent", lambda: _sort_by_latent(pairs))
 
 
-def _counting_sorted(pairs: Pairs) -> LatentMajor:
+def _sort_by_latent(pairs: Pairs) -> LatentMajor:
     latent_ptr = pairs.latent.new_zeros(pairs.num_latents + 1)
     row, pair = torch.empty_like(pairs.latent), torch.empty_like(pairs.latent)
     tensors = (pairs.row_ptr, pairs.latent, latent_ptr, row, pair)
@@ -84,8 +86,9 @@ def _counting_sorted(pairs: Pairs) -> LatentMajor:
 
 @compiled
 def _counting_sort(row_ptr: Any, latent: Any, latent_ptr: Any, row: Any, pair: Any) -> None:
-    """``latent_ptr`` comes as zeros. Its entry i first counts latent i, then is where latent i's next pair
-    goes.
+    """Write ``latent_ptr`` (zeros at first), ``row`` and ``pair`` of :class:`LatentMajor`.
+
+    Entry i of ``latent_ptr`` first counts the pairs of latent i, then is the place of its next pair.
     """
     num_latents = latent_ptr.shape[0] - 1
     for p in range(latent.shape[0]):
@@ -108,7 +111,7 @@ def _counting_sort(row_ptr: Any, latent: Any, latent_ptr: Any, row: Any, pair: A
 
 @compiled
 def _edges(start: Any, stop: Any, index: Any, most: int) -> Any:
-    """Matrix rows where tiles begin, and one past the last: ``most`` of the matrix rows in use in each."""
+    """The matrix rows where tiles begin, and the end: each tile has ``most`` of the rows that are used."""
     last = 0
     for row in range(start.shape[0]):
         if stop[row] > start[row]:

@@ -1,4 +1,4 @@
-"""Sparse products over pairs: dot products at their places, decoded rows, sums by latent.
+"""Products over pairs: dot products at the pairs, decoding into rows, sums over the pairs of each latent.
 
 Legend: B rows, D model width, F latents, P pairs.
 """
@@ -16,19 +16,7 @@ from .prefetch import prefetch_some
 
 
 def sddmm(pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
-    """<g[row], W[latent]> of every pair, whatever the pairs' values.
-
-    A pair's product does not depend on what other pairs there are, nor on the number of threads: bit for
-    bit. With x_centered and W_enc it therefore defines the pre-activations that the selection rules compare.
-
-    Args:
-        pairs: [B, F].
-        g: float32 [B, D].
-        W: float32 [F, D].
-
-    Returns:
-        float32 [P].
-    """
+    """See :meth:`..protocol.Backend.sddmm`. The number of threads does not change a bit either."""
     g, W = g.contiguous(), W.contiguous()
     out = g.new_empty(len(pairs))
     latent, *dense = (t.detach().numpy() for t in (pairs.latent, g, W, out))
@@ -40,7 +28,7 @@ def dot_products_in_tiles(cuts: Any, index: Any, g: Any, W: Any, out: Any) -> No
     """out[p] = <g[row], W[index[p]]> for p in cuts[0, row]..cuts[-1, row]-1.
 
     Args:
-        cuts: int64 [T + 1, n], of :func:`.pair_order.tile_cuts`. index: int64, ascending within a row.
+        cuts: int64 [T + 1, n], from :func:`.pair_order.tile_cuts`. index: int64, ascending within a row.
         g: float32 [n, D]. W: float32 [m, D].
     """
     in_tiles = len(cuts) > 2
@@ -56,7 +44,7 @@ def dot_products_in_tiles(cuts: Any, index: Any, g: Any, W: Any, out: Any) -> No
 def _dot_products(
     cuts: Any, index: Any, g: Any, W: Any, out: Any, ahead: bool, first: int, last: int
 ) -> None:
-    """Of rows ``first`` to ``last - 1``, tile by tile. ``ahead`` asks for the next rows of ``W``."""
+    """Compute rows ``first`` to ``last - 1``, tile by tile. ``ahead`` prefetches the next rows of ``W``."""
     for tile in range(cuts.shape[0] - 1):
         for row in range(first, last):
             if ahead and row + 1 < last:
@@ -70,8 +58,8 @@ def _dot_products(
 def dot_products_of_row(x: Any, index: Any, W: Any, out: Any, ahead: bool, first: int, stop: int) -> None:
     """out[p] = <x, W[index[p]]> for p in first..stop-1.
 
-    Four pairs share each read of ``x``; the last is put in the place of those missing, so that every product
-    is added up by the same instructions.
+    Four pairs share each read of ``x``. The last pair fills the places of missing ones, so that the same
+    instructions add up every product.
     """
     for p in range(first, stop, 4):
         p1, p2, p3 = min(p + 1, stop - 1), min(p + 2, stop - 1), min(p + 3, stop - 1)
@@ -91,16 +79,7 @@ def dot_products_of_row(x: Any, index: Any, W: Any, out: Any, ahead: bool, first
 
 
 def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
-    """out[row] = bias + sum over the row's pairs of value * W[latent].
-
-    Args:
-        pairs: [B, F].
-        W: float32 [F, D].
-        bias: [D]; None adds nothing.
-
-    Returns:
-        float32 [B, D].
-    """
+    """See :meth:`..protocol.Backend.decode`."""
     out = W.new_empty(pairs.num_rows, W.shape[1])
     if bias is None:
         out.zero_()
@@ -116,7 +95,7 @@ def add_rows_in_tiles(cuts: Any, index: Any, scale: Any, source: Any, out: Any) 
     """out[row] += sum over p in cuts[0, row]..cuts[-1, row]-1 of scale[p] * source[index[p]], in that order.
 
     Args:
-        cuts: int64 [T + 1, n], of :func:`.pair_order.tile_cuts`. index: int64 [P], ascending within a row.
+        cuts: int64 [T + 1, n], from :func:`.pair_order.tile_cuts`. index: int64 [P], ascending within a row.
         scale: float32 [P]. source: float32 [m, D]. out: float32 [n, D].
     """
     in_tiles = len(cuts) > 2
@@ -140,8 +119,8 @@ def _add_rows(cuts: Any, rows: Any, index: Any, scale: Any, source: Any, out: An
 def _add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, ahead: bool, first: int, last: int) -> None:
     """o += sum over i in first..last-1 of scale[i] * source[index[i]], in that order.
 
-    Four rows at a time, so that ``o`` is read and written a quarter as often. ``ahead`` asks for the next
-    ones.
+    It adds four rows at a time, so that ``o`` is read and written a quarter as often. ``ahead`` prefetches
+    the next rows.
     """
     i = first
     while i + 4 <= last:
@@ -160,15 +139,9 @@ def _add_scaled_rows(o: Any, index: Any, scale: Any, source: Any, ahead: bool, f
 
 
 def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
-    """out[latent] += sum over the latent's pairs of coefficient * source[row], rows ascending.
+    """See :meth:`..protocol.Backend.accumulate_by_latent`. Pairs are added by ascending rows.
 
-    The same bits whatever the number of threads: every row of ``out`` is added up by one of them.
-
-    Args:
-        pairs: [B, F]; their values are not looked at.
-        coefficient: float32 [P].
-        source: float32 [B, D].
-        out: float32 [F, D], added to.
+    The number of threads does not change a bit, because one thread adds up each row of ``out``.
     """
     order = by_latent(pairs)
     scale = coefficient.index_select(0, order.pair)

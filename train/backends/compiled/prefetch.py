@@ -1,8 +1,8 @@
-"""Asks the processor for a row of a matrix before it is needed.
+"""Ask the processor to load a row of a matrix before it is needed.
 
-Pairs lead all over a matrix that is larger than the cache. The hardware notices that a row is read along
-only when a good part of it is over; we know the row beforehand. On rows that come from main memory this
-takes a third off.
+Pairs refer to rows all over a matrix that is larger than the cache. The hardware detects that a row is read
+only after a good part of it; we know the row in advance. This takes a third off the time for rows that come
+from main memory.
 """
 
 from typing import Any
@@ -18,20 +18,20 @@ LINE_BYTES = 64
 
 @compiled
 def prefetch_row(matrix: Any, row: int) -> None:
-    """Start to load ``matrix[row]``; [n, D], rows contiguous."""
+    """Start loading ``matrix[row]``; the matrix is [n, D] with contiguous rows."""
     prefetch_columns(matrix, row, 0, matrix.shape[1])
 
 
 @compiled
 def prefetch_some(matrix: Any, index: Any, first: int, last: int) -> None:
-    """Start to load ``matrix[index[n]]`` for n in first..last-1."""
+    """Start loading ``matrix[index[n]]`` for n in first..last-1."""
     for n in range(first, last):
         prefetch_row(matrix, index[n])
 
 
 @compiled
 def prefetch_columns(matrix: Any, row: int, first: int, last: int) -> None:
-    """Start to load ``matrix[row, first:last]``."""
+    """Start loading ``matrix[row, first:last]``."""
     for first_byte in range(first * matrix.itemsize, last * matrix.itemsize, LINE_BYTES):
         _prefetch(matrix, row, first_byte)
 

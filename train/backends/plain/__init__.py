@@ -1,4 +1,4 @@
-"""Plain torch operations: every device and number type, and the reference for the other backends."""
+"""The plain backend: torch operations for every device and dtype, and the reference for other backends."""
 
 from torch import Tensor
 

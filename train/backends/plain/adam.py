@@ -1,4 +1,4 @@
-"""The optimizer's pass in torch operations. Legend: F rows (latents), D columns."""
+"""The optimizer's step in torch operations. Legend: F rows (latents), D columns."""
 
 from math import sqrt
 
@@ -12,7 +12,7 @@ TINY = 1e-12  # keeps a row of zeros from becoming NaN
 
 
 def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
-    """As :meth:`..protocol.Backend.gradient_norm`."""
+    """See :meth:`..protocol.Backend.gradient_norm`."""
     left = gradient if unit_rows_of is None else gradient - _along(gradient, unit_rows_of) * unit_rows_of
     row_norms: Tensor = torch.linalg.vector_norm(left, dim=-1)
     return total(row_norms.double().square()).sqrt()
@@ -28,7 +28,7 @@ def adam_step(
     *,
     unit_rows: bool = False,
 ) -> None:
-    """As :meth:`..protocol.Backend.adam_step`."""
+    """See :meth:`..protocol.Backend.adam_step`."""
     if unit_rows:
         gradient = gradient - _along(gradient, parameter) * parameter
     gradient = gradient * settings.gradient_scale
@@ -46,5 +46,5 @@ def adam_step(
 
 
 def _along(gradient: Tensor, weights: Tensor) -> Tensor:
-    """Coefficient of each row of ``gradient`` along the row of ``weights``: [F, 1]."""
+    """The coefficient of each row of ``gradient`` along the same row of ``weights``: [F, 1]."""
     return (gradient * weights).sum(-1, keepdim=True) / weights.square().sum(-1, keepdim=True).clamp_min(TINY)

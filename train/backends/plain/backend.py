@@ -1,4 +1,4 @@
-"""The plain backend: torch operations; pre-activations are what the float32 matrix product gives."""
+"""The plain backend: torch operations; its pre-activations come from float32 matrix products."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:
-    """As :meth:`..protocol.Backend.above`."""
+    """See :meth:`..protocol.Backend.above`."""
     return collect(source, threshold, strict=True)
 
 

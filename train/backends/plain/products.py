@@ -1,7 +1,7 @@
 """Matrix products, sums and sparse products in torch operations.
 
-Libraries split long sums over threads, and then the number of threads decides how they are rounded. Here the
-split depends on the sizes only, and every part is summed by one thread.
+Libraries split long sums over threads, so their rounding depends on the number of threads. Here the split
+depends on the sizes only, and one thread adds up each part.
 
 Legend: B rows, D model width, F latents, P pairs.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 from ...pairs import Pairs
 from ..threads import run_parts
 
-SUM_PART = 16384  # below what torch splits over threads
-CHUNK_PAIRS = 1 << 14  # whose rows are gathered at a time: 2 x 50 MB at D = 768
+SUM_PART = 16384  # torch does not split sums of this length over threads
+CHUNK_PAIRS = 1 << 14  # pairs whose rows are gathered at a time: 2 x 50 MB at D = 768
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
-    """a @ b into ``out``, or added to it: [n, m], [m, p], [n, p]."""
+    """Write a @ b into ``out``, or ``add`` it to ``out``: [n, m], [m, p], [n, p]."""
     if out is None:
         out = a.new_empty(a.shape[0], b.shape[1])
     if a.device.type != "cpu":
@@ -57,18 +57,19 @@ def total(x: Tensor) -> Tensor:
 
 
 def part_of(size: int) -> int:
-    """64 parts of a large ``size``, parts of 64 of a smaller one; two parts at least, for two threads."""
+    """The length of parts of ``size``: 64 parts of a large one, parts of 64 or less (two at least) else."""
     return -(-size // 64) if size > 4096 else max(1, min(64, -(-size // 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMajor:
-    """The places of pairs [B, F], by latents, and by ascending rows within a latent.
+    """The places of pairs [B, F], ordered by latents, and by ascending rows within a latent.
 
     Attributes:
         latent_ptr: int64 [F + 1]; the pairs of latent ``i`` are ``latent_ptr[i]:latent_ptr[i + 1]``.
-        row: int64 [P], of each of them.
-        pair: int64 [P], which pair of the row order it is: ``values[pair]`` puts values [P] into this order.
+        row: int64 [P], the row of each pair.
+        pair: int64 [P], the place of each pair in row order; ``values[pair]`` brings values [P] into this
+            order.
     """
 
     latent_ptr: Tensor
@@ -77,7 +78,7 @@ class LatentMajor:
 
 
 def by_latent(pairs: Pairs) -> LatentMajor:
-    """Transpose the places of ``pairs``, once."""
+    """Transpose the places of ``pairs``; the result is kept in ``pairs``."""
     return pairs.once("by_latent", lambda: _sort_by_latent(pairs))
 
 

@@ -11,27 +11,27 @@ from ...selection.errors import check_not_nan
 from ..block_pairs import BlockPairs, assemble
 from ..sources import Source
 
-HELD = 2  # candidates of Feature Choice held for each one wanted, before the beaten ones are dropped
+HELD = 2  # candidates of Feature Choice held per selected pair, before those out of reach are dropped
 
 
 def largest_per_row(source: Source, k: int) -> Pairs:
-    """As :meth:`..protocol.Backend.largest_per_row`."""
+    """See :meth:`..protocol.Backend.largest_per_row`."""
     found = []
     for first_row, pre in source.blocks():
         check_not_nan(first_row, pre)
         least = pre.topk(k, dim=1, sorted=True).values[:, -1:]
         above, equal = pre > least, pre == least
-        wanted = k - above.sum(1, keepdim=True)
-        latent = (above | (equal & (equal.cumsum(1) <= wanted))).nonzero()[:, 1]
+        equal_left = k - above.sum(1, keepdim=True)
+        latent = (above | (equal & (equal.cumsum(1) <= equal_left))).nonzero()[:, 1]
         count = torch.full((pre.shape[0],), k, dtype=torch.int64, device=pre.device)
         found.append(BlockPairs(first_row, count, latent, pre.gather(1, latent.view(-1, k)).flatten()))
     return assemble(found, source.num_latents, source.device)
 
 
 def collect(source: Source, threshold: Tensor | float, *, strict: bool, most: int | None = None) -> Pairs:
-    """The pairs of at least (``strict``: above) ``threshold``, a number or float32 [F].
+    """Collect the pairs that reach (``strict``: exceed) ``threshold``, a number or float32 [F].
 
-    Of more than ``most`` pairs in one block only the largest are returned, the first of equal ones.
+    If a block has more than ``most`` such pairs, only its ``most`` largest are kept; ties go to the first.
     """
     found = []
     for first_row, pre in source.blocks():
@@ -49,7 +49,7 @@ def kth_largest(values: Tensor, k: int) -> float:
 
 
 def mask_of_largest(values: Tensor, count: int) -> Tensor:
-    """The places of the ``count`` largest of ``values`` [n], the first of equal ones: bool [n]."""
+    """A mask of the ``count`` largest of ``values`` [n]; ties go to the first: bool [n]."""
     if count >= values.numel():
         return torch.ones_like(values, dtype=torch.bool)
     if count == 0:
@@ -60,15 +60,15 @@ def mask_of_largest(values: Tensor, count: int) -> Tensor:
 
 
 def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
-    """As :meth:`..protocol.Backend.largest_per_latent`.
+    """See :meth:`..protocol.Backend.largest_per_latent`.
 
-    A latent's threshold rises as rows come in, so that few candidates are held.
+    A latent's threshold rises as rows come in, so few candidates are held.
     """
     counts = counts.to(source.device)
     total = int(counts.sum())
     row = latent = torch.zeros(0, dtype=torch.int64, device=source.device)
     value = torch.zeros(0, device=source.device)
-    full = counts == 0  # latents that hold as many rows as they want: only better rows matter to them
+    full = counts == 0  # latents that hold as many rows as they select: only better rows matter to them
     threshold = torch.zeros(len(counts), device=source.device).masked_fill_(full, torch.inf)
     for first_row, pre in source.blocks():
         check_not_nan(first_row, pre)
@@ -88,7 +88,7 @@ def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
 
 
 def _largest_of_latents(latent: Tensor, value: Tensor, counts: Tensor) -> Tensor:
-    """The ``counts[i]`` largest of the candidates of latent i, the first of equal ones: bool [P]."""
+    """A mask of the ``counts[i]`` largest candidates of latent i; ties go to the first: bool [P]."""
     order = value.argsort(descending=True, stable=True)
     order = order[latent[order].argsort(stable=True)]
     held = torch.bincount(latent, minlength=len(counts))

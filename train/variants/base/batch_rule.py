@@ -1,4 +1,4 @@
-"""What BatchTopK, Mutual Choice, Sampled-SAE and Matryoshka share: k * B codes for the B rows of a batch."""
+"""The base of BatchTopK, Mutual Choice, Sampled-SAE and Matryoshka: k * B codes for the B rows of a batch."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from .variant import Plan, Variant
 
 
 class BatchRule(Variant):
-    """codes = ReLU(the k * B largest of all pre-activations of the batch); the loss is the subclass's.
+    """codes = ReLU(the k * B largest pre-activations of the batch); subclasses define the loss.
 
-    Rows share one budget, so that hard rows use more latents than easy ones. Inference cannot see a batch: a
-    latent is active above the running mean of the least selected value.
+    The rows share one budget, so hard rows use more latents than easy ones. At inference there is no batch: a
+    latent is active above a threshold, the running mean of the least selected value.
     """
 
     k: PositiveInt = 32
@@ -29,7 +29,7 @@ class BatchRule(Variant):
 
     @abstractmethod
     def train(self, batch: Batch, codes: Pairs) -> None:
-        """Add the losses and gradients that the selected ``codes`` (values above 0 only) have."""
+        """Add the losses and gradients of the selected ``codes`` (values above 0 only) to ``batch``."""
 
     @property
     def default_name(self) -> str:
@@ -51,7 +51,7 @@ class BatchRule(Variant):
 
     def forward_backward(self, batch: Batch) -> None:
         codes = self.select(batch)
-        self.threshold.observe(batch.state, self.setting_threshold(batch, codes), batch.step)
+        self.threshold.observe(batch.state, self.codes_for_threshold(batch, codes), batch.step)
         self.train(batch, codes)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
@@ -60,23 +60,23 @@ class BatchRule(Variant):
         return rows.pre_activations().above(rows.state["threshold"])
 
     def select(self, rows: Rows) -> Pairs:
-        """The rule of training."""
+        """Select as in training."""
         return largest_of_batch(rows, self.k, hint_of(rows))
 
-    def setting_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
-        """The codes (values above 0 only) whose least value the threshold is the running mean of."""
+    def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
+        """The codes (values above 0 only) whose least value enters the running mean of the threshold."""
         return codes
 
 
 def hint_of(rows: Rows) -> dict[str, Tensor] | None:
-    """Where selection keeps its guess of the next threshold while training; nowhere afterwards."""
+    """The state in which selection keeps its guess of the next threshold; None outside training."""
     return rows.state if HINT in rows.state else None
 
 
 def largest_of_batch(rows: Rows, k: int, state: dict[str, Tensor] | None = None) -> Pairs:
-    """The k * B largest pre-activations of B rows, those above 0.
+    """Those of the k * B largest pre-activations of B rows that are above 0.
 
-    ``state`` keeps a guess of their threshold (``HINT``) for the next batch: less time, the same result.
+    ``state`` keeps a guess of the next batch's threshold (``HINT``), which saves time; results are the same.
     """
     chosen = rows.pre_activations().largest_of_batch(k * rows.num_rows, state)
     return chosen.keep(chosen.value > 0)

@@ -1,4 +1,4 @@
-"""The exact sparse gradients, written by hand: everything after selection costs P, not B * F.
+"""The exact gradients of sparse codes, written by hand: everything after selection costs O(P), not O(B * F).
 
 With codes c = pre-activations at the selected pairs, x' = x - b_dec, e = c W_dec - x' = reconstruction - x:
 
@@ -25,13 +25,13 @@ from .rows import Batch
 
 
 class AuxiliaryLoss(Protocol):
-    """A further loss term on a part of the rows, given the error [B, D] of the main reconstruction."""
+    """Adds a loss term on a part of the rows, given the error [B, D] of the main reconstruction."""
 
     def __call__(self, part: Batch, error: Tensor) -> None: ...
 
 
 def train_selected(batch: Batch, codes: Pairs, auxiliary: Iterable[AuxiliaryLoss] = ()) -> None:
-    """Forward and backward of a variant whose codes are the pre-activations of the selected pairs."""
+    """Run forward and backward for codes that are the pre-activations of the selected pairs."""
     auxiliary = tuple(auxiliary)
     for rows, part in batch.split():
         part_codes = codes.slice_rows(rows.start, rows.stop)
@@ -55,10 +55,10 @@ def reconstruct(
 
     Args:
         codes: [B, F].
-        target: [B, D]. None is the batch's target: the decoder's bias is added, and learns. Anything else (a
-            residual) is reconstructed without the bias.
-        name: under which the term is reported.
-        into_decoder: False leaves W_dec and b_dec without gradient, as if they were detached.
+        target: [B, D], for example a residual, reconstructed without the decoder's bias. None takes the
+            batch's target and uses the bias, which then gets a gradient.
+        name: the name of the loss term in the metrics.
+        into_decoder: False gives W_dec and b_dec no gradient, as if they were detached.
 
     Returns:
         The error, reconstruction - target [B, D], and d loss / d value at the pairs [P].
@@ -78,7 +78,7 @@ def reconstruct(
 def backpropagate(batch: Batch, codes: Pairs, d_pre: Tensor, d_bias: Tensor | None = None) -> None:
     """Carry d loss / d pre-activation at the pairs [P] into W_enc, b_enc, and b_dec through x - b_dec.
 
-    ``d_bias`` [P] is given when the encoder's bias sees another gradient than x W_enc does.
+    ``d_bias`` [P] is the gradient for b_enc, if it differs from the one for x W_enc.
     """
     accumulate_by_latent(codes, d_pre, batch.x_centered, batch.gradients["W_enc"])
     per_latent = batch.backend.sum_per_latent(codes, d_pre)
@@ -89,5 +89,5 @@ def backpropagate(batch: Batch, codes: Pairs, d_pre: Tensor, d_bias: Tensor | No
 
 
 def finish_gradients(batch: Batch) -> None:
-    """What is left when every part is done: the path from the pre-activations to ``b_dec``."""
+    """Add the gradient that reaches ``b_dec`` through the pre-activations; call it after all parts."""
     batch.gradients["b_dec"].sub_(weighted_sum(batch.outcome.through_encoder, batch.parameters["W_enc"]))

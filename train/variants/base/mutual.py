@@ -1,6 +1,5 @@
-"""The loss terms of Mutual Choice, which is a variant and also the first phase of Feature Choice. "Adaptive
-Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 4.2, 4.4 and appendix
-C.
+"""The loss terms of Mutual Choice, which is a variant and can be the first phase of Feature Choice. "Adaptive
+Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 4.2, 4.4, appendix C.
 """
 
 from collections.abc import Mapping
@@ -21,10 +20,9 @@ from .variant import Plan
 
 
 class MutualTerms(FrozenModel):
-    """loss = |x - reconstruction|² + AuxK + aux_zipf, and NFM and NFM-inf where asked for.
+    """loss = |x - reconstruction|² + AuxK + aux_zipf, plus NFM and NFM-inf where they are configured.
 
-    Prevalence, which says which latents are dying, is a running mean; until a whole window has been seen no
-    latent is said to be dying.
+    A running mean of the prevalence decides which latents are dying; none is before a whole window was seen.
     """
 
     auxk: AuxK | None = AuxK()
@@ -34,21 +32,21 @@ class MutualTerms(FrozenModel):
     window_rows: PositiveInt | None = None  # half-life of the running mean; null: a twentieth of the run
 
     def problems_of_terms(self, plan: Plan) -> list[str]:
-        """What is impossible about these settings for this plan."""
+        """The reasons why these settings are impossible under this plan, and how to fix them."""
         rows = plan.num_steps * plan.step_rows
         if self.aux_zipf is not None and self.window_rows is not None and self.window_rows >= rows:
             return [
-                f"window_rows={self.window_rows} is not reached in a run of {rows} rows, so that aux_zipf "
-                "never acts: lower window_rows, or set aux_zipf to null"
+                f"window_rows={self.window_rows} is not reached in a run of {rows} rows, so aux_zipf "
+                "has no effect: lower window_rows, or set aux_zipf to null"
             ]
         return []
 
     def initial_state_of_terms(self, plan: Plan) -> Mapping[str, Tensor]:
-        """The running prevalence."""
+        """The initial running prevalence."""
         return initial_prevalence(plan.num_latents)
 
     def train_with_terms(self, batch: Batch, codes: Pairs, k: int) -> None:
-        """One step with the selected ``codes`` (values above 0 only) of a rule with ``k`` codes a row."""
+        """Train on the selected ``codes`` (values above 0 only) of a rule with ``k`` codes per row."""
         terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk]
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
             dying = self.aux_zipf.dying(prevalence(batch.state), k, batch.num_rows)
@@ -57,22 +55,22 @@ class MutualTerms(FrozenModel):
         observe_prevalence(batch, codes, self.window_rows)
         last = batch.number_in_step == batch.batches_of_step - 1
         for penalty in (self.nfm, self.nfm_inf):
-            if penalty is not None and last:  # of the weights: once a step
+            if penalty is not None and last:  # it depends on the weights only: once per step
                 penalty(batch)
 
 
 class MutualPhase(MutualTerms):
-    """Mutual Choice as the first phase of a run; the rest is Feature Choice (section 4.4)."""
+    """Mutual Choice as the first phase of a run, before Feature Choice (section 4.4)."""
 
     steps: PositiveFloat = 0.8  # below 1 a fraction of the run, else steps; the paper gives no number
 
-    def num_steps(self, num_steps: int) -> int:
-        """Steps of this phase in a run of ``num_steps``."""
+    def phase_steps(self, num_steps: int) -> int:
+        """The number of steps of this phase in a run of ``num_steps``."""
         return in_steps(self.steps, num_steps)
 
     def problems(self, plan: Plan) -> list[str]:
-        """What is impossible about this phase for this plan."""
-        steps = self.num_steps(plan.num_steps)
+        """The reasons why this phase is impossible under this plan, and how to fix them."""
+        steps = self.phase_steps(plan.num_steps)
         found = self.problems_of_terms(plan)
         if steps >= plan.num_steps:
             found.append(
@@ -81,7 +79,7 @@ class MutualPhase(MutualTerms):
             )
         if steps == 0:
             found.append(
-                f"mutual_choice.steps={self.steps:g} is no step of {plan.num_steps}: raise it, "
+                f"mutual_choice.steps={self.steps:g} is less than one of {plan.num_steps} steps: raise it, "
                 "or set mutual_choice to null"
             )
         return found

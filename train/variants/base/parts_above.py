@@ -1,7 +1,7 @@
-"""Parts of a batch for rules that decide pair by pair: as many rows at a time as have so many pairs.
+"""Split a batch into parts of about equally many active pairs, for rules that compare with thresholds.
 
-A threshold may let half of all pairs through at the start of training and one in a thousand at its end: parts
-of a fixed number of rows would be too large for memory at first, or too small for speed later on.
+At the start of training half of all pairs may be above their threshold, at its end one in a thousand: parts
+with a fixed number of rows would need too much memory first, or be too small to be fast later.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from ...pairs import Pairs
 from .products import prefers_matrices
 from .rows import PART_ROWS, Batch
 
-PAIR_SHARE = 1 / 16  # pairs aimed at, for each byte of a block: about 60 MB of pairs and temporaries on a CPU
+PAIR_SHARE = 1 / 16  # target pairs per byte of a block: about 60 MB of pairs and temporaries on a CPU
 
 
 def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch, Pairs]]:
-    """Consecutive parts of ``batch``, each with its pairs strictly above ``threshold`` (a number or [F]).
+    """Yield consecutive parts of ``batch``, each with its pairs strictly above ``threshold`` (number or [F]).
 
-    The first part is one block of rows; a further one has as many rows as would have :data:`PAIR_SHARE` of a
-    block's bytes in pairs if it were as dense as the one before, but no fewer than a block and no more than
-    :data:`PART_ROWS`.
+    The first part is one block of rows. The number of rows of each further part assumes the density of the
+    part before and aims at :data:`PAIR_SHARE` pairs per byte of a block; it is at least one block, at most
+    :data:`PART_ROWS` rows.
     """
     device = batch.x_centered.device
     least = min(block_rows(batch.num_latents, device), PART_ROWS)

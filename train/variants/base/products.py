@@ -1,8 +1,8 @@
-"""The three products of a step, by pairs or by matrices: whichever is faster for as many pairs as there are.
+"""The three products of a step, computed pair by pair or as matrix products, whichever is faster.
 
-Codes that a selection made are so sparse that pairs win by far. A penalty lets half of all latents be
-active at the start; from about two fifths of them on matrix products win, on parts small enough for a matrix
-(see :mod:`.parts_above`). Legend: B rows, D model width, F latents, P pairs.
+Selected codes are so sparse that pairs are far faster. Under a penalty half of all latents may be active at
+the start; from about two fifths on matrix products are faster, on parts small enough for dense matrices (see
+:mod:`.parts_above`). Legend: B rows, D model width, F latents, P pairs.
 """
 
 from torch import Tensor
@@ -12,12 +12,12 @@ from ...backends.plain.products import matmul
 from ...backends.sources import block_bytes
 from ...pairs import Pairs
 
-DENSE_SHARE = 0.4  # of all pairs: where benchmarks/products.py has both take the same time
-DENSE_BLOCKS = 2  # blocks of pre-activations that a matrix may be as large as, whatever its share
+DENSE_SHARE = 0.4  # of all pairs: here both ways take the same time in benchmarks/products.py
+DENSE_BLOCKS = 2  # the largest dense matrix, in blocks of pre-activations
 
 
 def prefers_matrices(codes: Pairs) -> bool:
-    """Whether codes [B, F] are many enough, and B * F is small enough."""
+    """Whether the codes [B, F] are dense enough for matrix products, and B * F is small enough."""
     entries = codes.num_rows * codes.num_latents
     return len(codes) > DENSE_SHARE * entries and 4 * entries <= DENSE_BLOCKS * block_bytes(
         codes.latent.device

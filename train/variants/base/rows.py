@@ -1,4 +1,4 @@
-"""What a variant sees of a step: rows under one SAE's parameters, and where losses and gradients go.
+"""The input of a variant: rows with one SAE's parameters; in training also where losses and gradients go.
 
 Legend: R rows of the step, B rows of one part of it, D model width, F latents, P pairs.
 """
@@ -17,11 +17,11 @@ from ...backends.sources import Encoder
 from ...pairs import Pairs
 from ...selection.pre_activations import PreActivations
 
-PART_ROWS = 8192  # rows whose errors are in memory at a time in the backward pass
+PART_ROWS = 8192  # rows whose errors the backward pass holds in memory at a time
 
 
 class RandomStream(IntEnum):
-    """Who draws random numbers: each has a stream of its own, so that none repeats another's."""
+    """The users of random numbers. Each has its own stream, so that none repeats another's numbers."""
 
     GATES = 0  # of Probabilistic TopK
     RESAMPLING = 1
@@ -31,13 +31,13 @@ class RandomStream(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of activations and the SAE that encodes them; all that an inference rule may look at.
+    """Rows of activations and the SAE that encodes them. Inference rules see nothing else.
 
     Attributes:
         x_centered: float32 [B, D], normalized rows minus ``b_dec``.
         parameters: ``W_enc`` [F, D], ``W_dec`` [F, D], ``b_enc`` [F], ``b_dec`` [D], and the variant's own.
-        state: the variant's running tensors while training, its inference tensors afterwards.
-        number: 0-based, of all batches of the run; 0 outside training.
+        state: the variant's running tensors during training, its inference tensors afterwards.
+        number: the 0-based number of the batch in the run; 0 outside training.
         seed: the variant's seed; 0 outside training.
     """
 
@@ -57,15 +57,15 @@ class Rows:
 
     @property
     def backend(self) -> Backend:
-        """Who computes on these rows."""
+        """The backend for these rows."""
         return backend_of(self.x_centered)
 
     def pre_activations(self, latents: Tensor | None = None, *, screened: bool = True) -> PreActivations:
-        """x_centered @ W_enc.T + b_enc, not computed yet.
+        """x_centered @ W_enc.T + b_enc, which is not computed yet.
 
-        ``latents`` (int64 [n], ascending) asks for those only; selections still name them by their numbers
-        among all F. Without ``screened`` the values are the matrix product's: for rules that keep so many
-        pairs that computing each of them once more would cost more than the product.
+        ``latents`` (int64 [n], ascending) restricts them; selections still number the latents among all F.
+        With ``screened=False`` the values are those of the matrix product: some rules keep so many pairs that
+        recomputing each would cost more than the product.
         """
         W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
         if latents is not None:
@@ -75,21 +75,21 @@ class Rows:
         return pre if screened else pre.as_computed()
 
     def generator(self, stream: RandomStream) -> torch.Generator:
-        """Random numbers of this batch, a pure function of (seed, number, stream): resuming repeats them."""
+        """The batch's generator, a pure function of (seed, number, stream), so that resuming is exact."""
         mixed = ((self.seed * 1_000_003 + self.number) * 1_000_003 + stream) % 2**63
         return torch.Generator(device=self.x_centered.device).manual_seed(mixed)
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a step yields beside gradients, summed over its parts.
+    """The losses and statistics of a step, summed over its parts.
 
     Attributes:
-        losses: every loss term by name, each already weighted: float64 [].
+        losses: the weighted loss terms by name, float64 [].
         squared_error: sum over rows of |reconstruction - x|², float64 [].
-        firing: rows on which each latent is active, int64 [F].
-        row_l0: active latents of each row, int64 [R], part by part.
-        through_encoder: sum over pairs of d loss / d pre-activation, [F]; reaches ``b_dec`` at the end.
+        firing: number of rows on which each latent is active, int64 [F].
+        row_l0: number of active latents of each row, int64, a tensor per part.
+        through_encoder: sum over each latent's pairs of d loss / d pre-activation, [F], for ``b_dec``.
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -118,18 +118,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(Rows):
-    """One step of one variant, or a part of its rows.
+    """A batch of a variant's training step, or a part of its rows.
 
     Attributes:
-        target_centered: float32 [B, D], what is reconstructed, minus ``b_dec``; an autoencoder's is the
-            tensor ``x_centered`` itself.
-        gradients: one tensor per parameter, to add to.
-        outcome: where losses and statistics go.
+        target_centered: float32 [B, D], the rows to reconstruct, minus ``b_dec``; for an autoencoder it is
+            the tensor ``x_centered``.
+        gradients: one tensor per parameter; variants add to it.
+        outcome: collects losses and statistics.
         dead: bool [F], latents that have not been active for ``dead_after_rows``.
-        num_steps: of the run, for the variant's own schedules.
-        step_rows: R, which every loss is averaged over; a part, or one of several batches of a step, has
-            fewer rows of its own.
-        batches_of_step: batches whose gradients make one step.
+        num_steps: the steps of the run, for the variant's own schedules.
+        step_rows: R, the rows of the step, over which every loss is averaged. A part, or one of several
+            batches of a step, has fewer rows.
+        batches_of_step: number of batches whose gradients make one step.
     """
 
     target_centered: Tensor
@@ -142,26 +142,26 @@ class Batch(Rows):
 
     @property
     def step(self) -> int:
-        """0-based."""
+        """The 0-based step."""
         return self.number // self.batches_of_step
 
     @property
     def number_in_step(self) -> int:
-        """0-based, among the batches of the step."""
+        """The 0-based number of this batch in its step."""
         return self.number % self.batches_of_step
 
     def split(self, rows_per_part: int = PART_ROWS) -> Iterator[tuple[slice, "Batch"]]:
-        """The rows of this batch in parts that share its gradients and outcome, with the rows each covers."""
+        """Yield the batch in parts, each with its slice of rows; they share gradients and outcome."""
         for start in range(0, self.num_rows, rows_per_part):
             rows = slice(start, min(start + rows_per_part, self.num_rows))
             yield rows, self.of_rows(rows)
 
     def of_rows(self, rows: slice) -> "Batch":
-        """A part of the rows, which shares gradients and outcome."""
+        """A part of the rows, which shares the gradients and the outcome."""
         return replace(self, x_centered=self.x_centered[rows], target_centered=self.target_centered[rows])
 
     def record(self, codes: Pairs, error: Tensor) -> None:
-        """Count the codes [B, F] that were used, and their error [B, D]: for FVU, L0 and dead latents."""
+        """Record the codes [B, F] that were used and their error [B, D], for FVU, L0 and dead latents."""
         active = codes.keep(codes.value != 0)
         self.outcome.firing += active.count_per_latent()
         self.outcome.row_l0.append(active.row_ptr.diff())

@@ -1,6 +1,6 @@
-"""Thresholds for inference, for rules that look at a whole batch: a running mean of the least selected value.
+"""Inference thresholds of batch-wide rules: a running mean of the least value that the rule selected.
 
-Bussmann et al. 2024 (BatchTopK), section 3.2, for one threshold; here also one for each latent.
+Bussmann et al. 2024 (BatchTopK), section 3.2, has one threshold; here each latent can have its own.
 """
 
 from collections.abc import Mapping
@@ -17,26 +17,28 @@ SUM, WEIGHT = "threshold_sum", "threshold_weight"
 
 
 class RunningThreshold(FrozenModel):
-    """Exponential mean of the least value that the batch rule selected, free of the bias of its start."""
+    """Exponential mean of the least selected value, corrected for the bias of its initial value."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start_step: NonNegativeInt = 0  # steps before this one are not averaged
 
     def problems(self, num_steps: int) -> list[str]:
-        """What is impossible about these settings in a run of ``num_steps``."""
+        """The reasons why these settings are impossible in a run of ``num_steps``, and how to fix them."""
         if self.start_step >= num_steps:
-            return [f"threshold.start_step={self.start_step} is after the last of {num_steps} steps"]
+            return [
+                f"threshold.start_step={self.start_step} is after the last of {num_steps} steps: lower it"
+            ]
         return []
 
     def initial_state(self, num_latents: int | None) -> dict[str, Tensor]:
-        """For one threshold (``None``), or for one per latent."""
+        """The state before the first step, for one threshold (``None``) or one per latent."""
         shape = () if num_latents is None else (num_latents,)
         return {SUM: torch.zeros(shape), WEIGHT: torch.zeros(shape)}
 
     def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int, *, shared: bool = False) -> None:
-        """Take in the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
+        """Add the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
 
-        ``shared`` gives the least value of the whole batch to every latent's threshold.
+        With ``shared`` every latent's threshold gets the least value of the whole batch.
         """
         if step < self.start_step or len(codes) == 0:
             return
@@ -53,12 +55,12 @@ class RunningThreshold(FrozenModel):
 
 
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:
-    """Start anew, as a new rule of selection does."""
+    """Reset the running mean, because the selection rule changes."""
     state[SUM].zero_()
     state[WEIGHT].zero_()
 
 
 def threshold_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``threshold`` [] or [F] for inference; infinite (never active) where nothing was ever selected."""
+    """``threshold`` [] or [F] for inference; infinity (never active) where nothing was ever selected."""
     weight = state[WEIGHT]
     return {"threshold": torch.where(weight > 0, state[SUM] / weight.clamp_min(1e-30), torch.inf)}

@@ -1,7 +1,7 @@
-"""What one kind of SAE is: its settings (the fields) and its rules (the methods).
+"""The interface of a kind of SAE: its settings are fields, its rules are methods.
 
-A variant is frozen and holds no tensors. What changes while it trains lives in named tensors that the engine
-owns (``parameters`` and ``state``), so that checkpoints hold everything and no variant has to save itself.
+A variant is frozen and holds no tensors. The engine owns all tensors that change in training (``parameters``
+and ``state``), so checkpoints are complete without any code in the variant.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from .rows import Batch, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is known before the first step; what a variant's settings are checked against."""
+    """The sizes of a run for one variant, against which its settings are checked before the first step."""
 
     d_model: int
     num_latents: int
@@ -34,11 +34,11 @@ class Plan:
 
 
 class Variant(FrozenModel, ABC):
-    """One kind of SAE. A new one is a subclass with its own ``kind`` in a new file of ``train/variants/``.
+    """A kind of SAE. A new one is a subclass with its own ``kind`` in a new file of ``train/variants/``.
 
-    The engine calls :meth:`forward_backward` once a step; whatever it does, it is built from
-    :mod:`.step`: pairs are selected, :func:`.step.reconstruct` decodes them and returns the gradient of their
-    values, :func:`.step.backpropagate` carries gradients of pre-activations into the encoder.
+    The engine calls :meth:`forward_backward` once per batch. It selects pairs;
+    :func:`.gradients.reconstruct` decodes them and returns the gradient of their values;
+    :func:`.gradients.backpropagate` carries gradients of pre-activations into the encoder.
     """
 
     kind: str
@@ -48,13 +48,13 @@ class Variant(FrozenModel, ABC):
     optimizer: OptimizerOverrides = OptimizerOverrides()
 
     inference: ClassVar[str]
-    """How codes are found outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the
-    tensor ``threshold``), or a name of the variant's own."""
+    """The rule outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the tensor
+    ``threshold``), or a name of the variant's own."""
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def has_threshold(self) -> bool:
-        """Whether a tensor ``threshold`` decides at inference what is active."""
+        """Whether a tensor ``threshold`` decides which latents are active at inference."""
         return self.inference == "threshold"
 
     @property
@@ -65,26 +65,26 @@ class Variant(FrozenModel, ABC):
     @property
     @abstractmethod
     def default_name(self) -> str:
-        """The name of the run's folder when the config gives none; says the settings that set it apart."""
+        """The name of the variant's folder if the config gives none; it shows the main settings."""
 
     @property
     @abstractmethod
     def expected_l0(self) -> float | None:
-        """Active latents per row that the rule asks for; None when a penalty decides it."""
+        """The number of active latents per row that the rule sets; None if a penalty decides it."""
 
     @abstractmethod
     def forward_backward(self, batch: Batch) -> None:
-        """One batch: add losses and gradients to ``batch``, and tell it the codes (``batch.record``).
+        """Add the losses and gradients of one batch to ``batch``, and report its codes to ``batch.record``.
 
-        Every batch of a step comes here; only the loss is averaged over all of them (``batch.step_rows``).
+        A step may have several batches; losses are averaged over the rows of all (``batch.step_rows``).
         """
 
     @abstractmethod
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        """Codes outside training: deterministic, row by row; ``as_trained`` asks for the training rule."""
+        """Encode outside training: deterministic, row by row; ``as_trained`` applies the training rule."""
 
     def problems(self, plan: Plan) -> list[str]:
-        """What is impossible about these settings under this plan, with the way out; empty if nothing is."""
+        """The reasons why these settings are impossible under this plan, and how to fix them."""
         return []
 
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
@@ -96,11 +96,11 @@ class Variant(FrozenModel, ABC):
         return {}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What :meth:`encode` needs beside the parameters (``threshold``: [] or [F]); saved with them."""
+        """The tensors that :meth:`encode` needs beside the parameters (``threshold``: [] or [F]); saved."""
         return {}
 
     def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
-        """What changes parameters outside the gradient, after the update on ``batch`` (resampling)."""
+        """Change parameters other than by gradients (resampling), after the update on ``batch``."""
 
     @property
     def run_name(self) -> str:

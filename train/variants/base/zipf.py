@@ -1,4 +1,4 @@
-"""How often latents should be active when their densities follow Zipf's law. "Adaptive Sparse Allocation with
+"""How often each latent is active if their densities follow Zipf's law. "Adaptive Sparse Allocation with
 Mutual Choice & Feature Choice Sparse Autoencoders", equation 4 and Algorithm 1.
 
 Legend: B rows of a batch, F latents, k active latents per row, i rank of a latent by density, from 1.
@@ -16,9 +16,9 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 class Zipf(FrozenModel):
-    """The law m_i ~ 1 / (i + beta)^alpha, cut off at F latents and scaled to k * B matches per batch.
+    """The law m_i ~ 1 / (i + beta)^alpha for F latents, scaled to k * B matches per batch.
 
-    The defaults are what the paper fitted on GPT-2's residual stream; it fixes alpha to 1 and reuses beta for
+    The paper fitted the defaults on GPT-2's residual stream; it fixes alpha to 1 and uses the same beta for
     other widths.
     """
 
@@ -29,15 +29,15 @@ class Zipf(FrozenModel):
     def expected_rows(self, k: float, num_latents: int, num_rows: int) -> Tensor:
         """N_approx / (i + beta)^alpha with N_approx = B k / sum of the weights: float64 [F], descending.
 
-        This is line 5 of Algorithm 1 without its floor: what a latent of rank i would match on average. The
-        cap holds.
+        This is line 5 of Algorithm 1 without its floor: the mean number of rows that a latent of rank i
+        would match. It is capped at m_max.
         """
         rank = torch.arange(1, num_latents + 1, dtype=torch.float64)
         weight = (rank + self.beta) ** -self.alpha
         return (weight * (k * num_rows / weight.sum())).clamp_(max=self._cap(num_rows))
 
     def rows(self, k: float, num_latents: int, num_rows: int) -> Tensor:
-        """m of Algorithm 1, with floor and cap: int64 [F], descending; their sum is k * B without the two."""
+        """m of Algorithm 1: int64 [F], descending. Without floor and cap the sum would be k * B."""
         return self.expected_rows(k, num_latents, num_rows).floor_().long()
 
     def _cap(self, num_rows: int) -> int:
@@ -46,22 +46,20 @@ class Zipf(FrozenModel):
 
 
 class ZipfAllotment(Zipf):
-    """The rows that each latent chooses in Feature Choice, by its rank.
+    """The number of rows that each latent chooses in Feature Choice, by its rank.
 
-    ``rounding: floor`` is Algorithm 1: a latent expected on less than one row a batch would never be
-    active, and k * B matches are not reached. With ``carry`` what is left over is carried to the next
-    batches, so that such a latent has its row every few batches (as a footnote of the paper expects) and
-    the mean is k * B, where no cap binds.
+    ``rounding: floor`` is Algorithm 1: a latent expected on less than one row per batch is never active, and
+    there are fewer than k * B matches. ``carry`` carries fractions over to the next batches: such a latent
+    gets a row every few batches, as a footnote of the paper expects, and the mean is k * B unless capped.
     """
 
     rounding: Literal["floor", "carry"] = "floor"
 
     def rows_in_batch(self, k: float, num_latents: int, num_rows: int, number: int) -> Tensor:
-        """m_i by rank, int64 [F], for the batch of that 0-based ``number``."""
+        """m_i by rank, int64 [F], for the 0-based batch ``number`` of the run."""
         if self.rounding == "floor":
             return self.rows(k, num_latents, num_rows)
         expected = self.expected_rows(k, num_latents, num_rows)
-        phase = (
-            torch.arange(num_latents, dtype=torch.float64) * GOLDEN_RATIO % 1.0
-        )  # not all in the same batch
+        # Different phases spread the carried rows of different latents over the batches.
+        phase = torch.arange(num_latents, dtype=torch.float64) * GOLDEN_RATIO % 1.0
         return ((expected * (number + 1) + phase).floor_() - (expected * number + phase).floor_()).long()

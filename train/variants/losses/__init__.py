@@ -1,1 +1,1 @@
-"""Loss terms beside the reconstruction, each once."""
+"""The loss terms beside the reconstruction error."""

@@ -1,5 +1,5 @@
-"""aux_zipf: latents that are dying, though not yet dead, reconstruct what the others left over. "Adaptive
-Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.2 and 4.2.
+"""aux_zipf: latents that are dying learn to reconstruct what the others leave over. "Adaptive Sparse
+Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.2 and 4.2.
 """
 
 from functools import partial
@@ -13,32 +13,32 @@ from ..base.gradients import AuxiliaryLoss
 from ..base.zipf import Zipf
 from .auxk import reconstruct_leftover
 
-LAST_SHARE = 0.25  # only the least prevalent quarter can be dying
-LOW_RATIO = 0.6  # of the prevalence that Zipf's law expects at the rank
+LAST_SHARE = 0.25  # only the least prevalent quarter of the latents can be dying
+LOW_RATIO = 0.6  # a dying latent is below this share of the prevalence that Zipf's law expects at its rank
 
 
 class AuxZipf(FrozenModel):
     """L_aux_zipf = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
 
-    ê decodes, without bias, the top ``k`` dying latents of each row after ReLU. Dead latents are dying ones
-    too, as in Definition 3.1. The paper gives no coefficient and no k: these are AuxK's.
+    ê decodes, without bias, the top ``k`` dying latents of each row after ReLU. By Definition 3.1 dead
+    latents are dying ones too. The paper gives neither coefficient nor k; the defaults are AuxK's.
     """
 
     coefficient: PositiveFloat = 1 / 32
     k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
     zipf: Zipf = Zipf()
 
-    def term(self, dying: Tensor) -> AuxiliaryLoss:
-        """The loss on a part of the rows, for the latents ``dying`` (int64 [n])."""
+    def term(self, latents: Tensor) -> AuxiliaryLoss:
+        """The loss as a function of a part of the rows, for dying ``latents`` (int64 [n])."""
         return partial(
-            reconstruct_leftover, latents=dying, k=self.k, coefficient=self.coefficient, name="aux_zipf"
+            reconstruct_leftover, latents=latents, k=self.k, coefficient=self.coefficient, name="aux_zipf"
         )
 
     def dying(self, prevalence: Tensor, k: float, num_rows: int) -> Tensor:
-        """The dying latents by Definition 3.1, ascending: int64 [n].
+        """Find the dying latents by Definition 3.1: int64 [n], ascending.
 
-        The expectation is Algorithm 1's for a batch of ``num_rows`` with ``k`` active latents per row,
-        without its floor: with the floor it is 0 wherever a latent is expected less than once a batch.
+        The expected prevalence is Algorithm 1's for a batch of ``num_rows`` with ``k`` active latents per
+        row, but without its floor, which gives 0 for latents expected less than once per batch.
 
         Args:
             prevalence: share of rows on which each latent is active, [F].

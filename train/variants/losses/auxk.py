@@ -1,4 +1,4 @@
-"""AuxK: dead latents reconstruct what the living ones left over. Gao et al. 2024, appendix A.2."""
+"""AuxK: dead latents learn to reconstruct what the others leave over. Gao et al. 2024, appendix A.2."""
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
@@ -7,7 +7,7 @@ from ....common.frozen import FrozenModel
 from ..base.gradients import backpropagate, reconstruct
 from ..base.rows import Batch
 
-SOME_PAIRS = 1 << 18  # worked on at a time: k is ten times that of the codes, and so would temporaries be
+SOME_PAIRS = 1 << 18  # at a time, as k is ten times that of the codes, and temporaries would be as large
 
 
 class AuxK(FrozenModel):
@@ -29,11 +29,11 @@ class AuxK(FrozenModel):
 def reconstruct_leftover(
     part: Batch, error: Tensor, latents: Tensor, *, k: int | None, coefficient: float, name: str
 ) -> None:
-    """Add coefficient / R * sum over rows |e - ê|², ê decoding the row's top ``k`` of ``latents`` after ReLU.
+    """Add coefficient / R * sum over rows |e - ê|²; ê decodes the row's top ``k`` of ``latents`` after ReLU.
 
     Args:
-        error: of the main reconstruction, -e [B, D].
-        latents: int64 [n], ascending; none of them adds nothing.
+        error: the error of the main reconstruction, -e [B, D].
+        latents: int64 [n], ascending; an empty one adds no loss.
     """
     if latents.numel() == 0:
         return

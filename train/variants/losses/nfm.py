@@ -1,7 +1,7 @@
-"""NFM and NFM-inf: a price on decoder directions that align. "Adaptive Sparse Allocation with Mutual Choice
-& Feature Choice Sparse Autoencoders", appendix C.
+"""NFM and NFM-inf penalize decoder directions that align. "Adaptive Sparse Allocation with Mutual Choice &
+Feature Choice Sparse Autoencoders", appendix C.
 
-The neural feature matrix of W_dec is Ŵ Ŵᵀ [F, F], Ŵ being W_dec with rows of norm 1. It is never formed.
+The neural feature matrix is Ŵ Ŵᵀ [F, F], where Ŵ is W_dec with rows of norm 1. It is never formed.
 Legend: D model width, F latents, b latents of a block.
 """
 
@@ -19,16 +19,16 @@ from ...backends.sources import block_rows
 from ...pairs import Pairs
 from ..base.rows import Batch, RandomStream
 
-GRAM_ROWS = 4096  # latents whose unit rows are in memory at a time
+GRAM_ROWS = 4096  # latents whose unit rows are held in memory at a time
 
 
 class NFM(FrozenModel):
-    """coefficient * ‖Ŵ Ŵᵀ‖ (Frobenius), which is ‖Ŵᵀ Ŵ‖: a matrix of D x D."""
+    """coefficient * ‖Ŵ Ŵᵀ‖ (Frobenius), computed as ‖Ŵᵀ Ŵ‖ of the [D, D] matrix."""
 
     coefficient: PositiveFloat
 
     def __call__(self, batch: Batch) -> None:
-        """Add the term and its gradient, once a step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖."""
+        """Add the term and its gradient, once per step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖."""
         W_dec = batch.parameters["W_dec"]
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
         for start in range(0, W_dec.shape[0], GRAM_ROWS):
@@ -40,20 +40,20 @@ class NFM(FrozenModel):
         for start in range(0, W_dec.shape[0], GRAM_ROWS):
             unit, norms = unit_rows(W_dec[start : start + GRAM_ROWS])
             d_unit = matmul(unit, gram)
-            d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # a row's length has no say
+            d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # Ŵ ignores a row's length
             batch.gradients["W_dec"][start : start + GRAM_ROWS].add_(d_unit.div_(norms))
 
 
 class NFMInf(FrozenModel):
-    """coefficient * mean over latents i of the largest entry of row i of Ŵ Ŵᵀ, over j ≠ i, by blocks of rows.
+    """coefficient * mean over latents i of the largest entry (i, j) of Ŵ Ŵᵀ with j ≠ i, by blocks of rows.
 
-    As printed the maximum is over all j; row i's largest entry is then always its own 1, and the loss a
-    constant without gradient. A step costs F² D multiplications, more than the encoder's where F is above the
-    rows of the batch: ``sample`` latents i a step estimate the mean without bias.
+    The paper prints the maximum over all j; but then it is always entry (i, i) = 1, and the loss has no
+    gradient. A step costs F² D multiplications, which exceeds the encoder's cost if F exceeds the rows of the
+    batch. ``sample`` latents i per step estimate the mean without bias.
     """
 
     coefficient: PositiveFloat
-    sample: PositiveInt | None = None  # latents i drawn anew each step; null: all
+    sample: PositiveInt | None = None  # number of latents i drawn in each step; null: all
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +64,7 @@ class NFMInf(FrozenModel):
         return values
 
     def __call__(self, batch: Batch) -> None:
-        """Add the term and its gradient, once a step. With c = <ŵ_i, ŵ_j>: dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
+        """Add the term and its gradient, once per step. If c = <ŵ_i, ŵ_j>, dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
         W_dec, num_latents = batch.parameters["W_dec"], batch.num_latents
         latents = torch.arange(num_latents, device=W_dec.device)
         if self.sample is not None and self.sample < num_latents:
@@ -83,13 +83,13 @@ class NFMInf(FrozenModel):
 
 
 def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """``weights`` [b, D] with rows of norm 1, and their norms [b, 1]."""
+    """``weights`` [b, D] with its rows scaled to norm 1, and the original norms [b, 1]."""
     norms = torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(TINY)
     return weights / norms, norms
 
 
 def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest cosine of each of ``latents`` (int64 [b]) with another one, [b], and with which, [b]."""
+    """The largest cosine of each of ``latents`` (int64 [b]) with another latent: cosine [b], latent [b]."""
     cosines = matmul(W_dec[latents] / norms[latents, None], W_dec.T)
     cosines.div_(norms)
     cosines[torch.arange(latents.numel(), device=latents.device), latents] = -torch.inf
@@ -100,7 +100,7 @@ def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tenso
 def add_cosine_gradient(
     gradient: Tensor, W_dec: Tensor, norms: Tensor, i: Tensor, j: Tensor, cosine: Tensor, weight: float
 ) -> None:
-    """gradient += weight * d (sum of cosine(w_i, w_j)) / d W_dec. i, j: int64 [b], i without repeats."""
+    """gradient += weight * d (sum of cosine(w_i, w_j)) / d W_dec. i, j: int64 [b]; i has no repeats."""
     unit_i, unit_j, c = W_dec[i] / norms[i, None], W_dec[j] / norms[j, None], cosine[:, None]
     gradient[i] += (unit_j - c * unit_i) * (weight / norms[i, None])
     pairs = Pairs.from_rows(torch.arange(len(j), device=j.device), j, cosine, len(j), W_dec.shape[0])

@@ -1,5 +1,5 @@
-"""Resampling: latents that have stopped firing start again at rows that are reconstructed badly. Bricken et
-al. 2023, appendix "Neuron Resampling". No ghost gradients: between resamplings nothing is done for them.
+"""Resampling: latents that have stopped firing restart in the direction of rows that are reconstructed badly.
+Bricken et al. 2023, appendix "Neuron Resampling". There are no ghost gradients between resamplings.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,22 @@ STATE = "steps_since_active"
 
 
 class Resampling(FrozenModel):
-    """At steps ``every_steps``, 2 ``every_steps``, ... each idle latent gets the direction of a row of the
-    batch.
+    """Every ``every_steps`` steps, ``times`` times, each idle latent gets the direction of a row.
 
-    Rows are drawn, with replacement, with probabilities proportional to the square of their loss |x - x̂|².
-    The latent's decoder row is the row's x - b_dec at norm 1; its encoder row the same direction with
-    ``encoder_scale`` times the mean norm of the other latents' encoder rows; its bias is 0, its Adam
-    moments are 0. The paper draws from 819,200 rows, we draw from the batch at hand: large batches come
-    closer.
+    Rows are drawn with replacement; their probability is proportional to the square of their loss |x - x̂|².
+    The latent's decoder row becomes the row's x - b_dec at norm 1. Its encoder row has the same direction,
+    and ``encoder_scale`` times the mean norm of the other latents' encoder rows. Its bias and its Adam
+    moments become 0. The paper draws from 819,200 rows; we draw from the current batch, so large batches come
+    closer to the paper.
     """
 
     every_steps: PositiveInt = 25_000
     times: PositiveInt = 4
-    idle_steps: PositiveInt = 12_500  # not active in so many steps
+    idle_steps: PositiveInt = 12_500  # a latent is idle if it was inactive for so many steps
     encoder_scale: PositiveFloat = 0.2
 
     def problems(self, plan: Plan) -> list[str]:
-        """What is impossible about these settings for this plan."""
+        """The reasons why these settings are impossible under this plan, and how to fix them."""
         found = []
         if self.every_steps >= plan.num_steps:
             found.append(
@@ -53,7 +52,7 @@ class Resampling(FrozenModel):
         return {STATE: torch.zeros(num_latents, dtype=torch.int64)}
 
     def after_step(self, batch: Batch, optimizer: Optimizer, encode: Callable[[Batch], Pairs]) -> None:
-        """Count idle steps; resample when it is time. ``encode`` gives the codes of a part of the batch."""
+        """Count idle steps, and resample if due. ``encode`` returns the codes of a part of the batch."""
         idle = batch.state[STATE]
         idle += 1
         idle.masked_fill_(batch.outcome.firing > 0, 0)
@@ -82,7 +81,7 @@ def squared_error(part: Batch, codes: Pairs) -> Tensor:
 
 
 def draw_rows(loss: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` rows, with probability proportional to loss² (float64 [R]), with replacement: int64."""
+    """Draw ``count`` rows with probability proportional to loss² (float64 [R]), with replacement: int64."""
     weights = (loss / loss.max().clamp_min(1e-300)).square()
     cumulative = weights.cumsum(0)
     points = torch.rand(count, generator=generator, dtype=torch.float64, device=loss.device)
@@ -90,7 +89,7 @@ def draw_rows(loss: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -> None:
-    """Give ``latents`` (int64 [n]) the directions of ``rows`` (int64 [n]) of the batch."""
+    """Restart ``latents`` (int64 [n]) in the directions of ``rows`` (int64 [n]) of the batch."""
     W_enc, W_dec, b_enc = (batch.parameters[name] for name in ("W_enc", "W_dec", "b_enc"))
     others = torch.ones(batch.num_latents, dtype=torch.bool, device=latents.device)
     others[latents] = False

@@ -1,4 +1,4 @@
-"""Work in tiles is the same work: the same bits, whatever the tiles."""
+"""Products give the same bits in tiles of any size."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def cuts_of(pairs: Pairs) -> np.ndarray:
 
 
 def test_a_tile_has_few_matrix_rows_and_all_their_pairs(monkeypatch):
-    """Of 90 latents every third is in use: tiles are of those."""
+    """Every third of 90 latents is used; tiles count only these."""
     mask = torch.zeros(150, 90)
     mask[:, ::3] = 1
     pairs = Pairs.from_dense(mask)

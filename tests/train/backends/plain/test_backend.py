@@ -13,7 +13,7 @@ class TestPlain(BackendContract):
     name: ClassVar[str] = "plain"
 
 
-def test_other_dtypes_are_plain(pairs, normal):
+def test_other_dtypes_use_the_plain_backend(pairs, normal):
     W_dec = normal(90, 20).double()
     doubled = pairs.with_value(pairs.value.double())
     backend: Backend = plain

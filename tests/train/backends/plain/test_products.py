@@ -6,7 +6,7 @@ import torch
 from saecache.train.backends.plain.products import matmul, part_of, total, weighted_sum
 
 
-def test_they_are_what_they_say() -> None:
+def test_products_and_sums_equal_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(150, 70, generator=generator), torch.randn(70, 9, generator=generator)
     torch.testing.assert_close(matmul(a, b), a @ b)

@@ -1,4 +1,4 @@
-"""Parts by number of pairs: the same pairs, whatever the limits."""
+"""Parts of a batch have the same pairs together, whatever their sizes."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def make_batch() -> Batch:
 @pytest.mark.parametrize("block_rows", [16, 64, 1000])
 @pytest.mark.parametrize(("max_pairs", "max_rows"), [(1, 1000), (500, 1000), (10**9, 50), (10**9, 1000)])
 @pytest.mark.parametrize("per_latent", [False, True])
-def test_parts_are_the_batch(
+def test_parts_together_are_the_batch(
     block_rows: int, max_pairs: int, max_rows: int, per_latent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "block_rows", lambda num_latents, device: block_rows)

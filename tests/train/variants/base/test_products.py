@@ -1,4 +1,4 @@
-"""Products by matrices are those by pairs."""
+"""Matrix products give the same results as products pair by pair."""
 
 import pytest
 import torch
@@ -18,7 +18,9 @@ def make_codes(share: float) -> Pairs:
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("dense_share", [-1.0, 1 / 8, 2.0])
-def test_both_ways_are_equal(share: float, dense_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_and_pairs_give_equal_products(
+    share: float, dense_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "DENSE_SHARE", dense_share)
     codes, W_dec = make_codes(share), torch.randn(F, D)
     g, coefficient, out = torch.randn(B, D), torch.randn(len(codes)), torch.randn(F, D)

@@ -1,4 +1,4 @@
-"""Running thresholds: free of the bias of their start, per latent where asked."""
+"""Running thresholds are corrected for their initial value, for one threshold or one per latent."""
 
 import pytest
 import torch

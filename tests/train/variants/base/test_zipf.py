@@ -1,4 +1,4 @@
-"""Algorithm 1, line by line in exact arithmetic, and what follows from it."""
+"""The counts equal Algorithm 1 in exact arithmetic, line by line."""
 
 from fractions import Fraction
 

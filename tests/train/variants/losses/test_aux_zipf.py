@@ -1,4 +1,4 @@
-"""Which latents are dying: Definition 3.1."""
+"""The dying latents are those of Definition 3.1."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_dying_latents_are_those_of_the_definition(seed: int) -> None:
 
 
 def test_a_latent_above_a_healthy_one_is_not_dying() -> None:
-    """Condition 3: ranks 31 to 38 are too rare, but ranks 39 and 40, though rarer still, are not."""
+    """Condition 3: ranks 31 to 38 are too rare, but ranks 39 and 40 are not, although they are rarer."""
     prevalence = torch.tensor(expectation(), dtype=torch.float32)
     prevalence[30:38] *= 0.59
     prevalence[38] *= 0.6005

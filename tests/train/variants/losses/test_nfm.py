@@ -1,4 +1,4 @@
-"""NFM and NFM-inf against the F x F matrix that they never form."""
+"""NFM and NFM-inf equal what the F x F matrix gives, which they never form."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How penalties grow."""
+"""Penalties grow linearly during the warmup."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ def test_a_coefficient_of_nothing_is_refused() -> None:
         L1(coefficient=0)
 
 
-def test_a_warmup_longer_than_the_run_is_told() -> None:
+def test_a_warmup_longer_than_the_run_is_reported() -> None:
     (problem,) = L1(coefficient=4.0, warmup=101).problems(100)
     assert "warmup=101 is longer than the 100 steps" in problem
     assert L1(coefficient=4.0, warmup=100).problems(100) == []

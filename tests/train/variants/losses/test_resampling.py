@@ -1,4 +1,4 @@
-"""Which rows idle latents start again at."""
+"""Resampling draws rows in proportion to their squared loss."""
 
 import torch
 

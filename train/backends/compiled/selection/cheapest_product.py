@@ -1,5 +1,6 @@
-"""Which product is the cheapest screen, on this processor and for these rows. Any of them selects the same
-pairs, bit for bit.
+"""Choose the fastest matrix product for screening, on this processor and for these rows.
+
+The choice never changes a selection: all products select the same pairs, bit for bit.
 """
 
 from contextlib import ExitStack
@@ -18,19 +19,18 @@ from .scan import CHUNK
 from .screening_products import LARGEST_CODE, Factors, factors
 
 SMALLEST_LATENTS = 1024  # below this the product is a small part of a step
-ROWS, LATENTS = 512, 4096  # of the trial
+ROWS, LATENTS = 512, 4096  # the size of the products that are timed
 REPETITIONS = 4
-CLEARLY_FASTER = 1.25  # a screen costs a rounded copy of W_enc and more candidates
-SAMPLE_ROWS, SAMPLE_LATENTS = 32, 2048  # that candidates are counted on
-LARGEST_SHARE = (
-    0.1  # of all latents, that eight bits are tried for: among so many, too many are near the least
-)
-LATENTS_PER_CANDIDATE = 40  # that eight bits must save the products of, for each candidate that they add
+CLEARLY_FASTER = 1.25  # needed, because a screen also costs a rounded copy of W_enc and more candidates
+SAMPLE_ROWS, SAMPLE_LATENTS = 32, 2048  # the sample in which candidates are counted
+LARGEST_SHARE = 0.1  # int8 is not tried for more of all latents, because too many are then near the least
+LATENTS_PER_CANDIDATE = 40  # int8 pays if it saves the products of so many latents per added candidate
 
 
 def cheapest_product(x: Tensor, W: Tensor, b: Tensor, per_row: float | None) -> Product:
-    """For rows ``x`` [B, D] and an encoder [F, D], [F], when about ``per_row`` pairs of each row are looked
-    for. None rules int8 out, whose bounds are wide.
+    """Choose for rows ``x`` [B, D] and an encoder [F, D], [F], to find about ``per_row`` pairs of each row.
+
+    None excludes int8, whose bounds are wide.
     """
     num_latents, width = W.shape
     if num_latents < SMALLEST_LATENTS or len(x) == 0:
@@ -46,8 +46,9 @@ def cheapest_product(x: Tensor, W: Tensor, b: Tensor, per_row: float | None) -> 
 
 
 def added_candidates(x: Tensor, W: Tensor, b: Tensor, per_row: float) -> float:
-    """How many candidates of a row the width of int8's bounds adds to ``per_row``, by some rows and latents,
-    once the least of the ``per_row`` is about known.
+    """Estimate, on some rows and latents, how many candidates per row int8's wide bounds add to ``per_row``.
+
+    It assumes that the least of a row's ``per_row`` largest pre-activations is about known.
     """
     num_latents = len(W)
     rows = x[torch.linspace(0, len(x) - 1, min(len(x), SAMPLE_ROWS)).long()]
@@ -66,9 +67,7 @@ def added_candidates(x: Tensor, W: Tensor, b: Tensor, per_row: float) -> float:
 
 @cache
 def _fastest(width: int, *, eight_bits: bool = True) -> Product:
-    """Measured once for each width, in about 0.2 s; also that the processor keeps the promises of
-    :mod:`.bounds`.
-    """
+    """The fastest product that keeps its bounds (:mod:`...bounds`), measured once per width (0.2 s)."""
     best: Product = "float32"
     others: tuple[Product, ...] = ("bfloat16", "int8") if eight_bits else ("bfloat16",)
     seconds = _seconds(width)
@@ -85,7 +84,7 @@ def _trial(width: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def _seconds(width: int) -> dict[Product, float]:
-    """Of each product, once its factors are there; in turns, so that other programs slow all alike."""
+    """Time each product without preparing its factors; in turns, so that other programs slow all equally."""
     x, w = _trial(width)
     least: dict[Product, float] = {"float32": inf, "bfloat16": inf}
     if hasattr(torch, "_int_mm"):
@@ -97,14 +96,14 @@ def _seconds(width: int) -> dict[Product, float]:
                 out, tops = torch.empty(ROWS, LATENTS, dtype=one.dtype), _tops(ROWS)
                 started = perf_counter()
                 try:
-                    run_parts(partial(_part, one, out, tops), ROWS, -(-ROWS // num_threads()))
+                    run_parts(partial(_score_part, one, out, tops), ROWS, -(-ROWS // num_threads()))
                 except RuntimeError:  # torch has no such product for this processor
                     continue
                 least[product] = min(least[product], perf_counter() - started)
     return {"int8": inf, **least}
 
 
-def _part(ready: Factors, out: Tensor, tops: Any, start: int, stop: int) -> None:
+def _score_part(ready: Factors, out: Tensor, tops: Any, start: int, stop: int) -> None:
     ready.score(start, stop, np.zeros(out.shape[1], np.float32), out[start:stop], tops[start:stop])
 
 
@@ -113,8 +112,9 @@ def _tops(num_rows: int) -> Any:
 
 
 def _keeps_bounds(product: Product, width: int) -> bool:
-    """Of the bounds, on random rows; and of int8 sums, on the largest codes: some processors add products up
-    in sixteen bits first.
+    """Check the bounds on random rows, and int8 sums on the largest codes.
+
+    Some processors first add int8 products up in sixteen bits, which overflows.
     """
     if product == "int8":
         codes = torch.full((ROWS, width), LARGEST_CODE, dtype=torch.int8)
@@ -124,7 +124,7 @@ def _keeps_bounds(product: Product, width: int) -> bool:
     x, w = _trial(width)
     with factors(product, x, w) as ready:
         out = torch.empty(ROWS, LATENTS, dtype=ready.dtype)
-        _part(ready, out, _tops(ROWS), 0, ROWS)
+        _score_part(ready, out, _tops(ROWS), 0, ROWS)
         bounds = ready.bounds()
     score = out.double()
     allowed = bounds.slack[:, None].double() * bounds.norm + bounds.relative * score.abs()

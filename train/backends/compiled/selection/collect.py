@@ -1,4 +1,4 @@
-"""All pairs that reach a threshold: the common part of the rules that compare across rows.
+"""Collect all pairs that reach a threshold, for the rules that compare across rows.
 
 Legend: b rows of a block, F latents, P pairs.
 """
@@ -26,13 +26,13 @@ def collect(
     most: int | None = None,
     expected_per_row: float = 32,
 ) -> Pairs:
-    """The pairs with a pre-activation of at least (``strict``: above) their latent's ``threshold``.
+    """Collect the pairs whose pre-activation reaches (``strict``: exceeds) their latent's ``threshold``.
 
     Args:
-        threshold: float32 [F]; infinity admits nothing.
-        most: of more pairs than this in one block, only the largest are returned, the first of equal ones:
-            no more than these could be among the ``most`` largest of all.
-        expected_per_row: a guess, to reserve memory.
+        threshold: float32 [F]; infinity selects nothing.
+        most: if a block has more pairs, only its ``most`` largest are kept, ties to the first; the others
+            cannot be among the ``most`` largest of all.
+        expected_per_row: the expected number of pairs per row; it sets the memory and the product.
 
     Raises:
         NonFiniteError: a pre-activation is NaN.
@@ -84,10 +84,10 @@ def _to_keys(values: Any, keys: Any) -> None:
 def _keep_reaching(
     start: Any, stop: Any, latent: Any, value: Any, keys: Any, strict: bool, count: Any
 ) -> int:
-    """Move the pairs that do reach their threshold to the front.
+    """Move the pairs that do reach their threshold to the front, and count them per row in ``count`` [b].
 
     Returns:
-        How many, and of each row in ``count``, int64 [b].
+        Their number.
     """
     n = 0
     for row in range(count.shape[0]):

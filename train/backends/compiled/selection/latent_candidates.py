@@ -1,8 +1,8 @@
-"""Compiled bookkeeping of Feature Choice: every latent's candidates, while rows come in.
+"""The candidates of every latent in Feature Choice, updated as rows come in.
 
-For latent i with count m, the m largest lower bounds v - e so far (:mod:`.scan`) are in a heap; the smallest
-of them is the latent's threshold. A row whose upper bound v + e is below it can never be selected; the
-others are held, and looked at again when memory is short.
+For latent i with count m, a heap holds the m largest lower bounds v - e so far (:mod:`.scan`); the smallest
+of them is the latent's threshold. A row whose upper bound v + e is below the threshold can never be selected.
+The others are held, and compared again when memory is short.
 
 Legend: b rows of a block, F latents, M sum of the counts.
 """
@@ -17,27 +17,27 @@ from ..compile import compiled
 from .scan import CHUNK, EXCLUDED, chunk_error, error_bound, upper_keys, whole_chunks
 from .scored_blocks import ScoredBlock
 
-PART_LATENTS = 32 * CHUNK  # latents that one thread looks after at a time
-ROOM = 3  # candidates there is room for at first, for each one wanted
+PART_LATENTS = 32 * CHUNK  # latents that a thread processes at a time
+ROOM = 3  # candidates per selected pair for which there is room at first
 
 
 class LatentCandidates:
-    """Candidates of all latents. Rows must come in ascending order."""
+    """The candidates of all latents. Rows must come in ascending order."""
 
     def __init__(self, counts: Any) -> None:
-        """``counts``: numpy int64 [F]."""
+        """``counts``: the rows to select per latent, numpy int64 [F]."""
         self.num_latents = int(counts.shape[0])
         starts = range(0, self.num_latents, PART_LATENTS)
         self._parts = [_Part(start, counts[start : start + PART_LATENTS]) for start in starts]
 
     def add(self, block: ScoredBlock) -> None:
-        """Look at the rows of a block."""
+        """Add the candidates among the rows of a block."""
         run_parts(lambda first, last: self._parts[first].add(block), len(self._parts), 1)
 
     def collected(self) -> tuple[Any, Any, Any]:
         """Row (int64), latent (int64) and score v (float32) of every candidate that is left.
 
-        By ascending latents in steps of ``PART_LATENTS``, there by rows, there by latents.
+        They are ordered by groups of ``PART_LATENTS`` latents, within these by rows, then by latents.
         """
         for part in self._parts:
             part.drop_beaten()
@@ -91,7 +91,7 @@ class _Part:
                 array[: self.held] = held
 
     def drop_beaten(self) -> None:
-        """Forget candidates that the threshold of their latent has passed since."""
+        """Drop candidates that are now below the threshold of their latent."""
         arrays = (self.row, self.latent, self.score, self.upper)
         self.held = _keep_reaching(*arrays, self.held, self.threshold, self.start)
 
@@ -102,10 +102,10 @@ def _scan(
     start: int, heap_ptr: Any, heap: Any, filled: Any, threshold: Any, threshold_of_chunk: Any,
     out_row: Any, out_latent: Any, out_score: Any, out_upper: Any, n: int,
 ) -> Any:  # fmt: skip
-    """Rows from ``row`` on, until the block ends or the next row might not fit.
+    """Scan rows from ``row`` on, until the block ends or the next row might not fit into the memory.
 
     Returns:
-        The row it came to, and the number of candidates held.
+        The next row to scan, and the number of candidates held.
     """
     width = threshold.shape[0]
     keys = np.empty(CHUNK, np.int32)
@@ -144,7 +144,7 @@ def _scan(
 
 @compiled
 def _push(heap: Any, base: int, size: int, value: Any) -> None:
-    """Into the heap of ``size`` keys at ``base``, the least of which is first."""
+    """Push ``value`` onto the min-heap of ``size`` keys at ``base``."""
     child = size
     while child > 0 and heap[base + (child - 1) // 2] > value:
         heap[base + child] = heap[base + (child - 1) // 2]

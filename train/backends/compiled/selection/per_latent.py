@@ -1,8 +1,8 @@
-"""Feature Choice: for each latent, the rows that match it best.
+"""Feature Choice: select for each latent the rows with the largest pre-activations.
 
-One pass over the rows, in order. A latent's candidates are the rows whose pre-activation could be among its
-largest so far; the threshold that decides this rises as rows come in, so that few candidates are held:
-memory is O(sum of counts + block), however many rows there are.
+One pass over the rows in order. A latent's candidates are the rows whose pre-activation could be among its
+largest so far. The threshold that decides this rises as rows come in, so few candidates are held: memory is
+O(sum of counts + block), whatever the number of rows.
 
 Legend: B rows, F latents, P candidates.
 """
@@ -24,7 +24,7 @@ from .scored_blocks import given_block, opened
 
 
 def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
-    """As :meth:`...protocol.Backend.largest_per_latent`.
+    """See :meth:`...protocol.Backend.largest_per_latent`.
 
     Raises:
         NonFiniteError: a pre-activation is NaN.
@@ -57,7 +57,7 @@ def _from_encoder(encoder: Encoder, counts: Tensor) -> Pairs:
 
 def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
     row, latent, score = (torch.from_numpy(array) for array in candidates.collected())
-    # Sorted by rows as by_latent sorts by latents: stable, and the latents come in ascending order.
+    # by_latent sorts by rows here, as row and latent are swapped. It is stable: latents stay ascending.
     places = Pairs(row_ptr=torch.tensor([0, row.numel()]), latent=row, value=score, num_latents=num_rows)
     order = by_latent(places)
     return Pairs(
@@ -69,7 +69,7 @@ def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
 
 
 def _largest(pairs: Pairs, counts: Tensor) -> Pairs:
-    """The ``counts[i]`` largest of the pairs of latent i, the lowest row first among equals."""
+    """The ``counts[i]`` largest of the pairs of latent i; ties go to the lowest row."""
     order = by_latent(pairs)
     mask = torch.empty(len(pairs), dtype=torch.bool)
     tensors = (pairs.value, order.latent_ptr, order.pair, counts, mask)
@@ -84,17 +84,17 @@ def _mark_largest(value: Any, latent_ptr: Any, pair: Any, counts: Any, mask: Any
         longest = max(longest, latent_ptr[latent + 1] - latent_ptr[latent])
     keys = np.empty(longest, np.int32)
     for latent in range(counts.shape[0]):
-        first, wanted = latent_ptr[latent], counts[latent]
+        first, count = latent_ptr[latent], counts[latent]
         found = latent_ptr[latent + 1] - first
         for i in range(found):
             keys[i] = key(value[pair[first + i]])
         least = keys[0]
-        if wanted > 0:
-            least = kth_key(keys, found, wanted)
+        if count > 0:
+            least = kth_key(keys, found, count)
         above = 0
         for i in range(found):
             above += keys[i] > least
-        equal_left = wanted - above
+        equal_left = count - above
         for i in range(found):
             mask[pair[first + i]] = keys[i] > least or (keys[i] == least and equal_left > 0)
             equal_left -= keys[i] == least

@@ -1,4 +1,4 @@
-"""TopK: the k largest pre-activations of each row.
+"""TopK: select the k largest pre-activations of each row.
 
 Legend: B rows, b rows of a block, F latents.
 """
@@ -18,12 +18,12 @@ from .scan import CHUNK, OVERFLOW
 from .scan_largest import enough_chunks, scan_for_largest, scan_for_leaders, scan_for_others
 from .scored_blocks import ScoredBlock, each_block
 
-CANDIDATES_PER_K = 8  # room for a row's candidates; a row that has more is looked at again by itself
-CANDIDATES_SHARE = 1 / 16  # of all latents, where that is more
+CANDIDATES_PER_K = 8  # the room for a row's candidates; a row that has more is scanned again alone
+CANDIDATES_SHARE = 1 / 16  # of all latents, if that is more room
 
 
 def largest_per_row(source: Source, k: int) -> Pairs:
-    """As :meth:`...protocol.Backend.largest_per_row`.
+    """See :meth:`...protocol.Backend.largest_per_row`.
 
     Raises:
         NonFiniteError: a pre-activation is NaN.
@@ -45,11 +45,11 @@ def _select(block: ScoredBlock, k: int) -> BlockPairs:
 
 
 def _select_rows(block: ScoredBlock, k: int, capacity: int, latent: Any, value: Any) -> Any:
-    """Select in all rows of the block, into ``latent`` and ``value`` [b, k].
+    """Select in all rows of the block, and write to ``latent`` and ``value`` [b, k].
 
     Returns:
-        The number of candidates of every row, or OVERFLOW where they were more than ``capacity`` and the row
-        is left as it was.
+        The number of candidates of every row, or OVERFLOW if it exceeds ``capacity``; such rows are not
+        written.
     """
     candidate = np.empty((block.num_rows, capacity + CHUNK), np.int64)
     score = np.empty(candidate.shape, np.float32)
@@ -77,7 +77,7 @@ def _from_bounds(block: ScoredBlock, k: int, candidate: Any, score: Any, count: 
 def _from_leaders(
     block: ScoredBlock, narrower: Narrower, k: int, candidate: Any, score: Any, count: Any
 ) -> None:
-    """With wide bounds: some exact pre-activations first, to be left with far fewer candidates."""
+    """Find candidates under wide bounds: exact pre-activations of k leaders first exclude most others."""
     num_rows = block.num_rows
     leader = np.empty((num_rows, k), np.int64)
     upper = np.empty(block.tops.shape, np.int32)
@@ -87,7 +87,7 @@ def _from_leaders(
     start = np.arange(num_rows) * k
     block.exact(block.first_row, start, start + k, leader.reshape(-1), value.reshape(-1))
     least = keys_of(value.min(axis=1))
-    others = candidate[:, : candidate.shape[1] - k]  # the leaders will need room
+    others = candidate[:, : candidate.shape[1] - k]  # leaves room for the leaders
     scan_for_others(block.scores, *bounds, leader, least, upper, others, count)
     start = np.arange(num_rows) * candidate.shape[1]
     stop = start + np.maximum(count, 0)
@@ -100,13 +100,13 @@ def _from_leaders(
 
 @compiled
 def _merge(leader: Any, leader_value: Any, candidate: Any, score: Any, count: Any) -> None:
-    """The leaders among the other candidates of their row, in ascending order; ``count`` grows by them."""
+    """Merge the leaders into the candidates of their row, in ascending order; ``count`` grows by k."""
     k = leader.shape[1]
     for row in range(count.shape[0]):
         if count[row] == OVERFLOW:
             continue
         i, n = count[row] - 1, k - 1
-        while n >= 0:  # from the back, so that none is written over before it is moved
+        while n >= 0:  # from the back, so that nothing is overwritten before it is moved
             place = i + n + 1
             if i >= 0 and candidate[row, i] > leader[row, n]:
                 candidate[row, place], score[row, place] = candidate[row, i], score[row, i]
@@ -119,7 +119,7 @@ def _merge(leader: Any, leader_value: Any, candidate: Any, score: Any, count: An
 
 @compiled
 def _keep_largest(candidate: Any, score: Any, count: Any, k: int, latent: Any, value: Any) -> None:
-    """The ``k`` largest of each row's candidates, in their order; the first of equal ones."""
+    """Keep the ``k`` largest of each row's candidates, in their order; ties go to the first."""
     keys = np.empty(candidate.shape[1], np.int32)
     for row in range(count.shape[0]):
         if count[row] < k:

@@ -1,7 +1,7 @@
-"""A second look at candidates that eight bits let through: float32 rows times the encoder's codes.
+"""Screen the candidates of an int8 product a second time: float32 rows times the encoder's int8 codes.
 
-Only the encoder is rounded there, so that the bounds are half as wide, and the codes of a latent are a
-quarter of its float32 row: most candidates go without their exact pre-activation being computed.
+Only the encoder is rounded, so the bounds are half as wide, and a latent's codes take a quarter of the memory
+of its float32 row. Most candidates drop out before their exact pre-activation is computed.
 
 Legend: B rows of the batch, b rows looked at, D model width, F latents, P candidates.
 """
@@ -16,16 +16,16 @@ from ..compile import compiled, compiled_sum
 from ..prefetch import prefetch_some
 from .scan import Latents, error_bound
 
-AHEAD = 4  # candidates whose codes are asked for before they are needed
+AHEAD = 4  # how many candidates in advance codes are prefetched
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Narrower:
-    """What it needs; numpy arrays.
+    """The factors of the second screening and the bounds of its scores (:mod:`.scan`), as numpy arrays.
 
     Attributes:
-        x: float32 [B, D]. code: int8 [F, D]. scale: float32 [F]. slack: float32 [B], of these products.
-        relative: float32. latents: their biases and norms.
+        x: float32 [B, D]. code: int8 [F, D]. scale: float32 [F]. slack: float32 [B].
+        relative: float32. latents: the biases and norms.
     """
 
     x: Any
@@ -36,17 +36,16 @@ class Narrower:
     latents: Latents
 
     def reaching(self, first_row: int, start: Any, stop: Any, candidate: Any, least: Any, bound: Any) -> Any:
-        """Moves those candidates to the front of their row that can reach both ``least[row]`` and
-        ``bound[latent]``.
+        """Move the candidates that can reach ``least[row]`` and ``bound[latent]`` to the front of their row.
 
         Args:
-            first_row: of the b rows.
+            first_row: the first of the b rows.
             start, stop: int64 [b]; row r has the candidates ``start[r]:stop[r]``.
-            candidate: int64 [P], latents, changed.
+            candidate: int64 [P], latents, changed in place.
             least: int32 [b], keys. bound: int32 [F or more], keys.
 
         Returns:
-            int64 [b], in place of ``stop``.
+            The new ``stop``, int64 [b].
         """
         rows = slice(first_row, first_row + len(start))
         kept = np.empty(len(start), np.int64)
@@ -57,7 +56,7 @@ class Narrower:
         return kept
 
     def largest(self, first_row: int, start: Any, stop: Any, candidate: Any, k: int) -> Any:
-        """As :meth:`reaching`: moves those to the front that can be among the ``k`` largest of their row."""
+        """As :meth:`reaching`, but for candidates that can be among the ``k`` largest of their row."""
         rows = slice(first_row, first_row + len(start))
         kept = np.empty(len(start), np.int64)
         _keep_largest(
@@ -114,7 +113,7 @@ def _keep_largest(
 
 @compiled_sum
 def _dot(x: Any, code: Any) -> Any:
-    total = np.float32(0)
+    dot = np.float32(0)
     for i in range(x.shape[0]):
-        total += x[i] * np.float32(code[i])
-    return total
+        dot += x[i] * np.float32(code[i])
+    return dot

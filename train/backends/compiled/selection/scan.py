@@ -1,12 +1,12 @@
-"""Compiled scans of a block of scores for the pairs that a rule could select: candidates, a superset.
+"""Scan a block of scores for candidates: a superset of the pairs that a rule can select.
 
-A score q of row r and latent j stands for a pre-activation p with |p - v| <= e, where v = q + bias[j] and
+The pre-activation p of row r and latent j with score q satisfies |p - v| <= e, where v = q + bias[j] and
 
     e = slack[r] * norm[j] + relative * |q| + ROUNDING * |v| + FLOOR          (:mod:`...bounds`)
 
-Latents are looked at in chunks first. In a chunk with largest v = m, all p <= m + E, and the p of the
-largest v is at least m - E, where E is e with m for v, |m| + max |bias| for |q| and max norm for norm: v + e
-grows with v.
+Latents are first compared in chunks. Let m be the largest v of a chunk. All its p are at most m + E, and the
+p of the largest v is at least m - E, where E is e with m for v, |m| + max |bias| for |q| and max norm for
+norm, because v + e grows with v.
 
 Legend: b rows of the block, F latents.
 """
@@ -22,19 +22,17 @@ from ..compile import compiled
 CHUNK = 64  # a constant, so that loops over a chunk become vector instructions
 
 LARGEST = np.float32(3e38)
-OVERFLOW = -1  # in place of a number of candidates
+OVERFLOW = -1  # replaces the number of candidates if they exceed the memory
 EXCLUDED = np.int32(2**31 - 1)  # above the key of every float, infinity included
 
 
 def whole_chunks(num_latents: int) -> int:
-    """``num_latents`` rounded up."""
+    """``num_latents`` rounded up to whole chunks."""
     return -(-num_latents // CHUNK) * CHUNK
 
 
 class Latents(NamedTuple):
-    """What a scan knows of every latent, numpy float32 [F], and the largest over each chunk (the last one
-    may be short).
-    """
+    """Bias and norm of every latent, numpy float32 [F], and the largest |bias| and norm of each chunk."""
 
     bias: Any
     norm: Any
@@ -43,7 +41,7 @@ class Latents(NamedTuple):
 
 
 def describe_latents(bias: Any, norm: Any) -> Latents:
-    """``bias`` and ``norm``: numpy float32 [F]."""
+    """Make :class:`Latents` of ``bias`` and ``norm``, numpy float32 [F]."""
     starts = np.arange(0, bias.shape[0], CHUNK)
     return Latents(
         bias=bias,
@@ -65,16 +63,17 @@ def scan_above(
     candidate: Any,
     row_ptr: Any,
 ) -> int:
-    """Every pair whose pre-activation could reach the threshold of its latent, by rows, latents ascending.
+    """Find the pairs whose pre-activation can reach the threshold of its latent, by rows, latents ascending.
 
     Args:
         scores: float32 or bfloat16 bits [b, F], without NaN.
-        tops: int32 [b, chunks], of :func:`top_of_chunks`.
+        tops: int32 [b, chunks], from :func:`top_of_chunks`.
         slack: float32 [b].
-        threshold: int32 [F rounded up to whole chunks], its :func:`.bits.key`; EXCLUDED admits nothing.
-        threshold_of_chunk: int32, the least of each chunk.
-        candidate: int64 [capacity + CHUNK], the latents, written.
-        row_ptr: int64 [b + 1], written: row r has candidates ``row_ptr[r]:row_ptr[r + 1]``.
+        threshold: int32 [F rounded up to whole chunks], the :func:`..bits.key` per latent; EXCLUDED selects
+            nothing.
+        threshold_of_chunk: int32, the least threshold of each chunk.
+        candidate: int64 [capacity + CHUNK], receives the latents.
+        row_ptr: int64 [b + 1], receives the ranges: row r has candidates ``row_ptr[r]:row_ptr[r + 1]``.
 
     Returns:
         The number of candidates, or OVERFLOW.
@@ -105,20 +104,20 @@ def scan_above(
 
 @compiled
 def error_bound(q: Any, v: Any, norm: Any, slack: Any, relative: Any) -> Any:
-    """e of a score q, v with its bias. Finite for infinite ones, so that they stay what they are."""
+    """e of a score q, which is v with its bias. e is finite even if v is infinite, so v - e is not NaN."""
     return slack * norm + relative * min(abs(q), LARGEST) + ROUNDING * min(abs(v), LARGEST) + FLOOR
 
 
 @compiled
 def chunk_error(m: Any, latents: Any, chunk: int, slack: Any, relative: Any) -> Any:
-    """E of a chunk with the largest v of ``m``."""
+    """E of a chunk whose largest v is ``m``."""
     largest = abs(m) + latents.bias_of_chunk[chunk]
     return error_bound(largest, m, latents.norm_of_chunk[chunk], slack, relative)
 
 
 @compiled
 def top_of_chunks(scores: Any, bias: Any, tops: Any) -> None:
-    """The key of the largest v of each chunk of every row, into ``tops``, int32 [b, chunks]."""
+    """Write the key of the largest v of each chunk of every row to ``tops``, int32 [b, chunks]."""
     num_latents = scores.shape[1]
     for row in range(scores.shape[0]):
         for chunk in range(tops.shape[1]):
@@ -136,7 +135,7 @@ def top_of_chunks(scores: Any, bias: Any, tops: Any) -> None:
 
 @compiled
 def bound_chunks(tops: Any, latents: Any, slack: Any, relative: Any, lower: Any, upper: Any) -> None:
-    """Keys of m - E into ``lower``, of m + E into ``upper``, of every chunk; ``tops`` are those of m."""
+    """Write the keys of m - E of every chunk to ``lower``, of m + E to ``upper``; ``tops`` has those of m."""
     for chunk in range(upper.shape[0]):
         m = float_of_key(tops[chunk])
         most = chunk_error(m, latents, chunk, slack, relative)
@@ -146,7 +145,7 @@ def bound_chunks(tops: Any, latents: Any, slack: Any, relative: Any, lower: Any,
 
 @compiled
 def bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: Any) -> None:
-    """Keys of v - e of every latent."""
+    """Write the keys of v - e of every latent to ``lower``."""
     bias, norm = latents.bias, latents.norm
     for j in range(lower.shape[0]):
         q = as_float(scores[j])
@@ -156,9 +155,7 @@ def bound_latents(scores: Any, latents: Any, slack: Any, relative: Any, lower: A
 
 @compiled
 def upper_keys(scores: Any, latents: Any, slack: Any, relative: Any, start: int, keys: Any) -> None:
-    """Keys of v + e of the chunk that starts at latent ``start``; LOWEST where there is no latent any
-    more.
-    """
+    """Write the keys of v + e of the chunk from latent ``start`` on; LOWEST after the last latent."""
     bias, norm = latents.bias, latents.norm
     if start + CHUNK > scores.shape[0]:
         for j in range(CHUNK):
@@ -169,7 +166,7 @@ def upper_keys(scores: Any, latents: Any, slack: Any, relative: Any, start: int,
                 keys[j] = key(v + error_bound(q, v, norm[start + j], slack, relative))
         return
     for j in range(CHUNK):
-        i = np.uintp(start + j)  # an index that could be negative would keep this from becoming vector code
+        i = np.uintp(start + j)  # an index that could be negative would prevent vector instructions
         q = as_float(scores[i])
         v = q + bias[i]
         keys[j] = key(v + error_bound(q, v, norm[i], slack, relative))

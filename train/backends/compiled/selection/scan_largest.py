@@ -1,4 +1,4 @@
-"""Compiled scans of a block of scores for what could be among the largest of each row; see :mod:`.scan`.
+"""Scan a block of scores for the latents that can be among the largest of each row; see :mod:`.scan`.
 
 Legend: b rows of the block, F latents.
 """
@@ -12,12 +12,12 @@ from ..compile import compiled
 from ..prefetch import prefetch_columns
 from .scan import CHUNK, OVERFLOW, bound_chunks, bound_latents, upper_keys
 
-CHUNKS_PER_K = 4  # with fewer chunks for each selected latent, the chunks' maxima say too little
+CHUNKS_PER_K = 4  # with fewer chunks per selected latent, the chunks' maxima are too coarse
 
 
 @compiled
 def enough_chunks(latents: Any, k: int) -> Any:
-    """Whether the chunks' bounds say enough about the ``k`` largest latents."""
+    """Whether there are so many chunks that their bounds separate the ``k`` largest latents well."""
     return latents.norm_of_chunk.shape[0] >= CHUNKS_PER_K * k
 
 
@@ -32,17 +32,18 @@ def scan_for_largest(
     candidate: Any,
     count: Any,
 ) -> None:
-    """Of each row every latent that could be among the row's ``k`` largest, ascending.
+    """Find every latent that can be among the ``k`` largest of its row, ascending.
 
-    Candidates are the latents whose upper bound v + e reaches the k-th largest of some lower bounds. For few
-    k those are the chunks' m - E: one cheap pass over the row, and then only about k chunks in detail.
+    Candidates are the latents whose upper bound v + e reaches the k-th largest of some lower bounds. For
+    small k these are the chunks' m - E: a cheap pass over the row, after which only about k chunks are
+    scanned.
 
     Args:
         scores: float32 or bfloat16 bits [b, F], without NaN.
-        tops: int32 [b, chunks], of :func:`.scan.top_of_chunks`.
+        tops: int32 [b, chunks], from :func:`.scan.top_of_chunks`.
         slack: float32 [b].
-        candidate: int64 [b, capacity + CHUNK], written; capacity >= k.
-        count: int64 [b], written: of candidates, or OVERFLOW.
+        candidate: int64 [b, capacity + CHUNK], receives the latents; capacity >= k.
+        count: int64 [b], receives the number of candidates, or OVERFLOW.
     """
     capacity = candidate.shape[1] - CHUNK
     num_latents = scores.shape[1]
@@ -73,13 +74,14 @@ def scan_for_largest(
 def scan_for_leaders(
     scores: Any, tops: Any, latents: Any, slack: Any, relative: Any, k: int, leader: Any, upper: Any
 ) -> None:
-    """The latents with the largest v of ``k`` chunks of each row, ascending: those with the largest m - E.
+    """Find k leaders per row: the latents with the largest v of the ``k`` chunks with the largest m - E.
 
     There must be ``k`` chunks. The least of the leaders' pre-activations is at most the k-th largest of the
     row, and closer to it than any lower bound from scores.
 
     Args:
-        leader: int64 [b, k], written. upper: int32 [b, chunks], the keys of m + E, written.
+        leader: int64 [b, k], receives the leaders, ascending.
+        upper: int32 [b, chunks], receives the keys of m + E.
     """
     num_latents, num_chunks = scores.shape[1], upper.shape[1]
     lower = np.empty(num_chunks, np.int32)
@@ -95,13 +97,13 @@ def scan_for_leaders(
                 n += 1
         for i in range(n):
             start = leader[row, i] * CHUNK
-            _keys(scores[row], latents.bias, start, keys)
+            _score_keys(scores[row], latents.bias, start, keys)
             leader[row, i] = start + lowest(at_least(keys, tops[row, leader[row, i]]))
 
 
 @compiled
-def _keys(scores: Any, bias: Any, start: int, keys: Any) -> None:
-    """Those of v of the chunk that starts at latent ``start``; LOWEST where there is no latent any more."""
+def _score_keys(scores: Any, bias: Any, start: int, keys: Any) -> None:
+    """Write the keys of v of the chunk from latent ``start`` on; LOWEST after the last latent."""
     if start + CHUNK > scores.shape[0]:
         for j in range(CHUNK):
             keys[j] = LOWEST
@@ -125,9 +127,8 @@ def scan_for_others(
     candidate: Any,
     count: Any,
 ) -> None:
-    """As :func:`scan_for_largest`, where a bound is known already: the key ``least[row]`` (int32 [b]) is at
-    most that of the k-th largest. ``leader``, ``upper`` are what :func:`scan_for_leaders` wrote; the leaders
-    are no candidates, their pre-activations being known.
+    """As :func:`scan_for_largest`, for a known bound: ``least[row]`` (int32 [b]) is at most the k-th largest
+    key. ``leader`` and ``upper`` come from :func:`scan_for_leaders`; leaders are not candidates.
     """
     k, capacity = leader.shape[1], candidate.shape[1] - CHUNK
     keys = np.empty(CHUNK, np.int32)

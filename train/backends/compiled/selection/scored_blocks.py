@@ -1,5 +1,5 @@
-"""Where selections get their scores: from an encoder (screened, the pairs that matter computed exactly), or
-from blocks of numbers that are taken as they are.
+"""The scores of a block of rows, for selections. A screening product computes them from an encoder, and the
+pre-activations of candidates are then computed exactly; or they are given numbers, without error.
 
 Legend: B rows, b rows of a block, D model width, F latents, P pairs.
 """
@@ -31,19 +31,19 @@ SMALLEST_PART = 32  # rows of a product; fewer make a slow one
 
 @dataclass(frozen=True, eq=False)
 class ScoredBlock:
-    """Scores of consecutive rows, and what bounds their error (see :mod:`.scan`); numpy arrays.
+    """The scores of consecutive rows and the bounds of their errors (see :mod:`.scan`), as numpy arrays.
 
     Attributes:
-        first_row: of the batch.
+        first_row: the number of the first row in the batch.
         scores: float32 or bfloat16 bits [b, F].
         tops: int32 [b, chunks], the key of the largest v of each chunk.
         slack: float32 [b].
         relative: float32.
-        latents: their biases and norms.
-        exact: ``exact(first_row, start, stop, candidate, value)`` writes the pre-activations of
-            ``candidate[start[r]:stop[r]]``, latents of row ``first_row + r`` of the batch, to the same places
-            of ``value``.
-        narrower: where bounds are so wide that a second look at candidates pays.
+        latents: the biases and norms.
+        exact: ``exact(first_row, start, stop, candidate, value)`` writes the pre-activations of the latents
+            ``candidate[start[r]:stop[r]]`` of the batch's row ``first_row + r`` to the same places of
+            ``value``.
+        narrower: the second screening of candidates, if the bounds are so wide that it pays.
     """
 
     first_row: int
@@ -75,15 +75,15 @@ Exact = Callable[[int, Any, Any, Any, Any], None]
 
 
 def part_rows(num_rows: int, most: int) -> int:
-    """Rows of a part: at most ``most``, and no more than leaves every thread one."""
+    """The rows of a part: at most ``most``, and so few that every thread gets a part."""
     return min(most, max(SMALLEST_PART, -(-num_rows // num_threads())))
 
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """An encoder whose product gives scores, in whichever numbers are the cheapest.
+    """An encoder with its screening product.
 
-    Pre-activations are what :func:`..kernels.sddmm` gives plus the bias, whichever product it is.
+    Whichever product that is, exact pre-activations are :func:`..pair_products.sddmm` plus the bias.
     """
 
     x: Tensor
@@ -95,7 +95,7 @@ class Screen:
 
     @contextmanager
     def scored(self, start: int, stop: int) -> Iterator[ScoredBlock]:
-        """Rows ``start`` to ``stop - 1``. The scores are gone after the ``with`` block."""
+        """Score rows ``start`` to ``stop - 1``. The scores are invalid after the ``with`` block."""
         tops = np.empty((stop - start, len(self.latents.norm_of_chunk)), np.int32)
         with borrowed(stop - start, self.W.shape[0], dtype=self.factors.dtype) as buffer:
 
@@ -125,9 +125,9 @@ class Screen:
 
 @contextmanager
 def opened(encoder: Encoder, per_row: float | None = None) -> Iterator[Screen]:
-    """The screen of an encoder; rounded copies of its factors are borrowed memory.
+    """Open the screen of an encoder; it borrows memory for rounded copies of the factors.
 
-    ``per_row``: about how many pairs of each row are looked for; None rules wide bounds out.
+    ``per_row`` is about how many pairs of each row a selection needs; None excludes wide bounds.
     """
     x, W, b = encoder.x_centered, encoder.W_enc, encoder.b_enc
     with factors(cheapest_product(x, W, b, per_row), x, W) as ready:
@@ -162,17 +162,21 @@ Work = Callable[[ScoredBlock], BlockPairs]
 
 
 def each_block(source: Source, work: Work, *, per_row: float) -> list[BlockPairs]:
-    """What ``work`` makes of every block, in no particular order; about ``per_row`` pairs of each row.
+    """Call ``work`` for every block, from several threads; return the results in no particular order.
 
-    ``work`` is called from several threads.
+    ``per_row`` is about how many pairs ``work`` selects in each row.
     """
     if isinstance(source, Encoder):
-        return _screened(source, work, per_row)
-    return [one for first_row, pre in source.blocks() for one in _as_given(first_row, pre.contiguous(), work)]
+        return _each_screened_block(source, work, per_row)
+    return [
+        one
+        for first_row, pre in source.blocks()
+        for one in _each_given_part(first_row, pre.contiguous(), work)
+    ]
 
 
-def _screened(encoder: Encoder, work: Work, per_row: float) -> list[BlockPairs]:
-    """The product and the work on a block run on one thread, while the block is in its cache."""
+def _each_screened_block(encoder: Encoder, work: Work, per_row: float) -> list[BlockPairs]:
+    """One thread runs the product of a block and then ``work``, while the block is in its cache."""
     found: list[BlockPairs] = []
     num_rows = encoder.num_rows
     with opened(encoder, per_row) as screen:
@@ -186,7 +190,7 @@ def _screened(encoder: Encoder, work: Work, per_row: float) -> list[BlockPairs]:
     return found
 
 
-def _as_given(first_row: int, pre: Tensor, work: Work) -> list[BlockPairs]:
+def _each_given_part(first_row: int, pre: Tensor, work: Work) -> list[BlockPairs]:
     found: list[BlockPairs] = []
     whole = given_block(first_row, pre)
 
@@ -198,8 +202,9 @@ def _as_given(first_row: int, pre: Tensor, work: Work) -> list[BlockPairs]:
 
 
 def given_block(first_row: int, pre: Tensor, latents: Latents | None = None) -> ScoredBlock:
-    """Pre-activations [b, F] as scores without error. They are searched for NaN, unless ``latents`` is
-    given.
+    """Make a block of pre-activations [b, F], which are scores without error.
+
+    Without ``latents`` they are checked for NaN.
     """
     if latents is None:
         check_not_nan(first_row, pre)

@@ -1,7 +1,7 @@
-"""The matrix products that screen: float32, bfloat16, and eight bits at twice the speed of bfloat16.
+"""The screening products: float32, bfloat16, and int8 at twice the speed of bfloat16.
 
-In eight bits a row x is stored as integers of -127 to 127 times one scale, max|x| / 127. Sums of their
-products are exact in 32 bits; as scores they are scaled and cut to bfloat16.
+In int8 a row x is stored as integers from -127 to 127, its codes, times the scale max|x| / 127. Sums of
+products of codes are exact in 32 bits; they are scaled and cut to bfloat16 scores.
 
 Legend: n rows, B rows of the batch, D model width, F latents.
 """
@@ -24,16 +24,16 @@ from ..compile import compiled, compiled_sum
 from .scan import CHUNK, top_of_chunks
 
 LARGEST_CODE = 127
-TILE_LATENTS = 512  # whose sums of 512 rows are 1 MB: still in the cache when they become scores
-SMALLEST_SCALED = np.float32(1e-30)  # of a row's largest value; codes of smaller rows are 0
+TILE_LATENTS = 512  # with 512 rows the sums take 1 MB and stay in the cache until they become scores
+SMALLEST_SCALED = np.float32(1e-30)  # rows whose largest value is smaller get codes of 0
 
 Score = Callable[[int, int, Any, Tensor, Any], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Rows as integers. ``code``: int8 [n, D]; ``scale``: float32 [n]; ``norms``: of the rows, and of what
-    ``scale * code`` leaves out.
+    """Rows rounded to ``scale * code``: ``code`` int8 [n, D], ``scale`` float32 [n], ``norms`` of rows and
+    rounding errors.
     """
 
     code: Tensor
@@ -43,14 +43,14 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """x [B, D] and W [F, D], ready to be multiplied.
+    """x [B, D] and W [F, D], prepared for a product.
 
     Attributes:
-        dtype: of the scores.
-        score: ``score(start, stop, bias, out, tops)`` writes those of some rows into ``out`` [b, F], and what
-            :func:`.scan.top_of_chunks` says of them and ``bias`` into ``tops``.
-        x_norms, W_norms: of the rows of both, and of what their numbers leave out.
-        W_codes: the encoder in eight bits, where that is the product.
+        dtype: the dtype of the scores.
+        score: ``score(start, stop, bias, out, tops)`` writes the scores of some rows to ``out`` [b, F], and
+            the :func:`.scan.top_of_chunks` of them and ``bias`` to ``tops``.
+        x_norms, W_norms: the norms of the rows of both, and of their rounding errors.
+        W_codes: the encoder's int8 codes, if the product is int8.
     """
 
     product: Product
@@ -62,21 +62,21 @@ class Factors:
     W_codes: Codes | None = None
 
     def bounds(self) -> ErrorBounds:
-        """On the errors of the scores."""
+        """The bounds of the errors of the scores."""
         return product_bounds(self.x_norms, self.W_norms, self.width, self.product)
 
     def narrow_bounds(self) -> ErrorBounds:
-        """On those of float32 rows times ``W_codes``."""
+        """The bounds of the errors of float32 rows times ``W_codes``."""
         x_norms = RowNorms(norm=self.x_norms.norm, error=torch.zeros_like(self.x_norms.error))
         return product_bounds(x_norms, self.W_norms, self.width, "int8 encoder")
 
 
 @contextmanager
 def factors(product: Product, x: Tensor, W: Tensor) -> Iterator[Factors]:
-    """Of float32 ``x`` and ``W``; rounded copies are borrowed memory."""
+    """Prepare float32 ``x`` and ``W`` for a product; it borrows memory for rounded copies."""
     width = x.shape[1]
     if product == "float32":
-        # Below the highest precision torch may use bfloat16 factors itself.
+        # Below the highest precision torch itself may round the factors to bfloat16.
         rounds = torch.get_float32_matmul_precision() != "highest"
         norms = [row_norms(rows, rows.bfloat16() if rounds else None) for rows in (x, W)]
         yield Factors(
@@ -107,25 +107,25 @@ def _score(x: Tensor, W: Tensor, start: int, stop: int, bias: Any, out: Tensor, 
 
 
 def as_array(scores: Tensor) -> Any:
-    """Scores as compiled loops read them: float32, or the bits of bfloat16 in uint16."""
+    """Scores as numpy arrays for compiled loops: float32, or the bits of bfloat16 in uint16."""
     return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
 def to_codes(x: Tensor, code: Tensor) -> Codes:
-    """``x``, float32 [n, D], rounded to the nearest codes, which are written into ``code``, int8 [n, D]."""
+    """Round ``x``, float32 [n, D], to the nearest codes, which are written to ``code``, int8 [n, D]."""
     scale, norm, error = (torch.empty(x.shape[0]) for _ in range(3))
     arrays = [t.numpy() for t in (x, code, scale, norm, error)]
     run_parts(lambda first, last: _to_codes(*arrays, first, last), x.shape[0], even_part(x.shape[0]))
-    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # the sums are float32 themselves, and so is scale * code
+    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # covers the rounding of the float32 sums and of scale * code
     norm.mul_(upwards).add_(SMALLEST_NORM)
     error.mul_(upwards).add_(norm, alpha=2.0**-22).add_(SMALLEST_NORM)
     return Codes(code=code, scale=scale, norms=RowNorms(norm=norm, error=error))
 
 
 def int8_scores(x: Codes, W: Codes, start: int, stop: int, bias: Any, out: Tensor, tops: Any) -> None:
-    """x W.T of rows ``start`` to ``stop - 1`` of ``x``, into ``out``, bfloat16 [stop - start, F].
+    """Write the scores of rows ``start`` to ``stop - 1`` of ``x`` to ``out``, bfloat16 [stop - start, F].
 
-    ``tops``, of :func:`.scan.top_of_chunks` with ``bias``, is made along the way.
+    Their :func:`.scan.top_of_chunks` with ``bias`` are written to ``tops`` in the same sweep.
     """
     rows, num_latents = x.code[start:stop], W.code.shape[0]
     bits, row_scale = out.view(torch.uint16).numpy(), x.scale[start:stop].numpy()
@@ -168,14 +168,14 @@ def _code_norms(x: Any, code: Any, scale: Any, norm: Any, error: Any) -> None:
 
 @compiled
 def _to_scores(sums: Any, row_scale: Any, scale: Any, bias: Any, first: int, bits: Any, tops: Any) -> None:
-    """Of the latents from ``first`` on, whose ``sums`` and ``scale`` these are."""
+    """Turn ``sums`` of the latents from ``first`` on, which have ``scale``, into scores and ``tops``."""
     for row in range(sums.shape[0]):
         of_row = row_scale[row]
         for start in range(0, sums.shape[1], CHUNK):
             top = LOWEST
             if start + CHUNK <= sums.shape[1]:
                 for j in range(CHUNK):
-                    i = np.uintp(start + j)  # an index that could be negative keeps this from vector code
+                    i = np.uintp(start + j)  # an index that could be negative prevents vector instructions
                     latent = np.uintp(first + start + j)
                     cut = bfloat16_bits(np.float32(sums[row, i]) * (of_row * scale[i]))
                     bits[row, latent] = cut
@@ -189,9 +189,7 @@ def _to_scores(sums: Any, row_scale: Any, scale: Any, bias: Any, first: int, bit
 
 
 def row_norms(x: Tensor, rounded: Tensor | None) -> RowNorms:
-    """Of ``x``, float32 [n, D], and of what ``rounded``, the same in bfloat16, leaves out. None leaves out
-    nothing.
-    """
+    """The norms of the rows of ``x``, float32 [n, D], and of x - ``rounded``, its bfloat16 copy (None: 0)."""
     norm, error = torch.zeros(x.shape[0]), torch.zeros(x.shape[0])
     if rounded is None:
         arrays = (x.numpy(), norm.numpy())
@@ -201,7 +199,7 @@ def row_norms(x: Tensor, rounded: Tensor | None) -> RowNorms:
         run_parts(
             lambda first, last: _norms_and_errors(*both, first, last), x.shape[0], even_part(x.shape[0])
         )
-    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # the sums are float32 themselves
+    upwards = 1 + (x.shape[1] + 8) * 2.0**-23  # covers the rounding of the float32 sums
     norm.mul_(upwards).add_(SMALLEST_NORM)
     return RowNorms(norm=norm, error=error if rounded is None else error.mul_(upwards).add_(SMALLEST_NORM))
 

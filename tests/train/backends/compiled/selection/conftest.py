@@ -1,4 +1,4 @@
-"""The encoders that are easy and hard to select from, for the screens too."""
+"""Share the easy and hard encoders of the selection tests with the tests of the screens."""
 
 from ....selection.conftest import factors, one_thread
 

@@ -1,4 +1,4 @@
-"""The bounds hold for what the products really return, compared with sums in float64."""
+"""The bounds hold for the products as computed here, compared with sums in float64."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ PRODUCTS = ("float32", "bfloat16", "int8")
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_no_score_is_further_off(factors, product):
+def test_no_score_exceeds_its_bound(factors, product):
     x, W, b = factors
     with make_factors(product, x, W) as ready:
         score = torch.empty(len(x), len(W), dtype=ready.dtype)
@@ -31,14 +31,14 @@ def test_no_score_is_further_off(factors, product):
 
 
 def assert_chunks_of(v, tops):
-    """Of the largest values, whatever the sign of a zero."""
+    """The keys are those of the largest values, whatever the sign of a zero."""
     padded = torch.full((len(v), tops.shape[1] * CHUNK), -torch.inf)
     padded[:, : v.shape[1]] = v
     largest = padded.view(len(v), -1, CHUNK).amax(2)
     assert np.array_equal(tops, keys_of(largest.numpy().ravel()).reshape(tops.shape))
 
 
-def test_no_second_look_is_further_off(factors):
+def test_no_score_of_the_second_screening_exceeds_its_bound(factors):
     x, W, b = factors
     with make_factors("int8", x, W) as ready:
         bounds, wide, codes = ready.narrow_bounds(), ready.bounds(), ready.W_codes
@@ -54,9 +54,7 @@ def test_no_second_look_is_further_off(factors):
 
 
 def test_bfloat16_bounds_are_tight_enough_to_be_useful():
-    """At the usual width, a bound of a tenth of the scores' spread leaves about twice as many candidates as
-    wanted.
-    """
+    """At the usual width, bounds of a tenth of the scores' spread give about 2 candidates per pair."""
     generator = torch.Generator().manual_seed(0)
     x, W = (torch.randn(64, 768, generator=generator) for _ in range(2))
     bounds = product_bounds(row_norms(x, x.bfloat16()), row_norms(W, W.bfloat16()), 768, "bfloat16")
@@ -77,7 +75,7 @@ def test_norms_are_not_below_the_truth(factors, product):
         assert bool((norms.error >= (rows.double() - rounded).norm(dim=1)).all())
 
 
-def test_codes_are_the_nearest(factors):
+def test_codes_round_to_the_nearest(factors):
     for rows in factors[:2]:
         codes = to_codes(rows, torch.empty(rows.shape, dtype=torch.int8))
         left_out = (rows.double() - codes.code.double() * codes.scale.double()[:, None]).abs()

@@ -1,4 +1,4 @@
-"""Which product screens: the fastest that keeps its promises, with bounds that are narrow enough."""
+"""The screening product is the fastest one that keeps its bounds, if these are narrow enough."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,8 +75,8 @@ def test_a_processor_that_adds_up_in_sixteen_bits_is_not_used(monkeypatch):
     assert module._fastest(32) == "float32"
 
 
-def test_wide_bounds_are_for_rows_that_they_are_narrow_enough_for(monkeypatch):
-    """One entry far above the others leaves the others few codes."""
+def test_int8_is_used_only_if_its_bounds_are_narrow_enough(monkeypatch):
+    """If one entry is far above the others, few codes are left for these."""
     taking(monkeypatch, float32=3.0, bfloat16=1.0, int8=0.1)
     x, W, b = isotropic(8192)
     assert added_candidates(x, W, b, 16) < 8192 / module.LATENTS_PER_CANDIDATE
@@ -88,7 +88,7 @@ def test_wide_bounds_are_for_rows_that_they_are_narrow_enough_for(monkeypatch):
 
 
 def test_candidates_are_counted(monkeypatch):
-    """As many as the bounds let through beside those that are looked for, within a factor."""
+    """The estimate of the candidates that the bounds add is right within a factor."""
     x, W, b = isotropic(4096)
     with module.factors("int8", x, W) as ready:
         bounds: ErrorBounds = ready.bounds()
