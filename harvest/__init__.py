@@ -8,9 +8,9 @@ from ..common.lazy import lazy_names
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
+    from .job import HarvestResult as HarvestResult
     from .model import LanguageModel as LanguageModel
     from .model import load_model_of as load_model_of
-    from .runner import HarvestResult as HarvestResult
     from .runner import run as run
 
 __all__ = ["HarvestConfig", "HarvestResult", "LanguageModel", "load_model_of", "run"]
@@ -18,7 +18,7 @@ __all__ = ["HarvestConfig", "HarvestResult", "LanguageModel", "load_model_of", "
 _LAZY = {  # these import torch and transformers, so they wait until they are used
     "LanguageModel": "model",
     "load_model_of": "model",
-    "HarvestResult": "runner",
+    "HarvestResult": "job",
     "run": "runner",
 }
 

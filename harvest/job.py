@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,12 +31,26 @@ from .model import LanguageModel
 from .numerics import check_conditions, condition_differences, forward_conditions
 from .plan import HarvestPlan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
-from .runner import HarvestResult
 from .sinks import measure_first_block
 from .stages import run_overlapped
 from .stream import TokenBatch, token_batches
 
 _PACKAGES = ("saecache", "torch", "transformers", "tokenizers", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class HarvestResult:
+    """A finished cache.
+
+    ``path`` is its folder or URL. ``reused``: it was there already and nothing was done. Seconds are those of
+    all runs that it took to read the rows, and of the last one to shuffle them; 0 when reused.
+    """
+
+    path: Path | str
+    manifest: Manifest
+    reused: bool
+    harvest_seconds: float = 0.0
+    shuffle_seconds: float = 0.0
 
 
 def harvest(

@@ -1,29 +1,13 @@
 """``saecache.harvest``: the entry. It says at once that something happens; torch is imported after that."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
-    from ..store import Manifest
-
-
-@dataclass(frozen=True)
-class HarvestResult:
-    """A finished cache.
-
-    ``path`` is its folder or URL. ``reused``: it was there already and nothing was done. Seconds are those of
-    all runs that it took to read the rows, and of the last one to shuffle them; 0 when reused.
-    """
-
-    path: Path | str
-    manifest: "Manifest"
-    reused: bool
-    harvest_seconds: float = 0.0
-    shuffle_seconds: float = 0.0
+    from .job import HarvestResult
 
 
 def run(
@@ -33,7 +17,7 @@ def run(
     extend: str | Path | None = None,
     scratch: Path | None = None,
     force: bool = False,
-) -> HarvestResult:
+) -> "HarvestResult":
     """Harvest into ``out``, a folder (default: one of its own below ``caches/``) or a URL as ``s3://...``.
 
     The team's locations (``config.team`` and SAECACHE_TEAM) are asked first: a finished cache of the same

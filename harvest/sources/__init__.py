@@ -1,5 +1,6 @@
 """Where text comes from: one file per kind of source."""
 
-from .source import Document, TextSource, open_source
+from .opening import open_source
+from .source import Document, TextSource
 
 __all__ = ["Document", "TextSource", "open_source"]

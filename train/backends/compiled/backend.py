@@ -7,27 +7,17 @@ from torch import Tensor
 
 from ...pairs import Pairs
 from .. import guessing
-from ..plain.products import sum_per_latent
+from ..plain.products import sum_per_latent as sum_per_latent
 from ..sources import Source
-from .adam import adam_step, gradient_norm
+from .adam import adam_step as adam_step
+from .adam import gradient_norm as gradient_norm
 from .bits import kth_largest, mask_of_largest
-from .pair_products import accumulate_by_latent, decode, sddmm
+from .pair_products import accumulate_by_latent as accumulate_by_latent
+from .pair_products import decode as decode
+from .pair_products import sddmm as sddmm
 from .selection.collect import collect
-from .selection.per_latent import largest_per_latent
-from .selection.per_row import largest_per_row
-
-__all__ = [
-    "above",
-    "accumulate_by_latent",
-    "adam_step",
-    "decode",
-    "gradient_norm",
-    "largest_of_batch",
-    "largest_per_latent",
-    "largest_per_row",
-    "sddmm",
-    "sum_per_latent",
-]
+from .selection.per_latent import largest_per_latent as largest_per_latent
+from .selection.per_row import largest_per_row as largest_per_row
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:

@@ -7,22 +7,15 @@ from torch import Tensor
 from ...pairs import Pairs
 from .. import guessing
 from ..sources import Source
-from .adam import adam_step, gradient_norm
-from .products import accumulate_by_latent, decode, sddmm, sum_per_latent
-from .selection import collect, kth_largest, largest_per_latent, largest_per_row, mask_of_largest
-
-__all__ = [
-    "above",
-    "accumulate_by_latent",
-    "adam_step",
-    "decode",
-    "gradient_norm",
-    "largest_of_batch",
-    "largest_per_latent",
-    "largest_per_row",
-    "sddmm",
-    "sum_per_latent",
-]
+from .adam import adam_step as adam_step
+from .adam import gradient_norm as gradient_norm
+from .products import accumulate_by_latent as accumulate_by_latent
+from .products import decode as decode
+from .products import sddmm as sddmm
+from .products import sum_per_latent as sum_per_latent
+from .selection import collect, kth_largest, mask_of_largest
+from .selection import largest_per_latent as largest_per_latent
+from .selection import largest_per_row as largest_per_row
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:
