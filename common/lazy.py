@@ -29,5 +29,5 @@ class _CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Let the package of this ``__name__`` be called: ``saecache.train(...)`` calls ``saecache.train.run``."""
+    """Let the package ``package`` be called: ``saecache.train(...)`` calls ``saecache.train.run(...)``."""
     sys.modules[package].__class__ = _CallablePackage
