@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saecache.train import kernels
+from saecache.train.backends.compiled import backend as kernels
 from saecache.train.backends.plain import products as transpose
 from saecache.train.backends.triton import gradients
 from saecache.train.backends.triton.decode import decode, reconstruct
@@ -51,7 +51,7 @@ def test_by_latent_is_stable() -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_sums_per_latent(whole: bool) -> None:
     pairs = codes(300, F, 0.05, whole=whole)
-    assert_close(sum_per_latent(pairs, pairs.value), pairs.sum_per_latent(pairs.value), whole=whole)
+    assert_close(sum_per_latent(pairs, pairs.value), kernels.sum_per_latent(pairs, pairs.value), whole=whole)
     assert torch.equal(count_per_latent(pairs), pairs.count_per_latent())
 
 
@@ -67,7 +67,7 @@ def test_gradients(whole: bool, add: bool) -> None:
     weight_gradients(pairs, g, pairs.value, x, error, *got, add=add)
     kernels.accumulate_by_latent(pairs, g, x, want[0])
     kernels.accumulate_by_latent(pairs, pairs.value, error, want[1])
-    want[2] += pairs.sum_per_latent(g)
+    want[2] += kernels.sum_per_latent(pairs, g)
     for one, other in zip(got, want, strict=True):
         assert_close(one, other, whole=whole)
     out = torch.ones(F, D)
