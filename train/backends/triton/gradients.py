@@ -50,13 +50,13 @@ def _latent_row(
 ):  # fmt: skip
     """out[f] (+)= the sum of one latent: of its pairs, or of its segments."""
     first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
-    segment, stop = tl.load(segment_ptr + f).to(tl.int32), tl.load(segment_ptr + f + 1).to(tl.int32)
+    segment, stop = tl.load(segment_ptr + f), tl.load(segment_ptr + f + 1)
     column = tl.arange(0, DP)
     inside = column < D
     if (not ADD) | (last > first):
         sums = tl.zeros((DP,), tl.float32)
         if stop > segment:
-            part = scratch + segment.to(tl.int64) * D
+            part = scratch + segment * D
             for _ in range(segment, stop):
                 sums += tl.load(part + column, mask=inside, other=0.0)
                 part += D

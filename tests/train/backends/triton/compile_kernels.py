@@ -162,9 +162,10 @@ def main() -> None:
                 ptx = out.asm["ptx"]
                 line |= {
                     "shared": out.metadata.shared,
+                    "cuts_numbers": "arith.trunci" in out.asm["ttir"],
                     **memory_of(log.getvalue()),
                     "mma": [word for word in ("mma.sync", "wgmma", "tcgen05.mma") if word in ptx],
-                    "float_atomics": "atom" in ptx and ".f32" in ptx.split("atom", 1)[1].split(";", 1)[0],
+                    "float_atomics": bool(re.search(r"\b(atom|red)\.[^;]*\.[b]?f(16|32|64)", ptx)),
                 }
             except Exception as error:  # noqa: BLE001 - the report names every kernel that fails
                 line["error"] = f"{type(error).__name__}: {error}"

@@ -76,6 +76,13 @@ def test_above(case: tuple[Tensor, ...], way: str, strict: bool) -> None:
         assert_selects(above(x, W, b, threshold, strict=strict), mask, pre)
 
 
+def test_a_threshold_that_is_nan_admits_none_of_its_latent_and_all_of_its_neighbours() -> None:
+    x, W, b = factors(3, F, D, whole=True)
+    pre, threshold = exact_matrix(x, W, b), torch.full((F,), 20.0)
+    threshold[4], threshold[5], threshold[6] = torch.nan, torch.inf, -torch.inf
+    assert_selects(above(x, W, b, threshold), pre > threshold, pre)
+
+
 @pytest.mark.parametrize("k", [1, 40, F])
 def test_any_number_of_a_row(k: int) -> None:
     """Few of a row, more than half (negative ones too), all."""
