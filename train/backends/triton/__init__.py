@@ -19,7 +19,7 @@ def serves(tensor: Tensor) -> bool:
 
 @cache
 def _usable(device: torch.device) -> bool:
-    """Triton is installed, and the device is an NVIDIA one with tensor cores for bfloat16 (sm_80 or newer)."""
+    """Triton is installed, and the NVIDIA GPU has tensor cores for bfloat16 (sm_80 or newer)."""
     if find_spec("triton") is None or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -113,7 +113,7 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Te
     error = torch.empty_like(target)
     dots, squared = target.new_empty(len(pairs)), target.new_empty(len(target))
     launch(
-        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W_dec, target,
-        error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
+        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W_dec,
+        target, error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
     )  # fmt: skip
     return error, dots, squared

@@ -129,7 +129,7 @@ def memory_of(log: str) -> dict[str, int]:
     Only spills are registers that did not fit. A stack frame without spills holds an array that is indexed at
     run time, or is there for alignment.
     """
-    found = {what: 0 for what in ("stack frame", "spill stores", "spill loads")}
+    found = dict.fromkeys(("stack frame", "spill stores", "spill loads"), 0)
     for number, what in re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", log):
         found[what] = max(found[what], int(number))
     return found
