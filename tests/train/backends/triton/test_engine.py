@@ -18,7 +18,7 @@ from saecache.train.variants.base.variant import Plan
 
 from .cases import numbers
 
-B, F, D = 16, 64, 24
+B, F, D = 12, 64, 24
 PLAN = Plan(d_model=D, num_latents=F, batch_rows=B, num_steps=8)
 DEAD_AFTER = 1000  # rows; some latents start with more
 AUXK: dict[str, Any] = {"auxk": {"coefficient": 0.1, "k": 4}}

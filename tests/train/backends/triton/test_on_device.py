@@ -22,7 +22,7 @@ def test_its_checks_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_device, "DEVICE", "cpu")
     monkeypatch.setattr(on_device, "DEADLINE_SECONDS", float("inf"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    on_device.check(on_device.Case(5, 40, 12, 2, whole=False), "random")
+    on_device.check(on_device.Case(4, 24, 10, 2, whole=False), "random")
     assert on_device.report["errors"] == {}
     found = numbers_in(on_device.report["checks"])
     assert len(found) > 30
