@@ -39,6 +39,18 @@ def test_reconstruct(whole: bool) -> None:
     assert_close(squared, want.double().square().sum(1), whole=whole)
 
 
+def test_values_and_outputs_may_be_views_with_gaps() -> None:
+    pairs, W = codes(B, F, 0.1, whole=True), numbers(F, D, seed=6, whole=True)
+    spread = torch.full((len(pairs), 2), 9.0)
+    spread[:, 0] = pairs.value
+    view = pairs.with_value(spread[:, 0])
+    around = torch.full((B, 2 * D), 7.0)
+    decode(view, W, W[0].clone(), around[:, ::2])
+    assert torch.equal(around[:, ::2], decode(pairs, W, W[0].clone()))
+    assert bool((around[:, 1::2] == 7).all())
+    assert torch.equal(sum_per_latent(view, view.value), sum_per_latent(pairs, pairs.value))
+
+
 def test_by_latent_is_stable() -> None:
     pairs = codes(B, F, 0.2, whole=True)
     got, want = by_latent(pairs), transpose.by_latent(pairs)
