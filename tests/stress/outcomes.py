@@ -1,0 +1,97 @@
+"""How the rounds ended, counted by store, command and what was done to it; as JSON and as Markdown."""
+
+import json
+import os
+import platform
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RIGHT = "right at once"
+AGAIN = "an error, then right"
+RECOVERED = "killed, then right"
+WRONG = "WRONG"
+OUTCOMES = (RIGHT, AGAIN, RECOVERED, WRONG)
+_KINDS = {
+    "faults": ("Faults", "fault"),
+    "kills": ("`kill -9` at a request", "the command dies"),
+    "parties": ("Several at once on one place", "who"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    kind: str  # a key of _KINDS
+    command: str
+    what: str
+
+
+@dataclass
+class Outcomes:
+    """``facts`` says how the run was made; ``failures`` says of each wrong end how to see it again."""
+
+    facts: dict[str, Any]
+    counts: Counter[tuple[str, Row, str]] = field(default_factory=Counter)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, store: str, row: Row, outcome: str) -> None:
+        self.counts[store, row, outcome] += 1
+
+    def fail(self, store: str, row: Row, problem: str, **how: Any) -> None:
+        self.add(store, row, WRONG)
+        self.failures.append({"store": store, **asdict(row), "problem": problem, **how})
+        print(f"WRONG: {self.failures[-1]}", flush=True)
+
+    def write(self, folder: Path) -> None:
+        """``stress.json`` and ``stress.md`` in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = [
+            {"store": store, **asdict(row), "outcome": outcome, "rounds": rounds}
+            for (store, row, outcome), rounds in self.counts.items()
+        ]
+        document = {"facts": self.facts, "counts": counts, "failures": self.failures}
+        (folder / "stress.json").write_text(json.dumps(document, indent=1) + "\n")
+        (folder / "stress.md").write_text(self.markdown())
+
+    def markdown(self) -> str:
+        lines = [f"- {name}: {value}" for name, value in self.facts.items()]
+        for kind, (title, what) in _KINDS.items():
+            rows = sorted({row for _, row, _ in self.counts if row.kind == kind}, key=_place)
+            if not rows:
+                continue
+            used = [outcome for outcome in OUTCOMES if self._sum(rows, outcome) or outcome == WRONG]
+            lines += ["", f"### {title}", "", f"| command | {what} | {' | '.join(used)} |"]
+            lines.append("| --- | --- |" + " ---: |" * len(used))
+            for row in rows:
+                cells = (str(self._sum([row], outcome)) for outcome in used)
+                lines.append(f"| {row.command} | {row.what} | {' | '.join(cells)} |")
+            totals = (f"**{self._sum(rows, outcome)}**" for outcome in used)
+            lines.append(f"| **all** | | {' | '.join(totals)} |")
+        for failure in self.failures:
+            lines += ["", f"WRONG: `{json.dumps(failure)}`"]
+        return "\n".join(lines) + "\n"
+
+    def _sum(self, rows: list[Row], outcome: str) -> int:
+        return sum(n for (_, row, ended), n in self.counts.items() if row in rows and ended == outcome)
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row.command, row.what
+
+
+def facts_of_this_run(command: str, seed: int, stores: list[str]) -> dict[str, Any]:
+    """Date, command, seed and machine."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": command,
+        "seed": seed,
+        "stores": ", ".join(stores),
+        "machine": f"{_cores()} cores, {platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,85 @@
+"""The stress run: ``python -m tests.stress.run --out FOLDER``. Ends with status 1 if anything ended wrong.
+
+Real processes against real servers through the proxy of the tests, which breaks, delays and counts requests.
+The numbers of rounds are fixed by the options and the choices by the seed, so a run may take any time.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .clients import Clients
+from .faults import run_faults
+from .kills import run_kills
+from .outcomes import Outcomes, facts_of_this_run
+from .parties import run_parties
+from .stores import moto_command, running_store
+from .world import make_caches, open_world
+
+SECTIONS = ("kills", "faults", "parties")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    stores = (
+        arguments.stores.split(",")
+        if arguments.stores
+        else ["seaweedfs", *(["moto"] if moto_command() else [])]
+    )
+    outcomes = Outcomes(
+        facts_of_this_run(" ".join(["python -m tests.stress.run", *shown_words()]), arguments.seed, stores)
+    )
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="saecache-stress-") as temporary:
+        folder = Path(temporary)
+        clients = Clients(folder)
+        made = make_caches(clients, folder)
+        for name in stores:
+            with (
+                running_store(name, folder / name) as store,
+                open_world(store, clients, folder, made) as world,
+            ):
+                if "kills" in arguments.sections:
+                    run_kills(world, outcomes, every=arguments.kill_every, offset=arguments.seed)
+                if "faults" in arguments.sections:
+                    run_faults(
+                        world, outcomes, rounds=arguments.rounds, seed=arguments.seed, long=arguments.long
+                    )
+                if "parties" in arguments.sections:
+                    run_parties(world, outcomes, rounds=arguments.meetings, seed=arguments.seed)
+            print(f"{name}: done after {time.monotonic() - started:.0f} seconds", flush=True)
+        clients.close()
+    outcomes.facts["minutes"] = round((time.monotonic() - started) / 60, 1)
+    outcomes.write(arguments.out)
+    print(outcomes.markdown())
+    return 1 if outcomes.failures else 0
+
+
+def shown_words() -> list[str]:
+    """The options as given, without the folder of this machine."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        at = words.index("--out")
+        words = words[:at] + words[at + 2 :]
+    return words
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.run", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="decides every random choice")
+    parser.add_argument("--stores", help="seaweedfs, moto or both with a comma; default: what is installed")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--kill-every", type=int, default=1, metavar="N", help="kill at every N-th request")
+    parser.add_argument("--rounds", type=int, default=4, help="for each command and fault")
+    parser.add_argument("--meetings", type=int, default=6, help="rounds for each meeting of several commands")
+    parser.add_argument("--long", action="store_true", help="also faults that use up half a minute each")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/stress"), help="for stress.json and stress.md"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
