@@ -34,9 +34,13 @@ def _judge_whole(place: Place, _: Client) -> str:
     return place.difference()
 
 
+def judge_copy(place: Place) -> str:
+    """How the folder of a pull differs from the cache, or ""."""
+    return difference(files_of(place.folder / "copy"), files_of(place.world.caches["a"]))
+
+
 def _judge_pull(place: Place, _: Client) -> str:
-    here = difference(files_of(place.folder / "copy"), files_of(place.world.caches["a"]))
-    return here or place.difference()
+    return judge_copy(place) or place.difference()
 
 
 def _judge_rm(place: Place, _: Client) -> str:

@@ -1,8 +1,8 @@
 """Runs saecache commands as processes of their own: imports everything once, then forks a child for each.
 
-Run as a script. Every line of stdin is ``{"id", "words", "environment", "folder", "log"}``. The script answers
-on stdout with ``{"id", "pid"}`` when the child runs and ``{"id", "status"}`` when it has ended. What the command
-prints goes to ``log`` + ``.out`` and ``.err``. Whoever knows the process id may kill the child at any moment.
+Run as a script. Every line of stdin is ``{"id", "words", "environment", "folder", "log"}``. The script
+answers on stdout with ``{"id", "pid"}`` when the child runs and ``{"id", "status"}`` when it has ended. What
+the command prints goes to ``log`` + ``.out`` and ``.err``. Whoever knows the process id may kill the child.
 """
 
 import json

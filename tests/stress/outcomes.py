@@ -38,6 +38,8 @@ class Outcomes:
 
     def add(self, store: str, row: Row, outcome: str) -> None:
         self.counts[store, row, outcome] += 1
+        if self.counts.total() % 25 == 0:
+            print(f"{self.counts.total()} rounds, now {store}: {row.command}, {row.what}", flush=True)
 
     def fail(self, store: str, row: Row, problem: str, **how: Any) -> None:
         self.add(store, row, WRONG)

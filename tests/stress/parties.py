@@ -11,9 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .clients import Client
-from .commands import PULL, PUSH, RM, TRAIN, harvest_words, pull_words, push_words, rm_words, train_words
+from .commands import (
+    PULL,
+    PUSH,
+    RM,
+    TRAIN,
+    harvest_words,
+    judge_copy,
+    pull_words,
+    push_words,
+    rm_words,
+    train_words,
+)
 from .outcomes import AGAIN, RIGHT, Outcomes, Row
-from .world import Place, World, complaint, difference, files_of
+from .world import Place, World, complaint
 
 _LONGEST_PAUSE = 0.03  # seconds
 
@@ -110,9 +121,8 @@ def _lost_result(place: Place, won: list[Client]) -> str:
     for client in won:
         if client.words[0] == "train" and (problem := TRAIN.judge(place, client)):
             return f"train: {problem}"
-        if client.words[1] == "pull":
-            if problem := difference(files_of(place.folder / "copy"), files_of(place.world.caches["a"])):
-                return f"pull: {problem}"
+        if client.words[1] == "pull" and (problem := judge_copy(place)):
+            return f"pull: {problem}"
     return ""
 
 

@@ -15,46 +15,43 @@ from .faults import run_faults
 from .kills import run_kills
 from .outcomes import Outcomes, facts_of_this_run
 from .parties import run_parties
-from .stores import moto_command, running_store
-from .world import make_caches, open_world
+from .stores import running_store
+from .world import World, make_caches, open_world
 
+STORES = ("seaweedfs", "moto")
 SECTIONS = ("kills", "faults", "parties")
 
 
 def main() -> int:
     arguments = parse_arguments()
-    stores = (
-        arguments.stores.split(",")
-        if arguments.stores
-        else ["seaweedfs", *(["moto"] if moto_command() else [])]
-    )
-    outcomes = Outcomes(
-        facts_of_this_run(" ".join(["python -m tests.stress.run", *shown_words()]), arguments.seed, stores)
-    )
+    words = ["python", "-m", "tests.stress.run", *shown_words()]
+    outcomes = Outcomes(facts_of_this_run(" ".join(words), arguments.seed, arguments.stores))
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="saecache-stress-") as temporary:
         folder = Path(temporary)
         clients = Clients(folder)
         made = make_caches(clients, folder)
-        for name in stores:
+        for name in arguments.stores:
             with (
                 running_store(name, folder / name) as store,
                 open_world(store, clients, folder, made) as world,
             ):
-                if "kills" in arguments.sections:
-                    run_kills(world, outcomes, every=arguments.kill_every, offset=arguments.seed)
-                if "faults" in arguments.sections:
-                    run_faults(
-                        world, outcomes, rounds=arguments.rounds, seed=arguments.seed, long=arguments.long
-                    )
-                if "parties" in arguments.sections:
-                    run_parties(world, outcomes, rounds=arguments.meetings, seed=arguments.seed)
+                run_sections(world, outcomes, arguments)
             print(f"{name}: done after {time.monotonic() - started:.0f} seconds", flush=True)
         clients.close()
     outcomes.facts["minutes"] = round((time.monotonic() - started) / 60, 1)
     outcomes.write(arguments.out)
     print(outcomes.markdown())
     return 1 if outcomes.failures else 0
+
+
+def run_sections(world: World, outcomes: Outcomes, arguments: argparse.Namespace) -> None:
+    if "kills" in arguments.sections:
+        run_kills(world, outcomes, every=arguments.kill_every, offset=arguments.seed)
+    if "faults" in arguments.sections:
+        run_faults(world, outcomes, rounds=arguments.rounds, seed=arguments.seed, long=arguments.long)
+    if "parties" in arguments.sections:
+        run_parties(world, outcomes, rounds=arguments.meetings, seed=arguments.seed)
 
 
 def shown_words() -> list[str]:
@@ -69,7 +66,7 @@ def shown_words() -> list[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.stress.run", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="decides every random choice")
-    parser.add_argument("--stores", help="seaweedfs, moto or both with a comma; default: what is installed")
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES[:1])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--kill-every", type=int, default=1, metavar="N", help="kill at every N-th request")
     parser.add_argument("--rounds", type=int, default=4, help="for each command and fault")
