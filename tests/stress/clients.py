@@ -64,7 +64,7 @@ class Clients:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def start(self, words: list[str], environment: dict[str, str]) -> Client:
+    def start(self, words: list[str], environment: dict[str, str], *, learn: bool = False) -> Client:
         client = Client(words, self.folder / f"log-{len(self._clients)}")
         self._clients.append(client)
         job = {
@@ -73,6 +73,7 @@ class Clients:
             "environment": environment,
             "folder": str(self.folder),
             "log": str(client.log),
+            "learn": learn,
         }
         assert self._server.stdin
         self._server.stdin.write(json.dumps(job).encode() + b"\n")
@@ -93,8 +94,9 @@ class Clients:
         assert client.status is not None
         return client.status
 
-    def run(self, words: list[str], environment: dict[str, str]) -> Client:
-        client = self.start(words, environment)
+    def run(self, words: list[str], environment: dict[str, str], *, learn: bool = False) -> Client:
+        """Start it and wait for its end; with ``learn`` later commands need not import what it imported."""
+        client = self.start(words, environment, learn=learn)
         self.wait(client)
         return client
 

@@ -3,22 +3,18 @@
 Run as a script. Every line of stdin is ``{"id", "words", "environment", "folder", "log"}``. The script
 answers on stdout with ``{"id", "pid"}`` when the child runs and ``{"id", "status"}`` when it has ended. What
 the command prints goes to ``log`` + ``.out`` and ``.err``. Whoever knows the process id may kill the child.
+With ``"learn": true`` the script imports what the command had to import, so that later children need not.
 """
 
+import importlib
 import json
 import os
 import select
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-import saecache.commands.sharing
-import saecache.harvest.runner
-import saecache.store.remote.pull
-import saecache.store.remote.push
-import saecache.store.remote.removal
-import saecache.store.remote.team
-import saecache.store.remote.verify
-import saecache.train.runs.runner  # noqa: F401 - imported here so that no child has to
 from saecache.cli import main
 
 
@@ -41,7 +37,20 @@ def run_command(job: dict[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if job["learn"]:
+            modules_file(job).write_text(json.dumps(list(sys.modules)))
         os._exit(status if isinstance(status, int) else 1)
+
+
+def modules_file(job: dict[str, Any]) -> Path:
+    return Path(job["log"] + ".modules")
+
+
+def learn(job: dict[str, Any]) -> None:
+    """Import what the child of ``job`` imported. Imports alone start no threads, so forking stays sound."""
+    for name in json.loads(modules_file(job).read_text()):
+        with suppress(Exception):  # some modules can be imported by their own package only
+            importlib.import_module(name)
 
 
 def say(**words: Any) -> None:
@@ -50,7 +59,7 @@ def say(**words: Any) -> None:
 
 def serve() -> None:
     """Start what stdin asks for and report what ended, until stdin ends."""
-    running: dict[int, int] = {}
+    running: dict[int, dict[str, Any]] = {}
     lines = b""
     while True:
         if select.select([0], [], [], 0.005 if running else None)[0]:
@@ -62,12 +71,15 @@ def serve() -> None:
                 child = os.fork()
                 if child == 0:
                     run_command(job)
-                running[child] = job["id"]
+                running[child] = job
                 say(id=job["id"], pid=child)
         for child in list(running):
             ended, state = os.waitpid(child, os.WNOHANG)
             if ended:
-                say(id=running.pop(child), status=os.waitstatus_to_exitcode(state))
+                job = running.pop(child)
+                if job["learn"]:
+                    learn(job)
+                say(id=job["id"], status=os.waitstatus_to_exitcode(state))
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from .stores import Store
 PROVENANCE = "provenance/zarr.json"  # when and where a cache was made: it differs from harvest to harvest
 _HARVEST = """
 model: {name: "builtin:demo"}
-text: {kind: builtin}
+text: {kind: files, paths: text}
 tokens: {context: 64}
 hooks: [resid_post.1]
 num_tokens: 1000
 seed: SEED
-heldout_fraction: 0.08
+heldout_fraction: 0.1
 batch_size: 16
 device: cpu
-storage: {chunk_rows: 64, shard_bytes: 131072}
+storage: {chunk_rows: 64, shard_bytes: 65536}
 """
 _TRAIN = """
 hook: resid_post.1
@@ -142,7 +142,11 @@ def complaint(client: Client) -> str:
 
 
 def settings_files(folder: Path) -> None:
-    """``harvest-a.yaml``, ``harvest-b.yaml`` and ``train.yaml``."""
+    """``harvest-a.yaml``, ``harvest-b.yaml``, ``train.yaml`` and the text of the harvests."""
+    (folder / "text").mkdir()
+    documents = (f"document {n} says " + "so it goes, " * (n % 7) for n in range(120))
+    lines = (json.dumps({"text": document}) for document in documents)
+    (folder / "text" / "documents.jsonl").write_text("\n".join(lines))
     for cache, seed in (("a", 0), ("b", 1)):
         (folder / f"harvest-{cache}.yaml").write_text(_HARVEST.replace("SEED", str(seed)))
     (folder / "train.yaml").write_text(_TRAIN)
@@ -156,7 +160,7 @@ def make_caches(clients: Clients, folder: Path) -> tuple[dict[str, Path], dict[s
         ["train", "train.yaml", "--cache", "cache-a", "--out", "run"],
     ]
     for words in commands:
-        client = clients.run(words, {})
+        client = clients.run(words, {}, learn=True)
         if client.status != 0:
             raise RuntimeError(f"{' '.join(words)}: {client.errors}")
     return {cache: folder / f"cache-{cache}" for cache in "ab"}, sae_of(folder / "run")
