@@ -5,6 +5,7 @@ has done what it asks and before the client has the answer. n goes from 1 until 
 """
 
 import threading
+from collections.abc import Callable
 from itertools import count
 
 from .clients import Client
@@ -13,6 +14,8 @@ from .outcomes import RECOVERED, Outcomes, Row
 from .world import Place, World, complaint
 
 MOMENTS = ("before request n", "after request n")
+Recovery = Callable[[Place, Command, int], str]
+"""Gives commands at the place of a killed command, whose request is the last argument; what is wrong."""
 FOLLOWING = {"push": (RM, PUSH), "harvest": (RM, HARVEST), "rm": (PUSH, RM)}
 """By killed command: (another command that is given instead of the same, the one that must work after it)."""
 
@@ -44,37 +47,49 @@ def kill_at(place: Place, command: Command, request: int, moment: str) -> Client
 def run_kills(world: World, outcomes: Outcomes, *, every: int, offset: int) -> None:
     """Kill every ``every``-th request of every command, beginning with ``offset`` + 1."""
     for command in KILLED:
-        for moment in MOMENTS:
-            _kill_each(world, outcomes, command, moment, every, offset, instead=False)
+        ways: list[tuple[str, str, Recovery, int]] = [
+            (MOMENTS[0], "the same again", _recover, every),
+            (MOMENTS[1], "the same again", _recover, every),
+            (MOMENTS[0], "the same, killed too, and again", _recover_after_another_kill, 3 * every),
+        ]
         if command.name in FOLLOWING:
-            _kill_each(world, outcomes, command, MOMENTS[1], every, offset, instead=True)
+            names = " and then ".join(following.name for following in FOLLOWING[command.name])
+            ways.append((MOMENTS[1], f"{names} instead", _recover_instead, every))
+        for moment, then, recovery, step in ways:
+            row = Row("kills", command.name, f"{moment}; {then}")
+            for request in count(1 + offset % step, step):
+                if not _kill_once(world, outcomes, row, command, moment, request, recovery):
+                    break
 
 
-def _kill_each(
-    world: World, outcomes: Outcomes, command: Command, moment: str, every: int, offset: int, *, instead: bool
-) -> None:
-    another = (
-        f"{FOLLOWING[command.name][0].name} and then {FOLLOWING[command.name][1].name}" if instead else ""
-    )
-    row = Row("kills", command.name, f"{moment}; {another or 'the same'} again")
-    for request in count(1 + offset % every, every):
-        place = world.new_place()
-        try:
-            command.prepare(place)
-            client = kill_at(place, command, request, moment)
-            if client.status != -9:
-                problem = complaint(client) or command.problem(place, client)
-                if problem:
-                    outcomes.fail(world.store.name, row, f"unharmed: {problem}", request=request)
-                return
-            problem = _recover_instead(place, command) if instead else _recover(place, command, request)
-            if problem:
-                outcomes.fail(world.store.name, row, problem, request=request)
-            else:
-                outcomes.add(world.store.name, row, RECOVERED)
-        except (TimeoutError, ValueError) as error:
-            outcomes.fail(world.store.name, row, str(error), request=request)
-        place.remove()
+def _kill_once(
+    world: World,
+    outcomes: Outcomes,
+    row: Row,
+    command: Command,
+    moment: str,
+    request: int,
+    recovery: Recovery,
+) -> bool:
+    """Whether there was such a request."""
+    place = world.new_place()
+    killed = True
+    try:
+        command.prepare(place)
+        client = kill_at(place, command, request, moment)
+        killed = client.status == -9
+        if killed:
+            problem = recovery(place, command, request)
+        else:
+            problem = complaint(client) or command.problem(place, client)
+    except (TimeoutError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        outcomes.fail(world.store.name, row, problem, request=request, killed=killed)
+    elif killed:
+        outcomes.add(world.store.name, row, RECOVERED)
+    place.remove()
+    return killed
 
 
 def _recover(place: Place, command: Command, request: int) -> str:
@@ -93,7 +108,15 @@ def _recover(place: Place, command: Command, request: int) -> str:
     return f"{other.name} afterwards: {problem}" if problem else ""
 
 
-def _recover_instead(place: Place, command: Command) -> str:
+def _recover_after_another_kill(place: Place, command: Command, request: int) -> str:
+    """As :func:`_recover`, after the same command was killed again at another of its requests."""
+    second = kill_at(place, command, 1 + 7 * request % 40, MOMENTS[1])
+    if second.status != -9 and (problem := complaint(second) or command.problem(place, second)):
+        return f"the second time: {problem}"
+    return _recover(place, command, request)
+
+
+def _recover_instead(place: Place, command: Command, request: int) -> str:
     """Another command in the place of the same, and one more; what is wrong."""
     for following in FOLLOWING[command.name]:
         client = place.run(following.words(place), directly=True)

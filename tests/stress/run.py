@@ -5,6 +5,7 @@ The numbers of rounds are fixed by the options and the choices by the seed, so a
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ SECTIONS = ("kills", "faults", "parties")
 
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers and folders go all the same
     words = ["python", "-m", "tests.stress.run", *shown_words()]
     outcomes = Outcomes(facts_of_this_run(" ".join(words), arguments.seed, arguments.stores))
     started = time.monotonic()

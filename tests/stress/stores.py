@@ -48,20 +48,21 @@ class Store:
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Every object below ``prefix`` by its key relative to it, with its bytes."""
-        keys: list[str] = []
-        for page in self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=BUCKET, Prefix=prefix + "/"
-        ):
-            keys += [found["Key"] for found in page.get("Contents", [])]
         return {
             key.removeprefix(prefix + "/"): self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-            for key in keys
+            for key in self._keys(prefix)
         }
 
     def empty(self, prefix: str) -> None:
         """Remove every object below ``prefix``."""
-        for key in self.objects(prefix):
-            self._client.delete_object(Bucket=BUCKET, Key=f"{prefix}/{key}")
+        if keys := self._keys(prefix):
+            self._client.delete_objects(
+                Bucket=BUCKET, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+
+    def _keys(self, prefix: str) -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix + "/")
+        return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
     def fill(self, prefix: str, files: dict[str, bytes]) -> None:
         """Write objects as a push leaves them, without a push."""
