@@ -1,9 +1,10 @@
 """Seeded rounds of one fault each, at a random request of every command."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from .commands import COMMANDS, Command
+from .commands import Command
 from .outcomes import AGAIN, RIGHT, Outcomes, Row
 from .world import Place, World, complaint
 
@@ -47,9 +48,11 @@ def count_requests(world: World, command: Command) -> list[tuple[str, str]]:
     return requests
 
 
-def run_faults(world: World, outcomes: Outcomes, *, rounds: int, seed: int, long: bool) -> None:
+def run_faults(
+    world: World, outcomes: Outcomes, commands: Sequence[Command], *, rounds: int, seed: int, long: bool
+) -> None:
     """``rounds`` rounds for every command and fault; a fault that met no request does not count."""
-    for command in COMMANDS:
+    for command in commands:
         requests = count_requests(world, command)
         for name, fault in (FAULTS | (LONG if long else {})).items():
             for number in range(1 if name in LONG else rounds):

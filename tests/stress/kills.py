@@ -5,11 +5,11 @@ has done what it asks and before the client has the answer. n goes from 1 until 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from .clients import Client
-from .commands import HARVEST, KILLED, LS, PULL, PUSH, RM, VERIFY, Command
+from .commands import HARVEST, LS, PULL, PUSH, RM, VERIFY, Command
 from .outcomes import RECOVERED, Outcomes, Row
 from .world import Place, World, complaint
 
@@ -44,9 +44,11 @@ def kill_at(place: Place, command: Command, request: int, moment: str) -> Client
     return clients[0]
 
 
-def run_kills(world: World, outcomes: Outcomes, *, every: int, offset: int) -> None:
+def run_kills(
+    world: World, outcomes: Outcomes, commands: Sequence[Command], *, every: int, offset: int
+) -> None:
     """Kill every ``every``-th request of every command, beginning with ``offset`` + 1."""
-    for command in KILLED:
+    for command in commands:
         ways: list[tuple[str, str, Recovery, int]] = [
             (MOMENTS[0], "the same again", _recover, every),
             (MOMENTS[1], "the same again", _recover, every),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from .clients import Clients
+from .commands import COMMANDS, KILLED, Command
 from .faults import run_faults
 from .kills import run_kills
 from .outcomes import Outcomes, facts_of_this_run
@@ -48,10 +49,20 @@ def main() -> int:
 
 
 def run_sections(world: World, outcomes: Outcomes, arguments: argparse.Namespace) -> None:
+    def chosen(commands: tuple[Command, ...]) -> list[Command]:
+        return [command for command in commands if command.name in arguments.commands]
+
     if "kills" in arguments.sections:
-        run_kills(world, outcomes, every=arguments.kill_every, offset=arguments.seed)
+        run_kills(world, outcomes, chosen(KILLED), every=arguments.kill_every, offset=arguments.seed)
     if "faults" in arguments.sections:
-        run_faults(world, outcomes, rounds=arguments.rounds, seed=arguments.seed, long=arguments.long)
+        run_faults(
+            world,
+            outcomes,
+            chosen(COMMANDS),
+            rounds=arguments.rounds,
+            seed=arguments.seed,
+            long=arguments.long,
+        )
     if "parties" in arguments.sections:
         run_parties(world, outcomes, rounds=arguments.meetings, seed=arguments.seed)
 
@@ -70,6 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides every random choice")
     parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES[:1])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    names = [command.name for command in COMMANDS]
+    parser.add_argument("--commands", nargs="+", choices=names, default=names, help="for kills and faults")
     parser.add_argument("--kill-every", type=int, default=1, metavar="N", help="kill at every N-th request")
     parser.add_argument("--rounds", type=int, default=4, help="for each command and fault")
     parser.add_argument("--meetings", type=int, default=6, help="rounds for each meeting of several commands")
