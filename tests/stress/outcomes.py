@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,16 +15,16 @@ AGAIN = "an error, then right"
 RECOVERED = "killed, then right"
 WRONG = "WRONG"
 OUTCOMES = (RIGHT, AGAIN, RECOVERED, WRONG)
-_KINDS = {
-    "faults": ("Faults", "fault"),
-    "kills": ("`kill -9` at a request", "the command dies"),
-    "parties": ("Several at once on one place", "who"),
+_TITLES = {
+    "faults": "One fault at a random request: rounds by fault and command, and how they ended",
+    "kills": "`kill -9` at request n: rounds by what followed and by command, and how they ended",
+    "parties": "Several commands at once on one place",
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Row:
-    kind: str  # a key of _KINDS
+    kind: str  # a key of _TITLES
     command: str
     what: str
 
@@ -59,28 +60,36 @@ class Outcomes:
 
     def markdown(self) -> str:
         lines = [f"- {name}: {value}" for name, value in self.facts.items()]
-        for kind, (title, what) in _KINDS.items():
-            rows = sorted({row for _, row, _ in self.counts if row.kind == kind}, key=_place)
-            if not rows:
-                continue
-            used = [outcome for outcome in OUTCOMES if self._sum(rows, outcome) or outcome == WRONG]
-            lines += ["", f"### {title}", "", f"| command | {what} | {' | '.join(used)} |"]
-            lines.append("| --- | --- |" + " ---: |" * len(used))
-            for row in rows:
-                cells = (str(self._sum([row], outcome)) for outcome in used)
-                lines.append(f"| {row.command} | {row.what} | {' | '.join(cells)} |")
-            totals = (f"**{self._sum(rows, outcome)}**" for outcome in used)
-            lines.append(f"| **all** | | {' | '.join(totals)} |")
+        for kind, title in _TITLES.items():
+            rows = sorted({row for _, row, _ in self.counts if row.kind == kind})
+            if rows:
+                lines += ["", f"**{title}**", "", *self._table(rows)]
         for failure in self.failures:
             lines += ["", f"WRONG: `{json.dumps(failure)}`"]
         return "\n".join(lines) + "\n"
 
-    def _sum(self, rows: list[Row], outcome: str) -> int:
-        return sum(n for (_, row, ended), n in self.counts.items() if row in rows and ended == outcome)
+    def _table(self, rows: list[Row]) -> list[str]:
+        """What was done, how often to each command, and how that ended; one line for each thing done."""
+        commands = list(dict.fromkeys(row.command for row in rows))
+        ends = [outcome for outcome in OUTCOMES if self._sum(rows, [outcome]) or outcome == WRONG]
+        lines = [
+            f"| | {' | '.join([*commands, *ends])} |",
+            "| --- |" + " ---: |" * (len(commands) + len(ends)),
+        ]
+        whats = sorted({row.what for row in rows})
+        for what, chosen in [
+            *((w, [row for row in rows if row.what == w]) for w in whats),
+            ("**all**", rows),
+        ]:
+            each = [self._sum([row for row in chosen if row.command == name], OUTCOMES) for name in commands]
+            cells = [*each, *(self._sum(chosen, [outcome]) for outcome in ends)]
+            lines.append(
+                f"| {what} | {' | '.join(str(cell) if cell else '' for cell in cells[:-1])} | {cells[-1]} |"
+            )
+        return lines
 
-
-def _place(row: Row) -> tuple[str, str]:
-    return row.command, row.what
+    def _sum(self, rows: Sequence[Row], outcomes: Sequence[str]) -> int:
+        return sum(n for (_, row, ended), n in self.counts.items() if row in rows and ended in outcomes)
 
 
 def facts_of_this_run(command: str, seed: int, stores: list[str]) -> dict[str, Any]:

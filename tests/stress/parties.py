@@ -57,7 +57,7 @@ MEETINGS = (
 
 def run_parties(world: World, outcomes: Outcomes, *, rounds: int, seed: int) -> None:
     for meeting in MEETINGS:
-        row = Row("parties", meeting.name, "at once")
+        row = Row("parties", "rounds", meeting.name)
         for number in range(rounds):
             choose = random.Random(f"{seed} {world.store.name} {meeting.name} {number}")
             place = world.new_place()

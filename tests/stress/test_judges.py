@@ -53,7 +53,8 @@ def test_what_is_wrong_is_counted_and_kept(tmp_path: Path) -> None:
     outcomes.fail("moto", kills, "1 missing (zarr.json)", request=7)
     outcomes.write(tmp_path)
     table = (tmp_path / "stress.md").read_text()
-    assert "| push | before request n | 2 | 1 |" in table
-    assert f"| fault | {RIGHT} | {WRONG} |" in table
-    assert "| ls | 500 | 1 | 0 |" in table
+    assert f"| | push | {RECOVERED} | {WRONG} |" in table
+    assert "| before request n | 3 | 2 | 1 |" in table
+    assert f"| | ls | {RIGHT} | {WRONG} |" in table
+    assert "| 500 | 1 | 1 | 0 |" in table
     assert '"request": 7' in table and '"request": 7' in (tmp_path / "stress.json").read_text()
