@@ -30,22 +30,29 @@ def main() -> int:
     words = ["python", "-m", "tests.stress.run", *shown_words()]
     outcomes = Outcomes(facts_of_this_run(" ".join(words), arguments.seed, arguments.stores))
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="saecache-stress-") as temporary:
-        folder = Path(temporary)
-        clients = Clients(folder)
-        made = make_caches(clients, folder)
-        for name in arguments.stores:
-            with (
-                running_store(name, folder / name) as store,
-                open_world(store, clients, folder, made) as world,
-            ):
-                run_sections(world, outcomes, arguments)
-            print(f"{name}: done after {time.monotonic() - started:.0f} seconds", flush=True)
-        clients.close()
-    outcomes.facts["minutes"] = round((time.monotonic() - started) / 60, 1)
-    outcomes.write(arguments.out)
+    finished = False
+    try:
+        with tempfile.TemporaryDirectory(prefix="saecache-stress-") as temporary:
+            run_on_each_store(arguments, outcomes, Path(temporary))
+        finished = True
+    finally:  # a run that is stopped shows what it has done
+        outcomes.facts["minutes"] = round((time.monotonic() - started) / 60, 1)
+        outcomes.facts["finished"] = "yes" if finished else "no, it was stopped"
+        outcomes.write(arguments.out)
     print(outcomes.markdown())
     return 1 if outcomes.failures else 0
+
+
+def run_on_each_store(arguments: argparse.Namespace, outcomes: Outcomes, folder: Path) -> None:
+    clients = Clients(folder)
+    made = make_caches(clients, folder)
+    for name in arguments.stores:
+        with (
+            running_store(name, folder / name) as store,
+            open_world(store, clients, folder, made) as world,
+        ):
+            run_sections(world, outcomes, arguments)
+    clients.close()
 
 
 def run_sections(world: World, outcomes: Outcomes, arguments: argparse.Namespace) -> None:
