@@ -5,13 +5,30 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types check bench bench-docs hooks wheel clean
+.PHONY: demo test stress stress-short lint types check bench bench-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# Real commands against real S3 servers while the network breaks and processes are killed; docs/reliability.md shows a
+# result. About an hour; the short form takes some minutes. SEED=n makes other random choices.
+SEED ?= 0
+MOTO ?= $(VENV)-moto
+STRESS = SAECACHE_MOTO_SERVER=$(MOTO)/bin/moto_server $(BIN)/python -m tests.stress.run --seed $(SEED)
+
+stress: $(VENV)/.installed $(MOTO)/.installed
+	$(STRESS) --stores seaweedfs moto --long
+
+stress-short: $(VENV)/.installed
+	$(STRESS) --stores seaweedfs --kill-every 29 --rounds 1 --meetings 1
+
+$(MOTO)/.installed:
+	$(PYTHON) -m venv $(MOTO)
+	$(MOTO)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1"
+	@touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

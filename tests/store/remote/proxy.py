@@ -57,12 +57,18 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """``url`` is the endpoint to use; ``seen`` the requests so far; ``before`` is called with each."""
+    """``url`` is the endpoint to use; ``seen`` the requests so far, ``under_way`` those not answered yet.
+
+    ``before`` is called with each request, ``after`` when the server has done it and the client has no answer
+    yet; an OSError of theirs ends the connection.
+    """
 
     upstream: str
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     before: Callable[[str, str], None] | None = None
+    after: Callable[[str, str], None] | None = None
+    under_way: int = 0
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -85,7 +91,18 @@ class Proxy:
         with self._lock:
             self.faults.clear()
             self.seen.clear()
-            self.before = None
+            self.before = self.after = None
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request as under way."""
+        with self._lock:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.under_way -= 1
 
     def fault_for(self, method: str, path: str) -> Fault | None:
         """The fault of this request, which is used up by it."""
@@ -135,10 +152,17 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def do_request(self) -> None:
-        path = unquote(self.path)
+        with self.proxy.counted():
+            self._pass_on(unquote(self.path))
+
+    def _pass_on(self, path: str) -> None:
         if self.proxy.before:
             self.proxy.before(self.command, path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client is gone
+            self.close_connection = True
+            return
         fault = self.proxy.fault_for(self.command, path)
         if fault and fault.kind == "status":
             text = f"<Error><Code>{fault.code}</Code><Message>by the proxy</Message></Error>".encode()
@@ -152,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.upstream.endheaders(body)
         answer = self.upstream.getresponse()
         content = answer.read()
+        if self.proxy.after:
+            self.proxy.after(self.command, path)
         headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _OWN]
         if self.command == "HEAD":
             headers += [("Content-Length", answer.headers["Content-Length"] or "0")]
