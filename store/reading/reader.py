@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ...common.devices import choose_device
 from ...common.errors import UsageError
-from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, load_manifest
 from ..normalization import KINDS, Normalizer
+from ..provenance import read_provenance
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers

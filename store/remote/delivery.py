@@ -14,7 +14,8 @@ from ..manifest import FileInfo
 from .cache_objects import HARVEST_CLAIM, PROVENANCE, ROOT, Root, find_root, find_unfinished
 from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 
 UPLOADS_AT_ONCE = 4

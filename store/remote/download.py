@@ -3,20 +3,17 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ..durable import replacing, write_all
 from .failures import RemoteError, WrongBytesError
-from .upload import OnBytes, count_bytes
-
-if TYPE_CHECKING:
-    from .remote_folder import RemoteFolder
+from .object_requests import ObjectRequests, OnBytes, count_bytes
 
 _WRITE_BYTES = 4 << 20
 
 
 def fetch(
-    folder: "RemoteFolder",
+    folder: ObjectRequests,
     key: str,
     path: Path,
     size: int,
@@ -38,8 +35,13 @@ def fetch(
         folder.repeat(once)
 
 
+def checksum(folder: ObjectRequests, key: str, size: int, on_bytes: OnBytes | None = None) -> str:
+    """Read an object of ``size`` bytes and return its sha256, keeping nothing."""
+    return folder.repeat(lambda: stream(folder, key, None, size, on_bytes))
+
+
 def stream(
-    folder: "RemoteFolder", key: str, file: BinaryIO | None, size: int, on_bytes: OnBytes | None
+    folder: ObjectRequests, key: str, file: BinaryIO | None, size: int, on_bytes: OnBytes | None
 ) -> str:
     """Read an object once, into ``file`` if there is one; returns its sha256.
 

@@ -12,7 +12,8 @@ from ...common.errors import UsageError
 from .cache_objects import HARVEST_CLAIM, PROVENANCE, CacheObject, foreign_key, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
 from .failures import MissingObjectError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer
 

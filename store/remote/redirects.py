@@ -10,7 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 if TYPE_CHECKING:
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -45,15 +45,15 @@ def sends_tokens(provider: "Boto3CredentialProvider | None") -> bool:
 def refuse_redirects(endpoint: str, region: str) -> "ClientConfig":
     """Settings of the library with which it talks to no other host than that of ``endpoint``.
 
-    Hosts that hand out credentials are left out. Without a custom endpoint the server is AWS itself, which
-    issued the token. Behind a proxy of the user's the library cannot tell hosts apart: then a warning says so.
+    Hosts that hand out credentials may be asked too. Without a custom endpoint the server is AWS itself, which
+    issued the token. Behind the user's own proxy the library cannot tell hosts apart: a warning says so.
     """
     if not endpoint:
         return {}
     if _has_proxy(endpoint):
         logger.warning(
-            "requests to %s carry a session token and go through a proxy: if that server redirects to another "
-            "host, the token goes there too; use keys without a token, or a proxy that admits only this host",
+            "requests to %s carry a session token and go through a proxy: if that server redirects to another"
+            " host, the token goes there too; use keys without a token, or a proxy that admits only this host",
             urlsplit(endpoint).hostname,
         )
         return {}
@@ -71,6 +71,6 @@ def is_refused_redirect(error: BaseException) -> bool:
 def _has_proxy(endpoint: str) -> bool:
     if any(name.upper() == "AWS_PROXY_URL" for name in os.environ):
         return True
-    proxies, parts = getproxies_environment(), urlsplit(endpoint)
+    proxies, parts = getproxies(), urlsplit(endpoint)
     named = proxies.get(parts.scheme) or proxies.get("all")
-    return bool(named) and not proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies)
+    return bool(named) and not proxy_bypass(parts.netloc.rpartition("@")[2])

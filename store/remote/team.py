@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..info import printable
 from ..manifest import Manifest
+from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience

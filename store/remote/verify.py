@@ -14,7 +14,8 @@ from .cache_objects import (
     read_root,
 )
 from .failures import MissingObjectError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic
 

@@ -55,7 +55,7 @@ def hosts(request: pytest.FixtureRequest, team: str, monkeypatch: pytest.MonkeyP
             if self.command != "HEAD":
                 self.wfile.write(b"ok")
 
-        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 - names of the base class
 
         def log_message(self, *arguments: object) -> None:
             """Nothing on the terminal."""
@@ -139,7 +139,7 @@ def test_behind_a_proxy_a_warning_says_what_cannot_be_refused(
 
 
 class _RoleServer:
-    """Hands out temporary credentials, as the agent of a container does, at another address than the endpoint."""
+    """Hands out temporary credentials, as the agent of a container does; not at the endpoint's address."""
 
     def __init__(self) -> None:
         self.asked = 0
