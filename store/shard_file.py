@@ -155,6 +155,41 @@ def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDA
     return found
 
 
+def check_all_stored(offsets: NDArray[np.int64], where: str) -> None:
+    """
+    Raises:
+        CorruptCacheError: a chunk is absent, which none of a cache may be.
+    """
+    if (offsets < 0).any():
+        raise CorruptCacheError(f"{where}: chunk {int(np.flatnonzero(offsets < 0)[0])} is not stored")
+
+
+def check_crc(stored: NDArray[np.uint8], slot: int, where: str) -> None:
+    """
+    Raises:
+        CorruptCacheError: chunk ``slot``, as it is stored, does not match its crc32c.
+    """
+    if crc32c(stored[:-CRC_BYTES]) != stored[-CRC_BYTES:].tobytes():
+        raise CorruptCacheError(f"{where}: chunk {slot} does not match its crc32c")
+
+
+def decode_chunk(stored: NDArray[np.uint8], spec: ArraySpec, slot: int, where: str) -> NDArray[np.uint8]:
+    """The bytes of chunk ``slot``, uint8 [chunk_bytes]; a view of ``stored`` where it is not compressed.
+
+    Raises:
+        CorruptCacheError: they cannot be decoded.
+    """
+    payload = stored[:-CRC_BYTES]
+    if spec.codec is None:
+        return payload
+    decoded = np.empty(spec.chunk_bytes, np.uint8)
+    try:
+        spec.codec.decode(payload, decoded)
+    except ValueError as error:
+        raise CorruptCacheError(f"{where}: chunk {slot} cannot be decoded: {error}") from None
+    return decoded
+
+
 def _check_apart(
     offsets: NDArray[np.uint64], sizes: NDArray[np.uint64], present: NDArray[np.int64], where: str
 ) -> None:
