@@ -13,7 +13,7 @@ _NAMED_ROWS = 5
 
 
 class NotFiniteError(CorruptCacheError):
-    """Rows of a cache hold NaN or infinity. Their bytes are those of the manifest: reading again is no help."""
+    """Rows of a cache hold NaN or infinity. Reading again is no help: they were written so."""
 
 
 def check_finite(payload: NDArray[np.uint8], spec: ArraySpec, number: int, where: str) -> None:
@@ -44,6 +44,6 @@ def check_finite(payload: NDArray[np.uint8], spec: ArraySpec, number: int, where
     named = ", ".join(map(str, bad[:_NAMED_ROWS]))
     more = f" and {len(bad) - _NAMED_ROWS} more of this chunk" if len(bad) > _NAMED_ROWS else ""
     raise NotFiniteError(
-        f"{where}: NaN or infinity in row{'s' * (len(bad) > 1)} {named}{more}; expected finite numbers: whoever "
-        "made this cache has to make it again"
+        f"{where}: NaN or infinity in row{'s' * (len(bad) > 1)} {named}{more}; expected finite numbers; "
+        "whoever made this cache has to make it again"
     )

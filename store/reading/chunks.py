@@ -57,9 +57,9 @@ class ShardedChunks:
     In a cache every chunk of every shard is there. Arrays of other Zarr programs may leave out chunks and
     shards that hold nothing but zeros: ``strict=False`` reads those too.
 
-    Every chunk is compared with its crc32c the first time this object uses it, and its numbers must be finite.
-    A shard that is missing, has the wrong size, or has a bad index or chunk raises :class:`CorruptCacheError`
-    with its name.
+    The first time this object uses a chunk, it compares it with its crc32c and checks that its numbers are
+    finite. A shard that is missing, has the wrong size, or has a bad index or chunk raises
+    :class:`CorruptCacheError` with its name.
     """
 
     def __init__(

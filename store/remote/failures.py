@@ -93,8 +93,8 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
     """
     if is_refused_redirect(error):
         return AccessError(
-            f"{what} at {where}: {server} redirects to another host, which is not followed because it would get"
-            " the session token too; ask that host directly (check the endpoint), or use keys without a token"
+            f"{what} at {where}: {server} redirects to another host, which is not followed because that host "
+            "would get the session token; check the endpoint, or use keys without a token"
         )
     failure = parse_failure(error)
     name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""

@@ -71,6 +71,19 @@ class ObjectRequests:
             raise WrongBytesError(f"{self.url}/{key}: {result.meta['size']} bytes, expected {size}")
         return self.chunks(key, result)
 
+    def read_range_once(self, key: str, start: int, length: int) -> bytes:
+        """``length`` bytes of an object from ``start`` on, asked for once; for use inside :meth:`repeat`."""
+        import obstore
+
+        with self.translated(f"reading {key}"):
+            store, name = self.bucket.store("reading"), self.name_of(key)
+            found = bytes(
+                self.bucket.ask(lambda: obstore.get_range_async(store, name, start=start, length=length))
+            )
+        if len(found) != length:
+            raise WrongBytesError(f"{self.url}/{key}: {len(found)} bytes from {start}, expected {length}")
+        return found
+
     def head(self, key: str) -> ObjectInfo | None:
         """What the store says of an object, or None if there is no such object."""
         import obstore

@@ -45,15 +45,15 @@ def sends_tokens(provider: "Boto3CredentialProvider | None") -> bool:
 def refuse_redirects(endpoint: str, region: str) -> "ClientConfig":
     """Settings of the library with which it talks to no other host than that of ``endpoint``.
 
-    Hosts that hand out credentials may be asked too. Without a custom endpoint the server is AWS itself, which
-    issued the token. Behind the user's own proxy the library cannot tell hosts apart: a warning says so.
+    Hosts that hand out credentials may be asked too. Without a custom endpoint the server is AWS itself,
+    which issued the token. Behind the user's own proxy the library cannot tell hosts apart: a warning says so.
     """
     if not endpoint:
         return {}
     if _has_proxy(endpoint):
         logger.warning(
-            "requests to %s carry a session token and go through a proxy: if that server redirects to another"
-            " host, the token goes there too; use keys without a token, or a proxy that admits only this host",
+            "requests to %s carry a session token and go through a proxy: if that server redirects to "
+            "another host, the token goes there too; use keys without a token, or a proxy for this host only",
             urlsplit(endpoint).hostname,
         )
         return {}
