@@ -16,6 +16,22 @@ class NotFiniteError(CorruptCacheError):
     """Rows of a cache hold NaN or infinity. Reading again is no help: they were written so."""
 
 
+def infinity_bits(spec: ArraySpec) -> int | None:
+    """The bits of infinity in the number type of an array; None for integers."""
+    return _INFINITY.get(spec.bits_of or spec.dtype)
+
+
+def is_finite(block: NDArray[np.uint8], spec: ArraySpec) -> bool:
+    """Whether some numbers of an array, uint8 [bytes], are all finite. Needs no compiler."""
+    infinity = infinity_bits(spec)
+    if infinity is None:
+        return True
+    size = np.dtype(spec.dtype).itemsize
+    words: NDArray[Any] = block.view(f"<u{size}")
+    # the largest bits among positive and among negative numbers: two passes without memory in between
+    return bool(words.view(f"<i{size}").max() < infinity and words.max() < 1 << (8 * size - 1) | infinity)
+
+
 def check_finite(payload: NDArray[np.uint8], spec: ArraySpec, number: int, where: str) -> None:
     """Check that the rows of an inner chunk, padding aside, are finite numbers.
 
@@ -28,19 +44,14 @@ def check_finite(payload: NDArray[np.uint8], spec: ArraySpec, number: int, where
     Raises:
         NotFiniteError: with the numbers of the rows.
     """
-    infinity = _INFINITY.get(spec.bits_of or spec.dtype)
-    if infinity is None:
-        return
     first = number * spec.chunk_rows
     rows = min(spec.chunk_rows, spec.shape[0] - first)
-    bits = np.dtype(spec.dtype).itemsize
-    words: NDArray[Any] = payload[: rows * spec.row_bytes].view(f"<u{bits}")
-    sign = 1 << (8 * bits - 1)
-    # The largest bits among positive and among negative numbers: two passes without memory in between.
-    if words.view(f"<i{bits}").max() < infinity and words.max() < sign | infinity:
+    stored = payload[: rows * spec.row_bytes]
+    if is_finite(stored, spec):
         return
-    magnitudes = words.reshape(rows, -1) & words.dtype.type(sign - 1)
-    bad = (first + np.flatnonzero((magnitudes >= infinity).any(axis=1))).tolist()
+    words = stored.view(f"<u{np.dtype(spec.dtype).itemsize}").reshape(rows, -1)
+    magnitudes = words & np.iinfo(words.dtype).max // 2
+    bad = (first + np.flatnonzero((magnitudes >= infinity_bits(spec)).any(axis=1))).tolist()
     named = ", ".join(map(str, bad[:_NAMED_ROWS]))
     more = f" and {len(bad) - _NAMED_ROWS} more of this chunk" if len(bad) > _NAMED_ROWS else ""
     raise NotFiniteError(

@@ -6,7 +6,7 @@ come from anybody: its index is checked before it is used.
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +23,7 @@ from .layout import ArraySpec, index_size
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
 CHUNKS_IN_FLIGHT = 4
+_BLOCK_BYTES = 1 << 18
 
 
 def crc32c(payload: bytes | NDArray[Any]) -> bytes:
@@ -164,12 +165,24 @@ def check_all_stored(offsets: NDArray[np.int64], where: str) -> None:
         raise CorruptCacheError(f"{where}: chunk {int(np.flatnonzero(offsets < 0)[0])} is not stored")
 
 
-def check_crc(stored: NDArray[np.uint8], slot: int, where: str) -> None:
-    """
+def check_crc(
+    stored: NDArray[np.uint8], slot: int, where: str, look: Callable[[NDArray[np.uint8]], None] | None = None
+) -> None:
+    """Compare chunk ``slot``, as it is stored, with its crc32c.
+
+    Args:
+        look: gets each block of it, before the processor's cache has lost it; none of it is trusted yet.
+
     Raises:
-        CorruptCacheError: chunk ``slot``, as it is stored, does not match its crc32c.
+        CorruptCacheError: they differ.
     """
-    if crc32c(stored[:-CRC_BYTES]) != stored[-CRC_BYTES:].tobytes():
+    payload, value = stored[:-CRC_BYTES], 0
+    for start in range(0, len(payload), _BLOCK_BYTES):
+        block = payload[start : start + _BLOCK_BYTES]
+        value = crc32c_library.crc32c(block, value, gil_release_mode=1)
+        if look is not None:
+            look(block)
+    if value.to_bytes(CRC_BYTES, "little") != stored[-CRC_BYTES:].tobytes():
         raise CorruptCacheError(f"{where}: chunk {slot} does not match its crc32c")
 
 

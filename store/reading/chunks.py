@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import CorruptCacheError
-from ..finite import NotFiniteError, check_finite
+from ..finite import NotFiniteError, check_finite, is_finite
 from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, check_all_stored, check_crc, decode_chunk, parse_index
 
@@ -61,6 +61,8 @@ class ShardedChunks:
     finite. A shard that is missing, has the wrong size, or has a bad index or chunk raises
     :class:`CorruptCacheError` with its name.
     """
+
+    is_finite = staticmethod(is_finite)
 
     def __init__(
         self,
@@ -114,13 +116,23 @@ class ShardedChunks:
         if offset < 0:
             return np.zeros(self.spec.chunk_bytes, np.uint8)
         stored = np.frombuffer(shard.mapped, np.uint8, int(shard.sizes[slot]), offset)
-        if not checked[slot] and not (shard.held is not None and shard.held.verified):
-            check_crc(stored, slot, shard.where)
+        if checked[slot]:
+            return decode_chunk(stored, self.spec, slot, shard.where)
+        finite = True
+
+        def look(block: NDArray[np.uint8]) -> None:
+            nonlocal finite
+            finite = finite and self.is_finite(block, self.spec)
+
+        plain, verified = self.spec.codec is None, shard.held is not None and shard.held.verified
+        if not verified:
+            check_crc(stored, slot, shard.where, look if plain else None)
         payload = decode_chunk(stored, self.spec, slot, shard.where)
-        if not checked[slot]:
-            if self._strict:
-                check_finite(payload, self.spec, number, shard.where)
-            checked[slot] = True
+        if verified or not plain:
+            look(payload)
+        if self._strict and not finite:
+            check_finite(payload, self.spec, number, shard.where)
+        checked[slot] = True
         return payload
 
     def is_checked(self, number: int) -> bool:

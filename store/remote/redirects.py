@@ -46,7 +46,7 @@ def refuse_redirects(endpoint: str, region: str) -> "ClientConfig":
     """Settings of the library with which it talks to no other host than that of ``endpoint``.
 
     Hosts that hand out credentials may be asked too. Without a custom endpoint the server is AWS itself,
-    which issued the token. Behind the user's own proxy the library cannot tell hosts apart: a warning says so.
+    which issued the token. Behind the user's own proxy the library cannot tell hosts apart: it warns.
     """
     if not endpoint:
         return {}
