@@ -114,11 +114,7 @@ class BucketDelivery:
         listed = self._there.get(file.path)
         if listed is None or listed.size != file.size:
             return False
-        info = self._remote.head(file.path)
-        recorded = info.sha256 if info else None
-        if info is not None and recorded is None:  # this kind of store keeps no checksums
-            recorded = self._remote.checksum(file.path, size=info.size)
-        return recorded == file.sha256
+        return self._remote.find_equal(file.path, size=file.size, sha256=file.sha256) is not None
 
     def _check_all_there(self, root: Root) -> None:
         assert self._claim is not None

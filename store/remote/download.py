@@ -31,10 +31,13 @@ def fetch(
             file.truncate()
         writer = BlockWriter(file, min(size, _WRITE_BYTES))
         got = stream(folder, key, size, on_bytes, writer.write)
-        if got != sha256:
+        try:
+            if got != sha256:
+                raise WrongBytesError(f"{folder.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
+            writer.flush()
+        except BaseException:
             count_bytes(on_bytes, -size)
-            raise WrongBytesError(f"{folder.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
-        writer.flush()
+            raise
 
     # "wb" would truncate: see once()
     with replacing(path) if durable else path.open("ab", buffering=0) as file:

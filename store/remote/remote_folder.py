@@ -162,6 +162,19 @@ class RemoteFolder(ObjectRequests):
 
         return self.repeat(once)
 
+    def find_equal(self, key: str, *, size: int, sha256: str, read: bool = False) -> ObjectInfo | None:
+        """The object ``key`` if it has this size and sha256.
+
+        The sha256 that was recorded beside it is believed, unless ``read``; where there is none, it is read.
+        """
+        info = self.head(key)
+        if info is None or info.size != size:
+            return None
+        found = info.sha256
+        if found is None or (read and found == sha256):
+            found = self.checksum(key, size=size)
+        return info if found == sha256 else None
+
     def upload(
         self, path: Path, key: str, *, size: int, sha256: str, on_bytes: OnBytes | None = None
     ) -> ObjectInfo:

@@ -14,7 +14,6 @@ from .cache_objects import (
     CacheObject,
     foreign_key,
     read_metadata,
-    read_provenance,
     read_root,
 )
 from .download import stream
@@ -89,7 +88,7 @@ def verify_remote(
 
     def check_small(key: str) -> None:
         try:
-            read_provenance(location) if key == PROVENANCE else read_metadata(location, root, key)
+            read_metadata(location, root, key)
         except MissingObjectError:
             report.problems += [f"{key}: missing"] if key != PROVENANCE else []
         except CorruptCacheError as error:
