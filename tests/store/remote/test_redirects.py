@@ -11,8 +11,6 @@ import pytest
 from saecache.store.remote import RemoteFolder, open_remote_folder
 from saecache.store.remote.failures import AccessError
 
-from .conftest import QUICK
-
 SECRETS = ("x-amz-security-token", "authorization", "x-amz-server-side-encryption-customer-key")
 VERBS: dict[str, Callable[[RemoteFolder, Path], object]] = {
     "read": lambda folder, _: folder.get("k", 1000),
@@ -78,7 +76,7 @@ def test_a_session_token_goes_to_no_other_host(
     hosts: Hosts, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-5c1e")
-    folder = open_remote_folder("s3://bucket/team", QUICK)
+    folder = open_remote_folder("s3://bucket/team")
     with pytest.raises(AccessError, match="redirects to another"):
         VERBS[verb](folder, tmp_path)
     assert hosts.received == []
@@ -86,7 +84,7 @@ def test_a_session_token_goes_to_no_other_host(
 
 def test_keys_alone_are_followed_without_them(hosts: Hosts) -> None:
     """As servers need that keep their objects with a content delivery network."""
-    assert open_remote_folder("s3://bucket/team", QUICK).get("k", 1000) == b"ok"
+    assert open_remote_folder("s3://bucket/team").get("k", 1000) == b"ok"
     assert hosts.received
     assert not any(name in headers for headers in hosts.received for name in SECRETS)
 
@@ -108,7 +106,7 @@ def test_other_sources_of_tokens(
         monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
         (tmp_path / "token").write_text("t")
     with pytest.raises(AccessError, match="redirects to another"):
-        open_remote_folder("s3://bucket/team", QUICK).get("k", 1000)
+        open_remote_folder("s3://bucket/team").get("k", 1000)
     assert hosts.received == []
     if not profile:
         assert role.asked == 1  # it may be asked, although it is another host
@@ -119,7 +117,7 @@ def test_a_customer_key_goes_to_no_other_host(hosts: Hosts, monkeypatch: pytest.
     monkeypatch.setenv("AWS_SSE_CUSTOMER_KEY_BASE64", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
     monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "sse-c")
     with pytest.raises(AccessError, match="redirects to another"):
-        open_remote_folder("s3://bucket/team", QUICK).get("k", 1000)
+        open_remote_folder("s3://bucket/team").get("k", 1000)
     assert hosts.received == []
 
 
