@@ -96,3 +96,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def printable(text: str) -> str:
+    """Escape what would control the terminal: a cache may come from anybody."""
+    return text if text.isprintable() else ascii(text)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..info import printable
 from ..manifest import Manifest
+from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
@@ -109,25 +109,21 @@ def _name(part: Any, *keys: str) -> str:
 
 def format_listing(found: list[Listed], url: str) -> str:
     """A table, one line for each cache; places are relative to ``url``."""
-    header = (
-        *["cache", "model", "hooks", "dataset", "tokens", "context", "stored", "size", "date", "fingerprint"],
-        "",
-    )
-    rows = [_cells(listed, url.rstrip("/")) for listed in found]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    rows = [_COLUMNS, *(_cells(listed, url.rstrip("/")) for listed in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             cell.rjust(width) if column in _RIGHT else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in [header, *rows]
+        for row in rows
     ]
     return "\n".join(lines)
 
 
 _COLUMNS = (
     *("cache", "model", "hooks", "dataset", "tokens", "context"),
-    *("stored", "size", "date", "fingerprint"),
+    *("stored", "size", "date", "fingerprint", ""),
 )
 _RIGHT = (4, 5, 7)
 
