@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.frozen import FrozenModel
+from ..common.untrusted_files import read_regular
 from ..common.versions import package_version
 from .encoding.codecs import Codec
 from .identity import canonical_json, fingerprint
@@ -41,8 +42,12 @@ NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
+# Positions that a cache without token arrays may have been sliced from.
+_SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
 # Fields that a manifest and its layout have in common; hooks and cut differ in form.
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
+
+_LONGEST_PLACE = 200  # characters that an error says of where in the manifest it is
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -107,6 +112,7 @@ class Manifest(FrozenModel):
     def _one_for_each_shard(cls, files: Any, info: ValidationInfo) -> Any:
         """Compare their number with the layout before parsing them; the fields above are checked by now."""
         if isinstance(files, list) and cls.model_fields.keys() - info.data.keys() == {"files"}:
+            _check_positions(info.data)
             expected = sum(spec.num_shards for spec in _layout_of(info.data).arrays())
             if len(files) != expected:
                 raise ValueError(f"expected {expected} shards, got {len(files)}")
@@ -184,6 +190,24 @@ def _layout_of(fields: Mapping[str, Any]) -> Layout:
     )
 
 
+def _check_positions(fields: Mapping[str, Any]) -> None:
+    """Compare the number of rows with the positions of all sequences, which checks walk through.
+
+    Token arrays are as large as there are positions. Without them every row is a sequence of its own, unless
+    the cache is a slice of some of the rows.
+    """
+    rows = fields["train_rows"] + fields["heldout_rows"]
+    sequences, context = fields["sequences"], fields["context"]
+    if rows > sequences * context:
+        raise ValueError(f"{rows} rows are more than the positions of {sequences} sequences of {context}")
+    most = max(_SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW * rows) if "slice" in fields["identity"] else rows
+    if fields["tokens"] == "none" and (context != 1 or sequences > most):
+        raise ValueError(
+            f"{sequences} sequences of {context} positions without tokens for {rows} rows; expected one for "
+            "each row"
+        )
+
+
 def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
     """The oldest format version that can hold such rows: a cache is written in that one."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
@@ -205,7 +229,7 @@ def load_manifest(path: Path | str) -> Manifest:
     root = path / "zarr.json"
     if not path.is_dir():
         raise UsageError(f"no cache at {path}: there is no such folder")
-    if not root.is_file():
+    if not root.exists():
         if (path / ".writing").is_dir():
             raise IncompleteCacheError(
                 f"the cache at {path} is unfinished: run the command that writes it again, "
@@ -217,10 +241,14 @@ def load_manifest(path: Path | str) -> Manifest:
                 "it continues where it stopped"
             )
         raise UsageError(f"{path} is not a cache: it has no zarr.json")
-    if root.stat().st_size > MAX_MANIFEST_BYTES:
-        raise CorruptCacheError(f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large")
     check_no_links(path, ["zarr.json"])
-    return parse_manifest(root.read_bytes(), str(root))
+    try:
+        content = read_regular(root, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        raise CorruptCacheError(f"{root}: {error}") from None
+    except OSError as error:
+        raise CorruptCacheError(f"{root} cannot be read: {error.strerror}") from None
+    return parse_manifest(content, str(root))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -281,6 +309,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
 def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    detail = error.errors()[0]
-    place = ".".join(str(part) for part in detail["loc"])
-    return f"{place}: {detail['msg']}" if place else str(detail["msg"])
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in detail["loc"])[:_LONGEST_PLACE]
+    message = str(detail["msg"])
+    return f"{place if place.isprintable() else ascii(place)}: {message}" if place else message
