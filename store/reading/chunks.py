@@ -1,6 +1,8 @@
 """The inner chunks of one array, read through memory maps of its shard files."""
 
+import errno
 import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,7 +16,8 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import CorruptCacheError
+from ...common.errors import CorruptCacheError, SaecacheError
+from ...common.untrusted_files import open_regular
 from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, crc32c, parse_index
 
@@ -189,8 +192,8 @@ class ShardedChunks:
         path = Path(self._root) / name if held is None else held.path
         where = f"{self._root}/{name}"
         try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 if not size or (self._strict and not self.spec.may_have_size(number, size)):
                     raise CorruptCacheError(
                         f"{where}: {size} bytes, expected {expected}: truncated or altered"
@@ -202,6 +205,9 @@ class ShardedChunks:
                 raise CorruptCacheError(f"{where}: the shard is missing") from None
             nothing = np.full(self.spec.chunks_per_shard, -1)
             return _Shard(where, mmap.mmap(-1, 1), nothing, nothing)
+        except OSError as error:  # of the bytes only if they are none: the disk, or rights, may be mended
+            kind = CorruptCacheError if error.errno == errno.EINVAL else SaecacheError
+            raise kind(f"{where} cannot be read: {error.strerror}") from None
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
         offsets, sizes = parse_index(tail, self.spec, where, size).T
         present = offsets[: self.spec.chunks_of_shard(number)]
