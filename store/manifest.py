@@ -44,6 +44,7 @@ MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
 # Positions that a cache without token arrays may have been sliced from.
 _SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
+_FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
 # Fields that a manifest and its layout have in common; hooks and cut differ in form.
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
@@ -284,6 +285,23 @@ def _check_version(values: Mapping[str, Any], where: str) -> None:
         f"up to version {FORMAT_VERSION}: upgrade to saecache {newer} "
         f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
     )
+
+
+def find_growing_arrays(manifest: Manifest) -> set[str]:
+    """Paths of compressed arrays whose rows take so many times their file that memory must not hold many.
+
+    Rows of a model shrink by a few times; equal ones shrink without end.
+    """
+    if manifest.codec is None:
+        return set()
+    sizes = {file.path: file.size for file in manifest.files}
+    growing = set()
+    for spec in manifest.layout.arrays():
+        if spec.codec is not None:
+            stored = sum(sizes[spec.shard_path(shard)] for shard in range(spec.num_shards))
+            if spec.shape[0] * spec.row_bytes > max(_FREE_DECODED_BYTES, _MOST_GROWTH * stored):
+                growing.add(spec.path)
+    return growing
 
 
 def check_files(path: Path, manifest: Manifest) -> None:

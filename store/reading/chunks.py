@@ -71,10 +71,12 @@ class ShardedChunks:
         strict: bool = True,
         files: ShardFiles | None = None,
         rows: int | None = None,
+        keep_decoded: bool = True,
     ) -> None:
         """``root`` is the cache's folder; with ``files``, it is only its name in messages.
 
-        With ``rows`` the array has only the first so many rows.
+        With ``rows`` the array has only the first so many rows. Without ``keep_decoded`` compressed chunks
+        are decoded each time they are used, and no memory holds several of them.
         """
         self.spec = spec
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
@@ -85,7 +87,8 @@ class ShardedChunks:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
-        self._decoded = None if spec.codec is None else DecodedChunks(self._payload)
+        self.keep_decoded = keep_decoded or spec.codec is None
+        self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None
 
     def chunk(self, number: int) -> NDArray[Any]:
         """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked.
@@ -128,7 +131,7 @@ class ShardedChunks:
         return decoded
 
     def is_checked(self, number: int) -> bool:
-        """Whether this object has checked inner chunk ``number``, which then needs no decoding either."""
+        """Whether this object has checked inner chunk ``number``, and would not decode it ahead either."""
         if self._decoded is not None:
             return False
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)

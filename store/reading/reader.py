@@ -14,7 +14,7 @@ from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
-from ..manifest import Manifest, check_files, load_manifest
+from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
 from ..normalization import KINDS, Normalizer
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
@@ -84,9 +84,14 @@ class ActivationCache:
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
         self._kept: dict[tuple[str, str, float, int], int] = {}
+        growing = find_growing_arrays(manifest)
         self._arrays = {
             spec.path: ShardedArray(
-                path, spec, files=files, rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None
+                path,
+                spec,
+                files=files,
+                rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None,
+                keep_decoded=spec.path not in growing,
             )
             for spec in self._layout.arrays()
         }

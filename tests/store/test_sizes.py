@@ -27,6 +27,7 @@ from saecache.store import (
 )
 from saecache.store.info import largest_rows, read_provenance
 from saecache.store.manifest import load_manifest, parse_manifest
+from saecache.store.remote.team import list_caches
 from saecache.store.untrusted import parse_json
 
 from .test_hostile import copied, little_memory, sealed, values, values_of  # noqa: F401 - fixtures among them
@@ -204,3 +205,25 @@ def test_chunks_that_grow_when_they_are_decoded_are_not_kept(tmp_path: Path, kin
             batches.close()  # type: ignore[attr-defined]
     assert (cache.rows("h", [0, rows - 1, 7, 2000]) == 1).all()
     assert verify_cache(tmp_path / "c").ok
+
+
+# The table of a team
+
+
+def test_a_large_object_does_not_keep_a_team_waiting(tmp_path: Path, cache_path: Path) -> None:
+    """A manifest of 250 MB took 11.4 GB and minutes, of everybody who listed its prefix."""
+    shutil.copytree(cache_path, tmp_path / "team" / "good")
+    for name in ("zarr.json", ".unfinished.json"):
+        place = tmp_path / "team" / f"large{name}" / name
+        place.parent.mkdir()
+        with place.open("wb") as file:
+            file.write(b'{"attributes": {"saecache": [')
+            file.truncate(200 * MIB)
+    with little_memory(16 * MIB):
+        found = {listed.url.rpartition("/")[2]: listed for listed in list_caches(f"file://{tmp_path}/team")}
+    assert {name: listed.state for name, listed in found.items()} == {
+        "good": "complete",
+        "largezarr.json": "unreadable",
+        "large.unfinished.json": "unreadable",
+    }
+    assert "209715200 bytes" in found["largezarr.json"].problem
