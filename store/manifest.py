@@ -35,7 +35,7 @@ from .layout import (
     TokensKind,
     check_hook_names,
 )
-from .untrusted import check_depth, check_no_links, parse_json
+from .untrusted import check_depth, check_no_links, describe_invalid, parse_json
 
 FORMAT_VERSION = 2
 NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads it; version 1 does not say
@@ -47,8 +47,6 @@ _SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
 _FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
 # Fields that a manifest and its layout have in common; hooks and cut differ in form.
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
-
-_LONGEST_PLACE = 200  # characters that an error says of where in the manifest it is
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -245,8 +243,10 @@ def load_manifest(path: Path | str) -> Manifest:
     check_no_links(path, ["zarr.json"])
     try:
         content = read_regular(root, MAX_MANIFEST_BYTES)
-    except ValueError as error:
-        raise CorruptCacheError(f"{root}: {error}") from None
+    except ValueError:
+        raise CorruptCacheError(
+            f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large"
+        ) from None
     except OSError as error:
         raise CorruptCacheError(f"{root} cannot be read: {error.strerror}") from None
     return parse_manifest(content, str(root))
@@ -269,7 +269,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             raise CorruptCacheError(f"{where}: the manifest does not match its own checksum")
         return Manifest.model_validate(values)
     except (ValidationError, RecursionError, UsageError) as error:
-        raise CorruptCacheError(f"{where}: the manifest is not valid: {_first_problem(error)}") from None
+        raise CorruptCacheError(f"{where}: the manifest is not valid: {describe_invalid(error)}") from None
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:
@@ -322,12 +322,3 @@ def check_files(path: Path, manifest: Manifest) -> None:
             raise CorruptCacheError(
                 f"{path / file.path} has {found.st_size} bytes, expected {file.size}: truncated or altered"
             )
-
-
-def _first_problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in detail["loc"])[:_LONGEST_PLACE]
-    message = str(detail["msg"])
-    return f"{place if place.isprintable() else ascii(place)}: {message}" if place else message

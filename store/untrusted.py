@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..common.errors import CorruptCacheError
 from ..common.untrusted_files import read_regular
 
 MAX_METADATA_BYTES = 16 << 20  # of one array or group, or of the provenance
 MAX_DEPTH = 64
+_LONGEST_PLACE = 200  # characters of the name of a field
 
 # Python needs 64 bytes and more for a list or mapping of two characters, and 60 for a string of one: a file
 # must not be made of them. What we write has more than 14 bytes for each value, also without its spaces.
@@ -45,6 +48,16 @@ def parse_json(content: bytes) -> Any:
 def read_json(path: Path) -> Any:
     """The value of a small JSON file of metadata; errors as :func:`parse_json`, and OSError."""
     return parse_json(read_regular(path, MAX_METADATA_BYTES))
+
+
+def describe_invalid(error: Exception) -> str:
+    """The first thing that is wrong, where and what, of an error of :func:`parse_json` or of pydantic."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in detail["loc"])[:_LONGEST_PLACE]
+    message = str(detail["msg"])
+    return f"{place if place.isprintable() else ascii(place)}: {message}" if place else message
 
 
 def check_depth(value: Any, what: str) -> None:
