@@ -92,6 +92,8 @@ class Progress:
         if unknown := values.keys() - {each.name for each in fields(cls)}:
             raise ValueError(f"{min(unknown)[:80]!r} is nothing that a harvest notes")
         progress = TypeAdapter(cls).validate_python(values)
+        if min(progress.cursor) < 0:
+            raise ValueError(f"cursor: expected numbers from 0, got {list(progress.cursor)}")
         if progress.excluded.keys() != cls().excluded.keys():
             raise ValueError(f"excluded: expected counts of {', '.join(cls().excluded)}")
         return progress

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...common.devices import choose_device
-from ...common.errors import UsageError
+from ...common.errors import CorruptCacheError, UsageError
 from ..info import read_provenance
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
@@ -293,9 +293,19 @@ class ActivationCache:
     def locate(
         self, rows: Any, split: str = "train"
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where rows come from: (sequence, position, document), int64 [n] each."""
+        """Where rows come from: (sequence, position, document), int64 [n] each.
+
+        Raises:
+            CorruptCacheError: the token of a row is beyond the sequences.
+        """
         tokens = self.token_index(split)
-        token = tokens.gather(check_row_numbers(tokens, rows)).astype(np.int64)
+        stored = tokens.gather(check_row_numbers(tokens, rows))
+        if stored.max(initial=0) >= self.manifest.sequences * self.context:
+            raise CorruptCacheError(
+                f"{self.path}/{tokens.spec.path}: token {stored.max()} is beyond the "
+                f"{self.manifest.sequences} sequences"
+            )
+        token = stored.astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token

@@ -78,6 +78,8 @@ class SpillWriter:
         sizes |= dict.fromkeys(self.sequence_arrays, 4 * self.context * lengths.sequences)
         sizes["segments"] = 4 * (self.num_buckets + 1) * lengths.blocks
         for name, size in sizes.items():
+            if (self.folder / name).is_dir():
+                raise CorruptCacheError(f"{self.folder / name} is not a file: remove it, to start again")
             with (self.folder / name).open("ab") as file:
                 if file.tell() < size:
                     raise _too_short(self.folder / name)

@@ -28,7 +28,9 @@ def corpus(tmp_path: Path, make_source: Callable[..., Any], write_cache: Callabl
     for name, storage in ENCODINGS.items():
         write_cache(tmp_path / "finished" / name, source, storage=storage)
     rows = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    with CacheWriter(tmp_path / "finished" / "rows", hooks={"h": 8}, identity={}, heldout_fraction=0.1) as one:
+    with CacheWriter(
+        tmp_path / "finished" / "rows", hooks={"h": 8}, identity={}, heldout_fraction=0.1
+    ) as one:
         one.write_rows({"h": rows})
     stop_writing(tmp_path / "unfinished", rows)
     return tmp_path
@@ -43,7 +45,9 @@ def stop_writing(path: Path, rows: Any) -> None:
 
     storage = StorageConfig(chunk_rows=32, shard_bytes=4096, memory_bytes=1 << 20)
     with pytest.raises(KeyboardInterrupt):
-        with CacheWriter(path, hooks={"h": 8}, context=4, identity={"source": "fuzz"}, storage=storage) as one:
+        with CacheWriter(
+            path, hooks={"h": 8}, context=4, identity={"source": "fuzz"}, storage=storage
+        ) as one:
             ids = np.arange(200).reshape(50, 4)
             one.write_sequences(ids=ids, documents=ids // 20, keep=ids >= 0, activations={"h": rows})
             one.commit(Progress(batch_size=4).to_json())
