@@ -1,6 +1,8 @@
 """The inner chunks of one array, read through memory maps of its shard files."""
 
+import errno
 import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,7 +16,8 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import CorruptCacheError
+from ...common.errors import CorruptCacheError, SaecacheError
+from ...common.untrusted_files import open_regular
 from ..finite import NotFiniteError, check_finite, is_finite
 from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, check_all_stored, check_crc, decode_chunk, parse_index
@@ -72,10 +75,12 @@ class ShardedChunks:
         strict: bool = True,
         files: ShardFiles | None = None,
         rows: int | None = None,
+        keep_decoded: bool = True,
     ) -> None:
         """``root`` is the cache's folder; with ``files``, it is only its name in messages.
 
-        With ``rows`` the array has only the first so many rows.
+        With ``rows`` the array has only the first so many rows. Without ``keep_decoded`` compressed chunks
+        are decoded each time they are used, and no memory holds several of them.
         """
         self.spec = spec
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
@@ -86,7 +91,8 @@ class ShardedChunks:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
-        self._decoded = None if spec.codec is None else DecodedChunks(self._payload)
+        self.keep_decoded = keep_decoded or spec.codec is None
+        self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None
 
     def chunk(self, number: int) -> NDArray[Any]:
         """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked.
@@ -136,7 +142,7 @@ class ShardedChunks:
         return payload
 
     def is_checked(self, number: int) -> bool:
-        """Whether this object has checked inner chunk ``number``, which then needs no decoding either."""
+        """Whether this object has checked inner chunk ``number``, and would not decode it ahead either."""
         if self._decoded is not None:
             return False
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
@@ -199,8 +205,8 @@ class ShardedChunks:
         path = Path(self._root) / name if held is None else held.path
         where = f"{self._root}/{name}"
         try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 if not size or (self._strict and not self.spec.may_have_size(number, size)):
                     raise CorruptCacheError(
                         f"{where}: {size} bytes, expected {expected}: truncated or altered"
@@ -212,6 +218,9 @@ class ShardedChunks:
                 raise CorruptCacheError(f"{where}: the shard is missing") from None
             nothing = np.full(self.spec.chunks_per_shard, -1)
             return _Shard(where, mmap.mmap(-1, 1), nothing, nothing)
+        except OSError as error:  # of the bytes only if they are none: the disk, or rights, may be mended
+            kind = CorruptCacheError if error.errno == errno.EINVAL else SaecacheError
+            raise kind(f"{where} cannot be read: {error.strerror}") from None
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
         offsets, sizes = parse_index(tail, self.spec, where, size).T
         if self._strict:

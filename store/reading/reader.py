@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...common.devices import choose_device
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
-from ..manifest import Manifest, check_files, load_manifest
+from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
 from ..normalization import KINDS, Normalizer
 from ..provenance import read_provenance
 from ..remote.urls import is_url
@@ -84,9 +84,14 @@ class ActivationCache:
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
         self._kept: dict[tuple[str, str, float, int], int] = {}
+        growing = find_growing_arrays(manifest)
         self._arrays = {
             spec.path: ShardedArray(
-                path, spec, files=files, rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None
+                path,
+                spec,
+                files=files,
+                rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None,
+                keep_decoded=spec.path not in growing,
             )
             for spec in self._layout.arrays()
         }

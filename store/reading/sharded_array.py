@@ -71,7 +71,7 @@ class ShardedArray(ShardedChunks):
         ``out`` has the array's type, or is float32 for an array of float16. ``threads`` take a chunk each.
         """
         pieces = self.pieces(numbers, release=release)
-        if threads is None:
+        if threads is None or not self.keep_decoded:
             for piece in pieces:
                 _copy(piece, out)
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ...common.untrusted_files import open_regular
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
@@ -207,7 +208,7 @@ def foreign_key(keys: Iterable[str], root: Root) -> str | None:
 
 def _read_small(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_METADATA_BYTES + 1)
     except OSError as error:
         raise CorruptCacheError(f"{path} cannot be read: {error.strerror}; the cache is not whole") from None

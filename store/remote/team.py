@@ -24,6 +24,7 @@ from .urls import is_url
 
 VARIABLE = "SAECACHE_TEAM"
 MAX_DEPTH = 4  # folders below the prefix that are looked into
+MAX_LISTED_BYTES = 16 << 20  # of a manifest, some 100,000 shards: one object must not keep a team waiting
 
 State = Literal["complete", "unfinished", "unreadable"]
 
@@ -68,6 +69,10 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
     """(the cache at ``place`` if there is one, else the places below it)."""
     folders, objects = place.folders()
     modified = {info.key: info.modified for info in objects}
+    for info in objects:
+        if info.key in (ROOT, UNFINISHED) and info.size > MAX_LISTED_BYTES:
+            problem = f"{info.key} has {info.size} bytes, more than the {MAX_LISTED_BYTES} that are read here"
+            return Listed(place.url, "unreadable", info.modified, problem=problem), []
     try:
         if ROOT in modified and (root := find_root(place)) is not None:
             return _describe(place.url, "complete", modified[ROOT], root.manifest), []
@@ -161,6 +166,8 @@ def find_cache(
     fingerprint: str, places: Sequence[str], *, patience: Patience | None = None
 ) -> str | Path | None:
     """The first finished cache with this fingerprint at or below one of ``places`` (URLs or folders).
+
+    A cache whose manifest has more than :data:`MAX_LISTED_BYTES` is not found.
 
     Returns:
         Its URL, for a folder its path, or None.
