@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
 from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
@@ -68,6 +69,7 @@ def run(
     if config.cache_rows is not None:
         cache = cache.head(config.cache_rows)
     plan = plan_run(config, cache)
+    logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
     out = Path(out) if out is not None else default_folder(config, cache)
     try:
         with claim(out, config, cache.fingerprint) as finished:
