@@ -203,7 +203,7 @@ def read_training_curves(path: Path) -> dict[str, Curves]:
         UsageError: a line in the middle that is not JSON with a step, rows and a variant.
     """
     by_step: dict[str, dict[int, dict[str, Any]]] = {}
-    for number, _, record in read_object_lines(path):
+    for number, _, record in read_object_lines(path, allow_nan=True):
         if record is None:
             continue
         match record:

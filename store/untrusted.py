@@ -16,17 +16,20 @@ _FREE_CONTAINERS = 1 << 12
 _BYTES_PER_CONTAINER = 16
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, allow_nan: bool = False) -> Any:
     """The value of a JSON document.
 
     Raises:
-        ValueError: it is not JSON, has NaN or infinity, one name twice in an object, is deeper than the
-            interpreter can follow, or is made of so many lists and objects that it would fill the memory.
+        ValueError: it is not JSON, has NaN or infinity and not ``allow_nan``, one name twice in an object, is
+            deeper than the interpreter can follow, or is made of so many lists and objects that it would fill
+            the memory.
     """
     if content.count(b"{") + content.count(b"[") > _FREE_CONTAINERS + len(content) // _BYTES_PER_CONTAINER:
         raise ValueError("more lists and objects than its length can hold in earnest")
     try:
-        return json.loads(content, object_pairs_hook=_distinct, parse_constant=_no_constant)
+        return json.loads(
+            content, object_pairs_hook=_distinct, parse_constant=None if allow_nan else _no_constant
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

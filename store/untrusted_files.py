@@ -4,6 +4,7 @@ A file is opened only if it is a regular one: a FIFO would be waited for without
 end. It is read up to a limit, and its JSON may hold only what every later step can work with.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -36,10 +37,12 @@ def open_file(path: Path) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    except ValueError:  # a NUL in the name
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise FileNotFoundError(errno.ENOENT, error.strerror, str(path)) from None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -99,7 +102,9 @@ def read_object(path: Path, fix: str, max_bytes: int = MAX_METADATA_BYTES) -> di
         raise UsageError(f"{path} is damaged: {error}; {fix}") from None
 
 
-def read_object_lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+def read_object_lines(
+    path: Path, *, allow_nan: bool = False
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     """The lines of a JSONL file: their number from 1, their bytes, and the object, None for an empty line.
 
     A last line without its end was left unfinished by a killed process, and is left out. Only one line at a
@@ -117,7 +122,7 @@ def read_object_lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] |
             if not line.endswith(b"\n"):
                 return
             try:
-                yield number, line, parse_object(line) if line.strip() else None
+                yield number, line, parse_object(line, allow_nan=allow_nan) if line.strip() else None
             except ValueError as error:
                 raise UsageError(
                     f"{path}, line {number}: expected a JSON object, got {line[:40]!r} ({error}); remove the "
@@ -125,15 +130,18 @@ def read_object_lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] |
                 ) from None
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
+def parse_object(content: bytes, *, allow_nan: bool = False) -> dict[str, Any]:
     """The JSON object in ``content``.
+
+    Args:
+        allow_nan: take NaN and numbers beyond float64 too, for a reader that handles them itself.
 
     Raises:
         ValueError: as :func:`.untrusted.parse_json`; or it is not an object, is nested more than
             :data:`.untrusted.MAX_DEPTH` levels deep, or holds a number beyond float64 or text that is not
             Unicode.
     """
-    value = parse_json(content)
+    value = parse_json(content, allow_nan=allow_nan)
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     level: list[Any] = [value]
@@ -145,7 +153,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
                 inner += one.values()
             elif isinstance(one, list):
                 inner += one
-            elif isinstance(one, float) and not isfinite(one):
+            elif isinstance(one, float) and not (allow_nan or isfinite(one)):
                 raise ValueError("a number is beyond float64")
             elif isinstance(one, str) and not one.isascii():
                 one.encode("utf-8")  # UnicodeEncodeError, a ValueError, for half of a surrogate pair

@@ -1,6 +1,7 @@
 """Hostile files, made from good ones by a seed, and the bounds within which they must be refused or read.
 
-``mutated`` and ``damaged_json`` change bytes and values; ``IN_ITS_PLACE`` puts something else where a file was.
+``mutated`` and ``damaged_json`` change bytes and values; ``replace_with`` puts something else in the place
+of a file.
 """
 
 import json
@@ -23,8 +24,8 @@ MOST_CPU_SECONDS, MOST_BYTES, MOST_SECONDS = 2.0, 200 << 20, 120
 
 _RAW = {"@huge@": "1" + "0" * 5000, "@beyond@": "1e999", "@nan@": "NaN", "@half@": '"\\ud800"'}
 _VALUES: list[Any] = [
-    None, True, -1, 0, 1, 0.5, 2**31, 2**63, 10**30, -(10**30), 1e308, 1e-320, "", "x", "\0", "\x1b[2J", "1e9",
-    "../../..", "x" * 1_000_000, [], {}, [0], {"kind": "topk"}, [[]] * 50_000, [{"a": 1}] * 1000,
+    None, True, -1, 0, 1, 0.5, 2**31, 2**63, 10**30, -(10**30), 1e308, 1e-320, "", "x", "\0", "\x1b[2J",
+    "1e9", "../../..", "x" * 1_000_000, [], {}, [0], {"kind": "topk"}, [[]] * 50_000, [{"a": 1}] * 1000,
     list(range(100_000)), {str(i): i for i in range(50_000)}, *_RAW,
 ]  # fmt: skip
 

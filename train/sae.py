@@ -244,6 +244,10 @@ def _read_config(folder: Path) -> SAEConfig:
             f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
         )
     cfg = validate(SAEConfig, values, str(path))
+    try:
+        Normalizer.from_dict(cfg.normalization)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path}: normalization cannot be read ({error!r:.80})") from None
     for name, got, wanted in (
         ("kind", cfg.kind, cfg.variant.kind),
         ("inference", cfg.inference, cfg.variant.inference),

@@ -27,7 +27,7 @@ from ...common.frozen import FrozenModel
 from ...common.fvu import RowVariance
 from ...common.validation import validate
 from ...store.durable import fsync_folder, write_bytes
-from ...store.untrusted_files import read_object
+from ...store.untrusted_files import read_file, read_object
 from ..engine.trainee import Trainee
 from ..sae import CONFIG_FILE, SAE, WEIGHTS_FILE
 from ..tensor_file import TensorInfo, check_header, read_header, read_tensors, sha256_of, write_tensors
@@ -88,10 +88,11 @@ def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVaria
             raise UsageError(f"{source} holds step {progress.step}: it was renamed, or is damaged")
         if progress.sha256 is not None and progress.sha256.keys() != set(CHECKED_FILES):
             raise UsageError(f"{source / PROGRESS_FILE} should have the sha256 of {', '.join(CHECKED_FILES)}")
+        _check_tensors(source, trainee, inputs)  # first, because what is hashed then has the right size
+        read_file(source / CONFIG_FILE)
         for name, expected in (progress.sha256 or {}).items():
             if (got := sha256_of(source / name)) != expected:
                 raise UsageError(f"{source / name} is damaged: its sha256 is {got}, expected {expected}")
-        _check_tensors(source, trainee, inputs)
     except FileNotFoundError as error:
         raise UsageError(f"{error.filename} is missing") from None
 

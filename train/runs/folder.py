@@ -26,6 +26,7 @@ RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 FORMER = [("include_diagonal", False)]  # settings of version 0.1 with the value that is now the only one
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
+MAX_LINES, MAX_SHOWN = 20, 300  # differences that a message lists, and characters of each
 FIX = "put the file back, or give another --out"
 PLACES = (SAE_FOLDER, CHECKPOINTS_FOLDER, FAILURE_FILE)  # in the folder of a variant
 
@@ -87,7 +88,10 @@ def _check(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> RunRe
         found = _read(out / RUN_FILE)
         different = differences(_by_name({"config": found.config, "cache": found.cache}), _by_name(identity))
         if different:
-            listed = "\n".join(f"  - {line}" for line in different)
+            shown = [f"{line:.{MAX_SHOWN}}" for line in different[:MAX_LINES]]
+            listed = "\n".join(
+                f"  - {line}" for line in [*shown, *["and more"] * (len(different) > MAX_LINES)]
+            )
             raise UsageError(f"{out} holds another run; give another --out, or the same settings:\n{listed}")
         return found
     foreign = sorted(p.name for p in out.iterdir() if p.name not in files) if out.exists() else []

@@ -21,8 +21,8 @@ TOPK = {"kind": "topk", "k": 4}
         (
             [TOPK],
             {"num_latents": "1e9"},
-            r"training 1,000,000,000 latents of width 24 \(weights 183 GiB, gradients 183 GiB, moments 365 GiB\) "
-            r"takes 730 GiB of memory, and .* are available on cpu: lower num_latents",
+            r"training 1,000,000,000 latents of width 24 \(weights 183 GiB, gradients 183 GiB, "
+            r"moments 365 GiB\) takes 730 GiB of memory, and .* are available on cpu: lower num_latents",
         ),
         ([TOPK, {**TOPK, "k": 5}], {"num_latents": 10**30}, "or train fewer variants at a time"),
         (
