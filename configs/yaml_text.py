@@ -72,12 +72,11 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
         self._composed += 1
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self._composed > MAX_VALUES:
-            raise _too_many(self.peek_event().start_mark)
+            raise _too_many(mark)
         if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(
-                None, None, f"nested more than {MAX_DEPTH} levels deep", self.peek_event().start_mark
-            )
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

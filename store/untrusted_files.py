@@ -8,9 +8,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..common.counts import format_bytes
 from ..common.errors import UsageError
@@ -27,7 +28,7 @@ _KINDS = (
 )
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open the regular file ``path`` for reading, without waiting for anything.
 
     Raises:
@@ -59,10 +60,11 @@ def read_file(path: Path, max_bytes: int = MAX_METADATA_BYTES) -> bytes:
     """
     with open_file(path) as file:
         try:
-            content = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > max_bytes else file.read(max_bytes + 1)  # a file may grow meanwhile
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    if len(content) > max_bytes:
+    if max(size, len(content)) > max_bytes:
         raise UsageError(
             f"{path} has more than {format_bytes(max_bytes)}, and no file of this kind is that large: "
             "give the right file"

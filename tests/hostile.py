@@ -19,7 +19,7 @@ import pytest
 
 from saecache.common.errors import SaecacheError
 
-CASES = 2000 if os.environ.get("SAECACHE_LONG_TESTS") else 60
+CASES = 2000 if os.environ.get("SAECACHE_LONG_TESTS") else 30
 MOST_CPU_SECONDS, MOST_BYTES, MOST_SECONDS = 2.0, 200 << 20, 120
 
 _RAW = {"@huge@": "1" + "0" * 5000, "@beyond@": "1e999", "@nan@": "NaN", "@half@": '"\\ud800"'}

@@ -11,7 +11,6 @@ import pytest
 from saecache.common.errors import UsageError
 from saecache.evaluate import export_sae, run, write_report
 from saecache.evaluate.results import read_results
-from saecache.train import load_sae
 
 from ..hostile import CASES, damaged_json, in_its_place, mutated, replace_with, right_or_refused
 
@@ -79,8 +78,7 @@ def test_a_number_of_results_that_is_none(measured: Path) -> None:
 def test_any_value_in_the_config_of_an_sae_to_export(
     export_format: str, run_dir: Path, tmp_path: Path
 ) -> None:
-    sae = next(path.parent for path in sorted(run_dir.glob("*/sae/cfg.json")) if load_sae(path.parent).cfg.k)
-    folder = shutil.copytree(sae, tmp_path / "sae")
+    folder = shutil.copytree(run_dir / "raw_k4" / "sae", tmp_path / "sae")
     content = (folder / "cfg.json").read_bytes()
     for seed in range(CASES):
         (folder / "cfg.json").write_bytes(damaged_json(content, seed))
@@ -89,8 +87,7 @@ def test_any_value_in_the_config_of_an_sae_to_export(
 
 
 def test_a_hook_of_a_long_number(run_dir: Path, tmp_path: Path) -> None:
-    sae = next(path.parent for path in sorted(run_dir.glob("*/sae/cfg.json")) if load_sae(path.parent).cfg.k)
-    folder = shutil.copytree(sae, tmp_path / "sae")
+    folder = shutil.copytree(run_dir / "raw_k4" / "sae", tmp_path / "sae")
     values = json.loads((folder / "cfg.json").read_text())
     values["hook"] = "resid_post." + "9" * 5000
     (folder / "cfg.json").write_text(json.dumps(values))
