@@ -244,6 +244,11 @@ def _read_config(folder: Path) -> SAEConfig:
             f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
         )
     cfg = validate(SAEConfig, values, str(path))
+    for name in ("name", "hook"):  # are shown in a terminal
+        if not getattr(cfg, name).isprintable():
+            raise UsageError(
+                f"{path}: {name} holds characters that cannot be shown: {getattr(cfg, name)!r:.80}"
+            )
     try:
         Normalizer.from_dict(cfg.normalization)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -152,6 +152,7 @@ def test_linked_files_are_read(trained: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"variant": {"kind": "batch_topk"} | dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 0)}, "and more"),
+        ({"name": "\x1b[2J"}, "name holds characters that cannot be shown"),
         ({"kind": "topk"}, "kind is 'topk', and the rest says 'batch_topk'"),
         ({"inference": "topk"}, "inference is 'topk', and the rest says 'threshold'"),
         ({"normalization": {"kind": "none", "d_model": 12, "scale": 1.0}}, "d_model is 12, and"),
