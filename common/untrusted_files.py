@@ -3,11 +3,20 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+
+NOT_REGULAR = "not a regular file"
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open ``path`` for reading, as ``open(path, "rb")`` does, but only if it is a regular file.
 
     To open a FIFO would wait for a writer for ever, and a device may have no end.
@@ -15,8 +24,8 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or it is a folder, a FIFO, a device or a socket.
     """
-    _check_regular(os.stat(path).st_mode, path)  # before it is opened: to open a device may do something
-    file = open(path, "rb", opener=_open_without_waiting)
+    _check_regular(path.stat().st_mode, path)  # before it is opened: to open a device may do something
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
     try:
         _check_regular(os.fstat(file.fileno()).st_mode, path)
     except OSError:
@@ -42,7 +51,8 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 
 def _check_regular(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise OSError(errno.EINVAL, f"{NOT_REGULAR} but {kind}", str(path))
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ _FREE_VALUES = 1 << 16
 _BYTES_PER_VALUE = 12
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, allow_nan: bool = False) -> Any:
     """The value of a JSON document.
 
     Raises:
-        ValueError: it is not JSON, has NaN or infinity, one name twice in an object, is deeper than the
-            interpreter can follow, or is made of so many lists, objects or short values that it would fill
+        ValueError: it is not JSON, has NaN or infinity and not ``allow_nan``, one name twice in an object, is
+            deeper than the interpreter can follow, or is made of so many lists, objects or short values that
+            it would fill
             the memory.
     """
     containers = content.count(b"{") + content.count(b"[")
@@ -39,7 +41,10 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("more values than its length can hold in earnest")
     try:
         return json.loads(
-            content, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
+            content,
+            object_pairs_hook=_distinct,
+            parse_constant=None if allow_nan else _no_constant,
+            parse_float=None if allow_nan else _finite,
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -108,8 +113,7 @@ def _parts(value: Any) -> Iterable[Any]:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name) is not None)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the name {twice[:80]!r} stands twice in one object")
     return values
 

@@ -70,7 +70,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
 
 
 def _check_only_files(path: Path) -> None:
-    """An unfinished cache may come from anybody too: nothing is written through a link in it, or to a FIFO."""
+    """Refuse links and FIFOs in an unfinished cache, which may come from anybody."""
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             mode = (Path(folder) / name).lstat().st_mode

@@ -5,6 +5,7 @@
 file, and exits with 1 if there is one. A case is found again by its seed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -170,10 +171,8 @@ def read_rows(path: Path | str) -> dict[str, np.ndarray]:
 def look_at(path: Path) -> None:
     """The other readers of a finished cache."""
     for reader in (verify_cache, read_local):
-        try:
+        with contextlib.suppress(SaecacheError):
             reader(path)
-        except SaecacheError:
-            pass
     try:
         manifest = load_manifest(path)
     except SaecacheError:
@@ -217,7 +216,7 @@ class Fuzz:
         except SaecacheError as error:
             if names and place not in str(error):
                 problem = f"an error that does not name {place}: {error!r:.400}"
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, it is reported
             problem = traceback.format_exc()[-1500:]
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Every file that can come from elsewhere, damaged at random: read rightly, or refused by name, and cheaply."""
+"""Every file that can come from elsewhere, damaged at random: read rightly, or refused by name."""
 
 import os
 import random

@@ -68,8 +68,8 @@ def test_the_manifest_of_many_hooks_is_not_too_dense(tmp_path: Path) -> None:
     content = (tmp_path / "c" / "zarr.json").read_bytes()
     compact = json.dumps(json.loads(content), separators=(",", ":")).encode()
     for text in (content, compact):
-        values = text.count(b",") + text.count(b"{") + text.count(b"[")
-        assert values < len(text) // 12
+        count = text.count(b",") + text.count(b"{") + text.count(b"[")
+        assert count < len(text) // 12
         assert parse_manifest(text, "x").hooks.keys() == hooks.keys()
 
 
@@ -165,7 +165,7 @@ def test_what_stands_in_place_of_a_file_of_a_cache(copied: Path, tmp_path: Path,
         problems = " ".join(verify_cache(copied).problems)
         assert "rows/zarr.json" in problems and norms in problems
         replace(copied / "zarr.json", kind, tmp_path)
-        with pytest.raises(CorruptCacheError, match="zarr.json cannot be read: not a regular file"):
+        with pytest.raises(CorruptCacheError, match=r"zarr.json cannot be read: not a regular file"):
             open_cache(copied)
         assert inspect_output(copied) == "foreign"
 
