@@ -1,7 +1,7 @@
 """Open a small file which may come from anybody: a config, a run's records, an SAE's cfg.
 
-Only a regular file is opened (:mod:`..common.untrusted_files`). It is read up to a limit, and its JSON may hold
-only what every later step can work with.
+Only a regular file is opened (:mod:`..common.untrusted_files`). It is read up to a limit, and its JSON may
+hold only what every later step can work with.
 """
 
 import errno
