@@ -12,6 +12,7 @@ from ..store.untrusted_files import read_object
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
 MAX_RESULTS_BYTES = 256 << 20
+NO_RESULTS = "it is not a results file of saecache evaluate: measure again"
 
 
 class _Record(BaseModel):
@@ -168,13 +169,12 @@ def read_results(path: Path) -> Results:
     Raises:
         UsageError: no such file, or not results of a version this one reads.
     """
-    if not path.is_file():
-        what = "it is no regular file" if path.exists() else "there is no such file"
+    try:
+        values = read_object(path, NO_RESULTS, MAX_RESULTS_BYTES)
+    except FileNotFoundError:
         raise UsageError(
-            f"no results at {path} ({what}): measure first, with "
-            f"'saecache evaluate {path.parent} --cache CACHE'"
-        )
-    values = read_object(path, "measure again", MAX_RESULTS_BYTES)
+            f"no results at {path}: measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
+        ) from None
     try:
         results = Results.model_validate(values)
     except ValidationError as error:

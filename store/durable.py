@@ -18,6 +18,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     make_folder(path.parent)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
+        temporary.unlink(missing_ok=True)  # which may be a link out of the folder, in a folder of others
         with temporary.open("wb", buffering=0) as file:
             yield file
             os.fsync(file.fileno())

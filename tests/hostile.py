@@ -168,6 +168,7 @@ def replace_with(what: str, path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     IN_ITS_PLACE[what](path)
 
 

@@ -63,6 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)  # which may be a link out of the folder, in a folder of others
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
     except SafetensorError as error:  # safetensors raises it for a full disk

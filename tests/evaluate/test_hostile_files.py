@@ -70,7 +70,7 @@ def test_a_number_of_results_that_is_none(measured: Path) -> None:
     values["saes"][0]["normalized"]["mse"] = "@"
     text = json.dumps(values).replace('"@"', "1e999")
     (measured / "results.json").write_text(text)
-    with pytest.raises(UsageError, match="is damaged: a number is beyond float64; measure again"):
+    with pytest.raises(UsageError, match=r"is damaged: .*; .*measure again"):
         read_results(measured / "results.json")
 
 

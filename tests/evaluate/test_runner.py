@@ -180,6 +180,10 @@ def test_damaged_weights_are_told(run_dir, cache) -> None:
     sae = load_sae(run_dir / "topk_k4" / "sae")
     sae.W_dec.fill_(float("nan"))
     sae.save(run_dir / "topk_k4" / "sae")
+    with pytest.raises(UsageError, match=r"topk_k4.*tensor W_dec is not finite"):
+        run([run_dir], cache, show_progress=False)
+    sae.W_dec.fill_(3e38)
+    sae.save(run_dir / "topk_k4" / "sae")
     with pytest.raises(UsageError, match="topk_k4 reconstructs values that are not finite"):
         run([run_dir], cache, show_progress=False)
 

@@ -279,7 +279,8 @@ def test_any_bytes_in_a_checkpoint(
     "name",
     ["run.json", "config.yaml", "metrics.jsonl", ".lock", NAME, f"{NAME}/checkpoints", f"{NAME}/failed.json",
      f"{NAME}/checkpoints/{LAST}", *(f"{NAME}/checkpoints/{LAST}/{file}" for file in CHECKPOINT_FILES),
-     f"{NAME}/checkpoints/step_00000009", f"{NAME}/checkpoints/step_abcdefgh", f"{NAME}/checkpoints/x.tmp"],
+     f"{NAME}/checkpoints/step_00000009", f"{NAME}/checkpoints/step_abcdefgh", f"{NAME}/checkpoints/x.tmp",
+     "metrics.jsonl.tmp", "run.json.tmp", f"{NAME}/sae/weights.safetensors.tmp", f"{NAME}/sae/cfg.json.tmp"],
 )  # fmt: skip
 def test_something_else_in_a_run_folder(
     name: str, what: str, unfinished: Callable[[], Path], resume: Callable[[Path], Any]

@@ -12,6 +12,7 @@ import torch
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.export import export_sae
 from saecache.evaluate.export.new_folder import new_folder
+from saecache.evaluate.export.rules import choose_rule
 from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.reading.reader import ActivationCache
@@ -106,8 +107,12 @@ def test_a_rule_of_which_nothing_is_known(trained: Trained, tmp_path: Path) -> N
     load_sae(trained("topk", "scale")).save(tmp_path / "sae")
     path = tmp_path / "sae" / "cfg.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "inference": "magic"}))
-    with pytest.raises(UsageError, match="finds its codes by 'magic', which no format can express"):
+    with pytest.raises(UsageError, match="inference is 'magic', and the rest says 'topk'"):
         export_sae(tmp_path / "sae", "saelens", tmp_path / "out")
+    sae = load_sae(trained("topk", "scale"))
+    unknown = SAE(sae.cfg.model_copy(update={"inference": "magic"}), dict(sae.named_buffers()))
+    with pytest.raises(UsageError, match="finds its codes by 'magic', which no format can express"):
+        choose_rule(unknown)
 
 
 def test_a_kind_that_declares_a_rule_that_is_not_its_own(
@@ -143,16 +148,22 @@ def test_tensors_of_another_shape(
     kind: str, tensor: str, told: str, trained: Trained, tmp_path: Path
 ) -> None:
     folder = changed(trained(kind, "scale"), tmp_path / "sae", **{tensor: torch.ones(5)})
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=rf"tensor {tensor} should be float32 .*\[96\], got float32 \[5\]"):
         export_sae(folder, "saelens", tmp_path / "out")
+    sae = load_sae(trained(kind, "scale"))
+    with pytest.raises(UsageError, match=told):
+        choose_rule(SAE(sae.cfg, {**dict(sae.named_buffers()), tensor: torch.ones(5)}))
 
 
 def test_weights_that_are_not_finite(trained: Trained, tmp_path: Path) -> None:
     b_dec = load_sae(trained("topk", "scale")).b_dec.clone()
     b_dec[3] = torch.nan
     folder = changed(trained("topk", "scale"), tmp_path / "sae", b_dec=b_dec)
-    with pytest.raises(UsageError, match=r"SAE topk .*: tensor b_dec is not finite"):
+    with pytest.raises(UsageError, match=r"tensor b_dec is not finite"):
         export_sae(folder, "saelens", tmp_path / "out")
+    sae = load_sae(trained("topk", "scale"))
+    with pytest.raises(UsageError, match=r"SAE topk .*: tensor b_dec is not finite"):
+        choose_rule(SAE(sae.cfg, {**dict(sae.named_buffers()), "b_dec": b_dec}))
 
 
 def test_latents_that_are_never_active_stay_so(
