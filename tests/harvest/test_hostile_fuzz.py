@@ -1,4 +1,4 @@
-"""Every file of a model's folder, damaged at random: the model is loaded, or refused with its folder named."""
+"""Every file of a model's folder, damaged at random: the model loads, or is refused with its folder named."""
 
 import os
 import random
