@@ -42,9 +42,9 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         ValueError: the file is larger.
     """
     with open_regular(path) as file:
-        large = os.fstat(file.fileno()).st_size > most_bytes
-        content = b"" if large else file.read(most_bytes + 1)
-    if large or len(content) > most_bytes:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most_bytes else file.read(size + 1)  # which allocates what it is asked for
+    if max(size, len(content)) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes, no such file is that large")
     return content
 

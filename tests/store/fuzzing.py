@@ -276,7 +276,7 @@ def finished_cases(fuzz: Fuzz, cache: Path, rounds: int) -> None:
             else:
                 content = damage_bytes(draw, content)
             path.write_bytes(content)
-        where = "" if kind == "sealed" else name
+        where = "" if kind == "sealed" else name.partition("/c/")[0]  # of a shard, its array
         fuzz.case(f"{cache.name} {number} {kind} {name}", where, lambda exact=exact: check_rows(exact))
         if path.is_dir() and not path.is_symlink():
             path.rmdir()

@@ -30,7 +30,7 @@ from saecache.store.manifest import load_manifest, parse_manifest
 from saecache.store.remote.team import list_caches
 from saecache.store.untrusted import parse_json
 
-from .test_hostile import copied, little_memory, sealed, values, values_of  # noqa: F401 - fixtures among them
+from .test_hostile import copied, little_memory, sealed, values, values_of  # noqa: F401 - some are fixtures
 
 MIB = 1 << 20
 
