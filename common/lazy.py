@@ -1,7 +1,9 @@
-"""Public names of a package that are imported on first use, so that ``import saecache`` loads no torch."""
+"""Packages that import their public names on first use, so that ``import saecache`` loads no torch."""
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -19,3 +21,13 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         return getattr(import_module(f".{modules[name]}", package), name)
 
     return get
+
+
+class _CallablePackage(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+def make_callable(package: str) -> None:
+    """Let the package ``package`` be called: ``saecache.train(...)`` calls ``saecache.train.run(...)``."""
+    sys.modules[package].__class__ = _CallablePackage

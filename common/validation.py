@@ -12,6 +12,9 @@ from .errors import UsageError
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Place = tuple[int | str, ...]
 
+MAX_DETAILS, MAX_PROBLEMS = 200, 20  # of pydantic, and of a message: a file of others may have a million
+MAX_SHOWN = 80  # characters of a name or value
+
 _EXPECTED = {  # types of pydantic's errors, in words
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -51,14 +54,16 @@ def validate(model: type[ModelT], values: Mapping[str, Any], origin: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = _problems(error.errors(), model)
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+        problems = _problems(error.errors(include_url=False)[:MAX_DETAILS], model)
+        listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_PROBLEMS])
+        if error.error_count() > MAX_DETAILS or len(problems) > MAX_PROBLEMS:
+            listed += "\n  - and more"
         raise UsageError(f"{origin} is not a valid {model.__name__}:\n{listed}") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'a' or 'b'?)``, or nothing when no known name is close."""
-    close = get_close_matches(name, list(known), n=3)
+    close = get_close_matches(name, list(known), n=3) if len(name) <= MAX_SHOWN else []
     return f" (did you mean {' or '.join(repr(c) for c in close)}?)" if close else ""
 
 
@@ -72,7 +77,8 @@ def _problems(details: list[ErrorDetails], model: type[BaseModel]) -> list[str]:
     """One line per setting: what the members of a union say of one value is joined."""
     by_place: dict[str, list[ErrorDetails]] = {}
     for detail in _causes(details):
-        by_place.setdefault(".".join(map(str, _named(detail["loc"], model))), []).append(detail)
+        place = ".".join(str(part)[:MAX_SHOWN] for part in _named(detail["loc"], model))
+        by_place.setdefault(place, []).append(detail)
     return [f"{place or '(top level)'}: {_explain_all(found, model)}" for place, found in by_place.items()]
 
 
@@ -96,7 +102,7 @@ def _shown(detail: ErrorDetails) -> str:
 def _value(detail: ErrorDetails) -> str:
     """`` (got ...)``, or nothing for a long value."""
     value = repr(detail.get("input"))
-    return f" (got {value})" if len(value) < 80 else ""
+    return f" (got {value})" if len(value) < MAX_SHOWN else ""
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -118,7 +124,7 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
         expected = str(context.get("expected_tags") or context.get("expected", ""))
         got = str(context.get("tag", detail.get("input")))
         names = [name.strip(" '\"") for name in expected.replace(" or ", ", ").split(",")]
-        return f"got {got!r}{suggest(got, names)}; expected one of {', '.join(names)}"
+        return f"got {got[:MAX_SHOWN]!r}{suggest(got, names)}; expected one of {', '.join(names)}"
     if detail["type"] in ("missing", "union_tag_not_found"):
         key = str(context.get("discriminator", "")).strip("'")
         return f"the key {key!r} is required" if key else "this setting is required"

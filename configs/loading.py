@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel
 
 from ..common.errors import UsageError
 from ..common.validation import unknown_key, validate
+from ..store.untrusted_files import read_text
 from .overrides import apply_override
 from .recipes import KINDS, find_recipe
+from .yaml_text import MAX_BYTES, parse_yaml
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -91,7 +92,7 @@ def read_settings(
         UsageError: no such file or recipe, bad YAML, an override that cannot be applied.
     """
     text, origin = _read(name_or_path, kinds)
-    values = _parse_yaml(text, origin)
+    values = _parse(text, origin)
     overrides = list(overrides)
     for override in overrides:
         apply_override(values, override)
@@ -119,40 +120,25 @@ def setting_names(package: str, class_name: str) -> set[str]:
 def _read(name_or_path: str | Path, kinds: tuple[str, ...]) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.is_file():
-        try:
-            return path.read_text("utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}): "
-                "save it as UTF-8"
-            ) from None
+        return read_text(path, MAX_BYTES), str(path)
     try:
         recipe = find_recipe(str(name_or_path), kinds)
     except UsageError as error:
-        what = "a folder, not a file" if path.is_dir() else "not a file here"
+        what = (
+            "a folder, not a file"
+            if path.is_dir()
+            else "no regular file"
+            if path.exists()
+            else "not a file here"
+        )
         raise UsageError(f"{str(name_or_path)!r} is {what}, and {error}") from None
     return recipe.text, f"recipe {recipe.name}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys: the later one would silently replace the earlier."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key.value, str) and key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.composer.ComposerError(
-                    "in a mapping", node.start_mark, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return node
-
-
-def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
+def _parse(text: str, origin: str) -> dict[str, Any]:
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        values = parse_yaml(text)
+    except ValueError as error:
         raise UsageError(f"{origin} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{origin} must hold a mapping of settings, got {type(values).__name__}")

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import yaml
-
 from ..common.errors import UsageError
+from .yaml_text import parse_yaml
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -17,8 +16,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UsageError(f"--set expects key.sub=value, got {override!r}")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+        value = parse_yaml(raw)
+    except ValueError:
         value = raw
     above, star, below = key.partition(".*.")
     if star:

@@ -77,11 +77,17 @@ def _training(
     sae: SaeResult, results_folder: Path, run_dirs: Sequence[Path], logs: dict[Path, dict[str, Curves]]
 ) -> Curves | None:
     """The training curves of an SAE: from its own run or, if that has moved, from one of ``run_dirs``."""
-    variant = (results_folder / sae.sae_dir).resolve().parent
+    try:
+        variant = (results_folder / sae.sae_dir).resolve().parent
+    except (OSError, RuntimeError, ValueError):  # a path of others: too long, a loop of links, a NUL
+        return None
     for run_dir in (variant.parent, *run_dirs):
-        path = (run_dir / LOG_NAME).resolve()
+        path = run_dir / LOG_NAME
         if path not in logs:
-            logs[path] = read_training_curves(path) if path.is_file() else {}
+            try:
+                logs[path] = read_training_curves(path)
+            except FileNotFoundError:
+                logs[path] = {}
         if variant.name in logs[path]:
             return logs[path][variant.name]
     return None

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from ..common.errors import UsageError
+from ..store.untrusted_files import read_object_lines
 from .results import CacheSummary, Results, SaeResult
 
 LOG_NAME = "metrics.jsonl"
 CURVES = ("fvu", "l0", "dead")
 MAX_POINTS = 300
+LARGEST = float_info.max
 
 Curves = dict[str, list[float | None]]
 
@@ -201,15 +203,15 @@ def read_training_curves(path: Path) -> dict[str, Curves]:
         UsageError: a line in the middle that is not JSON with a step, rows and a variant.
     """
     by_step: dict[str, dict[int, dict[str, Any]]] = {}
-    lines = path.read_text("utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or number == len(lines):
+    for number, _, record in read_object_lines(path, allow_nan=True):
+        if record is None:
             continue
-        try:
-            record = json.loads(line)
-            by_step.setdefault(str(record["variant"]), {})[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{path}, line {number}: expected a JSON object with step and variant") from None
+        match record:
+            case {"variant": str(variant), "step": int(step)}:
+                kept = {key: record.get(key) for key in ("rows", *CURVES)}
+                by_step.setdefault(variant, {})[step] = kept
+            case _:
+                raise UsageError(f"{path}, line {number}: expected a JSON object with step and variant")
     return {variant: _thinned(steps) for variant, steps in by_step.items()}
 
 
@@ -224,6 +226,6 @@ def _thinned(steps: dict[int, dict[str, Any]]) -> Curves:
 
 def _rounded(value: Any) -> float | None:
     """A finite number with five significant digits; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         return None
     return value if isinstance(value, int) else float(f"{value:.5g}")

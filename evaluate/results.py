@@ -7,9 +7,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
+from ..store.untrusted_files import read_object
 
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
+MAX_RESULTS_BYTES = 256 << 20
 
 
 class _Record(BaseModel):
@@ -166,14 +168,15 @@ def read_results(path: Path) -> Results:
     Raises:
         UsageError: no such file, or not results of a version this one reads.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
+        what = "it is no regular file" if path.exists() else "there is no such file"
         raise UsageError(
-            f"no results at {path}: measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
-        ) from None
+            f"no results at {path} ({what}): measure first, with "
+            f"'saecache evaluate {path.parent} --cache CACHE'"
+        )
+    values = read_object(path, "measure again", MAX_RESULTS_BYTES)
     try:
-        results = Results.model_validate_json(text)
+        results = Results.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top level"

@@ -29,7 +29,7 @@ STEP, MOMENTUM = 0.02, 0.9
 MARGIN = 0.95  # cosines above this share of the target are pushed down
 
 
-class Bucket(FrozenModel):
+class FeatureBucket(FrozenModel):
     """Features of one sort: a share ``frequency`` of the rows has each, times N(0, scale²)."""
 
     name: str
@@ -42,10 +42,10 @@ class Bucket(FrozenModel):
 # as 0.2; with these sizes the L0 would be 105.3, and with 0.1 it would be 58.2 (61.4 if all sizes were 256).
 # The table says what was generated, so the frequency is the one that gives its L0.
 TABLE_2 = (
-    Bucket(name="LF+HA", num_features=265, frequency=0.02, scale=1.0),
-    Bucket(name="HF+HA", num_features=237, frequency=0.107134, scale=1.0),
-    Bucket(name="LF+LA", num_features=288, frequency=0.02, scale=0.2),
-    Bucket(name="HF+LA", num_features=234, frequency=0.107134, scale=0.2),
+    FeatureBucket(name="LF+HA", num_features=265, frequency=0.02, scale=1.0),
+    FeatureBucket(name="HF+HA", num_features=237, frequency=0.107134, scale=1.0),
+    FeatureBucket(name="LF+LA", num_features=288, frequency=0.02, scale=0.2),
+    FeatureBucket(name="HF+LA", num_features=234, frequency=0.107134, scale=0.2),
 )
 
 
@@ -54,7 +54,7 @@ class SyntheticConfig(FrozenModel):
 
     num_rows: PositiveInt = 10_000
     width: PositiveInt = 256
-    buckets: Annotated[tuple[Bucket, ...], Field(min_length=1)] = TABLE_2
+    buckets: Annotated[tuple[FeatureBucket, ...], Field(min_length=1)] = TABLE_2
     coherence: PositiveFloat = 0.0833  # no two directions align more than this
     coefficients: Literal["normal", "half_normal"] = "normal"  # half_normal: |N(0, scale²)|, never negative
     snr_db: float = 20.0  # of the rows, relative to the noise

@@ -91,12 +91,12 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
     trained_on = sae.cfg.cache.get("fingerprint")
     if trained_on != cache.fingerprint:
         raise UsageError(
-            f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on}, but "
+            f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on!s:.80}, but "
             f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache."
         )
     if sae.cfg.hook not in cache.hooks:
         raise UsageError(
-            f"{target.sae_dir} was trained on hook {sae.cfg.hook!r}; {cache.path} has "
+            f"{target.sae_dir} was trained on hook {sae.cfg.hook!r:.80}; {cache.path} has "
             f"{', '.join(cache.hooks)}"
         )
     if sae.cfg.d_model != cache.d_model(sae.cfg.hook):

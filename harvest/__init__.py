@@ -1,10 +1,8 @@
 """Text -> tokens -> model -> rows -> store. ``saecache.harvest(config)`` calls this module."""
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..common.lazy import lazy_names
+from ..common.lazy import lazy_names, make_callable
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
@@ -26,11 +24,4 @@ _LAZY = {  # these import torch and transformers, so they wait until they are us
 __getattr__ = lazy_names(__name__, _LAZY)
 
 
-class _CallableModule(ModuleType):
-    """Lets the package be called: its name is also the public function's name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)

@@ -22,7 +22,8 @@ from ..common.versions import software_versions
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
-from ..store.writing.journal import WORK_FOLDER
+from ..store.untrusted import describe_invalid
+from ..store.writing.journal import WORK_FOLDER, damaged_journal
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
 from .extend import batch_size_of, match_base, open_base
@@ -92,13 +93,17 @@ class HarvestJob:
 
         Raises:
             UsageError: the harvest cannot go on as it was begun.
+            CorruptCacheError: its journal is damaged.
         """
         self._plan = plan
         self._destination = destination
         self._base = base
         self._stop_asked = stop_asked
         before = {} if plan.existing is None else plan.existing.progress
-        self._progress = Progress.from_json(before)
+        try:
+            self._progress = Progress.from_json(before)
+        except ValueError as error:
+            raise damaged_journal(plan.path, describe_invalid(error)) from None
         if not before and base is not None:
             self._progress.phase = "copying"
         if base is None and self._progress.phase == "copying":

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from ..common.errors import UsageError
+from ..store.layout import MAX_WIDTH
 from .hook_points import check_layers
-from .model_files import ModelFiles
+from .model_files import ModelFiles, check_small_files, files_explained
+
+_MOST_LAYERS = 10_000  # a model is built, block by block, before its weights are compared with it
 
 
 def read_model_settings(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
@@ -22,11 +25,17 @@ def read_model_settings(files: ModelFiles, *, trust_remote_code: bool = False) -
     """
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code, **files.source)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        part = "config.json" if files.gguf_file is None else "metadata"
-        raise UsageError(f"model {files.name!r}: its {part} cannot be used: {error}") from None
+    check_small_files(files)
+    part = "config.json" if files.gguf_file is None else "metadata"
+    with files_explained(f"model {files.name!r}: its {part} cannot be used", f": {files.place}"):
+        settings = AutoConfig.from_pretrained(
+            files.folder, trust_remote_code=trust_remote_code, **files.source
+        )
+        layers, width = num_layers_of(settings), settings.get_text_config().hidden_size
+        max_positions_of(settings)
+        if not 0 < layers <= _MOST_LAYERS or not isinstance(width, int) or not 0 < width <= MAX_WIDTH:
+            raise ValueError(f"{layers} layers of width {width!r}")
+    return settings
 
 
 def num_layers_of(settings: Any) -> int:
@@ -62,21 +71,17 @@ def load_weights(
     Raises:
         UsageError: the weights cannot be read, or do not fit the configuration.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     kind: dict[str, Any] = files.source or {"use_safetensors": True}
-    try:
-        with _no_bars_in_logs():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                files.folder,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **kind,
-            )
-    except (OSError, ValueError, KeyError, NotImplementedError, SafetensorError) as error:
-        raise UsageError(f"model {files.name!r} cannot be loaded: {error!r}") from None
+    with files_explained(f"model {files.name!r} ({files.place}) cannot be loaded"), _no_bars_in_logs():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **kind,
+        )
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:  # transformers fills such weights with random numbers and goes on
         raise UsageError(

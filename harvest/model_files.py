@@ -2,16 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..common.errors import UsageError
+from ..common.errors import SaecacheError, UsageError
+from ..common.untrusted_files import open_regular, read_regular
+from ..store.untrusted import check_depth, parse_json
 from .hub import download_model_files
 
 DEMO_MODEL = "builtin:demo"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_MOST_SMALL_BYTES = 1 << 28  # of a tokenizer; those of today have up to 40 MB
+_MOST_JSON_BYTES = 1 << 24
+_LONGEST_WORDS = 1000
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -142,20 +149,66 @@ def _weight_names(folder: Path) -> list[str]:
     if not index.is_file():
         return [_WEIGHTS]
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = set(parse_json(read_regular(index, _MOST_JSON_BYTES))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is not a safetensors index: {error!r}") from None
-    if any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
+    if any(not isinstance(name, str) or set(name) & set("/\\\0") for name in names):
         raise UsageError(f"{index} names files outside its folder")
-    return [str(name) for name in names]
+    return sorted(names)
 
 
 def _check_safetensors(path: Path) -> None:
     """Compare the file's header with its size; reads no weights."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    with (
+        files_explained(f"{path} is damaged or incomplete", ": copy or download it again"),
+        open_regular(path),
+        safe_open(path, "pt"),
+    ):
+        pass
+
+
+def check_small_files(files: ModelFiles) -> None:
+    """Look at the files beside the weights before libraries read them, who trust their sizes.
+
+    Raises:
+        UsageError: one is no regular file or larger than any, or the configuration is no JSON object.
+    """
+    if files.gguf_file is not None:
+        return
+    for pattern in _SMALL_FILES:
+        for path in sorted(files.folder.glob(pattern)):
+            with files_explained(f"{path} cannot be used"), open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size > _MOST_SMALL_BYTES:
+                    raise ValueError(f"more than {_MOST_SMALL_BYTES} bytes")
+    for name in ("config.json", "generation_config.json"):
+        path = files.folder / name
+        if path.exists():
+            with files_explained(f"model {files.name!r}: its {name} cannot be used", f": {path}"):
+                value = json.loads(read_regular(path, _MOST_JSON_BYTES))  # Infinity stands in some
+                check_depth(value, name)
+                if not isinstance(value, dict):
+                    raise ValueError("expected a JSON object")
+
+
+@contextmanager
+def files_explained(problem: str, advice: str = "") -> Iterator[None]:
+    """The one border for exceptions of libraries that read a model's files: each becomes a UsageError.
+
+    Which exceptions they raise for which damage is nowhere said, and a panic of the Rust ones is none of
+    ``Exception``.
+
+    Args:
+        problem: what cannot be done, with the place of the file.
+        advice: comes after the library's own words.
+    """
     try:
-        with safe_open(path, "pt"):
-            pass
-    except SafetensorError as error:
-        raise UsageError(f"{path} is damaged or incomplete ({error}): copy or download it again") from None
+        yield
+    except (SaecacheError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        words = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{problem} ({words[:_LONGEST_WORDS]}){advice}") from None

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from time import monotonic
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from tqdm import tqdm
 
 from ..store import CacheWriter
@@ -17,6 +18,7 @@ from .packing import Cursor, Role, Sequences
 from .sinks import CALIBRATION_TOKENS, SinkEnergy, centered_norms, rows_within
 from .stream import TokenBatch
 
+_Count = Annotated[int, Field(ge=0, le=2**48)]
 Phase = Literal["copying", "reading", "finishing"]
 # A commit waits until everything since the last one is on the disk, so not too much may have gathered.
 COMMIT_BYTES = 1 << 30
@@ -33,12 +35,12 @@ class Progress:
 
     phase: Phase = "reading"
     cursor: Cursor = field(default_factory=Cursor)
-    tokens: int = 0  # read so far, padding not counted
-    last_document: int = -1
-    documents: int = 0
-    excluded: dict[str, int] = field(default_factory=lambda: {"bos": 0, "separator": 0, "sink": 0})
-    padding: int = 0
-    batch_size: int | None = None
+    tokens: _Count = 0  # read so far, padding not counted
+    last_document: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+    documents: _Count = 0
+    excluded: dict[str, _Count] = field(default_factory=lambda: {"bos": 0, "separator": 0, "sink": 0})
+    padding: _Count = 0
+    batch_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     median_norms: dict[str, float] | None = None
     seconds: float = 0.0
     conditions: dict[str, Any] | None = None
@@ -79,13 +81,22 @@ class Progress:
         """The inverse of :meth:`to_json`; nothing there is the beginning.
 
         Journals of version 0.1 name no phase; while they copied, they held the place in the copy alone.
+
+        Raises:
+            ValueError: they are something else.
         """
         if not values:
             return cls()
         if "cursor" not in values:
             return cls(phase="copying")
-        energy = {hook: SinkEnergy(**sums) for hook, sums in values.get("energy", {}).items()}
-        return cls(**{**values, "cursor": Cursor(*values["cursor"]), "energy": energy})
+        if unknown := values.keys() - {each.name for each in fields(cls)}:
+            raise ValueError(f"{min(unknown)[:80]!r} is nothing that a harvest notes")
+        progress = TypeAdapter(cls).validate_python(values)
+        if min(progress.cursor) < 0:
+            raise ValueError(f"cursor: expected numbers from 0, got {list(progress.cursor)}")
+        if progress.excluded.keys() != cls().excluded.keys():
+            raise ValueError(f"excluded: expected counts of {', '.join(cls().excluded)}")
+        return progress
 
 
 class HarvestStep(NamedTuple):

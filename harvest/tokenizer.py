@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import SaecacheError, UsageError
 from .config import TokensConfig
-from .model_files import ModelFiles
+from .model_files import ModelFiles, check_small_files, files_explained
 from .packing import PackingRule, TokenDocument
 from .sources import Document
 
@@ -35,12 +35,13 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
             f"{', '.join(sorted(names - {'tokenizer.json'}))}); save the one that belongs to the model "
             "there: AutoTokenizer.from_pretrained(<original model>).save_pretrained(<folder>)"
         )
-    try:
+    check_small_files(files)
+    with files_explained(f"no usable tokenizer in {files.place}"):
         tokenizer = AutoTokenizer.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, **files.source
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"no usable tokenizer in {files.place}: {error}") from None
+        if not callable(tokenizer):
+            raise ValueError(f"it is a {type(tokenizer).__name__}")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from ..common.counts import format_bytes
 from ..common.errors import SaecacheError
-from .layout import PROVENANCE_GROUP, ArraySpec
+from .layout import ArraySpec
 from .manifest import Manifest, load_manifest
+from .provenance import read_provenance as read_provenance
 from .reading.chunks import ShardedChunks, ShardFiles
+from .remote.opening import open_remote
 from .remote.urls import is_url
-from .untrusted import check_depth, check_no_links, read_json
+from .untrusted import check_no_links, printable
 
-PROVENANCE_FILE = f"{PROVENANCE_GROUP}/zarr.json"
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100
 _SHOWN_QUANTILES = ("0.01", "0.25", "0.5", "0.75", "0.99", "1")
@@ -28,24 +29,6 @@ _MOST_ROWS = 1 << 22
 _CHEAP_BYTES = 4 << 20  # of norms and means, at most, that are downloaded to be looked at
 
 read_manifest = load_manifest
-
-
-def read_provenance(path: Path | str) -> dict[str, Any]:
-    """Facts that are not part of the identity (created, software, throughput); {} where there are none."""
-    try:
-        return provenance_facts(read_json(Path(path) / PROVENANCE_FILE))
-    except (OSError, ValueError):
-        return {}  # nothing depends on them
-
-
-def provenance_facts(metadata: Any) -> dict[str, Any]:
-    """The facts in the metadata of a provenance group; {} if the metadata are malformed."""
-    try:
-        attributes = metadata["attributes"]
-        check_depth(attributes, PROVENANCE_GROUP)
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return attributes if isinstance(attributes, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -70,8 +53,6 @@ def largest_rows(place: Path | str, manifest: Manifest) -> dict[str, LargestRows
     if is_url(place):
         if 8 * manifest.train_rows * len(manifest.hooks) > _CHEAP_BYTES:
             return {}
-        from .remote.opening import open_remote
-
         try:
             place, _, files = open_remote(str(place))
         except SaecacheError as error:
@@ -154,8 +135,3 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         place, text = printable(place), printable(text)
         yield place, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """Escape what would control the terminal: a cache may come from anybody."""
-    return text if text.isprintable() else ascii(text)

@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.frozen import FrozenModel
+from ..common.untrusted_files import read_regular
 from ..common.versions import package_version
 from .encoding.codecs import Codec
 from .identity import canonical_json, fingerprint
@@ -34,13 +35,16 @@ from .layout import (
     TokensKind,
     check_hook_names,
 )
-from .untrusted import check_depth, check_no_links, parse_json
+from .untrusted import check_depth, check_no_links, describe_invalid, parse_json
 
 FORMAT_VERSION = 2
 NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads it; version 1 does not say
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
+# Positions that a cache without token arrays may have been sliced from.
+_SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
+_FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
 # Fields that a manifest and its layout have in common; hooks and cut differ in form.
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
@@ -107,6 +111,7 @@ class Manifest(FrozenModel):
     def _one_for_each_shard(cls, files: Any, info: ValidationInfo) -> Any:
         """Compare their number with the layout before parsing them; the fields above are checked by now."""
         if isinstance(files, list) and cls.model_fields.keys() - info.data.keys() == {"files"}:
+            _check_positions(info.data)
             expected = sum(spec.num_shards for spec in _layout_of(info.data).arrays())
             if len(files) != expected:
                 raise ValueError(f"expected {expected} shards, got {len(files)}")
@@ -184,6 +189,24 @@ def _layout_of(fields: Mapping[str, Any]) -> Layout:
     )
 
 
+def _check_positions(fields: Mapping[str, Any]) -> None:
+    """Compare the number of rows with the positions of all sequences, which checks walk through.
+
+    Token arrays are as large as there are positions. Without them every row is a sequence of its own, unless
+    the cache is a slice of some of the rows.
+    """
+    rows = fields["train_rows"] + fields["heldout_rows"]
+    sequences, context = fields["sequences"], fields["context"]
+    if rows > sequences * context:
+        raise ValueError(f"{rows} rows are more than the positions of {sequences} sequences of {context}")
+    most = max(_SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW * rows) if "slice" in fields["identity"] else rows
+    if fields["tokens"] == "none" and (context != 1 or sequences > most):
+        raise ValueError(
+            f"{sequences} sequences of {context} positions without tokens for {rows} rows; expected one for "
+            "each row"
+        )
+
+
 def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
     """The oldest format version that can hold such rows: a cache is written in that one."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
@@ -205,7 +228,7 @@ def load_manifest(path: Path | str) -> Manifest:
     root = path / "zarr.json"
     if not path.is_dir():
         raise UsageError(f"no cache at {path}: there is no such folder")
-    if not root.is_file():
+    if not root.exists():
         if (path / ".writing").is_dir():
             raise IncompleteCacheError(
                 f"the cache at {path} is unfinished: run the command that writes it again, "
@@ -217,10 +240,16 @@ def load_manifest(path: Path | str) -> Manifest:
                 "it continues where it stopped"
             )
         raise UsageError(f"{path} is not a cache: it has no zarr.json")
-    if root.stat().st_size > MAX_MANIFEST_BYTES:
-        raise CorruptCacheError(f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large")
     check_no_links(path, ["zarr.json"])
-    return parse_manifest(root.read_bytes(), str(root))
+    try:
+        content = read_regular(root, MAX_MANIFEST_BYTES)
+    except ValueError:
+        raise CorruptCacheError(
+            f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large"
+        ) from None
+    except OSError as error:
+        raise CorruptCacheError(f"{root} cannot be read: {error.strerror}") from None
+    return parse_manifest(content, str(root))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -240,7 +269,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             raise CorruptCacheError(f"{where}: the manifest does not match its own checksum")
         return Manifest.model_validate(values)
     except (ValidationError, RecursionError, UsageError) as error:
-        raise CorruptCacheError(f"{where}: the manifest is not valid: {_first_problem(error)}") from None
+        raise CorruptCacheError(f"{where}: the manifest is not valid: {describe_invalid(error)}") from None
 
 
 def _check_version(values: Mapping[str, Any], where: str) -> None:
@@ -256,6 +285,23 @@ def _check_version(values: Mapping[str, Any], where: str) -> None:
         f"up to version {FORMAT_VERSION}: upgrade to saecache {newer} "
         f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
     )
+
+
+def find_growing_arrays(manifest: Manifest) -> set[str]:
+    """Paths of compressed arrays whose rows take so many times their file that memory must not hold many.
+
+    Rows of a model shrink by a few times; equal ones shrink without end.
+    """
+    if manifest.codec is None:
+        return set()
+    sizes = {file.path: file.size for file in manifest.files}
+    growing = set()
+    for spec in manifest.layout.arrays():
+        if spec.codec is not None:
+            stored = sum(sizes[spec.shard_path(shard)] for shard in range(spec.num_shards))
+            if spec.shape[0] * spec.row_bytes > max(_FREE_DECODED_BYTES, _MOST_GROWTH * stored):
+                growing.add(spec.path)
+    return growing
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
@@ -276,11 +322,3 @@ def check_files(path: Path, manifest: Manifest) -> None:
             raise CorruptCacheError(
                 f"{path / file.path} has {found.st_size} bytes, expected {file.size}: truncated or altered"
             )
-
-
-def _first_problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    detail = error.errors()[0]
-    place = ".".join(str(part) for part in detail["loc"])
-    return f"{place}: {detail['msg']}" if place else str(detail["msg"])

@@ -6,7 +6,7 @@ come from anybody: its index is checked before it is used.
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +23,7 @@ from .layout import ArraySpec, index_size
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
 CHUNKS_IN_FLIGHT = 4
+_BLOCK_BYTES = 1 << 18
 
 
 def crc32c(payload: bytes | NDArray[Any]) -> bytes:
@@ -153,6 +154,53 @@ def parse_index(tail: bytes, spec: ArraySpec, where: str, file_size: int) -> NDA
     _check_apart(offsets, sizes, np.flatnonzero(~absent), where)
     found: NDArray[np.int64] = entries.view(np.int64).copy()  # ABSENT becomes -1
     return found
+
+
+def check_all_stored(offsets: NDArray[np.int64], where: str) -> None:
+    """
+    Raises:
+        CorruptCacheError: a chunk is absent, which none of a cache may be.
+    """
+    if (offsets < 0).any():
+        raise CorruptCacheError(f"{where}: chunk {int(np.flatnonzero(offsets < 0)[0])} is not stored")
+
+
+def check_crc(
+    stored: NDArray[np.uint8], slot: int, where: str, look: Callable[[NDArray[np.uint8]], None] | None = None
+) -> None:
+    """Compare chunk ``slot``, as it is stored, with its crc32c.
+
+    Args:
+        look: gets each block of it, before the processor's cache has lost it; none of it is trusted yet.
+
+    Raises:
+        CorruptCacheError: they differ.
+    """
+    payload, value = stored[:-CRC_BYTES], 0
+    for start in range(0, len(payload), _BLOCK_BYTES):
+        block = payload[start : start + _BLOCK_BYTES]
+        value = crc32c_library.crc32c(block, value, gil_release_mode=1)
+        if look is not None:
+            look(block)
+    if value.to_bytes(CRC_BYTES, "little") != stored[-CRC_BYTES:].tobytes():
+        raise CorruptCacheError(f"{where}: chunk {slot} does not match its crc32c")
+
+
+def decode_chunk(stored: NDArray[np.uint8], spec: ArraySpec, slot: int, where: str) -> NDArray[np.uint8]:
+    """The bytes of chunk ``slot``, uint8 [chunk_bytes]; a view of ``stored`` where it is not compressed.
+
+    Raises:
+        CorruptCacheError: they cannot be decoded.
+    """
+    payload = stored[:-CRC_BYTES]
+    if spec.codec is None:
+        return payload
+    decoded = np.empty(spec.chunk_bytes, np.uint8)
+    try:
+        spec.codec.decode(payload, decoded)
+    except ValueError as error:
+        raise CorruptCacheError(f"{where}: chunk {slot} cannot be decoded: {error}") from None
+    return decoded
 
 
 def _check_apart(

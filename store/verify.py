@@ -21,6 +21,8 @@ from .writing.publish import nested_metadata, root_metadata
 _BLOCK_ROWS = 1 << 20
 _RANGE_TOKENS = 1 << 27  # whose side of the split is held in memory at once
 
+OpenArray = Callable[[ArraySpec], ShardedArray]
+
 
 @dataclass
 class VerifyReport:
@@ -39,8 +41,8 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
     """Read the whole cache and compare it with its manifest.
 
     This checks the size and sha256 of every shard, the index and the crc32c of every chunk, the metadata of
-    every array and group, that token indices are distinct, in range, and in the order of the shuffle, and
-    that every row is on the side of the held-out split where its document belongs.
+    every array and group, that rows are finite numbers, that token indices are distinct, in range, and in the
+    order of the shuffle, and that every row is on the side of the held-out split where its document belongs.
 
     Args:
         path: the cache.
@@ -73,10 +75,13 @@ def verify_cache(path: Path | str, *, on_progress: Callable[[int, int], None] | 
             if on_progress:
                 on_progress(done, total)
     if report.ok:  # numbers from damaged files prove nothing
-        report.problems += _check_tokens(path, manifest)
-    if report.ok:
-        report.problems += _check_heldout(path, manifest)
+        report.problems += check_rows_in_place(manifest, lambda spec: ShardedArray(path, spec))
     return report
+
+
+def check_rows_in_place(manifest: Manifest, open_array: OpenArray) -> list[str]:
+    """A line for each rule that the rows of a cache break: order of the shuffle, side of the split."""
+    return list(_check_tokens(manifest, open_array)) or list(_check_heldout(manifest, open_array))
 
 
 def _all_files(manifest: Manifest) -> Iterator[str]:
@@ -126,12 +131,12 @@ def _check_metadata(path: Path, manifest: Manifest) -> Iterator[str]:
                 yield f"{name}: not the metadata that follows from the manifest"
 
 
-def _check_tokens(path: Path, manifest: Manifest) -> Iterator[str]:
+def _check_tokens(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
     """Rows are distinct positions of the sequences: training rows by shuffle key, held-out rows ascending."""
     layout, seed = manifest.layout, manifest.identity.get("seed")
     for split in SPLITS:
         spec: ArraySpec = layout.token(split)
-        array = ShardedArray(path, spec)
+        array = open_array(spec)
         last: int | None = None
         for start in range(0, spec.shape[0], _BLOCK_ROWS):
             tokens = array[start : start + _BLOCK_ROWS]
@@ -146,12 +151,12 @@ def _check_tokens(path: Path, manifest: Manifest) -> Iterator[str]:
             last = int(keys[-1])
 
 
-def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
+def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
     """Rows of held-out documents, and no others, are in the held-out split."""
     layout = manifest.layout
     if not isinstance(manifest.identity.get("seed"), int):
         return  # without a seed there is nothing to compare with
-    array = ShardedArray(path, layout.documents()) if manifest.tokens != "none" else None
+    array = open_array(layout.documents()) if manifest.tokens != "none" else None
     sequences = max(1, _RANGE_TOKENS // layout.context)
     for first in range(0, layout.sequences, sequences):
         last = min(first + sequences, layout.sequences)
@@ -161,14 +166,16 @@ def _check_heldout(path: Path, manifest: Manifest) -> Iterator[str]:
             stop = min(start + step, last)
             documents = np.arange(start, stop)[:, None] if array is None else array[start:stop]
             heldout[start - first : stop - first] = find_heldout_positions(manifest, documents, start)
-        yield from _find_misplaced(path, layout, heldout.reshape(-1), first * layout.context)
+        yield from _find_misplaced(layout, open_array, heldout.reshape(-1), first * layout.context)
 
 
-def _find_misplaced(path: Path, layout: Layout, heldout: NDArray[np.bool_], first: int) -> Iterator[str]:
+def _find_misplaced(
+    layout: Layout, open_array: OpenArray, heldout: NDArray[np.bool_], first: int
+) -> Iterator[str]:
     """Rows whose token is among those from ``first`` on and which ``heldout`` puts into the other split."""
     for split in SPLITS:
         spec = layout.token(split)
-        array = ShardedArray(path, spec)
+        array = open_array(spec)
         for start in range(0, spec.shape[0], _BLOCK_ROWS):
             places = array[start : start + _BLOCK_ROWS].astype(np.int64) - first
             inside = (places >= 0) & (places < len(heldout))

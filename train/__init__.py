@@ -1,10 +1,8 @@
 """Train SAEs from a cache of activations. ``saecache.train(config, cache)`` calls this module."""
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..common.lazy import lazy_names
+from ..common.lazy import lazy_names, make_callable
 
 if TYPE_CHECKING:
     from .pairs import Pairs as Pairs
@@ -29,11 +27,4 @@ _LAZY = {  # imported on first use, because they import torch
 __getattr__ = lazy_names(__name__, _LAZY)
 
 
-class _CallableModule(ModuleType):
-    """Makes the package callable, because the public function has the same name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)

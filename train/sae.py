@@ -4,31 +4,35 @@ Its folder holds ``cfg.json`` and ``weights.safetensors``; loading never unpickl
 Legend: B rows, D model width, F latents, P pairs.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import SerializeAsAny, ValidationError
-from safetensors import SafetensorError
+from pydantic import NonNegativeFloat, PositiveInt, SerializeAsAny
 from torch import Tensor, nn
 
 from ..common.errors import UsageError
 from ..common.frozen import FrozenModel
+from ..common.memory import check_memory
+from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.normalization import Normalizer
+from ..store.untrusted_files import read_object
 from .backends.choice import backend_of
 from .backends.threads import torch_on_one_thread
 from .pairs import Pairs
-from .tensor_file import read_tensors, write_tensors
+from .tensor_file import TensorInfo, check_header, read_tensors, write_tensors
 from .variants import VARIANTS, AnyVariant
 from .variants.base.rows import Rows
+from .variants.base.variant import Plan
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
 SAE_FOLDER = "sae"  # of a variant, in a run
+THRESHOLD = "threshold"
 ENCODE_ROWS = 16384  # rows encoded at a time by forward()
 Space = Literal["normalized", "raw"]
 
@@ -39,9 +43,9 @@ class SAEConfig(FrozenModel):
     format_version: int = FORMAT_VERSION
     kind: str
     name: str
-    d_model: int
-    num_latents: int
-    k: float | None  # number of active latents per row set in training
+    d_model: PositiveInt
+    num_latents: PositiveInt
+    k: NonNegativeFloat | None  # number of active latents per row set in training
     inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
     hook: str
     normalization: dict[str, Any]  # of store.normalization.Normalizer
@@ -170,11 +174,16 @@ class SAE(nn.Module):
         rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors)
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the weights, then the config, each atomically. Equal SAEs give equal bytes."""
+    def save(self, folder: str | Path) -> str:
+        """Write the weights, then the config, each atomically. Equal SAEs give equal bytes.
+
+        Returns:
+            The sha256 of the file of the weights.
+        """
         folder = Path(folder)
-        write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
+        checksum = write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
         write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
+        return checksum
 
 
 def find_saes(folder: Path) -> list[Path]:
@@ -196,30 +205,96 @@ def find_saes(folder: Path) -> list[Path]:
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
+    The files may come from anybody: no tensor is read before its type and shape were found to be right.
+
     Raises:
-        UsageError: no SAE there or several, an unknown kind, a newer format, or weights that contradict the
-            config.
+        UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
+            itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
     found = find_saes(Path(folder))
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
     folder = found[0]
-    if not (folder / WEIGHTS_FILE).is_file():
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists():
         raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"{folder}: SAE format {version}; this version of saecache reads {FORMAT_VERSION}"
-            )
-        if (kind := values.get("kind")) not in VARIANTS:
-            raise UsageError(
-                f"{folder}: SAE of kind {kind!r}, which this version of saecache does not know; it knows "
-                f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
-            )
-        cfg = SAEConfig.model_validate(values)
-        tensors = read_tensors(folder / WEIGHTS_FILE, device)
-    except (ValidationError, json.JSONDecodeError, SafetensorError) as error:
+        cfg = _read_config(folder)
+        expected = _expected_tensors(cfg)
+        check_header(weights, expected)
+        check_memory(weights.stat().st_size, torch.device(device), f"{weights}", "use another machine")
+        tensors = read_tensors(weights, device)
+    except (UsageError, FileNotFoundError) as error:
         raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
+    for name, tensor in tensors.items():
+        _check_values(f"{weights}: tensor {name}", tensor, cfg.num_latents, unbounded=name == THRESHOLD)
     return SAE(cfg, tensors)
+
+
+def _read_config(folder: Path) -> SAEConfig:
+    path = folder / CONFIG_FILE
+    values = read_object(path, "copy the SAE again from where it was trained")
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UsageError(f"SAE format {version!r:.80}; this version of saecache reads {FORMAT_VERSION}")
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in VARIANTS:
+        raise UsageError(
+            f"SAE of kind {kind!r:.80}, which this version of saecache does not know; it knows "
+            f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
+        )
+    cfg = validate(SAEConfig, values, str(path))
+    for name in ("name", "hook"):  # are shown in a terminal
+        if not getattr(cfg, name).isprintable():
+            raise UsageError(
+                f"{path}: {name} holds characters that cannot be shown: {getattr(cfg, name)!r:.80}"
+            )
+    try:
+        Normalizer.from_dict(cfg.normalization)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path}: normalization cannot be read ({error!r:.80})") from None
+    for name, got, wanted in (
+        ("kind", cfg.kind, cfg.variant.kind),
+        ("inference", cfg.inference, cfg.variant.inference),
+        ("normalization.d_model", cfg.normalization.get("d_model"), cfg.d_model),
+    ):
+        if got != wanted:
+            raise UsageError(
+                f"{path} contradicts itself: {name} is {got!r:.80}, and the rest says {wanted!r}"
+            )
+    for name in ("k", "num_latents"):
+        got = getattr(cfg.variant, name, None)
+        if got is not None and got > cfg.num_latents:
+            raise UsageError(f"{path} contradicts itself: {name}={got} of {cfg.num_latents} latents")
+    return cfg
+
+
+def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo, ...]]:
+    """The types and shapes of an SAE's tensors; nothing is allocated for them."""
+    plan = Plan(d_model=cfg.d_model, num_latents=cfg.num_latents, batch_rows=1, num_steps=1)
+    F, D = cfg.num_latents, cfg.d_model
+    shapes = {"W_enc": (F, D), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
+    expected: dict[str, TensorInfo | tuple[TensorInfo, ...]] = {
+        name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()
+    }
+    with torch.device("meta"):
+        own = {
+            **cfg.variant.extra_parameters(plan),
+            **cfg.variant.inference_tensors(cfg.variant.initial_state(plan)),
+        }
+    expected |= {name: TensorInfo.of(tensor) for name, tensor in own.items()}
+    if THRESHOLD in expected:
+        expected[THRESHOLD] = (TensorInfo(torch.float32, ()), TensorInfo(torch.float32, (F,)))
+    return expected
+
+
+def _check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:
+    """Refuse floats that are not finite (a threshold may be infinity: never active) and indices beyond F."""
+    if tensor.numel() == 0:
+        return
+    least, most = (float(extreme) for extreme in torch.aminmax(tensor))  # NaN if there is one
+    if tensor.is_floating_point():
+        if not (isfinite(least) or (unbounded and least == inf)) or not (isfinite(most) or unbounded):
+            raise UsageError(f"{what} is not finite: its weights are damaged")
+    elif not 0 <= least <= most < num_latents:
+        raise UsageError(f"{what} should number the {num_latents} latents, got {least:g} to {most:g}")

@@ -1,7 +1,15 @@
-"""Write and read named tensors as a safetensors file, atomically and without a second copy in memory."""
+"""Write and read named tensors as a safetensors file, atomically and without a second copy in memory.
 
+Files of others are read too. The header is checked before a byte of a tensor is read or memory is allocated
+for it: its length, its names, types and shapes, and that the tensors fill the file without gap or overlap.
+"""
+
+import hashlib
+import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,11 +17,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..common.errors import UsageError
 from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
+from ..store.untrusted_files import open_file, parse_object
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_DIMENSIONS = 8
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+@dataclass(frozen=True)
+class TensorInfo:
+    """The type and the shape of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorInfo":
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Create or replace ``path``, durably and atomically. Equal tensors give equal bytes.
+
+    Returns:
+        The sha256 of the file, in hexadecimal. It is computed while the disk works.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
@@ -24,13 +67,97 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
     except SafetensorError as error:  # safetensors raises it for a full disk
         raise OSError(f"cannot write {path}: {error}") from error
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256_of, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        checksum = digest.result()
     temporary.replace(path)
     fsync_folder(path.parent)
+    return checksum
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal; errors as :func:`..store.untrusted_files.open_file`."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The types and shapes of the tensors in ``path`` by name, from its first bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is not a regular file, or its header does not describe exactly its bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _damaged(path, f"its header would end after the file, which has {size} bytes")
+        if length > MAX_HEADER_BYTES:
+            raise _damaged(path, f"its header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
+        header = file.read(length)
+    try:
+        entries = parse_object(header)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    entries.pop("__metadata__", None)
+    found, ranges = {}, []
+    for name, entry in entries.items():
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
+                dtype in _DTYPES
+                and len(shape) <= MAX_DIMENSIONS
+                and all(type(n) is int and 0 <= n <= size for n in shape)
+                and end - start == math.prod(shape) * _DTYPES[dtype].itemsize
+            ):
+                found[name] = TensorInfo(_DTYPES[dtype], tuple(shape))
+                ranges.append((start, end))
+            case _:
+                raise _damaged(path, f"the entry of tensor {name[:80]!r} contradicts itself")
+    at = 0
+    for start, end in sorted(ranges):
+        if start != at:
+            raise _damaged(path, f"its tensors overlap or leave a gap at byte {min(start, at)}")
+        at = end
+    if at != size - 8 - length:
+        raise _damaged(path, f"its tensors should take {at} bytes, and {size - 8 - length} follow the header")
+    return found
+
+
+def check_header(path: Path, expected: Mapping[str, TensorInfo | tuple[TensorInfo, ...]]) -> None:
+    """Make sure that ``path`` holds exactly the ``expected`` tensors; a tuple lists what is allowed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: as :func:`read_header`; or the file lacks a tensor, has another one, or one is of another
+            type or shape.
+    """
+    found = read_header(path)
+    if found.keys() != expected.keys():
+        lacking, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        raise UsageError(
+            f"{path} lacks the tensors {lacking}, and has {[name[:80] for name in unknown[:9]]} beside the "
+            "expected ones"
+        )
+    for name, wanted in expected.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if found[name] not in allowed:
+            raise UsageError(
+                f"{path}: tensor {name} should be {' or '.join(map(str, allowed))}, got {found[name]}"
+            )
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Read the tensors of ``path`` by name."""
-    tensors: dict[str, Tensor] = load_file(path, device=str(device))
+    """Read the tensors of ``path`` by name; errors as :func:`read_header`."""
+    read_header(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from None
     return tensors
+
+
+def _damaged(path: Path, reason: str) -> UsageError:
+    return UsageError(f"{path} is not a readable safetensors file: {reason}")

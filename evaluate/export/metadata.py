@@ -13,7 +13,7 @@ _TRANSFORMER_LENS = {
     "attn_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
 }
-_NAMED_HOOK = re.compile(rf"({'|'.join(_TRANSFORMER_LENS)})\.(\d+)")
+_NAMED_HOOK = re.compile(rf"({'|'.join(_TRANSFORMER_LENS)})\.([0-9]{1, 6})")
 
 
 @dataclass(frozen=True, kw_only=True)

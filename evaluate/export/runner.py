@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...common.errors import UsageError
+from ...common.versions import package_version
 from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
 from ...train import SAE
@@ -57,7 +57,7 @@ class Export:
     loading: str
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path), "saecache": version("saecache")}
+        return {**asdict(self), "path": str(self.path), "saecache": package_version("saecache")}
 
 
 def export_sae(

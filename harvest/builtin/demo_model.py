@@ -12,7 +12,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DemoModelSettings:
     """Everything that decides the result, besides the text and the versions of the software."""
 
     seed: int = 0
@@ -54,7 +54,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
 
 
-def build_model(settings: Settings) -> GPTNeoXForCausalLM:
+def build_model(settings: DemoModelSettings) -> GPTNeoXForCausalLM:
     """A GPT-NeoX with freshly initialised weights and tied embeddings."""
     config = GPTNeoXConfig(
         vocab_size=settings.vocab_size,

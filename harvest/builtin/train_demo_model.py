@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
-from .demo_model import Settings, build_model, save_model, train_tokenizer
+from .demo_model import DemoModelSettings, build_model, save_model, train_tokenizer
 from .heldout import document_loss, encode_document, total, unigram_log_probability
 from .model_card import model_card
 from .stdlib_text import is_heldout, stdlib_documents, stdlib_fingerprint
@@ -33,7 +33,7 @@ from .stdlib_text import is_heldout, stdlib_documents, stdlib_fingerprint
 TABLES_PREFIX = "encodings/"
 
 
-def training_batches(documents: list[list[int]], settings: Settings) -> Iterator[Tensor]:
+def training_batches(documents: list[list[int]], settings: DemoModelSettings) -> Iterator[Tensor]:
     """Endless [B, T + 1] batches; each epoch packs the documents in a new order and shuffles the windows."""
     rng = random.Random(settings.seed)
     window = settings.context_tokens + 1
@@ -48,13 +48,13 @@ def training_batches(documents: list[list[int]], settings: Settings) -> Iterator
             yield shuffled[start : start + settings.sequences_per_step]
 
 
-def learning_rate_share(step: int, settings: Settings) -> float:
+def learning_rate_share(step: int, settings: DemoModelSettings) -> float:
     """Linear warmup, a constant stretch, linear decay to zero over the last `decay_share` of the steps."""
     decay_steps = max(1, round(settings.decay_share * settings.num_steps))
     return min(1.0, (step + 1) / settings.warmup_steps, (settings.num_steps - step) / decay_steps)
 
 
-def build_optimizers(model: GPTNeoXForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: GPTNeoXForCausalLM, settings: DemoModelSettings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
     matrices = [p for p in model.gpt_neox.layers.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
@@ -87,7 +87,7 @@ def train_step(
     optimizers: list[torch.optim.Optimizer],
     batch: Tensor,
     step: int,
-    settings: Settings,
+    settings: DemoModelSettings,
 ) -> float:
     """One update; returns the batch's loss in nats per token."""
     loss_sum = 0.0
@@ -108,7 +108,7 @@ def train_step(
 class DemoTraining:
     """One run: the text, the tokenizer, the model, and how far the training has come."""
 
-    def __init__(self, settings: Settings, out: Path) -> None:
+    def __init__(self, settings: DemoModelSettings, out: Path) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.out = out
@@ -233,12 +233,14 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, help="CPU threads; 1 is the fastest on a machine with other work"
     )
-    parser.add_argument("--steps", type=int, default=Settings.num_steps, help="optimizer steps in all")
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument(
+        "--steps", type=int, default=DemoModelSettings.num_steps, help="optimizer steps in all"
+    )
+    parser.add_argument("--seed", type=int, default=DemoModelSettings.seed)
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    training = DemoTraining(Settings(num_steps=arguments.steps, seed=arguments.seed), arguments.out)
+    training = DemoTraining(DemoModelSettings(num_steps=arguments.steps, seed=arguments.seed), arguments.out)
     if arguments.state is not None and arguments.state.exists():
         training.restore(arguments.state)
     training.run(save_every_seconds=60 * arguments.save_minutes, state_path=arguments.state)

@@ -52,7 +52,8 @@ def read_merged_parts(manifest: Manifest) -> list[dict[str, Any]]:
         sizes = [part.get(size) for size in ("sequences", "documents")] if isinstance(part, dict) else [None]
         if not all(isinstance(size, int) and 0 <= size < 2**48 for size in sizes):
             return []
-    return parts
+    totals = [sum(part[size] for part in parts) for size in ("sequences", "documents")]
+    return parts if max(totals) < 2**48 else []
 
 
 def read_seed(manifest: Manifest) -> int:

@@ -18,6 +18,7 @@ from ..encoding.records import RecordLayout
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache
 from ..reading.sharded_array import ShardedArray
+from ..writing.journal import damaged_journal
 from ..writing.writer import CacheWriter
 
 COMMIT_BYTES = 1 << 30
@@ -78,7 +79,7 @@ def replay(
     """
     stages = [stage for part in parts for stage in _stages(writer, part)]
     total_rows = sum(part.train_rows + part.heldout_rows for part in parts)
-    number, done = writer.progress.get("replayed", [0, 0])
+    number, done = _read_place(writer, stages)
     uncommitted = 0
     while number < len(stages):
         stage = stages[number]
@@ -93,6 +94,15 @@ def replay(
                 on_progress(_rows_done(stages, number, done), total_rows)
         number, done = number + 1, 0
     writer.commit(writer.progress | {"replayed": [number, 0]})
+
+
+def _read_place(writer: CacheWriter, stages: Sequence[_Stage]) -> tuple[int, int]:
+    """(stage, items of it that are done), according to the journal."""
+    match writer.progress.get("replayed", [0, 0]):
+        case [int(number), int(done)] if 0 <= number <= len(stages) and done >= 0:
+            if done <= (stages[number].total if number < len(stages) else 0):
+                return number, done
+    raise damaged_journal(writer.path, "it names no place among the rows to copy")
 
 
 def _rows_done(stages: Sequence[_Stage], number: int, done: int) -> int:

@@ -1,6 +1,8 @@
 """The inner chunks of one array, read through memory maps of its shard files."""
 
+import errno
 import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,9 +16,11 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import CorruptCacheError
+from ...common.errors import CorruptCacheError, SaecacheError
+from ...common.untrusted_files import open_regular
+from ..finite import NotFiniteError, check_finite, is_finite
 from ..layout import ArraySpec, index_size
-from ..shard_file import CRC_BYTES, crc32c, parse_index
+from ..shard_file import CRC_BYTES, check_all_stored, check_crc, decode_chunk, parse_index
 
 MAX_OPEN_SHARDS = 32
 
@@ -56,9 +60,12 @@ class ShardedChunks:
     In a cache every chunk of every shard is there. Arrays of other Zarr programs may leave out chunks and
     shards that hold nothing but zeros: ``strict=False`` reads those too.
 
-    Every chunk is compared with its crc32c the first time this object uses it. A shard that is missing, has
-    the wrong size, or has a bad index or chunk raises :class:`CorruptCacheError` with its name.
+    The first time this object uses a chunk, it compares it with its crc32c and checks that its numbers are
+    finite. A shard that is missing, has the wrong size, or has a bad index or chunk raises
+    :class:`CorruptCacheError` with its name.
     """
+
+    is_finite = staticmethod(is_finite)
 
     def __init__(
         self,
@@ -68,10 +75,12 @@ class ShardedChunks:
         strict: bool = True,
         files: ShardFiles | None = None,
         rows: int | None = None,
+        keep_decoded: bool = True,
     ) -> None:
         """``root`` is the cache's folder; with ``files``, it is only its name in messages.
 
-        With ``rows`` the array has only the first so many rows.
+        With ``rows`` the array has only the first so many rows. Without ``keep_decoded`` compressed chunks
+        are decoded each time they are used, and no memory holds several of them.
         """
         self.spec = spec
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
@@ -82,7 +91,8 @@ class ShardedChunks:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
-        self._decoded = None if spec.codec is None else DecodedChunks(self._payload)
+        self.keep_decoded = keep_decoded or spec.codec is None
+        self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None
 
     def chunk(self, number: int) -> NDArray[Any]:
         """Inner chunk ``number`` as a view of the file, [chunk_rows, ...] (padding included), checked.
@@ -91,6 +101,8 @@ class ShardedChunks:
         """
         try:
             return self._chunk(number)
+        except NotFiniteError:
+            raise
         except CorruptCacheError:
             shard = number // self.spec.chunks_per_shard
             if self._files is None or not self._files.discard(self.spec.shard_path(shard)):
@@ -110,22 +122,27 @@ class ShardedChunks:
         if offset < 0:
             return np.zeros(self.spec.chunk_bytes, np.uint8)
         stored = np.frombuffer(shard.mapped, np.uint8, int(shard.sizes[slot]), offset)
-        payload = stored[:-CRC_BYTES]
-        if not checked[slot]:
-            if crc32c(payload) != stored[-CRC_BYTES:].tobytes():
-                raise CorruptCacheError(f"{shard.where}: chunk {slot} does not match its crc32c")
-            checked[slot] = True
-        if self.spec.codec is None:
-            return payload
-        decoded = np.empty(self.spec.chunk_bytes, np.uint8)
-        try:
-            self.spec.codec.decode(payload, decoded)
-        except ValueError as error:
-            raise CorruptCacheError(f"{shard.where}: chunk {slot} cannot be decoded: {error}") from None
-        return decoded
+        if checked[slot]:
+            return decode_chunk(stored, self.spec, slot, shard.where)
+        finite = True
+
+        def look(block: NDArray[np.uint8]) -> None:
+            nonlocal finite
+            finite = finite and self.is_finite(block, self.spec)
+
+        plain, verified = self.spec.codec is None, shard.held is not None and shard.held.verified
+        if not verified:
+            check_crc(stored, slot, shard.where, look if plain else None)
+        payload = decode_chunk(stored, self.spec, slot, shard.where)
+        if verified or not plain:
+            look(payload)
+        if self._strict and not finite:
+            check_finite(payload, self.spec, number, shard.where)
+        checked[slot] = True
+        return payload
 
     def is_checked(self, number: int) -> bool:
-        """Whether this object has checked inner chunk ``number``, which then needs no decoding either."""
+        """Whether this object has checked inner chunk ``number``, and would not decode it ahead either."""
         if self._decoded is not None:
             return False
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
@@ -171,8 +188,7 @@ class ShardedChunks:
         mapped = self._map(number)  # without the lock: it may have to come over a network first
         with self._lock:
             shard = self._open.setdefault(number, mapped)
-            verified = shard.held is not None and shard.held.verified
-            checked = self._checked.setdefault(number, np.full(self.spec.chunks_per_shard, verified))
+            checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, np.bool_))
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)  # views of it that are still in use keep their memory
             return shard, checked
@@ -189,8 +205,8 @@ class ShardedChunks:
         path = Path(self._root) / name if held is None else held.path
         where = f"{self._root}/{name}"
         try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 if not size or (self._strict and not self.spec.may_have_size(number, size)):
                     raise CorruptCacheError(
                         f"{where}: {size} bytes, expected {expected}: truncated or altered"
@@ -202,12 +218,13 @@ class ShardedChunks:
                 raise CorruptCacheError(f"{where}: the shard is missing") from None
             nothing = np.full(self.spec.chunks_per_shard, -1)
             return _Shard(where, mmap.mmap(-1, 1), nothing, nothing)
+        except OSError as error:  # of the bytes only if they are none: the disk, or rights, may be mended
+            kind = CorruptCacheError if error.errno == errno.EINVAL else SaecacheError
+            raise kind(f"{where} cannot be read: {error.strerror}") from None
         tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
         offsets, sizes = parse_index(tail, self.spec, where, size).T
-        present = offsets[: self.spec.chunks_of_shard(number)]
-        if self._strict and (present < 0).any():
-            slot = int(np.flatnonzero(present < 0)[0])
-            raise CorruptCacheError(f"{where}: chunk {slot} is not stored")
+        if self._strict:
+            check_all_stored(offsets[: self.spec.chunks_of_shard(number)], where)
         return _Shard(where, mapped, offsets, sizes, held)
 
 

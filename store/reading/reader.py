@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from ...common.devices import choose_device
-from ...common.errors import UsageError
-from ..info import read_provenance
+from ...common.errors import CorruptCacheError, UsageError
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
-from ..manifest import Manifest, check_files, load_manifest
+from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
 from ..normalization import KINDS, Normalizer
+from ..provenance import read_provenance
 from ..remote.urls import is_url
 from ..statistics import HookStatistics
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
@@ -84,9 +84,14 @@ class ActivationCache:
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
         self._kept: dict[tuple[str, str, float, int], int] = {}
+        growing = find_growing_arrays(manifest)
         self._arrays = {
             spec.path: ShardedArray(
-                path, spec, files=files, rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None
+                path,
+                spec,
+                files=files,
+                rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None,
+                keep_decoded=spec.path not in growing,
             )
             for spec in self._layout.arrays()
         }
@@ -288,9 +293,23 @@ class ActivationCache:
     def locate(
         self, rows: Any, split: str = "train"
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where rows come from: (sequence, position, document), int64 [n] each."""
+        """Where rows come from: (sequence, position, document), int64 [n] each.
+
+        Raises:
+            IndexError, TypeError: there are no rows of these numbers.
+            CorruptCacheError: a row says that it comes from a sequence that the cache does not have.
+        """
         tokens = self.token_index(split)
-        token = tokens.gather(check_row_numbers(tokens, rows)).astype(np.int64)
+        numbers = check_row_numbers(tokens, rows)
+        stored = tokens.gather(numbers)
+        beyond = np.flatnonzero(stored >= self._layout.sequences * self.context)
+        if len(beyond):
+            raise CorruptCacheError(
+                f"{self.path}/{tokens.spec.path}: row {numbers[beyond[0]]} is of token {stored[beyond[0]]}, "
+                f"expected less than {self._layout.sequences} sequences x {self.context} positions; see "
+                "'saecache cache verify'"
+            )
+        token = stored.astype(np.int64)
         sequence, position = np.divmod(token, self.context)
         if self.manifest.tokens == "none":
             return sequence, position, token

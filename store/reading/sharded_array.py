@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoding.stored_rows import copy_rows, widen_rows
+from ..encoding.stored_rows import copy_rows, is_finite_compiled, widen_rows
 from .chunks import ShardedChunks
 
 _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
@@ -27,6 +27,8 @@ class ChunkPart:
 
 class ShardedArray(ShardedChunks):
     """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads."""
+
+    is_finite = staticmethod(is_finite_compiled)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -69,7 +71,7 @@ class ShardedArray(ShardedChunks):
         ``out`` has the array's type, or is float32 for an array of float16. ``threads`` take a chunk each.
         """
         pieces = self.pieces(numbers, release=release)
-        if threads is None:
+        if threads is None or not self.keep_decoded:
             for piece in pieces:
                 _copy(piece, out)
         else:

@@ -1,6 +1,7 @@
 """Caches in object storage."""
 
-from .remote_folder import ObjectInfo, RemoteFolder, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
 from .urls import is_url
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ...common.errors import SaecacheError, UsageError
 from .credentials import s3_config
 from .failures import RemoteError, parse_failure, translate
+from .redirects import refuse_redirects, sends_tokens
 from .retries import Patience
 from .urls import ObjectUrl, is_endpoint, redact_url
 
@@ -114,8 +115,10 @@ def _maker(
     The settings are in a closure, so that nothing shows them.
     """
     s3: dict[str, Any] = {}
+    tokens = False
     if url.scheme == "s3":
         s3["config"], s3["credential_provider"] = s3_config()
+        tokens = sends_tokens(s3["credential_provider"])
         endpoint = s3["config"].get("endpoint", "")
         allow_http = _is_set("AWS_ALLOW_HTTP") or endpoint.startswith("http://")
         variable = "AWS_ENDPOINT_URL"
@@ -128,6 +131,7 @@ def _maker(
 
     if endpoint and not is_endpoint(endpoint):  # the library would panic; without the text, it may be secret
         raise UsageError(f"{url}: the endpoint is not a valid http:// or https:// URL; check {variable}")
+    redirects = refuse_redirects(endpoint, s3["config"]["region"]) if tokens else {}
 
     def make(purpose: Purpose) -> "ObjectStore":
         from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
@@ -137,7 +141,8 @@ def _maker(
         if root is not None:
             return LocalStore(prefix=root, automatic_cleanup=True)
         http: dict[str, Any] = {
-            "client_options": patience.client(writing=purpose != "reading", allow_http=allow_http),
+            "client_options": patience.client(writing=purpose != "reading", allow_http=allow_http)
+            | redirects,
             "retry_config": patience.library_retries(parts=purpose == "parts"),
         }
         try:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
-from ..layout import PROVENANCE_GROUP
+from ...common.untrusted_files import open_regular
 from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
+from ..provenance import PROVENANCE as PROVENANCE
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
 from .failures import MissingObjectError, RemoteChangedError
@@ -25,7 +26,6 @@ UNFINISHED = ".unfinished.json"
 """The root's zarr.json under another name: a cache that is being pushed or removed, or whose push stopped."""
 HARVEST_CLAIM = ".harvest.json"
 """In the place of the root while a harvest writes there."""
-PROVENANCE = f"{PROVENANCE_GROUP}/zarr.json"
 
 
 @dataclass(frozen=True)
@@ -184,23 +184,21 @@ def changes_explained(location: RemoteFolder, manifest: Manifest, when: str, adv
 
 
 def read_metadata(location: RemoteFolder, root: Root, key: str) -> bytes:
-    """The zarr.json of an array or group of the cache at ``location``; see :func:`check_metadata`."""
+    """A zarr.json of the cache at ``location``: of its provenance, an array or a group.
+
+    Raises:
+        MissingObjectError, CorruptCacheError: as :func:`check_provenance` and :func:`check_metadata`.
+    """
+    where = f"{location.url}/{key}"
 
     def parse(content: bytes) -> bytes:
-        check_metadata(content, root.metadata[key], f"{location.url}/{key}")
+        if key == PROVENANCE:
+            check_provenance(content, where)
+        else:
+            check_metadata(content, root.metadata[key], where)
         return content
 
     return location.read(key, MAX_METADATA_BYTES, parse)
-
-
-def read_provenance(location: RemoteFolder) -> bytes:
-    """The zarr.json of its provenance; see :func:`check_provenance`."""
-
-    def parse(content: bytes) -> bytes:
-        check_provenance(content, f"{location.url}/{PROVENANCE}")
-        return content
-
-    return location.read(PROVENANCE, MAX_METADATA_BYTES, parse)
 
 
 def foreign_key(keys: Iterable[str], root: Root) -> str | None:
@@ -210,7 +208,7 @@ def foreign_key(keys: Iterable[str], root: Root) -> str | None:
 
 def _read_small(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_METADATA_BYTES + 1)
     except OSError as error:
         raise CorruptCacheError(f"{path} cannot be read: {error.strerror}; the cache is not whole") from None

@@ -14,7 +14,8 @@ from ..manifest import FileInfo
 from .cache_objects import HARVEST_CLAIM, PROVENANCE, ROOT, Root, find_root, find_unfinished
 from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 
 UPLOADS_AT_ONCE = 4
@@ -113,11 +114,7 @@ class BucketDelivery:
         listed = self._there.get(file.path)
         if listed is None or listed.size != file.size:
             return False
-        info = self._remote.head(file.path)
-        recorded = info.sha256 if info else None
-        if info is not None and recorded is None:  # this kind of store keeps no checksums
-            recorded = self._remote.checksum(file.path, size=info.size)
-        return recorded == file.sha256
+        return self._remote.find_equal(file.path, size=file.size, sha256=file.sha256) is not None
 
     def _check_all_there(self, root: Root) -> None:
         assert self._claim is not None

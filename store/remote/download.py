@@ -2,21 +2,19 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ..durable import replacing, write_all
 from .failures import RemoteError, WrongBytesError
-from .upload import OnBytes, count_bytes
-
-if TYPE_CHECKING:
-    from .remote_folder import RemoteFolder
+from .object_requests import ObjectRequests, OnBytes, count_bytes
 
 _WRITE_BYTES = 4 << 20
 
 
 def fetch(
-    folder: "RemoteFolder",
+    folder: ObjectRequests,
     key: str,
     path: Path,
     size: int,
@@ -28,42 +26,50 @@ def fetch(
     """Read an object into ``path``, from the start, until its bytes are right; see RemoteFolder.download."""
 
     def once() -> None:
-        got = stream(folder, key, file, size, on_bytes)
-        if got != sha256:
+        file.seek(0)
+        if os.fstat(file.fileno()).st_size:  # ext4 writes all of a file on close that was ever truncated
+            file.truncate()
+        writer = BlockWriter(file, min(size, _WRITE_BYTES))
+        got = stream(folder, key, size, on_bytes, writer.write)
+        try:
+            if got != sha256:
+                raise WrongBytesError(f"{folder.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
+            writer.flush()
+        except BaseException:
             count_bytes(on_bytes, -size)
-            raise WrongBytesError(f"{folder.url}/{key} is damaged: sha256 is {got}, expected {sha256}")
+            raise
 
-    # "wb" would truncate: see stream()
+    # "wb" would truncate: see once()
     with replacing(path) if durable else path.open("ab", buffering=0) as file:
         folder.repeat(once)
 
 
+def checksum(folder: ObjectRequests, key: str, size: int, on_bytes: OnBytes | None = None) -> str:
+    """Read an object of ``size`` bytes and return its sha256, keeping nothing."""
+    return folder.repeat(lambda: stream(folder, key, size, on_bytes))
+
+
 def stream(
-    folder: "RemoteFolder", key: str, file: BinaryIO | None, size: int, on_bytes: OnBytes | None
+    folder: ObjectRequests,
+    key: str,
+    size: int,
+    on_bytes: OnBytes | None,
+    take: Callable[[bytes], None] = lambda _: None,
 ) -> str:
-    """Read an object once, into ``file`` if there is one; returns its sha256.
+    """Read an object once, its bytes given to ``take`` as they come; returns its sha256.
 
     Raises:
         WrongBytesError: it has another size.
     """
     digest, done = hashlib.sha256(), 0
-    if file is not None:
-        file.seek(0)
-        if os.fstat(file.fileno()).st_size:  # ext4 writes all of a file on close that was ever truncated
-            file.truncate()
     try:
-        chunks = folder.open_once(key, size)
-        writer = None if file is None else BlockWriter(file, min(size, _WRITE_BYTES))
-        for chunk in chunks:
+        for chunk in folder.open_once(key, size):
             if done + len(chunk) > size:
                 raise WrongBytesError(f"{folder.url}/{key}: more than the expected {size} bytes")
             digest.update(chunk)
-            if writer is not None:
-                writer.write(chunk)
+            take(chunk)
             done += len(chunk)
             count_bytes(on_bytes, len(chunk))
-        if writer is not None:
-            writer.flush()
         if done != size:
             raise RemoteError(f"reading {key} at {folder.url}: got {done} of its {size} bytes")
     except BaseException:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from .redirects import is_refused_redirect
 
 
 class RemoteError(SaecacheError):
@@ -90,6 +91,11 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
 
     ``server`` is the address that was asked, as it may be shown.
     """
+    if is_refused_redirect(error):
+        return AccessError(
+            f"{what} at {where}: {server} redirects to another host, which is not followed because that host "
+            "would get the session token; check the endpoint, or use keys without a token"
+        )
     failure = parse_failure(error)
     name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""
     refusal = _refusal(failure, name, what, where)
@@ -134,6 +140,8 @@ def _refusal(failure: Failure, name: str, what: str, where: str) -> str | None:
         return f"{what} at {where}: not allowed{name}; the credentials work, but lack the right for this"
     if "Received redirect" in text:  # one without a place to go to
         return f"{where}: the bucket is in another region{name}; set AWS_REGION to its own"
+    if status in (301, 302, 303, 307, 308):  # the library follows none for what is written
+        return f"{what} at {where}: the server redirects to another place{name}; check {endpoint}"
     if "builder error" in text:
         return f"{where}: the endpoint is not a valid https:// URL; check {endpoint}"
     return None

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import SaecacheError
-from ..info import provenance_facts
 from ..manifest import FileInfo, Manifest, load_manifest
+from ..provenance import PROVENANCE, provenance_facts
 from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .cache_objects import PROVENANCE, changes_explained, read_root
+from .cache_objects import changes_explained, read_root
 from .download_cache import DownloadCache
 from .download_cache_settings import check_limit, open_download_cache
+from .object_requests import OnBytes
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
 from .shards import RemoteShards
-from .upload import OnBytes
 from .urls import is_url
 
 

@@ -8,7 +8,7 @@ killed goes on with the files that have none.
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from .cache_objects import (
     changes_explained,
     check_metadata,
     read_metadata,
-    read_provenance,
     read_root,
 )
 from .failures import MissingObjectError
@@ -188,8 +187,5 @@ class Pull(Transfer):
         write_bytes(self.path / key, read_metadata(self.folder, self.root, key))
 
     def _download_provenance(self) -> None:
-        try:
-            content = read_provenance(self.folder)
-        except MissingObjectError:
-            return  # nothing depends on it
-        write_bytes(self.path / PROVENANCE, content)
+        with suppress(MissingObjectError):  # nothing depends on it
+            self._download_metadata(PROVENANCE)

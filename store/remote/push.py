@@ -12,7 +12,8 @@ from ...common.errors import UsageError
 from .cache_objects import HARVEST_CLAIM, PROVENANCE, CacheObject, foreign_key, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
 from .failures import MissingObjectError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer
 
@@ -112,14 +113,10 @@ class Push(Transfer):
             return listed is not None
         if listed is None or listed.size != wanted.size:
             return False
-        info = self.folder.head(wanted.key)
-        if info is None or info.size != wanted.size:
-            return False
-        sha256 = info.sha256
-        if sha256 is None or (self.verify and sha256 == wanted.sha256):
-            sha256 = self.folder.checksum(wanted.key, size=wanted.size)
-        self._etags[wanted.key] = info.etag
-        return sha256 == wanted.sha256
+        info = self.folder.find_equal(wanted.key, size=wanted.size, sha256=wanted.sha256, read=self.verify)
+        if info is not None:
+            self._etags[wanted.key] = info.etag
+        return info is not None
 
     def _check_all_there(self) -> None:
         """Raises RemoteChangedError unless every object is the one that was uploaded, or equal."""

@@ -8,7 +8,8 @@ from ..layout import TOP_FOLDERS
 from .cache_objects import HARVEST_CLAIM, ROOT, Root, find_root, find_unfinished
 from .claims import CLAIMS, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
-from .remote_folder import ObjectInfo, open_remote_folder
+from .object_requests import ObjectInfo
+from .remote_folder import open_remote_folder
 from .retries import Patience
 
 _MAX_ROUNDS = 5

@@ -15,10 +15,10 @@ from ...common.errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
 from .download_cache import DownloadCache
 from .download_cache_settings import ENOUGH_FILES
+from .object_requests import OnBytes
 from .pinned_file import PinnedFile
 from .schedule import Ahead, Schedule
 from .transfer import StoppedError
-from .upload import OnBytes
 
 DOWNLOADS_AT_ONCE = 8
 _SHARE_HELD = 1 / 2  # of the local cache's limit, that this object may keep others from removing; more if

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..info import printable
 from ..manifest import Manifest
+from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
@@ -24,6 +24,7 @@ from .urls import is_url
 
 VARIABLE = "SAECACHE_TEAM"
 MAX_DEPTH = 4  # folders below the prefix that are looked into
+MAX_LISTED_BYTES = 16 << 20  # of a manifest, some 100,000 shards: one object must not keep a team waiting
 
 State = Literal["complete", "unfinished", "unreadable"]
 
@@ -68,6 +69,10 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
     """(the cache at ``place`` if there is one, else the places below it)."""
     folders, objects = place.folders()
     modified = {info.key: info.modified for info in objects}
+    for info in objects:
+        if info.key in (ROOT, UNFINISHED) and info.size > MAX_LISTED_BYTES:
+            problem = f"{info.key} has {info.size} bytes, more than the {MAX_LISTED_BYTES} that are read here"
+            return Listed(place.url, "unreadable", info.modified, problem=problem), []
     try:
         if ROOT in modified and (root := find_root(place)) is not None:
             return _describe(place.url, "complete", modified[ROOT], root.manifest), []
@@ -109,25 +114,21 @@ def _name(part: Any, *keys: str) -> str:
 
 def format_listing(found: list[Listed], url: str) -> str:
     """A table, one line for each cache; places are relative to ``url``."""
-    header = (
-        *["cache", "model", "hooks", "dataset", "tokens", "context", "stored", "size", "date", "fingerprint"],
-        "",
-    )
-    rows = [_cells(listed, url.rstrip("/")) for listed in found]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    rows = [_COLUMNS, *(_cells(listed, url.rstrip("/")) for listed in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             cell.rjust(width) if column in _RIGHT else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in [header, *rows]
+        for row in rows
     ]
     return "\n".join(lines)
 
 
 _COLUMNS = (
     *("cache", "model", "hooks", "dataset", "tokens", "context"),
-    *("stored", "size", "date", "fingerprint"),
+    *("stored", "size", "date", "fingerprint", ""),
 )
 _RIGHT = (4, 5, 7)
 
@@ -165,6 +166,8 @@ def find_cache(
     fingerprint: str, places: Sequence[str], *, patience: Patience | None = None
 ) -> str | Path | None:
     """The first finished cache with this fingerprint at or below one of ``places`` (URLs or folders).
+
+    A cache whose manifest has more than :data:`MAX_LISTED_BYTES` is not found.
 
     Returns:
         Its URL, for a folder its path, or None.

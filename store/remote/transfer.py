@@ -44,13 +44,16 @@ class Traffic:
         self._stopped = threading.Event()
         self._free_at = 0.0  # when the bytes moved so far are paid for
 
-    def moved(self, count: int) -> None:
-        """Count bytes, wait while they came too fast, and end the thread when another one failed."""
+    def moved(self, count: int, *, again: bool = False) -> None:
+        """Count bytes, wait while they came too fast, and end the thread when another one failed.
+
+        ``again``: they are no progress, because they were counted before.
+        """
         if self._stopped.is_set():
             raise StoppedError
         pause = 0.0
         with self._lock:
-            if self._on_progress:
+            if self._on_progress and not again:
                 self._on_progress(count)
             if self._rate is not None and count > 0:
                 now = time.monotonic()

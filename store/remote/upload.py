@@ -1,27 +1,22 @@
 """Files to whole objects: each is read once, and checked and hashed in the order in which it is sent."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...common.errors import CorruptCacheError
+from .download import checksum
 from .failures import RemoteError, WrongBytesError
-
-if TYPE_CHECKING:
-    from .remote_folder import ObjectInfo, RemoteFolder
+from .object_requests import ObjectInfo, ObjectRequests, OnBytes, count_bytes
 
 PART_BYTES = 8 << 20
 _MAX_PARTS = 9000  # S3 takes 10,000
 _READ_BYTES = 1 << 20
 
-OnBytes = Callable[[int], None]
-"""Called with the number of bytes moved since the last call; negative where they have to move again."""
-
 
 def send(
-    folder: "RemoteFolder", path: Path, key: str, size: int, sha256: str, on_bytes: OnBytes | None
-) -> "ObjectInfo":
+    folder: ObjectRequests, path: Path, key: str, size: int, sha256: str, on_bytes: OnBytes | None
+) -> ObjectInfo:
     """Write a file to an object once, whole or not at all, and look whether its bytes arrived.
 
     Raises:
@@ -31,7 +26,7 @@ def send(
     parts = HashedParts(path, size, sha256, on_bytes)
     try:
         etag = _put(folder, key, parts, size, sha256)
-        if etag != parts.etag() and (got := folder.checksum(key, size=size)) != sha256:
+        if etag != parts.etag() and (got := checksum(folder, key, size)) != sha256:
             raise WrongBytesError(
                 f"{folder.url}/{key}: other bytes arrived than were sent (sha256 {got}, not {sha256})"
             )
@@ -46,14 +41,14 @@ def send(
     return info
 
 
-def _put(folder: "RemoteFolder", key: str, parts: "HashedParts", size: int, sha256: str) -> str:
+def _put(folder: ObjectRequests, key: str, parts: "HashedParts", size: int, sha256: str) -> str:
     """Returns the ETag."""
     import obstore
 
     if size <= part_size(size):
         done = folder.put_once(key, b"".join(parts), sha256)
     else:
-        with folder.bucket.translated(f"writing {key}", folder.url):
+        with folder.translated(f"writing {key}"):
             done = obstore.put(
                 folder.bucket.store("parts"),
                 folder.name_of(key),
@@ -135,9 +130,3 @@ class HashedParts:
 
 def _md5(content: bytes = b"") -> "hashlib._Hash":
     return hashlib.md5(content, usedforsecurity=False)  # what S3 uses for ETags
-
-
-def count_bytes(on_bytes: OnBytes | None, count: int) -> None:
-    """Tell ``on_bytes``, if there is one, that bytes were moved."""
-    if on_bytes and count:
-        on_bytes(count)

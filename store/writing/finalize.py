@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ...common.errors import CorruptCacheError
+from ...common.untrusted_files import read_regular
 from ..durable import write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.number_types import to_moment_words
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..layout import SPLITS, ArraySpec, Layout
-from ..manifest import FileInfo, HookInfo
+from ..manifest import MAX_MANIFEST_BYTES, FileInfo, HookInfo
 from ..reading.sharded_array import ShardedArray
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import add_moments, exact_quantiles
+from ..untrusted import parse_json
 from .shuffle import ShuffledSpill
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
@@ -133,6 +135,8 @@ class Finalizer:
                 unit = partial(self._hook_shard, hook, number, split, shard)
                 partial_sums = self._once(f"{split}.hook.{number}.{shard}", unit)
                 if split == "train":
+                    if np.shape(partial_sums) != sums.shape:
+                        raise CorruptCacheError(f"{self.done}: a record of {hook} is damaged; remove it")
                     sums += np.array(partial_sums)
         moments = sums / max(layout.train_rows, 1)
         for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
@@ -240,13 +244,31 @@ class Finalizer:
         """The record of a former run; None if its files have to be written again."""
         if not record.is_file():
             return None
-        saved = json.loads(record.read_bytes())
-        files = [FileInfo.model_validate(values) for values in saved["files"]]
+        try:
+            saved = parse_json(read_regular(record, MAX_MANIFEST_BYTES))
+            files = [FileInfo.model_validate(values) for values in saved["files"]]
+            extra = None if saved["extra"] is None else np.array(saved["extra"], np.float64).tolist()
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        if any(file.path not in self._paths for file in files):
+            return None
         if self.delivery is not None:
             for file in files:
                 if not self.delivery.has(file, keep=file.path.startswith(self._read_again)):
                     return None
-        return files, saved["extra"]
+        elif any(not _has_size(self.cache / file.path, file.size) for file in files):
+            return None
+        return files, extra
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        """Every file that the cache may have."""
+        arrays = self.layout.arrays()
+        return frozenset(spec.shard_path(shard) for spec in arrays for shard in range(spec.num_shards))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _record(record: Path, written: list[Written], extra: Any) -> list[FileInfo]:

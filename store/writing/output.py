@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +10,10 @@ import filelock
 
 from ...common.errors import UsageError
 from ...common.outputs import check_folder_output, take_lock
+from ...common.untrusted_files import read_regular
 from ..durable import fsync_folder, make_folder
 from ..layout import TOP_FOLDERS
-from ..manifest import MANIFEST_ATTRIBUTE
+from ..manifest import MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES
 from ..untrusted import parse_json
 from .journal import WORK_FOLDER, journal_path
 
@@ -37,8 +39,8 @@ def inspect_output(path: Path | str) -> OutputState:
     root = path / "zarr.json"
     if root.is_file():
         try:
-            attributes = parse_json(root.read_bytes()).get("attributes")
-        except (ValueError, AttributeError):
+            attributes = parse_json(read_regular(root, MAX_MANIFEST_BYTES)).get("attributes")
+        except (OSError, ValueError, AttributeError):
             return "foreign"
         if isinstance(attributes, dict) and MANIFEST_ATTRIBUTE in attributes:
             return "complete"
@@ -56,7 +58,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
     if state == "foreign":
         raise UsageError(f"{path} holds something else than a cache: choose a new or empty folder")
-    _check_no_links(path)
+    _check_only_files(path)
     check_folder_output(path)
     work = path / WORK_FOLDER
     make_folder(work)
@@ -67,13 +69,19 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _check_no_links(path: Path) -> None:
-    """An unfinished cache may come from anybody too: nothing is written through a link in it."""
+def _check_only_files(path: Path) -> None:
+    """Refuse links and FIFOs in an unfinished cache, which may come from anybody."""
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
-            if (Path(folder) / name).is_symlink():
+            mode = (Path(folder) / name).lstat().st_mode
+            if stat.S_ISLNK(mode):
                 raise UsageError(
                     f"{Path(folder) / name} is a link: a cache is not written through links; remove it, or "
+                    "choose another folder"
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UsageError(
+                    f"{Path(folder) / name} is not a file: a cache has files and folders only; remove it, or "
                     "choose another folder"
                 )
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import CorruptCacheError
 from ..config import StorageConfig
 from ..durable import append_early, fsync_file, fsync_folder, make_folder, write_all
 from ..encoding.records import RecordLayout
@@ -77,8 +78,11 @@ class SpillWriter:
         sizes |= dict.fromkeys(self.sequence_arrays, 4 * self.context * lengths.sequences)
         sizes["segments"] = 4 * (self.num_buckets + 1) * lengths.blocks
         for name, size in sizes.items():
+            if (self.folder / name).is_dir():
+                raise CorruptCacheError(f"{self.folder / name} is not a file: remove it, to start again")
             with (self.folder / name).open("ab") as file:
-                assert file.tell() >= size, f"spill file {name} is shorter than its journal says"
+                if file.tell() < size:
+                    raise _too_short(self.folder / name)
                 file.truncate(size)
         fsync_folder(self.folder)
 
@@ -138,6 +142,8 @@ class SpillReader:
         self._counts = segments.T.copy()  # [buckets + 1, blocks]
         block_rows = self._counts.sum(axis=0, dtype=np.int64)
         self._block_starts = np.cumsum(block_rows) - block_rows
+        if 8 * int(block_rows.sum()) != (folder / "token").stat().st_size:
+            raise CorruptCacheError(f"{folder / 'segments'}: not the numbers of the rows that were spilled")
         self._before = 0, np.zeros_like(block_rows)  # a bucket, and the rows of each block in those before it
         self._files: dict[str, BinaryIO] = {}
         self._buffer = np.empty(_READ_BYTES, np.uint8)
@@ -223,8 +229,15 @@ def _read_exactly(file: BinaryIO, target: NDArray[np.uint8]) -> None:
     view = target.data
     while len(view):
         count = file.readinto(view)  # type: ignore[attr-defined]
-        assert count, "a spill file is shorter than its journal says"
+        if not count:
+            raise _too_short(Path(file.name))
         view = view[count:]
+
+
+def _too_short(path: Path) -> CorruptCacheError:
+    return CorruptCacheError(
+        f"{path} is shorter than the journal says: the unfinished cache is damaged; remove it to start again"
+    )
 
 
 def bucket_of(keys: NDArray[np.uint64], num_buckets: int) -> NDArray[np.int64]:

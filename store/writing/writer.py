@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ...common.errors import BadActivationError, UsageError
 from ..config import StorageConfig
@@ -18,6 +19,7 @@ from ..identity import canonical_json, differences, fingerprint, whole_identity
 from ..keys import is_heldout, row_keys
 from ..layout import TokensKind
 from ..manifest import Manifest, load_manifest
+from ..untrusted import describe_invalid
 from .arguments import (
     SequenceArrays,
     check_counts,
@@ -27,7 +29,7 @@ from .arguments import (
     sequence_arguments,
 )
 from .finalize import Delivery, Finalizer
-from .journal import WORK_FOLDER, Journal, read_journal, write_journal
+from .journal import WORK_FOLDER, Journal, damaged_journal, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
 from .planned_size import plan_layout
 from .publish import publish
@@ -376,9 +378,12 @@ class CacheWriter:
             delivery=self._delivery,
         )
         files, hooks = finalizer.run()
-        return Manifest.from_layout(
-            layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
-        )
+        try:
+            return Manifest.from_layout(
+                layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
+            )
+        except ValidationError as error:  # its numbers are not those of what was written
+            raise damaged_journal(self.path, describe_invalid(error)) from None
 
     def _advance(self, **changed: Any) -> None:
         """Note what the next commit will make durable."""

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saecache.harvest.builtin import train_demo_model
-from saecache.harvest.builtin.demo_model import Settings
+from saecache.harvest.builtin.demo_model import DemoModelSettings
 from saecache.harvest.builtin.heldout import document_loss, unigram_log_probability
 from saecache.harvest.builtin.stdlib_text import is_heldout, stdlib_documents
 from saecache.harvest.builtin.train_demo_model import DemoTraining, learning_rate_share, training_batches
 
-SETTINGS = Settings(
+SETTINGS = DemoModelSettings(
     vocab_size=300,
     context_tokens=32,
     hidden_size=16,
@@ -80,7 +80,7 @@ def test_the_folder_loads_and_its_card_states_the_losses(tmp_path: Path) -> None
 
 
 def test_learning_rate_warms_up_stays_and_decays() -> None:
-    settings = Settings(num_steps=10, warmup_steps=2, decay_share=0.4)
+    settings = DemoModelSettings(num_steps=10, warmup_steps=2, decay_share=0.4)
     shares = [learning_rate_share(step, settings) for step in range(10)]
     assert shares == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 

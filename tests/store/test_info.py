@@ -86,7 +86,7 @@ def test_of_a_large_cache_at_a_url_nothing_is_downloaded(
     def refuse(url: str) -> Any:
         raise UsageError(f"{url} was opened")
 
-    monkeypatch.setattr("saecache.store.remote.opening.open_remote", refuse)
+    monkeypatch.setattr("saecache.store.info.open_remote", refuse)
     opened = dict.fromkeys(manifest.hooks, f"{nowhere} was opened")
     assert largest_rows(nowhere, manifest) == opened  # few bytes: and an error is shown in their place
     monkeypatch.setattr("saecache.store.info._CHEAP_BYTES", 8 * 2 * manifest.train_rows - 1)

@@ -71,7 +71,7 @@ def test_the_flag_that_was_gives_pairs_and_says_what_to_call(folder: Path) -> No
     ("changes", "message"),
     [
         ({"format_version": 99}, "SAE format 99; this version of saecache reads 1"),
-        ({"num_latents": 47}, r"tensor W_enc should have shape \(47, 24\), got \(48, 24\)"),
+        ({"num_latents": 47}, r"tensor W_enc should be float32 \[47, 24\], got float32 \[48, 24\]"),
         ({"variant": {"kind": "quantum"}}, "quantum"),
         ({"kind": "quantum"}, r"SAE of kind 'quantum', which .* does not know; it knows .*batch_topk"),
         ({"surprise": 1}, "surprise"),

@@ -5,15 +5,17 @@ Legend: D model width, F latents.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...common.errors import UsageError
 from ...common.fvu import FVU, RowVariance, fvu
-from ...store.durable import write_bytes
+from ...store.durable import replacing, write_all
+from ...store.untrusted_files import read_object_lines
 from ..sae import SAE
 from ..variants.base.rows import Outcome
 
@@ -111,14 +113,39 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def last_lines(self) -> dict[str, dict[str, Any]]:
-        """The last line of each variant; none of a run that never logged."""
-        text = self.path.read_text("utf-8") if self.path.exists() else ""
-        return {line["variant"]: line for line in map(json.loads, text.splitlines())}
+        """The last line of each variant; none of a run that never logged.
+
+        Raises:
+            UsageError: a line is damaged.
+        """
+        return {line["variant"]: line for _, line in self._lines()}
 
     def cut_after(self, step: int) -> None:
-        """Drop the lines of later steps, and a line that a crash left unfinished."""
+        """Drop the lines of later steps, and a line that a crash left unfinished.
+
+        Raises:
+            UsageError: a line is damaged.
+        """
         if not self.path.exists():
             return
-        whole = self.path.read_bytes().split(b"\n")[:-1]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+        with replacing(self.path) as file:
+            for line, values in self._lines():
+                if values["step"] <= step:
+                    write_all(file, line)
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Each line, as bytes and as values with a step and a variant."""
+        try:
+            for number, line, values in read_object_lines(self.path):
+                if (
+                    values is None
+                    or type(values.get("step")) is not int
+                    or type(values.get("variant")) is not str
+                ):
+                    raise UsageError(
+                        f"{self.path}, line {number}: expected a JSON object with step and variant, got "
+                        f"{line[:40]!r}; remove the line, or move the file away"
+                    )
+                yield line, values
+        except FileNotFoundError:
+            return

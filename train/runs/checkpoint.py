@@ -4,88 +4,149 @@ Each variant and step has a folder ``<variant>/checkpoints/step_00001000``, rena
 
 - ``cfg.json``, ``weights.safetensors``: the SAE at that step, which ``load_sae`` can read;
 - ``training.safetensors``: optimizer moments, thresholds, dead counters, the unfinished metrics interval;
-- ``progress.json``: the step. Random numbers, batches and the learning rate are functions of (seed, step).
+- ``progress.json``: the step, and the sha256 of the other files. Random numbers, batches and the learning
+  rate are functions of (seed, step).
+
+A checkpoint is used only if its files have these checksums, and if its tensors have the types and shapes of
+the variant's. Version 0.1 wrote no checksums; its checkpoints are checked by types and shapes alone.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from ...common.errors import SaecacheError
+from ...common.errors import UsageError
+from ...common.frozen import FrozenModel
 from ...common.fvu import RowVariance
+from ...common.validation import validate
 from ...store.durable import fsync_folder, write_bytes
+from ...store.untrusted_files import read_file, read_object
 from ..engine.trainee import Trainee
-from ..sae import SAE, WEIGHTS_FILE
-from ..tensor_file import read_tensors, write_tensors
+from ..sae import CONFIG_FILE, SAE, WEIGHTS_FILE
+from ..tensor_file import TensorInfo, check_header, read_header, read_tensors, sha256_of, write_tensors
 
 FOLDER, FAILURE_FILE = "checkpoints", "failed.json"
 TRAINING_FILE, PROGRESS_FILE = "training.safetensors", "progress.json"
+CHECKED_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE)
+MAX_RECORD_BYTES = 1 << 16  # of progress.json and failed.json
+
+_NAME = re.compile(r"step_([0-9]{8,15})")
+_LOSSES = "interval/losses."  # a new interval does not know the names of the losses yet
+_LOSS = TensorInfo(torch.float64, ())
+
+
+class Progress(FrozenModel):
+    """The content of ``progress.json``."""
+
+    step: PositiveInt
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] | None = None  # by file; None: of 0.1
+
+
+class Failure(FrozenModel):
+    """The content of ``failed.json``: a variant failed in ``step`` (0-based)."""
+
+    step: NonNegativeInt
+    reason: str
 
 
 def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: RowVariance) -> None:
     """Write the state after ``step`` steps below a variant's ``folder``."""
-    final = folder / FOLDER / f"step_{step:08d}"
+    final = _place(folder, step)
     temporary = final.with_name(final.name + ".tmp")
     for leftover in (temporary, final):  # left by a run that was killed, or that repeats these steps
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        _remove(leftover)
     temporary.mkdir(parents=True)
-    sae.save(temporary)
+    weights = sae.save(temporary)
     groups = {name: group for name, group in trainee.tensors().items() if name != "parameters"}
-    write_tensors(temporary / TRAINING_FILE, _named(groups | {"inputs": inputs.tensors()}))
-    write_bytes(temporary / PROGRESS_FILE, json.dumps({"step": step}).encode("utf-8"))
+    training = write_tensors(temporary / TRAINING_FILE, _named(groups | {"inputs": inputs.tensors()}))
+    config = sha256_of(temporary / CONFIG_FILE)
+    checksums = {CONFIG_FILE: config, WEIGHTS_FILE: weights, TRAINING_FILE: training}
+    progress = Progress(step=step, sha256=checksums)
+    write_bytes(temporary / PROGRESS_FILE, progress.model_dump_json().encode("utf-8"))
     temporary.rename(final)
     fsync_folder(final.parent)
+
+
+def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
+    """Make sure that ``trainee`` can continue from the checkpoint after ``step`` steps; nothing is changed.
+
+    Raises:
+        UsageError: the checkpoint is damaged, of another step, or of another variant.
+    """
+    source = _place(folder, step)
+    try:
+        found = read_object(source / PROGRESS_FILE, "it is not used", MAX_RECORD_BYTES)
+        progress = validate(Progress, found, str(source / PROGRESS_FILE))
+        if progress.step != step:
+            raise UsageError(f"{source} holds step {progress.step}: it was renamed, or is damaged")
+        if progress.sha256 is not None and progress.sha256.keys() != set(CHECKED_FILES):
+            raise UsageError(f"{source / PROGRESS_FILE} should have the sha256 of {', '.join(CHECKED_FILES)}")
+        _check_tensors(source, trainee, inputs)  # first, because what is hashed then has the right size
+        read_file(source / CONFIG_FILE)
+        for name, expected in (progress.sha256 or {}).items():
+            if (got := sha256_of(source / name)) != expected:
+                raise UsageError(f"{source / name} is damaged: its sha256 is {got}, expected {expected}")
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing") from None
 
 
 def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
+    The checksums were compared by :func:`check_checkpoint`, which reads all bytes.
+
     Raises:
-        SaecacheError: the checkpoint's tensors are not exactly those of this variant.
+        UsageError: the checkpoint's tensors are not those of this variant, and nothing was changed.
     """
-    source = folder / FOLDER / f"step_{step:08d}"
-    weights, training = read_tensors(source / WEIGHTS_FILE), read_tensors(source / TRAINING_FILE)
-    for key in training:
-        group, _, name = key.partition("/losses.")
-        if group == "interval" and name:  # a new interval does not know the names of the losses yet
-            trainee.interval.losses[name] = torch.zeros((), dtype=torch.float64, device=inputs.sum.device)
+    source = _place(folder, step)
+    _check_tensors(source, trainee, inputs)
+    for key in _losses_in(source / TRAINING_FILE):
+        loss = torch.zeros((), dtype=torch.float64, device=inputs.sum.device)
+        trainee.interval.losses[key.removeprefix(_LOSSES)] = loss
     targets = trainee.tensors()
     parameters = targets.pop("parameters")
-    _copy_into(parameters, {name: weights[name] for name in parameters if name in weights}, source)
-    _copy_into(_named(targets | {"inputs": inputs.tensors()}), training, source)
+    _copy_into(parameters, read_tensors(source / WEIGHTS_FILE))
+    _copy_into(_named(targets | {"inputs": inputs.tensors()}), read_tensors(source / TRAINING_FILE))
 
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps at which a variant has complete checkpoints, ascending."""
-    return sorted(int(path.name[5:]) for path in (folder / FOLDER).glob("step_????????") if path.is_dir())
+    names = (path.name for path in (folder / FOLDER).glob("step_*") if path.is_dir())
+    steps = (int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+    return sorted(step for step in steps if _place(folder, step).is_dir())
 
 
-def resume_step(folders: Sequence[Path]) -> int:
-    """The last step from which every variant can continue; 0 when there is none.
+def resume_steps(folders: Sequence[Path], num_steps: int) -> list[int]:
+    """The steps from which every variant may continue, the last one first; they are not checked yet.
 
     If the process is killed between the checkpoints of two variants, one is ahead of the other. A variant
-    that had failed before the step needs no checkpoint.
+    that had failed before the step needs no checkpoint. Steps beyond the run's ``num_steps`` are left out.
     """
 
     def ready(folder: Path, step: int) -> bool:
         return step in saved[folder] or failure_before(folder, step) is not None
 
-    saved = {folder: {0, *saved_steps(folder)} for folder in folders}
-    everywhere = set.union(*saved.values())
-    return max(step for step in everywhere if all(ready(folder, step) for folder in folders))
+    saved = {folder: set(saved_steps(folder)) for folder in folders}
+    somewhere = sorted(set.union(*saved.values()), reverse=True)
+    return [s for s in somewhere if 0 < s <= num_steps and all(ready(folder, s) for folder in folders)]
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints of a variant, and unfinished ones of a killed process."""
-    for step in saved_steps(folder)[:-keep]:
-        shutil.rmtree(folder / FOLDER / f"step_{step:08d}")
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Remove all but the last ``keep`` checkpoints up to ``step``, and unfinished ones of a killed process.
+
+    Later ones are left: they were refused, or the run has gone back behind them and replaces them.
+    """
+    for old in [saved for saved in saved_steps(folder) if saved <= step][:-keep]:
+        _remove(_place(folder, old))
     for leftover in (folder / FOLDER).glob("*.tmp"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
 
 
 def record_failure(folder: Path, step: int, reason: str) -> None:
@@ -99,12 +160,29 @@ def forget_failure(folder: Path) -> None:
 
 
 def failure_before(folder: Path, step: int) -> str | None:
-    """The reason why a variant failed before ``step`` steps were done; None if it did not."""
+    """The reason why a variant failed before ``step`` steps were done; None if it did not.
+
+    Raises:
+        UsageError: the record of the failure is damaged.
+    """
     path = folder / FAILURE_FILE
-    if not path.exists():
+    fix = "remove it: the variant then continues from its last checkpoint"
+    try:
+        failure = validate(Failure, read_object(path, fix, MAX_RECORD_BYTES), f"{path} ({fix})")
+    except FileNotFoundError:
         return None
-    failure = json.loads(path.read_text("utf-8"))
-    return str(failure["reason"]) if failure["step"] < step else None
+    return failure.reason if failure.step < step else None
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / FOLDER / f"step_{step:08d}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -113,12 +191,20 @@ def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], source: Path) -> None:
-    if targets.keys() != values.keys():
-        missing, unknown = sorted(targets.keys() - values.keys()), sorted(values.keys() - targets.keys())
-        raise SaecacheError(
-            f"{source} is not a checkpoint of this variant and version: it lacks the tensors {missing}, "
-            f"and has {unknown} beside the expected ones; continue with the version of saecache that wrote it"
-        )
+def _check_tensors(source: Path, trainee: Trainee, inputs: RowVariance) -> None:
+    targets = trainee.tensors()
+    weights = targets.pop("parameters") | dict(trainee.variant.inference_tensors(trainee.state))
+    training = _named(targets | {"inputs": inputs.tensors()})
+    expected = {name: TensorInfo.of(tensor) for name, tensor in training.items()}
+    check_header(source / TRAINING_FILE, expected | _losses_in(source / TRAINING_FILE))
+    check_header(source / WEIGHTS_FILE, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
+
+
+def _losses_in(path: Path) -> dict[str, TensorInfo]:
+    """The sums of the losses that a training file has, as they should be."""
+    return {name: _LOSS for name in read_header(path) if name.startswith(_LOSSES)}
+
+
+def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, target in targets.items():
         target.copy_(values[name])

@@ -1,23 +1,43 @@
 """The folder of a run: which run it holds, whether that is finished, and a lock against a second process."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...common.errors import UsageError
+from ...common.errors import CorruptCacheError, UsageError
+from ...common.frozen import FrozenModel
 from ...common.outputs import check_folder_output, take_lock
+from ...common.validation import validate
 from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
+from ...store.untrusted import check_no_links
+from ...store.untrusted_files import read_object
+from ..engine.metrics import METRICS_FILE
+from ..sae import SAE_FOLDER
+from .checkpoint import FAILURE_FILE
+from .checkpoint import FOLDER as CHECKPOINTS_FOLDER
 from .config import TrainConfig
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 FORMER = [("include_diagonal", False)]  # settings of version 0.1 with the value that is now the only one
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
+MAX_LINES, MAX_SHOWN = 20, 300  # differences that a message lists, and characters of each
+FIX = "put the file back, or give another --out"
+PLACES = (SAE_FOLDER, CHECKPOINTS_FOLDER, FAILURE_FILE)  # in the folder of a variant
+
+
+class RunRecord(FrozenModel):
+    """The content of ``run.json``."""
+
+    format_version: int
+    finished: bool
+    config: dict[str, Any]
+    cache: dict[str, Any]
 
 
 @contextmanager
@@ -30,46 +50,68 @@ def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bo
     """
     identity = {"config": _settings(config), "cache": {"fingerprint": cache_fingerprint}}
     check_folder_output(out)
-    _check(out, identity)
+    _check(out, config, identity)
     out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / LOCK_FILE, out, "give another --out")
     try:
-        found = _check(out, identity)
+        found = _check(out, config, identity)
         if found is None:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_bytes(out / CONFIG_FILE, text.encode("utf-8"))
             _write(out, identity, finished=False)
-        yield bool(found and found["finished"])
+        yield bool(found and found.finished)
     finally:
         lock.release()
 
 
 def mark_finished(out: Path) -> None:
     """Record that the run in ``out`` is finished."""
-    run = json.loads((out / RUN_FILE).read_text("utf-8"))
-    _write(out, {"config": run["config"], "cache": run["cache"]}, finished=True)
+    run = _read(out / RUN_FILE)
+    _write(out, {"config": run.config, "cache": run.cache}, finished=True)
 
 
-def _check(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read(path: Path) -> RunRecord:
+    found = read_object(path, FIX)
+    if found.get("format_version") != FORMAT_VERSION:
+        raise UsageError(f"{path.parent} was made by another version of saecache; give another --out")
+    return validate(RunRecord, found, f"{path} ({FIX})")
+
+
+def _check(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> RunRecord | None:
     """What run.json says; None for a folder that is absent or as good as empty."""
-    if (out / RUN_FILE).is_file():
-        found: dict[str, Any] = json.loads((out / RUN_FILE).read_text("utf-8"))
-        if found["format_version"] != FORMAT_VERSION:
-            raise UsageError(f"{out} was made by another version of saecache; give another --out")
-        different = differences(
-            _by_name({"config": found["config"], "cache": found["cache"]}), _by_name(identity)
-        )
+    own = {variant.run_name for variant in config.variants}
+    files = {LOCK_FILE, CONFIG_FILE, CONFIG_FILE + TEMPORARY_SUFFIX, RUN_FILE, RUN_FILE + TEMPORARY_SUFFIX}
+    _check_no_links(
+        out, [*sorted(files), METRICS_FILE, *(f"{name}/{place}" for name in own for place in PLACES)]
+    )
+    if (out / RUN_FILE).exists():
+        found = _read(out / RUN_FILE)
+        different = differences(_by_name({"config": found.config, "cache": found.cache}), _by_name(identity))
         if different:
-            listed = "\n".join(f"  - {line}" for line in different)
+            shown = [f"{line:.{MAX_SHOWN}}" for line in different[:MAX_LINES]]
+            listed = "\n".join(
+                f"  - {line}" for line in [*shown, *["and more"] * (len(different) > MAX_LINES)]
+            )
             raise UsageError(f"{out} holds another run; give another --out, or the same settings:\n{listed}")
         return found
-    ours = {LOCK_FILE, CONFIG_FILE, CONFIG_FILE + TEMPORARY_SUFFIX, RUN_FILE + TEMPORARY_SUFFIX}
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.exists() else []
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in files) if out.exists() else []
     if foreign:
         raise UsageError(
             f"{out} is not empty and holds no training run (found {foreign[0]}); give another --out"
         )
     return None
+
+
+def _check_no_links(out: Path, paths: Iterable[str]) -> None:
+    """A run writes into its own folder only: no file or folder of it may be a link."""
+    try:
+        check_no_links(out, paths)
+    except CorruptCacheError as error:
+        place = str(error).partition(" is a link")[0]
+        raise UsageError(
+            f"{place} is a link, and a run writes only into its own folder: copy the run with its links "
+            "followed (cp -rL), or give another --out"
+        ) from None
 
 
 def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:

@@ -5,13 +5,16 @@ A setting whose type is a list (``betas``, ``prefixes``) does not expand. The fi
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import islice, product
+from math import prod
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from ..variants import VARIANTS
 
+MAX_VARIANTS = 1000
+_TOO_MANY = f"{{}}: the grid stands for more than {MAX_VARIANTS} variants: split it into several runs"
 PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 
@@ -21,11 +24,16 @@ def expand(entries: Any) -> Any:
     In a ``name``, ``{k}`` or ``{optimizer.learning_rate}`` stands for that setting of the variant.
 
     Raises:
-        ValueError: a grid has an empty list, or a name has in braces a setting that the variant lacks.
+        ValueError: a grid has an empty list or stands for more than :data:`MAX_VARIANTS` variants, or a name
+            has in braces a setting that the variant lacks.
     """
     if not isinstance(entries, list | tuple):
         return entries
-    return [variant for i, entry in enumerate(entries) for variant in _expand_entry(entry, i)]
+    every = (variant for i, entry in enumerate(entries) for variant in _expand_entry(entry, i))
+    expanded = list(islice(every, MAX_VARIANTS + 1))
+    if len(expanded) > MAX_VARIANTS:
+        raise ValueError(_TOO_MANY.format("variants"))
+    return expanded
 
 
 def first_difference(a: BaseModel, b: BaseModel) -> str | None:
@@ -57,6 +65,8 @@ def _expand_value(value: Any, annotation: Any, place: str) -> list[Any]:
         _expand_value(item, fields[key].annotation, f"{place}.{key}") if key in fields else [item]
         for key, item in value.items()
     ]
+    if prod(map(len, choices)) > MAX_VARIANTS:
+        raise ValueError(_TOO_MANY.format(place))
     return [dict(zip(value, chosen, strict=True)) for chosen in product(*choices)]
 
 

@@ -1,11 +1,14 @@
 """Check a config against a cache and plan the run: all problems are found before the first step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ...common.counts import format_bytes
 from ...common.devices import choose_device
 from ...common.errors import UsageError
+from ...common.memory import check_memory
 from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..variants.base.variant import Plan, Variant
@@ -24,6 +27,32 @@ class RunPlan:
     rows: int  # training rows of an epoch
     num_steps: int
     variants: tuple[Plan, ...]
+    memory: "Memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The bytes that the tensors of all variants take as long as they train, float32."""
+
+    weights: int
+    gradients: int
+    moments: int  # two for each weight
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> "Memory":
+        """W_enc and W_dec [F, D], b_enc [F] and b_dec [D]; a kind's own tensors of [F] are not counted."""
+        weights = sum(4 * (2 * p.num_latents * p.d_model + p.num_latents + p.d_model) for p in plans)
+        return cls(weights=weights, gradients=weights, moments=2 * weights)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments
+
+    def __str__(self) -> str:
+        return (
+            f"weights {format_bytes(self.weights)}, gradients {format_bytes(self.gradients)}, moments "
+            f"{format_bytes(self.moments)}"
+        )
 
 
 def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
@@ -47,24 +76,50 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
             f"the run would be shorter than one batch of {config.batch_rows} rows: "
             "raise epochs, num_rows or steps, or lower batch_rows"
         )
-    plans = []
-    for variant in config.variants:
-        plan = Plan(
+    plans = [
+        Plan(
             d_model=cache.d_model(hook),
             num_latents=variant.num_latents or config.num_latents or _expanded(config, cache.d_model(hook)),
             batch_rows=config.batch_rows,
             num_steps=steps,
             batches_of_step=config.accumulate_batches,
         )
-        plans.append(plan)
+        for variant in config.variants
+    ]
+    device = choose_device(config.device, float64=True)
+    memory = Memory.of(plans)
+    if too_large := memory_problems(memory, plans, device):
+        raise UsageError(_listed([*problems, *too_large]))  # a variant's own check may take memory too
+    for variant, plan in zip(config.variants, plans, strict=True):
         found = [*too_many_active(variant, plan), *variant.problems(plan)]
         problems += [f"variant {variant.run_name}: {problem}" for problem in found]
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
-    device = choose_device(config.device, float64=True)
     if problems:
         raise UsageError(_listed(problems))
-    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans))
+    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans), memory=memory)
+
+
+def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
+    """The reasons why the tensors of the run do not fit into the memory that is available now.
+
+    Initial weights are drawn on the CPU, two matrices of one variant at a time, whatever the device.
+    """
+    largest = max(plans, key=lambda plan: plan.num_latents)
+    shape = f"{largest.num_latents:,} latents of width {largest.d_model}"
+    what = f"training {f'{len(plans)} variants of up to ' if len(plans) > 1 else ''}{shape} ({memory})"
+    fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
+    needs = [(memory.total, device, what)]
+    if device.type != "cpu":
+        drawn = 2 * 4 * largest.num_latents * largest.d_model
+        needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
+    problems = []
+    for needed_bytes, place, who in needs:
+        try:
+            check_memory(needed_bytes, place, who, fix)
+        except UsageError as error:
+            problems.append(str(error))
+    return problems
 
 
 def too_many_active(variant: Variant, plan: Plan) -> list[str]:

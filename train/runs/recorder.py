@@ -91,7 +91,7 @@ class Recorder:
         for trainee in trainees:
             save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
         for trainee in trainees:
-            prune(self.out / trainee.name, self.config.checkpoint.keep)
+            prune(self.out / trainee.name, self.config.checkpoint.keep, step)
 
     def failed(self, step: int, number: int, trainee: Trainee, error: DivergedError) -> None:
         """Record that a variant failed in the 0-based ``step``, at batch ``number`` of the run, and why."""

@@ -1,7 +1,7 @@
 """``run(config, cache, out)``, which is ``saecache.train``: plan, start or resume, train and save."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ...common.errors import SaecacheError
+from ...common.counts import format_bytes
+from ...common.errors import SaecacheError, UsageError
 from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
 from ...store.reading.reader import ActivationCache, open_cache
@@ -18,7 +19,15 @@ from ..engine.feed import batches
 from ..engine.loop import Events, train
 from ..engine.metrics import METRICS_FILE, MetricsFile
 from ..engine.trainee import Trainee
-from .checkpoint import failure_before, forget_failure, load_checkpoint, resume_step
+from ..sae import SAE_FOLDER
+from .checkpoint import (
+    FOLDER,
+    check_checkpoint,
+    failure_before,
+    forget_failure,
+    load_checkpoint,
+    resume_steps,
+)
 from .config import TrainConfig
 from .folder import claim, mark_finished
 from .initialisation import geometric_median, initial_parameters
@@ -60,24 +69,26 @@ def run(
     if config.cache_rows is not None:
         cache = cache.head(config.cache_rows)
     plan = plan_run(config, cache)
+    logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
     out = Path(out) if out is not None else default_folder(config, cache)
-    with claim(out, config, cache.fingerprint) as finished:
-        if not finished:
-            try:
+    try:
+        with claim(out, config, cache.fingerprint) as finished:
+            if not finished:
                 _train(config, cache, plan, out)
-            except OSError as error:  # for example a full disk
-                raise SaecacheError(
-                    f"{error}: fix this and run again; {out} continues from its last checkpoint"
-                ) from error
-            mark_finished(out)
-        failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
-        return TrainResult(
-            run_dir=out,
-            saes={name: out / name / "sae" for name, reason in failed.items() if reason is None},
-            failed={name: reason for name, reason in failed.items() if reason is not None},
-            reused=finished,
-            last_lines=MetricsFile(out / METRICS_FILE).last_lines(),
-        )
+                mark_finished(out)
+            failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+            last_lines = MetricsFile(out / METRICS_FILE).last_lines()
+    except OSError as error:  # for example a full disk
+        raise SaecacheError(
+            f"{error}: fix this and run again; {out} continues from its last checkpoint"
+        ) from error
+    return TrainResult(
+        run_dir=out,
+        saes={name: out / name / SAE_FOLDER for name, reason in failed.items() if reason is None},
+        failed={name: reason for name, reason in failed.items() if reason is not None},
+        reused=finished,
+        last_lines=last_lines,
+    )
 
 
 def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
@@ -89,14 +100,15 @@ def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
     inputs = RowVariance(cache.d_model(plan.hook), plan.device)
-    first_step = resume_step([out / variant.run_name for variant in config.variants])
-    trainees = _make_trainees(config, cache, plan, fresh=first_step == 0)
-    running = [t for t in trainees if failure_before(out / t.name, first_step) is None]
+    steps = resume_steps([out / variant.run_name for variant in config.variants], plan.num_steps)
+    trainees = _make_trainees(config, cache, plan, fresh=not steps)
+    first_step = _last_good(steps, trainees, inputs, out) if steps else 0
+    running = _running(trainees, first_step, out)
     for trainee in running:
         forget_failure(out / trainee.name)
-    if first_step:
-        for trainee in running:
+        if first_step:
             load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+    if first_step:
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
     used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
     if used > 1:
@@ -114,7 +126,37 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
         raise KeyboardInterrupt
     for trainee in running:
         if failure_before(out / trainee.name, plan.num_steps) is None:
-            recorder.finished_sae(trainee).save(out / trainee.name / "sae")
+            recorder.finished_sae(trainee).save(out / trainee.name / SAE_FOLDER)
+
+
+def _running(trainees: Sequence[Trainee], step: int, out: Path) -> list[Trainee]:
+    """Those that had not failed before ``step`` steps were done."""
+    return [trainee for trainee in trainees if failure_before(out / trainee.name, step) is None]
+
+
+def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVariance, out: Path) -> int:
+    """The first of ``steps`` whose checkpoints are whole; a warning names the damage in those before it.
+
+    Raises:
+        SaecacheError: none is whole. The message says how to start again.
+    """
+    damages: list[str] = []
+    for step in steps:
+        try:
+            for trainee in _running(trainees, step, out):
+                check_checkpoint(out / trainee.name, step, trainee, inputs)
+        except UsageError as error:
+            damages.append(f"step {step}: {error}")
+            continue
+        for damage in damages:
+            logger.warning("a checkpoint is not used (%s); continuing from step %d instead", damage, step)
+        return step
+    listed = "\n".join(f"  - {damage}" for damage in damages)
+    folders = " ".join(str(out / trainee.name / FOLDER) for trainee in trainees)
+    raise SaecacheError(
+        f"no checkpoint of {out} can be used:\n{listed}\nPut whole ones back, continue with the version of "
+        f"saecache that wrote them, or remove the folders {folders} to train from the start"
+    )
 
 
 def _make_trainees(

@@ -188,7 +188,8 @@ def test_a_replacement_during_a_pull(
     contents: Contents,
 ) -> None:
     Push(cache_path, url).run()
-    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=2), patience=QUICK)
+    one_at_a_time = Traffic(concurrency=1)  # a second request would see the place while it is empty
+    pull = Pull(url, tmp_path / "copy", one_at_a_time, patience=QUICK)
     directly(monkeypatch, proxy)
 
     def replace() -> None:

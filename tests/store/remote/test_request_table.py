@@ -7,25 +7,39 @@ answer well formed and wrong: a flipped letter in a listing, for example.
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from saecache.store import CorruptCacheError, SaecacheError
-from saecache.store.remote import RemoteFolder, open_remote_folder
+from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.failures import AccessError, RemoteError
 from saecache.store.remote.upload import part_size
 
 from .conftest import QUICK
 from .proxy import Proxy
+from .server import BUCKET, S3Server
 
 SMALL = b"small" * 1000
 BYTES = os.urandom(200_000)
 LARGE = os.urandom(part_size(0) + 1000)
-HASTY = replace(QUICK, stall_seconds=0.3, upload_seconds=1, retry_seconds=0.5, max_retries=2)
+LASTING = replace(  # what lasts ends with an error, and so may an honest request on a slow machine
+    QUICK,
+    stall_seconds=0.2,
+    upload_seconds=0.3,
+    retry_seconds=0.3,
+    first_retry_seconds=0.3,
+    max_retries=1,
+    max_backoff_seconds=0.02,
+)
+PASSING = replace(  # on a slow machine honest requests may take too long as well: they are repeated
+    LASTING, upload_seconds=0.6, retry_seconds=60, first_retry_seconds=60, max_retries=20
+)
+PASSING_PARTS = replace(PASSING, upload_seconds=2)  # 8 MiB in one request
 LONGEST = 60.0  # seconds; one cell takes a few, but the machine may be busy
 
 
@@ -35,7 +49,7 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Place:
-    """A prefix with two objects, seen through the proxy by ``folder`` and directly by ``real``."""
+    """A prefix, seen through the proxy by ``folder`` and directly by ``real``."""
 
     real: RemoteFolder
     folder: RemoteFolder
@@ -81,6 +95,7 @@ VERBS: dict[str, tuple[str, str, Callable[[Place], bool]]] = {  # method, path o
     "delete": ("", "delete", lambda p: p.delete("old/1")),
     "delete many": ("", "delete", lambda p: p.delete("old/1", "old/2", "old/3")),
 }
+READING = ("read", "download", "checksum", "head", "objects", "folders")
 FAULTS: dict[str, dict[str, Any]] = {
     "500": {"kind": "status", "status": 500},
     "503": {"kind": "status", "status": 503, "code": "SlowDown"},
@@ -89,8 +104,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "lost answer": {"kind": "lost_answer"},
     "reset in the body": {"kind": "reset", "after": 60},
     "cut body": {"kind": "truncate", "after": 60},
-    "stall": {"kind": "stall", "after": 60, "seconds": 3},
-    "silence": {"kind": "silence", "seconds": 3},
+    "stall": {"kind": "stall", "after": 60, "seconds": 20},
+    "silence": {"kind": "silence", "seconds": 20},
     "trickle": {"kind": "trickle", "seconds": 0.05},
     "not HTTP": {"kind": "garbage"},
     "a page": {"kind": "page"},
@@ -104,16 +119,50 @@ REFUSALS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server) -> Iterator[RemoteFolder]:
+    """The bucket, reached directly."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3_server.environment().items():
+            environment.setenv(name, value)
+        folder = open_remote_folder(f"s3://{BUCKET}")
+        for purpose in ("reading", "writing", "parts"):  # they take their keys from the environment
+            folder.bucket.store(purpose)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def objects(bucket: RemoteFolder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A prefix with the objects x/small and x/bytes, which no verb changes."""
+    real = bucket.child(uuid4().hex[:12])
+    write_objects(real, tmp_path_factory.mktemp("objects") / "bytes")
+    return real.url
+
+
 @pytest.fixture
-def place(team: str, proxy: Proxy, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    folder = open_remote_folder(team, HASTY)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    real = open_remote_folder(team)
+def place(
+    request: pytest.FixtureRequest,
+    team: str,
+    proxy: Proxy,
+    bucket: RemoteFolder,
+    objects: str,
+    tmp_path: Path,
+) -> Place:
+    """Where ``verb`` works: at the objects if it reads, at a place of its own if it writes."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    url = objects if parameters.get("verb") in READING else team
+    patience = Patience()
+    if request.function is test_what_lasts_ends_soon:
+        patience = LASTING
+    elif request.function is test_what_passes_does_not_show:
+        patience = PASSING_PARTS if "parts" in parameters["verb"] else PASSING
+    return Place(bucket.child(url.rsplit("/", 1)[-1]), open_remote_folder(url, patience), tmp_path)
+
+
+def write_objects(real: RemoteFolder, path: Path) -> None:
     real.put("x/small", SMALL)
-    (tmp_path / "bytes").write_bytes(BYTES)
-    real.upload(tmp_path / "bytes", "x/bytes", size=len(BYTES), sha256=sha256(BYTES))
-    proxy.clear()
-    return Place(real, folder, tmp_path)
+    path.write_bytes(BYTES)
+    real.upload(path, "x/bytes", size=len(BYTES), sha256=sha256(BYTES))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -153,6 +202,7 @@ def test_refusals_are_not_repeated(place: Place, proxy: Proxy, verb: str, fault:
 
 
 def test_an_object_that_is_not_there(place: Place) -> None:
+    write_objects(place.real, place.files / "bytes")
     for verb in ("read", "download", "checksum"):
         place.real.delete(["x/small", "x/bytes"])
         with pytest.raises(SaecacheError, match="no such object"):

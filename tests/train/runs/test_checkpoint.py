@@ -16,7 +16,7 @@ from saecache.train.runs.checkpoint import (
     load_checkpoint,
     prune,
     record_failure,
-    resume_step,
+    resume_steps,
     save_checkpoint,
     saved_steps,
 )
@@ -127,13 +127,14 @@ def folders_with(tmp_path: Path, steps: dict[str, list[int]], failed: dict[str, 
 def test_where_a_run_goes_on(
     tmp_path: Path, steps: dict[str, list[int]], failed: dict[str, int], expected: int
 ) -> None:
-    assert resume_step(folders_with(tmp_path, steps, failed)) == expected
+    steps_found = resume_steps(folders_with(tmp_path, steps, failed), num_steps=99)
+    assert next(iter(steps_found), 0) == expected
 
 
 def test_old_checkpoints_and_torn_ones_go(tmp_path: Path) -> None:
     (folder,) = folders_with(tmp_path, {"a": [1, 2, 3, 4]}, {})
     (folder / "checkpoints" / "step_00000005.tmp").mkdir()
-    prune(folder, keep=2)
+    prune(folder, keep=2, step=4)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_00000003", "step_00000004"]
 
 

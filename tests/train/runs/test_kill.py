@@ -12,7 +12,7 @@ import pytest
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
-from saecache.train.runs.checkpoint import resume_step, saved_steps
+from saecache.train.runs.checkpoint import resume_steps, saved_steps
 
 from ..variant_contract import TIMING, folder_bytes, metrics
 
@@ -119,7 +119,7 @@ def test_the_same_command_ends_with_the_same_bytes(
         assert [saved_steps(run_dir / name)[-1] for name in NAMES] == [5, 5, 5], "it saves where it stops"
     if moment == "between the checkpoints of two variants":
         assert [saved_steps(run_dir / name)[-1] for name in NAMES] == [6, 3, 3]
-        assert resume_step([run_dir / name for name in NAMES]) == 3
+        assert resume_steps([run_dir / name for name in NAMES], num_steps=9)[0] == 3
     result = run(config, cache, run_dir)
     assert not result.reused and list(result.saes) == list(NAMES)
     assert outcome(run_dir) == outcome(never_stopped)

@@ -18,6 +18,18 @@ TOPK = {"kind": "topk", "k": 4}
     ("variants", "changes", "message"),
     [
         ([TOPK], {"hook": "resdi"}, "did you mean 'resid'"),
+        (
+            [TOPK],
+            {"num_latents": "1e9"},
+            r"training 1,000,000,000 latents of width 24 \(weights 183 GiB, gradients 183 GiB, "
+            r"moments 365 GiB\) takes 730 GiB of memory, and .* are available on cpu: lower num_latents",
+        ),
+        ([TOPK, {**TOPK, "k": 5}], {"num_latents": 10**30}, "or train fewer variants at a time"),
+        (
+            [{"kind": "feature_choice", "k": 4}],
+            {"expansion_factor": 10**9, "num_latents": None},
+            "available on cpu",
+        ),
         ([TOPK], {"batch_rows": 5000}, r"batch_rows=5000 is more than the \d+ training rows"),
         ([TOPK], {"steps": None, "num_rows": 100}, "shorter than one batch of 256 rows"),
         ([{"kind": "topk", "k": 96}], {}, "variant topk_k96: k=96 must be smaller"),

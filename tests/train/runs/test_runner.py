@@ -232,12 +232,12 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_later(
 
     calls = 0
 
-    def full(*args: Any) -> None:
+    def full(*args: Any) -> str:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise OSError(28, "No space left on device")
-        write(*args)
+        return write(*args)
 
     write = checkpoint.write_tensors
     with monkeypatch.context() as patched:

@@ -14,12 +14,12 @@ PREFERENCE = -1  # below plain: only SAECACHE_BACKEND=triton chooses it, until i
 
 
 def serves(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _usable()
+    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _usable(tensor.device)
 
 
 @cache
-def _usable() -> bool:
-    """Triton is installed, and the GPU is an NVIDIA one with tensor cores for bfloat16 (sm_80 or newer)."""
+def _usable(device: torch.device) -> bool:
+    """Triton is installed, and the NVIDIA GPU has tensor cores for bfloat16 (sm_80 or newer)."""
     if find_spec("triton") is None or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= (8, 0)

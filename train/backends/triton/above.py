@@ -30,7 +30,7 @@ def above(
 
     Args:
         x: float32 [B, D], centered. W: float32 [F, D]. b: float32 [F].
-        threshold: float32 [] or [F].
+        threshold: float32 [] or [F]; infinity and NaN admit nothing.
         room: how many candidates to expect; if there are more, the selection is done again.
         rounded_W: :func:`.rounding.round_latents` of ``W``, if it is there already.
 
@@ -46,7 +46,7 @@ def above(
             f"threshold must be float32 [] or [{num_latents}], got {threshold.dtype} {threshold.shape}"
         )
     limit_of = "column" if threshold.dim() else "all"
-    limit = threshold.reshape(-1)
+    limit = threshold.reshape(-1).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     f = factors_of(x, W, b, rounded_W)
     if num_rows == 0 or num_latents == 0:
         row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=x.device)

@@ -11,7 +11,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, check_rows, kernel, launch, padded, warps_of
+from .launch import blocks, kernel, launch, padded, warps_of, whole_rows
 from .rounding import ScreenRows, latent_factor, to_bfloat16, upward_norm
 
 if TYPE_CHECKING:
@@ -123,17 +123,17 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
 
     With ``unit_rows_of`` [F, D], of what is left of each row after its part along that row is removed.
     """
-    g = gradient.detach()
+    g = gradient.detach().contiguous()
     if unit_rows_of is None:
         squares = torch.empty(blocks(g.numel(), BLOCK), dtype=torch.float64, device=g.device)
         launch(_flat_squares_kernel, (len(squares),), g, squares, g.numel(), N=BLOCK)
     else:
-        check_rows("gradient", g)
-        check_rows("unit_rows_of", unit_rows_of, g.shape[1])
+        g = whole_rows("gradient", g)
         width = g.shape[1]
+        weights = whole_rows("unit_rows_of", unit_rows_of, width)
         squares = torch.empty(len(g), dtype=torch.float64, device=g.device)
         launch(
-            _squares_kernel, (len(g),), g, unit_rows_of, squares, TANGENTIAL=True, D=width, DP=padded(width),
+            _squares_kernel, (len(g),), g, weights, squares, TANGENTIAL=True, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip
     return squares.sum().sqrt()
@@ -198,9 +198,12 @@ def adam_step(
     """
     if numbers is None:
         numbers = adam_numbers(settings, step, parameter.device)
-    tensors = (parameter, gradient, exp_avg, exp_avg_sq)
+    tensors = (parameter, gradient.contiguous(), exp_avg, exp_avg_sq)
     if any(not t.is_contiguous() or t.dtype != torch.float32 for t in tensors):
-        raise ValueError("adam_step expects contiguous float32 tensors; call .float().contiguous() on them")
+        raise ValueError(
+            "adam_step expects float32 tensors, and a parameter and moments without gaps between their rows; "
+            "call .float().contiguous() on them"
+        )
     if not unit_rows and refresh is None:
         size = parameter.numel()
         launch(_flat_kernel, (blocks(size, BLOCK),), *tensors, numbers, size, N=BLOCK)

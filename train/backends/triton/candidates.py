@@ -177,11 +177,12 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
 
     Args:
         limit: float32 [M] (``limit_of`` "row"), [N] ("column") or [1] ("all").
-        room: how many fit.
+        room: how many fit, 1 at least.
         x, W: float32 [M, D] and [N, D], the rows and columns of the screen as they were before rounding.
     """
     num_rows, num_columns = found.scores.shape
     num_chunks, device = found.tops.shape[1], found.scores.device
+    room = max(room, 1)
     chunk_limit = limit
     if limit_of == "column":
         short = num_chunks * found.chunk - num_columns
@@ -197,7 +198,7 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
     )  # fmt: skip
     ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
     count = torch.empty(num_rows, dtype=torch.int64, device=device)
-    row, column = torch.empty(2, max(room, 1), dtype=torch.int32, device=device)
+    row, column = torch.empty(2, room, dtype=torch.int32, device=device)
     for fill in (False, True):
         launch(
             _scan_kernel, (num_rows,), found.scores, found.rows.factor, found.columns.factor, found.bias,

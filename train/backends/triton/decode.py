@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...pairs import Pairs
 from .exact import dot_of_rows
-from .launch import check_rows, kernel, launch, padded, warps_of
+from .launch import kernel, launch, padded, warps_of, whole_rows, written_whole
 
 DOTS = 8  # dot products at a time of one row's error
 
@@ -50,7 +50,7 @@ def _decode_kernel(
     sums = tl.zeros((DP,), tl.float32)
     if BIAS:
         sums = tl.load(bias + column, mask=inside, other=0.0)
-    first, last = tl.load(row_ptr + r).to(tl.int32), tl.load(row_ptr + r + 1).to(tl.int32)
+    first, last = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)
     sums = decoded_row(sums, latent, value, W, first, last, D, DP)
     tl.store(out + r * D + column, sums, mask=inside)
 
@@ -63,7 +63,7 @@ def _reconstruct_kernel(
     r = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
     inside = column < D
-    first, last = tl.load(row_ptr + r).to(tl.int32), tl.load(row_ptr + r + 1).to(tl.int32)
+    first, last = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)
     e = decoded_row(tl.zeros((DP,), tl.float32), latent, value, W, first, last, D, DP)
     e -= tl.load(target + r * D + column, mask=inside, other=0.0)
     tl.store(error + r * D + column, e, mask=inside)
@@ -84,15 +84,16 @@ def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None, out: Tensor | No
         pairs: [B, F]. W: float32 [F, D]. bias: float32 [D]; None adds nothing.
         out: float32 [B, D] to write into; None allocates.
     """
-    check_rows("W", W)
+    W = whole_rows("W", W)
     width = W.shape[1]
     if out is None:
         out = W.new_empty(pairs.num_rows, width)
-    launch(
-        _decode_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value, W,
-        W if bias is None else bias, out, D=width, DP=padded(width), BIAS=bias is not None,
-        num_warps=warps_of(width),
-    )  # fmt: skip
+    with written_whole("out", out, width) as whole:
+        launch(
+            _decode_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W,
+            W if bias is None else bias.contiguous(), whole, D=width, DP=padded(width),
+            BIAS=bias is not None, num_warps=warps_of(width),
+        )  # fmt: skip
     return out
 
 
@@ -106,13 +107,13 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Te
         error = codes W_dec - target, float32 [B, D]; <error[row], W_dec[latent]>, float32 [P], which has the
         bits of :func:`.exact.sddmm`; and |error|² of every row, float32 [B].
     """
-    check_rows("W_dec", W_dec)
-    check_rows("target", target, W_dec.shape[1])
+    W_dec = whole_rows("W_dec", W_dec)
+    target = whole_rows("target", target, W_dec.shape[1])
     width = W_dec.shape[1]
     error = torch.empty_like(target)
     dots, squared = target.new_empty(len(pairs)), target.new_empty(len(target))
     launch(
-        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value, W_dec, target,
-        error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
+        _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W_dec,
+        target, error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
     )  # fmt: skip
     return error, dots, squared

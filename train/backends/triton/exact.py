@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...pairs import Pairs
-from .launch import blocks, check_rows, kernel, launch
+from .launch import blocks, kernel, launch, whole_rows
 
-PAIRS = 16  # of a program
+PAIRS = 8  # of a program; with 16 of them the registers of sm_100 do not suffice
 TILE = 8  # rows and latents of a program of the whole matrix
 
 
@@ -49,10 +49,10 @@ def _pairs_kernel(
     row, latent, x, W, bias, out, count, capacity,
     D: tl.constexpr, BIAS: tl.constexpr, COUNTED: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    n = capacity
+    first = tl.program_id(0).to(tl.int64) * N
+    n = first * 0 + capacity
     if COUNTED:
-        n = tl.minimum(tl.load(count), capacity).to(tl.int32)
-    first = tl.program_id(0) * N
+        n = tl.minimum(tl.load(count), n)
     if first < n:
         p = first + tl.arange(0, N)
         inside = p < n
@@ -71,8 +71,9 @@ def _matrix_kernel(
     x, W, bias, out, B, F,
     D: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(1) * R + tl.arange(0, R)).to(tl.int64)
-    latent = (tl.program_id(0) * L + tl.arange(0, L)).to(tl.int64)
+    across = tl.cdiv(F, L)  # programs beside each other; a grid may have no more than 65535 of them in y
+    row = (tl.program_id(0) // across).to(tl.int64) * R + tl.arange(0, R)
+    latent = (tl.program_id(0) % across).to(tl.int64) * L + tl.arange(0, L)
     lane = tl.arange(0, 256)
     sums = tl.zeros((R, L, 256), tl.float32)
     for start in range(0, D, 256):
@@ -126,8 +127,6 @@ def exact(pairs: Pairs, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
 
 def _at_pairs(pairs: Pairs, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    check_rows("x", x)
-    check_rows("W", W, x.shape[1])
     out = x.new_empty(len(pairs))
     exact_at(rows_of(pairs), pairs.latent, x, W, b, out)
     return out
@@ -148,9 +147,12 @@ def exact_at(
 
     Args:
         row, latent: int32 or int64 [N].
+        x: float32 [B, D]. W: float32 [F, D]. b: float32 [F], or [B] with ``bias_of="row"``.
         out: float32 [N].
         count: int64 [1], on the device: only so many of the places are there. None means all.
     """
+    x = whole_rows("x", x)
+    W = whole_rows("W", W, x.shape[1])
     size = row.numel()
     bias = "no" if b is None else bias_of
     launch(
@@ -162,11 +164,11 @@ def exact_at(
 
 def exact_matrix(x: Tensor, W: Tensor, b: Tensor | None, bias_of: str = "latent") -> Tensor:
     """The same dot products, bit for bit, of all rows with all latents: float32 [B, F]."""
-    check_rows("x", x)
-    check_rows("W", W, x.shape[1])
+    x = whole_rows("x", x)
+    W = whole_rows("W", W, x.shape[1])
     out = x.new_empty(len(x), len(W))
     launch(
-        _matrix_kernel, (blocks(len(W), TILE), blocks(len(x), TILE)), x, W, x if b is None else b, out,
+        _matrix_kernel, (blocks(len(W), TILE) * blocks(len(x), TILE),), x, W, x if b is None else b, out,
         len(x), len(W), D=x.shape[1], BIAS="no" if b is None else bias_of, R=TILE, L=TILE, num_warps=8,
     )  # fmt: skip
     return out

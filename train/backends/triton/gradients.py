@@ -14,7 +14,7 @@ from torch import Tensor
 from ...pairs import Pairs
 from ..plain.products import LatentMajor
 from .decode import decoded_row
-from .launch import blocks, check_rows, kernel, launch, padded, warps_of
+from .launch import blocks, kernel, launch, padded, warps_of, whole_rows, written_whole
 from .transpose import by_latent
 
 SEGMENT = 64
@@ -36,8 +36,8 @@ def _segments_kernel(
             inner = high - low > 1
             low = tl.where(inner & before, middle, low)
             high = tl.where(inner & ~before, middle, high)
-        first = (tl.load(latent_ptr + low) + (s - tl.load(segment_ptr + low)) * SEGMENT).to(tl.int32)
-        last = tl.minimum(first + SEGMENT, tl.load(latent_ptr + low + 1)).to(tl.int32)
+        first = tl.load(latent_ptr + low) + (s - tl.load(segment_ptr + low)) * SEGMENT
+        last = tl.minimum(first + SEGMENT, tl.load(latent_ptr + low + 1))
         column = tl.arange(0, DP)
         sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient, source, first, last, D, DP)
         tl.store(scratch + s.to(tl.int64) * D + column, sums, mask=column < D)
@@ -49,14 +49,14 @@ def _latent_row(
     ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """out[f] (+)= the sum of one latent: of its pairs, or of its segments."""
-    first, last = tl.load(latent_ptr + f).to(tl.int32), tl.load(latent_ptr + f + 1).to(tl.int32)
-    segment, stop = tl.load(segment_ptr + f).to(tl.int32), tl.load(segment_ptr + f + 1).to(tl.int32)
+    first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
+    segment, stop = tl.load(segment_ptr + f), tl.load(segment_ptr + f + 1)
     column = tl.arange(0, DP)
     inside = column < D
     if (not ADD) | (last > first):
         sums = tl.zeros((DP,), tl.float32)
         if stop > segment:
-            part = scratch + segment.to(tl.int64) * D
+            part = scratch + segment * D
             for _ in range(segment, stop):
                 sums += tl.load(part + column, mask=inside, other=0.0)
                 part += D
@@ -135,17 +135,17 @@ def accumulate_by_latent(
         coefficient: float32 [P]. source: float32 [B, D].
         out: float32 [F, D], added to, or with ``add=False`` written.
     """
-    check_rows("source", source)
-    check_rows("out", out, source.shape[1])
+    source = whole_rows("source", source)
     order = by_latent(pairs)
     segments = _segments(pairs, order)
     scale = coefficient.index_select(0, order.pair)
     scratch = segments.add_up(order, scale, source)
     width = source.shape[1]
-    launch(
-        _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source, scratch,
-        out, ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
-    )  # fmt: skip
+    with written_whole("out", out, width) as whole:
+        launch(
+            _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source,
+            scratch, whole, ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
+        )  # fmt: skip
 
 
 def weight_gradients(
@@ -171,19 +171,18 @@ def weight_gradients(
         W_enc_grad, W_dec_grad: float32 [F, D]. b_enc_grad: float32 [F].
     """
     width = x_centered.shape[1]
-    for name, rows in (
-        ("x_centered", x_centered),
-        ("error", error),
-        ("W_enc_grad", W_enc_grad),
-        ("W_dec_grad", W_dec_grad),
-    ):
-        check_rows(name, rows, width)
+    x_centered, error = whole_rows("x_centered", x_centered), whole_rows("error", error, width)
     order = by_latent(pairs)
     segments = _segments(pairs, order)
     g, c = d_pre.index_select(0, order.pair), d_dec_coefficient.index_select(0, order.pair)
     x_scratch, e_scratch = segments.add_up(order, g, x_centered), segments.add_up(order, c, error)
-    launch(
-        _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
-        error, x_scratch, e_scratch, W_enc_grad, W_dec_grad, b_enc_grad, ADD=add, D=width, DP=padded(width),
-        num_warps=warps_of(width),
-    )  # fmt: skip
+    with (
+        written_whole("W_enc_grad", W_enc_grad, width) as enc,
+        written_whole("W_dec_grad", W_dec_grad, width) as dec,
+        written_whole("b_enc_grad", b_enc_grad[None]) as bias,
+    ):
+        launch(
+            _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
+            error, x_scratch, e_scratch, enc, dec, bias, ADD=add, D=width, DP=padded(width),
+            num_warps=warps_of(width),
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 """How kernels are declared and started, and the sizes of their blocks."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,12 +38,25 @@ def warps_of(width: int) -> int:
     return 4 if width <= 1024 else 8 if width <= 4096 else 16
 
 
-def check_rows(name: str, rows: Tensor, width: int | None = None) -> None:
-    """Raise ValueError unless ``rows`` is a contiguous float32 matrix (of this ``width``)."""
-    if rows.dim() != 2 or rows.dtype != torch.float32 or not rows.is_contiguous():
+def whole_rows(name: str, rows: Tensor, width: int | None = None) -> Tensor:
+    """``rows`` as a kernel reads them, one after the other: copied if they are a view with gaps.
+
+    Raises:
+        ValueError: they are no float32 matrix (of this ``width``).
+    """
+    if rows.dim() != 2 or rows.dtype != torch.float32:
         raise ValueError(
-            f"{name} must be a contiguous float32 matrix, got {rows.dtype} {tuple(rows.shape)} with strides "
-            f"{rows.stride()}; call .float().contiguous() on it"
+            f"{name} must be a float32 matrix, got {rows.dtype} {tuple(rows.shape)}; call .float() on it"
         )
     if width is not None and rows.shape[1] != width:
         raise ValueError(f"{name} must have {width} columns, as the other rows have, got {rows.shape[1]}")
+    return rows.detach().contiguous()
+
+
+@contextmanager
+def written_whole(name: str, rows: Tensor, width: int | None = None) -> Iterator[Tensor]:
+    """:func:`whole_rows` for an output: inside, kernels read and write them; then a copy is copied back."""
+    whole = whole_rows(name, rows, width)
+    yield whole
+    if whole.data_ptr() != rows.data_ptr() or whole.stride() != rows.stride():
+        rows.copy_(whole)

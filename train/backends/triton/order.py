@@ -33,7 +33,10 @@ def _histogram_kernel(
     values, count, capacity, state, histogram,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add to ``histogram`` int32 [2 ** WIDTH] the digits of values whose higher digits are those found."""
+    """Add to ``histogram`` int64 [2 ** WIDTH] the digits of values whose higher digits are those found.
+
+    More than 2³¹ of a large matrix of pre-activations can share a digit.
+    """
     n = tl.minimum(tl.load(count), capacity)
     first = tl.program_id(0).to(tl.int64) * N
     if first < n:
@@ -43,7 +46,7 @@ def _histogram_kernel(
         here = (i < n) & ((key >> (SHIFT + WIDTH)) == (found >> (SHIFT + WIDTH)))
         digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
         counts = tl.histogram(digit, 1 << WIDTH, mask=here)
-        tl.atomic_add(histogram + tl.arange(0, 1 << WIDTH), counts, mask=counts > 0)
+        tl.atomic_add(histogram + tl.arange(0, 1 << WIDTH), counts.to(tl.int64), mask=counts > 0)
 
 
 @kernel
@@ -78,7 +81,7 @@ def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
     device = values.device
     state = torch.zeros(2, dtype=torch.int64, device=device)
     state[1].fill_(n)
-    histogram = torch.zeros(_BINS, dtype=torch.int32, device=device)
+    histogram = torch.zeros(_BINS, dtype=torch.int64, device=device)
     size = values.numel()
     for shift, width in DIGITS:
         launch(

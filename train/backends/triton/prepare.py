@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import LARGEST_PRE_ACTIVATION, RowNorms, check_finite_factors
-from .launch import check_rows
+from .launch import whole_rows
 from .rounding import ScreenRows, round_batch, round_latents
 from .screen import SMALLEST_CHUNK, keeps_bounds
 
@@ -51,12 +51,13 @@ def factors_of(x: Tensor, W: Tensor, b: Tensor, rounded_W: ScreenRows | None) ->
     """Check shapes and round; ``rounded_W`` is :func:`.rounding.round_latents` of ``W`` if it is there
     already.
     """
-    check_rows("x", x)
-    check_rows("W", W, x.shape[1])
+    x = whole_rows("x", x)
+    W = whole_rows("W", W, x.shape[1])
     if b.shape != (len(W),) or b.dtype != torch.float32:
         raise ValueError(
             f"b must be float32 [{len(W)}], one for each row of W, got {b.dtype} {tuple(b.shape)}"
         )
+    b = b.detach().contiguous()
     return Factors(
         x=x, W=W, b=b, x_rows=round_batch(x), W_rows=round_latents(W) if rounded_W is None else rounded_W
     )

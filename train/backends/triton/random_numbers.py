@@ -31,8 +31,9 @@ def _unit(word):
 @kernel
 def _uniform_kernel(out, words, row0, F, N: tl.constexpr):
     """``words`` int64 [4]: the halves of the seed and of the batch's number."""
-    r = tl.program_id(1)
-    group = tl.program_id(0) * N + tl.arange(0, N)
+    across = tl.cdiv(F, 4 * N)  # programs beside each other; a grid may have no more than 65535 of them in y
+    r = tl.program_id(0) // across
+    group = tl.program_id(0) % across * N + tl.arange(0, N)
     zero = (group * 0).to(tl.uint32)
     k0, k1 = zero + tl.load(words).to(tl.uint32), zero + tl.load(words + 1).to(tl.uint32)
     c2, c3 = zero + tl.load(words + 2).to(tl.uint32), zero + tl.load(words + 3).to(tl.uint32)
@@ -70,8 +71,8 @@ def random_uniform(
     """
     words = torch.tensor(_words(seed, batch), dtype=torch.int64).to(device, non_blocking=True)
     out = torch.empty(rows, num_latents, device=device)
-    groups = blocks(num_latents, 4)
-    launch(_uniform_kernel, (blocks(groups, GROUPS), rows), out, words, row0, num_latents, N=GROUPS)
+    grid = (blocks(num_latents, 4 * GROUPS) * rows,)
+    launch(_uniform_kernel, grid, out, words, row0, num_latents, N=GROUPS)
     return out
 
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..bounds import SMALLEST_NORM
-from .launch import blocks, check_rows, kernel, launch, padded, warps_of
+from .launch import blocks, kernel, launch, padded, warps_of, whole_rows
 
 FRACTION = 0.0016  # about |w - w'| / |w| of a row whose mantissas are spread evenly
 _FRACTION = tl.constexpr(FRACTION)
@@ -96,7 +96,7 @@ def _gamma(n: int) -> float:
 
 
 def _rounded(rows: Tensor, latents: bool) -> ScreenRows:
-    check_rows("rows", rows)
+    rows = whole_rows("rows", rows)
     width = rows.shape[1]
     out = ScreenRows(
         rounded=torch.empty_like(rows, dtype=torch.bfloat16),

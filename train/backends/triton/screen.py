@@ -125,8 +125,11 @@ def product_options(device: torch.device) -> dict[str, int]:
 
 def options_of(capability: int) -> dict[str, int]:
     """The same for a compute capability, 80 for 8.0."""
-    if capability >= 90:
+    if 90 <= capability < 100:  # Hopper
         return {"BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3}
+    if 100 <= capability < 120:  # Blackwell in data centres: the larger block's registers would spill there
+        return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4}
+    # Ampere, Ada and the Blackwell of graphics cards, which have 99 KiB of shared memory
     return {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 4}
 
 

@@ -35,7 +35,7 @@ def sum_per_latent(pairs: Pairs, values: Tensor) -> Tensor:
 
     Pair n of a latent belongs to lane n mod 256; the lanes are added up as in :mod:`.exact`.
     """
-    order = by_latent(pairs)
+    order, values = by_latent(pairs), values.contiguous()
     out = torch.empty(pairs.num_latents, dtype=values.dtype, device=values.device)
     launch(_sums_kernel, (pairs.num_latents,), order.latent_ptr, order.pair, values, out, num_warps=1)
     return out

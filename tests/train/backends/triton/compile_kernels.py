@@ -6,12 +6,16 @@ wheel holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compi
 only.
 """
 
+import io
 import json
+import re
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -119,21 +123,20 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
 
 
-def spilled_bytes(cubin: bytes) -> int:
-    """Of local memory that a program's threads use: the frame sizes stated in the cubin."""
-    return max(frames(cubin))
+def memory_of(log: str) -> dict[str, int]:
+    """Bytes of local memory that each thread uses, by what for, as ptxas says it.
 
-
-def frames(cubin: bytes) -> list[int]:
-    """Every EIATTR_FRAME_SIZE (format 4, attribute 0x11) of the cubin: (symbol index, bytes) pairs."""
-    sizes, at = [], cubin.find(b"\x04\x11\x08\x00")
-    while at >= 0:
-        sizes.append(int.from_bytes(cubin[at + 8 : at + 12], "little"))
-        at = cubin.find(b"\x04\x11\x08\x00", at + 1)
-    return sizes
+    Only spills are registers that did not fit. A stack frame without spills holds an array that is indexed at
+    run time, or is there for alignment.
+    """
+    found = dict.fromkeys(("stack frame", "spill stores", "spill loads"), 0)
+    for number, what in re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", log):
+        found[what] = max(found[what], int(number))
+    return found
 
 
 def main() -> None:
+    knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
     torch.empty = torch.zeros  # sizes that no kernel computed must not be random
     for module in MODULES:
         if hasattr(module, "launch"):
@@ -153,13 +156,16 @@ def main() -> None:
             names.add((function.__module__, function.__name__))
             line: dict[str, Any] = {"kernel": label, "capability": capability}
             try:
-                out = compiled(function, arguments, options, capability)
+                with redirect_stdout(io.StringIO()) as log:
+                    out = compiled(function, arguments, options, capability)
+                assert "spill" in log.getvalue(), f"ptxas did not say whether it spills: {log.getvalue()!r}"
                 ptx = out.asm["ptx"]
                 line |= {
                     "shared": out.metadata.shared,
-                    "frame": spilled_bytes(out.asm["cubin"]),
+                    "cuts_numbers": "arith.trunci" in out.asm["ttir"],
+                    **memory_of(log.getvalue()),
                     "mma": [word for word in ("mma.sync", "wgmma", "tcgen05.mma") if word in ptx],
-                    "float_atomics": "atom" in ptx and ".f32" in ptx.split("atom", 1)[1].split(";", 1)[0],
+                    "float_atomics": bool(re.search(r"\b(atom|red)\.[^;]*\.[b]?f(16|32|64)", ptx)),
                 }
             except Exception as error:  # noqa: BLE001 - the report names every kernel that fails
                 line["error"] = f"{type(error).__name__}: {error}"

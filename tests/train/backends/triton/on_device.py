@@ -249,7 +249,7 @@ def check(case: Case, label: str) -> None:
                 gradient_scale=0.5,
             )
             want, got = [t.double() for t in (p, m, v)], [t.clone() for t in (p, m, v)]
-            _adam_torch(want[0], gradient.double(), want[1], want[2], 3, settings, unit)
+            _adam_torch(want[0], gradient.double(), want[1], want[2], 3, settings, unit_rows=unit)
             step = torch.full((), 3, dtype=torch.int64, device=DEVICE)
             refresh = rounding.round_latents(p) if unit else None
             adam.adam_step(got[0], gradient, got[1], got[2], step, settings, unit_rows=unit, refresh=refresh)

@@ -83,3 +83,17 @@ def test_norms_are_the_cpus(unit: bool) -> None:
 def test_clipping_leaves_small_gradients_alone() -> None:
     assert float(clip_factor(torch.tensor(0.5, dtype=torch.float64), 1.0)) == 1.0
     assert float(clip_factor(torch.tensor(5.0, dtype=torch.float64), None)) == 1.0
+
+
+def test_gradients_may_be_views_with_gaps() -> None:
+    got, want = tensors(F, D), tensors(F, D)
+    view = torch.full((F, 2 * D), 9.0)[:, ::2]
+    view.copy_(got[1])
+    for unit_rows_of in (None, got[0]):
+        assert torch.equal(gradient_norm(view, unit_rows_of), gradient_norm(want[1], unit_rows_of))
+    got[1] = view
+    adam_step(*got, 1, settings())
+    adam_step(*want, 1, settings())
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    with pytest.raises(ValueError, match="without gaps"):
+        adam_step(view, *want[1:], 1, settings())

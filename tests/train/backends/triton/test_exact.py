@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from saecache.train.backends.triton import exact as module
+from saecache.train.backends.triton import random_numbers
 from saecache.train.backends.triton.exact import exact, exact_at, exact_matrix, rows_of, sddmm
 from saecache.train.pairs import Pairs
 
@@ -20,10 +22,15 @@ def test_products_are_those_of_float64(width: int, whole: bool) -> None:
     assert_close(exact(pairs, x, W, b), want[pairs.rows(), pairs.latent], whole=whole)
 
 
-def test_a_pre_activation_depends_on_its_row_and_latent_only() -> None:
+def test_a_pre_activation_depends_on_its_row_and_latent_only(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = factors(13, 21, 300, whole=False)
     matrix = exact_matrix(x, W, b)
     pairs = codes(13, 21, 0.4, whole=False)
+    at = exact(pairs, x, W, b)
+    for name in ("PAIRS", "TILE"):  # as shipped; conftest.py makes them larger
+        monkeypatch.setattr(module, name, 8)
+    assert torch.equal(exact(pairs, x, W, b), at)
+    assert torch.equal(exact_matrix(x, W, b), matrix)
     at_pairs = matrix[pairs.rows(), pairs.latent]
     assert torch.equal(exact(pairs, x, W, b), at_pairs)
     assert torch.equal(sddmm(pairs, x, W) + b[pairs.latent], at_pairs)
@@ -59,6 +66,17 @@ def test_rows_of_pairs_with_empty_rows() -> None:
     assert torch.equal(rows_of(pairs), pairs.rows())
 
 
+def test_grids_are_not_too_high_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA starts at most 65,535 programs in the second and third dimension."""
+    grids = []
+    for one in (module, random_numbers):
+        monkeypatch.setattr(one, "launch", lambda function, grid, *_, **__: grids.append(grid))
+    exact_matrix(torch.ones(600_000, 1), torch.ones(1, 1), None)
+    random_numbers.random_uniform(0, 0, 0, 70_000, 1, "cpu")
+    assert len(grids) == 2
+    assert all(size <= 65_535 for grid in grids for size in grid[1:])
+
+
 def test_nothing_to_do() -> None:
     x, W, b = factors(4, 9, 20, whole=True)
     none = Pairs.from_dense(torch.zeros(4, 9))
@@ -71,5 +89,5 @@ def test_wrong_rows_are_refused() -> None:
     x, W, b = factors(4, 9, 20, whole=True)
     with pytest.raises(ValueError, match="W must have 19 columns"):
         exact_matrix(x[:, :19].contiguous(), W, b)
-    with pytest.raises(ValueError, match="contiguous float32"):
+    with pytest.raises(ValueError, match="float32 matrix"):
         exact_matrix(x.double(), W, b)

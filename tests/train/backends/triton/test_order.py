@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saecache.train.backends.triton.order import among_largest, nth_largest
+from saecache.train.backends.triton import order as module
+from saecache.train.backends.triton.order import _digit_kernel, _histogram_kernel, among_largest, nth_largest
 from saecache.train.selection import reference
 
 
@@ -31,3 +32,24 @@ def test_numbers_next_to_each_other_are_told_apart() -> None:
     values[4] = 1.0
     assert float(nth_largest(values, torch.tensor([9]), 9)[0]) == 1.0
     assert float(nth_largest(values, torch.tensor([9]), 8)[0]) > 1.0
+
+
+def test_more_than_two_to_the_31_values_share_a_digit() -> None:
+    """As in the histogram of a matrix of 65,536 rows and as many latents."""
+    histogram, state = torch.zeros(2048, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    values, count = torch.ones(20), torch.tensor([20])
+    _histogram_kernel[(1,)](values, count, 20, state, histogram, SHIFT=21, WIDTH=11, N=32)
+    digit = int(histogram.argmax())
+    histogram[digit], histogram[digit + 1] = 2**32, 5
+    _histogram_kernel[(1,)](values, count, 20, state, histogram, SHIFT=21, WIDTH=11, N=32)
+    assert int(histogram[digit]) == 2**32 + 20
+    state[1] = 2**31 + 7
+    _digit_kernel[(1,)](histogram, state, SHIFT=21, WIDTH=11)
+    assert state.tolist() == [digit << 21, 2**31 + 2]
+
+
+def test_the_histogram_counts_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(module, "launch", lambda function, grid, *arguments, **_: seen.append(arguments))
+    nth_largest(torch.ones(9), torch.tensor([9]), 1)
+    assert seen[0][4].dtype == torch.int64

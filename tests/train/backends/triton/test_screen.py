@@ -9,7 +9,7 @@ from saecache.train.backends.triton.candidates import candidates, least_of_all, 
 from saecache.train.backends.triton.exact import exact_matrix
 from saecache.train.backends.triton.largest import largest_per_row
 from saecache.train.backends.triton.rounding import ScreenRows, round_batch, round_latents
-from saecache.train.backends.triton.screen import chunk_for, keeps_bounds, screen
+from saecache.train.backends.triton.screen import chunk_for, keeps_bounds, options_of, screen
 
 from .cases import factors
 
@@ -111,6 +111,25 @@ def test_candidates_are_all_that_reach_the_limit(limit_of: str) -> None:
     few = candidates(found, limit, limit_of, 10, x, W)
     assert torch.equal(few.ptr, some.ptr)
     assert torch.equal(few.value, some.value[:10])
+
+
+def test_room_for_none_is_room_for_one() -> None:
+    x, W, b = factors(3, 70, 8, whole=True)
+    found = screen(round_batch(x), round_latents(W), b)
+    some = candidates(found, torch.full((1,), -torch.inf), "all", 0, x, W)
+    assert some.room == 1
+    assert (int(some.row[0]), int(some.column[0])) == (0, 0)
+    assert float(some.value[0]) == float((x[0] * W[0]).sum() + b[0])
+
+
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # of a program, at most
+
+
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_the_blocks_of_the_product_fit_in_shared_memory(capability: int) -> None:
+    options = options_of(capability)
+    held = options["num_stages"] * (options["BM"] + options["BN"]) * options["BK"] * 2
+    assert held <= SHARED_KIB[capability] * 1024
 
 
 def test_chunks_are_many_enough() -> None:

@@ -19,7 +19,7 @@ from saecache.train.selection.errors import NonFiniteError
 
 from .cases import factors
 
-B, F, D, K = 7, 75, 20, 3
+B, F, D, K = 5, 75, 20, 3
 
 
 def assert_selects(pairs: Pairs, mask: Tensor, pre: Tensor) -> None:
@@ -67,13 +67,29 @@ def test_largest_per_latent(case: tuple[Tensor, ...], way: str) -> None:
     assert_selects(largest_per_latent(x, W, b, counts), reference.per_latent(pre, counts), pre)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_above(case: tuple[Tensor, ...], way: str, strict: bool) -> None:
+def test_above(case: tuple[Tensor, ...], way: str) -> None:
     x, W, b, pre = case
     value = pre.flatten().sort().values[-15].clone()
-    for threshold in (value, value + torch.arange(F) % 5 - 2):
-        mask = pre > threshold if strict else pre >= threshold
-        assert_selects(above(x, W, b, threshold, strict=strict), mask, pre)
+    each = value + torch.arange(F) % 5 - 2
+    assert_selects(above(x, W, b, value, strict=False), pre >= value, pre)
+    assert_selects(above(x, W, b, each), pre > each, pre)
+
+
+def test_the_threshold_itself_is_in_or_out() -> None:
+    x, W, b = factors(B, F, D, whole=True)
+    pre = exact_matrix(x, W, b)
+    value = pre.flatten().sort().values[-15].clone()
+    each = value.expand(F).contiguous()
+    assert bool((pre == value).any())
+    assert_selects(above(x, W, b, value), pre > value, pre)
+    assert_selects(above(x, W, b, each, strict=False), pre >= each, pre)
+
+
+def test_a_threshold_that_is_nan_admits_none_of_its_latent_and_all_of_its_neighbours() -> None:
+    x, W, b = factors(3, F, D, whole=True)
+    pre, threshold = exact_matrix(x, W, b), torch.full((F,), 20.0)
+    threshold[4], threshold[5], threshold[6] = torch.nan, torch.inf, -torch.inf
+    assert_selects(above(x, W, b, threshold), pre > threshold, pre)
 
 
 @pytest.mark.parametrize("k", [1, 40, F])

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...bounds import Product
 from ...threads import num_threads, run_parts
 from .scan import CHUNK
-from .screening_products import LARGEST_CODE, Factors, factors
+from .screening_products import LARGEST_CODE, ProductFactors, factors
 
 SMALLEST_LATENTS = 1024  # below this the product is a small part of a step
 ROWS, LATENTS = 512, 4096  # the size of the products that are timed
@@ -103,7 +103,7 @@ def _seconds(width: int) -> dict[Product, float]:
     return {"int8": inf, **least}
 
 
-def _score_part(ready: Factors, out: Tensor, tops: Any, start: int, stop: int) -> None:
+def _score_part(ready: ProductFactors, out: Tensor, tops: Any, start: int, stop: int) -> None:
     ready.score(start, stop, np.zeros(out.shape[1], np.float32), out[start:stop], tops[start:stop])
 
 

@@ -24,7 +24,7 @@ from ..pair_products import dot_products_in_tiles
 from .cheapest_product import cheapest_product
 from .refine import Narrower
 from .scan import Latents, describe_latents, top_of_chunks
-from .screening_products import Factors, as_array, factors
+from .screening_products import ProductFactors, as_array, factors
 
 SMALLEST_PART = 32  # rows of a product; fewer make a slow one
 
@@ -80,7 +80,7 @@ def part_rows(num_rows: int, most: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Screen:
+class EncoderScreen:
     """An encoder with its screening product.
 
     Whichever product that is, exact pre-activations are :func:`..pair_products.sddmm` plus the bias.
@@ -88,7 +88,7 @@ class Screen:
 
     x: Tensor
     W: Tensor
-    factors: Factors
+    factors: ProductFactors
     bounds: ErrorBounds
     latents: Latents
     narrower: Narrower | None
@@ -124,7 +124,7 @@ class Screen:
 
 
 @contextmanager
-def opened(encoder: Encoder, per_row: float | None = None) -> Iterator[Screen]:
+def opened(encoder: Encoder, per_row: float | None = None) -> Iterator[EncoderScreen]:
     """Open the screen of an encoder; it borrows memory for rounded copies of the factors.
 
     ``per_row`` is about how many pairs of each row a selection needs; None excludes wide bounds.
@@ -134,10 +134,10 @@ def opened(encoder: Encoder, per_row: float | None = None) -> Iterator[Screen]:
         check_finite_factors(ready.x_norms, ready.W_norms, b)
         bounds = ready.bounds()
         latents = describe_latents(b.numpy(), bounds.norm.numpy())
-        yield Screen(x, W, ready, bounds, latents, _narrower(x, ready, latents))
+        yield EncoderScreen(x, W, ready, bounds, latents, _narrower(x, ready, latents))
 
 
-def _narrower(x: Tensor, ready: Factors, latents: Latents) -> Narrower | None:
+def _narrower(x: Tensor, ready: ProductFactors, latents: Latents) -> Narrower | None:
     if ready.W_codes is None:
         return None
     bounds = ready.narrow_bounds()

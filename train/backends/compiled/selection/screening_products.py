@@ -42,7 +42,7 @@ class Codes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factors:
+class ProductFactors:
     """x [B, D] and W [F, D], prepared for a product.
 
     Attributes:
@@ -72,14 +72,14 @@ class Factors:
 
 
 @contextmanager
-def factors(product: Product, x: Tensor, W: Tensor) -> Iterator[Factors]:
+def factors(product: Product, x: Tensor, W: Tensor) -> Iterator[ProductFactors]:
     """Prepare float32 ``x`` and ``W`` for a product; it borrows memory for rounded copies."""
     width = x.shape[1]
     if product == "float32":
         # Below the highest precision torch itself may round the factors to bfloat16.
         rounds = torch.get_float32_matmul_precision() != "highest"
         norms = [row_norms(rows, rows.bfloat16() if rounds else None) for rows in (x, W)]
-        yield Factors(
+        yield ProductFactors(
             product=product, dtype=x.dtype, score=partial(_score, x, W),
             x_norms=norms[0], W_norms=norms[1], width=width,
         )  # fmt: skip
@@ -88,14 +88,14 @@ def factors(product: Product, x: Tensor, W: Tensor) -> Iterator[Factors]:
     with borrowed(*x.shape, dtype=dtype) as x_, borrowed(*W.shape, dtype=dtype) as W_:
         if product == "int8":
             x_codes, W_codes = to_codes(x, x_), to_codes(W, W_)
-            yield Factors(
+            yield ProductFactors(
                 product=product, dtype=torch.bfloat16, score=partial(int8_scores, x_codes, W_codes),
                 x_norms=x_codes.norms, W_norms=W_codes.norms, width=width, W_codes=W_codes,
             )  # fmt: skip
         else:
             x_.copy_(x)
             W_.copy_(W)
-            yield Factors(
+            yield ProductFactors(
                 product=product, dtype=torch.bfloat16, score=partial(_score, x_, W_),
                 x_norms=row_norms(x, x_), W_norms=row_norms(W, W_), width=width,
             )  # fmt: skip
