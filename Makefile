@@ -23,7 +23,7 @@ stress: $(VENV)/.installed $(MOTO)/.installed
 	$(STRESS) --stores seaweedfs moto --long
 
 stress-short: $(VENV)/.installed
-	$(STRESS) --stores seaweedfs --kill-every 29 --rounds 1 --meetings 1
+	$(STRESS) --stores seaweedfs --kill-every 37 --rounds 1 --meetings 1
 
 $(MOTO)/.installed:
 	$(PYTHON) -m venv $(MOTO)

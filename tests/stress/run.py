@@ -5,11 +5,14 @@ The numbers of rounds are fixed by the options and the choices by the seed, so a
 """
 
 import argparse
+import hashlib
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import saecache
 
 from .clients import Clients
 from .commands import COMMANDS, KILLED, Command
@@ -30,17 +33,30 @@ def main() -> int:
     words = ["python", "-m", "tests.stress.run", *shown_words()]
     outcomes = Outcomes(facts_of_this_run(" ".join(words), arguments.seed, arguments.stores))
     started = time.monotonic()
-    finished = False
+    finished, code = False, code_digest()
     try:
         with tempfile.TemporaryDirectory(prefix="saecache-stress-") as temporary:
             run_on_each_store(arguments, outcomes, Path(temporary))
+        if code_digest() != code:  # commands that import late would mix two versions
+            raise SystemExit(
+                "the code of saecache changed during the run: its outcomes mean nothing, run again"
+            )
         finished = True
     finally:  # a run that is stopped shows what it has done
         outcomes.facts["minutes"] = round((time.monotonic() - started) / 60, 1)
-        outcomes.facts["finished"] = "yes" if finished else "no, it was stopped"
+        outcomes.facts["finished"] = "yes" if finished else "no"
         outcomes.write(arguments.out)
     print(outcomes.markdown())
     return 1 if outcomes.failures else 0
+
+
+def code_digest() -> str:
+    """The sha256 of every module of saecache."""
+    digest = hashlib.sha256()
+    for folder in ("commands", "common", "configs", "harvest", "store", "train"):
+        for path in sorted((Path(saecache.__file__).parent / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_on_each_store(arguments: argparse.Namespace, outcomes: Outcomes, folder: Path) -> None:
