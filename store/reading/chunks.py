@@ -91,6 +91,7 @@ class ShardedChunks:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
+        self._discarded: dict[int, int] = {}  # shard -> how many damaged copies of it were thrown away
         self.keep_decoded = keep_decoded or spec.codec is None
         self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None
 
@@ -107,6 +108,8 @@ class ShardedChunks:
             shard = number // self.spec.chunks_per_shard
             if self._files is None or not self._files.discard(self.spec.shard_path(shard)):
                 raise
+            with self._lock:
+                self._discarded[shard] = self._discarded.get(shard, 0) + 1
             self._forget(shard)
             return self._chunk(number)
 
@@ -185,13 +188,16 @@ class ShardedChunks:
             if number in self._open:
                 self._open.move_to_end(number)
                 return self._open[number], self._checked[number]
+            discarded = self._discarded.get(number, 0)
         mapped = self._map(number)  # without the lock: it may have to come over a network first
         with self._lock:
-            shard = self._open.setdefault(number, mapped)
-            checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, np.bool_))
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)  # views of it that are still in use keep their memory
-            return shard, checked
+            if self._discarded.get(number, 0) == discarded:
+                shard = self._open.setdefault(number, mapped)
+                checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, np.bool_))
+                if len(self._open) > MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)  # views of it that are still in use keep their memory
+                return shard, checked
+        return self._shard(number)  # another thread threw this copy away meanwhile
 
     def _forget(self, number: int) -> None:
         """Close a shard, if it is open."""
