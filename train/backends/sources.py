@@ -104,9 +104,6 @@ class Scores:
     num_latents: int
     device: torch.device
 
-    def of_rows(self, rows: slice) -> "Scores":
-        raise TypeError("scores are made for all rows at a time")
-
     def blocks(self) -> Blocks:
         return self.stream()
 
