@@ -31,7 +31,8 @@ class FeatureChoice(Variant):
     By default m_i = M / F with M = k * B, so that ``k`` is the mean number of active latents of a row, as in
     TopK; if F does not divide M, the first M mod F latents take one row more. Every latent is active in every
     batch, so none dies and there is no auxiliary loss; the batch must be large enough for M >= F. At
-    inference latent i is active above a threshold of its own: the running mean of its least selected value.
+    inference latent i is active above a threshold of its own: the running mean of its least selected value,
+    corrected so that the latent is as dense as in training (``threshold.counted_share``).
 
     With ``zipf`` m_i follows Algorithm 1, where i is the rank of the latent by prevalence. With
     ``mutual_choice`` the run begins as Mutual Choice, and the prevalence at the end of this phase sets the
@@ -43,7 +44,7 @@ class FeatureChoice(Variant):
     k: PositiveInt = 32
     zipf: ZipfAllotment | None = None  # null: uniform
     mutual_choice: MutualPhase | None = None  # null: Feature Choice from the first step on
-    threshold: RunningThreshold = RunningThreshold()
+    threshold: RunningThreshold = RunningThreshold(counted_share=1 / 16)
 
     inference: ClassVar[str] = "threshold"
 
@@ -86,7 +87,7 @@ class FeatureChoice(Variant):
             switch = self.mutual_choice.phase_steps(batch.num_steps)
             if batch.step < switch:
                 codes = largest_of_batch(batch, self.k, hint_of(batch))
-                self.threshold.observe(batch.state, codes, batch.step, shared=True)
+                self.threshold.observe_batch(batch, codes, shared=True)
                 self.mutual_choice.train_with_terms(batch, codes, self.k)
                 return
             if batch.number == switch * batch.batches_of_step:
@@ -94,7 +95,7 @@ class FeatureChoice(Variant):
                 if self.zipf is not None:
                     batch.state[RANK].copy_(ranks(prevalence(batch.state)))
         codes = self._select(batch)
-        self.threshold.observe(batch.state, codes, batch.step)
+        self.threshold.observe_batch(batch, codes)
         train_selected(batch, codes)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saecache.train.variants.base.gradients import finish_gradients
-from saecache.train.variants.base.rows import Batch, Outcome
+from saecache.train.variants.base.rows import Batch, Outcome, Rows
+from saecache.train.variants.base.running_threshold import SUM, WEIGHT, threshold_of
 from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.base.zipf import ZipfAllotment
 from saecache.train.variants.feature_choice import FeatureChoice, ranks, uniform_counts
@@ -175,7 +176,7 @@ def step_from(
         parameters=parameters,
         state=state,
         gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
-        outcome=Outcome.empty(PLAN.num_latents, x.device),
+        outcome=Outcome.empty(len(dead), x.device),
         dead=dead,
         number=step,
         num_steps=PLAN.num_steps,
@@ -236,3 +237,32 @@ def test_the_batch_that_is_asked_for_is_enough() -> None:
     variant = FeatureChoice.model_validate({"k": 1, "zipf": {"beta": 0.0}})
     enough, too_few = (replace(PLAN, batch_rows=rows) for rows in (495, 494))
     assert variant.problems(enough) == [] and variant.problems(too_few) != []
+
+
+@pytest.mark.parametrize(
+    ("latents", "k", "zipf"),
+    [(512, 4, None), (96, 2, {"beta": 3.0}), (512, 4, {"rounding": "carry"})],
+    ids=["uniform", "zipf", "carried"],
+)
+def test_inference_is_as_dense_as_training(latents: int, k: int, zipf: dict[str, Any] | None) -> None:
+    """Within 2 % on rows that no threshold has seen. The means of least values alone are off by more."""
+    threshold = {"counted_share": 1}  # 256 rows: as many as the default counts in a batch of 4,096
+    variant = FeatureChoice.model_validate({"k": k, "zipf": zipf, "threshold": threshold})
+    plan = Plan(d_model=24, num_latents=latents, batch_rows=256, num_steps=400)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(latents, 24, generator=generator))
+    biases = {"b_enc": torch.zeros(latents), "b_dec": torch.zeros(24)}
+    parameters = {"W_enc": directions, "W_dec": directions, **biases}
+    state, dead = dict(variant.initial_state(plan)), torch.zeros(latents, dtype=torch.bool)
+    selected = 0
+    for step in range(plan.num_steps):
+        x = torch.randn(256, 24, generator=generator)
+        selected += int(step_from(variant, state, parameters, x, dead, step).outcome.firing.sum())
+    wanted = selected / plan.num_steps / 256
+
+    fresh = torch.randn(8192, 24, generator=generator)
+    error = {}
+    for name, part in (("counted", state), ("means", {key: state[key] for key in (SUM, WEIGHT)})):
+        rows = Rows(x_centered=fresh, parameters=parameters, state=threshold_of(part))
+        error[name] = abs(len(variant.encode(rows)) / len(fresh) / wanted - 1)
+    assert error["counted"] < 0.02 < error["means"], error

@@ -51,7 +51,7 @@ class BatchRule(Variant):
 
     def forward_backward(self, batch: Batch) -> None:
         codes = self.select(batch)
-        self.threshold.observe(batch.state, self.codes_for_threshold(batch, codes), batch.step)
+        self.threshold.observe_batch(batch, self.codes_for_threshold(batch, codes))
         self.train(batch, codes)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:

@@ -1,9 +1,17 @@
 """Inference thresholds of batch-wide rules: a running mean of the least value that the rule selected.
 
 Bussmann et al. 2024 (BatchTopK), section 3.2, has one threshold; here each latent can have its own.
+
+Where a latent selects few rows of a batch, the mean of its least values is a biased threshold: their
+distribution is skewed, so that the share of rows above their mean is not the mean share (for one row of a
+batch and exponential tails it is 0.56 of it). With ``counted_share`` two factors correct that, one for all
+latents together and one for each. Some rows of every batch are encoded with the thresholds so far, and the
+factors rise or fall until as many rows are active as the rule selected. They settle where both counts have the
+same mean, whatever the tails look like (Robbins & Monro 1951).
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Annotated
 
 import torch
@@ -12,8 +20,14 @@ from torch import Tensor
 
 from ....common.frozen import FrozenModel
 from ...pairs import Pairs
+from .rows import Batch
 
 SUM, WEIGHT = "threshold_sum", "threshold_weight"
+COMMON, OWN = "threshold_log_factor", "threshold_log_factors"  # logarithms of the factors
+SELECTED, BATCHES = "threshold_selected", "threshold_batches"
+OWN_RATE = 0.01  # of a latent's correction, for a count that is off by one row or by all that were expected
+COMMON_RATE = 5e-5  # for each row expected: the fewer there are, the noisier is their number
+MOST_COMMON_RATE, FIRST_COMMON_RATE = 0.05, 0.3
 
 
 class RunningThreshold(FrozenModel):
@@ -21,6 +35,7 @@ class RunningThreshold(FrozenModel):
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start_step: NonNegativeInt = 0  # steps before this one are not averaged
+    counted_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of the rows; null: no correction
 
     def problems(self, num_steps: int) -> list[str]:
         """The reasons why these settings are impossible in a run of ``num_steps``, and how to fix them."""
@@ -33,7 +48,40 @@ class RunningThreshold(FrozenModel):
     def initial_state(self, num_latents: int | None) -> dict[str, Tensor]:
         """The state before the first step, for one threshold (``None``) or one per latent."""
         shape = () if num_latents is None else (num_latents,)
-        return {SUM: torch.zeros(shape), WEIGHT: torch.zeros(shape)}
+        state = {SUM: torch.zeros(shape), WEIGHT: torch.zeros(shape)}
+        if self.counted_share is not None:
+            state |= {OWN: torch.zeros(shape), SELECTED: torch.zeros(shape)}
+            state |= {COMMON: torch.zeros(()), BATCHES: torch.zeros(())}
+        return state
+
+    def observe_batch(self, batch: Batch, codes: Pairs, *, shared: bool = False) -> None:
+        """Correct the thresholds by counting, then :meth:`observe` the codes of a whole batch."""
+        if self.counted_share is not None and batch.step >= self.start_step:
+            self._count(batch, codes, shared)
+        self.observe(batch.state, codes, batch.step, shared=shared)
+
+    def _count(self, batch: Batch, codes: Pairs, shared: bool) -> None:
+        """Correct the factors by rows of a batch that the thresholds have not seen."""
+        assert self.counted_share is not None
+        state, num_rows = batch.state, ceil(self.counted_share * batch.num_rows)
+        threshold = threshold_of(state)["threshold"]
+        part = batch.of_rows(slice(0, num_rows))
+        above = part.pre_activations().above(threshold.expand(batch.num_latents))
+        active = above.count_per_latent().float()
+        selected = codes.count_per_latent().float().mul_(num_rows / batch.num_rows)
+        if threshold.dim() == 0:
+            active, selected = active.sum(), selected.sum()
+        known = threshold.isfinite()  # the others were never selected, and are not active
+        surplus = (active - selected).where(known, 0)
+        state[BATCHES].add_(1)
+        state[SELECTED].lerp_(selected, (1 / state[BATCHES]).clamp_min(1 - self.momentum))
+        expected = state[SELECTED].where(known, 0).sum()
+        rate = torch.maximum(
+            (COMMON_RATE * expected).clamp_max(MOST_COMMON_RATE), FIRST_COMMON_RATE / state[BATCHES]
+        )
+        state[COMMON].add_(rate * surplus.sum() / expected.clamp_min(1))
+        if not shared and threshold.dim():
+            state[OWN].add_(OWN_RATE * surplus / state[SELECTED].clamp_min(1))
 
     def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int, *, shared: bool = False) -> None:
         """Add the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
@@ -56,11 +104,15 @@ class RunningThreshold(FrozenModel):
 
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:
     """Reset the running mean, because the selection rule changes."""
-    state[SUM].zero_()
-    state[WEIGHT].zero_()
+    for name in (SUM, WEIGHT, COMMON, OWN, SELECTED, BATCHES):
+        if name in state:
+            state[name].zero_()
 
 
 def threshold_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``threshold`` [] or [F] for inference; infinity (never active) where nothing was ever selected."""
     weight = state[WEIGHT]
-    return {"threshold": torch.where(weight > 0, state[SUM] / weight.clamp_min(1e-30), torch.inf)}
+    mean = state[SUM] / weight.clamp_min(1e-30)
+    if OWN in state:
+        mean = mean * (state[COMMON] + state[OWN]).exp()
+    return {"threshold": torch.where(weight > 0, mean, torch.inf)}
