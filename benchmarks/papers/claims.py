@@ -205,7 +205,8 @@ def table(found: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
 INTRODUCTION = f"""\
 The SAEs here are small and the runs short: a claim that does not come out may still hold at the papers'
 sizes. Figures are means ± standard deviations over seeds. A verdict needs a difference larger than both
-standard deviations together. The page is made by these two commands; the script holds every setting.
+standard deviations together, with the same sign for every seed. The page is made by these two
+commands; the script holds every setting.
 
 ```bash
 saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache

@@ -7,18 +7,34 @@ Figures = Mapping[str, Mapping[str, list[float]]]  # variant -> figure -> value 
 
 
 def compared(found: Figures, claim: str, figure: str, lower: str, higher: str) -> str:
-    """Whether ``lower`` has less of ``figure`` than ``higher`` by more than both standard deviations."""
+    """Whether ``lower`` has less of ``figure`` than ``higher``."""
     a, b = found[lower][figure], found[higher][figure]
-    if len({*a, *b}) == 1:
+    verdicts = {1: "comes out here", -1: "the opposite comes out here", 0: "no difference here"}
+    return _sentence(claim, figure, lower, higher, a, b, verdicts[_sign(a, b)])
+
+
+def alike(found: Figures, claim: str, figure: str, one: str, other: str) -> str:
+    """Whether two variants have the same ``figure``."""
+    a, b = found[one][figure], found[other][figure]
+    return _sentence(
+        claim, figure, one, other, a, b, "the opposite comes out here" if _sign(a, b) else "comes out here"
+    )
+
+
+def _sign(a: list[float], b: list[float]) -> int:
+    """1 if b is larger than a, -1 if it is smaller: by both standard deviations, and for every seed."""
+    differences = [y - x for x, y in zip(a, b, strict=True)]
+    if abs(mean(differences)) <= stdev(a) + stdev(b):
+        return 0
+    return 1 if min(differences) > 0 else -1 if max(differences) < 0 else 0
+
+
+def _sentence(
+    claim: str, figure: str, one: str, other: str, a: list[float], b: list[float], verdict: str
+) -> str:
+    if len({*a, *b}) == 1:  # every latent, or none: both are at a limit of the figure
         return f"{claim}: **cannot be told here** ({figure} {a[0]:.4g} in every run of both)."
-    apart = stdev(a) + stdev(b)
-    if mean(b) - mean(a) > apart:
-        verdict = "comes out here"
-    elif mean(a) - mean(b) > apart:
-        verdict = "the opposite comes out here"
-    else:
-        verdict = "no difference here"
-    return f"{claim}: **{verdict}** ({figure} {mean(a):.4g} of {lower}, {mean(b):.4g} of {higher})."
+    return f"{claim}: **{verdict}** ({figure} {mean(a):.4g} of {one}, {mean(b):.4g} of {other})."
 
 
 def choice(found: Figures) -> Iterator[str]:
@@ -45,9 +61,17 @@ def probabilistic(found: Figures) -> Iterator[str]:
         names = f"probabilistic_topk_k{k}", f"topk_k{k}"
         yield compared(found, f"Probabilistic TopK has a lower MSE than TopK at K = {k}", "mse", *names)
         yield compared(found, f"... and fewer dead latents at K = {k}", "dead", *names)
-    for ablation in ("no_magnitude", "no_layer_norm", "sigmoid"):
-        worse = f"probabilistic_topk_k8_{ablation}"
-        yield compared(found, f"Without ({ablation}) it is worse", "mse", "probabilistic_topk_k8", worse)
+    full = "probabilistic_topk_k8"
+    without = {name: f"{full}_{name}" for name in ("no_magnitude", "sigmoid", "no_layer_norm")}
+    yield compared(
+        found, "Scores without the magnitude are worse (section 5.1)", "mse", full, without["no_magnitude"]
+    )
+    yield compared(
+        found, "A sigmoid in place of the gate is worse (section 5.1)", "mse", full, without["sigmoid"]
+    )
+    yield alike(
+        found, "Without LayerNorm it is about as good (section 5.1)", "mse", full, without["no_layer_norm"]
+    )
 
 
 def sampled(found: Figures) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.prevalence import SUM, WEIGHT
-from saecache.train.variants.base.rows import Batch
+from saecache.train.variants.base.rows import Batch, Outcome
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.mutual_choice import MutualChoice
 
@@ -83,6 +83,32 @@ def step_at(variant: Any, parameters: dict[str, Tensor], x: Tensor, step: int, p
         variant.forward_backward(batch)
         finish_gradients(batch)
     return batch
+
+
+def test_dead_latents_can_be_left_out_of_the_dying() -> None:
+    parameters, x = TestMutualChoice().example()
+    prevalence = torch.linspace(0.5, 0.01, PLAN.num_latents)
+    prevalence[90:] = 0.0
+    dead = torch.arange(PLAN.num_latents) >= 93
+
+    def gradient(aux_zipf: dict[str, Any] | None, dead: Tensor) -> Tensor:
+        settings = {"k": 5, "auxk": None, "window_rows": 512, "aux_zipf": aux_zipf}
+        variant = MutualChoice.model_validate(settings)
+        state = dict(variant.initial_state(PLAN)) | {SUM: prevalence.clone(), WEIGHT: torch.ones(())}
+        outcome = Outcome.empty(PLAN.num_latents, x.device)
+        batch = TestMutualChoice().step_on(parameters, x, dead)
+        batch.gradients["W_enc"].zero_()
+        with torch.no_grad():
+            variant.forward_backward(replace(batch, number=2, state=state, outcome=outcome))
+        return batch.gradients["W_enc"]
+
+    none = torch.zeros_like(dead)
+    selected, all_dying = gradient(None, none), gradient({}, none)
+    assert torch.equal(gradient({}, dead), all_dying)
+    assert torch.equal(gradient({"without_dead": True}, none), all_dying)
+    without = gradient({"without_dead": True}, dead)
+    assert torch.equal(without[dead], selected[dead]) and not torch.equal(all_dying[dead], selected[dead])
+    assert not torch.equal(without[90:93], selected[90:93])
 
 
 def test_the_rule_is_batch_topk() -> None:

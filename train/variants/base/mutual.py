@@ -50,6 +50,8 @@ class MutualTerms(FrozenModel):
         terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk]
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
             dying = self.aux_zipf.dying(prevalence(batch.state), k, batch.num_rows)
+            if self.aux_zipf.without_dead:
+                dying = dying[~batch.dead[dying]]
             terms.append(self.aux_zipf.term(dying))
         train_selected(batch, codes, terms)
         observe_prevalence(batch, codes, self.window_rows)

@@ -6,8 +6,8 @@ Where a latent selects few rows of a batch, the mean of its least values is a bi
 distribution is skewed, so that the share of rows above their mean is not the mean share (for one row of a
 batch and exponential tails it is 0.56 of it). With ``counted_share`` two factors correct that, one for all
 latents together and one for each. Some rows of every batch are encoded with the thresholds so far, and the
-factors rise or fall until as many rows are active as the rule selected. They settle where both counts have the
-same mean, whatever the tails look like (Robbins & Monro 1951).
+factors rise or fall until as many rows are active as the rule selected. They settle where both counts have
+the same mean, whatever the tails look like (Robbins & Monro 1951).
 """
 
 from collections.abc import Mapping

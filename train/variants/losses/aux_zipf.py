@@ -21,12 +21,14 @@ class AuxZipf(FrozenModel):
     """L_aux_zipf = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
 
     ê decodes, without bias, the top ``k`` dying latents of each row after ReLU. By Definition 3.1 dead
-    latents are dying ones too. The paper gives neither coefficient nor k; the defaults are AuxK's.
+    latents are dying ones too; section 2.5 says that they are not dead yet, which is what
+    ``without_dead`` does. The paper gives neither coefficient nor k; the defaults are AuxK's.
     """
 
     coefficient: PositiveFloat = 1 / 32
     k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
     zipf: Zipf = Zipf()
+    without_dead: bool = False  # leaves dead latents, which AuxK trains, out of the dying ones
 
     def term(self, latents: Tensor) -> AuxiliaryLoss:
         """The loss as a function of a part of the rows, for dying ``latents`` (int64 [n])."""
