@@ -4,7 +4,7 @@ A device computes what one thread gives it in order, on a stream. A copy on a se
 memory, needs neither the processor nor that order; events say when one side may go on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -46,7 +46,7 @@ class CudaEvent:
     """As :class:`Event`, on a stream of CUDA."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.recorded = torch.cuda.Event()
+        self.recorded = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.recorded.record(stream)
 
     def wait(self) -> None:
@@ -58,7 +58,7 @@ class CudaTransfers:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def pinned(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
@@ -69,30 +69,32 @@ class CudaTransfers:
     def event(self) -> CudaEvent:
         return CudaEvent(torch.cuda.current_stream(self._device))
 
-    def copy(self, target: Tensor, source: Tensor, after: CudaEvent | None = None) -> CudaEvent:
+    def copy(self, target: Tensor, source: Tensor, after: Event | None = None) -> CudaEvent:
         with torch.cuda.stream(self._stream):
             if after is not None:
-                self._stream.wait_event(after.recorded)
+                self.follow(after)
             target.copy_(source, non_blocking=True)
         return CudaEvent(self._stream)
 
-    def follow(self, event: CudaEvent) -> None:
+    def follow(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
         torch.cuda.current_stream(self._device).wait_event(event.recorded)
 
     @contextmanager
-    def beside(self, after: CudaEvent) -> Iterator[None]:
-        self._stream.wait_event(after.recorded)
+    def beside(self, after: Event) -> Iterator[None]:
         with torch.cuda.stream(self._stream):
+            self.follow(after)
             yield
 
 
-TRANSFERS: dict[str, type[Transfers]] = {"cuda": CudaTransfers}  # device type -> its transfers
+Kind = Callable[[torch.device], Transfers]
+TRANSFERS: dict[str, Kind] = {"cuda": CudaTransfers}  # device type -> its transfers
 
 
 def transfers_of(device: torch.device) -> Transfers | None:
     """New transfers with a second stream of their own; None for devices without one (CPU, MPS)."""
     kind = TRANSFERS.get(device.type)
-    return None if kind is None else kind(device)  # type: ignore[call-arg]  # a Protocol has no __init__
+    return None if kind is None else kind(device)
 
 
 @dataclass

@@ -14,16 +14,14 @@ def kernel(function: Callable[..., Any]) -> Any:
     return triton.jit(function)
 
 
-def launch(
-    function: Any, grid: tuple[int, ...], *arguments: Any, enable_fp_fusion: bool = True, **options: Any
-) -> None:
+def launch(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start ``function`` on the device of its first tensor; an empty grid starts nothing.
 
-    With ``enable_fp_fusion`` a product and a sum may be rounded once, together. (Triton's own default depends
-    on its version.)
+    Unless ``enable_fp_fusion=False`` is given, a product and a sum may be rounded once, together. (Triton's
+    own default depends on its version.)
     """
     if 0 in grid:
         return
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        function[grid](*arguments, enable_fp_fusion=enable_fp_fusion, **options)
+        function[grid](*arguments, **{"enable_fp_fusion": True, **options})

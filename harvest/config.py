@@ -8,7 +8,6 @@ from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
 
-
 DeviceMap = (
     Literal["auto", "balanced", "balanced_low_0", "sequential"]
     | dict[str, Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]]

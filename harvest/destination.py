@@ -19,7 +19,13 @@ from .plan import HarvestPlan
 from .stream import token_batches
 
 _SAMPLE_SEQUENCES = 256
-_OPERATIONAL = {"batch_size", "device", "device_map", "commit_seconds", "team"}  # settings that do not change the cache
+_OPERATIONAL = {
+    "batch_size",
+    "device",
+    "device_map",
+    "commit_seconds",
+    "team",
+}  # settings that do not change the cache
 
 
 @dataclass(frozen=True)

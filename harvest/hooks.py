@@ -21,7 +21,7 @@ _ATTACHING = Lock()  # torch numbers hooks without a lock of its own
 
 @dataclass(frozen=True)
 class HookOutput:
-    """What a hook gives: tensors [sequences, positions, width]. Parts of a model may be on several devices."""
+    """What a hook gives: tensors [sequences, positions, width]. A model may be spread over several devices."""
 
     width: int
     dtype: torch.dtype

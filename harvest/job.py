@@ -280,7 +280,9 @@ class HarvestJob:
         """Who makes records of the rows. Both give the same bytes."""
         storage, outputs = self._plan.config.storage, model.outputs(self._plan.hooks).values()
         there = all(
-            encodes_rows(x.device, x.dtype, RecordLayout(x.width, storage.dtype), storage.normalization == "unit")
+            encodes_rows(
+                x.device, x.dtype, RecordLayout(x.width, storage.dtype), storage.normalization == "unit"
+            )
             for x in outputs
         )
         return "gpu" if there else "cpu"

@@ -88,7 +88,7 @@ class Loading:
 
             if saved_quantized:
                 raise UsageError(
-                    f"model.quantization={self.quantization}, but the weights are saved quantized: leave it out"
+                    f"model.quantization={self.quantization}, but the model is saved quantized: leave it out"
                 )
             _need(f"model.quantization={self.quantization}", "bitsandbytes", "accelerate")
             found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantization}": True})

@@ -19,7 +19,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _MIN_WIDTH_FOR_CPU_BF16 = 512
 _WORTHWHILE_SPEEDUP = 1.3
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_QUANTIZERS = ("bitsandbytes", "torchao", "hqq", "optimum-quanto", "gptqmodel", "autoawq", "compressed-tensors")
+_QUANTIZERS = (
+    "bitsandbytes",
+    "torchao",
+    "hqq",
+    "optimum-quanto",
+    "gptqmodel",
+    "autoawq",
+    "compressed-tensors",
+)
 
 
 def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:

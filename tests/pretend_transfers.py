@@ -1,4 +1,4 @@
-"""A pretended device in main memory, whose copies a thread makes late: it shows who does not wait for them."""
+"""A pretended device in main memory. A thread makes its copies late, so that who does not wait is noticed."""
 
 import threading
 import time

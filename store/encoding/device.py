@@ -130,7 +130,9 @@ def encodes_as_here(device: torch.device, dtype: torch.dtype, layout: RecordLayo
     same = same and np.array_equal(got[~refused], wanted[~refused])
     if not same:
         logger.warning(
-            "%s does not encode rows %s as the CPU does: the CPU encodes them; please report this", device, layout
+            "%s does not encode rows %s as the CPU does: the CPU encodes them; please report this",
+            device,
+            layout,
         )
     return same
 

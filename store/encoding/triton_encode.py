@@ -1,8 +1,8 @@
 """Raw rows to records on a GPU, in the order of sums of :mod:`.encode`: the same bytes for every row.
 
-Legend as there: m = mean of x, c = x - m, s = L2 norm of c, u = c * (1 / s). A program encodes ``ROWS`` rows and
-reads each of them three times (four for int8), from the cache after the first. No product is fused with a sum,
-divisions and roots are rounded to nearest.
+Legend as there: m = mean of x, c = x - m, s = L2 norm of c, u = c * (1 / s). A program encodes ``ROWS`` rows
+and reads each of them three times (four for int8), from the cache after the first. No product is fused with a
+sum; divisions and roots are rounded to nearest.
 """
 
 import torch
@@ -40,7 +40,7 @@ def _load(place, here):
     if place.dtype.element_ty == tl.int16:
         bits = tl.load(place, mask=here, other=0).to(tl.int32) << 16
         return bits.to(tl.float32, bitcast=True)
-    else:  # noqa: RET505 - a kernel's `if` on a constant
+    else:
         return tl.load(place, mask=here, other=0.0).to(tl.float32)
 
 
@@ -110,7 +110,9 @@ def _encode_kernel(
         place = words + r[:, None] * (RECORD // size) + j + lane[None, :]
         if TYPE == "float16":
             half = row.to(tl.float16)
-            infinite = tl.maximum(infinite, tl.max((here & ~_finite(half.to(tl.float32))).to(tl.int32), axis=1))
+            infinite = tl.maximum(
+                infinite, tl.max((here & ~_finite(half.to(tl.float32))).to(tl.int32), axis=1)
+            )
             tl.store(place, half, mask=here)
         elif TYPE == "bfloat16":
             bits = row.to(tl.int32, bitcast=True)
@@ -134,7 +136,9 @@ def _encode_kernel(
         end = RECORD - 12
     padding = D * size + tl.arange(0, _MOST_PADDING)
     empty = real[:, None] & (padding < end)[None, :]
-    tl.store(zeros + r[:, None] * RECORD + padding[None, :], tl.zeros((ROWS, _MOST_PADDING), tl.int8), mask=empty)
+    tl.store(
+        zeros + r[:, None] * RECORD + padding[None, :], tl.zeros((ROWS, _MOST_PADDING), tl.int8), mask=empty
+    )
 
 
 _WORDS = {"float16": torch.float16, "bfloat16": torch.int16, "float32": torch.float32, "int8": torch.int8}
@@ -154,7 +158,7 @@ def encode_on_device(x: Tensor, records: Tensor, bad: Tensor, layout: RecordLayo
     x = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
     launch(
         _encode_kernel, (-(-len(x) // rows),),
-        x, records.view(_WORDS[layout.dtype]), records.view(torch.float32), records.view(torch.int8), bad, len(x),
-        D=layout.d_model, RECORD=layout.record_bytes, TYPE=layout.dtype, UNIT=unit, ROWS=rows,
+        x, records.view(_WORDS[layout.dtype]), records.view(torch.float32), records.view(torch.int8), bad,
+        len(x), D=layout.d_model, RECORD=layout.record_bytes, TYPE=layout.dtype, UNIT=unit, ROWS=rows,
         enable_fp_fusion=False,
     )  # fmt: skip

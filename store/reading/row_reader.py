@@ -75,7 +75,9 @@ class RowReader:
         self._read(rows, numbers, pool, release, threads)
         if not self.as_stored:
             arrays = self.beside_rows
-            self.normalize(rows, *(None if a is None else torch.from_numpy(a.gather(numbers)) for a in arrays))
+            self.normalize(
+                rows, *(None if a is None else torch.from_numpy(a.gather(numbers)) for a in arrays)
+            )
         if rows is not out:
             out.copy_(rows)
 

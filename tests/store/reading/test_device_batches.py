@@ -224,7 +224,11 @@ def test_python_ends_though_an_iterator_is_left_over(caches: Callable[..., Activ
     )
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
-        [sys.executable, "-c", code, str(caches().path)], capture_output=True, text=True, cwd=root, timeout=120
+        [sys.executable, "-c", code, str(caches().path)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "begun\n", "")
 
