@@ -71,7 +71,8 @@ class ActivationReader:
     def rows(self, sequences: Sequences, keep: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
         """Rows [keep.sum(), D] of each hook, in C order of ``keep`` [n, context], on the hook's device.
 
-        A GPU may still be computing them: see :meth:`beside`. ``sequences`` begin with a block; when the last block is not full, the model runs on filled-up rows.
+        A GPU may still be computing them: see :meth:`beside`. ``sequences`` begin with a block; when the last
+        block is not full, the model runs on filled-up rows.
 
         Raises:
             UsageError: a token id that the model does not embed.

@@ -21,7 +21,7 @@ _ATTACHING = Lock()  # torch numbers hooks without a lock of its own
 
 @dataclass(frozen=True)
 class HookOutput:
-    """What a hook gives: tensors [sequences, positions, width]. A model may be spread over several devices."""
+    """What a hook gives: tensors [sequences, positions, width], maybe on another device than other hooks."""
 
     width: int
     dtype: torch.dtype
