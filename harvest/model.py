@@ -106,8 +106,15 @@ class LanguageModel:
         return sorted(found, key=str)
 
     @property
-    def is_quantized(self) -> bool:
-        return bool(getattr(self.model, "is_quantized", False))
+    def quantization(self) -> str | None:
+        """The method by which weights are kept in fewer bits, as transformers calls it; None without one."""
+        settings = getattr(self.model.config, "quantization_config", None)
+        method = (
+            settings.get("quant_method")
+            if isinstance(settings, dict)
+            else getattr(settings, "quant_method", None)
+        )
+        return None if method is None else str(getattr(method, "value", method))
 
     @property
     def vocabulary(self) -> int:

@@ -19,15 +19,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _MIN_WIDTH_FOR_CPU_BF16 = 512
 _WORTHWHILE_SPEEDUP = 1.3
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_QUANTIZERS = (
-    "bitsandbytes",
-    "torchao",
-    "hqq",
-    "optimum-quanto",
-    "gptqmodel",
-    "autoawq",
-    "compressed-tensors",
-)
+_QUANTIZERS = {  # method, as transformers calls it -> the package whose kernels compute the forward
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+}
 
 
 def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
@@ -83,7 +83,8 @@ def forward_conditions(model: "LanguageModel", batch_size: int) -> dict[str, Any
     On a CPU each block of sequences is computed by one thread (see :mod:`.forward`), so neither the batch
     size nor the number of threads is among it. On other devices the block is the batch.
     """
-    packages = ("torch", "transformers", *(_QUANTIZERS if model.is_quantized else ()))
+    quantizer = _QUANTIZERS.get(model.quantization or "")
+    packages = ("torch", "transformers", *([] if quantizer is None else [quantizer]))
     software = software_versions(packages)
     found: dict[str, Any] = {name: software[name] for name in packages if name in software}
     found |= {
@@ -158,7 +159,7 @@ def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> 
         "cuda": "install torch for CUDA {}",
         "attention": "attention is chosen by transformers and the model's config.json",
         "matmul_precision": "torch.set_float32_matmul_precision({!r})",
-    } | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS}
+    } | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS.values()}
     return [
         f"{name}: {value} there, {here.get(name)} here ({restored[name].format(value)})"
         for name, value in there.items()
