@@ -8,6 +8,12 @@ from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
 
+DeviceMap = (
+    Literal["auto", "balanced", "balanced_low_0", "sequential"]
+    | dict[str, Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]]
+)
+Quantization = Literal["8bit", "4bit"]
+
 
 class ModelConfig(FrozenModel):
     """Which language model."""
@@ -23,6 +29,11 @@ class ModelConfig(FrozenModel):
         default="auto", description="number type of the forward; 'auto' takes the fastest that is safe"
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    quantization: Quantization | None = Field(
+        default=None,
+        description="make the weights smaller when they are loaded, by bitsandbytes; leave it out for models "
+        "that are saved so",
+    )
 
 
 class HubText(FrozenModel):
@@ -143,6 +154,11 @@ class HarvestConfig(FrozenModel):
     )
     device: str = Field(
         default="auto", min_length=1, description="cpu, cuda, cuda:1, mps; 'auto' takes the fastest there is"
+    )
+    device_map: DeviceMap | None = Field(
+        default=None,
+        description="spread a model that does not fit one GPU, as transformers' device_map does: 'auto', "
+        "'balanced', or module names with devices; does not change the cache",
     )
     team: tuple[str, ...] = Field(
         default=(),

@@ -19,7 +19,13 @@ from .plan import HarvestPlan
 from .stream import token_batches
 
 _SAMPLE_SEQUENCES = 256
-_OPERATIONAL = {"batch_size", "device", "commit_seconds", "team"}  # settings that do not change the cache
+_OPERATIONAL = {
+    "batch_size",
+    "device",
+    "device_map",
+    "commit_seconds",
+    "team",
+}  # settings that do not change the cache
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def default_path(config: HarvestConfig) -> Path:
     settings = config.model_dump(mode="json", exclude=_OPERATIONAL)
     if settings["heldout_fraction"] == "auto":
         settings["heldout_fraction"] = 0.0  # the default of version 0.1, whose caches are found again
+    if settings["model"]["quantization"] is None:  # a setting that came with version 0.3
+        del settings["model"]["quantization"]
     digest = _short_hash(canonical_json(settings))
     name = config.model.name.rstrip("/").replace(":", "-").rsplit("/", 1)[-1]
     return Path("caches") / f"{name}-{digest}"

@@ -17,7 +17,6 @@ from ..store.derived.replay import Part, replay
 from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks
 from .identity import Existing
-from .numerics import forward_conditions
 from .packing import Cursor
 from .plan import HarvestPlan
 from .row_writer import Progress
@@ -78,20 +77,21 @@ class BasePrefix:
 
 
 def match_base(
-    cache: ActivationCache, plan: HarvestPlan, batch_size: int, medians: dict[str, float]
+    cache: ActivationCache, plan: HarvestPlan, begun: Progress, medians: dict[str, float]
 ) -> BasePrefix:
     """Read the text up to where ``cache`` ends, and check that its sequences are those of the stream.
 
     Args:
         cache: the one to extend.
         plan: the longer harvest.
-        batch_size: of the longer harvest; on a GPU blocks are batches.
+        begun: the longer harvest, with its batch size and conditions; on a GPU blocks are batches.
         medians: norms that attention sinks are judged by.
 
     Raises:
         UsageError: the text is not the one that the cache was harvested from.
     """
-    block = block_sequences(plan.device, plan.rule.context, batch_size)
+    assert begun.batch_size is not None
+    block = block_sequences(plan.device, plan.rule.context, begun.batch_size)
     sequences = cache.manifest.sequences // block * block
     progress, seen, by_role = Progress(), 0, 0
     step = whole_blocks(max(1, _BATCH_TOKENS // plan.rule.context), block)
@@ -116,9 +116,9 @@ def match_base(
     if seen < sequences:
         raise UsageError(f"the text ends after {seen} of the {sequences} sequences of {cache.path}")
     progress.excluded["sink"] = by_role - _rows_before(cache, sequences)
-    progress.batch_size, progress.median_norms = batch_size, medians
+    progress.batch_size, progress.median_norms = begun.batch_size, medians
     progress.extends = describe_origin(cache)
-    progress.conditions = forward_conditions(plan.device, batch_size)
+    progress.conditions = begun.conditions
     seconds = cache.provenance.get("harvest_seconds")
     if isinstance(seconds, int | float) and seconds > 0:
         progress.seconds = float(seconds)

@@ -5,11 +5,13 @@ and for the remainder of a division by 4), so the model always runs on blocks of
 sequences, numbered from the beginning of the stream. They also round differently for different numbers of
 threads (measured: bfloat16 with AMX), so each block is computed by one thread, and several blocks at a time.
 That makes the rows independent of the batch size, of the number of threads and of where a harvest was
-interrupted. On GPUs the block is the batch: larger ones pay there.
+interrupted. On GPUs the block is the batch: larger ones pay there. Token ids go there, and rows come back,
+while the GPU computes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Barrier
 from time import perf_counter
 
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..common.errors import UsageError
+from ..common.transfers import Event, Slot, Transfers, transfers_of
 from .model import LanguageModel
 from .packing import Cursor, Role, Sequences
 
@@ -56,14 +59,20 @@ class ActivationReader:
 
     def __init__(self, model: LanguageModel, hooks: Iterable[str], block: int) -> None:
         self._model = model
-        self._widths = model.widths(hooks)
+        self._outputs = model.outputs(hooks)
         self._block = block
-        self._pool = _single_threads() if model.device.type == "cpu" else None
+        devices = {output.device for output in self._outputs.values()}
+        found = ((device, transfers_of(device)) for device in devices)
+        self._transfers = {device: transfers for device, transfers in found if transfers is not None}
+        sending = transfers_of(model.device)
+        self._ids = None if sending is None else _SentBlocks(sending)
+        self._pool = _single_threads() if model.device.type == "cpu" and sending is None else None
 
     def rows(self, sequences: Sequences, keep: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
-        """Rows [keep.sum(), D] of each hook, in C order of ``keep`` [n, context], on the model's device.
+        """Rows [keep.sum(), D] of each hook, in C order of ``keep`` [n, context], on the hook's device.
 
-        ``sequences`` begin with a block; when the last block is not full, the model runs on filled-up rows.
+        A GPU may still be computing them: see :meth:`beside`. ``sequences`` begin with a block; when the last
+        block is not full, the model runs on filled-up rows.
 
         Raises:
             UsageError: a token id that the model does not embed.
@@ -73,32 +82,86 @@ class ActivationReader:
                 f"the tokenizer gave token id {sequences.ids.max()}, but {self._model.name} embeds only "
                 f"{self._model.vocabulary} tokens: they do not belong together"
             )
-        device = self._model.device
         counts = np.add.reduceat(keep.sum(axis=1), range(0, len(keep), self._block))
         ends = np.cumsum(counts)
         rows = {
-            hook: torch.empty(int(ends[-1]), width, dtype=self._model.dtype, device=device)
-            for hook, width in self._widths.items()
+            hook: torch.empty(int(ends[-1]), output.width, dtype=output.dtype, device=output.device)
+            for hook, output in self._outputs.items()
         }
 
         def read_block(number: int) -> None:
             first, last = number * self._block, (number + 1) * self._block
             ids = _filled(sequences.ids[first:last], self._block)
-            chosen = torch.from_numpy(np.flatnonzero(keep[first:last])).to(device)
+            chosen = np.flatnonzero(keep[first:last])
             place = slice(int(ends[number] - counts[number]), int(ends[number]))
-            self._read_block(ids, chosen, {hook: x[place] for hook, x in rows.items()})
+            target = {hook: x[place] for hook, x in rows.items()}
+            if self._ids is None:
+                self._read_block(ids, torch.from_numpy(chosen).to(self._model.device), target)
+            else:
+                with self._ids.sent(ids, chosen) as (ids_there, chosen_there):
+                    self._read_block(ids_there, chosen_there, target)
 
         for _ in (map if self._pool is None else self._pool.map)(read_block, np.flatnonzero(counts).tolist()):
             pass
         return rows
 
+    def beside(self) -> AbstractContextManager[None]:
+        """The place to use the rows that the last call of :meth:`rows` gave, from any thread.
+
+        Within it, the work of the thread is done beside later calls of :meth:`rows`, and after that one.
+        """
+        return _beside([(transfers, transfers.event()) for transfers in self._transfers.values()])
+
     def _read_block(
-        self, ids: NDArray[np.int32], chosen: torch.Tensor, target: dict[str, torch.Tensor]
+        self, ids: NDArray[np.int32] | torch.Tensor, chosen: torch.Tensor, target: dict[str, torch.Tensor]
     ) -> None:
+        there = {chosen.device: chosen}
+
         def receive(hook: str, x: torch.Tensor) -> None:
-            torch.index_select(x.reshape(-1, x.shape[-1]), 0, chosen, out=target[hook])
+            if x.device not in there:
+                there[x.device] = chosen.to(x.device)
+            torch.index_select(x.reshape(-1, x.shape[-1]), 0, there[x.device], out=target[hook])
 
         self._model.read(ids, target, receive)
+
+
+@contextmanager
+def _beside(done: list[tuple[Transfers, Event]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for transfers, event in done:
+            stack.enter_context(transfers.beside(event))
+        yield
+
+
+class _SentBlocks:
+    """Token ids and chosen positions on their way to a device, while it works on the block before."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
+        self._slots: list[Slot] = []  # the next one is the first
+
+    @contextmanager
+    def sent(
+        self, ids: NDArray[np.int32], chosen: NDArray[np.int64]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``ids`` [n, T] and ``chosen`` [m] on the device; they are overwritten after the next block."""
+        places = 8 * ids.size  # chosen are at most as many: this is where the ids begin
+        if not self._slots or self._slots[0].num_bytes < places + ids.nbytes:
+            for slot in self._slots:
+                slot.wait()
+            self._slots = [Slot(self._transfers, places + ids.nbytes) for _ in range(2)]
+        slot = self._slots.pop(0)
+        self._slots.append(slot)
+        slot.wait()  # the pinned side is free once the copy before the last is done
+        slot.pinned[: chosen.nbytes].view(torch.int64).numpy()[:] = chosen
+        slot.pinned[places : places + ids.nbytes].view(torch.int32).numpy()[:] = ids.reshape(-1)
+        slot.send(places + ids.nbytes)
+        slot.follow()
+        yield (
+            slot.there[places : places + ids.nbytes].view(torch.int32).view(ids.shape),
+            slot.there[: chosen.nbytes].view(torch.int64),
+        )
+        slot.used()
 
 
 def _filled(ids: NDArray[np.int32], block: int) -> NDArray[np.int32]:
@@ -178,6 +241,6 @@ def _time_step(model: LanguageModel, hooks: list[str], context: int, batch_size:
         started = perf_counter()
         rows = reader.rows(sequences, np.ones(shape, dtype=np.bool_))
         for x in rows.values():
-            x.cpu()  # waits for the device, as the real step's writing does
+            x[-1:].cpu()  # waits for the device
         times.append(perf_counter() - started)
     return min(times)

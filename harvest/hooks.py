@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, get_ident
 from typing import Any
 
@@ -16,6 +17,15 @@ PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8
 # A missing norm or scale in a block is far above this share of what the block adds.
 _SUM_TOLERANCE = 0.05
 _ATTACHING = Lock()  # torch numbers hooks without a lock of its own
+
+
+@dataclass(frozen=True)
+class HookOutput:
+    """What a hook gives: tensors [sequences, positions, width], maybe on another device than other hooks."""
+
+    width: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 class _AllReceived(Exception):  # noqa: N818 - not an error: it ends a forward that has nothing more to give
@@ -170,8 +180,9 @@ def probe_hooks(
     num_layers: int,
     model_name: str,
     max_positions: int | None,
-) -> dict[str, int]:
-    """Width of each hook, found by running the model on a few tokens before the long work.
+    device: torch.device,
+) -> dict[str, HookOutput]:
+    """What each hook gives, found by running the model on a few tokens (on ``device``) before the long work.
 
     Raises:
         UsageError: a hook that never fires, gives another shape than [sequences, positions, width], or an
@@ -185,7 +196,6 @@ def probe_hooks(
             name = f"{kind}.{layer}"
             wanted.setdefault(name, resolve_hook(model, name, num_layers, model_name))
     positions = min(PROBE_POSITIONS, max_positions or PROBE_POSITIONS)
-    device = next(model.parameters()).device
     ids = torch.arange(PROBE_SEQUENCES * positions, device=device).reshape(PROBE_SEQUENCES, positions) + 1
     ids %= model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     seen: dict[str, torch.Tensor] = {}
@@ -205,7 +215,11 @@ def probe_hooks(
             )
     for layer in layers:
         _check_sum(seen, layer)
-    return {point.name: int(seen[point.name].shape[2]) for point in points}
+    return {
+        point.name: HookOutput(int(x.shape[2]), x.dtype, x.device)
+        for point in points
+        for x in [seen[point.name]]
+    }
 
 
 def _layer_of_half(name: str) -> list[int]:
@@ -216,8 +230,9 @@ def _layer_of_half(name: str) -> list[int]:
 def _check_sum(seen: dict[str, torch.Tensor], layer: int) -> None:
     """resid_post = resid_pre + attn_out + mlp_out, in sequential and in parallel blocks alike."""
     rounding = torch.finfo(seen[f"resid_post.{layer}"].dtype).eps  # of the stream, which may be far larger
-    before, after = seen[f"resid_pre.{layer}"].float(), seen[f"resid_post.{layer}"].float()
-    added = seen[f"attn_out.{layer}"].float() + seen[f"mlp_out.{layer}"].float()
+    names = (f"{kind}.{layer}" for kind in ("resid_pre", "resid_post", "attn_out", "mlp_out"))
+    before, after, attention, mlp = (seen[name].float().cpu() for name in names)  # maybe of several devices
+    added = attention + mlp
     difference = float((after - before - added).norm())
     scale = float(torch.maximum((after - before).norm(), added.norm()))
     # NaN passes here: it is reported later, with its document and position.

@@ -20,6 +20,8 @@ from ..common.interrupts import stop_on_signals
 from ..common.progress import progress_bar
 from ..common.versions import software_versions
 from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
+from ..store.encoding.device import encodes_rows
+from ..store.encoding.records import RecordLayout
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
@@ -155,7 +157,7 @@ class HarvestJob:
         self._progress.median_norms = medians
         if self._base is not None and self._progress.phase == "copying":
             assert self._progress.batch_size is not None
-            self._prefix = match_base(self._base, plan, self._progress.batch_size, medians)
+            self._prefix = match_base(self._base, plan, self._progress, medians)
             self._warn_of_other_conditions(self._base)
             _say(
                 f"extending {self._base.path}: {self._prefix.progress.tokens:,} tokens are copied from there"
@@ -218,7 +220,7 @@ class HarvestJob:
 
         def read(batch: TokenBatch) -> HarvestStep:
             try:
-                return HarvestStep(batch, reader.rows(*batch))
+                return HarvestStep(batch, reader.rows(*batch), reader.beside())
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(writer, error) from None
 
@@ -269,10 +271,21 @@ class HarvestJob:
             batch_size = (
                 progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
             )
-        conditions = forward_conditions(plan.device, batch_size)
+        conditions = forward_conditions(model, batch_size) | {"encoder": self._choose_encoder(model)}
         if progress.tokens:
             check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
         progress.batch_size, progress.conditions = batch_size, conditions
+
+    def _choose_encoder(self, model: LanguageModel) -> str:
+        """Who makes records of the rows. Both give the same bytes."""
+        storage, outputs = self._plan.config.storage, model.outputs(self._plan.hooks).values()
+        there = all(
+            encodes_rows(
+                x.device, x.dtype, RecordLayout(x.width, storage.dtype), storage.normalization == "unit"
+            )
+            for x in outputs
+        )
+        return "gpu" if there else "cpu"
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
         there = base.provenance.get("conditions")

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from ..common.errors import UsageError
 from ..store.layout import MAX_WIDTH
+from .config import DeviceMap, Quantization
 from .hook_points import check_layers
 from .model_files import ModelFiles, check_small_files, files_explained
 
@@ -63,10 +66,51 @@ def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context:
         )
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How weights are loaded: what ``from_pretrained`` of transformers is told besides their type."""
+
+    device_map: DeviceMap | None = None  # None: all of the model is on one device
+    quantization: Quantization | None = None  # None: as the weights are saved
+    attention: str | None = None  # None: what transformers prefers
+
+    def arguments(self, device: torch.device, *, saved_quantized: bool) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained``.
+
+        Raises:
+            UsageError: a package is missing.
+        """
+        found: dict[str, Any] = {}
+        if self.attention is not None:
+            found["attn_implementation"] = self.attention
+        if self.quantization is not None:
+            from transformers import BitsAndBytesConfig
+
+            if saved_quantized:
+                raise UsageError(
+                    f"model.quantization={self.quantization}, but the model is saved quantized: leave it out"
+                )
+            _need(f"model.quantization={self.quantization}", "bitsandbytes", "accelerate")
+            found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantization}": True})
+        if self.device_map is not None:
+            _need("device_map", "accelerate")
+            found["device_map"] = self.device_map
+        elif saved_quantized or self.quantization is not None:  # such weights cannot be moved afterwards
+            _need("a quantized model", "accelerate")
+            found["device_map"] = {"": device}
+        return found
+
+
+def _need(what: str, *packages: str) -> None:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise UsageError(f"{what}: transformers needs 'pip install {' '.join(missing)}' for it")
+
+
 def load_weights(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool, how: Loading
 ) -> nn.Module:
-    """The model on ``device``, in evaluation mode, without gradients.
+    """The model, in evaluation mode, without gradients; on ``device`` unless it is spread over several.
 
     Raises:
         UsageError: the weights cannot be read, or do not fit the configuration.
@@ -74,6 +118,9 @@ def load_weights(
     from transformers import AutoModelForCausalLM
 
     kind: dict[str, Any] = files.source or {"use_safetensors": True}
+    settings = read_model_settings(files, trust_remote_code=trust_remote_code)
+    saved_quantized = getattr(settings, "quantization_config", None) is not None
+    placed = how.arguments(device, saved_quantized=saved_quantized)
     with files_explained(f"model {files.name!r} ({files.place}) cannot be loaded"), _no_bars_in_logs():
         model, info = AutoModelForCausalLM.from_pretrained(
             files.folder,
@@ -81,6 +128,7 @@ def load_weights(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **kind,
+            **placed,
         )
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:  # transformers fills such weights with random numbers and goes on
@@ -88,8 +136,8 @@ def load_weights(
             f"the weights of model {files.name!r} do not fit its config.json; {len(wrong)} are missing "
             f"or of another shape, such as {', '.join(wrong[:3])}"
         )
-    loaded: nn.Module = model.to(device).eval().requires_grad_(False)
-    return loaded
+    loaded: nn.Module = model if "device_map" in placed else model.to(device)
+    return loaded.eval().requires_grad_(False)
 
 
 @contextmanager

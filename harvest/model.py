@@ -8,9 +8,10 @@ from torch import nn
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from .config import DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
-from .hooks import probe_hooks, read_hooks, replaced
-from .loading import load_weights, max_positions_of, num_layers_of, read_model_settings
+from .hooks import HookOutput, probe_hooks, read_hooks, replaced
+from .loading import Loading, load_weights, max_positions_of, num_layers_of, read_model_settings
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .numerics import DTYPES, resolve_dtype
 from .tokenizer import load_tokenizer
@@ -33,7 +34,7 @@ class LanguageModel:
         self.weights_sha256 = weights_sha256
         self.num_layers = num_layers_of(model.config)
         self.max_positions = max_positions_of(model.config)
-        self._widths: dict[str, int] = {}
+        self._outputs: dict[str, HookOutput] = {}
 
     @classmethod
     def load(
@@ -44,6 +45,8 @@ class LanguageModel:
         dtype: str = "auto",
         device: str = "auto",
         trust_remote_code: bool = False,
+        device_map: DeviceMap | None = None,
+        quantization: Quantization | None = None,
     ) -> Self:
         """Load by hub name, local folder, GGUF file or ``builtin:demo``. Pickled weights are not loaded.
 
@@ -54,7 +57,8 @@ class LanguageModel:
         settings = read_model_settings(files, trust_remote_code=trust_remote_code)
         place = choose_device(device)
         dtype = resolve_dtype(dtype, place, settings.get_text_config().hidden_size)
-        return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
+        how = Loading(device_map=device_map, quantization=quantization)
+        return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code, how=how)
 
     @classmethod
     def from_files(
@@ -66,11 +70,12 @@ class LanguageModel:
         trust_remote_code: bool = False,
         sha256: str | None = None,
         tokenizer: Any = None,
+        how: Loading = Loading(),  # noqa: B008 - frozen
     ) -> Self:
         """Load located files. ``sha256`` and ``tokenizer`` save doing again what was done already."""
         paths = fetch_weights(files)
         return cls(
-            load_weights(files, DTYPES[dtype], device, trust_remote_code),
+            load_weights(files, DTYPES[dtype], device, trust_remote_code, how),
             tokenizer or load_tokenizer(files, trust_remote_code=trust_remote_code),
             name=files.name,
             revision=files.revision,
@@ -79,11 +84,37 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where token ids go: the device of the first weights that are kept on one."""
+        devices = (p.device for p in self.model.parameters() if p.device.type != "meta")
+        return next(devices, torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        """The number type of the forward; quantized weights are integers."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def attention(self) -> str | None:
+        """Which implementation of attention transformers runs (``sdpa``, ``eager``, ...)."""
+        found = getattr(self.model.config, "_attn_implementation", None)
+        return None if found is None else str(found)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All devices that hold weights, sorted by name."""
+        found = {p.device for p in self.model.parameters() if p.device.type != "meta"} or {self.device}
+        return sorted(found, key=str)
+
+    @property
+    def quantization(self) -> str | None:
+        """The method by which weights are kept in fewer bits, as transformers calls it; None without one."""
+        settings = getattr(self.model.config, "quantization_config", None)
+        method = (
+            settings.get("quant_method")
+            if isinstance(settings, dict)
+            else getattr(settings, "quant_method", None)
+        )
+        return None if method is None else str(getattr(method, "value", method))
 
     @property
     def vocabulary(self) -> int:
@@ -99,9 +130,13 @@ class LanguageModel:
         return self.widths([hook])[hook]
 
     def widths(self, hooks: Iterable[str]) -> dict[str, int]:
-        """Width of each hook; all are checked with one small forward. Errors as :meth:`d_model`."""
+        """Width of each hook. Errors as :meth:`d_model`."""
+        return {hook: output.width for hook, output in self.outputs(hooks).items()}
+
+    def outputs(self, hooks: Iterable[str]) -> dict[str, HookOutput]:
+        """What each hook gives; all are checked with one small forward. Errors as :meth:`d_model`."""
         hooks = list(hooks)
-        if any(hook not in self._widths for hook in hooks):
+        if any(hook not in self._outputs for hook in hooks):
             points = self._points(hooks)
             with torch.no_grad():
                 found = probe_hooks(
@@ -111,9 +146,10 @@ class LanguageModel:
                     num_layers=self.num_layers,
                     model_name=self.name,
                     max_positions=self.max_positions,
+                    device=self.device,
                 )
-            self._widths.update(found)
-        return {hook: self._widths[hook] for hook in hooks}
+            self._outputs.update(found)
+        return {hook: self._outputs[hook] for hook in hooks}
 
     def logits(self, ids: Any) -> torch.Tensor:
         """Next-token logits [n, T, V]."""
@@ -207,6 +243,7 @@ def load_model_of(
         dtype=str(facts["dtype"]),
         device=choose_device(device),
         trust_remote_code=trust_remote_code,
+        how=Loading(quantization=facts.get("quantization")),
     )
     if model.weights_sha256 != facts["weights_sha256"]:
         raise UsageError(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,10 +11,23 @@ from ..common.devices import device_name
 from ..common.errors import UsageError
 from ..common.versions import software_versions
 
+if TYPE_CHECKING:
+    from .model import LanguageModel
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
 _MIN_WIDTH_FOR_CPU_BF16 = 512
 _WORTHWHILE_SPEEDUP = 1.3
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_QUANTIZERS = {  # method, as transformers calls it -> the package whose kernels compute the forward
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+}
 
 
 def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
@@ -64,20 +77,53 @@ def cpu_bf16_speedup(width: int, rows: int = 256) -> float:
     return times[torch.float32] / times[torch.bfloat16]
 
 
-def forward_conditions(device: torch.device, batch_size: int) -> dict[str, Any]:
+def forward_conditions(model: "LanguageModel", batch_size: int) -> dict[str, Any]:
     """What decides the last bits of a row besides the identity of its cache. Plain JSON.
 
     On a CPU each block of sequences is computed by one thread (see :mod:`.forward`), so neither the batch
     size nor the number of threads is among it. On other devices the block is the batch.
     """
-    software = software_versions(("torch", "transformers"))
-    found: dict[str, Any] = {name: software.get(name) for name in ("torch", "transformers")}
-    if device.type == "cpu":
+    quantizer = _QUANTIZERS.get(model.quantization or "")
+    packages = ("torch", "transformers", *([] if quantizer is None else [quantizer]))
+    software = software_versions(packages)
+    found: dict[str, Any] = {name: software[name] for name in packages if name in software}
+    found |= {
+        "device": model.device.type,
+        "attention": model.attention,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if model.device.type == "cpu":
         amx = " with AMX" if _cpu_has("_is_amx_tile_supported") else ""
         found["processor"] = torch.backends.cpu.get_cpu_capability() + amx
     else:
-        found |= {"processor": device_name(device), "batch_size": batch_size}
+        names = sorted({device_name(device) for device in model.devices})
+        found |= {"processor": ", ".join(names), "batch_size": batch_size}
+    if model.device.type == "cuda":
+        found["cuda"] = torch.version.cuda or torch.version.hip
     return found
+
+
+def recorded_device(progress: Mapping[str, Any]) -> str | None:
+    """The device type that an unfinished harvest ran on, None where nothing was read or nothing says so.
+
+    Version 0.2 recorded a batch size except on a CPU, and no device.
+    """
+    conditions = progress.get("conditions")
+    if not progress.get("tokens") or not isinstance(conditions, Mapping):
+        return None
+    if "device" in conditions:
+        return str(conditions["device"])
+    return "cpu" if "processor" in conditions and "batch_size" not in conditions else None
+
+
+def recorded_attention(progress: Mapping[str, Any]) -> str | None:
+    """The implementation of attention that an unfinished harvest runs, if its journal names one of ours.
+
+    A journal may come from anybody, and transformers downloads and runs implementations with other names.
+    """
+    conditions = progress.get("conditions")
+    found = conditions.get("attention") if isinstance(conditions, Mapping) else None
+    return found if found in _ATTENTION and progress.get("tokens") else None
 
 
 def check_conditions(
@@ -109,7 +155,11 @@ def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> 
         "transformers": "pip install transformers=={}",
         "batch_size": "--set batch_size={}",
         "processor": "continue on such a machine",
-    }
+        "device": "--set device={}",
+        "cuda": "install torch for CUDA {}",
+        "attention": "attention is chosen by transformers and the model's config.json",
+        "matmul_precision": "torch.set_float32_matmul_precision({!r})",
+    } | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS.values()}
     return [
         f"{name}: {value} there, {here.get(name)} here ({restored[name].format(value)})"
         for name, value in there.items()

@@ -17,10 +17,10 @@ from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
 from .config import HarvestConfig
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
-from .loading import check_model, read_model_settings
+from .loading import Loading, check_model, read_model_settings
 from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
-from .numerics import resolve_dtype
+from .numerics import recorded_attention, recorded_device, resolve_dtype
 from .packing import PackingRule
 from .sources import TextSource, open_source
 from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
@@ -39,6 +39,7 @@ class HarvestPlan:
     files: ModelFiles
     dtype: str
     device: torch.device
+    how: Loading
     tokenizer: Any
     rule: PackingRule
     source: TextSource
@@ -66,6 +67,7 @@ class HarvestPlan:
             trust_remote_code=self.config.model.trust_remote_code,
             sha256=self.identity["model"]["weights_sha256"],
             tokenizer=self.tokenizer,
+            how=self.how,
         )
 
 
@@ -89,7 +91,7 @@ def make_plan(
         check_writable(path)
     known = existing or base
     before = settled_facts(known, "model")
-    device = choose_device(config.device)
+    device = settle_device(config.device, existing)
     revision = config.model.revision
     if revision is None and before.get("name") == config.model.name:
         revision = before.get("revision")
@@ -105,6 +107,7 @@ def make_plan(
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
         dtype = before["dtype"]
     dtype = resolve_dtype(dtype, device, settings.get_text_config().hidden_size)
+    quantization = config.model.quantization
     identity = {
         "model": {
             "name": files.name,
@@ -112,6 +115,7 @@ def make_plan(
             "weights_sha256": weights_sha256(fetch_weights(files)),
             "class": _class_name(settings),
             "dtype": dtype,
+            **({} if quantization is None else {"quantization": quantization}),
         },
         "tokenizer": {"sha256": tokenizer_sha256(files, tokenizer)},
         "text": source.identity(),
@@ -131,12 +135,32 @@ def make_plan(
         files=files,
         dtype=dtype,
         device=device,
+        how=Loading(
+            device_map=config.device_map,
+            quantization=quantization,
+            attention=None if existing is None else recorded_attention(existing.progress),
+        ),
         tokenizer=tokenizer,
         rule=rule,
         source=source,
         identity=identity,
         heldout_fraction=heldout_fraction,
     )
+
+
+def settle_device(name: str, existing: Existing | None) -> torch.device:
+    """The configured device, or the interrupted run's, or the fastest one there is.
+
+    Raises:
+        UsageError: the configured device is not here.
+    """
+    former = None if existing is None else recorded_device(existing.progress)
+    if name == "auto" and former is not None:
+        try:
+            return choose_device(former)
+        except UsageError:  # to be named with everything else that differs
+            pass
+    return choose_device(name)
 
 
 def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing | None) -> float:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from time import monotonic
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -100,10 +101,14 @@ class Progress:
 
 
 class HarvestStep(NamedTuple):
-    """A batch and its rows [keep.sum(), D] at every hook."""
+    """A batch and its rows [keep.sum(), D] at every hook.
+
+    ``beside`` is where the rows can be used (:meth:`.forward.ActivationReader.beside`).
+    """
 
     batch: TokenBatch
     rows: dict[str, torch.Tensor]
+    beside: AbstractContextManager[None]
 
 
 class RowWriter:
@@ -125,6 +130,10 @@ class RowWriter:
 
     def write(self, step: HarvestStep) -> None:
         """One step to the store; commits when it is time."""
+        with step.beside:
+            self._write(step)
+
+    def _write(self, step: HarvestStep) -> None:
         self._broken = True  # until all of it is in
         sequences, by_role = step.batch
         keep, rows = by_role, step.rows

@@ -1,14 +1,16 @@
 """One epoch of batches: which rows each holds, and chunks that are checked before their rows are needed.
 
 A thread checks and maps coming chunks; the caller's thread makes the batches. A batch made ahead in a thread
-would wait in memory for its turn and leave the processor's cache: reading was three times slower then.
+would wait in memory for its turn and leave the processor's cache: reading was three times slower then. Only
+batches for another device are made ahead (:mod:`.device_batches`).
 """
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ CHUNKS_AHEAD = 4
 
 _NONE = np.empty(0, np.int64)
 
-MakeBatch = Callable[[RowNumbers, Executor], torch.Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class BatchPlan:
         return self.order.find(skip)
 
 
-def iter_batches(array: ShardedArray, plan: BatchPlan, make: MakeBatch) -> Iterator[torch.Tensor]:
+def iter_batches(
+    array: ShardedArray, plan: BatchPlan, make: Callable[[RowNumbers, Executor], T]
+) -> Generator[T, None, None]:
     """The batches of ``plan``: ``make`` turns row numbers into a batch, and may use the threads."""
     with _Ahead(array, plan) as ahead:
         for numbers in _in_stored_order(plan, ahead) if plan.in_stored_order else _permuted(plan, ahead):

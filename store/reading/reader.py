@@ -1,6 +1,6 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...common.devices import choose_device
 from ...common.errors import CorruptCacheError, UsageError
+from ...common.transfers import transfers_of
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
 from ..normalization import KINDS, Normalizer
@@ -20,6 +21,7 @@ from ..remote.urls import is_url
 from ..statistics import HookStatistics
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
 from .batches import BatchPlan, iter_batches
+from .device_batches import Load, iter_device_batches
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
 from .sharded_array import RowNumbers, ShardedArray
@@ -156,7 +158,8 @@ class ActivationCache:
         device: str | torch.device = "cpu",
         num_rows: int | None = None,
         sink_ratio: float | None = None,
-    ) -> Iterator[torch.Tensor]:
+        batches_ahead: int = 2,
+    ) -> Generator[torch.Tensor, None, None]:
         """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
 
         Epoch 0 is the stored order, a uniform shuffle of the whole cache; later epochs permute chunks, and
@@ -177,6 +180,8 @@ class ActivationCache:
             sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
                 norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
                 and batches of two hooks no longer hold the same tokens.
+            batches_ahead: how many batches are brought to a GPU before they are asked for, at least 2. They
+                lie there as they are stored, in up to a GiB. On a CPU it has no effect.
 
         Raises:
             UsageError: no such hook, split, normalization or device; an argument of a wrong kind; a batch
@@ -186,8 +191,12 @@ class ActivationCache:
         reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
         check_floating(dtype)
-        rows_per_batch, seed, epoch, start_batch = check_whole_numbers(
-            rows_per_batch=rows_per_batch, seed=seed, epoch=epoch, start_batch=start_batch
+        rows_per_batch, seed, epoch, start_batch, batches_ahead = check_whole_numbers(
+            rows_per_batch=rows_per_batch,
+            seed=seed,
+            epoch=epoch,
+            start_batch=start_batch,
+            batches_ahead=batches_ahead,
         )
         target = choose_device(str(device))
         if epoch < 0 or start_batch < 0:
@@ -211,6 +220,17 @@ class ActivationCache:
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
+        around: AbstractContextManager[None] = nullcontext()
+        if self._files is not None:
+            specs = {array.spec.path: array.spec for array in reader.arrays}
+            if plan.keep is not None:
+                norm = self._layout.norm(split, hook)
+                specs[norm.path] = norm
+            shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
+            around = self._downloading(specs.values(), shards)
+        transfers = transfers_of(target)
+        if transfers is not None:
+            return iter_device_batches(Load(reader, dtype), plan, transfers, batches_ahead, around)
         pool, width = BufferPool(), self.d_model(hook)
 
         def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
@@ -219,14 +239,7 @@ class ActivationCache:
             return batch.to(target)
 
         iterator = iter_batches(reader.activations, plan, make)
-        if self._files is None:
-            return iterator
-        specs = {array.spec.path: array.spec for array in reader.arrays}
-        if plan.keep is not None:
-            norm = self._layout.norm(split, hook)
-            specs[norm.path] = norm
-        shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
-        return _iter_within(self._downloading(specs.values(), shards), iterator)
+        return iterator if self._files is None else _iter_within(around, iterator)
 
     def num_batches(
         self,
@@ -398,6 +411,6 @@ class ActivationCache:
 
 def _iter_within(
     context: AbstractContextManager[None], batches: Iterator[torch.Tensor]
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     with context:
         yield from batches

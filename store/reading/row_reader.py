@@ -36,10 +36,20 @@ class RowReader:
         return self.stored != self.normalizer.starts_from
 
     @property
+    def as_stored(self) -> bool:
+        """Whether the stored numbers are the rows, so that only their type may change."""
+        return not self._needs_norms and self.normalizer.factor == 1 and self.row_scale is None
+
+    @property
+    def beside_rows(self) -> tuple[ShardedArray | None, ...]:
+        """The arrays [N] that normalizing reads: norm, mean and scale; None for each that it does not."""
+        norms = (self.norm, self.mean) if self._needs_norms else (None, None)
+        return *norms, self.row_scale
+
+    @property
     def arrays(self) -> list[ShardedArray]:
         """The arrays that are read; all are cut alike."""
-        norms = [self.norm, self.mean] if self._needs_norms else []
-        return [self.activations, *norms, *([] if self.row_scale is None else [self.row_scale])]
+        return [self.activations, *(array for array in self.beside_rows if array is not None)]
 
     def fill(
         self,
@@ -59,13 +69,15 @@ class RowReader:
             release: let go of each chunk's memory when it was read.
             threads: share the reading of rows that are not consecutive.
         """
-        same = not self._needs_norms and self.normalizer.factor == 1 and self.row_scale is None
         rows = out
-        if not same and out.dtype != torch.float32:
+        if not self.as_stored and out.dtype != torch.float32:
             rows = pool.take(out.shape[0], out.shape[1], torch.float32)
         self._read(rows, numbers, pool, release, threads)
-        if not same:
-            self._renormalize(rows, numbers)
+        if not self.as_stored:
+            arrays = self.beside_rows
+            self.normalize(
+                rows, *(None if a is None else torch.from_numpy(a.gather(numbers)) for a in arrays)
+            )
         if rows is not out:
             out.copy_(rows)
 
@@ -80,24 +92,42 @@ class RowReader:
         array = self.activations
         if isinstance(numbers, range):  # straight from the file into the batch
             for piece in array.pieces(numbers, release=release):
-                out[piece.target].copy_(self._as_numbers(torch.from_numpy(piece.source)))
+                out[piece.target].copy_(self.as_numbers(torch.from_numpy(piece.source)))
         elif array.dtype == np.float16 and out.dtype == torch.float32:
             array.gather_into(out.numpy(), numbers, release=release, threads=threads)
         else:
-            stored = pool.take(out.shape[0], out.shape[1], _TORCH_DTYPE[array.dtype.name])
+            stored = pool.take(out.shape[0], out.shape[1], self.stored_dtype)
             array.gather_into(stored.numpy(), numbers, release=release, threads=threads)
-            out.copy_(self._as_numbers(stored))
+            out.copy_(self.as_numbers(stored))
 
-    def _as_numbers(self, stored: torch.Tensor) -> torch.Tensor:
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type in which NumPy knows the stored numbers: bfloat16 are uint16."""
+        return _TORCH_DTYPE[self.activations.dtype.name]
+
+    def as_numbers(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.view(torch.bfloat16) if self.activations.spec.bits_of == "bfloat16" else stored
 
-    def _renormalize(self, rows: torch.Tensor, numbers: RowNumbers) -> None:
-        """Turn stored rows float32 [n, D] into normalized ones, in place."""
-        if self.row_scale is not None:
-            rows.mul_(torch.from_numpy(self.row_scale.gather(numbers))[:, None])
-        if self._needs_norms:
-            norm = torch.from_numpy(self.norm.gather(numbers))[:, None]
-            mean = torch.from_numpy(self.mean.gather(numbers))[:, None]
+    def normalize(
+        self,
+        rows: torch.Tensor,
+        norm: torch.Tensor | None,
+        mean: torch.Tensor | None,
+        scale: torch.Tensor | None,
+    ) -> None:
+        """Turn stored rows float32 [n, D] into normalized ones, in place, on the device where they are.
+
+        Every operation works on single numbers and rounds once, so that all devices give the same bits; only
+        a kind with a factor for each row may add up rows (see :class:`..normalization.Kind`).
+
+        Args:
+            rows: overwritten.
+            norm, mean, scale: float32 [n] of the same rows, from :attr:`beside_rows`.
+        """
+        if scale is not None:
+            rows.mul_(scale[:, None])
+        if norm is not None and mean is not None:
+            norm, mean = norm[:, None], mean[:, None]
             if self.stored == "unit":
                 rows.mul_(norm).add_(mean)
             else:

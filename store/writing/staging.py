@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoding.device import DeviceEncoder
 from ..encoding.encode import encode_rows
 from ..encoding.records import RecordLayout
 from .arguments import as_float32
@@ -43,6 +44,7 @@ class Staging:
         self._spill = spill
         self._records = dict(records)
         self._unit = unit
+        self._device_encoder = DeviceEncoder(records, unit=unit)
         record_bytes = sum(record.record_bytes for record in records.values())
         row_bytes = record_bytes + 12  # token and bucket beside them
         capacity = max(64, block_bytes // row_bytes)
@@ -56,6 +58,8 @@ class Staging:
         self, activations: Mapping[str, Any], token: NDArray[np.uint64], bucket: NDArray[np.integer]
     ) -> BadRow | None:
         """Add rows: hook -> [n, D], token [n], bucket [n]. Stops at the first bad row and returns it."""
+        if self._device_encoder.serves(activations):
+            return self._add_encoded_there(activations, token, bucket)
         for given, room in self._places(token, bucket, _ENCODE_ROWS):
             for i, (hook, record) in enumerate(self._records.items()):
                 x = as_float32(activations[hook][given])
@@ -63,6 +67,18 @@ class Staging:
                 if bad.any():
                     first = int(np.argmax(bad))
                     return BadRow(hook, given.start + first, x[first])
+        return None
+
+    def _add_encoded_there(
+        self, activations: Mapping[str, Any], token: NDArray[np.uint64], bucket: NDArray[np.integer]
+    ) -> BadRow | None:
+        """As :meth:`add_rows`, of rows that are encoded on the device where they are."""
+        for piece in self._device_encoder.pieces(activations):
+            for hook, bad in zip(self._records, piece.bad, strict=True):
+                if bad.any():
+                    row = piece.rows.start + int(np.argmax(bad))
+                    return BadRow(hook, row, as_float32(activations[hook][row : row + 1])[0])
+            self.add_records(piece.records, token[piece.rows], bucket[piece.rows])
         return None
 
     def add_records(

@@ -389,7 +389,22 @@ def test_default_path_is_of_what_changes_the_cache(make_config: MakeConfig) -> N
     path = default_path(make_config())
     assert path.parent == Path("caches") and path.name.startswith("tiny-neox-")
     assert default_path(make_config(batch_size=1, commit_seconds=3)) == path
+    assert default_path(make_config(device_map="auto")) == path
     assert default_path(make_config(seed=1)) != path
+    model = make_config().model.model_copy(update={"quantization": "8bit"})
+    assert default_path(make_config().model_copy(update={"model": model})) != path
+
+
+def test_default_paths_are_those_of_version_0_2() -> None:
+    """So that an unfinished cache is found again."""
+    settings = {
+        "model": {"name": "org/model"},
+        "text": {"kind": "hub", "dataset": "org/data"},
+        "tokens": {"context": 128},
+        "hooks": ["resid_post.3"],
+        "num_tokens": 1000,
+    }
+    assert default_path(HarvestConfig.model_validate(settings)) == Path("caches/model-c584010b")
 
 
 def test_planned_bytes_of_short_documents_count_their_padding(

@@ -1,6 +1,10 @@
-"""The batches of a run in order, from any step on; they are a pure function of (seed, step)."""
+"""The batches of a run in order, from any step on; they are a pure function of (seed, step).
 
-from collections.abc import Iterator
+On a GPU the cache's reader brings two batches there ahead of the step that uses them.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -9,6 +13,7 @@ from ...store.reading.reader import ActivationCache
 from ..runs.config import TrainConfig
 
 PIECE_BYTES = 64 * 2**20  # the cache's reader alternates between buffers: it reads large batches in pieces
+BATCHES_AHEAD = 2
 
 
 def usable_rows(config: TrainConfig, cache: ActivationCache, hook: str) -> int:
@@ -33,7 +38,7 @@ def batches(
     device: torch.device,
     first_step: int,
     last_step: int,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the batches, float32 [R, D], of steps ``first_step`` to ``last_step - 1``, over all their epochs.
 
     Every batch is full: leaving out sinks shortens the epoch, not the batch. Large batches share one tensor,
@@ -55,12 +60,14 @@ def batches(
             drop_last=True,
             device=device,
             sink_ratio=config.sink_ratio,
+            batches_ahead=BATCHES_AHEAD * pieces,
         )
-        for x in stream if pieces == 1 else join_pieces(stream, pieces):
-            yield x
-            number += 1
-            if number == last:
-                return
+        with closing(stream):
+            for x in stream if pieces == 1 else join_pieces(stream, pieces):
+                yield x
+                number += 1
+                if number == last:
+                    return
 
 
 def choose_piece_rows(batch_rows: int, d_model: int) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -114,8 +114,9 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     if used > 1:
         logger.warning("every training row is used %.1f times", used)
     recorder = Recorder(config, cache, plan, out, inputs)
-    stream = batches(config, cache, plan.hook, plan.device, first_step, plan.num_steps)
+    steps_to_go = (first_step, plan.num_steps)
     with (
+        closing(batches(config, cache, plan.hook, plan.device, *steps_to_go)) as stream,
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step, running) as watched,

@@ -1,14 +1,20 @@
 """The feed yields batches over several epochs, from any step on, and reads large ones in pieces."""
 
+import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
 
+from saecache.common.transfers import TRANSFERS
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig
 from saecache.train.engine import feed
 from saecache.train.engine.feed import batches, choose_piece_rows
+from saecache.train.engine.loop import Clock
+
+from ...pretend_transfers import pretend
 
 TOPK = {"kind": "topk", "k": 4}
 CPU = torch.device("cpu")
@@ -47,3 +53,45 @@ def test_large_batches_are_read_in_pieces(
 )
 def test_pieces_divide_the_batch(batch_rows: int, d_model: int, piece: int) -> None:
     assert choose_piece_rows(batch_rows, d_model) == piece
+
+
+@pytest.mark.parametrize("piece_bytes", [2**26, 4 * 24 * 70])
+def test_a_device_gets_the_same_batches(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    piece_bytes: int,
+) -> None:
+    monkeypatch.setattr(feed, "PIECE_BYTES", piece_bytes)
+    config = make_config(TOPK, sink_ratio=1.5, normalization="scale", accumulate_batches=2)
+    wanted = [x.clone() for x in batches(config, cache, "resid", CPU, 2, 14)]
+    kind = pretend(0.001)
+    monkeypatch.setitem(TRANSFERS, "cpu", kind)
+    got = [x.clone() for x in batches(config, cache, "resid", CPU, 2, 14)]
+    assert len(got) == 24 and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert len(kind.made) > 1, "several epochs"
+    pieces = 256 // choose_piece_rows(256, 24)
+    assert kind.made[0].pinned_bytes == (2 * pieces + 1) * (256 // pieces) * (2 * 24 + 4 + 4)
+    assert not any(thread.name == "saecache-feed" for thread in threading.enumerate())
+
+
+def test_a_run_that_stops_early_leaves_no_thread(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRANSFERS, "cpu", pretend(0.001))
+    stream = batches(make_config(TOPK), cache, "resid", CPU, 0, 8)
+    next(stream)
+    assert any(thread.name == "saecache-feed" for thread in threading.enumerate())
+    stream.close()
+    assert not any(thread.name == "saecache-feed" for thread in threading.enumerate())
+
+
+def test_waiting_for_copies_counts_as_waiting_for_data(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRANSFERS, "cpu", pretend(0.05))
+    clock = Clock()
+    with closing(batches(make_config(TOPK), cache, "resid", CPU, 0, 8)) as stream:
+        for _ in range(4):
+            clock.next_batch(stream)
+    assert 4 * 0.05 <= clock.waiting <= clock.elapsed

@@ -1,26 +1,14 @@
-"""How kernels are declared and started, and the sizes of their blocks."""
+"""The sizes of kernels' blocks, and the rows that kernels read and write."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-import triton
 from torch import Tensor
 
+from ....common.triton_launch import kernel, launch
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """``triton.jit``, typed: a kernel, or a function that kernels call."""
-    return triton.jit(function)
-
-
-def launch(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start ``function`` on the device of its first tensor; an empty grid starts nothing."""
-    if 0 in grid:
-        return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        function[grid](*arguments, enable_fp_fusion=True, **options)  # its default depends on the version
+__all__ = ["blocks", "kernel", "launch", "padded", "warps_of", "whole_rows", "written_whole"]
 
 
 def blocks(count: int, size: int) -> int:

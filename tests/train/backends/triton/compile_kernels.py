@@ -3,7 +3,7 @@
 Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
 :func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's
 wheel holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel
-only.
+only, ``--encoder`` only the kernel that encodes rows of a harvest.
 """
 
 import io
@@ -19,6 +19,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from saecache.store.encoding import triton_encode
+from saecache.store.encoding.records import RecordLayout
 from saecache.train.backends.protocol import AdamSettings
 from saecache.train.backends.triton import (
     above,
@@ -41,18 +43,19 @@ from saecache.train.pairs import Pairs
 
 MODULES = (
     above, adam, candidates, compact, decode, exact, gradients, largest, largest_of_batch, order, prepare,
-    random_numbers, rounding, screen, sums,
+    random_numbers, rounding, screen, sums, triton_encode,
 )  # fmt: skip
+FLAGS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64",
-    torch.int32: "*i32", torch.int8: "*i8", torch.bool: "*i1",
+    torch.int32: "*i32", torch.int8: "*i8", torch.bool: "*i1", torch.float16: "*fp16", torch.int16: "*i16",
 }  # fmt: skip
 F, D = 4096, 768
 started: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
 
 def write_down(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    fixed = {n: v for n, v in options.items() if n not in ("num_warps", "num_stages")}
+    fixed = {n: v for n, v in options.items() if n not in FLAGS}
     types = [
         TYPES[a.dtype] if isinstance(a, torch.Tensor) else "1" if a == 1 else str(type(a)) for a in arguments
     ]
@@ -97,6 +100,20 @@ def run_operations(B: int, K: int) -> None:
     compact.compact_candidates(some, order.among_largest(some.value, some.count, 9), F, 9)
 
 
+def encode_rows() -> None:
+    """The encoder of a harvest, for the number types of models and of caches."""
+    triton_encode.ROWS_OF_PROGRAM["cpu"] = triton_encode.ROWS_OF_PROGRAM["cuda"]
+    stored = ("float16", "bfloat16", "float32", "int8")
+    ways = [(D, torch.bfloat16, dtype, unit) for dtype in stored for unit in (True, False)]
+    ways += [(D, dtype, "float16", True) for dtype in (torch.float16, torch.float32)]
+    ways += [(width, torch.bfloat16, "float16", True) for width in (100, 2048)]
+    for width, dtype, kind, unit in ways:
+        layout = RecordLayout(width, kind)
+        x, bad = torch.zeros(64, width, dtype=dtype), torch.zeros(64, dtype=torch.int8)
+        records = torch.zeros(64, layout.record_bytes, dtype=torch.uint8)
+        triton_encode.encode_on_device(x, records, bad, layout, unit)
+
+
 def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], capability: int) -> Any:
     names = [p.name for p in function.params]
     values = dict(zip(names, arguments, strict=False))
@@ -118,8 +135,7 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    flags = {n: v for n, v in options.items() if n in ("num_warps", "num_stages")}
-    flags["enable_fp_fusion"] = True
+    flags = {"enable_fp_fusion": True} | {n: v for n, v in options.items() if n in FLAGS}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
 
 
@@ -142,13 +158,15 @@ def main() -> None:
         if hasattr(module, "launch"):
             module.launch = write_down
     report = []
-    once = "--once" in sys.argv
-    for capability in map(int, (word for word in sys.argv[1:] if word != "--once")):
+    once, only_encoder = "--once" in sys.argv, "--encoder" in sys.argv
+    for capability in map(int, (word for word in sys.argv[1:] if word[0] != "-")):
         started.clear()
         screen.product_options = lambda _, capability=capability: dict(screen.options_of(capability))
-        run_operations(64, 4)
-        if not once:
-            run_operations(1, 1)
+        encode_rows()
+        if not only_encoder:
+            run_operations(64, 4)
+            if not once:
+                run_operations(1, 1)
         names = set()
         for label, (function, arguments, options) in started.items():
             if once and (function.__module__, function.__name__) in names:
@@ -165,6 +183,9 @@ def main() -> None:
                     "cuts_numbers": "arith.trunci" in out.asm["ttir"],
                     **memory_of(log.getvalue()),
                     "mma": [word for word in ("mma.sync", "wgmma", "tcgen05.mma") if word in ptx],
+                    "flushes": ".ftz" in ptx,
+                    "approximates": ".approx" in ptx or ".full" in ptx,
+                    "fuses": bool(re.search(r"\bfma\.", ptx)),
                     "float_atomics": bool(re.search(r"\b(atom|red)\.[^;]*\.[b]?f(16|32|64)", ptx)),
                 }
             except Exception as error:  # noqa: BLE001 - the report names every kernel that fails

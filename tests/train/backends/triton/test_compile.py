@@ -18,14 +18,13 @@ WALK_ALONG_PAIRS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def compile_kernels(caches: Path, *options: str) -> list[dict[str, Any]]:
     """One line for every kernel and GPU, of a process that starts without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    environment["TRITON_CACHE_DIR"] = str(caches)
     script = str(Path(__file__).with_name("compile_kernels.py"))
     done = subprocess.run(
-        [sys.executable, script, *map(str, SHARED_BYTES), "--once"],
+        [sys.executable, script, *map(str, SHARED_BYTES), *options],
         env=environment,
         capture_output=True,
         text=True,
@@ -34,6 +33,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     lines: list[dict[str, Any]] = json.loads(done.stdout)
     return lines
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return compile_kernels(tmp_path_factory.mktemp("triton"), "--once")
 
 
 @pytest.mark.slow
@@ -50,3 +54,14 @@ def test_kernels_compile(capability: int, report: list[dict[str, Any]]) -> None:
             assert not line["cuts_numbers"], f"a place beyond 2^31 is cut to 32 bits: {line}"
         if line["kernel"].startswith("_screen_kernel"):
             assert TENSOR_CORES[capability] in line["mma"], line
+
+
+@pytest.mark.slow
+def test_the_encoder_of_a_harvest_compiles_to_the_arithmetic_of_a_cpu(tmp_path: Path) -> None:
+    """Every operation rounds once, to nearest; numbers below the smallest normal one stay as they are."""
+    lines = compile_kernels(tmp_path, "--encoder")
+    assert len(lines) == 12 * len(SHARED_BYTES)
+    for line in lines:
+        assert "error" not in line, line
+        assert line["spill stores"] == line["spill loads"] == 0, f"registers spill: {line}"
+        assert not line["flushes"] and not line["fuses"] and not line["approximates"], line
