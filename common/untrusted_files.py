@@ -29,7 +29,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 def open_regular_descriptor(path: Path | str, flags: int = os.O_RDONLY) -> int:
     """As :func:`open_regular`, but as ``os.open`` does: the caller closes the descriptor."""
-    _check_regular(os.stat(path).st_mode, path)  # before it is opened: to open a device may do something
+    _check_regular(Path(path).stat().st_mode, path)  # before it is opened: to open a device may do something
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         _check_regular(os.fstat(descriptor).st_mode, path)
@@ -58,4 +58,3 @@ def _check_regular(mode: int, path: Path | str) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
         raise OSError(errno.EINVAL, f"{NOT_REGULAR} but {kind}", str(path))
-

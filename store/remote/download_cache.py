@@ -197,8 +197,8 @@ class DownloadCache:
         except OSError as error:
             if not is_full(error):
                 raise SaecacheError(
-                    f"the folder for downloads {self.folder} cannot be used ({_describe(error)}): mend it, or "
-                    "name another one in SAECACHE_CACHE_DIR, and run the same command again"
+                    f"the folder for downloads {self.folder} cannot be used ({_describe(error)}): mend it, "
+                    "or name another one in SAECACHE_CACHE_DIR, and run the same command again"
                 ) from error
             raise DiskFullError(
                 f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name"

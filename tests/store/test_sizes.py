@@ -24,9 +24,9 @@ from saecache.store import (
     inspect_output,
     open_cache,
     slice_cache,
+    verify,
     verify_cache,
 )
-from saecache.store import verify
 from saecache.store.derived.heldout import find_heldout_positions
 from saecache.store.info import largest_rows, read_provenance
 from saecache.store.manifest import load_manifest, parse_manifest
@@ -108,8 +108,8 @@ def test_to_verify_a_slice_walks_its_rows(tmp_path: Path, monkeypatch: pytest.Mo
     """It walked every sequence of the cache that was sliced, of which a manifest may claim 2^32."""
     cache = open_cache(rows_without_tokens(tmp_path / "c"))
     slice_cache(cache, tmp_path / "slice", rows=10, heldout_rows=2)
-    values = values_of(tmp_path / "slice")
-    (tmp_path / "slice" / "zarr.json").write_bytes(sealed(values | {"sequences": 2**32}))
+    claimed = values_of(tmp_path / "slice") | {"sequences": 2**32}
+    (tmp_path / "slice" / "zarr.json").write_bytes(sealed(claimed))
     looked = 0
 
     def count(manifest: Any, documents: Any, sequences: Any) -> Any:

@@ -292,6 +292,6 @@ def test_a_fifo_in_the_folder_does_not_make_anybody_wait(local: DownloadCache, p
         path.parent.mkdir(exist_ok=True)
         os.mkfifo(path)
         os.utime(path, (0, 0))  # the first to be removed
-    with no_waiting(), pytest.raises(SaecacheError, match="cannot be used .not a regular file but a FIFO"):
+    with no_waiting(), pytest.raises(SaecacheError, match=r"cannot be used .not a regular file but a FIFO"):
         for number in (4, 2, 3):
             hold(local, number)
