@@ -30,7 +30,15 @@ from .arguments import (
 )
 from .finalize import Delivery, Finalizer
 from .journal import WORK_FOLDER, Journal, damaged_journal, read_journal, write_journal
-from .output import claim_output, discard_results, discard_work, remove_work
+from .output import (
+    claim_output,
+    discard_results,
+    discard_uncommitted_results,
+    discard_work,
+    mark_uncommitted,
+    remove_work,
+    unmark_uncommitted,
+)
 from .planned_size import plan_layout
 from .publish import publish
 from .spill import SpillWriter, bucket_of, choose_buckets
@@ -202,12 +210,7 @@ class CacheWriter:
         with self._working():
             if progress is not None:
                 self._advance(progress=json.loads(canonical_json(dict(progress))))
-            if self._staging is not None and self._spill is not None:
-                self._staging.flush()
-                self._spill.sync()
-                self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
-            write_journal(self.path, self._pending)
-            self._journal = self._pending
+            self._make_durable()
 
     def finalize(
         self,
@@ -216,7 +219,10 @@ class CacheWriter:
         provenance: Mapping[str, Any] = _NOTHING,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Manifest:
-        """Commit, shuffle, write the arrays and last the manifest; then close.
+        """Shuffle, write the arrays and last the manifest; then close.
+
+        Rows that are in memory since the last commit go into the arrays from there. A process that is killed
+        meanwhile loses them, as it does at any other time before a commit; after an error they are committed.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
@@ -229,10 +235,14 @@ class CacheWriter:
         """
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
-        self.commit()
+        self._check_usable()
         with self._working():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
-                publish(self.path, self._build(counts, on_progress), facts)
+                try:
+                    publish(self.path, self._build(counts, on_progress), facts)
+                except BaseException:
+                    self._make_durable()
+                    raise
             manifest = load_manifest(self.path)
             if self._delivery is not None:
                 self._delivery.finish()
@@ -260,6 +270,16 @@ class CacheWriter:
         finally:
             self.close()
 
+    def _make_durable(self) -> None:
+        """Spill and sync what is staged, and then replace the journal."""
+        if self._staging is not None and self._spill is not None:
+            self._staging.flush()
+            self._spill.sync()
+            self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
+        write_journal(self.path, self._pending)
+        self._journal = self._pending
+        unmark_uncommitted(self.path)
+
     def _load_or_start(self, planned_sequences: int | None) -> Journal:
         journal = read_journal(self.path)
         if journal is None:
@@ -275,6 +295,11 @@ class CacheWriter:
                 f"{self.path} holds an unfinished cache of another identity: remove it, or choose another "
                 f"folder. They differ in\n{listed}"
             )
+        if (self.path / "zarr.json").is_file():  # all rows are in it, also those that were never spilled
+            manifest = load_manifest(self.path)
+            journal = journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
+        else:
+            discard_uncommitted_results(self.path)
         return journal
 
     def _open_spill(self, tokens: TokensKind) -> Staging:
@@ -349,14 +374,13 @@ class CacheWriter:
 
     def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
         """Write every shard; the manifest of them."""
-        journal = self._journal
+        journal = self._pending
         if not journal.train_rows or journal.tokens is None:
             raise UsageError(
                 f"nothing to train on: {journal.sequences} sequences were written, with "
                 f"{journal.heldout_rows} held-out rows and no training rows"
             )
-        self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
-        self._close_threads()  # and with them goes the memory of the blocks
+        staging = self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
         layout = plan_layout(
             self.hooks,
             self.context,
@@ -366,6 +390,9 @@ class CacheWriter:
             sequences=journal.sequences,
             tokens=journal.tokens,
         )
+        in_memory, committed = staging.keep_in_memory(), journal == self._journal
+        if not committed:
+            mark_uncommitted(self.path)
         finalizer = Finalizer(
             self.path,
             self.path / WORK_FOLDER,
@@ -376,6 +403,8 @@ class CacheWriter:
             memory_bytes=self.storage.memory_bytes,
             on_progress=on_progress,
             delivery=self._delivery,
+            in_memory=in_memory,
+            synced=committed,
         )
         files, hooks = finalizer.run()
         try:
@@ -409,6 +438,7 @@ class CacheWriter:
             raise
 
     def _close_threads(self) -> None:
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = self._staging = None
+        for stage in (self._staging, self._spill):
+            if stage is not None:
+                stage.close()
+        self._spill = self._staging = None
