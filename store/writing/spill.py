@@ -49,7 +49,7 @@ class Block:
         self.capacity = capacity
         self.used = 0
         self.token = np.empty(capacity, np.uint64)
-        self.bucket = np.empty(capacity, np.int32)
+        self.bucket = np.empty(capacity, np.uint16)  # which is sorted by radix; at most MAX_BUCKETS
         self.records = [np.empty((capacity, record.record_bytes), np.uint8) for record in records]
         self.sequences: list[dict[str, NDArray[np.int32]]] = []
 
