@@ -130,20 +130,16 @@ class ShardedArray(ShardedChunks):
     ) -> Iterator[tuple[int, slice | NDArray[np.int64], NDArray[np.int64]]]:
         """(chunk, places in the request, places in the chunk), for any rows."""
         numbers = rows // self.spec.chunk_rows
-        order = None
+        picks, order = rows - numbers * self.spec.chunk_rows, None
         if np.any(numbers[1:] < numbers[:-1]):
             few = self.spec.shape[0] <= self.spec.chunk_rows << 16  # 16 bits are sorted by radix
-            order = np.argsort(
-                numbers.astype(np.uint16) if few else numbers, kind="stable"
-            )  # by radix, if few
-            numbers = numbers[order]
+            order = np.argsort(numbers.astype(np.uint16) if few else numbers, kind="stable")
+            numbers, picks = numbers[order], picks[order]
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
         for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            if start == stop:
-                continue
-            number = int(numbers[start])
-            target = slice(start, stop) if order is None else order[start:stop]
-            yield number, target, rows[target] - number * self.spec.chunk_rows
+            if start < stop:
+                target = slice(start, stop) if order is None else order[start:stop]
+                yield int(numbers[start]), target, picks[start:stop]
 
 
 def _copy(pieces: Iterable[ChunkPart], out: NDArray[Any]) -> None:

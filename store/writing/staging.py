@@ -14,6 +14,7 @@ from ..encoding.records import RecordLayout
 from .arguments import as_float32
 from .spill import Block, SpillWriter
 
+_FIRST_BLOCK_BYTES = 32 << 20
 _STAGED_SEQUENCE_BYTES = 32 << 20
 _ENCODE_ROWS = 1024  # rows that a thread encodes at once
 
@@ -38,18 +39,28 @@ class BadRow:
 class Staging:
     """Collects rows in two blocks of memory.
 
-    While all rows fit into them, nothing is written: a cache that is finalized without a commit may never
-    need the spill. Once both are full, one is filled while the other is written.
+    While all rows may fit into them, nothing is written: a cache that is finalized without a commit may never
+    need the spill. Otherwise one is filled while the other is written.
     """
 
     def __init__(
-        self, spill: SpillWriter, records: Mapping[str, RecordLayout], *, unit: bool, block_bytes: int
+        self,
+        spill: SpillWriter,
+        records: Mapping[str, RecordLayout],
+        *,
+        unit: bool,
+        block_bytes: int,
+        planned_rows: int | None = None,
     ) -> None:
         self._spill = spill
         self._hooks = list(records.items())
         self._unit = unit
         record_bytes = sum(record.record_bytes for record in records.values())
-        capacity = max(64, block_bytes // (record_bytes + 12))  # token and bucket beside them
+        row_bytes = record_bytes + 12  # token and bucket beside them
+        capacity = max(64, block_bytes // row_bytes)
+        self._first_block_rows = max(64, min(capacity, _FIRST_BLOCK_BYTES // row_bytes))
+        self._all_may_fit = planned_rows is None or planned_rows <= 2 * capacity
+        self._rows_added = 0
         self._layouts = list(records.values())
         self._block, self._other = Block(capacity, self._layouts), Block(capacity, self._layouts)
         self._first: Block | None = None  # full, and not yet given to the spill; then it is ``_other``
@@ -105,19 +116,30 @@ class Staging:
         """
         start = 0
         while start < len(token):
-            if self._block.used == self._block.capacity:
+            if self._block.used >= self._rows_of_block():
                 self._make_room()
             block = self._block
-            count = min(len(token) - start, block.capacity - block.used)
+            count = min(len(token) - start, self._rows_of_block() - block.used)
             given, room = slice(start, start + count), slice(block.used, block.used + count)
             yield given, room
             block.token[room], block.bucket[room] = token[given], bucket[given]
             block.used += count
             start += count
+            self._rows_added += count
+
+    def _rows_of_block(self) -> int:
+        """Whole blocks while all rows may fit.
+
+        Of rows that are spilled small blocks at first, which the processor's cache still has when they are
+        written, and larger ones later, for large segments.
+        """
+        if self._all_may_fit:
+            return self._block.capacity
+        return min(self._block.capacity, max(self._first_block_rows, self._rows_added // 8))
 
     def _make_room(self) -> None:
         """The block is full: keep it while the other is filled, or give what there is to the spill."""
-        if self._first is None and not self.blocks_submitted:
+        if self._all_may_fit and self._first is None:
             self._first = self._block
             self._block, self._other = self._other, self._block
         else:
@@ -133,6 +155,7 @@ class Staging:
 
     def flush(self) -> None:
         """Hand what is staged to the spill."""
+        self._all_may_fit = False
         if self._first is not None:
             self._submit(self._first)
             self._first = None

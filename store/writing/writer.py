@@ -96,6 +96,7 @@ class CacheWriter:
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
         self._delivery = delivery
+        self._planned_rows = None if planned_sequences is None else planned_sequences * context
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
@@ -107,7 +108,7 @@ class CacheWriter:
         self._lock = claim_output(self.path)
         try:
             with disk_explained(self.path):
-                self._journal = self._load_or_start(planned_sequences)
+                self._journal = self._load_or_start()
         except BaseException:
             if self._created:
                 discard_work(self.path, self._lock, remove_folder=True)
@@ -280,13 +281,12 @@ class CacheWriter:
         self._journal = self._pending
         unmark_uncommitted(self.path)
 
-    def _load_or_start(self, planned_sequences: int | None) -> Journal:
+    def _load_or_start(self) -> Journal:
         journal = read_journal(self.path)
         if journal is None:
-            planned_rows = None if planned_sequences is None else planned_sequences * self.context
             widest = max(record.record_bytes for record in self._records.values())
             journal = Journal(
-                identity=self.identity, num_buckets=choose_buckets(planned_rows, widest, self.storage)
+                identity=self.identity, num_buckets=choose_buckets(self._planned_rows, widest, self.storage)
             )
             write_journal(self.path, journal)
         elif journal.identity != self.identity:
@@ -314,7 +314,11 @@ class CacheWriter:
             self._spill.begin(self._journal.lengths)
             unit = self.storage.normalization == "unit"
             self._staging = Staging(
-                self._spill, self._records, unit=unit, block_bytes=self.storage.memory_bytes // 4
+                self._spill,
+                self._records,
+                unit=unit,
+                block_bytes=self.storage.memory_bytes // 4,
+                planned_rows=self._planned_rows,
             )
             self._journal_blocks = self._journal.blocks
             self._advance(tokens=tokens)
