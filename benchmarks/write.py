@@ -1,15 +1,18 @@
 """Writing a cache against a plain sequential write of the same bytes to files of the same size.
 
-    python benchmarks/write.py [--quick] [--mib N] [--width D] [--rounds R] [--folder DIR]
+    python benchmarks/write.py [--quick] [--stages] [--mib N] [--width D] [--rounds R] [--folder DIR]
 
 ``shuffled`` is all of CacheWriter: float32 rows in, normalized, spilled, sorted by key, written as shards
 with crc32c, sha256 and statistics. ``unshuffled`` is the same without spill and sort: rows encoded and
 written as shards in the order in which they come. Either way every side syncs its files, or none does (``no
 fsync``: what the program costs where the disk is no limit). The ways take turns. By default the cache is
-twice as large as the writer's memory; for a small one (``--mib 512``) the ratio of the shuffled way is
-lower.
+twice as large as the writer's memory; a smaller one (``--mib 384``) is never spilled.
+
+``--stages`` measures the stages of writing one at a time instead, and the whole writer, without fsync: on one
+core, and on all of them, with the threads pinned. It says how much more cores would give.
 """
 
+import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from shared.measuring import Cost, Report, parser, ratios, seconds_of, take_turns, timed
+from shared.writing_stages import ROWS, pin, seconds_for_rows
 
+from saecache.common.cores import usable_cores
 from saecache.store import CacheWriter, StorageConfig
 from saecache.store.encoding.encode import encode_rows
 from saecache.store.encoding.records import RecordLayout
@@ -71,7 +76,7 @@ def write_unshuffled(folder: Path, x: NDArray[np.float32], rows: int, storage: S
             first = (slot % max(1, len(x) // spec.chunk_rows)) * spec.chunk_rows
             encode_rows(x[first : first + spec.chunk_rows], records, record, True)
             rows = ring[slot % len(ring)]
-            rows.place(records, in_order)
+            rows.place(records, in_order, in_order)
             yield rows.words
 
     for shard in range(spec.num_shards):
@@ -88,6 +93,39 @@ def no_fsync() -> Iterator[None]:
         os.fsync = original
 
 
+def measure_stages(settings: argparse.Namespace, rows: int, x: NDArray[np.float32]) -> None:
+    cores = usable_cores()
+    report = Report("write", settings, f"rows of {settings.width} float16, {len(cores)} cores")
+
+    def write_on(some: list[int]) -> Cost:
+        pin(some)
+        try:
+            with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+                return timed(lambda: write_shuffled(Path(folder) / "out", x, rows, StorageConfig()))
+        finally:
+            pin(cores)
+
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        one, more = (
+            seconds_for_rows(settings.width, Path(folder), some, settings.rounds * 5)
+            for some in (cores[:1], cores)
+        )
+    with no_fsync():
+        whole = seconds_of(
+            take_turns({n: partial(write_on, cores[:n]) for n in (1, len(cores))}, settings.rounds)
+        )
+    every = {name: (ROWS, one[name], ROWS * len(cores), more[name]) for name in one}
+    every["the whole writer"] = (rows, whole[1], rows, whole[len(cores)])
+    for name, (few, seconds, _, _) in every.items():
+        report.add(name, (few / 1e6 / time for time in seconds), "M rows/s", "on one core")
+    for name, (few, seconds, many, others) in every.items():
+        faster = (many / b * a / few for a, b in zip(seconds, others, strict=True))
+        report.add(
+            f"{name}, all cores / one", faster, group=f"rows per second on {len(cores)} cores / on one"
+        )
+    report.save()
+
+
 WAYS: dict[str, Callable[[Path, NDArray[np.float32], int, StorageConfig], None]] = {
     "plain": write_plain,
     "unshuffled": write_unshuffled,
@@ -101,6 +139,7 @@ def main() -> None:
     options.add_argument("--width", type=int, default=768)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
+    options.add_argument("--stages", action="store_true", help="the stages one at a time, on pinned cores")
     settings = options.parse_args()
     if settings.quick:
         settings.mib, settings.rounds = 64, 3
@@ -108,6 +147,10 @@ def main() -> None:
     rows = (settings.mib << 20) // (2 * settings.width) // storage.chunk_rows * storage.chunk_rows
     gigabytes = rows * 2 * settings.width / 1e9
     x = np.random.default_rng(0).normal(size=(CALL_ROWS, settings.width)).astype(np.float32)
+    if settings.stages:
+        settings.label = settings.label or "stages"
+        measure_stages(settings, rows, x)
+        return
     report = Report("write", settings, f"{rows:,} rows of {settings.width} float16, {gigabytes:.2f} GB")
 
     def write_once(write: Callable[..., None]) -> Cost:

@@ -24,14 +24,19 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: it cannot be opened, or it is a folder, a FIFO, a device or a socket.
     """
-    _check_regular(path.stat().st_mode, path)  # before it is opened: to open a device may do something
-    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
+    return open(path, "rb", opener=open_regular_descriptor)
+
+
+def open_regular_descriptor(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """As :func:`open_regular`, but as ``os.open`` does: the caller closes the descriptor."""
+    _check_regular(Path(path).stat().st_mode, path)  # before it is opened: to open a device may do something
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
-        _check_regular(os.fstat(file.fileno()).st_mode, path)
+        _check_regular(os.fstat(descriptor).st_mode, path)
     except OSError:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
+    return descriptor
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -49,11 +54,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     return content
 
 
-def _check_regular(mode: int, path: Path) -> None:
+def _check_regular(mode: int, path: Path | str) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
         raise OSError(errno.EINVAL, f"{NOT_REGULAR} but {kind}", str(path))
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,7 +1,7 @@
 """Writing that survives a crash: temporary name, fsync, rename, fsync of the folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -65,10 +65,23 @@ def append_early(file: BinaryIO, block: bytes | memoryview) -> None:
 
 def make_folder(path: Path) -> None:
     """Create a folder and those above it, durably."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        fsync_folder(path.parent)
+    make_folders([path])
+
+
+def make_folders(paths: Iterable[Path]) -> None:
+    """As :func:`make_folder`; a folder in which several are created is synced once."""
+    created: list[Path] = []
+
+    def make(path: Path) -> None:
+        if not path.is_dir():
+            make(path.parent)
+            path.mkdir(exist_ok=True)
+            created.append(path)
+
+    for path in paths:
+        make(path)
+    for parent in dict.fromkeys(path.parent for path in created):
+        fsync_folder(parent)
 
 
 def fsync_folder(path: Path) -> None:

@@ -6,7 +6,7 @@ come from anybody: its index is checked before it is used.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent import futures
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +23,6 @@ from .layout import ArraySpec, index_size
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)  # both numbers of an index entry whose chunk is not stored: all fill value
 CHUNKS_IN_FLIGHT = 4
-_BLOCK_BYTES = 1 << 18
 
 
 def crc32c(payload: bytes | NDArray[Any]) -> bytes:
@@ -38,6 +37,9 @@ class ShardWriter:
     """Writes shard files: hashed, written and synced by threads while the next chunk is made."""
 
     def __init__(self) -> None:
+        from .encoding.checksum import crc32c  # which needs the compiler; reading metadata does not
+
+        self._crc32c = crc32c
         self._writing = futures.ThreadPoolExecutor(1, "saecache-write")
         self._hashing = futures.ThreadPoolExecutor(1, "saecache-sha256")
         self._finishing = futures.ThreadPoolExecutor(2, "saecache-sync")
@@ -78,7 +80,8 @@ class ShardWriter:
                 while len(self._under_way) > 2 * (CHUNKS_IN_FLIGHT - 1):
                     self._under_way.popleft().result()
                 index[slot] = size, chunk.nbytes + CRC_BYTES
-                put(chunk.reshape(-1).view(np.uint8).data, crc32c(chunk))
+                payload = chunk.reshape(-1).view(np.uint8)
+                put(payload.data, self._crc32c(payload).to_bytes(CRC_BYTES, "little"))
             table = index.tobytes()
             put(table, crc32c(table))
             open_file = stack.pop_all()
@@ -165,24 +168,17 @@ def check_all_stored(offsets: NDArray[np.int64], where: str) -> None:
         raise CorruptCacheError(f"{where}: chunk {int(np.flatnonzero(offsets < 0)[0])} is not stored")
 
 
-def check_crc(
-    stored: NDArray[np.uint8], slot: int, where: str, look: Callable[[NDArray[np.uint8]], None] | None = None
-) -> None:
+def check_crc(stored: NDArray[np.uint8], slot: int, where: str, value: int | None = None) -> None:
     """Compare chunk ``slot``, as it is stored, with its crc32c.
 
     Args:
-        look: gets each block of it, before the processor's cache has lost it; none of it is trusted yet.
+        value: the crc32c of the chunk, if it was computed already.
 
     Raises:
         CorruptCacheError: they differ.
     """
-    payload, value = stored[:-CRC_BYTES], 0
-    for start in range(0, len(payload), _BLOCK_BYTES):
-        block = payload[start : start + _BLOCK_BYTES]
-        value = crc32c_library.crc32c(block, value, gil_release_mode=1)
-        if look is not None:
-            look(block)
-    if value.to_bytes(CRC_BYTES, "little") != stored[-CRC_BYTES:].tobytes():
+    payload, expected = stored[:-CRC_BYTES], stored[-CRC_BYTES:].tobytes()
+    if (crc32c(payload) if value is None else value.to_bytes(CRC_BYTES, "little")) != expected:
         raise CorruptCacheError(f"{where}: chunk {slot} does not match its crc32c")
 
 

@@ -156,7 +156,10 @@ def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
     layout = manifest.layout
     if not isinstance(manifest.identity.get("seed"), int):
         return  # without a seed there is nothing to compare with
-    array = open_array(layout.documents()) if manifest.tokens != "none" else None
+    if manifest.tokens == "none":
+        yield from _find_misplaced_single_rows(manifest, open_array)
+        return
+    array = open_array(layout.documents())
     sequences = max(1, _RANGE_TOKENS // layout.context)
     for first in range(0, layout.sequences, sequences):
         last = min(first + sequences, layout.sequences)
@@ -164,9 +167,28 @@ def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
         step = max(1, _BLOCK_ROWS // layout.context)
         for start in range(first, last, step):
             stop = min(start + step, last)
-            documents = np.arange(start, stop)[:, None] if array is None else array[start:stop]
-            heldout[start - first : stop - first] = find_heldout_positions(manifest, documents, start)
+            numbers = np.arange(start, stop)
+            heldout[start - first : stop - first] = find_heldout_positions(
+                manifest, array[start:stop], numbers
+            )
         yield from _find_misplaced(layout, open_array, heldout.reshape(-1), first * layout.context)
+
+
+def _find_misplaced_single_rows(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
+    """As :func:`_find_misplaced`, where every row is its own document.
+
+    This walks the rows: a slice of a few of them may name billions of sequences that it does not hold.
+    """
+    for split in SPLITS:
+        spec = manifest.layout.token(split)
+        array = open_array(spec)
+        for start in range(0, spec.shape[0], _BLOCK_ROWS):
+            numbers = array[start : start + _BLOCK_ROWS].astype(np.int64)
+            heldout = find_heldout_positions(manifest, numbers[:, None], numbers)[:, 0]
+            wrong = np.flatnonzero(heldout != (split == "heldout"))
+            if len(wrong):
+                yield _describe_misplaced(spec, split, start + int(wrong[0]))
+                return
 
 
 def _find_misplaced(
@@ -181,6 +203,10 @@ def _find_misplaced(
             inside = (places >= 0) & (places < len(heldout))
             wrong = np.flatnonzero(inside)[heldout[places[inside]] != (split == "heldout")]
             if len(wrong):
-                side = "held out" if split == "train" else "not held out"
-                yield f"{spec.path}: row {start + int(wrong[0])} is of a document that is {side}"
+                yield _describe_misplaced(spec, split, start + int(wrong[0]))
                 return
+
+
+def _describe_misplaced(spec: ArraySpec, split: str, row: int) -> str:
+    side = "held out" if split == "train" else "not held out"
+    return f"{spec.path}: row {row} is of a document that is {side}"

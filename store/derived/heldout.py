@@ -1,6 +1,5 @@
 """Which documents of a cache are held out, according to its identity."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ MERGED = "merged"  # of the identity of a merged cache: its parts
 
 
 def find_heldout_positions(
-    manifest: Manifest, documents: NDArray[np.integer], first_sequence: int
+    manifest: Manifest, documents: NDArray[np.integer], sequences: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Which positions belong to held-out documents. bool, shape of ``documents`` [n, context].
 
@@ -22,25 +21,21 @@ def find_heldout_positions(
 
     Args:
         manifest: of the cache.
-        documents: of its sequences ``first_sequence`` on.
-        first_sequence: number of the first of them.
+        documents: of some of its sequences.
+        sequences: the numbers of these sequences, int64 [n], in any order.
 
     Raises:
         CorruptCacheError: the identity does not say how documents were held out.
     """
     numbers = documents.astype(np.int64)
-    for (first, last), first_document in _place_parts(manifest):
-        part = numbers[max(0, first - first_sequence) : max(0, last - first_sequence)]
-        part[part >= 0] -= first_document
+    parts = read_merged_parts(manifest)
+    if parts:
+        first_documents = np.cumsum([0] + [part["documents"] for part in parts])
+        last_sequences = np.cumsum([part["sequences"] for part in parts])
+        part_of = np.searchsorted(last_sequences, sequences, side="right")
+        first_documents[-1] = 0  # of sequences that no part has
+        numbers -= np.where(numbers >= 0, first_documents[part_of][:, None], 0)
     return is_heldout(read_seed(manifest), numbers, read_heldout_fraction(manifest))
-
-
-def _place_parts(manifest: Manifest) -> Iterator[tuple[tuple[int, int], int]]:
-    """((first sequence, last), first document) of each part of a merged cache."""
-    sequence = document = 0
-    for part in read_merged_parts(manifest):
-        yield (sequence, sequence + part["sequences"]), document
-        sequence, document = sequence + part["sequences"], document + part["documents"]
 
 
 def read_merged_parts(manifest: Manifest) -> list[dict[str, Any]]:

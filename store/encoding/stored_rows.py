@@ -7,8 +7,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ..finite import infinity_bits
-from ..layout import ArraySpec
 from .number_types import widen
 from .records import RecordLayout
 
@@ -38,30 +36,34 @@ class StoredRows:
     def __getitem__(self, rows: slice) -> "StoredRows":
         return StoredRows(self.layout, self.words[rows], self.norm[rows], self.mean[rows], self.scale[rows])
 
-    def place(self, records: NDArray[np.uint8], ranks: NDArray[np.int64]) -> None:
-        """Split records into columns: row ``ranks[i]`` becomes ``records[i]``; other ranks are skipped.
+    def place(self, records: NDArray[np.uint8], picks: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
+        """Split records into columns: row ``ranks[i]`` becomes ``records[picks[i]]``.
+
+        Ranks that this does not have are skipped.
 
         Args:
             records: uint8 [m, record_bytes], C-contiguous.
-            ranks: int64 [m], any.
+            picks: int64 [n], rows of ``records``.
+            ranks: int64 [n], any.
         """
-        assert records.shape == (len(ranks), self.layout.record_bytes)
+        assert records.shape[1] == self.layout.record_bytes and len(picks) == len(ranks)
+        assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(records))
         numbers, columns = self.layout.words(records), records.view(np.float32)
-        _place(numbers, columns, ranks, self.words, self.norm, self.mean, self.scale)
+        _place(numbers, columns, picks, ranks, self.words, self.norm, self.mean, self.scale)
 
 
 @_jit
-def _place(numbers, columns, ranks, words, norm, mean, scale):  # type: ignore[no-untyped-def]
+def _place(numbers, columns, picks, ranks, words, norm, mean, scale):  # type: ignore[no-untyped-def]
     (size, width), last = words.shape, columns.shape[1]
     for i in range(ranks.shape[0]):
-        rank = ranks[i]
+        pick, rank = picks[i], ranks[i]
         if 0 <= rank < size:
-            source, target = numbers[i], words[rank]
+            source, target = numbers[pick], words[rank]
             for j in range(width):
                 target[j] = source[j]
-            norm[rank], mean[rank] = columns[i, last - 2], columns[i, last - 1]
+            norm[rank], mean[rank] = columns[pick, last - 2], columns[pick, last - 1]
             if scale.shape[0]:
-                scale[rank] = columns[i, last - 3]
+                scale[rank] = columns[pick, last - 3]
 
 
 def copy_rows(
@@ -76,10 +78,9 @@ def copy_rows(
         places: int64 [m], rows of the target.
     """
     assert source.dtype == target.dtype and source.shape[1:] == target.shape[1:]
-    assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
-    assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
     word = np.dtype(f"u{source.dtype.itemsize}")  # bits are moved, whatever they mean
-    _copy(source.view(word), picks, target.view(word), places)
+    inside = _copy(source.view(word), picks, target.view(word), places)
+    assert inside
 
 
 def widen_rows(
@@ -97,38 +98,30 @@ def widen_rows(
         places: int64 [m], rows of the target.
     """
     assert source.dtype == np.float16 and target.dtype == np.float32 and source.shape[1:] == target.shape[1:]
-    assert picks.size == 0 or (picks.min() >= 0 and picks.max() < len(source))
-    assert places.size == 0 or (places.min() >= 0 and places.max() < len(target))
-    _widen(source.view(np.uint16), picks, target.view(np.uint32), places)
-
-
-def is_finite_compiled(block: NDArray[np.uint8], spec: ArraySpec) -> bool:
-    """As :func:`is_finite`, in one pass."""
-    infinity = infinity_bits(spec)
-    if infinity is None:
-        return True
-    words = block.view(f"<u{np.dtype(spec.dtype).itemsize}")
-    return int(_largest_magnitude(words, np.iinfo(words.dtype).max // 2)) < infinity
-
-
-@_jit
-def _largest_magnitude(words, mask):  # type: ignore[no-untyped-def]
-    largest = words.dtype.type(0)
-    for j in range(words.shape[0]):
-        largest = max(largest, words.dtype.type(words[j] & words.dtype.type(mask)))
-    return largest
+    inside = _widen(source.view(np.uint16), picks, target.view(np.uint32), places)
+    assert inside
 
 
 @_jit
 def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
+    """Returns whether all rows were inside; it stops at the first that is not."""
     width = source.shape[1]
     for i in range(picks.shape[0]):
-        row, place = source[picks[i]], target[places[i]]
+        pick, place = picks[i], places[i]
+        if not (0 <= pick < source.shape[0] and 0 <= place < target.shape[0]):
+            return False
+        row, out = source[pick], target[place]
         for j in range(width):
-            place[j] = row[j]
+            out[j] = row[j]
+    return True
 
 
 @_jit
 def _widen(source, picks, target, places):  # type: ignore[no-untyped-def]
+    """As :func:`_copy`."""
     for i in range(picks.shape[0]):
-        widen(source[picks[i]], target[places[i]])
+        pick, place = picks[i], places[i]
+        if not (0 <= pick < source.shape[0] and 0 <= place < target.shape[0]):
+            return False
+        widen(source[pick], target[place])
+    return True

@@ -152,8 +152,11 @@ class _Ahead:
 
     def _window(self, number: int) -> NDArray[np.int64]:
         in_order = self._plan.in_stored_order
-        for chunk in self._plan.order.chunks(number).tolist():
-            # In order, the system reads ahead by itself.
+        chunks = self._plan.order.chunks(number).tolist()
+        if not in_order:  # in order, the system reads ahead by itself
+            for chunk in chunks:
+                self._array.will_need(chunk)
+        for chunk in chunks:
             self._prepared.add(chunk)
             self._array.prepare(chunk, read_ahead=not in_order, threads=self._decoding)
         if in_order:

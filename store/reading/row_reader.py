@@ -90,13 +90,16 @@ class RowReader:
         threads: Executor | None,
     ) -> None:
         array = self.activations
+        stored_dtype = self.stored_dtype
         if isinstance(numbers, range):  # straight from the file into the batch
             for piece in array.pieces(numbers, release=release):
                 out[piece.target].copy_(self.as_numbers(torch.from_numpy(piece.source)))
         elif array.dtype == np.float16 and out.dtype == torch.float32:
             array.gather_into(out.numpy(), numbers, release=release, threads=threads)
+        elif out.dtype == (torch.bfloat16 if array.spec.bits_of == "bfloat16" else stored_dtype):
+            array.gather_into(out.view(stored_dtype).numpy(), numbers, release=release, threads=threads)
         else:
-            stored = pool.take(out.shape[0], out.shape[1], self.stored_dtype)
+            stored = pool.take(out.shape[0], out.shape[1], stored_dtype)
             array.gather_into(stored.numpy(), numbers, release=release, threads=threads)
             out.copy_(self.as_numbers(stored))
 

@@ -1,6 +1,6 @@
 """One array of a cache: its rows by number."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoding.stored_rows import copy_rows, is_finite_compiled, widen_rows
+from ...common.cores import usable_cores
+from ..encoding import checksum
+from ..encoding.stored_rows import copy_rows, widen_rows
 from .chunks import ShardedChunks
 
 _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
@@ -28,7 +30,8 @@ class ChunkPart:
 class ShardedArray(ShardedChunks):
     """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads."""
 
-    is_finite = staticmethod(is_finite_compiled)
+    is_finite = staticmethod(checksum.is_finite)
+    crc32c_and_finite = staticmethod(checksum.crc32c_and_finite)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -68,14 +71,14 @@ class ShardedArray(ShardedChunks):
     ) -> None:
         """Fill ``out`` [n, ...] with rows by number, all of which must exist.
 
-        ``out`` has the array's type, or is float32 for an array of float16. ``threads`` take a chunk each.
+        ``out`` has the array's type, or is float32 for an array of float16. ``threads`` share the chunks.
         """
         pieces = self.pieces(numbers, release=release)
         if threads is None or not self.keep_decoded:
-            for piece in pieces:
-                _copy(piece, out)
-        else:
-            list(threads.map(lambda piece: _copy(piece, out), list(pieces)))
+            _copy(pieces, out)
+            return
+        found, shares = list(pieces), len(usable_cores())
+        list(threads.map(lambda share: _copy(found[share::shares], out), range(shares)))
 
     def check_rows(self, rows: Any) -> NDArray[np.int64]:
         """Row numbers as int64 [n], all from 0 to N - 1.
@@ -127,24 +130,25 @@ class ShardedArray(ShardedChunks):
     ) -> Iterator[tuple[int, slice | NDArray[np.int64], NDArray[np.int64]]]:
         """(chunk, places in the request, places in the chunk), for any rows."""
         numbers = rows // self.spec.chunk_rows
-        order = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
-        if order is not None:
-            numbers = numbers[order]
+        picks, order = rows - numbers * self.spec.chunk_rows, None
+        if np.any(numbers[1:] < numbers[:-1]):
+            few = self.spec.shape[0] <= self.spec.chunk_rows << 16  # 16 bits are sorted by radix
+            order = np.argsort(numbers.astype(np.uint16) if few else numbers, kind="stable")
+            numbers, picks = numbers[order], picks[order]
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1, [len(numbers)]])
         for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            if start == stop:
-                continue
-            number = int(numbers[start])
-            target = slice(start, stop) if order is None else order[start:stop]
-            yield number, target, rows[target] - number * self.spec.chunk_rows
+            if start < stop:
+                target = slice(start, stop) if order is None else order[start:stop]
+                yield int(numbers[start]), target, picks[start:stop]
 
 
-def _copy(piece: ChunkPart, out: NDArray[Any]) -> None:
-    if piece.picks is None or out.ndim != 2:
-        out[piece.target] = piece.source if piece.picks is None else piece.source[piece.picks]
-        return
-    places = piece.target
-    if isinstance(places, slice):
-        places = np.arange(places.start, places.stop)
-    copy = copy_rows if out.dtype == piece.source.dtype else widen_rows
-    copy(piece.source, piece.picks, out, places)
+def _copy(pieces: Iterable[ChunkPart], out: NDArray[Any]) -> None:
+    for piece in pieces:
+        if piece.picks is None or out.ndim != 2:
+            out[piece.target] = piece.source if piece.picks is None else piece.source[piece.picks]
+            continue
+        places = piece.target
+        if isinstance(places, slice):
+            places = np.arange(places.start, places.stop)
+        copy = copy_rows if out.dtype == piece.source.dtype else widen_rows
+        copy(piece.source, piece.picks, out, places)

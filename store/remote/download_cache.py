@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 
 from ...common.errors import DiskFullError, SaecacheError
+from ...common.untrusted_files import open_regular_descriptor
 from ..disk_space import is_full
 from ..durable import write_all
 from .pinned_file import PinnedFile, pin_file, remove_unless_pinned, rename_and_pin
@@ -125,6 +126,7 @@ class DownloadCache:
             reserved = exceed or used + size <= self.limit_bytes
             if reserved:
                 partial.touch()
+                os.close(open_regular_descriptor(partial))  # to write into a FIFO would wait for ever
             self._write_used(used + (size if reserved else 0))
             return reserved
 
@@ -195,8 +197,8 @@ class DownloadCache:
         except OSError as error:
             if not is_full(error):
                 raise SaecacheError(
-                    f"the folder for downloads {self.folder} cannot be used ({error.strerror}): mend it, or "
-                    "name another one in SAECACHE_CACHE_DIR, and run the same command again"
+                    f"the folder for downloads {self.folder} cannot be used ({_describe(error)}): mend it, "
+                    "or name another one in SAECACHE_CACHE_DIR, and run the same command again"
                 ) from error
             raise DiskFullError(
                 f"the disk of {self.folder} is full, and no download in it can be removed: make room, or name"
@@ -220,6 +222,10 @@ class DownloadCache:
     def _write_used(self, used: int) -> None:
         with (self.folder / "room").open("wb", buffering=0) as file:
             write_all(file, str(used).encode())
+
+
+def _describe(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
 
 
 def _used_now(path: Path) -> bool:

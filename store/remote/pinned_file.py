@@ -5,6 +5,8 @@ import sys
 import weakref
 from pathlib import Path
 
+from ...common.untrusted_files import open_regular_descriptor
+
 if sys.platform != "win32":  # where a file that is open cannot be removed anyway
     import fcntl
 
@@ -20,9 +22,13 @@ class PinnedFile:
 
 
 def pin_file(path: Path) -> PinnedFile | None:
-    """Hold the file at ``path``; None when there is none."""
+    """Hold the file at ``path``; None when there is none.
+
+    Raises:
+        OSError: it cannot be opened, or it is a folder, a FIFO, a device or a socket.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular_descriptor(path)
     except FileNotFoundError:
         return None
     if sys.platform != "win32":
@@ -48,7 +54,11 @@ def rename_and_pin(partial: Path, path: Path) -> PinnedFile | None:
 
 
 def remove_unless_pinned(path: Path) -> bool:
-    """Remove the file at ``path``; False when somebody holds it."""
+    """Remove the file at ``path``; False when somebody holds it.
+
+    Raises:
+        OSError: as :func:`pin_file`.
+    """
     if sys.platform == "win32":
         try:
             path.unlink(missing_ok=True)
@@ -56,7 +66,7 @@ def remove_unless_pinned(path: Path) -> bool:
             return False
         return True
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular_descriptor(path)
     except FileNotFoundError:
         return True
     try:

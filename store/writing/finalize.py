@@ -6,7 +6,7 @@ that was killed does the units that have no record, and ends with the same bytes
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from math import fsum
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from ...common.errors import CorruptCacheError
 from ...common.untrusted_files import read_regular
-from ..durable import write_bytes
+from ..durable import make_folders, write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.number_types import to_moment_words
 from ..encoding.records import RecordLayout
@@ -31,6 +31,7 @@ from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import add_moments, exact_quantiles
 from ..untrusted import parse_json
 from .shuffle import ShuffledSpill
+from .spill import Block
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
 
@@ -54,7 +55,10 @@ class Delivery(Protocol):
 
 
 class Finalizer:
-    """Writes every array of a cache from its spill. ``unit`` says whether stored rows are u rather than x."""
+    """Writes every array of a cache from its spill, and from the blocks that are still in memory.
+
+    ``unit`` says whether stored rows are u rather than x.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,8 @@ class Finalizer:
         memory_bytes: int,
         on_progress: Callable[[int, int], None] | None = None,
         delivery: Delivery | None = None,
+        in_memory: Sequence[Block] = (),
+        synced: bool = True,
     ) -> None:
         self.cache = cache
         self.spill = work / "spill"
@@ -79,7 +85,16 @@ class Finalizer:
         self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
         self.shards = ShardWriter()
         self.shuffled = ShuffledSpill(
-            self.spill, seed, num_buckets, limit_bytes=memory_bytes // 4, in_use=self.shards.under_way
+            self.spill,
+            seed,
+            num_buckets,
+            limit_bytes=memory_bytes // 4,
+            in_use=self.shards.under_way,
+            in_memory=in_memory,
+            synced=synced,
+            record_bytes=max(
+                RecordLayout(width, layout.dtype).record_bytes for width in layout.hooks.values()
+            ),
         )
         self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
         self._recording = ThreadPoolExecutor(1, "saecache-record")
@@ -92,6 +107,7 @@ class Finalizer:
     def run(self) -> tuple[list[FileInfo], dict[str, HookInfo]]:
         """Write all shards; returns the table of files and the hooks with the scalars of their statistics."""
         layout = self.layout
+        make_folders(sorted({(self.cache / path).parent for path in self._paths}))
         try:
             for split in SPLITS:
                 for shard in range(layout.token(split).num_shards):

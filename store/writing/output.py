@@ -11,11 +11,13 @@ import filelock
 from ...common.errors import UsageError
 from ...common.outputs import check_folder_output, take_lock
 from ...common.untrusted_files import read_regular
-from ..durable import fsync_folder, make_folder
+from ..durable import fsync_folder, make_folder, write_bytes
 from ..layout import TOP_FOLDERS
 from ..manifest import MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES
 from ..untrusted import parse_json
 from .journal import WORK_FOLDER, journal_path
+
+_UNCOMMITTED = f"{WORK_FOLDER}/uncommitted"
 
 OutputState = Literal["absent", "empty", "incomplete", "complete", "foreign"]
 
@@ -116,3 +118,20 @@ def discard_results(path: Path) -> None:
     for folder in (f"{WORK_FOLDER}/done", *TOP_FOLDERS):
         if (path / folder).is_dir():
             shutil.rmtree(path / folder)
+
+
+def mark_uncommitted(path: Path) -> None:
+    """Note, durably, that the results of the coming finalize hold rows that the journal does not have."""
+    write_bytes(path / _UNCOMMITTED, b"")
+
+
+def unmark_uncommitted(path: Path) -> None:
+    """The journal has them now."""
+    (path / _UNCOMMITTED).unlink(missing_ok=True)
+
+
+def discard_uncommitted_results(path: Path) -> None:
+    """Remove what a killed finalize wrote of rows that were lost with it."""
+    if (path / _UNCOMMITTED).exists():
+        discard_results(path)
+        unmark_uncommitted(path)

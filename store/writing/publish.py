@@ -1,28 +1,36 @@
 """The last step of writing: metadata of every array and group, provenance, and then the manifest."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ...common.versions import software_versions
-from ..durable import fsync_folder, write_bytes
+from ..durable import fsync_folder, make_folders, write_bytes
 from ..layout import PROVENANCE_GROUP, Layout, group_metadata, metadata_bytes
 from ..manifest import MANIFEST_ATTRIBUTE, Manifest
 
+_FILES_AT_ONCE = 8
 _SOFTWARE = ("saecache", "torch", "transformers", "datasets", "numpy", "numba")
 
 
 def publish(path: Path, manifest: Manifest, provenance: Mapping[str, Any]) -> None:
     """Write all metadata; with the root's zarr.json, which comes last, the folder becomes a cache."""
-    for node, metadata in nested_metadata(manifest.layout).items():
-        write_bytes(path / node / "zarr.json", metadata_bytes(metadata))
+    nodes = nested_metadata(manifest.layout)
+    make_folders(path / node for node in (*nodes, PROVENANCE_GROUP))
     facts = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "software": software_versions(_SOFTWARE),
         **provenance,
     }
-    write_bytes(path / PROVENANCE_GROUP / "zarr.json", metadata_bytes(group_metadata(facts)))
+    nodes[PROVENANCE_GROUP] = group_metadata(facts)
+
+    def write(node: str) -> None:
+        write_bytes(path / node / "zarr.json", metadata_bytes(nodes[node]))
+
+    with ThreadPoolExecutor(_FILES_AT_ONCE, "saecache-publish") as threads:  # each waits for the disk
+        list(threads.map(write, nodes))
     fsync_folder(path)
     write_bytes(path / "zarr.json", metadata_bytes(root_metadata(manifest)))
 

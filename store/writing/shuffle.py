@@ -4,7 +4,7 @@ At least two buckets are in memory: one is handed out while a thread sorts the n
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
-from .spill import SpillReader
+from .spill import SMALL_BUCKET_BYTES, Block, SpillReader
 
 _MOST_BUFFERS = 4
 _HELDOUT_BYTES = 8 << 20
@@ -26,7 +26,7 @@ _HELDOUT_BYTES = 8 << 20
 class _BucketRange:
     """A range of the sorted rows of one bucket of one spill file, small enough for memory."""
 
-    name: str
+    hook: int
     bucket: int
     start: int
     stop: int
@@ -50,6 +50,9 @@ class ShuffledSpill:
         num_buckets: of the spill.
         limit_bytes: bound on a buffer; there are two, or up to four where they are small.
         in_use: the work that must end before rows that were yielded earlier may be overwritten.
+        in_memory: blocks of rows that were not spilled; they come after those that were.
+        record_bytes: of the widest hook.
+        synced: whether the spill is on the disk; else it may be in the system's file cache only.
     """
 
     def __init__(
@@ -59,10 +62,14 @@ class ShuffledSpill:
         num_buckets: int,
         limit_bytes: int,
         in_use: Callable[[], Iterable[futures.Future[Any]]] = lambda: (),
+        in_memory: Sequence[Block] = (),
+        record_bytes: int = SMALL_BUCKET_BYTES,
+        synced: bool = True,
     ) -> None:
-        self._spill = SpillReader(folder, num_buckets)
+        most_rows = min(limit_bytes, SMALL_BUCKET_BYTES) // record_bytes
+        self._spill = SpillReader(folder, num_buckets, in_memory, most_rows=most_rows, synced=synced)
         self._seed = seed
-        self._heldout = num_buckets
+        self._heldout = num_buckets = self._spill.num_buckets
         self._limit_bytes = limit_bytes
         self._in_use = in_use
         self._bucket_rows = self._spill.bucket_rows()
@@ -87,18 +94,17 @@ class ShuffledSpill:
         Yielded rows may be overwritten once the next are requested and the work that ``in_use`` then returns
         is done.
         """
-        name = f"hook.{hook}"
         if split == "heldout":  # stays in the order in which it arrived
             step = max(1, min(self._limit_bytes, _HELDOUT_BYTES) // layout.record_bytes)
             for first in range(start, stop, step):
                 yield self._thread.submit(
-                    self._heldout_rows, name, layout, first, min(first + step, stop)
+                    self._heldout_rows, hook, layout, first, min(first + step, stop)
                 ).result()
             return
         if start == stop:
             return
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
-        part: _BucketRange | None = self._part(name, bucket, start - self._first_row(bucket), layout)
+        part: _BucketRange | None = self._part(hook, bucket, start - self._first_row(bucket), layout)
         while start < stop:
             assert part is not None
             first = self._first_row(part.bucket)
@@ -110,12 +116,12 @@ class ShuffledSpill:
     def _first_row(self, bucket: int) -> int:
         return int(self._bucket_ends[bucket] - self._bucket_rows[bucket])
 
-    def _part(self, name: str, bucket: int, row: int, layout: RecordLayout) -> _BucketRange:
+    def _part(self, hook: int, bucket: int, row: int, layout: RecordLayout) -> _BucketRange:
         """The part with a row of a bucket."""
         limit = max(1, self._limit_bytes // layout.record_bytes)
         number = row // limit
         stop = min((number + 1) * limit, int(self._bucket_rows[bucket]))
-        return _BucketRange(name, bucket, number * limit, stop)
+        return _BucketRange(hook, bucket, number * limit, stop)
 
     def _part_after(self, part: _BucketRange, layout: RecordLayout) -> _BucketRange | None:
         bucket, row = part.bucket, part.stop
@@ -123,7 +129,7 @@ class ShuffledSpill:
             bucket, row = bucket + 1, 0
             if bucket == self._heldout:
                 return None
-        return self._part(part.name, bucket, row, layout)
+        return self._part(part.hook, bucket, row, layout)
 
     def _sorted(self, part: _BucketRange, layout: RecordLayout) -> StoredRows:
         """The sorted rows of a part; those of the next are then under way in the others."""
@@ -166,20 +172,20 @@ class ShuffledSpill:
         ranks = self._ranks_of(part.bucket)
         record_bytes = rows.layout.record_bytes
         if part.bucket + 1 < self._heldout:
-            self._spill.will_need(part.name, part.bucket + 1, record_bytes)
+            self._spill.will_need(part.hook, part.bucket + 1, record_bytes)
         arrived = 0
-        for block in self._spill.records(part.name, part.bucket, record_bytes):
-            rows.place(block, ranks[arrived : arrived + len(block)] - part.start)
-            arrived += len(block)
+        for records, picks in self._spill.records(part.hook, part.bucket, record_bytes):
+            rows.place(records, picks, ranks[arrived : arrived + len(picks)] - part.start)
+            arrived += len(picks)
         if part.stop == self._bucket_rows[part.bucket]:
-            self._spill.was_read(part.name, part.bucket, record_bytes)
+            self._spill.was_read(part.hook, part.bucket, record_bytes)
 
-    def _heldout_rows(self, name: str, layout: RecordLayout, start: int, stop: int) -> StoredRows:
+    def _heldout_rows(self, hook: int, layout: RecordLayout, start: int, stop: int) -> StoredRows:
         rows = StoredRows.empty(layout, stop - start)
         arrived = 0
-        for block in self._spill.records(name, self._heldout, layout.record_bytes, start, stop):
-            rows.place(block, np.arange(arrived, arrived + len(block)))
-            arrived += len(block)
+        for records, picks in self._spill.records(hook, self._heldout, layout.record_bytes, start, stop):
+            rows.place(records, picks, np.arange(arrived, arrived + len(picks)))
+            arrived += len(picks)
         return rows
 
     def _tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:

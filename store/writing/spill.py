@@ -12,7 +12,7 @@ read back.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ class Block:
         self.capacity = capacity
         self.used = 0
         self.token = np.empty(capacity, np.uint64)
-        self.bucket = np.empty(capacity, np.int32)
+        self.bucket = np.empty(capacity, np.uint16)  # which is sorted by radix; at most MAX_BUCKETS
         self.records = [np.empty((capacity, record.record_bytes), np.uint8) for record in records]
         self.sequences: list[dict[str, NDArray[np.int32]]] = []
 
@@ -57,16 +57,29 @@ class Block:
         self.used = 0
         self.sequences = []
 
+    def by_bucket(self) -> NDArray[np.int64]:
+        """Its rows in the order of their buckets, and in each in the order in which they arrived."""
+        return np.argsort(self.bucket[: self.used], kind="stable")
+
+    def count_buckets(self, num_buckets: int) -> NDArray[np.uint32]:
+        """Rows of each bucket, uint32 [num_buckets + 1]."""
+        return np.bincount(self.bucket[: self.used], minlength=num_buckets + 1).astype("<u4")
+
 
 @dataclass
 class SpillWriter:
-    """Appends blocks in a background thread. Nothing is durable before :meth:`sync`."""
+    """Appends blocks in a background thread. Nothing is durable before :meth:`sync`.
+
+    What is never synced need not come to the disk at all, if the system's file cache has room for it until
+    the cache is finished and the spill is removed.
+    """
 
     folder: Path
     records: list[RecordLayout]
     num_buckets: int
     sequence_arrays: tuple[str, ...]  # of "ids" and "document", those that exist
     context: int
+    early: bool = False  # begin to put rows on the disk when they are appended, because a sync will follow
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saecache-spill"))
     _flushing: Future[None] | None = None
 
@@ -99,6 +112,7 @@ class SpillWriter:
 
     def sync(self) -> None:
         """Make everything submitted so far durable."""
+        self.early = True
         self.wait()
         for path in sorted(self.folder.iterdir()):
             fsync_file(path)
@@ -106,17 +120,24 @@ class SpillWriter:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def append_sequences(self, block: Block) -> None:
+        """Append the token arrays of a block, whose rows stay in memory."""
+        self.wait()
+        self._append_sequences(block)
+
     def _append_block(self, block: Block) -> None:
-        n = block.used
-        order = np.argsort(block.bucket[:n], kind="stable")
-        counts = np.bincount(block.bucket[:n], minlength=self.num_buckets + 1).astype("<u4")
+        order = block.by_bucket()
         for i, records in enumerate(block.records):
             self._append_in_order(f"hook.{i}", records, order)
         self._append("token", block.token[order])
-        self._append("segments", counts[None])
+        self._append("segments", block.count_buckets(self.num_buckets)[None])
+        self._append_sequences(block)
+
+    def _append_sequences(self, block: Block) -> None:
         for arrays in block.sequences:
             for name, array in arrays.items():
                 self._append(name, array)
+        block.sequences = []
 
     def _append(self, name: str, rows: NDArray[Any]) -> None:
         with (self.folder / name).open("ab", buffering=0) as file:
@@ -130,21 +151,39 @@ class SpillWriter:
             for start in range(0, len(order), step):
                 picks = order[start : start + step]
                 rows.take(picks, axis=0, out=buffer[: len(picks)], mode="clip")  # other modes copy once more
-                append_early(file, buffer[: len(picks)].data)
+                (append_early if self.early else write_all)(file, buffer[: len(picks)].data)
 
 
 class SpillReader:
-    """Reads the rows of each bucket in their order of arrival. Not for several threads at once."""
+    """Reads the rows of each bucket in their order of arrival. Not for several threads at once.
 
-    def __init__(self, folder: Path, num_buckets: int) -> None:
+    Rows come from the files of the spill, and then from blocks that are still in memory. Neighbouring
+    buckets are read as one, while that has at most ``most_rows`` rows: ``num_buckets`` says how many are
+    left. Where the spill is not ``synced``, the system is not told to drop its pages: it would write them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num_buckets: int,
+        in_memory: Sequence[Block] = (),
+        *,
+        most_rows: int = 0,
+        synced: bool = True,
+    ) -> None:
         self._folder = folder
-        segments = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
-        self._counts = segments.T.copy()  # [buckets + 1, blocks]
-        block_rows = self._counts.sum(axis=0, dtype=np.int64)
-        self._block_starts = np.cumsum(block_rows) - block_rows
+        self._synced = synced
+        spilled = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
+        block_rows = spilled.sum(axis=1, dtype=np.int64)
         if 8 * int(block_rows.sum()) != (folder / "token").stat().st_size:
             raise CorruptCacheError(f"{folder / 'segments'}: not the numbers of the rows that were spilled")
-        self._before = 0, np.zeros_like(block_rows)  # a bucket, and the rows of each block in those before it
+        self._in_memory = [(block, block.by_bucket()) for block in in_memory]
+        counts = np.vstack([spilled, *(block.count_buckets(num_buckets) for block in in_memory)])
+        self._counts = _merge_buckets(counts.astype(np.int64), most_rows).T.copy()  # [buckets + 1, blocks]
+        self.num_buckets = len(self._counts) - 1
+        starts = np.cumsum(block_rows) - block_rows
+        self._block_starts = np.concatenate([starts, np.zeros(len(in_memory), np.int64)])
+        self._before = 0, np.zeros_like(self._block_starts)  # a bucket, and each block's rows in those before
         self._files: dict[str, BinaryIO] = {}
         self._buffer = np.empty(_READ_BYTES, np.uint8)
 
@@ -160,69 +199,104 @@ class SpillReader:
     def tokens(self, bucket: int) -> NDArray[np.uint64]:
         """Token indices of the rows of a bucket."""
         file, segments = self._open("token"), self._segments(bucket)
-        token = np.empty(sum(count for _, count in segments), np.uint64)
+        token = np.empty(sum(count for _, _, count in segments), np.uint64)
         arrived = 0
-        for start, count in segments:
-            file.seek(start * token.itemsize)
-            _read_exactly(file, token[arrived : arrived + count].view(np.uint8))
+        for block, start, count in segments:
+            target = token[arrived : arrived + count]
+            if block is None:
+                file.seek(start * token.itemsize)
+                _read_exactly(file, target.view(np.uint8))
+            else:
+                target[:] = block[0].token[block[1][start : start + count]]
             arrived += count
         return token
 
     def records(
-        self, name: str, bucket: int, record_bytes: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """The records ``start:stop`` of a bucket [n, record_bytes], some at a time, each time overwritten."""
-        file = self._open(name)
+        self, hook: int, bucket: int, record_bytes: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """The records ``start:stop`` of a bucket, some at a time, each time overwritten.
+
+        Yields:
+            records [m, record_bytes], and which of them are meant, in order, int64 [n].
+        """
+        file = self._open(f"hook.{hook}")
         step = max(1, _READ_BYTES // record_bytes)
         if len(self._buffer) < step * record_bytes:
             self._buffer = np.empty(step * record_bytes, np.uint8)
+        in_order = np.arange(step)
         seen = 0  # rows of the bucket in the segments before
-        for position, count in self._segments(bucket):
-            last = count if stop is None else min(count, stop - seen)
-            for row in range(max(0, start - seen), last, step):
+        for block, position, count in self._segments(bucket):
+            first, last = max(0, start - seen), count if stop is None else min(count, stop - seen)
+            if block is not None and first < last:
+                yield block[0].records[hook], block[1][position + first : position + last]
+            for row in range(first, last if block is None else 0, step):
                 file.seek((position + row) * record_bytes)
-                block = self._buffer[: min(step, last - row) * record_bytes]
-                _read_exactly(file, block)
-                yield block.reshape(-1, record_bytes)
+                read = self._buffer[: min(step, last - row) * record_bytes]
+                _read_exactly(file, read)
+                found = read.reshape(-1, record_bytes)
+                yield found, in_order[: len(found)]
             seen += count
 
-    def will_need(self, name: str, bucket: int, record_bytes: int) -> None:
+    def will_need(self, hook: int, bucket: int, record_bytes: int) -> None:
         """Ask the system, where it can be asked, to read all segments of a bucket ahead."""
         if hasattr(os, "posix_fadvise"):
-            descriptor = self._open(name).fileno()
-            for start, count in self._segments(bucket):
+            descriptor = self._open(f"hook.{hook}").fileno()
+            for start, count in self._spilled_segments(bucket):
                 os.posix_fadvise(
                     descriptor, start * record_bytes, count * record_bytes, os.POSIX_FADV_WILLNEED
                 )
 
-    def was_read(self, name: str, bucket: int, record_bytes: int) -> None:
+    def was_read(self, hook: int, bucket: int, record_bytes: int) -> None:
         """Tell the system, where it can be told, that the pages of a bucket are no longer needed.
 
         The advice begins at the start of each block: the system frees pieces of its cache only as a whole,
         and one may hold the segments of several buckets.
         """
-        if hasattr(os, "posix_fadvise"):
-            descriptor = self._open(name).fileno()
-            starts, segments = self._block_starts, self._segments(bucket)
+        if self._synced and hasattr(os, "posix_fadvise"):
+            descriptor = self._open(f"hook.{hook}").fileno()
+            segments = self._spilled_segments(bucket)
+            starts = self._block_starts[: len(self._block_starts) - len(self._in_memory)]
             blocks = starts[np.searchsorted(starts, [start for start, _ in segments], side="right") - 1]
             for first, (start, count) in zip(blocks.tolist(), segments, strict=True):
                 offset, size = first * record_bytes, (start + count - first) * record_bytes
                 os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
-    def _segments(self, bucket: int) -> list[tuple[int, int]]:
-        """(first spill row, rows) of the bucket in each block that has some."""
+    def _segments(self, bucket: int) -> list[tuple[tuple[Block, NDArray[np.int64]] | None, int, int]]:
+        """(block, first row, rows) of the bucket in each block that has some.
+
+        A block that was spilled is None, and its row is one of the files; of one in memory, with its rows in
+        order, it is a place in that order.
+        """
         last, before = self._before
         if bucket < last:
             last, before = 0, np.zeros_like(before)
         before = before + self._counts[last:bucket].sum(axis=0, dtype=np.int64)
         self._before = bucket, before
-        segments = zip((self._block_starts + before).tolist(), self._counts[bucket].tolist(), strict=True)
-        return [(start, count) for start, count in segments if count]
+        starts, counts = (self._block_starts + before).tolist(), self._counts[bucket].tolist()
+        blocks = [None] * (len(starts) - len(self._in_memory)) + self._in_memory
+        return [each for each in zip(blocks, starts, counts, strict=True) if each[2]]
+
+    def _spilled_segments(self, bucket: int) -> list[tuple[int, int]]:
+        return [(start, count) for block, start, count in self._segments(bucket) if block is None]
 
     def _open(self, name: str) -> BinaryIO:
         if name not in self._files:
             self._files[name] = (self._folder / name).open("rb", buffering=0)
         return self._files[name]
+
+
+def _merge_buckets(counts: NDArray[np.int64], most_rows: int) -> NDArray[np.int64]:
+    """Rows [blocks, buckets + 1] with twice as few buckets, again and again while none has too many rows.
+
+    In every block the rows of neighbouring buckets lie side by side.
+    """
+    buckets, heldout = counts[:, :-1], counts[:, -1:]
+    while buckets.shape[1] > 1:
+        merged = buckets.reshape(len(buckets), -1, 2).sum(axis=2)
+        if merged.sum(axis=0).max() > most_rows:
+            break
+        buckets = merged
+    return np.hstack([buckets, heldout])
 
 
 def _read_exactly(file: BinaryIO, target: NDArray[np.uint8]) -> None:

@@ -30,7 +30,15 @@ from .arguments import (
 )
 from .finalize import Delivery, Finalizer
 from .journal import WORK_FOLDER, Journal, damaged_journal, read_journal, write_journal
-from .output import claim_output, discard_results, discard_work, remove_work
+from .output import (
+    claim_output,
+    discard_results,
+    discard_uncommitted_results,
+    discard_work,
+    mark_uncommitted,
+    remove_work,
+    unmark_uncommitted,
+)
 from .planned_size import plan_layout
 from .publish import publish
 from .spill import SpillWriter, bucket_of, choose_buckets
@@ -88,6 +96,7 @@ class CacheWriter:
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
         self._delivery = delivery
+        self._planned_rows = None if planned_sequences is None else planned_sequences * context
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
@@ -99,7 +108,7 @@ class CacheWriter:
         self._lock = claim_output(self.path)
         try:
             with disk_explained(self.path):
-                self._journal = self._load_or_start(planned_sequences)
+                self._journal = self._load_or_start()
         except BaseException:
             if self._created:
                 discard_work(self.path, self._lock, remove_folder=True)
@@ -202,12 +211,7 @@ class CacheWriter:
         with self._working():
             if progress is not None:
                 self._advance(progress=json.loads(canonical_json(dict(progress))))
-            if self._staging is not None and self._spill is not None:
-                self._staging.flush()
-                self._spill.sync()
-                self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
-            write_journal(self.path, self._pending)
-            self._journal = self._pending
+            self._make_durable()
 
     def finalize(
         self,
@@ -216,7 +220,10 @@ class CacheWriter:
         provenance: Mapping[str, Any] = _NOTHING,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Manifest:
-        """Commit, shuffle, write the arrays and last the manifest; then close.
+        """Shuffle, write the arrays and last the manifest; then close.
+
+        Rows that are in memory since the last commit go into the arrays from there. A process that is killed
+        meanwhile loses them, as it does at any other time before a commit; after an error they are committed.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
@@ -229,10 +236,14 @@ class CacheWriter:
         """
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
-        self.commit()
+        self._check_usable()
         with self._working():
             if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
-                publish(self.path, self._build(counts, on_progress), facts)
+                try:
+                    publish(self.path, self._build(counts, on_progress), facts)
+                except BaseException:
+                    self._make_durable()
+                    raise
             manifest = load_manifest(self.path)
             if self._delivery is not None:
                 self._delivery.finish()
@@ -260,13 +271,22 @@ class CacheWriter:
         finally:
             self.close()
 
-    def _load_or_start(self, planned_sequences: int | None) -> Journal:
+    def _make_durable(self) -> None:
+        """Spill and sync what is staged, and then replace the journal."""
+        if self._staging is not None and self._spill is not None:
+            self._staging.flush()
+            self._spill.sync()
+            self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
+        write_journal(self.path, self._pending)
+        self._journal = self._pending
+        unmark_uncommitted(self.path)
+
+    def _load_or_start(self) -> Journal:
         journal = read_journal(self.path)
         if journal is None:
-            planned_rows = None if planned_sequences is None else planned_sequences * self.context
             widest = max(record.record_bytes for record in self._records.values())
             journal = Journal(
-                identity=self.identity, num_buckets=choose_buckets(planned_rows, widest, self.storage)
+                identity=self.identity, num_buckets=choose_buckets(self._planned_rows, widest, self.storage)
             )
             write_journal(self.path, journal)
         elif journal.identity != self.identity:
@@ -275,6 +295,11 @@ class CacheWriter:
                 f"{self.path} holds an unfinished cache of another identity: remove it, or choose another "
                 f"folder. They differ in\n{listed}"
             )
+        if (self.path / "zarr.json").is_file():  # all rows are in it, also those that were never spilled
+            manifest = load_manifest(self.path)
+            journal = journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
+        else:
+            discard_uncommitted_results(self.path)
         return journal
 
     def _open_spill(self, tokens: TokensKind) -> Staging:
@@ -289,7 +314,11 @@ class CacheWriter:
             self._spill.begin(self._journal.lengths)
             unit = self.storage.normalization == "unit"
             self._staging = Staging(
-                self._spill, self._records, unit=unit, block_bytes=self.storage.memory_bytes // 4
+                self._spill,
+                self._records,
+                unit=unit,
+                block_bytes=self.storage.memory_bytes // 4,
+                planned_rows=self._planned_rows,
             )
             self._journal_blocks = self._journal.blocks
             self._advance(tokens=tokens)
@@ -349,14 +378,13 @@ class CacheWriter:
 
     def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
         """Write every shard; the manifest of them."""
-        journal = self._journal
+        journal = self._pending
         if not journal.train_rows or journal.tokens is None:
             raise UsageError(
                 f"nothing to train on: {journal.sequences} sequences were written, with "
                 f"{journal.heldout_rows} held-out rows and no training rows"
             )
-        self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
-        self._close_threads()  # and with them goes the memory of the blocks
+        staging = self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
         layout = plan_layout(
             self.hooks,
             self.context,
@@ -366,6 +394,9 @@ class CacheWriter:
             sequences=journal.sequences,
             tokens=journal.tokens,
         )
+        in_memory, committed = staging.keep_in_memory(), journal == self._journal
+        if not committed:
+            mark_uncommitted(self.path)
         finalizer = Finalizer(
             self.path,
             self.path / WORK_FOLDER,
@@ -376,6 +407,8 @@ class CacheWriter:
             memory_bytes=self.storage.memory_bytes,
             on_progress=on_progress,
             delivery=self._delivery,
+            in_memory=in_memory,
+            synced=committed,
         )
         files, hooks = finalizer.run()
         try:
@@ -409,6 +442,7 @@ class CacheWriter:
             raise
 
     def _close_threads(self) -> None:
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = self._staging = None
+        for stage in (self._staging, self._spill):
+            if stage is not None:
+                stage.close()
+        self._spill = self._staging = None

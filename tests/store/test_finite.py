@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from saecache.store import CorruptCacheError, open_cache, verify_cache
-from saecache.store.encoding.stored_rows import is_finite_compiled
+from saecache.store.encoding import checksum
 from saecache.store.finite import NotFiniteError, check_finite, is_finite
 from saecache.store.layout import ArraySpec
 from saecache.store.manifest import load_manifest
@@ -130,7 +130,7 @@ def test_the_check_is_that_of_numpy(dtype: str) -> None:
         for number, real in ((0, 16), (2, 8)):  # the last chunk has 8 rows and padding
             block = bits.reshape(-1)[: real * spec.row_bytes]
             finite = bool(np.isfinite(rows[:real]).all())
-            assert is_finite(block, spec) == is_finite_compiled(block, spec) == finite
+            assert is_finite(block, spec) == checksum.is_finite(block, spec) == finite
             bad = (16 * number + np.flatnonzero(~np.isfinite(rows[:real]).all(axis=1))).tolist()
             try:
                 check_finite(bits.reshape(-1), spec, number, "x")

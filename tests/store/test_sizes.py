@@ -19,12 +19,15 @@ from saecache.common.untrusted_files import open_regular, read_regular
 from saecache.store import (
     CacheWriter,
     CorruptCacheError,
+    ShardedArray,
     StorageConfig,
     inspect_output,
     open_cache,
     slice_cache,
+    verify,
     verify_cache,
 )
+from saecache.store.derived.heldout import find_heldout_positions
 from saecache.store.info import largest_rows, read_provenance
 from saecache.store.manifest import load_manifest, parse_manifest
 from saecache.store.remote.team import list_caches
@@ -99,6 +102,42 @@ def test_a_slice_of_rows_without_tokens_still_opens(tmp_path: Path) -> None:
     hostile = values_of(tmp_path / "slice") | {"sequences": 2**40}
     with pytest.raises(CorruptCacheError, match="sequences"):
         parse_manifest(sealed(hostile), "x")
+
+
+def test_to_verify_a_slice_walks_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It walked every sequence of the cache that was sliced, of which a manifest may claim 2^32."""
+    cache = open_cache(rows_without_tokens(tmp_path / "c"))
+    slice_cache(cache, tmp_path / "slice", rows=10, heldout_rows=2)
+    claimed = values_of(tmp_path / "slice") | {"sequences": 2**32}
+    (tmp_path / "slice" / "zarr.json").write_bytes(sealed(claimed))
+    looked = 0
+
+    def count(manifest: Any, documents: Any, sequences: Any) -> Any:
+        nonlocal looked
+        looked += documents.size
+        return find_heldout_positions(manifest, documents, sequences)
+
+    monkeypatch.setattr(verify, "find_heldout_positions", count)
+    problems = verify_cache(tmp_path / "slice").problems
+    assert problems == ["zarr.json: not the metadata that follows from the manifest"]
+    assert verify.check_rows_in_place(load_manifest(tmp_path / "slice"), open_of(tmp_path / "slice")) == []
+    assert looked == 12
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_single_row_on_the_wrong_side(tmp_path: Path, split: str) -> None:
+    path = rows_without_tokens(tmp_path / "c")
+    manifest = load_manifest(path)
+    identity = manifest.identity | {"heldout_fraction": 0.3 if split == "train" else 0.01}
+    other = manifest.model_copy(update={"identity": identity})
+    problems = verify.check_rows_in_place(other, open_of(path))
+    assert len(problems) == 1
+    side = "held out" if split == "train" else "not held out"
+    assert f"{manifest.layout.token(split).path}: row " in problems[0] and f"that is {side}" in problems[0]
+
+
+def open_of(path: Path) -> Any:
+    return lambda spec: ShardedArray(path, spec)
 
 
 def test_more_rows_than_positions(values: dict[str, Any]) -> None:  # noqa: F811

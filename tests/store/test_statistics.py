@@ -63,7 +63,7 @@ def test_rows_in_place_and_moments_equal_plain_numpy(dtype: str, unit: bool, wid
     target = StoredRows.empty(layout, 180)
     for column in (target.words, target.norm, target.mean, target.scale):
         column[:] = 7
-    target.place(records, ranks)
+    target.place(records, np.arange(len(records)), ranks)
     inside = ranks < 180
     numbers = layout.words(records)[:, :width]
     columns = [(target.words, numbers), (target.norm, layout.norm(records))]
@@ -78,7 +78,7 @@ def test_rows_in_place_and_moments_equal_plain_numpy(dtype: str, unit: bool, wid
         return
 
     stored = StoredRows.empty(layout, 200)
-    stored.place(records, np.arange(200))
+    stored.place(records, np.arange(200), np.arange(200))
     rows, norm, mean = stored.words, stored.norm, stored.mean
     sums = np.ones((2, width))
     add_moments(rows, norm, mean, unit, sums)

@@ -17,6 +17,8 @@ from saecache.store import SaecacheError, UsageError
 from saecache.store.remote.download_cache import DownloadCache
 from saecache.store.remote.download_cache_settings import check_limit, default_folder, open_download_cache
 
+from ..test_sizes import no_waiting
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SIZE = 1000
 processes = multiprocessing.get_context("fork")
@@ -277,3 +279,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="SAECACHE_CACHE_DIR"):
         open_download_cache(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("place", ["the file", "a file to remove", "the download"])
+def test_a_fifo_in_the_folder_does_not_make_anybody_wait(local: DownloadCache, place: str) -> None:
+    """To open one waits until another process opens its other end."""
+    hold(local, 1)
+    if place == "the download":
+        os.mkfifo(local.folder / "partial" / f"{digest(4)}-{SIZE}")
+    else:
+        path = local.path_of(digest(4 if place == "the file" else 5))
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+        os.utime(path, (0, 0))  # the first to be removed
+    with no_waiting(), pytest.raises(SaecacheError, match=r"cannot be used .not a regular file but a FIFO"):
+        for number in (4, 2, 3):
+            hold(local, number)

@@ -39,6 +39,22 @@ def test_killed_at_any_change_of_the_file_system(
         check(path, whole, contents)
 
 
+def test_killed_without_a_commit(
+    tmp_path: Path, run: Run, reference: tuple[Path, int], contents: Callable[..., Any]
+) -> None:
+    """All rows are in memory until the shards are there."""
+    whole, _ = reference
+    changes = run(tmp_path / "not killed", commit_every=None)["changes"]
+    check(tmp_path / "not killed", whole, contents)
+    between = random.Random(2).sample(range(6, changes - 8), 8)
+    for kill_at in sorted([*between, *range(changes - 8, changes + 1)]):
+        path = tmp_path / str(kill_at)
+        assert run(path, kill_at=kill_at, commit_every=None)["status"] == -signal.SIGKILL
+        if inspect_output(path) != "complete":
+            assert run(path, commit_every=None)["status"] == 0
+        check(path, whole, contents)
+
+
 def test_killed_again_and_again(
     tmp_path: Path, run: Run, reference: tuple[Path, int], contents: Callable[..., Any]
 ) -> None:

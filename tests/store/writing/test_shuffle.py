@@ -27,6 +27,8 @@ from saecache.store.writing.spill import (
     heldout_every=st.integers(2, 9),
     cut=st.tuples(st.integers(0, 200), st.integers(0, 200)),
     limit_rows=st.integers(1, 100),
+    in_memory=st.integers(0, 6),
+    merged=st.booleans(),
 )
 def test_positions_are_those_of_one_sort(
     tmp_path_factory: pytest.TempPathFactory,
@@ -35,13 +37,16 @@ def test_positions_are_those_of_one_sort(
     heldout_every: int,
     cut: tuple[int, int],
     limit_rows: int,
+    in_memory: int,
+    merged: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("spill") / "spill"
     layout = RecordLayout(4, "float16")
     spill = SpillWriter(folder, [layout], 1 << bits, (), 1)
     spill.begin(SpillLengths())
     first = 0
-    for count in blocks:
+    kept: list[Block] = []  # which are not spilled
+    for number, count in enumerate(blocks):
         block = Block(count, [layout])
         token = np.arange(first, first + count, dtype=np.uint64) * np.uint64(3)
         block.token[:], block.used = token, count
@@ -49,7 +54,10 @@ def test_positions_are_those_of_one_sort(
         block.bucket[token % np.uint64(heldout_every) == 0] = 1 << bits
         block.records[0][:] = 0
         block.records[0].view(np.uint64)[:, 0] = token  # in place of the row
-        spill.submit(block)
+        if number >= len(blocks) - in_memory:
+            kept.append(block)
+        else:
+            spill.submit(block)
         first += count
     spill.sync()
     spill.close()
@@ -57,7 +65,14 @@ def test_positions_are_those_of_one_sort(
     every = np.arange(first, dtype=np.uint64) * np.uint64(3)
     heldout = every % np.uint64(heldout_every) == 0
     expected = every[~heldout][np.argsort(row_keys(9, every[~heldout]))]
-    shuffled = ShuffledSpill(folder, 9, 1 << bits, limit_bytes=limit_rows * layout.record_bytes)
+    shuffled = ShuffledSpill(
+        folder,
+        9,
+        1 << bits,
+        limit_bytes=limit_rows * layout.record_bytes,
+        in_memory=kept,
+        **({"record_bytes": layout.record_bytes} if merged else {}),
+    )
     for split, wanted in (("train", expected), ("heldout", every[heldout])):
         start, stop = sorted(min(number, len(wanted)) for number in cut)
         assert np.array_equal(shuffled.tokens(split, start, stop), wanted[start:stop])
