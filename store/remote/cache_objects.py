@@ -14,7 +14,7 @@ from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ...common.untrusted_files import open_regular
-from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
+from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
 from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
@@ -35,6 +35,11 @@ class CacheObject:
     key: str
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, file: FileInfo) -> "CacheObject":
+        """A shard of the manifest."""
+        return cls(file.path, file.size, file.sha256)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Root:
         return cls(content, manifest)
 
     def shards(self) -> list[CacheObject]:
-        return [CacheObject(file.path, file.size, file.sha256) for file in self.manifest.files]
+        return [CacheObject.of(file) for file in self.manifest.files]
 
     @cached_property
     def metadata(self) -> dict[str, dict[str, Any]]:
@@ -84,14 +89,22 @@ def read_local(path: Path) -> tuple[Root, list[CacheObject]]:
     root = Root.parse((path / ROOT).read_bytes(), str(path / ROOT))
     check_no_links(path, [*(file.path for file in manifest.files), PROVENANCE, *root.metadata])
     check_files(path, manifest)
-    objects = root.shards()
-    for key, expected in root.metadata.items():
+    return root, [*root.shards(), *small_objects(path, root)]
+
+
+def small_objects(path: Path, root: Root) -> list[CacheObject]:
+    """Every zarr.json below the root's in the folder ``path``, the provenance included if there is any.
+
+    Raises:
+        CorruptCacheError: one of them is missing, or is not the one that follows from the manifest.
+    """
+    found = []
+    for key in [*root.metadata, *([PROVENANCE] if (path / PROVENANCE).is_file() else [])]:
         content = _read_small(path / key)
-        check_metadata(content, expected, str(path / key))
-        objects.append(_small_object(key, content))
-    if (path / PROVENANCE).is_file():
-        objects.append(_small_object(PROVENANCE, _read_small(path / PROVENANCE)))
-    return root, objects
+        if key != PROVENANCE:
+            check_metadata(content, root.metadata[key], str(path / key))
+        found.append(CacheObject(key, len(content), hashlib.sha256(content).hexdigest()))
+    return found
 
 
 def check_metadata(content: bytes, expected: Mapping[str, Any], where: str) -> None:
@@ -215,7 +228,3 @@ def _read_small(path: Path) -> bytes:
     if len(content) > MAX_METADATA_BYTES:
         raise CorruptCacheError(f"{path}: more than {MAX_METADATA_BYTES} bytes, no metadata are that large")
     return content
-
-
-def _small_object(key: str, content: bytes) -> CacheObject:
-    return CacheObject(key, len(content), hashlib.sha256(content).hexdigest())

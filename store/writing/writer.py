@@ -29,7 +29,7 @@ from .arguments import (
     sequence_arguments,
 )
 from .finalize import Delivery, Finalizer
-from .journal import WORK_FOLDER, Journal, damaged_journal, read_journal, write_journal
+from .journal import WORK_FOLDER, Journal, damaged_journal, journal_path, read_journal, write_journal
 from .output import claim_output, discard_results, discard_work, remove_work
 from .planned_size import plan_layout
 from .publish import publish
@@ -231,11 +231,12 @@ class CacheWriter:
         check_counts(counts)
         self.commit()
         with self._working():
-            if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
+            if not self._is_published():
                 publish(self.path, self._build(counts, on_progress), facts)
             manifest = load_manifest(self.path)
             if self._delivery is not None:
                 self._delivery.finish()
+                journal_path(self.path).unlink()  # first: the cache is elsewhere, nothing here goes on
             self._close_threads()
             remove_work(self.path, self._lock)
         return manifest
@@ -259,6 +260,16 @@ class CacheWriter:
                 self.finalize()
         finally:
             self.close()
+
+    def _is_published(self) -> bool:
+        """Whether a former run, killed just before its end, wrote the manifest, and its shards still exist.
+
+        Shards that were delivered may be gone: somebody removed the cache from its place meanwhile.
+        """
+        if not (self.path / "zarr.json").is_file():
+            return False
+        files = load_manifest(self.path).files
+        return self._delivery is None or all(self._delivery.has(file, keep=False) for file in files)
 
     def _load_or_start(self, planned_sequences: int | None) -> Journal:
         journal = read_journal(self.path)

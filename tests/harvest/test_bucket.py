@@ -1,11 +1,13 @@
 """Harvests that go straight into a bucket: the same bytes, little room here, and any end continues."""
 
+import itertools
 import json
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 from saecache.store import SaecacheError, UsageError, open_cache
-from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
+from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
 from saecache.store.remote.claims import Claim
 from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
@@ -181,15 +183,15 @@ def test_an_object_that_vanished_is_written_again(
     config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     location = open_remote_folder(url)
-    put = RemoteFolder.put
+    upload = RemoteFolder.upload
 
-    def vanishing(self: RemoteFolder, key: str, content: bytes, *, create: bool = False) -> bool:
+    def vanishing(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
         if key == "provenance/zarr.json":
             location.delete(["rows/mlp_out.2/activations/c/1/0"])
-        return put(self, key, content, create=create)
+        return upload(self, path, key, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteFolder, "put", vanishing)
+        patch.setattr(RemoteFolder, "upload", vanishing)
         with pytest.raises(SaecacheError, match="was removed or replaced"):
             run(config, url)
     assert location.head("zarr.json") is None
@@ -214,6 +216,66 @@ def test_removed_while_it_is_harvested(
     assert open_remote_folder(url).head("zarr.json") is None
     run(config, url)
     assert objects(open_remote_folder(url)) == contents(local)
+
+
+STOPS = {  # where a harvest is stopped, as by a kill: method and path of the first request that fails
+    "a shard": {"method": "PUT", "path": "mlp_out.2/activations/c/3"},
+    "metadata": {"method": "PUT", "path": "/cache/zarr.json|tokens/zarr.json"},
+    "provenance": {"method": "PUT", "path": "provenance"},
+    "the last listing": {"method": "GET", "path": "list-type", "skip": 2},
+    "the manifest": {"method": "PUT", "path": "/cache/zarr.json"},
+    "reading the manifest back": {"method": "GET", "path": "/cache/zarr.json", "skip": 3},
+    "the end of the claim": {"method": "", "path": "delete|harvest.json", "skip": 3},
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_stopped_late_then_removed_then_harvested_again(
+    config: HarvestConfig, local: Path, url: str, proxy: Proxy, tmp_path: Path, stop: dict[str, Any]
+) -> None:
+    """The scratch held a manifest of shards that had gone with the place; one more run was needed."""
+    scratch = tmp_path / "scratch"
+    met = proxy.add("status", status=403, code="AccessDenied", times=9999, **stop)
+    with pytest.raises(AccessError):
+        run(config, url, scratch=scratch)
+    assert met.met
+    proxy.clear()
+    Removal(url).run()
+    assert open_remote_folder(url).objects() == []
+    run(config, url, scratch=scratch)
+    assert objects(open_remote_folder(url)) == contents(local)
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize("number", [*range(1, 6), 9, 14, 20, 30, 45, 70])
+def test_stopped_while_it_tidies_up_then_removed_then_harvested_again(
+    config: HarvestConfig, local: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The scratch was of no use, and not seen to be: a spill without its end, or nothing that it knew."""
+    scratch, count = tmp_path / "scratch", itertools.count(1)
+    finish = BucketDelivery.finish
+
+    def finished(self: BucketDelivery) -> None:
+        finish(self)
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, stopping(getattr(os, name)))
+
+    def stopping(remove: Callable[..., None]) -> Callable[..., None]:
+        def stopped(*arguments: Any, **settings: Any) -> None:
+            if next(count) >= number:
+                raise InterruptedError("killed here")
+            remove(*arguments, **settings)
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketDelivery, "finish", finished)
+        with pytest.raises((InterruptedError, SaecacheError), match="killed here"):
+            run(config, url, scratch=scratch)
+    Removal(url).run()
+    run(config, url, scratch=scratch)
+    assert objects(open_remote_folder(url)) == contents(local)
+    assert not scratch.exists()
 
 
 def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
