@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .cache_objects import PROVENANCE, CacheObject
-from .object_requests import ObjectInfo, OnBytes
+from .object_requests import ObjectInfo, OnBytes, ignore_bytes
 from .remote_folder import RemoteFolder
 
 
@@ -37,7 +37,7 @@ class Inventory:
         found = self.folder.find_equal(wanted.key, size=wanted.size, sha256=wanted.sha256, read=self.verify)
         return found is not None and self._note(found)
 
-    def upload(self, path: Path, wanted: CacheObject, on_bytes: OnBytes | None = None) -> None:
+    def upload(self, path: Path, wanted: CacheObject, on_bytes: OnBytes = ignore_bytes) -> None:
         """Write a local file to its object; errors as of :meth:`RemoteFolder.upload`."""
         self._note(
             self.folder.upload(path, wanted.key, size=wanted.size, sha256=wanted.sha256, on_bytes=on_bytes)

@@ -16,10 +16,9 @@ from .cache_objects import (
     read_metadata,
     read_root,
 )
-from .download import stream
 from .download_cache import DownloadCache
 from .failures import MissingObjectError
-from .object_requests import ObjectInfo, OnBytes
+from .object_requests import ObjectInfo, OnBytes, ignore_bytes
 from .opening import fetch_from
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
@@ -72,10 +71,10 @@ def verify_remote(
         report.files += 1
         report.bytes += 0 if problems else wanted.size
 
-    def read(wanted: CacheObject, on_bytes: OnBytes | None = None) -> list[str]:
+    def read(wanted: CacheObject, on_bytes: OnBytes = ignore_bytes) -> list[str]:
         def once() -> list[str]:
             shard = open_shard_stream(location, *places[wanted.key], wanted.size)
-            got = stream(location, wanted.key, wanted.size, on_bytes, shard.take)
+            got = location.stream_once(wanted.key, wanted.size, shard.take, on_bytes)
             if got == wanted.sha256:
                 return shard.problems
             where = "".join(f" ({problem})" for problem in shard.problems[:1])

@@ -11,7 +11,7 @@ import pytest
 from saecache.store import CorruptCacheError, UsageError
 from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
 from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
-from saecache.store.remote.upload import HashedParts, part_size
+from saecache.store.remote.file_blocks import HashedParts, part_size
 from saecache.store.remote.urls import redact_url
 
 from .proxy import Proxy
@@ -69,7 +69,7 @@ def test_many_parts(location: RemoteFolder, tmp_path: Path) -> None:
     path.write_bytes(LARGE)
     sha256 = hashlib.sha256(LARGE).hexdigest()
     info = location.upload(path, "large", size=len(LARGE), sha256=sha256)
-    parts = HashedParts(path, len(LARGE), sha256, None)
+    parts = HashedParts(path, len(LARGE), sha256)
     assert b"".join(parts) == LARGE
     assert info.etag == parts.etag()
     assert info.etag.endswith("-3")

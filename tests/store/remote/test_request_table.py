@@ -18,7 +18,7 @@ import pytest
 from saecache.store import CorruptCacheError, SaecacheError
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.failures import AccessError, RemoteError
-from saecache.store.remote.upload import part_size
+from saecache.store.remote.file_blocks import part_size
 
 from .conftest import QUICK
 from .proxy import Proxy

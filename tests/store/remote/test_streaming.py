@@ -331,7 +331,7 @@ def test_a_full_local_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_all(file, block)
 
-    monkeypatch.setattr("saecache.store.remote.download.write_all", write)
+    monkeypatch.setattr("saecache.store.remote.file_blocks.write_all", write)
     cache, rows = open_here(), open_cache(folder).rows(HOOK, range(0, 6000, 600))
     assert torch.equal(torch.cat([cache.rows(HOOK, [row]) for row in (0, 0)]), rows[[0, 0]])
     room = 1000
