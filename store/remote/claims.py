@@ -24,7 +24,7 @@ from .failures import MissingObjectError, RemoteChangedError
 from .inventory import Inventory
 from .remote_folder import RemoteFolder
 
-CLAIMS = (UNFINISHED, HARVEST_CLAIM)
+CLAIMS: tuple[str, ...] = (UNFINISHED, HARVEST_CLAIM)
 ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL)"
 
 
@@ -120,15 +120,12 @@ def claim_for_harvest(
 
 def read_claim(folder: RemoteFolder, key: str) -> Manifest | str | None:
     """For which cache the claim ``key`` is: its manifest or fingerprint; None where there is no claim."""
+    if key == UNFINISHED:
+        root = find_root(folder, key)
+        return None if root is None else root.manifest
     where = f"{folder.url}/{key}"
-
-    def parse(content: bytes) -> Manifest | str:
-        return (
-            Root.parse(content, where).manifest if key == UNFINISHED else _parse_fingerprint(content, where)
-        )
-
     try:
-        return folder.read(key, MAX_MANIFEST_BYTES, parse)
+        return folder.read(key, MAX_MANIFEST_BYTES, lambda content: _parse_fingerprint(content, where))
     except MissingObjectError:
         return None
 

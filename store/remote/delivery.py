@@ -11,15 +11,7 @@ from pathlib import Path
 
 from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
-from .cache_objects import (
-    HARVEST_CLAIM,
-    ROOT,
-    CacheObject,
-    Root,
-    find_root,
-    find_unfinished,
-    small_objects,
-)
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
 from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
 from .inventory import Inventory
@@ -56,7 +48,7 @@ class BucketDelivery:
         Raises:
             UsageError: another cache, another harvest or something else is there, or there is no access.
         """
-        if find_root(self._remote) is not None or find_unfinished(self._remote) is not None:
+        if find_root(self._remote) is not None or find_root(self._remote, UNFINISHED) is not None:
             raise UsageError(f"{self.url} holds another cache, or one that is being pushed; {ELSEWHERE}")
         self._inventory.refresh()
         there = self._inventory.listed

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...common.errors import UsageError
-from .cache_objects import HARVEST_CLAIM, CacheObject, foreign_key, read_local
+from .cache_objects import HARVEST_CLAIM, CacheObject, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
 from .failures import MissingObjectError
 from .inventory import Inventory
@@ -46,19 +46,14 @@ class Push(Transfer):
         patience: Patience | None = None,
     ) -> None:
         root, objects = read_local(path)
-        super().__init__(open_remote_folder(url, patience), root, objects, traffic, verify)
-        self.path = path
+        super().__init__(open_remote_folder(url, patience), path, root, objects, traffic, verify)
         self._claim = claim_for_cache(self.folder, "push", root)
         self._inventory = Inventory(self.folder, verify=verify)
-
-    @property
-    def _local(self) -> str:
-        return str(self.path)
 
     def _inspect(self) -> bool:
         finished = self._is_finished()
         self._inventory.refresh()
-        if (foreign := foreign_key(self._inventory.listed, self.root)) is not None:
+        if (foreign := self.root.foreign(self._inventory.listed)) is not None:
             raise UsageError(
                 f"{self.folder.url} holds other things ({foreign}): a cache needs a place of its own, "
                 f"for example {self.folder.url}/{self.path.resolve().name}"
@@ -73,11 +68,15 @@ class Push(Transfer):
             raise UsageError(f"{self.folder.url} is taken by a harvest; {ELSEWHERE}")
         return False
 
-    def _tidy(self) -> None:
-        if not self._inventory.listed.keys().isdisjoint(CLAIMS):
+    def _move(self, missing: list[CacheObject]) -> None:
+        leftover = CLAIMS
+        if not self._finished or missing:
+            self._bring(missing)
+            leftover = (HARVEST_CLAIM,)  # its own claim is gone
+        if not self._inventory.listed.keys().isdisjoint(leftover):
             release_leftover(self.folder, self.root)
 
-    def _move(self, missing: list[CacheObject]) -> None:
+    def _bring(self, missing: list[CacheObject]) -> None:
         try:
             self._take_claim()
             self.traffic.run(partial(self._upload, wanted) for wanted in missing)
@@ -86,8 +85,6 @@ class Push(Transfer):
             raise self._claim.changed("what was written is gone again") from None
         if not self._finished:
             self.traffic.moved(len(self.root.content))
-        if HARVEST_CLAIM in self._inventory.listed:
-            release_leftover(self.folder, self.root)
 
     def _take_claim(self) -> None:
         try:

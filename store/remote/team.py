@@ -16,7 +16,7 @@ from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ..manifest import Manifest
 from ..untrusted import printable
-from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
+from .cache_objects import ROOT, UNFINISHED, find_root
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
 from .transfer import DEFAULT_CONCURRENCY
@@ -73,11 +73,11 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
         if info.key in (ROOT, UNFINISHED) and info.size > MAX_LISTED_BYTES:
             problem = f"{info.key} has {info.size} bytes, more than the {MAX_LISTED_BYTES} that are read here"
             return Listed(place.url, "unreadable", info.modified, problem=problem), []
+    states: dict[str, State] = {ROOT: "complete", UNFINISHED: "unfinished"}
     try:
-        if ROOT in modified and (root := find_root(place)) is not None:
-            return _describe(place.url, "complete", modified[ROOT], root.manifest), []
-        if UNFINISHED in modified and (root := find_unfinished(place)) is not None:
-            return _describe(place.url, "unfinished", modified[UNFINISHED], root.manifest), []
+        for key, state in states.items():
+            if key in modified and (root := find_root(place, key)) is not None:
+                return _describe(place.url, state, modified[key], root.manifest), []
     except CorruptCacheError as error:
         return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
     except UsageError as error:
