@@ -22,7 +22,7 @@ from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, Buc
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
-from ..killing import killed_runs
+from ..killing import DEADLINE_SECONDS, killed_runs
 from ..store.remote.proxy import Proxy
 from ..store.remote.server import READER_KEY, READER_SECRET
 
@@ -356,29 +356,39 @@ def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -
 
 
 HARVEST = """
-import sys
+import os, sys
 from pathlib import Path
 import transformers.models.gpt_neox.modeling_gpt_neox
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 
 config = HarvestConfig.model_validate_json(sys.argv[1])
-work = lambda url, scratch: run(config, url, scratch=Path(scratch))
+
+def work(url, scratch, pid):
+    Path(pid).write_text(str(os.getpid()))
+    run(config, url, scratch=Path(scratch))
 """
 
 
-def test_kill_9_at_random_moments(config: HarvestConfig, local: Path, url: str, tmp_path: Path) -> None:
-    """Killed again and again, a little later each time; then the same call ends with the same bytes."""
-    clock, killed, scratch = random.Random(0), 0, tmp_path / "scratch"
+def test_kill_9_at_random_requests(
+    config: HarvestConfig, local: Path, url: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Killed again and again; then the same call ends with the same bytes."""
+    choose, scratch, pid = random.Random(0), tmp_path / "scratch", tmp_path / "pid"
+
+    def die(_method: str, _path: str) -> None:
+        if next(requests) == fatal:
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+
     with killed_runs(HARVEST, config.model_dump_json()) as run_killed:
         for number in range(ROUNDS):
             place = f"{url}{number}"
             for attempt in range(1 + number % 2):
-                seconds = clock.uniform(0.0, 1.0 + 0.5 * attempt)
-                status = run_killed(place, str(scratch), seconds=seconds)
-                assert status in (0, -signal.SIGKILL)
-                killed += status == -signal.SIGKILL
+                requests, fatal = itertools.count(1), choose.randrange(1, 150 if attempt == 0 else 8)
+                proxy.before = die
+                status = run_killed(place, str(scratch), str(pid), seconds=DEADLINE_SECONDS)
+                assert status == -signal.SIGKILL
+            proxy.before = None
             run(config, place, scratch=scratch)
             assert objects(open_remote_folder(place)) == contents(local)
             assert not scratch.exists()
-    assert killed >= ROUNDS - 1

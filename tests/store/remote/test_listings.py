@@ -1,6 +1,7 @@
 """A page of somebody else instead of a listing is an error, whoever asks: every place looked empty."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,21 @@ from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.team import find_cache, list_caches
 
-from .conftest import QUICK
+from .conftest import PASSING
 from .proxy import Proxy
 from .test_commands import run
 
 LISTINGS = "list-type"
+HASTY = replace(Patience(), max_retries=2, first_backoff_seconds=0.01)  # for what lasts and comes at once
 Ask = Callable[[str, Path], object]
 ASKING: dict[str, Ask] = {
-    "ls": lambda url, _: list_caches(url, patience=QUICK),
-    "team": lambda url, _: find_cache("0" * 64, [url], patience=QUICK),
-    "info": lambda url, _: read_root(open_remote_folder(url, QUICK)),
-    "push": lambda url, path: Push(path, url, patience=QUICK).plan(),
-    "objects": lambda url, _: open_remote_folder(url, QUICK).objects(),
-    "folders": lambda url, _: open_remote_folder(url, QUICK).folders(),
-    "some objects": lambda url, _: open_remote_folder(url, QUICK).objects("rows", most=1),
+    "ls": lambda url, _: list_caches(url, patience=HASTY),
+    "team": lambda url, _: find_cache("0" * 64, [url], patience=HASTY),
+    "info": lambda url, _: read_root(open_remote_folder(url, HASTY)),
+    "push": lambda url, path: Push(path, url, patience=HASTY).plan(),
+    "objects": lambda url, _: open_remote_folder(url, HASTY).objects(),
+    "folders": lambda url, _: open_remote_folder(url, HASTY).folders(),
+    "some objects": lambda url, _: open_remote_folder(url, HASTY).objects("rows", most=1),
 }
 
 
@@ -52,7 +54,7 @@ def test_an_answer_of_nothing_that_lasts(proxy: Proxy, team: str, cache_path: Pa
 
 
 def test_the_commands_say_so(proxy: Proxy, team: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saecache.store.remote.remote_folder.Patience", lambda: QUICK)
+    monkeypatch.setattr("saecache.store.remote.remote_folder.Patience", lambda: HASTY)
     proxy.add("page", path=LISTINGS, times=10**6)
     for command in ("ls", "info"):
         told = run(command, team, status=1)
@@ -65,7 +67,7 @@ def test_the_commands_say_so(proxy: Proxy, team: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
 def test_a_page_that_passes_does_not_show(proxy: Proxy, team: str, times: int) -> None:
-    location = open_remote_folder(team)
+    location = open_remote_folder(team, PASSING)
     location.put("a/x", b"1")
     met = proxy.add("page", path=LISTINGS, times=times)
     assert [info.key for info in location.objects()] == ["a/x"]
@@ -78,12 +80,10 @@ def test_a_page_that_passes_does_not_show(proxy: Proxy, team: str, times: int) -
 def test_a_page_for_everything(proxy: Proxy, team: str) -> None:
     proxy.add("page", times=10**6)
     for ask in (RemoteFolder.objects, RemoteFolder.folders):
-        with pytest.raises(
-            RemoteError, match=r"a page of text/html instead .*Check the endpoint"
-        ):
-            ask(open_remote_folder(team, QUICK))
+        with pytest.raises(RemoteError, match=r"a page of text/html instead .*Check the endpoint"):
+            ask(open_remote_folder(team, HASTY))
     with pytest.raises(SaecacheError, match=team):
-        read_root(open_remote_folder(team, QUICK))
+        read_root(open_remote_folder(team, HASTY))
 
 
 def test_what_is_empty_is_empty(proxy: Proxy, team: str, monkeypatch: pytest.MonkeyPatch) -> None:

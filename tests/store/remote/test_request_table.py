@@ -20,7 +20,7 @@ from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.failures import AccessError, RemoteError
 from saecache.store.remote.file_blocks import part_size
 
-from .conftest import QUICK
+from .conftest import PASSING, QUICK
 from .proxy import Proxy
 from .server import BUCKET, S3Server
 
@@ -37,10 +37,10 @@ LASTING = replace(  # what lasts ends with an error, and so may an honest reques
     max_backoff_seconds=0.02,
 )
 PASSING = replace(  # on a slow machine honest requests may take too long as well: they are repeated
-    LASTING, upload_seconds=0.6, retry_seconds=60, first_retry_seconds=60, max_retries=20
+    PASSING, stall_seconds=0.2, upload_seconds=0.6, max_backoff_seconds=0.02
 )
 PASSING_PARTS = replace(PASSING, upload_seconds=2)  # 8 MiB in one request
-LONGEST = 60.0  # seconds; one cell takes a few, but the machine may be busy
+LONGEST = Patience().retry_seconds + Patience().upload_seconds  # a cell takes seconds; machines are busy
 
 
 def sha256(content: bytes) -> str:
