@@ -98,8 +98,9 @@ class Claim:
 
     def _check_all_there(self, objects: Sequence[CacheObject], there: Inventory) -> None:
         there.refresh(must_show=self.key)
-        if (missing := there.first_missing(objects)) is not None:
-            raise self.changed(f"{missing.key} was removed or replaced")
+        for wanted in objects:
+            if not there.has(wanted):
+                raise self.changed(f"{wanted.key} was removed or replaced")
 
     def _is_held(self) -> bool:
         return read_claim(self.folder, self.key) == self.cache

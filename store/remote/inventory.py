@@ -1,6 +1,5 @@
 """What the place of a cache holds, compared with what it shall hold. Push and harvest share it."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from .cache_objects import PROVENANCE, CacheObject
@@ -42,10 +41,6 @@ class Inventory:
         self._note(
             self.folder.upload(path, wanted.key, size=wanted.size, sha256=wanted.sha256, on_bytes=on_bytes)
         )
-
-    def first_missing(self, wanted: Iterable[CacheObject]) -> CacheObject | None:
-        """The first of these objects that the place does not have."""
-        return next((each for each in wanted if not self.has(each)), None)
 
     def _note(self, info: ObjectInfo) -> bool:
         self.listed[info.key] = info
