@@ -179,20 +179,24 @@ def test_no_right_to_write_is_said_before_the_model_runs(
     assert not Path("caches").exists()
 
 
-def test_an_object_that_vanished_is_written_again(
-    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "other bytes of the same size"])
+def test_an_object_that_changed_is_written_again(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    location = open_remote_folder(url)
+    """Other bytes come from a harvest of the same fingerprint on another machine; their sizes are the same."""
+    location, shard = open_remote_folder(url), "rows/mlp_out.2/activations/c/1/0"
     upload = RemoteFolder.upload
 
-    def vanishing(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
-        if key == "provenance/zarr.json":
-            location.delete(["rows/mlp_out.2/activations/c/1/0"])
+    def changing(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
+        if key == "provenance/zarr.json" and replaced:
+            location.put(shard, bytes((local / shard).stat().st_size))
+        elif key == "provenance/zarr.json":
+            location.delete([shard])
         return upload(self, path, key, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteFolder, "upload", vanishing)
-        with pytest.raises(SaecacheError, match="was removed or replaced"):
+        patch.setattr(RemoteFolder, "upload", changing)
+        with pytest.raises(SaecacheError, match=f"{shard} was removed or replaced"):
             run(config, url)
     assert location.head("zarr.json") is None
     run(config, url)
