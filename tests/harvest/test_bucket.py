@@ -183,7 +183,7 @@ def test_no_right_to_write_is_said_before_the_model_runs(
 def test_an_object_that_changed_is_written_again(
     config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    """Other bytes come from a harvest of the same fingerprint on another machine; their sizes are the same."""
+    """A harvest of the same fingerprint on another machine may bring other bytes of the same sizes."""
     location, shard = open_remote_folder(url), "rows/mlp_out.2/activations/c/1/0"
     upload = RemoteFolder.upload
 
