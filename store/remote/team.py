@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ...common.tables import align_columns
 from ..manifest import Manifest
 from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root
@@ -115,15 +116,7 @@ def _name(part: Any, *keys: str) -> str:
 def format_listing(found: list[Listed], url: str) -> str:
     """A table, one line for each cache; places are relative to ``url``."""
     rows = [_COLUMNS, *(_cells(listed, url.rstrip("/")) for listed in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in _RIGHT else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join(align_columns(rows, _RIGHT))
 
 
 _COLUMNS = (
