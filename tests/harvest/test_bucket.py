@@ -226,7 +226,7 @@ STOPS = {  # where a harvest is stopped, as by a kill: method and path of the fi
     "a shard": {"method": "PUT", "path": "mlp_out.2/activations/c/3"},
     "metadata": {"method": "PUT", "path": "/cache/zarr.json|tokens/zarr.json"},
     "provenance": {"method": "PUT", "path": "provenance"},
-    "the last listing": {"method": "GET", "path": "list-type", "skip": 2},
+    "the last listing": {"method": "GET", "path": "list-type", "skip": 3},
     "the manifest": {"method": "PUT", "path": "/cache/zarr.json"},
     "reading the manifest back": {"method": "GET", "path": "/cache/zarr.json", "skip": 3},
     "the end of the claim": {"method": "", "path": "delete|harvest.json", "skip": 3},
