@@ -192,14 +192,12 @@ class ObjectRequests:
                 for key in keys if len(keys) > 1 else ():
                     self.delete_once([key])
 
-    def list_once(self, prefix: str, most: int | None) -> list[ObjectInfo]:
-        """Every object below ``prefix``, or the first ``most`` of them."""
-        path = self.name_of(prefix) if prefix else self.bucket.key(self.prefix)
+    def list_once(self, most: int | None) -> list[ObjectInfo]:
+        """Every object here and in the folders below, or the first ``most`` of them."""
+        path = self.bucket.key(self.prefix) or None
 
         async def gather() -> list[ObjectInfo]:
-            pages = aiter(
-                obstore.list(self.bucket.store("reading"), path or None, chunk_size=_LISTED_AT_ONCE)
-            )
+            pages = aiter(obstore.list(self.bucket.store("reading"), path, chunk_size=_LISTED_AT_ONCE))
             found: dict[str, ObjectInfo] = {}
             seconds = self.bucket.patience.upload_seconds
             while (page := await asyncio.wait_for(anext(pages, None), seconds)) is not None:

@@ -68,10 +68,8 @@ class RemoteFolder(ObjectRequests):
         """The place ``name`` below this one."""
         return RemoteFolder(self.bucket, f"{self.url}/{name}", f"{self.prefix}/{name}".lstrip("/"))
 
-    def objects(
-        self, prefix: str = "", *, must_show: str | None = None, most: int | None = None
-    ) -> list[ObjectInfo]:
-        """Every object below ``prefix`` (whole names: ``rows`` does not match ``rows2/x``).
+    def objects(self, *, must_show: str | None = None, most: int | None = None) -> list[ObjectInfo]:
+        """Every object here and in the folders below.
 
         Args:
             must_show: an object that the caller has written. A listing without it is not believed as long as
@@ -80,7 +78,7 @@ class RemoteFolder(ObjectRequests):
         """
 
         def listing() -> list[ObjectInfo]:
-            found = self.list_once(prefix, most)
+            found = self.list_once(most)
             if must_show is not None and all(info.key != must_show for info in found):
                 self._doubt(self.head(must_show) is not None, f"does not show {must_show}, which is there")
             return found

@@ -48,9 +48,7 @@ class Listed:
     problem: str = ""
 
 
-def list_caches(
-    url: str, *, concurrency: int = DEFAULT_CONCURRENCY, patience: Patience | None = None
-) -> list[Listed]:
+def list_caches(url: str, *, patience: Patience | None = None) -> list[Listed]:
     """Every cache at ``url`` and up to four folders below it, by URL.
 
     Raises:
@@ -58,7 +56,7 @@ def list_caches(
     """
     found: list[Listed] = []
     level = [open_remote_folder(url, patience)]
-    with ThreadPoolExecutor(concurrency, "saecache-list") as pool:
+    with ThreadPoolExecutor(DEFAULT_CONCURRENCY, "saecache-list") as pool:
         for _ in range(MAX_DEPTH + 1):
             looked = list(pool.map(_look, level))
             found += [listed for listed, _ in looked if listed is not None]

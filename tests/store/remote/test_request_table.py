@@ -77,7 +77,7 @@ class Place:
         for key in keys:
             self.real.put(key, b"1")
         self.folder.delete(keys)
-        return self.real.objects("old") == []
+        return self.real.child("old").objects() == []
 
 
 VERBS: dict[str, tuple[str, str, Callable[[Place], bool]]] = {  # method, path of its first request, the verb
@@ -85,7 +85,7 @@ VERBS: dict[str, tuple[str, str, Callable[[Place], bool]]] = {  # method, path o
     "download": ("GET", "/x/bytes", Place.download),
     "checksum": ("GET", "/x/bytes", lambda p: p.folder.checksum("x/bytes", size=len(BYTES)) == sha256(BYTES)),
     "head": ("HEAD", "/x/small", lambda p: getattr(p.folder.head("x/small"), "size", None) == len(SMALL)),
-    "objects": ("GET", "list-type", lambda p: len(p.folder.objects("x", must_show="x/small")) == 2),
+    "objects": ("GET", "list-type", lambda p: len(p.folder.objects(must_show="x/small")) == 2),
     "folders": ("GET", "list-type", lambda p: p.folder.folders() == (["x"], [])),
     "put": ("PUT", "/new/put", lambda p: p.put(create=False)),
     "create": ("PUT", "/new/put", lambda p: p.put(create=True)),
