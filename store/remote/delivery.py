@@ -74,10 +74,10 @@ class BucketDelivery:
         assert self._claim is not None
         root = Root.parse((self.folder / ROOT).read_bytes(), str(self.folder / ROOT))
         objects = [*root.shards(), *small_objects(self.folder, root)]
+        self._settle()  # first: what is under way is removed here when it is there
         for wanted in objects:  # a killed run may have left shards that it did not bring
             self._take(wanted, keep=True)
-        while self._under_way:
-            self._under_way.popleft().result()
+        self._settle()
         try:
             self._claim.commit(root, objects, self._inventory)
         except RemoteChangedError:
@@ -97,7 +97,11 @@ class BucketDelivery:
     def _take(self, wanted: CacheObject, keep: bool) -> None:
         if (self.folder / wanted.key).is_file():  # else a former run has brought it
             self._under_way.append(self._pool.submit(self._bring, wanted, keep))
-        while len(self._under_way) > WAITING_AT_MOST or (self._under_way and self._under_way[0].done()):
+        self._settle(WAITING_AT_MOST)
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most so many uploads are under way; raises the error of one that failed."""
+        while len(self._under_way) > most or (self._under_way and self._under_way[0].done()):
             self._under_way.popleft().result()
 
     def _bring(self, wanted: CacheObject, keep: bool) -> None:

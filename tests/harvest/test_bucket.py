@@ -5,6 +5,9 @@ import json
 import os
 import random
 import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
-from saecache.store import SaecacheError, UsageError, open_cache
+from saecache.store import SaecacheError, StorageConfig, UsageError, open_cache
 from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
 from saecache.store.remote.claims import Claim
@@ -201,6 +204,33 @@ def test_an_object_that_changed_is_written_again(
     assert location.head("zarr.json") is None
     run(config, url)
     assert objects(location) == contents(local)
+
+
+def test_an_upload_that_is_late_is_not_begun_again(
+    config: HarvestConfig, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second upload of a shard found that the first had removed it from the scratch folder."""
+    config = config.model_copy(update={"storage": StorageConfig(chunk_rows=64)})  # few files
+    local = run(config, tmp_path / "local").path
+    finishing, uploads = threading.Event(), Counter[str]()
+    finish, upload = BucketDelivery.finish, RemoteFolder.upload
+
+    def finished(self: BucketDelivery) -> None:
+        finishing.set()
+        finish(self)
+
+    def late(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
+        uploads[key] += 1
+        if key.endswith("resid_post.1/second_moment/c/0"):
+            assert finishing.wait(DEADLINE_SECONDS)
+            time.sleep(0.2)
+        return upload(self, path, key, **settings)
+
+    monkeypatch.setattr(BucketDelivery, "finish", finished)
+    monkeypatch.setattr(RemoteFolder, "upload", late)
+    run(config, url)
+    assert set(uploads.values()) == {1}
+    assert objects(open_remote_folder(url)) == contents(Path(local))
 
 
 def test_removed_while_it_is_harvested(
