@@ -96,3 +96,17 @@ def test_what_is_empty_is_empty(proxy: Proxy, team: str, monkeypatch: pytest.Mon
         read_root(open_remote_folder(team))
     with pytest.raises(SaecacheError, match="nothing is removed"):
         Removal(team)
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_where_the_question_of_ones_own_is_not_answered(proxy: Proxy, team: str, times: int) -> None:
+    """It is asked again; where there is never an answer to it, the library's listing is all there is."""
+    location = open_remote_folder(team, HASTY)
+    met = proxy.add("lost_answer", path="list-type.*delimiter", times=times)
+    assert location.objects() == []
+    assert met.met == min(times, 3)
+    proxy.clear()
+    proxy.add("lost_answer", path="list-type.*delimiter", times=1)
+    proxy.add("page", path=LISTINGS, times=10**6)
+    with pytest.raises(RemoteError, match="instead of a listing"):
+        location.objects()
