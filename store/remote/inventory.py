@@ -1,4 +1,4 @@
-"""What the place of a cache holds, compared with what it shall hold. Push and harvest share it."""
+"""What the place of a cache holds, for a push or a harvest that brings objects there."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Inventory:
         self.listed = {info.key: info for info in self.folder.objects(must_show=must_show)}
 
     def has(self, wanted: CacheObject) -> bool:
-        """Whether the place has these bytes; asks for nothing that this command has written or compared."""
+        """Whether the place has these bytes. What this command has written or compared is not asked for again."""
         listed = self.listed.get(wanted.key)
         if wanted.key == PROVENANCE:  # two caches that are otherwise the same differ here: the first stays
             return listed is not None

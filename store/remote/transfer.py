@@ -162,9 +162,9 @@ class Transfer(ABC):
 
     @abstractmethod
     def _move(self, missing: list[CacheObject]) -> None:
-        """Move these objects, then what is not counted, then the manifest; nothing where nothing is missing.
+        """Move these objects, then what is not counted, then the manifest.
 
-        Remove what a command that was killed left beside the cache.
+        Where the cache is finished and nothing is missing, only remove what a killed command left beside it.
         """
 
     def _result(self, *, dry_run: bool) -> TransferResult:
