@@ -25,7 +25,7 @@ class Inventory:
         self.listed = {info.key: info for info in self.folder.objects(must_show=must_show)}
 
     def has(self, wanted: CacheObject) -> bool:
-        """Whether the place has these bytes. What this command has written or compared is not asked for again."""
+        """Whether the place has these bytes. Objects that this command wrote or compared cost no request."""
         listed = self.listed.get(wanted.key)
         if wanted.key == PROVENANCE:  # two caches that are otherwise the same differ here: the first stays
             return listed is not None
