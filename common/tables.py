@@ -1,6 +1,18 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+
+def align_columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """A line for each of ``rows``; columns whose numbers are in ``right`` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def format_columns(rows: Sequence[Sequence[str]], num_text: int) -> str:
@@ -9,13 +21,5 @@ def format_columns(rows: Sequence[Sequence[str]], num_text: int) -> str:
     Args:
         num_text: so many columns, the first ones, are aligned to the left; the others to the right.
     """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = (
-            cell.ljust(width) if i < num_text else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
+    rule = ["-" * max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(align_columns([rows[0], rule, *rows[1:]], range(num_text, len(rows[0]))))

@@ -12,6 +12,7 @@ from ..store.config import StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
+from ..store.writing.journal import WORK_FOLDER, journal_path
 from .config import HarvestConfig
 from .identity import Existing
 from .packing import Cursor
@@ -48,7 +49,7 @@ class Destination:
         if root is not None:
             return self.delivery.url, Existing(root.manifest.identity, root.manifest)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there
-            shutil.rmtree(self.folder)
+            _remove_scratch(self.folder)
         return None
 
     def needed_here(self, planned: PlannedSize, storage: StorageConfig) -> PlannedSize:
@@ -77,7 +78,22 @@ class Destination:
     def clean(self) -> None:
         """The cache is where it belongs: what was written on the way goes."""
         if self.delivery is not None and self.folder.is_dir():
-            shutil.rmtree(self.folder)
+            _remove_scratch(self.folder)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Remove a scratch folder, in an order after which a harvest can begin in what a kill leaves of it.
+
+    The shards go while the manifest or the journal still says what the folder is, and the journal goes before
+    the spill that it counts.
+    """
+    work = folder / WORK_FOLDER
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry != work:
+            shutil.rmtree(entry)
+    (folder / "zarr.json").unlink(missing_ok=True)
+    journal_path(folder).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def open_destination(config: HarvestConfig, out: str | Path | None, scratch: Path | None) -> Destination:

@@ -1,10 +1,14 @@
-"""Runs that are killed: one process imports everything, and forks a child for each run."""
+"""Runs that are killed, at a moment of their own or after some seconds."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DEADLINE_SECONDS = 900.0  # of what a busy machine does slowly; after this it hangs
 
 _FORKING = """
 import json, os, signal, sys, time
@@ -20,15 +24,23 @@ for line in sys.stdin:
             status = 0
         finally:
             os._exit(status)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    until = time.monotonic() + seconds
+    ended = 0
+    while not ended and time.monotonic() < until:
+        time.sleep(0.001)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
 @contextmanager
 def killed_runs(prepare: str, *given: str) -> Iterator[Callable[..., int]]:
     """Within it: ``run(*arguments, seconds=...)`` runs ``work(*arguments)`` and kills it after so long.
+
+    One process imports everything, and forks a child for each run.
 
     It returns the exit status: -9, or what it was when ``work`` was faster.
 
@@ -47,3 +59,21 @@ def killed_runs(prepare: str, *given: str) -> Iterator[Callable[..., int]]:
 
         yield run
         stdin.close()
+
+
+def act_when(moment: Callable[[], object], act: Callable[[], None]) -> None:
+    """In this process: call ``act`` right after the first file that gets its name once ``moment()`` is true.
+
+    A watcher in another process may be too late on a busy machine.
+    """
+    replace, acted = Path.replace, False
+
+    def replaced(self: Path, target: Any) -> Path:
+        nonlocal acted
+        path = replace(self, target)
+        if not acted and moment():
+            acted = True
+            act()
+        return path
+
+    Path.replace = replaced  # type: ignore[method-assign]

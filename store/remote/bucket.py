@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 
 from ...common.errors import SaecacheError, UsageError
 from .credentials import s3_config
@@ -17,7 +21,7 @@ from .retries import Patience
 from .urls import ObjectUrl, is_endpoint, redact_url
 
 if TYPE_CHECKING:
-    from obstore.store import MemoryStore, ObjectStore
+    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 Purpose = Literal["reading", "writing", "parts"]  # they differ in timeouts, and parts are repeated
@@ -31,7 +35,7 @@ class Bucket:
         self.has_answered = False
         self._stores: dict[Purpose, ObjectStore] = {}
         self._root = _existing_folder(Path("/", url.prefix)) if url.scheme == "file" else None
-        self._make, self.server = _maker(url, patience, self._root)
+        self._make, self.server, self.address = _maker(url, patience, self._root)
         self.store("reading")  # wrong settings are reported at once
 
     @property
@@ -60,8 +64,6 @@ class Bucket:
         self, what: str, where: str, passing: tuple[type[BaseException], ...] = ()
     ) -> Iterator[None]:
         """Translate what the library raises inside, except ``passing``; remember that something answered."""
-        from obstore.exceptions import BaseError
-
         try:
             yield
         except SaecacheError:
@@ -109,8 +111,10 @@ def _event_loop(process: int) -> asyncio.AbstractEventLoop:
 
 def _maker(
     url: ObjectUrl, patience: Patience, root: Path | None
-) -> "tuple[Callable[[Purpose], ObjectStore], str]":
-    """(makes stores, all with the settings that the environment gives now; the address to show).
+) -> "tuple[Callable[[Purpose], ObjectStore], str, str | None]":
+    """(makes stores, by the settings of the environment as it is now; the server to show; the address).
+
+    The address is that of the bucket, where S3 and Google are asked for listings.
 
     The settings are in a closure, so that nothing shows them.
     """
@@ -134,8 +138,6 @@ def _maker(
     redirects = refuse_redirects(endpoint, s3["config"]["region"]) if tokens else {}
 
     def make(purpose: Purpose) -> "ObjectStore":
-        from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-
         if url.scheme == "memory":
             return _memory(url.bucket)
         if root is not None:
@@ -155,7 +157,11 @@ def _maker(
                 f"({type(error).__name__}); check its variables (AWS_*, GOOGLE_*, AZURE_*)"
             ) from None
 
-    return make, redact_url(endpoint) or "the server"
+    shown, address = redact_url(endpoint), None
+    if url.scheme in ("s3", "gs"):
+        own = "storage.googleapis.com" if url.scheme == "gs" else f"s3.{s3['config']['region']}.amazonaws.com"
+        address = f"{shown or f'https://{own}'}{urlsplit(endpoint).path.rstrip('/')}/{url.bucket}"
+    return make, shown or "the server", address
 
 
 def _is_set(variable: str) -> bool:
@@ -165,8 +171,6 @@ def _is_set(variable: str) -> bool:
 @cache
 def _memory(bucket: str) -> "MemoryStore":
     """In-memory buckets live as long as the process, whoever opens them."""
-    from obstore.store import MemoryStore
-
     return MemoryStore()
 
 

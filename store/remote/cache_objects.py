@@ -5,7 +5,7 @@ compared with what follows from it. ``provenance/zarr.json`` is volatile and sma
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
-from ...common.untrusted_files import open_regular
-from ..manifest import MAX_MANIFEST_BYTES, Manifest, check_files, load_manifest, parse_manifest
+from ...common.untrusted_files import read_regular
+from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
-from ..untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
+from ..untrusted import MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
 from .failures import MissingObjectError, RemoteChangedError
 from .remote_folder import RemoteFolder
@@ -35,6 +35,11 @@ class CacheObject:
     key: str
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, file: FileInfo) -> "CacheObject":
+        """A shard of the manifest."""
+        return cls(file.path, file.size, file.sha256)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Root:
         return cls(content, manifest)
 
     def shards(self) -> list[CacheObject]:
-        return [CacheObject(file.path, file.size, file.sha256) for file in self.manifest.files]
+        return [CacheObject.of(file) for file in self.manifest.files]
 
     @cached_property
     def metadata(self) -> dict[str, dict[str, Any]]:
@@ -69,6 +74,30 @@ class Root:
         """Every key that the place of the cache may have; claims may be left over from a killed command."""
         shards = (file.path for file in self.manifest.files)
         return frozenset([ROOT, UNFINISHED, HARVEST_CLAIM, PROVENANCE, *self.metadata, *shards])
+
+    def foreign(self, keys: Iterable[str]) -> str | None:
+        """The first of ``keys`` that is no part of the cache."""
+        return next((key for key in keys if key not in self.keys), None)
+
+    def checked(self, key: str, content: bytes, where: str) -> bytes:
+        """The ``content`` of a zarr.json below the root's: of an array, a group, or the provenance.
+
+        Raises:
+            CorruptCacheError: it does not follow from the manifest, or it is not the metadata of a group.
+        """
+        try:
+            value = parse_json(content)
+            if key != PROVENANCE:
+                sound, expected = value == self.metadata[key], "the metadata that follow from the manifest"
+            else:
+                check_depth(value, where)
+                sound = value["node_type"] == "group" and isinstance(value.get("attributes", {}), dict)
+                expected = "the metadata of a group"
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptCacheError(f"{where} is not valid metadata in JSON: {error}") from None
+        if not sound:
+            raise CorruptCacheError(f"{where}: not {expected}")
+        return content
 
 
 def read_local(path: Path) -> tuple[Root, list[CacheObject]]:
@@ -84,42 +113,24 @@ def read_local(path: Path) -> tuple[Root, list[CacheObject]]:
     root = Root.parse((path / ROOT).read_bytes(), str(path / ROOT))
     check_no_links(path, [*(file.path for file in manifest.files), PROVENANCE, *root.metadata])
     check_files(path, manifest)
-    objects = root.shards()
-    for key, expected in root.metadata.items():
-        content = _read_small(path / key)
-        check_metadata(content, expected, str(path / key))
-        objects.append(_small_object(key, content))
-    if (path / PROVENANCE).is_file():
-        objects.append(_small_object(PROVENANCE, _read_small(path / PROVENANCE)))
-    return root, objects
+    return root, [*root.shards(), *small_objects(path, root)]
 
 
-def check_metadata(content: bytes, expected: Mapping[str, Any], where: str) -> None:
-    """
+def small_objects(path: Path, root: Root) -> list[CacheObject]:
+    """Every zarr.json below the root's in the folder ``path``, the provenance included if there is any.
+
     Raises:
-        CorruptCacheError: ``content`` is not the zarr.json that follows from the manifest.
+        CorruptCacheError: one of them is missing, or as :meth:`Root.checked`.
     """
-    try:
-        got = parse_json(content)
-    except ValueError as error:
-        raise CorruptCacheError(f"{where} is not valid JSON: {error}") from None
-    if got != expected:
-        raise CorruptCacheError(f"{where}: not the metadata that follow from the manifest")
-
-
-def check_provenance(content: bytes, where: str) -> None:
-    """
-    Raises:
-        CorruptCacheError: ``content`` is not the zarr.json of a group.
-    """
-    try:
-        value = parse_json(content)
-        check_depth(value, where)
-        sound = value["node_type"] == "group" and isinstance(value.get("attributes", {}), dict)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        sound = False
-    if not sound:
-        raise CorruptCacheError(f"{where}: not the metadata of a group, at most {MAX_DEPTH} levels deep")
+    found = []
+    for key in [*root.metadata, *([PROVENANCE] if (path / PROVENANCE).is_file() else [])]:
+        try:
+            content = root.checked(key, read_regular(path / key, MAX_METADATA_BYTES), str(path / key))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise CorruptCacheError(f"{path / key} cannot be read: {why}; the cache is not whole") from None
+        found.append(CacheObject(key, len(content), hashlib.sha256(content).hexdigest()))
+    return found
 
 
 def read_root(location: RemoteFolder) -> Root:
@@ -133,7 +144,7 @@ def read_root(location: RemoteFolder) -> Root:
     root = find_root(location)
     if root is not None:
         return root
-    if find_unfinished(location) is not None:
+    if find_root(location, UNFINISHED) is not None:
         raise IncompleteCacheError(
             f"the cache at {location.url} is not whole: somebody is pushing or removing it, or was "
             "interrupted; the same push continues it"
@@ -143,17 +154,12 @@ def read_root(location: RemoteFolder) -> Root:
     raise UsageError(f"no cache at {location.url}: {what}")
 
 
-def find_root(location: RemoteFolder) -> Root | None:
-    """The finished cache at ``location``, or None; errors of its manifest as :func:`read_root`."""
-    return _find(location, ROOT)
+def find_root(location: RemoteFolder, key: str = ROOT) -> Root | None:
+    """The finished cache at ``location``, or None; with ``UNFINISHED`` the one that is pushed or removed.
 
-
-def find_unfinished(location: RemoteFolder) -> Root | None:
-    """The cache that is being pushed to or removed from ``location``, or None."""
-    return _find(location, UNFINISHED)
-
-
-def _find(location: RemoteFolder, key: str) -> Root | None:
+    Raises:
+        UsageError, CorruptCacheError: as :meth:`Root.parse`.
+    """
     where = f"{location.url}/{key}"
     try:
         return location.read(key, MAX_MANIFEST_BYTES, lambda content: Root.parse(content, where))
@@ -187,35 +193,7 @@ def read_metadata(location: RemoteFolder, root: Root, key: str) -> bytes:
     """A zarr.json of the cache at ``location``: of its provenance, an array or a group.
 
     Raises:
-        MissingObjectError, CorruptCacheError: as :func:`check_provenance` and :func:`check_metadata`.
+        MissingObjectError, CorruptCacheError: as :meth:`Root.checked`.
     """
     where = f"{location.url}/{key}"
-
-    def parse(content: bytes) -> bytes:
-        if key == PROVENANCE:
-            check_provenance(content, where)
-        else:
-            check_metadata(content, root.metadata[key], where)
-        return content
-
-    return location.read(key, MAX_METADATA_BYTES, parse)
-
-
-def foreign_key(keys: Iterable[str], root: Root) -> str | None:
-    """The first of ``keys`` that is no part of the cache."""
-    return next((key for key in keys if key not in root.keys), None)
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            content = file.read(MAX_METADATA_BYTES + 1)
-    except OSError as error:
-        raise CorruptCacheError(f"{path} cannot be read: {error.strerror}; the cache is not whole") from None
-    if len(content) > MAX_METADATA_BYTES:
-        raise CorruptCacheError(f"{path}: more than {MAX_METADATA_BYTES} bytes, no metadata are that large")
-    return content
-
-
-def _small_object(key: str, content: bytes) -> CacheObject:
-    return CacheObject(key, len(content), hashlib.sha256(content).hexdigest())
+    return location.read(key, MAX_METADATA_BYTES, lambda content: root.checked(key, content, where))

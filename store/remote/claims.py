@@ -12,18 +12,19 @@ is there is finished, and a claim beside it is left over from a command that was
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..manifest import MAX_MANIFEST_BYTES, Manifest
 from ..untrusted import parse_json
-from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root
 from .failures import MissingObjectError, RemoteChangedError
+from .inventory import Inventory
 from .remote_folder import RemoteFolder
 
-CLAIMS = (UNFINISHED, HARVEST_CLAIM)
+CLAIMS: tuple[str, ...] = (UNFINISHED, HARVEST_CLAIM)
 ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL)"
 
 
@@ -61,11 +62,12 @@ class Claim:
             )
         return holder is not None
 
-    def commit(self, root: Root, check_all_there: Callable[[], None]) -> None:
+    def commit(self, root: Root, objects: Sequence[CacheObject], there: Inventory) -> None:
         """Write the manifest and release the claim.
 
         Args:
-            check_all_there: raises RemoteChangedError unless all other objects of the cache are there.
+            objects: all other objects of the cache.
+            there: what this command knows of the place.
 
         Raises:
             RemoteChangedError: somebody removed or replaced the cache meanwhile.
@@ -73,11 +75,11 @@ class Claim:
         claimed = self._is_held()  # first: another push writes its manifest before its claim goes
         if not is_finished(self.folder, root) and not claimed:
             raise self.changed("the claim was removed or replaced")
-        check_all_there()
+        self._check_all_there(objects, there)
         if self.folder.put(ROOT, root.content, create=True):
             if not self._is_held():
                 try:
-                    check_all_there()
+                    self._check_all_there(objects, there)
                 except RemoteChangedError:
                     self.folder.delete([ROOT])  # a removal does not know of it
                     raise
@@ -93,6 +95,12 @@ class Claim:
             f"{self.folder.url} changed during the {self.work}: {what}; run the {self.work} again if it is "
             "still wanted"
         )
+
+    def _check_all_there(self, objects: Sequence[CacheObject], there: Inventory) -> None:
+        there.refresh(must_show=self.key)
+        for wanted in objects:
+            if not there.has(wanted):
+                raise self.changed(f"{wanted.key} was removed or replaced")
 
     def _is_held(self) -> bool:
         return read_claim(self.folder, self.key) == self.cache
@@ -113,15 +121,12 @@ def claim_for_harvest(
 
 def read_claim(folder: RemoteFolder, key: str) -> Manifest | str | None:
     """For which cache the claim ``key`` is: its manifest or fingerprint; None where there is no claim."""
+    if key == UNFINISHED:
+        root = find_root(folder, key)
+        return None if root is None else root.manifest
     where = f"{folder.url}/{key}"
-
-    def parse(content: bytes) -> Manifest | str:
-        return (
-            Root.parse(content, where).manifest if key == UNFINISHED else _parse_fingerprint(content, where)
-        )
-
     try:
-        return folder.read(key, MAX_MANIFEST_BYTES, parse)
+        return folder.read(key, MAX_MANIFEST_BYTES, lambda content: _parse_fingerprint(content, where))
     except MissingObjectError:
         return None
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
-from .cache_objects import HARVEST_CLAIM, PROVENANCE, ROOT, Root, find_root, find_unfinished
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
 from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
-from .object_requests import ObjectInfo
+from .inventory import Inventory
 from .remote_folder import open_remote_folder
 from .retries import Patience
 
@@ -29,8 +29,7 @@ class BucketDelivery:
         self.folder = folder
         self._remote = open_remote_folder(url, patience)
         self.url = self._remote.url
-        self._there: dict[str, ObjectInfo] = {}  # what former runs brought
-        self._brought: set[str] = set()  # by this run
+        self._inventory = Inventory(self._remote)
         self._claim: Claim | None = None
         self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, "saecache-upload")
         self._under_way: deque[Future[None]] = deque()
@@ -49,45 +48,39 @@ class BucketDelivery:
         Raises:
             UsageError: another cache, another harvest or something else is there, or there is no access.
         """
-        if find_root(self._remote) is not None or find_unfinished(self._remote) is not None:
+        if find_root(self._remote) is not None or find_root(self._remote, UNFINISHED) is not None:
             raise UsageError(f"{self.url} holds another cache, or one that is being pushed; {ELSEWHERE}")
-        there = {info.key: info for info in self._remote.objects()}
+        self._inventory.refresh()
+        there = self._inventory.listed
         if there and HARVEST_CLAIM not in there:
             raise UsageError(f"{self.url} holds other things ({min(there)}); {ELSEWHERE}")
         self._claim = claim_for_harvest(self._remote, fingerprint)
         self._claim.take()
-        self._there = there
 
     def has(self, file: FileInfo, *, keep: bool) -> bool:
         path = self.folder / file.path
         here = path.is_file() and path.stat().st_size == file.size
-        return here or (not keep and self._is_there(file))
+        return here or (not keep and self._inventory.has(CacheObject.of(file)))
 
     def take(self, file: FileInfo, *, keep: bool) -> None:
-        if (self.folder / file.path).is_file():  # else a former run has brought it
-            self._under_way.append(self._pool.submit(self._bring, file, keep))
-        while len(self._under_way) > WAITING_AT_MOST or (self._under_way and self._under_way[0].done()):
-            self._under_way.popleft().result()
+        self._take(CacheObject.of(file), keep)
 
     def finish(self) -> None:
-        """Wait for the shards, then metadata and provenance, and last the manifest.
+        """Wait for the shards, upload metadata and provenance, and last the manifest.
 
         Raises:
             RemoteChangedError: somebody removed or replaced objects meanwhile; the same harvest mends it.
         """
         assert self._claim is not None
         root = Root.parse((self.folder / ROOT).read_bytes(), str(self.folder / ROOT))
-        for file in root.manifest.files:  # a killed run may have left some that it did not bring
-            if file.path not in self._brought:
-                self.take(file, keep=True)
-        while self._under_way:
-            self._under_way.popleft().result()
-        for key in [*root.metadata, PROVENANCE]:
-            self._remote.put(key, (self.folder / key).read_bytes())
+        objects = [*root.shards(), *small_objects(self.folder, root)]
+        self._settle()  # first: what is under way is removed here when it is there
+        for wanted in objects:  # a killed run may have left shards that it did not bring
+            self._take(wanted, keep=True)
+        self._settle()
         try:
-            self._claim.commit(root, lambda: self._check_all_there(root))
+            self._claim.commit(root, objects, self._inventory)
         except RemoteChangedError:
-            (self.folder / ROOT).unlink()  # so that the next run looks for every shard
             self._claim.take()  # what came after a removal is still ours
             raise
 
@@ -101,24 +94,19 @@ class BucketDelivery:
             with suppress(SaecacheError):
                 self._claim.release()
 
-    def _bring(self, file: FileInfo, keep: bool) -> None:
-        path = self.folder / file.path
-        if file.path not in self._brought and not self._is_there(file):
-            self._remote.upload(path, file.path, size=file.size, sha256=file.sha256)
-        self._brought.add(file.path)
+    def _take(self, wanted: CacheObject, keep: bool) -> None:
+        if (self.folder / wanted.key).is_file():  # else a former run has brought it
+            self._under_way.append(self._pool.submit(self._bring, wanted, keep))
+        self._settle(WAITING_AT_MOST)
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most so many uploads are under way; raises the error of one that failed."""
+        while len(self._under_way) > most or (self._under_way and self._under_way[0].done()):
+            self._under_way.popleft().result()
+
+    def _bring(self, wanted: CacheObject, keep: bool) -> None:
+        path = self.folder / wanted.key
+        if not self._inventory.has(wanted):
+            self._inventory.upload(path, wanted)
         if not keep:
             path.unlink()
-
-    def _is_there(self, file: FileInfo) -> bool:
-        """Whether a former run brought this file."""
-        listed = self._there.get(file.path)
-        if listed is None or listed.size != file.size:
-            return False
-        return self._remote.find_equal(file.path, size=file.size, sha256=file.sha256) is not None
-
-    def _check_all_there(self, root: Root) -> None:
-        assert self._claim is not None
-        there = {info.key: info.size for info in self._remote.objects(must_show=HARVEST_CLAIM)}
-        for file in root.manifest.files:
-            if there.get(file.path) != file.size:
-                raise self._claim.changed(f"{file.path} was removed or replaced")

@@ -10,7 +10,7 @@ Least recently used files are removed when room is wanted. A file that is held c
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -66,7 +66,8 @@ class DownloadCache:
             held.release()
             self.discard(sha256)
             return None
-        _used_now(held.path)
+        with suppress(FileNotFoundError, PermissionError):  # another user's file may be read all the same
+            os.utime(held.path)
         return held
 
     def _hold(self, sha256: str, size: int, fetch: Fetch, *, exceed: bool) -> PinnedFile | None:
@@ -175,11 +176,8 @@ class DownloadCache:
     def _partial(self) -> Iterator[tuple[Path, int]]:
         """Path and final size of every download under way or abandoned."""
         for entry in os.scandir(self.folder / "partial"):
-            size = entry.name.rpartition("-")[2]
-            yield (
-                Path(entry.path),
-                int(size) if size.isdigit() else 0,
-            )  # that of a temporary name is counted once
+            size = entry.name.rpartition("-")[2]  # a temporary name has none: it is counted once
+            yield Path(entry.path), int(size) if size.isdigit() else 0
 
     def _remove_abandoned(self) -> None:
         """Remove partial files of processes that were killed: nobody holds their locks."""
@@ -226,14 +224,3 @@ class DownloadCache:
 
 def _describe(error: OSError) -> str:
     return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-
-
-def _used_now(path: Path) -> bool:
-    """Note a use of a file; False when it is not there."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    except PermissionError:  # another user's file, which may be read all the same
-        return path.exists()
-    return True

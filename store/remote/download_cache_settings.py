@@ -18,28 +18,23 @@ ENOUGH_FILES = 16  # measured: from so many on, an epoch in any order needs each
 logger = logging.getLogger(__name__)
 
 
-def open_download_cache(folder: Path | str | None = None, limit_bytes: int | None = None) -> DownloadCache:
+def open_download_cache() -> DownloadCache:
     """The local cache of this machine's downloads.
 
-    Args:
-        folder: where it is; SAECACHE_CACHE_DIR, else ``saecache`` in the user's cache folder, when None.
-        limit_bytes: its limit; SAECACHE_CACHE_BYTES (as ``200GB`` or ``64GiB``), else half of the room that
-            the disk has for it, when None.
+    It is in SAECACHE_CACHE_DIR, else in ``saecache`` in the user's cache folder. Its limit is
+    SAECACHE_CACHE_BYTES (as ``200GB`` or ``64GiB``), else half of the room that the disk has for it.
 
     Raises:
         UsageError: the limit is not a size, or the folder cannot be written.
     """
-    folder = Path(folder) if folder is not None else default_folder()
+    folder, limit = default_folder(), _limit_of_environment()
     try:
         local = DownloadCache(folder, 0)
     except OSError as error:
         raise UsageError(
             f"the folder for downloads {folder} cannot be made ({error.strerror}): set {FOLDER_VARIABLE}"
         ) from None
-    limit = limit_bytes if limit_bytes is not None else _limit_of_environment()
-    if limit is None:
-        limit = (shutil.disk_usage(folder).free + local.used_bytes()) // 2
-    local.limit_bytes = limit
+    local.limit_bytes = (shutil.disk_usage(folder).free + local.used_bytes()) // 2 if limit is None else limit
     return local
 
 

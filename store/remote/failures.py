@@ -18,6 +18,10 @@ class RemoteError(SaecacheError):
         self.may_pass = may_pass
 
 
+class UnreadableAnswerError(RemoteError):
+    """The answer is not what the protocol says."""
+
+
 class RemoteChangedError(SaecacheError):
     """Somebody changed the location while it was being read or written."""
 
@@ -104,12 +108,12 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
     if failure.status == 404:
         return MissingObjectError(f"{what} at {where}: there is no such object")
     if failure.status is None:
-        words = f"no answer from {server} (check the endpoint and the network)"
+        kind, words = RemoteError, f"no answer from {server} (check the endpoint and the network)"
         if "response body" in failure.text:
             words = "the connection broke or stalled in the middle of an answer"
         elif "error sending request" not in failure.text and "Connect" not in failure.text:
-            words = f"the answer of {server} makes no sense"
-        return RemoteError(f"{what} at {where}: {words}; run again, it continues")
+            kind, words = UnreadableAnswerError, f"the answer of {server} makes no sense"
+        return kind(f"{what} at {where}: {words}; run again, it continues")
     if failure.status >= 500 or failure.status == 429:
         return RemoteError(f"{what} at {where}: the server kept failing{name}; run again later, it continues")
     may_pass = failure.status in _MAY_PASS or failure.code in _DAMAGED_ON_THE_WAY

@@ -1,75 +1,60 @@
-"""Listings of a place in object storage, none of which is believed without a reason."""
+"""Whether a server answers listings with listings: the library takes any page for an empty one."""
 
-import asyncio
-from collections.abc import Callable
-from typing import TypeVar
-from uuid import uuid4
+import http.client
+import re
+import urllib.error
+import urllib.request
+from time import monotonic
+from urllib.parse import urlencode
 
-from .failures import RemoteError
-from .object_requests import ObjectInfo, ObjectRequests
+from .bucket import Bucket
 
-T = TypeVar("T")
-_LISTED_AT_ONCE = 1000  # what S3 gives
-
-
-def list_objects(
-    place: ObjectRequests, prefix: str = "", *, must_show: str | None = None, most: int | None = None
-) -> list[ObjectInfo]:
-    """Every object below ``prefix``; see :meth:`RemoteFolder.objects`."""
-    import obstore
-
-    bucket = place.bucket
-    path = place.name_of(prefix) if prefix else bucket.key(place.prefix)
-
-    async def gather() -> list[ObjectInfo]:
-        pages = aiter(obstore.list(bucket.store("reading"), path or None, chunk_size=_LISTED_AT_ONCE))
-        found: dict[str, ObjectInfo] = {}
-        seconds = bucket.patience.upload_seconds
-        while (page := await asyncio.wait_for(anext(pages, None), seconds)) is not None:
-            for meta in page:
-                info = place.info(meta, None)
-                if info.key in found:
-                    raise RemoteError(f"listing {place.url}: the server lists {info.key} twice")
-                found[info.key] = info
-                if len(found) == most:
-                    return [*found.values()]
-        return [*found.values()]
-
-    def once() -> list[ObjectInfo]:
-        with place.translated("listing"):
-            found = bucket.ask(gather, bounded=False)
-        if must_show is not None and all(info.key != must_show for info in found):
-            _doubt(place, place.head(must_show) is not None, f"does not show {must_show}, which is there")
-        return found
-
-    return place.repeat(once) or _confirm_empty(place, once)
+_MARK = b"ListBucketResult"  # the first element of every listing, of S3 and of Google
+_LOOKED_AT_BYTES = 4096
+_ATTEMPTS = 3
 
 
-def list_folders(place: ObjectRequests) -> tuple[list[str], list[ObjectInfo]]:
-    """(names of the folders, objects) directly at a place."""
-    import obstore
+def foreign_listing(bucket: Bucket, path: str) -> str | None:
+    """What is answered to a listing of ``path``, in words, where that is something else than a listing.
 
-    bucket = place.bucket
+    The library does not show answers, so this asks by itself and without a signature. A server refuses that,
+    or answers with a listing; but a proxy that answers with a page of its own does so here too. None as well
+    where there is no answer, or one that says nothing.
+    """
+    if bucket.address is None:
+        return None
+    query = urlencode({"list-type": 2, "prefix": f"{path}/" if path else "", "delimiter": "/"})
+    for _ in range(_ATTEMPTS):
+        try:
+            kind, start = _ask(bucket, f"{bucket.address}?{query}")
+        except urllib.error.HTTPError:  # it is refused
+            return None
+        except (OSError, http.client.HTTPException, ValueError):
+            continue
+        if _MARK in start:
+            return None
+        page = f"a page of {kind}" if re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", kind) else "a page of another kind"
+        return page if start else "nothing"
+    return None
 
-    def once() -> tuple[list[str], list[ObjectInfo]]:
-        with place.translated("listing"):
-            store, path = bucket.store("reading"), bucket.key(place.prefix) or None
-            found = bucket.ask(lambda: obstore.list_with_delimiter_async(store, path))
-            folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]
-            return sorted(folders), [place.info(meta, None) for meta in found["objects"]]
 
-    found = place.repeat(once)
-    return found if any(found) else _confirm_empty(place, once)
-
-
-def _confirm_empty(place: ObjectRequests, listing: Callable[[], T]) -> T:
-    """List again: a proxy that answers with a page of its own makes every place look empty."""
-    absent = f".absent-{uuid4().hex}"
-    if place.bucket.stores_attributes:
-        _doubt(place, place.head(absent) is not None, f"claims to have {absent}, which nobody wrote")
-    return place.repeat(listing)
+def _ask(bucket: Bucket, url: str) -> tuple[str, bytes]:
+    """The type of the answer, and its first bytes."""
+    request = urllib.request.Request(url, headers={"User-Agent": "saecache"})  # noqa: S310 - is_endpoint
+    until, start = monotonic() + bucket.patience.upload_seconds, b""
+    with _OPENER.open(request, timeout=bucket.patience.stall_seconds) as answer:
+        kind = answer.headers.get_content_type()
+        while _MARK not in start and len(start) < _LOOKED_AT_BYTES and monotonic() < until:
+            block = answer.read1(_LOOKED_AT_BYTES)
+            if not block:
+                break
+            start += block
+    return kind, start
 
 
-def _doubt(place: ObjectRequests, wrong: bool, why: str) -> None:
-    if wrong:
-        raise RemoteError(f"listing {place.url}: {place.bucket.server} {why}; its listing is not believed")
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """Another host's answer says nothing about this one."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

@@ -8,7 +8,7 @@ killed goes on with the files that have none.
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,16 +20,7 @@ from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..manifest import PULL_FOLDER
 from ..untrusted import check_no_links
 from ..writing.output import inspect_output
-from .cache_objects import (
-    PROVENANCE,
-    ROOT,
-    CacheObject,
-    Root,
-    changes_explained,
-    check_metadata,
-    read_metadata,
-    read_root,
-)
+from .cache_objects import PROVENANCE, ROOT, CacheObject, Root, changes_explained, read_metadata, read_root
 from .failures import MissingObjectError
 from .remote_folder import open_remote_folder
 from .retries import Patience
@@ -67,13 +58,8 @@ class Pull(Transfer):
     ) -> None:
         folder = open_remote_folder(url, patience)
         root = read_root(folder)
-        super().__init__(folder, root, root.shards(), traffic, verify)
-        self.path = path
+        super().__init__(folder, path, root, root.shards(), traffic, verify)
         self._trusted: dict[str, str] = {}  # sha256 of files that an earlier pull checked, by path
-
-    @property
-    def _local(self) -> str:
-        return str(self.path)
 
     def plan(self) -> TransferResult:
         """Compare both sides, and the disk with what is missing; nothing is written."""
@@ -88,10 +74,9 @@ class Pull(Transfer):
         self._trusted = {found.key: found.sha256 for found in former.shards()} if former else {}
         return finished and all(map(self._is_sound, self.root.metadata))
 
-    def _tidy(self) -> None:
-        """Nothing can be left: the folder of a pull goes before the pull counts as finished."""
-
     def _move(self, missing: list[CacheObject]) -> None:
+        if self._finished and not missing:
+            return  # and nothing is left over: the folder of a pull goes before the pull counts as finished
         advice = f"{self.path} holds a part of it and is no cache: remove it, or pull something else into it"
         whole = changes_explained(self.folder, self.root.manifest, "while it was pulled", advice)
         with self._claimed(), disk_explained(self.path), whole:
@@ -100,8 +85,7 @@ class Pull(Transfer):
             self.traffic.run(
                 [
                     *(partial(self._download, wanted) for wanted in missing),
-                    *(partial(self._download_metadata, key) for key in self.root.metadata),
-                    self._download_provenance,
+                    *(partial(self._download_metadata, key) for key in [*self.root.metadata, PROVENANCE]),
                 ]
             )
             fsync_folder(self.path)
@@ -150,7 +134,7 @@ class Pull(Transfer):
 
     def _is_sound(self, key: str) -> bool:
         try:
-            check_metadata((self.path / key).read_bytes(), self.root.metadata[key], key)
+            self.root.checked(key, (self.path / key).read_bytes(), key)
         except (OSError, CorruptCacheError):
             return False
         return True
@@ -184,8 +168,8 @@ class Pull(Transfer):
         )
 
     def _download_metadata(self, key: str) -> None:
-        write_bytes(self.path / key, read_metadata(self.folder, self.root, key))
-
-    def _download_provenance(self) -> None:
-        with suppress(MissingObjectError):  # nothing depends on it
-            self._download_metadata(PROVENANCE)
+        try:
+            write_bytes(self.path / key, read_metadata(self.folder, self.root, key))
+        except MissingObjectError:
+            if key != PROVENANCE:  # nothing depends on that
+                raise

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from ...common.errors import UsageError
-from .cache_objects import HARVEST_CLAIM, PROVENANCE, CacheObject, foreign_key, read_local
+from .cache_objects import HARVEST_CLAIM, CacheObject, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
 from .failures import MissingObjectError
-from .object_requests import ObjectInfo
+from .inventory import Inventory
 from .remote_folder import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer
@@ -46,20 +46,14 @@ class Push(Transfer):
         patience: Patience | None = None,
     ) -> None:
         root, objects = read_local(path)
-        super().__init__(open_remote_folder(url, patience), root, objects, traffic, verify)
-        self.path = path
+        super().__init__(open_remote_folder(url, patience), path, root, objects, traffic, verify)
         self._claim = claim_for_cache(self.folder, "push", root)
-        self._there: dict[str, ObjectInfo] = {}
-        self._etags: dict[str, str | None] = {}
-
-    @property
-    def _local(self) -> str:
-        return str(self.path)
+        self._inventory = Inventory(self.folder, verify=verify)
 
     def _inspect(self) -> bool:
         finished = self._is_finished()
-        self._there = {info.key: info for info in self.folder.objects()}
-        if (foreign := foreign_key(self._there, self.root)) is not None:
+        self._inventory.refresh()
+        if (foreign := self.root.foreign(self._inventory.listed)) is not None:
             raise UsageError(
                 f"{self.folder.url} holds other things ({foreign}): a cache needs a place of its own, "
                 f"for example {self.folder.url}/{self.path.resolve().name}"
@@ -74,21 +68,23 @@ class Push(Transfer):
             raise UsageError(f"{self.folder.url} is taken by a harvest; {ELSEWHERE}")
         return False
 
-    def _tidy(self) -> None:
-        if not self._there.keys().isdisjoint(CLAIMS):
+    def _move(self, missing: list[CacheObject]) -> None:
+        leftover = CLAIMS
+        if not self._finished or missing:
+            self._bring(missing)
+            leftover = (HARVEST_CLAIM,)  # its own claim is gone
+        if not self._inventory.listed.keys().isdisjoint(leftover):
             release_leftover(self.folder, self.root)
 
-    def _move(self, missing: list[CacheObject]) -> None:
+    def _bring(self, missing: list[CacheObject]) -> None:
         try:
             self._take_claim()
             self.traffic.run(partial(self._upload, wanted) for wanted in missing)
-            self._claim.commit(self.root, self._check_all_there)
+            self._claim.commit(self.root, self._objects, self._inventory)
         except MissingObjectError:
             raise self._claim.changed("what was written is gone again") from None
         if not self._finished:
             self.traffic.moved(len(self.root.content))
-        if HARVEST_CLAIM in self._there:
-            release_leftover(self.folder, self.root)
 
     def _take_claim(self) -> None:
         try:
@@ -98,31 +94,7 @@ class Push(Transfer):
                 raise
 
     def _upload(self, wanted: CacheObject) -> None:
-        info = self.folder.upload(
-            self.path / wanted.key,
-            wanted.key,
-            size=wanted.size,
-            sha256=wanted.sha256,
-            on_bytes=self.traffic.moved,
-        )
-        self._etags[wanted.key] = info.etag
+        self._inventory.upload(self.path / wanted.key, wanted, self.traffic.moved)
 
     def _is_there(self, wanted: CacheObject) -> bool:
-        listed = self._there.get(wanted.key)
-        if wanted.key == PROVENANCE:  # two caches that are otherwise the same differ here: the first stays
-            return listed is not None
-        if listed is None or listed.size != wanted.size:
-            return False
-        info = self.folder.find_equal(wanted.key, size=wanted.size, sha256=wanted.sha256, read=self.verify)
-        if info is not None:
-            self._etags[wanted.key] = info.etag
-        return info is not None
-
-    def _check_all_there(self) -> None:
-        """Raises RemoteChangedError unless every object is the one that was uploaded, or equal."""
-        self._there = {info.key: info for info in self.folder.objects(must_show=self._claim.key)}
-        for wanted in self._objects:
-            info = self._there.get(wanted.key)
-            same = info is not None and info.etag == self._etags.get(wanted.key)
-            if not same and not self._is_there(wanted):  # a push of the same cache may have been here
-                raise self._claim.changed(f"{wanted.key} was removed or replaced")
+        return self._inventory.has(wanted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
-from .cache_objects import HARVEST_CLAIM, ROOT, Root, find_root, find_unfinished
+from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
 from .claims import CLAIMS, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
 from .object_requests import ObjectInfo
@@ -47,7 +47,7 @@ class Removal:
         self.state = "unreadable"
         try:
             complete = find_root(self.folder)
-            self.root = complete or find_unfinished(self.folder)
+            self.root = complete or find_root(self.folder, UNFINISHED)
             self.state = "unfinished" if complete is None else "complete"
         except CorruptCacheError:
             return

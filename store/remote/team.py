@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ...common.tables import align_columns
 from ..manifest import Manifest
 from ..untrusted import printable
-from .cache_objects import ROOT, UNFINISHED, find_root, find_unfinished
+from .cache_objects import ROOT, UNFINISHED, find_root
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
 from .transfer import DEFAULT_CONCURRENCY
@@ -47,9 +48,7 @@ class Listed:
     problem: str = ""
 
 
-def list_caches(
-    url: str, *, concurrency: int = DEFAULT_CONCURRENCY, patience: Patience | None = None
-) -> list[Listed]:
+def list_caches(url: str, *, patience: Patience | None = None) -> list[Listed]:
     """Every cache at ``url`` and up to four folders below it, by URL.
 
     Raises:
@@ -57,7 +56,7 @@ def list_caches(
     """
     found: list[Listed] = []
     level = [open_remote_folder(url, patience)]
-    with ThreadPoolExecutor(concurrency, "saecache-list") as pool:
+    with ThreadPoolExecutor(DEFAULT_CONCURRENCY, "saecache-list") as pool:
         for _ in range(MAX_DEPTH + 1):
             looked = list(pool.map(_look, level))
             found += [listed for listed, _ in looked if listed is not None]
@@ -73,11 +72,11 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
         if info.key in (ROOT, UNFINISHED) and info.size > MAX_LISTED_BYTES:
             problem = f"{info.key} has {info.size} bytes, more than the {MAX_LISTED_BYTES} that are read here"
             return Listed(place.url, "unreadable", info.modified, problem=problem), []
+    states: dict[str, State] = {ROOT: "complete", UNFINISHED: "unfinished"}
     try:
-        if ROOT in modified and (root := find_root(place)) is not None:
-            return _describe(place.url, "complete", modified[ROOT], root.manifest), []
-        if UNFINISHED in modified and (root := find_unfinished(place)) is not None:
-            return _describe(place.url, "unfinished", modified[UNFINISHED], root.manifest), []
+        for key, state in states.items():
+            if key in modified and (root := find_root(place, key)) is not None:
+                return _describe(place.url, state, modified[key], root.manifest), []
     except CorruptCacheError as error:
         return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
     except UsageError as error:
@@ -115,15 +114,7 @@ def _name(part: Any, *keys: str) -> str:
 def format_listing(found: list[Listed], url: str) -> str:
     """A table, one line for each cache; places are relative to ``url``."""
     rows = [_COLUMNS, *(_cells(listed, url.rstrip("/")) for listed in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in _RIGHT else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join(align_columns(rows, _RIGHT))
 
 
 _COLUMNS = (

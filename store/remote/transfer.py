@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from ...common.errors import UsageError
 from .cache_objects import CacheObject, Root
+from .object_requests import OnBytes
 from .remote_folder import RemoteFolder
 
 DEFAULT_CONCURRENCY = 8
-OnProgress = Callable[[int], None]
-"""Called with the bytes moved since the last call, by one thread at a time; negative when they move again."""
 
 
 class Traffic:
@@ -24,14 +24,14 @@ class Traffic:
     Args:
         concurrency: objects moved at the same time.
         max_bytes_per_second: of all of them together; None for no limit.
-        on_progress: called for every byte.
+        on_progress: called for every byte, by one thread at a time.
     """
 
     def __init__(
         self,
         concurrency: int = DEFAULT_CONCURRENCY,
         max_bytes_per_second: float | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnBytes | None = None,
     ) -> None:
         if concurrency < 1:
             raise UsageError(f"--concurrency: expected at least 1, got {concurrency}")
@@ -105,6 +105,7 @@ class Transfer(ABC):
     """A push or a pull. ``plan`` compares both sides, ``run`` moves what the plan found missing.
 
     Args:
+        local: the folder on this machine.
         root: the manifest of the cache.
         objects: what is compared and moved one by one, the root apart.
         verify: read what is already there, instead of trusting sizes and recorded checksums.
@@ -115,12 +116,14 @@ class Transfer(ABC):
     def __init__(
         self,
         folder: RemoteFolder,
+        local: Path,
         root: Root,
         objects: list[CacheObject],
         traffic: Traffic | None,
         verify: bool,
     ) -> None:
         self.folder = folder
+        self.path = local
         self.root = root
         self.traffic = traffic or Traffic()
         self.verify = verify
@@ -146,10 +149,7 @@ class Transfer(ABC):
         if self._missing is None:
             self.plan()
         assert self._missing is not None
-        if self._finished and not self._missing:
-            self._tidy()
-        else:
-            self._move(self._missing)
+        self._move(self._missing)
         return self._result(dry_run=False)
 
     @abstractmethod
@@ -162,23 +162,17 @@ class Transfer(ABC):
 
     @abstractmethod
     def _move(self, missing: list[CacheObject]) -> None:
-        """Move these objects, then what is not counted, then the manifest."""
+        """Move these objects, then what is not counted, then the manifest.
 
-    @abstractmethod
-    def _tidy(self) -> None:
-        """Remove what a command that was killed left beside the finished cache."""
-
-    @property
-    @abstractmethod
-    def _local(self) -> str:
-        """The folder on this machine, for the result."""
+        Where the cache is finished and nothing is missing, only remove what a killed command left beside it.
+        """
 
     def _result(self, *, dry_run: bool) -> TransferResult:
         assert self._missing is not None
         root = [len(self.root.content)] if self.counts_root else []
         moved = [*(found.size for found in self._missing), *([] if self._finished else root)]
         return TransferResult(
-            cache=self._local,
+            cache=str(self.path),
             url=self.folder.url,
             fingerprint=self.root.manifest.fingerprint,
             objects=len(self._objects) + len(root),

@@ -8,18 +8,10 @@ from ...common.errors import CorruptCacheError
 from ..manifest import FileInfo, Manifest
 from ..reading.sharded_array import ShardedArray
 from ..verify import VerifyReport, check_rows_in_place
-from .cache_objects import (
-    PROVENANCE,
-    ROOT,
-    CacheObject,
-    foreign_key,
-    read_metadata,
-    read_root,
-)
-from .download import stream
+from .cache_objects import PROVENANCE, ROOT, CacheObject, read_metadata, read_root
 from .download_cache import DownloadCache
 from .failures import MissingObjectError
-from .object_requests import ObjectInfo, OnBytes
+from .object_requests import OnBytes, ignore_bytes
 from .opening import fetch_from
 from .remote_folder import RemoteFolder, open_remote_folder
 from .retries import Patience
@@ -50,7 +42,7 @@ def verify_remote(
     root = read_root(location)
     report = VerifyReport()
     there = {info.key: info for info in location.objects(must_show=ROOT)}
-    if (foreign := foreign_key(there, root)) is not None:
+    if (foreign := root.foreign(there)) is not None:
         report.problems.append(f"{foreign}: no part of the cache")
 
     places = {
@@ -60,22 +52,26 @@ def verify_remote(
     }
 
     def check(wanted: CacheObject) -> None:
-        problems = _check_size(wanted, there.get(wanted.key))
-        if not problems and quick:
+        listed = there.get(wanted.key)
+        if listed is None:
+            problems = [f"{wanted.key}: missing"]
+        elif listed.size != wanted.size:
+            problems = [f"{wanted.key}: {listed.size} bytes, expected {wanted.size}"]
+        elif quick:
             info = location.head(wanted.key)
-            recorded = info.sha256 if info else None
-            if recorded not in (None, wanted.sha256):
-                problems = [f"{wanted.key}: recorded sha256 is {recorded}, expected {wanted.sha256}"]
-        elif not problems:
+            problems = []
+            if info is not None and info.sha256 not in (None, wanted.sha256):
+                problems = [f"{wanted.key}: recorded sha256 is {info.sha256}, expected {wanted.sha256}"]
+        else:
             problems = read(wanted, traffic.moved) and read(wanted)  # twice: it may be damaged on the way
         report.problems += problems
         report.files += 1
         report.bytes += 0 if problems else wanted.size
 
-    def read(wanted: CacheObject, on_bytes: OnBytes | None = None) -> list[str]:
+    def read(wanted: CacheObject, on_bytes: OnBytes = ignore_bytes) -> list[str]:
         def once() -> list[str]:
             shard = open_shard_stream(location, *places[wanted.key], wanted.size)
-            got = stream(location, wanted.key, wanted.size, on_bytes, shard.take)
+            got = location.stream_once(wanted.key, wanted.size, shard.take, on_bytes)
             if got == wanted.sha256:
                 return shard.problems
             where = "".join(f" ({problem})" for problem in shard.problems[:1])
@@ -104,13 +100,6 @@ def verify_remote(
     if report.ok and not quick:  # numbers from damaged files prove nothing
         report.problems += _check_rows_in_place(location, root.manifest, traffic)
     return report
-
-
-def _check_size(wanted: CacheObject, info: ObjectInfo | None) -> list[str]:
-    if info is None:
-        return [f"{wanted.key}: missing"]
-    same = info.size == wanted.size
-    return [] if same else [f"{wanted.key}: {info.size} bytes, expected {wanted.size}"]
 
 
 def _check_rows_in_place(location: RemoteFolder, manifest: Manifest, traffic: Traffic) -> list[str]:

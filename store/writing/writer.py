@@ -29,7 +29,7 @@ from .arguments import (
     sequence_arguments,
 )
 from .finalize import Delivery, Finalizer
-from .journal import WORK_FOLDER, Journal, damaged_journal, read_journal, write_journal
+from .journal import WORK_FOLDER, Journal, damaged_journal, journal_path, read_journal, write_journal
 from .output import (
     claim_output,
     discard_results,
@@ -223,7 +223,8 @@ class CacheWriter:
         """Shuffle, write the arrays and last the manifest; then close.
 
         Rows that are in memory since the last commit go into the arrays from there. A process that is killed
-        meanwhile loses them, as it does at any other time before a commit; after an error they are committed.
+        meanwhile loses them, as it does at any other time before a commit; after an error they are committed. With
+        a ``delivery`` they are committed first.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
@@ -237,8 +238,10 @@ class CacheWriter:
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
         self._check_usable()
+        if self._delivery is not None:
+            self.commit()  # rows that are delivered may have to be written once more
         with self._working():
-            if not (self.path / "zarr.json").is_file():  # else a former run was killed just before its end
+            if not self._is_published():
                 try:
                     publish(self.path, self._build(counts, on_progress), facts)
                 except BaseException:
@@ -247,6 +250,7 @@ class CacheWriter:
             manifest = load_manifest(self.path)
             if self._delivery is not None:
                 self._delivery.finish()
+                journal_path(self.path).unlink()  # first: the cache is elsewhere, nothing here goes on
             self._close_threads()
             remove_work(self.path, self._lock)
         return manifest
@@ -280,6 +284,16 @@ class CacheWriter:
         write_journal(self.path, self._pending)
         self._journal = self._pending
         unmark_uncommitted(self.path)
+
+    def _is_published(self) -> bool:
+        """Whether a former run, killed just before its end, wrote the manifest, and its shards still exist.
+
+        Shards that were delivered may be gone: somebody removed the cache from its place meanwhile.
+        """
+        if not (self.path / "zarr.json").is_file():
+            return False
+        files = load_manifest(self.path).files
+        return self._delivery is None or all(self._delivery.has(file, keep=False) for file in files)
 
     def _load_or_start(self) -> Journal:
         journal = read_journal(self.path)

@@ -1,26 +1,31 @@
 """Harvests that go straight into a bucket: the same bytes, little room here, and any end continues."""
 
+import itertools
 import json
 import os
 import random
 import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
-from saecache.store import SaecacheError, UsageError, open_cache
-from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
+from saecache.store import SaecacheError, StorageConfig, UsageError, open_cache
+from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
 from saecache.store.remote.claims import Claim
 from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
-from ..killing import killed_runs
+from ..killing import DEADLINE_SECONDS, killed_runs
 from ..store.remote.proxy import Proxy
 from ..store.remote.server import READER_KEY, READER_SECRET
 
@@ -177,24 +182,55 @@ def test_no_right_to_write_is_said_before_the_model_runs(
     assert not Path("caches").exists()
 
 
-def test_an_object_that_vanished_is_written_again(
-    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "other bytes of the same size"])
+def test_an_object_that_changed_is_written_again(
+    config: HarvestConfig, local: Path, url: str, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    location = open_remote_folder(url)
-    put = RemoteFolder.put
+    """A harvest of the same fingerprint on another machine may bring other bytes of the same sizes."""
+    location, shard = open_remote_folder(url), "rows/mlp_out.2/activations/c/1/0"
+    upload = RemoteFolder.upload
 
-    def vanishing(self: RemoteFolder, key: str, content: bytes, *, create: bool = False) -> bool:
-        if key == "provenance/zarr.json":
-            location.delete(["rows/mlp_out.2/activations/c/1/0"])
-        return put(self, key, content, create=create)
+    def changing(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
+        if key == "provenance/zarr.json" and replaced:
+            location.put(shard, bytes((local / shard).stat().st_size))
+        elif key == "provenance/zarr.json":
+            location.delete([shard])
+        return upload(self, path, key, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteFolder, "put", vanishing)
-        with pytest.raises(SaecacheError, match="was removed or replaced"):
+        patch.setattr(RemoteFolder, "upload", changing)
+        with pytest.raises(SaecacheError, match=f"{shard} was removed or replaced"):
             run(config, url)
     assert location.head("zarr.json") is None
     run(config, url)
     assert objects(location) == contents(local)
+
+
+def test_an_upload_that_is_late_is_not_begun_again(
+    config: HarvestConfig, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second upload of a shard found that the first had removed it from the scratch folder."""
+    config = config.model_copy(update={"storage": StorageConfig(chunk_rows=64)})  # few files
+    local = run(config, tmp_path / "local").path
+    finishing, uploads = threading.Event(), Counter[str]()
+    finish, upload = BucketDelivery.finish, RemoteFolder.upload
+
+    def finished(self: BucketDelivery) -> None:
+        finishing.set()
+        finish(self)
+
+    def late(self: RemoteFolder, path: Path, key: str, **settings: Any) -> ObjectInfo:
+        uploads[key] += 1
+        if key.endswith("resid_post.1/second_moment/c/0"):
+            assert finishing.wait(DEADLINE_SECONDS)
+            time.sleep(0.2)
+        return upload(self, path, key, **settings)
+
+    monkeypatch.setattr(BucketDelivery, "finish", finished)
+    monkeypatch.setattr(RemoteFolder, "upload", late)
+    run(config, url)
+    assert set(uploads.values()) == {1}
+    assert objects(open_remote_folder(url)) == contents(Path(local))
 
 
 def test_removed_while_it_is_harvested(
@@ -214,6 +250,66 @@ def test_removed_while_it_is_harvested(
     assert open_remote_folder(url).head("zarr.json") is None
     run(config, url)
     assert objects(open_remote_folder(url)) == contents(local)
+
+
+STOPS = {  # where a harvest is stopped, as by a kill: method and path of the first request that fails
+    "a shard": {"method": "PUT", "path": "mlp_out.2/activations/c/3"},
+    "metadata": {"method": "PUT", "path": "/cache/zarr.json|tokens/zarr.json"},
+    "provenance": {"method": "PUT", "path": "provenance"},
+    "the last listing": {"method": "GET", "path": "list-type", "skip": 3},
+    "the manifest": {"method": "PUT", "path": "/cache/zarr.json"},
+    "reading the manifest back": {"method": "GET", "path": "/cache/zarr.json", "skip": 3},
+    "the end of the claim": {"method": "", "path": "delete|harvest.json", "skip": 3},
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_stopped_late_then_removed_then_harvested_again(
+    config: HarvestConfig, local: Path, url: str, proxy: Proxy, tmp_path: Path, stop: dict[str, Any]
+) -> None:
+    """The scratch held a manifest of shards that had gone with the place; one more run was needed."""
+    scratch = tmp_path / "scratch"
+    met = proxy.add("status", status=403, code="AccessDenied", times=9999, **stop)
+    with pytest.raises(AccessError):
+        run(config, url, scratch=scratch)
+    assert met.met
+    proxy.clear()
+    Removal(url).run()
+    assert open_remote_folder(url).objects() == []
+    run(config, url, scratch=scratch)
+    assert objects(open_remote_folder(url)) == contents(local)
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize("number", [*range(1, 6), 9, 14, 20, 30, 45, 70])
+def test_stopped_while_it_tidies_up_then_removed_then_harvested_again(
+    config: HarvestConfig, local: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The scratch was of no use, and not seen to be: a spill without its end, or nothing that it knew."""
+    scratch, count = tmp_path / "scratch", itertools.count(1)
+    finish = BucketDelivery.finish
+
+    def finished(self: BucketDelivery) -> None:
+        finish(self)
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, stopping(getattr(os, name)))
+
+    def stopping(remove: Callable[..., None]) -> Callable[..., None]:
+        def stopped(*arguments: Any, **settings: Any) -> None:
+            if next(count) >= number:
+                raise InterruptedError("killed here")
+            remove(*arguments, **settings)
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketDelivery, "finish", finished)
+        with pytest.raises((InterruptedError, SaecacheError), match="killed here"):
+            run(config, url, scratch=scratch)
+    Removal(url).run()
+    run(config, url, scratch=scratch)
+    assert objects(open_remote_folder(url)) == contents(local)
+    assert not scratch.exists()
 
 
 def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
@@ -294,29 +390,39 @@ def test_a_team_that_cannot_be_asked_is_said(config: HarvestConfig, team: str) -
 
 
 HARVEST = """
-import sys
+import os, sys
 from pathlib import Path
 import transformers.models.gpt_neox.modeling_gpt_neox
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 
 config = HarvestConfig.model_validate_json(sys.argv[1])
-work = lambda url, scratch: run(config, url, scratch=Path(scratch))
+
+def work(url, scratch, pid):
+    Path(pid).write_text(str(os.getpid()))
+    run(config, url, scratch=Path(scratch))
 """
 
 
-def test_kill_9_at_random_moments(config: HarvestConfig, local: Path, url: str, tmp_path: Path) -> None:
-    """Killed again and again, a little later each time; then the same call ends with the same bytes."""
-    clock, killed, scratch = random.Random(0), 0, tmp_path / "scratch"
+def test_kill_9_at_random_requests(
+    config: HarvestConfig, local: Path, url: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Killed again and again; then the same call ends with the same bytes."""
+    choose, scratch, pid = random.Random(0), tmp_path / "scratch", tmp_path / "pid"
+
+    def die(_method: str, _path: str) -> None:
+        if next(requests) == fatal:
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+
     with killed_runs(HARVEST, config.model_dump_json()) as run_killed:
         for number in range(ROUNDS):
             place = f"{url}{number}"
             for attempt in range(1 + number % 2):
-                seconds = clock.uniform(0.0, 1.0 + 0.5 * attempt)
-                status = run_killed(place, str(scratch), seconds=seconds)
-                assert status in (0, -signal.SIGKILL)
-                killed += status == -signal.SIGKILL
+                requests, fatal = itertools.count(1), choose.randrange(1, 150 if attempt == 0 else 8)
+                proxy.before = die
+                status = run_killed(place, str(scratch), str(pid), seconds=DEADLINE_SECONDS)
+                assert status == -signal.SIGKILL
+            proxy.before = None
             run(config, place, scratch=scratch)
             assert objects(open_remote_folder(place)) == contents(local)
             assert not scratch.exists()
-    assert killed >= ROUNDS - 1

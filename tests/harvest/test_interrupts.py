@@ -7,15 +7,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 from saecache.store import inspect_output, verify_cache
 from saecache.store.writing.journal import read_journal
+from saecache.store.writing.spill import SpillWriter
+
+from ..killing import DEADLINE_SECONDS, act_when
 
 MakeConfig = Callable[..., HarvestConfig]
 NUM_TOKENS = 24_000
@@ -55,43 +59,55 @@ def contents(cache: Path) -> Iterator[tuple[str, bytes]]:
             yield name, path.read_bytes()
 
 
-def wait_for(process: BaseProcess, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while process.is_alive() and not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def sequences_done(path: Path) -> int:
     journal = read_journal(path)
     return 0 if journal is None else journal.sequences
 
 
-def test_kill_9(
-    processes: ForkServerContext, config: HarvestConfig, uninterrupted: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "cache"
-    total = NUM_TOKENS // config.tokens.context
-    moments: list[Callable[[], bool]] = [
+def moments(path: Path) -> list[Callable[[], object]]:
+    """From the first file to the last arrays."""
+    total = NUM_TOKENS // 16
+    return [
         lambda: (path / ".writing").exists(),
         lambda: sequences_done(path) > total // 4,
         lambda: sequences_done(path) > total // 2,
         lambda: next((path / "rows").rglob("c/*"), None) is not None,  # the final arrays appear
         lambda: (path / "stats").exists(),
     ]
-    killed = 0
-    for moment in moments:
-        process = processes.Process(target=run, args=(config, path))
+
+
+def run_with_signal(config: HarvestConfig, path: Path, moment: int, number: int) -> None:
+    act_when(moments(path)[moment], lambda: os.kill(os.getpid(), number))
+    run(config, path)
+
+
+def test_kill_9(
+    processes: ForkServerContext, config: HarvestConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    assert config.tokens.context == 16
+    for moment in range(len(moments(path))):
+        process = processes.Process(target=run_with_signal, args=(config, path, moment, signal.SIGKILL))
         process.start()
-        wait_for(process, moment)
-        os.kill(process.pid, signal.SIGKILL)
         process.join()
-        killed += process.exitcode == -signal.SIGKILL and inspect_output(path) == "incomplete"
-    assert killed >= 4  # the last moment is short, and may be over before it is seen
+        assert process.exitcode == -signal.SIGKILL
+        assert inspect_output(path) == "incomplete"
     result = run(config.model_copy(update={"batch_size": 64}), path)
     assert list(contents(path)) == list(contents(uninterrupted))
     assert verify_cache(path).ok
     assert result.manifest.counts["tokens"] >= NUM_TOKENS
+
+
+def run_with_signal_before_the_commit(config: HarvestConfig, path: Path, number: int) -> None:
+    """The signal comes when rows are on their way to the disk and no journal knows of them."""
+    submit = SpillWriter.submit
+
+    def submitted(self: SpillWriter, block: Any) -> None:
+        submit(self, block)
+        os.kill(os.getpid(), number)
+
+    SpillWriter.submit = submitted  # type: ignore[method-assign]
+    run(config, path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -100,11 +116,8 @@ def test_a_polite_signal_saves_what_was_done(
 ) -> None:
     path = tmp_path / "cache"
     seldom = config.model_copy(update={"commit_seconds": 1e6})
-    process = processes.Process(target=run, args=(seldom, path))
+    process = processes.Process(target=run_with_signal_before_the_commit, args=(seldom, path, number))
     process.start()
-    spill = path / ".writing" / "spill"
-    wait_for(process, lambda: spill.is_dir() and sum(f.stat().st_size for f in spill.iterdir()) > 200_000)
-    os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 1  # KeyboardInterrupt, which the command line turns into 130
     assert sequences_done(path) > 0
@@ -116,10 +129,12 @@ def test_two_harvests_into_one_output_are_refused(
     processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
 ) -> None:
     path = tmp_path / "cache"
-    process = processes.Process(target=run, args=(config, path))
+    process = processes.Process(target=run_with_signal, args=(config, path, 1, signal.SIGSTOP))
     process.start()
-    wait_for(process, lambda: sequences_done(path) > 0)
-    os.kill(process.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.001)
     try:
         with pytest.raises(ValueError, match="another process"):
             run(config, path)

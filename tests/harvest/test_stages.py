@@ -8,6 +8,8 @@ import pytest
 
 from saecache.harvest.stages import run_overlapped
 
+from ..killing import DEADLINE_SECONDS
+
 
 def never() -> bool:
     return False
@@ -28,7 +30,7 @@ def test_everything_in_order() -> None:
 
 def test_stages_overlap() -> None:
     """Item by item the three stages wait for each other: one after the other, they would wait forever."""
-    together = threading.Barrier(3, timeout=60)
+    together = threading.Barrier(3, timeout=DEADLINE_SECONDS)
     count = 20
     met: list[int] = []
 

@@ -1,7 +1,7 @@
 """``kill -9`` at every request of a command, then the same command again, then another one on the same place.
 
 The client dies in one of two moments of its request n: before the store sees the request, or after the store
-has done what it asks and before the client has the answer. n goes from 1 until the command ends unharmed.
+has done what it asks and before the client has the answer. n goes up until the command ends unharmed.
 """
 
 import threading
@@ -45,9 +45,9 @@ def kill_at(place: Place, command: Command, request: int, moment: str) -> Client
 
 
 def run_kills(
-    world: World, outcomes: Outcomes, commands: Sequence[Command], *, every: int, offset: int
+    world: World, outcomes: Outcomes, commands: Sequence[Command], *, first: int, every: int
 ) -> None:
-    """Kill every ``every``-th request of every command, beginning with ``offset`` + 1."""
+    """Kill at every ``every``-th request of every command, beginning with request ``first``."""
     for command in commands:
         ways: list[tuple[str, str, Recovery, int]] = [
             (MOMENTS[0], "the same again", _recover, every),
@@ -59,7 +59,7 @@ def run_kills(
             ways.append((MOMENTS[1], f"{names} instead", _recover_instead, every))
         for moment, then, recovery, step in ways:
             row = Row("kills", command.name, f"{moment}; {then}")
-            for request in count(1 + offset % step, step):
+            for request in count(first, step):
                 if not _kill_once(world, outcomes, row, command, moment, request, recovery):
                     break
 

@@ -76,7 +76,8 @@ def run_sections(world: World, outcomes: Outcomes, arguments: argparse.Namespace
         return [command for command in commands if command.name in arguments.commands]
 
     if "kills" in arguments.sections:
-        run_kills(world, outcomes, chosen(KILLED), every=arguments.kill_every, offset=arguments.seed)
+        first, every = arguments.kill_from, arguments.kill_every
+        run_kills(world, outcomes, chosen(KILLED), first=first + arguments.seed % every, every=every)
     if "faults" in arguments.sections:
         run_faults(
             world,
@@ -107,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     names = [command.name for command in COMMANDS]
     parser.add_argument("--commands", nargs="+", choices=names, default=names, help="for kills and faults")
     parser.add_argument("--kill-every", type=int, default=1, metavar="N", help="kill at every N-th request")
+    parser.add_argument("--kill-from", type=int, default=1, metavar="N", help="the first request to kill at")
     parser.add_argument("--rounds", type=int, default=4, help="for each command and fault")
     parser.add_argument("--meetings", type=int, default=6, help="rounds for each meeting of several commands")
     parser.add_argument("--long", action="store_true", help="also faults that use up half a minute each")

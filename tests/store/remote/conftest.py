@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,8 @@ from .proxy import Proxy, running_proxy
 from .server import BUCKET, S3Server, start_server, stop_server
 
 HOOK = "resid_post.1"
-QUICK = Patience(
+USUAL = Patience()
+QUICK = Patience(  # for what never succeeds
     connect_seconds=5,
     stall_seconds=0.5,
     upload_seconds=2,
@@ -22,6 +24,12 @@ QUICK = Patience(
     first_retry_seconds=5,
     first_backoff_seconds=0.01,
     max_backoff_seconds=0.1,
+)
+PASSING = replace(  # for what passes: a stall is noticed soon, and a busy machine has as long as users wait
+    QUICK,
+    retry_seconds=USUAL.retry_seconds,
+    first_retry_seconds=USUAL.retry_seconds,
+    max_retries=1000,
 )
 
 
@@ -86,10 +94,16 @@ def proxy(team: str, shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def location(team: str) -> RemoteFolder:
-    return open_remote_folder(team, QUICK)
+    return open_remote_folder(team)
 
 
 @pytest.fixture
 def open_quickly() -> Callable[[str], RemoteFolder]:
     """A location that gives up soon: for tests of what never succeeds."""
     return lambda url: open_remote_folder(url, QUICK)
+
+
+@pytest.fixture
+def open_patiently() -> Callable[[str], RemoteFolder]:
+    """A location that notices stalls soon and does not give up: for tests of what passes."""
+    return lambda url: open_remote_folder(url, PASSING)

@@ -24,6 +24,7 @@ KINDS = (
     "etag",  # another ETag
     "garbage",  # something that is not HTTP
     "page",  # 200 and a page for people, as of a captive portal
+    "document",  # the same, and it is no XML
     "empty",  # 200 and nothing
     "silence",  # no answer for ``seconds``
     "trickle",  # one byte of the body every ``seconds``
@@ -200,9 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"what was the question?\r\n\r\n")
             self.close_connection = True
             return
-        if kind in ("page", "empty"):
-            status, headers = 200, [("Content-Type", "text/html")]
-            content = b"<html><body>Please log in</body></html>" if kind == "page" else b""
+        if kind in _PAGES:
+            status, headers, content = 200, [("Content-Type", "text/html")], _PAGES[kind]
         if kind == "endless":
             more = b"<NextContinuationToken>x</NextContinuationToken><IsTruncated>true</IsTruncated>"
             content = content.replace(b"<IsTruncated>false</IsTruncated>", more)
@@ -249,6 +249,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on the terminal."""
 
 
+_PAGES = {
+    "page": b"<html><body>Please log in</body></html>",
+    "document": b"<!DOCTYPE html><html><meta charset=utf-8><p>Please log in<br>or not</html>",
+    "empty": b"",
+}
 _OWN = {"content-length", "transfer-encoding", "connection", "keep-alive"}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from saecache.store import SaecacheError, UsageError, inspect_output
+from saecache.store.remote import Patience
 from saecache.store.remote.cache_objects import ROOT, find_root
 from saecache.store.remote.failures import AccessError, RemoteError
 from saecache.store.remote.pull import Pull
@@ -18,10 +19,10 @@ from saecache.store.remote.remote_folder import open_remote_folder
 from saecache.store.remote.transfer import Traffic
 from saecache.store.remote.verify import verify_remote
 
-from .conftest import QUICK
+from .conftest import PASSING, QUICK
 from .proxy import Proxy
 
-PASSING: dict[str, dict[str, Any]] = {
+FAULTS: dict[str, dict[str, Any]] = {
     "500 burst": {"kind": "status", "status": 500, "times": 12},
     "503 burst": {"kind": "status", "status": 503, "code": "SlowDown", "times": 12},
     "429 burst": {"kind": "status", "status": 429, "code": "TooManyRequests", "times": 6},
@@ -34,7 +35,7 @@ PASSING: dict[str, dict[str, Any]] = {
     "flipped byte up": {"kind": "flip_request", "after": 30, "times": 3},
     "wrong ETag": {"kind": "etag", "times": 6},
 }
-READING = {name: fault for name, fault in PASSING.items() if name != "flipped byte up"}
+READING = {name: fault for name, fault in FAULTS.items() if name != "flipped byte up"}
 LASTING: dict[str, tuple[dict[str, Any], type[SaecacheError], str]] = {
     "expired": ({"status": 400, "code": "ExpiredToken"}, AccessError, "expired"),
     "forbidden": ({"status": 403, "code": "AccessDenied"}, AccessError, "not allowed"),
@@ -43,18 +44,18 @@ LASTING: dict[str, tuple[dict[str, Any], type[SaecacheError], str]] = {
 }
 
 
-def until_done(command: Callable[[], Any], proxy: Proxy) -> None:
+def until_done(command: Callable[[Patience], Any], proxy: Proxy) -> None:
     """Run a command, and run it again as its errors say; then without faults."""
     for _ in range(4):
         try:
-            command()
+            command(QUICK)
             return
         except UsageError:
             raise
         except SaecacheError as error:
             assert str(error)
     proxy.clear()
-    command()
+    command(Patience())
 
 
 @pytest.fixture
@@ -64,10 +65,10 @@ def pushed(team: str, cache_path: Path) -> str:
 
 
 @pytest.mark.parametrize("skip", [0, 9], ids=["at once", "later"])
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_push(proxy: Proxy, team: str, cache_path: Path, fault: dict[str, Any], skip: int) -> None:
     met = proxy.add(skip=skip, path="/c", **fault)
-    until_done(lambda: Push(cache_path, f"{team}/c", patience=QUICK).run(), proxy)
+    until_done(lambda patience: Push(cache_path, f"{team}/c", patience=patience).run(), proxy)
     assert met.met
     proxy.clear()
     assert verify_remote(f"{team}/c").ok
@@ -83,7 +84,7 @@ def test_pull(
     contents: Callable[[Path], dict[str, bytes]],
 ) -> None:
     met = proxy.add(method="GET", **({"path": "/c/"} | fault))
-    until_done(lambda: Pull(pushed, tmp_path / "copy", patience=QUICK).run(), proxy)
+    until_done(lambda patience: Pull(pushed, tmp_path / "copy", patience=patience).run(), proxy)
     assert met.met
     assert contents(tmp_path / "copy") == contents(cache_path)
 
@@ -92,7 +93,7 @@ def test_pull(
 def test_verify(pushed: str, proxy: Proxy, fault: dict[str, Any]) -> None:
     """What passes is not taken for damage."""
     met = proxy.add(method="GET", **({"path": r"/c/(rows|heldout|tokens)"} | fault | {"times": 1}))
-    assert verify_remote(pushed, patience=QUICK).problems == []
+    assert verify_remote(pushed, patience=PASSING).problems == []
     assert met.met
 
 
@@ -134,7 +135,7 @@ def test_one_stubborn_object_stops_the_pull_and_the_rest_is_kept(
 ) -> None:
     proxy.add("flip", method="GET", path="rows/token/c/0", times=10**6)
     with pytest.raises(SaecacheError, match="rows/token/c/0 is damaged"):
-        Pull(pushed, tmp_path / "copy", Traffic(concurrency=1), patience=QUICK).run()
+        Pull(pushed, tmp_path / "copy", Traffic(concurrency=1), patience=PASSING).run()
     assert not (tmp_path / "copy" / "rows" / "token" / "c" / "0").exists()
     assert not list((tmp_path / "copy").rglob("*.tmp"))
     proxy.clear()

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from saecache.store import SaecacheError, inspect_output
-from saecache.store.remote import download
+from saecache.store.remote import file_blocks
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 
@@ -49,7 +49,7 @@ def test_no_space_left(
 ) -> None:
     """ENOSPC from the system, at the sixth block."""
     Push(cache_path, f"{team}/c").run()
-    left, real = 5, download.write_all
+    left, real = 5, file_blocks.write_all
 
     def write_all(file: BinaryIO, block: bytes) -> None:
         nonlocal left
@@ -59,7 +59,7 @@ def test_no_space_left(
         real(file, block)
 
     with monkeypatch.context() as full:
-        full.setattr(download, "write_all", write_all)
+        full.setattr(file_blocks, "write_all", write_all)
         with pytest.raises(SaecacheError, match=r"the disk ran full .*run the same command again"):
             Pull(f"{team}/c", tmp_path / "copy").run()
     assert inspect_output(tmp_path / "copy") != "complete"

@@ -4,6 +4,7 @@ Half of the processes die by the clock, half at a request of their own. ``SAECAC
 more.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -46,10 +47,15 @@ def kill_somewhere(what: str, path: Path, url: str, proxy: Proxy, choose: random
             process.stdout.readline()
             time.sleep(choose.uniform(0, SECONDS))
         else:
-            fatal = choose.randrange(1, 60 if what == "push" else 30)
-            begin = len(proxy.seen)
-            while process.poll() is None and len(proxy.seen) - begin < fatal:
-                time.sleep(0.0005)
+            fatal, requests = choose.randrange(1, 60 if what == "push" else 30), itertools.count(1)
+
+            def die(_method: str, _path: str) -> None:
+                if next(requests) == fatal:
+                    process.kill()
+
+            proxy.before = die
+            process.wait()
+            proxy.before = None
         process.send_signal(signal.SIGKILL)
     return process.returncode
 

@@ -29,7 +29,8 @@ from saecache.store.remote.removal import Removal
 from saecache.store.remote.transfer import Traffic
 from saecache.store.remote.verify import verify_remote
 
-from .conftest import QUICK
+from ...killing import DEADLINE_SECONDS
+from .conftest import PASSING, QUICK
 from .proxy import Proxy
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -66,7 +67,7 @@ def test_two_pushes_of_one_cache(url: str, cache_path: Path, contents: Contents)
     """Both end well, whoever is first at each object."""
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            done = list(pool.map(lambda _: Push(cache_path, url, patience=QUICK).run(), range(3)))
+            done = list(pool.map(lambda _: Push(cache_path, url).run(), range(3)))
         assert {result.url for result in done} == {url}
         assert verify_remote(url).ok
         keys = {info.key for info in open_remote_folder(url).objects()}
@@ -74,13 +75,11 @@ def test_two_pushes_of_one_cache(url: str, cache_path: Path, contents: Contents)
         Removal(url).run()
 
 
-@pytest.mark.parametrize(
-    "number", range(1, 90) if "SAECACHE_LONG_TESTS" in os.environ else [1, 5, 12, 30, 50]
-)
+@pytest.mark.parametrize("number", OVERTAKEN_AT)
 def test_a_push_overtaken_by_another_of_the_same_cache(
     proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    push = Push(cache_path, url, Traffic(concurrency=2), patience=QUICK)
+    push = Push(cache_path, url, Traffic(concurrency=2))
     directly(monkeypatch, proxy)
     at_request(proxy, number, lambda: Push(cache_path, url).run())
     push.run()
@@ -93,7 +92,7 @@ def test_two_pushes_of_different_caches_to_one_place(url: str, cache_path: Path,
 
     def push(path: Path) -> Path | None:
         try:
-            Push(path, url, patience=QUICK).run()
+            Push(path, url).run()
         except UsageError as error:
             assert "holds another cache" in str(error) or "unfinished push" in str(error)
             return None
@@ -134,7 +133,7 @@ def test_a_pull_during_a_push(
     contents: Contents,
 ) -> None:
     """Until the manifest is there, there is nothing to pull; afterwards a second push changes nothing."""
-    push = Push(cache_path, url, patience=QUICK)
+    push = Push(cache_path, url)
     directly(monkeypatch, proxy)
     refused: list[Exception] = []
 
@@ -165,7 +164,7 @@ def test_a_removal_during_a_pull(
     proxy: Proxy, url: str, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     Push(cache_path, url).run()
-    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=2), patience=QUICK)
+    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=2))
     directly(monkeypatch, proxy)
     at_request(proxy, number, lambda: Removal(url).run(), "GET")
     with pytest.raises(RemoteChangedError, match="was removed while it was pulled"):
@@ -189,7 +188,7 @@ def test_a_replacement_during_a_pull(
 ) -> None:
     Push(cache_path, url).run()
     one_at_a_time = Traffic(concurrency=1)  # a second request would see the place while it is empty
-    pull = Pull(url, tmp_path / "copy", one_at_a_time, patience=QUICK)
+    pull = Pull(url, tmp_path / "copy", one_at_a_time)
     directly(monkeypatch, proxy)
 
     def replace() -> None:
@@ -208,7 +207,7 @@ def test_a_removal_during_a_push(
     proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """The removal wins, or the push does; there is never a manifest without its objects."""
-    push = Push(cache_path, url, Traffic(concurrency=2), patience=QUICK)
+    push = Push(cache_path, url, Traffic(concurrency=2))
     directly(monkeypatch, proxy)
 
     def remove() -> None:
@@ -233,7 +232,7 @@ def test_a_manifest_written_after_its_removal_is_taken_back(
     proxy: Proxy, url: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last moment: everything is there, the manifest is on its way, and the removal runs before it."""
-    push = Push(cache_path, url, patience=QUICK)
+    push = Push(cache_path, url)
     directly(monkeypatch, proxy)
     at_request(proxy, 1, lambda: Removal(url).run(), "PUT /team/" + url.split("/", 3)[3] + "/zarr.json")
     with pytest.raises(RemoteChangedError, match="changed during the push"):
@@ -247,12 +246,12 @@ def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, c
 
     def hold(_: int) -> None:
         started.set()
-        go_on.wait(30)
+        go_on.wait(DEADLINE_SECONDS)
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(Pull(url, tmp_path / "copy", Traffic(2, None, hold)).run)
         try:
-            assert started.wait(30)
+            assert started.wait(DEADLINE_SECONDS)
             with pytest.raises(UsageError, match="another pull into"):
                 Pull(url, tmp_path / "copy").run()
         finally:
@@ -275,10 +274,10 @@ def test_everybody_at_once(url: str, cache_path: Path, tmp_path: Path, contents:
     for number in range(60 if os.environ.get("SAECACHE_LONG_TESTS") else 4):
         copy = tmp_path / str(number)
         commands: list[Callable[[], Any]] = [
-            lambda: Push(cache_path, url, patience=QUICK).run(),
-            lambda: Push(cache_path, url, patience=QUICK).run(),
-            lambda: Removal(url, patience=QUICK).run(),
-            lambda copy=copy: Pull(url, copy, patience=QUICK).run(),  # type: ignore[misc]
+            lambda: Push(cache_path, url).run(),
+            lambda: Push(cache_path, url).run(),
+            lambda: Removal(url).run(),
+            lambda copy=copy: Pull(url, copy).run(),  # type: ignore[misc]
         ]
         with ThreadPoolExecutor(len(commands)) as pool:
             running = [pool.submit(later, choose.uniform(0, 0.5), command) for command in commands]
@@ -297,7 +296,7 @@ def test_a_removal_does_not_believe_a_listing_that_hides_its_own_claim(
     proxy: Proxy, url: str, cache_path: Path, times: int
 ) -> None:
     Push(cache_path, url).run()
-    removal = Removal(url, patience=QUICK)
+    removal = Removal(url, patience=PASSING if times == 1 else QUICK)
     proxy.add("page", method="GET", path="list-type", times=times, skip=1)
     if times == 1:
         removal.run()
@@ -314,10 +313,10 @@ def test_a_removal_does_not_believe_a_listing_that_hides_its_own_claim(
 def test_deletes_are_repeated(proxy: Proxy, url: str, cache_path: Path, kind: str) -> None:
     """A push and a removal ended with an error when the answer to one delete did not come."""
     met = proxy.add(kind, method="POST", path="delete", after=0, times=2)
-    Push(cache_path, url, patience=QUICK).run()
+    Push(cache_path, url).run()
     assert met.met == 2
     again = proxy.add(kind, method="POST", path="delete", after=0, times=2)
-    Removal(url, patience=QUICK).run()
+    Removal(url).run()
     assert again.met == 2
     assert not open_remote_folder(url).objects()
 

@@ -22,7 +22,7 @@ from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.verify import verify_remote
 
-from .conftest import QUICK
+from .conftest import PASSING
 from .server import READER_KEY, READER_SECRET
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -169,11 +169,11 @@ def test_a_damaged_object_is_found_and_mended(pushed: RemoteFolder, cache_path: 
     store = pushed.bucket.store("writing")
     obstore.put(store, pushed.name_of(shard), bytes(content), attributes={"sha256": sha256})
     assert verify_remote(pushed.url, quick=True).ok
-    report = verify_remote(pushed.url, patience=QUICK)
+    report = verify_remote(pushed.url, patience=PASSING)
     assert len(report.problems) == 1
     assert report.problems[0].startswith(f"{shard}: sha256 is")
     with pytest.raises(CorruptCacheError, match=f"{shard} is damaged"):
-        Pull(pushed.url, tmp_path / "copy", patience=QUICK).run()
+        Pull(pushed.url, tmp_path / "copy", patience=PASSING).run()
     assert inspect_output(tmp_path / "copy") != "complete"
     assert not (tmp_path / "copy" / shard).exists()
     assert Push(cache_path, pushed.url).run().moved_objects == 0
@@ -190,7 +190,7 @@ def test_verify_names_what_is_missing_or_short(pushed: RemoteFolder, cache_path:
     pushed.put("stats/zarr.json", b"{}")
     pushed.put("rows/stray", b"x")
     for quick in (False, True):
-        problems = verify_remote(pushed.url, quick=quick, patience=QUICK).problems
+        problems = verify_remote(pushed.url, quick=quick, patience=PASSING).problems
         assert len(problems) == 4
         assert f"{shard}: 5 bytes, expected" in "\n".join(problems)
         assert "rows/token/zarr.json: missing" in problems

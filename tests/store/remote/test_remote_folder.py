@@ -11,7 +11,7 @@ import pytest
 from saecache.store import CorruptCacheError, UsageError
 from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
 from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
-from saecache.store.remote.upload import HashedParts, part_size
+from saecache.store.remote.file_blocks import HashedParts, part_size
 from saecache.store.remote.urls import redact_url
 
 from .proxy import Proxy
@@ -51,7 +51,7 @@ def test_every_store_does_the_same(anywhere: RemoteFolder, file: Path, tmp_path:
     assert anywhere.get("once", 1) == b"1"
     assert anywhere.get("a b/ü%", 10) == b"small"
     assert {o.key: o.size for o in anywhere.objects()} == {"a/x": len(CONTENT), "a b/ü%": 5, "once": 1}
-    assert [o.key for o in anywhere.objects("a")] == ["a/x"]
+    assert [o.key for o in anywhere.child("a").objects()] == ["x"]
     folders, objects = anywhere.folders()
     assert (folders, [o.key for o in objects]) == (["a", "a b"], ["once"])
     assert anywhere.child("a").get("x", len(CONTENT)) == CONTENT
@@ -69,7 +69,7 @@ def test_many_parts(location: RemoteFolder, tmp_path: Path) -> None:
     path.write_bytes(LARGE)
     sha256 = hashlib.sha256(LARGE).hexdigest()
     info = location.upload(path, "large", size=len(LARGE), sha256=sha256)
-    parts = HashedParts(path, len(LARGE), sha256, None)
+    parts = HashedParts(path, len(LARGE), sha256)
     assert b"".join(parts) == LARGE
     assert info.etag == parts.etag()
     assert info.etag.endswith("-3")
@@ -106,7 +106,7 @@ TRANSIENT_READS = {
 def test_reads_survive(
     location: RemoteFolder,
     proxy: Proxy,
-    open_quickly: Open,
+    open_patiently: Open,
     team: str,
     file: Path,
     tmp_path: Path,
@@ -115,7 +115,7 @@ def test_reads_survive(
     location.upload(file, "x", size=len(CONTENT), sha256=SHA256)
     met = proxy.add(method="GET", path="/x", **fault)
     moved: list[int] = []
-    through = open_quickly(team)
+    through = open_patiently(team)
     through.download("x", tmp_path / "back", size=len(CONTENT), sha256=SHA256, on_bytes=moved.append)
     assert (tmp_path / "back").read_bytes() == CONTENT
     assert met.met > 0
@@ -139,7 +139,7 @@ TRANSIENT_WRITES = {
 def test_writes_survive(
     location: RemoteFolder,
     proxy: Proxy,
-    open_quickly: Open,
+    open_patiently: Open,
     team: str,
     tmp_path: Path,
     fault: dict,
@@ -150,7 +150,7 @@ def test_writes_survive(
     met = proxy.add(method="PUT", path="/x", **fault)
     moved: list[int] = []
     sha256 = hashlib.sha256(content).hexdigest()
-    open_quickly(team).upload(path, "x", size=len(content), sha256=sha256, on_bytes=moved.append)
+    open_patiently(team).upload(path, "x", size=len(content), sha256=sha256, on_bytes=moved.append)
     assert met.met > 0
     assert sum(moved) == len(content)
     assert location.checksum("x", size=len(content)) == sha256
@@ -197,23 +197,23 @@ def test_what_no_retry_can_mend_is_said_at_once(
 
 
 def test_wrong_credentials_rights_and_buckets(
-    team: str, file: Path, monkeypatch: pytest.MonkeyPatch, open_quickly: Open
+    team: str, file: Path, monkeypatch: pytest.MonkeyPatch, open_patiently: Open
 ) -> None:
     with pytest.raises(AccessError, match="no such bucket"):
-        open_quickly("s3://nowhere/x").get("y", 10)
+        open_patiently("s3://nowhere/x").get("y", 10)
     with pytest.raises(AccessError, match="no such bucket"):
-        list(open_quickly("s3://nowhere/x").objects())
+        list(open_patiently("s3://nowhere/x").objects())
     with pytest.raises(AccessError, match="no such bucket"):
-        open_quickly("s3://nowhere/x").upload(file, "x", size=len(CONTENT), sha256=SHA256)
+        open_patiently("s3://nowhere/x").upload(file, "x", size=len(CONTENT), sha256=SHA256)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(AccessError, match="not accepted") as caught:
-        open_quickly(team).get("y", 10)
+        open_patiently(team).get("y", 10)
     assert "not-the-secret" not in str(caught.value)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    assert list(open_quickly(team).objects()) == []
+    assert list(open_patiently(team).objects()) == []
     with pytest.raises(AccessError, match="not allowed"):
-        open_quickly(team).put("x", b"1")
+        open_patiently(team).put("x", b"1")
 
 
 def test_no_server_is_said_soon(team: str, monkeypatch: pytest.MonkeyPatch, open_quickly: Open) -> None:
@@ -337,10 +337,10 @@ def test_claims_of_a_folder_that_is_there_keep_their_name(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("create", [True, False])
 def test_small_objects_that_arrive_damaged_are_written_again(
-    location: RemoteFolder, proxy: Proxy, open_quickly: Open, team: str, create: bool
+    location: RemoteFolder, proxy: Proxy, open_patiently: Open, team: str, create: bool
 ) -> None:
     met = proxy.add("flip_request", method="PUT", path="/claim", after=3)
-    assert open_quickly(team).put("claim", b"the content of a claim", create=create)
+    assert open_patiently(team).put("claim", b"the content of a claim", create=create)
     assert met.met == 1
     assert location.get("claim", 100) == b"the content of a claim"
 

@@ -18,9 +18,9 @@ import pytest
 from saecache.store import CorruptCacheError, SaecacheError
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.failures import AccessError, RemoteError
-from saecache.store.remote.upload import part_size
+from saecache.store.remote.file_blocks import part_size
 
-from .conftest import QUICK
+from .conftest import PASSING, QUICK
 from .proxy import Proxy
 from .server import BUCKET, S3Server
 
@@ -37,10 +37,10 @@ LASTING = replace(  # what lasts ends with an error, and so may an honest reques
     max_backoff_seconds=0.02,
 )
 PASSING = replace(  # on a slow machine honest requests may take too long as well: they are repeated
-    LASTING, upload_seconds=0.6, retry_seconds=60, first_retry_seconds=60, max_retries=20
+    PASSING, stall_seconds=0.2, upload_seconds=0.6, max_backoff_seconds=0.02
 )
 PASSING_PARTS = replace(PASSING, upload_seconds=2)  # 8 MiB in one request
-LONGEST = 60.0  # seconds; one cell takes a few, but the machine may be busy
+LONGEST = Patience().retry_seconds + Patience().upload_seconds  # a cell takes seconds; machines are busy
 
 
 def sha256(content: bytes) -> str:
@@ -77,7 +77,7 @@ class Place:
         for key in keys:
             self.real.put(key, b"1")
         self.folder.delete(keys)
-        return self.real.objects("old") == []
+        return self.real.child("old").objects() == []
 
 
 VERBS: dict[str, tuple[str, str, Callable[[Place], bool]]] = {  # method, path of its first request, the verb
@@ -85,7 +85,7 @@ VERBS: dict[str, tuple[str, str, Callable[[Place], bool]]] = {  # method, path o
     "download": ("GET", "/x/bytes", Place.download),
     "checksum": ("GET", "/x/bytes", lambda p: p.folder.checksum("x/bytes", size=len(BYTES)) == sha256(BYTES)),
     "head": ("HEAD", "/x/small", lambda p: getattr(p.folder.head("x/small"), "size", None) == len(SMALL)),
-    "objects": ("GET", "list-type", lambda p: len(p.folder.objects("x", must_show="x/small")) == 2),
+    "objects": ("GET", "list-type", lambda p: len(p.folder.objects(must_show="x/small")) == 2),
     "folders": ("GET", "list-type", lambda p: p.folder.folders() == (["x"], [])),
     "put": ("PUT", "/new/put", lambda p: p.put(create=False)),
     "create": ("PUT", "/new/put", lambda p: p.put(create=True)),

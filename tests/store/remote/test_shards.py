@@ -18,6 +18,8 @@ from saecache.store.remote.download_cache import DownloadCache
 from saecache.store.remote.pinned_file import PinnedFile
 from saecache.store.remote.shards import RemoteShards
 
+from ...killing import DEADLINE_SECONDS
+
 SIZE = 1000
 NUM_FILES = 40
 
@@ -75,7 +77,7 @@ class Reader:
         self.wait_until(lambda: all(map(self.is_here, paths)))
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.001)

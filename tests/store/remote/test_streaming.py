@@ -31,14 +31,15 @@ from saecache.store.remote.failures import AccessError, RemoteChangedError
 from saecache.store.remote.opening import open_remote
 from saecache.store.remote.shards import RemoteShards
 
-from .conftest import QUICK
+from ...killing import DEADLINE_SECONDS
+from .conftest import PASSING
 from .proxy import Proxy
 from .server import BUCKET, S3Server
 
 HOOK = "resid_post.1"
 PLENTY = 1 << 30
 PATIENT = Patience()  # where requests are counted: a busy machine must not make one twice
-IMPATIENT = replace(QUICK, retry_seconds=1, max_attempts=2)
+IMPATIENT = replace(PASSING, max_retries=3, max_attempts=2)
 READ_ALL = """
 import sys, pathlib
 from saecache.store import open_cache
@@ -96,7 +97,7 @@ def own_url(team: str, folder: Path) -> str:
 def open_here(url: str, tmp_path: Path) -> OpenHere:
     """Opens a remote cache with a local cache of the test's own, and the patience of a test."""
 
-    def open_here(limit_bytes: int = PLENTY, url: str = url, patience: Patience = QUICK) -> ActivationCache:
+    def open_here(limit_bytes: int = PLENTY, url: str = url, patience: Patience = PASSING) -> ActivationCache:
         local = DownloadCache(tmp_path / "local", limit_bytes)
         return ActivationCache(*open_remote(url, local=local, patience=patience))
 
@@ -227,7 +228,7 @@ def test_downloads_run_ahead_of_the_loop(proxy: Proxy, open_here: OpenHere) -> N
     batches = cache.batches(HOOK, 10)
     next(batches)
     wanted = len(shard_keys(cache))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while len(fetched(proxy)) < wanted and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(fetched(proxy)) == wanted
@@ -261,7 +262,7 @@ def test_an_abandoned_download_ends_in_the_middle(folder: Path, tmp_path: Path) 
         shards.hold(paths[0], lambda: None)
         while len(begun) < 5:
             time.sleep(0.001)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while list((local.folder / "partial").iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -331,7 +332,7 @@ def test_a_full_local_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_all(file, block)
 
-    monkeypatch.setattr("saecache.store.remote.download.write_all", write)
+    monkeypatch.setattr("saecache.store.remote.file_blocks.write_all", write)
     cache, rows = open_here(), open_cache(folder).rows(HOOK, range(0, 6000, 600))
     assert torch.equal(torch.cat([cache.rows(HOOK, [row]) for row in (0, 0)]), rows[[0, 0]])
     room = 1000
@@ -393,7 +394,7 @@ def test_two_processes_share_the_downloads(proxy: Proxy, url: str, folder: Path,
         subprocess.Popen([sys.executable, "-c", READ_ALL, url, tmp_path / f"rows{number}"], env=environment)
         for number in range(2)
     ]
-    assert [child.wait(100) for child in children] == [0, 0]
+    assert [child.wait(DEADLINE_SECONDS) for child in children] == [0, 0]
     counts = fetched(proxy)
     assert set(counts.values()) == {1}
     expected = epoch(open_cache(folder)).numpy().tobytes()
@@ -430,7 +431,7 @@ def test_files_that_are_held_do_not_grow_with_the_cache(open_here: OpenHere, tmp
                 assert held() <= 2 * 64 + 32 + 16 + 16  # in use, ahead, overtaken, just being mapped
     assert held() > 2 * 32
     del cache
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while held() and time.monotonic() < deadline:  # threads may be at their last download
         gc.collect()
         time.sleep(0.01)
@@ -451,5 +452,7 @@ next(batches)
 """
     environment = {**os.environ, "SAECACHE_CACHE_DIR": str(tmp_path / "local")}
     command = [sys.executable, "-c", script, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False, env=environment
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,7 +14,7 @@ from saecache.store.remote.push import Push
 from saecache.store.remote.remote_folder import open_remote_folder
 from saecache.store.remote.team import Listed, format_listing, list_caches
 
-from .conftest import QUICK
+from .conftest import PASSING
 from .proxy import Proxy
 
 IDENTITY = {
@@ -44,7 +44,7 @@ def caches(
 
 
 def test_a_team(team: str, caches: dict[str, Path], proxy: Proxy) -> None:
-    found = {listed.url.removeprefix(f"{team}/"): listed for listed in list_caches(team, patience=QUICK)}
+    found = {listed.url.removeprefix(f"{team}/"): listed for listed in list_caches(team, patience=PASSING)}
     assert {name: listed.state for name, listed in found.items()} == {
         "pythia/pile": "complete",
         "plain": "complete",
@@ -68,7 +68,7 @@ def test_a_team(team: str, caches: dict[str, Path], proxy: Proxy) -> None:
     assert "version 99" in found["newer"].problem
     assert not [seen for seen in proxy.seen if "/c/" in seen.path]  # no shard was asked for
 
-    table = format_listing(list_caches(team, patience=QUICK), team).splitlines()
+    table = format_listing(list_caches(team, patience=PASSING), team).splitlines()
     assert table[0].split() == [
         *("cache", "model", "hooks", "dataset", "tokens"),
         *("context", "stored", "size", "date", "fingerprint"),

@@ -1,64 +1,18 @@
-"""Files to whole objects: each is read once, and checked and hashed in the order in which it is sent."""
+"""Local files as the bytes of objects: read in hashed blocks to be sent, written in large ones."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ...common.errors import CorruptCacheError
-from .download import checksum
-from .failures import RemoteError, WrongBytesError
-from .object_requests import ObjectInfo, ObjectRequests, OnBytes, count_bytes
+from ..durable import write_all
+from .object_requests import OnBytes, ignore_bytes
 
 PART_BYTES = 8 << 20
+WRITE_BYTES = 4 << 20
 _MAX_PARTS = 9000  # S3 takes 10,000
 _READ_BYTES = 1 << 20
-
-
-def send(
-    folder: ObjectRequests, path: Path, key: str, size: int, sha256: str, on_bytes: OnBytes | None
-) -> ObjectInfo:
-    """Write a file to an object once, whole or not at all, and look whether its bytes arrived.
-
-    Raises:
-        CorruptCacheError: the file is not as expected; then nothing was written.
-        WrongBytesError: other bytes arrived; the object is gone again.
-    """
-    parts = HashedParts(path, size, sha256, on_bytes)
-    try:
-        etag = _put(folder, key, parts, size, sha256)
-        if etag != parts.etag() and (got := checksum(folder, key, size)) != sha256:
-            raise WrongBytesError(
-                f"{folder.url}/{key}: other bytes arrived than were sent (sha256 {got}, not {sha256})"
-            )
-        info = folder.head(key)
-        if info is None or info.size != size:
-            raise RemoteError(f"writing {key} at {folder.url}: it is not there after it was written")
-    except BaseException as error:
-        if isinstance(error, WrongBytesError):
-            folder.delete([key])  # its recorded sha256 is that of the right bytes
-        count_bytes(on_bytes, -parts.sent)
-        raise
-    return info
-
-
-def _put(folder: ObjectRequests, key: str, parts: "HashedParts", size: int, sha256: str) -> str:
-    """Returns the ETag."""
-    import obstore
-
-    if size <= part_size(size):
-        done = folder.put_once(key, b"".join(parts), sha256)
-    else:
-        with folder.translated(f"writing {key}"):
-            done = obstore.put(
-                folder.bucket.store("parts"),
-                folder.name_of(key),
-                iter(parts),
-                attributes=folder.attributes(sha256),
-                use_multipart=True,
-                chunk_size=part_size(size),
-                max_concurrency=2,
-            )
-    return (done["e_tag"] or "").strip('"')
 
 
 def part_size(size: int) -> int:
@@ -75,7 +29,7 @@ class HashedParts:
         CorruptCacheError: the file cannot be read, or its size or sha256 are not the expected ones.
     """
 
-    def __init__(self, path: Path, size: int, sha256: str, on_bytes: OnBytes | None) -> None:
+    def __init__(self, path: Path, size: int, sha256: str, on_bytes: OnBytes = ignore_bytes) -> None:
         self._path, self._size, self._sha256 = path, size, sha256
         self._on_bytes = on_bytes
         self._part = part_size(size)
@@ -114,7 +68,7 @@ class HashedParts:
 
     def _sending(self, block: bytes) -> bytes:
         self.sent += len(block)
-        count_bytes(self._on_bytes, len(block))
+        self._on_bytes(len(block))
         return block
 
     def _blocks(self) -> Iterator[bytes]:
@@ -130,3 +84,29 @@ class HashedParts:
 
 def _md5(content: bytes = b"") -> "hashlib._Hash":
     return hashlib.md5(content, usedforsecurity=False)  # what S3 uses for ETags
+
+
+class BlockWriter:
+    """Writes in large blocks: the system then keeps the file in large pages, and maps it with fewer faults.
+
+    Measured with files that stay in memory: an epoch was slower by a sixth after writes of 1 MiB or less.
+    """
+
+    def __init__(self, file: BinaryIO, block_bytes: int) -> None:
+        self._file = file
+        self._block = memoryview(bytearray(block_bytes))
+        self._filled = 0
+
+    def write(self, chunk: bytes) -> None:
+        rest = memoryview(chunk)
+        while len(rest):
+            count = min(len(rest), len(self._block) - self._filled)
+            self._block[self._filled : self._filled + count] = rest[:count]
+            self._filled += count
+            rest = rest[count:]
+            if self._filled == len(self._block):
+                self.flush()
+
+    def flush(self) -> None:
+        write_all(self._file, self._block[: self._filled])
+        self._filled = 0
