@@ -48,7 +48,7 @@ def evaluate(
     out = out or choose_output(targets)
     check_file_output(out)
     cache = open_cache(cache_path)
-    find_targets_of(targets, cache)
+    find_targets_of(targets, cache, other_cache=config.other_cache)
     model = None
     if with_model and _names_model(cache):
         try:

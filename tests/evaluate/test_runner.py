@@ -10,8 +10,8 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.definitions import DEFINITIONS
-from saecache.evaluate.measure import choose_rows
 from saecache.evaluate.results import read_results
+from saecache.evaluate.rows import choose_rows
 from saecache.evaluate.targets import find_targets
 from saecache.store import CacheWriter, open_cache
 from saecache.train import load_sae
