@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ..common.counts import Count
 from ..common.frozen import FrozenModel
+from .probing.config import ProbingConfig
 
 
 class EvaluateConfig(FrozenModel):
@@ -33,6 +34,10 @@ class EvaluateConfig(FrozenModel):
     """CE and KL: whole sequences are taken until this many tokens are scored, or the held-out rows end."""
     logit_bytes: int = Field(128 * 2**20, ge=1)
     """CE and KL: float32 logits of one forward pass take at most this, or those of one sequence."""
+    probing: ProbingConfig = ProbingConfig()
+    """k-sparse probing on labelled texts; none where ``probing.data`` is empty."""
+    absorption: bool = False
+    """Measure the absorption of first letters, which needs a model that can spell."""
     num_latents: int = Field(24, ge=0)
     """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""
     num_contexts: int = Field(8, ge=1)

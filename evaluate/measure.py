@@ -4,7 +4,6 @@ Legend: B rows of a block, D model width, F latents.
 """
 
 from collections.abc import Callable
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +55,10 @@ def measure_sae(
             x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
             pairs = encode(sae, x_BD, settings)
             reconstruction_BD = sae.decode(pairs)
+            if not bool(torch.isfinite(reconstruction_BD).all()):
+                raise UsageError(
+                    f"SAE {name} reconstructs values that are not finite: its weights are damaged"
+                )
             group_B = groups.of(index_B - rows.first)
             normalized.update(x_BD, reconstruction_BD, group_B)
             _, removed = sae.normalizer.apply(raw_BD)
@@ -66,9 +69,6 @@ def measure_sae(
         latents = []
         if places is not None:
             latents = _latents(sae, cache, rows, places, codes, settings, decode_token, progress)
-    fidelity = normalized.result(settings.seed)
-    if not isfinite(fidelity.mse):
-        raise UsageError(f"SAE {name} reconstructs values that are not finite: its weights are damaged")
     density_F = codes.density()
     law = fit_zipf(density_F)
     dying = None if law is None else int((density_F[find_dying(density_F, law)] > 0).sum())
@@ -82,7 +82,7 @@ def measure_sae(
         k=cfg.k,
         normalization=sae.normalizer.kind,
         config=cfg.model_dump(mode="json"),
-        normalized=fidelity,
+        normalized=normalized.result(settings.seed),
         raw=raw.result(settings.seed),
         codes=codes.result(settings.seed).model_copy(update={"dying": dying}),
         language_model=None,

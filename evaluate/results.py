@@ -120,6 +120,53 @@ class Overlap(_Record):
     intervals: Intervals = {}
 
 
+class ProbingAccuracy(_Record):
+    """Test accuracy averaged over the classes, of each class, and a 95 % interval over the test texts."""
+
+    accuracy: float
+    by_class: list[float]
+    interval: tuple[float, float] | None = None
+
+
+class ProbingResult(_Record):
+    """Probing of one SAE on one set of labelled texts. ``sparse`` and ``model_sparse`` are by k, the number
+    of latents of the SAE and of activations of the model; ``dense`` and ``model_dense`` see all of them.
+    """
+
+    data: str
+    classes: list[str]
+    train_texts: int
+    test_texts: int
+    sparse: dict[str, ProbingAccuracy]
+    dense: ProbingAccuracy
+    model_sparse: dict[str, ProbingAccuracy]
+    model_dense: ProbingAccuracy
+
+
+class LetterAbsorption(_Record):
+    """Absorption of one first letter. ``probe_f1`` is of the probe of the model's activations."""
+
+    letter: str
+    probe_f1: float
+    true_positives: int
+    main_latents: list[int]
+    sparse_f1: float
+    absorption_fraction: float
+    full_absorption: float
+
+
+class AbsorptionResult(_Record):
+    """Feature absorption of first letters; ``refused`` says why there are no figures."""
+
+    num_words: int
+    refused: str | None = None
+    absorption_fraction: float | None = None
+    full_absorption: float | None = None
+    main_latents: float | None = None
+    letters: list[LetterAbsorption] = []
+    intervals: Intervals = {}
+
+
 class LanguageModelMetrics(_Record):
     """What the reconstruction costs the language model. Losses and KL in nats per scored token.
 
@@ -213,6 +260,8 @@ class SaeResult(_Record):
     zipf: ZipfLaw | None = None
     progressive: list[ProgressiveStep] = []
     collapse: DecoderCollapse | None = None
+    probing: list[ProbingResult] = []
+    absorption: AbsorptionResult | None = None
 
 
 class CacheSummary(_Record):
