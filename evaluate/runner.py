@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..common.devices import choose_device
+from ..common.errors import UsageError
 from ..common.outputs import check_file_output
 from ..common.validation import validate
 from ..common.versions import software_versions
@@ -21,7 +22,19 @@ from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
 from .measure import measure_sae, reconstruct_in_batches
 from .metrics.overlap import measure_overlap
-from .results import CacheSummary, LanguageModelMetrics, Overlap, Results, SaeResult, write_results
+from .probing.absorption import measure_absorption
+from .probing.labelled import LabelledTexts, load_labelled
+from .probing.sparse_probing import probe_labelled
+from .probing.texts import TextReader
+from .results import (
+    AbsorptionResult,
+    CacheSummary,
+    LanguageModelMetrics,
+    Overlap,
+    ProbingResult,
+    Results,
+    write_results,
+)
 from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
 from .sequences import ScoredSequences, choose_sequences
 from .targets import Target, choose_output, find_targets_of
@@ -36,6 +49,7 @@ def run(
     *,
     model: SplicedModel | None = None,
     decode_token: DecodeToken | None = None,
+    reader: TextReader | None = None,
     out: Path | str | None = None,
     show_progress: bool = True,
     **settings: Any,
@@ -51,6 +65,7 @@ def run(
         hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
+        reader: the model with its tokenizer, for probing and absorption, which read other texts.
         decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
@@ -80,6 +95,12 @@ def run(
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
     device = choose_device(config.device, float64=True)
+    labelled = [load_labelled(source, config.probing, config.seed) for source in config.probing.data]
+    if reader is None and (labelled or config.absorption):
+        raise UsageError(
+            "probing and absorption read texts with the language model and its tokenizer, and there is none: "
+            "leave out --no-model, or give run() a reader"
+        )
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
@@ -117,15 +138,23 @@ def run(
             seed=config.seed,
             show_progress=show_progress,
         )
+    probed, absorbed = _on_texts(reader, found, labelled, config, device, show_progress)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software_versions(_SOFTWARE),
-        settings=config.model_dump(),
+        settings=config.model_dump(mode="json"),
         cache=_summary(cache, rows),
         definitions=DEFINITIONS,
         warnings=warnings,
         saes=[
-            _complete(result, target, costs, out.parent)
+            result.model_copy(
+                update={
+                    "sae_dir": _relative(target.sae_dir, out.parent),
+                    "language_model": costs.get(target.name),
+                    "probing": [by_name[target.name] for by_name in probed],
+                    "absorption": absorbed.get(target.name),
+                }
+            )
             for result, target in zip(measured, found, strict=True)
         ],
         overlap=_overlaps(found, config, device),
@@ -143,6 +172,28 @@ def _warn_of_other_cache(cache: ActivationCache, saes: Sequence[tuple[str, SAE]]
         "here: if it is the text of this cache too, then the measured documents are unseen only if both "
         "caches have the same seed and heldout_fraction."
     ]
+
+
+def _on_texts(
+    reader: TextReader | None,
+    targets: Sequence[Target],
+    labelled: Sequence[LabelledTexts],
+    config: EvaluateConfig,
+    device: torch.device,
+    show_progress: bool,
+) -> tuple[list[dict[str, ProbingResult]], dict[str, AbsorptionResult]]:
+    """Probing on each set of labelled texts, and absorption, by SAE; the texts are read once for all SAEs."""
+    if reader is None or not (labelled or config.absorption):
+        return [], {}
+    saes = {target.name: target.load(device) for target in targets}
+    probed = [
+        probe_labelled(reader, saes, data, config.probing, config.seed, show_progress=show_progress)
+        for data in labelled
+    ]
+    absorbed = {}
+    if config.absorption:
+        absorbed = measure_absorption(reader, saes, config.seed, show_progress=show_progress)
+    return probed, absorbed
 
 
 def _overlaps(targets: Sequence[Target], config: EvaluateConfig, device: torch.device) -> list[Overlap]:
@@ -181,13 +232,6 @@ def _spliced(
     if config.rule == "batch":
         by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config)
     return Spliced(name=name, hook=sae.cfg.hook, reconstruct=reconstruct, by_row=by_row)
-
-
-def _complete(
-    result: SaeResult, target: Target, costs: dict[str, LanguageModelMetrics], results_folder: Path
-) -> SaeResult:
-    where = {"sae_dir": _relative(target.sae_dir, results_folder), "language_model": costs.get(target.name)}
-    return result.model_copy(update=where)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -78,8 +78,8 @@ def load_labelled(source: str, config: ProbingConfig, seed: int) -> LabelledText
         train, test = _split_classes(_distinct(_read_file(Path(source), config)), random)
     else:
         raise UsageError(
-            f"probing.data: {source!r} is neither a file that ends in {', '.join(_SUFFIXES)} nor one of the data "
-            f"sets {', '.join(HUB_SETS)}"
+            f"probing.data: {source!r} is neither a file that ends in {', '.join(_SUFFIXES)} nor one of the "
+            f"data sets {', '.join(HUB_SETS)}"
         )
     _check_classes(source, train, test)
     return LabelledTexts(
@@ -96,8 +96,9 @@ def _check_classes(source: str, train: dict[str, list[str]], test: dict[str, lis
     few = [f"{label} ({count})" for label, count in counts.items() if count < MIN_TEXTS]
     if few or not all(test.get(label) and train[label] for label in counts):
         raise UsageError(
-            f"{source}: every class needs at least {MIN_TEXTS} different texts, for training and for testing; "
-            f"too few of {', '.join(few) or 'the test split'}. Leave these classes out, or add texts."
+            f"{source}: every class needs at least {MIN_TEXTS} different texts, for training and for "
+            f"testing; too few of {', '.join(few) or 'the test split'}. Leave these classes out, or add "
+            "texts."
         )
 
 
@@ -163,8 +164,8 @@ def _field(record: Mapping[str, Any], name: str, place: str) -> str:
     if value is None or isinstance(value, list | dict):
         fields = ", ".join(str(key)[:40] for key in list(record)[:20])
         raise UsageError(
-            f"{place}: expected a text or number in the field {name!r}, got {value!r:.60}; fields here: {fields}. "
-            "Name the fields with --set probing.text=... and --set probing.label=..."
+            f"{place}: expected a text or number in the field {name!r}, got {value!r:.60}; fields here: "
+            f"{fields}. Name the fields with --set probing.text=... and --set probing.label=..."
         )
     return str(value)
 
@@ -178,8 +179,8 @@ def _load_hub_split(source: str, split: str, random: np.random.Generator) -> dic
         table = load_dataset(chosen.dataset, split=split)
     except Exception as error:  # noqa: BLE001 - datasets raises errors of many libraries
         raise UsageError(
-            f"the data set {chosen.dataset} cannot be loaded from the hub ({str(error)[:200]}). Without a network, "
-            "give a JSONL or CSV file of labelled texts instead."
+            f"the data set {chosen.dataset} cannot be loaded from the hub ({str(error)[:200]}). Without "
+            "a network, give a JSONL or CSV file of labelled texts instead."
         ) from None
     columns = [chosen.label, chosen.text] + ([chosen.balance] if chosen.balance else [])
     groups: dict[str, dict[Any, list[str]]] = {label: defaultdict(list) for label in chosen.classes}

@@ -91,7 +91,7 @@ def _flatten(data: LabelledTexts) -> tuple[list[str], np.ndarray, np.ndarray]:
 def make_tasks(
     label_n: np.ndarray, is_test_n: np.ndarray, classes: Sequence[str], seed: int
 ) -> list[ProbingTask]:
-    """One binary task per class. The other classes give equally many texts each, as many as the class in all."""
+    """One binary task per class. The other classes share its other half equally."""
     random = np.random.default_rng(seed)
     tasks = []
     for number in range(len(classes)):

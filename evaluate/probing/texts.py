@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from ...train import SAE
@@ -113,18 +113,23 @@ def pool_texts(reader: TextReader, saes: Mapping[str, SAE], texts: list[str], co
     lengths = np.maximum([len(positions) for positions in wanted], 1)
     raw = {sae.cfg.hook: np.zeros((len(texts), sae.cfg.d_model)) for sae in saes.values()}
     parts: dict[str, list[Any]] = {name: [] for name in saes}
+    order: list[NDArray[np.int64]] = []
     for activations, text_m in read_positions(reader, hooks, sequences, wanted):
+        distinct, place_m = np.unique(text_m, return_inverse=True)  # a text is in one batch only
+        order.append(distinct)
         for hook, x_mD in activations.items():
             np.add.at(raw[hook], text_m, x_mD.cpu().double().numpy())
         for name, sae in saes.items():
             pairs = sae.encode_sparse(activations[sae.cfg.hook].to(sae.W_dec.device), input="raw")
-            row_P = text_m[pairs.rows().cpu().numpy()]
+            row_P = place_m[pairs.rows().cpu().numpy()]
             entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
-            parts[name].append(csr_array(entries, shape=(len(texts), sae.cfg.num_latents)))
+            parts[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
     for hook in raw:
         raw[hook] /= lengths[:, None]
-    codes = {
-        name: csr_array(sum(found[1:], found[0]).multiply(1 / lengths[:, None]))
-        for name, found in parts.items()
-    }
-    return PooledTexts(raw=raw, codes=codes)
+    text_n = np.concatenate(order)
+    selector = csr_array(
+        (1 / lengths[text_n], (text_n, np.arange(len(text_n)))), shape=(len(texts), len(text_n))
+    )
+    return PooledTexts(
+        raw=raw, codes={name: csr_array(selector @ vstack(found)) for name, found in parts.items()}
+    )
