@@ -32,6 +32,7 @@ MAX_ABSORBERS = 3
 MIN_COSINE, MIN_COSINE_FULL = 0.1, 0.025  # of an absorber and the probe
 MIN_SHARE = 0.4  # of the word's projection on the probe that absorbers must hold
 SILENT = 1e-8
+_ITERATIONS = 200  # SAEBench stops its probes after 50 passes
 _L1, _L2_SPARSE, _L2_PROBE = 0.01, 26e-6, 1e-4  # SAEBench's penalties, for the mean loss of one letter
 
 
@@ -83,6 +84,7 @@ def _fit_probes(x_nD: Floats, words: LetterWords) -> dict[int, LogisticProbe]:
             letter_n == letter,
             l2=_L2_PROBE * len(letter_n),
             example_weight_n=_positive_weights(letter_n == letter),
+            max_iterations=_ITERATIONS,
         )
         for letter in _letters_in_both(words)
     }
@@ -177,6 +179,7 @@ def find_main_latents(
         l1=_L1 * n,
         l2=_L2_SPARSE * n,
         example_weight_n=_positive_weights(train_y_n),
+        max_iterations=_ITERATIONS,
     ).weight
     order = active[np.argsort(-weight, kind="stable")][:MAX_MAIN]
     balanced = balanced_weights(train_y_n)

@@ -4,7 +4,6 @@ import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,8 @@ def _read_jsonl(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _read_csv(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        rows = csv.DictReader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        lines = (line.decode("utf-8") for line in file)
+        rows = csv.DictReader((line.removeprefix("\ufeff") for line in lines), strict=True)
         for record in rows:
             yield f"{path}, line {rows.line_num}", record
     except UnicodeDecodeError as error:

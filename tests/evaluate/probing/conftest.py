@@ -40,7 +40,7 @@ def reader() -> TextReader:
 
 def relu_sae(directions: Tensor, name: str = "relu", hook: str = HOOK) -> SAE:
     """codes = ReLU(x @ directionsᵀ) of raw rows: float32 [F, D] directions."""
-    variant = ReLU(l1=0.1)
+    variant = ReLU()
     cfg = SAEConfig(
         kind="relu",
         name=name,
