@@ -18,7 +18,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..common.progress import progress_bar
 from ..store import ActivationCache
-from .metrics.bootstrap import Floats, draw_weights, intervals_of, ratio
+from .metrics.bootstrap import Floats, draw_weights, intervals_of, ratio, sum_by_group
 from .results import LanguageModelMetrics
 from .sequences import ScoredSequences
 
@@ -95,9 +95,7 @@ def measure_language_model(
     clean = _Losses(sequences.num_groups)
     zero, mean = ({hook: _Losses(sequences.num_groups) for hook in hooks} for _ in range(2))
     spliced = {sae.name: _Losses(sequences.num_groups) for sae in saes}
-    tokens_G = np.bincount(sequences.group[sequences.scored], minlength=sequences.num_groups).astype(
-        np.float64
-    )
+    tokens_G = sum_by_group(sequences.group[sequences.scored], None, sequences.num_groups)
     mismatch: dict[str, float] = {}
     forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
     with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
@@ -209,8 +207,7 @@ class _Scorer:
         return sums[0], sums[1], sums[2]
 
     def _by_group(self, values_P: Tensor) -> Floats:
-        sums: Floats = np.bincount(self._group_P, values_P.cpu().double().numpy(), self._num_groups)
-        return sums
+        return sum_by_group(self._group_P, values_P.cpu().double().numpy(), self._num_groups)
 
 
 def _splice(mask_nT: Tensor, replacement: Replacement, seen: list[Tensor] | None = None) -> Replacement:

@@ -8,6 +8,8 @@ the figure itself, so no row is kept and none is read twice. Efron 1979; cluster
 Legend: G groups of documents, R draws, N rows.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +54,15 @@ def percentile_interval(values_R: NDArray[np.floating]) -> Interval | None:
     return float(low), float(high)
 
 
-def intervals_of(values: dict[str, NDArray[np.floating]]) -> dict[str, Interval]:
+def sum_by_group(
+    group_N: NDArray[np.integer], value_N: NDArray[np.floating] | None, num_groups: int
+) -> Floats:
+    """Add up values by their group, or count them if there are none: float64 [G]."""
+    sums: Floats = np.bincount(group_N, value_N, num_groups).astype(np.float64)
+    return sums
+
+
+def intervals_of(values: Mapping[str, NDArray[np.floating]]) -> dict[str, Interval]:
     """The intervals of several figures, each given by its values in the draws; those that have none are left
     out.
     """
@@ -66,7 +76,7 @@ def mean_interval(values_N: NDArray[np.floating], seed: int) -> Interval | None:
     weights_RG = draw_weights(num_groups, seed)
     if weights_RG is None:
         return None
-    sums, counts = np.bincount(group, values_N), np.bincount(group)
+    sums, counts = (sum_by_group(group, value_N, num_groups) for value_N in (values_N, None))
     return percentile_interval(weights_RG @ sums / (weights_RG @ counts))
 
 

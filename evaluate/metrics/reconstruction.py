@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..results import ReconstructionMetrics
-from .bootstrap import Floats, draw_weights, intervals_of, ratio
+from .bootstrap import Floats, draw_weights, intervals_of, ratio, sum_by_group
 
 
 class ReconstructionStream:
@@ -47,14 +47,11 @@ class ReconstructionStream:
         cosine = torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0)
         centered = x - self._origin_D
         self._sum_GD.index_add_(0, group_B, centered)
-        self._rows += self._by_group(group_B, torch.ones_like(cosine))
-        self._error += self._by_group(group_B, (reconstruction - x).square().sum(1))
-        self._squares += self._by_group(group_B, centered.square().sum(1))
-        self._cosine += self._by_group(group_B, cosine)
-
-    def _by_group(self, group_B: Tensor, value_B: Tensor) -> Floats:
-        sums: Floats = np.bincount(group_B.numpy(), value_B.numpy(), self.num_groups)
-        return sums
+        group = group_B.numpy()
+        self._rows += sum_by_group(group, None, self.num_groups)
+        self._error += sum_by_group(group, (reconstruction - x).square().sum(1).numpy(), self.num_groups)
+        self._squares += sum_by_group(group, centered.square().sum(1).numpy(), self.num_groups)
+        self._cosine += sum_by_group(group, cosine.numpy(), self.num_groups)
 
     def result(self, seed: int = 0) -> ReconstructionMetrics:
         """The figures so far, with intervals if there are enough groups. FVU is None for constant rows.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...train import Pairs
 from ..results import CodeMetrics, DensityCurve, Histogram
-from .bootstrap import Floats, draw_weights, intervals_of
+from .bootstrap import Floats, draw_weights, intervals_of, sum_by_group
 
 L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DENSE = 0.1  # a latent that fires on more than this share of the rows counts as dense
@@ -44,10 +44,10 @@ class CodeStream:
         l0_B = torch.bincount(rows[active], minlength=codes.num_rows)
         self.rows_by_l0 += torch.bincount(l0_B, minlength=num_latents + 1)
         group = np.zeros(codes.num_rows, dtype=np.int64) if group_B is None else group_B.numpy()
-        l1_B = np.bincount(rows.numpy(), value.abs().double().numpy(), codes.num_rows)
-        self._rows += np.bincount(group, minlength=self.num_groups)
-        self._l0 += np.bincount(group, l0_B.numpy(), self.num_groups)
-        self._l1 += np.bincount(group, l1_B, self.num_groups)
+        l1_B = sum_by_group(rows.numpy(), value.abs().double().numpy(), codes.num_rows)
+        self._rows += sum_by_group(group, None, self.num_groups)
+        self._l0 += sum_by_group(group, l0_B.double().numpy(), self.num_groups)
+        self._l1 += sum_by_group(group, l1_B, self.num_groups)
         self.fires_F += torch.bincount(latent[active], minlength=num_latents)
         self.num_rows += codes.num_rows
 

@@ -38,7 +38,8 @@ def fit_zipf(density_F: Tensor) -> ZipfLaw | None:
 
 def expected_density(fit: ZipfFit, num_latents: int) -> Floats:
     """The density that the law expects at ranks 1 to F: float64 [F]."""
-    return fit.scale * (np.arange(1, num_latents + 1) + fit.beta) ** -fit.alpha
+    rank = np.arange(1, num_latents + 1, dtype=np.float64)
+    return np.multiply(fit.scale, np.power(rank + fit.beta, -fit.alpha))
 
 
 def find_dying(density_F: Tensor, law: ZipfLaw | None) -> Tensor:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from ...common.progress import progress_bar
 from ...train import SAE
-from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of
+from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of, sum_by_group
 from ..results import AbsorptionResult, LetterAbsorption
 from .letters import LETTERS, LetterWords, make_letter_words
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
@@ -241,8 +241,8 @@ def _intervals(
         by_letter = []
         for letter in np.unique(letter_V):
             here = letter_V == letter
-            sums = np.bincount(group[here], value_V[here], num_groups)
-            counts = weights_RG @ np.bincount(group[here], minlength=num_groups)
+            sums = sum_by_group(group[here], value_V[here], num_groups)
+            counts = weights_RG @ sum_by_group(group[here], None, num_groups)
             # A draw without any word of a letter says nothing of it: the letter's own mean stands in.
             own = np.full(len(counts), value_V[here].mean())
             drawn = np.divide(weights_RG @ sums, counts, out=own, where=counts > 0)

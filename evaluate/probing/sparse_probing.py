@@ -16,7 +16,14 @@ import numpy as np
 
 from ...common.progress import progress_bar
 from ...train import SAE
-from ..metrics.bootstrap import Floats, draw_weights, group_documents, percentile_interval, ratio
+from ..metrics.bootstrap import (
+    Floats,
+    draw_weights,
+    group_documents,
+    percentile_interval,
+    ratio,
+    sum_by_group,
+)
 from ..results import ProbingAccuracy, ProbingResult
 from .config import ProbingConfig
 from .labelled import LabelledTexts
@@ -137,7 +144,7 @@ def _accuracy(x_nd: Any, tasks: Sequence[ProbingTask], k: int | None, seed: int)
     tested = np.flatnonzero(asked.any(0))
     group, num_groups = group_documents(tested)
     right_CG, asked_CG = (
-        np.stack([np.bincount(group, values[tested], num_groups) for values in table])
+        np.stack([sum_by_group(group, values[tested], num_groups) for values in table])
         for table in (right, asked)
     )
     weights_RG = draw_weights(num_groups, seed)

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.config import EvaluateConfig
@@ -13,7 +15,6 @@ from saecache.evaluate.measure import reconstruct_in_batches
 from saecache.evaluate.rows import MeasuredRows, choose_rows, group_rows
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache
-from saecache.store.remote.pushing import push
 from saecache.train import SAE, load_sae
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
@@ -103,9 +104,7 @@ def other_cache(tmp_path_factory: pytest.TempPathFactory, model: TinyModel) -> A
     return make_cache(path, model, heldout_fraction=0.6, storage=storage)
 
 
-def test_another_cache_of_the_same_model_is_allowed_when_asked_for(
-    run_dir, cache, other_cache, model
-) -> None:
+def test_another_cache_of_the_same_model_when_asked_for(run_dir, cache, other_cache, model) -> None:
     with pytest.raises(UsageError, match=r"allow another one of the same model with --other-cache"):
         run([run_dir], other_cache, show_progress=False)
     results = run([run_dir], other_cache, model=model, other_cache=True, num_latents=0, show_progress=False)
@@ -182,7 +181,8 @@ def test_only_positions_of_heldout_documents_are_replaced_and_scored(cache) -> N
 def test_a_remote_cache_gives_the_same_results(run_dir, cache, model, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
     url = (tmp_path / "bucket" / "cache").as_uri()
-    push(cache.path, url)
+    pushed = CliRunner().invoke(app, ["cache", "push", str(cache.path), url])
+    assert pushed.exit_code == 0, pushed.output
     target = [run_dir]
     local = run(target, cache, model=model, num_latents=3, show_progress=False)
     remote = run(target, url, model=model, num_latents=3, show_progress=False)

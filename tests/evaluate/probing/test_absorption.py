@@ -17,16 +17,16 @@ from saecache.evaluate.probing.texts import TextReader
 
 from .conftest import relu_sae
 
-WIDTH, LETTER, TOPIC = 80, 26, 52  # the first dimension after the letters', and after the topics'
+WIDTH, LETTER, TOPIC = 60, 26, 52  # the first dimension after the letters', and after the topics'
 FILLER = ["\n", " has", " the", " first", " letter", ":", *(f" {c.upper()}" for c in ascii_lowercase)]
 
 
 def made_up_words() -> list[str]:
-    """25 words of each letter; every second one with a leading space."""
+    """15 words of each letter; every second one with a leading space."""
     return [
-        f"{' ' * (i % 2)}{letter}{'xyzvw'[i // 5]}{'abcde'[i % 5]}"
+        f"{' ' * (i % 2)}{letter}{'xyz'[i // 5]}{'abcde'[i % 5]}"
         for letter in ascii_lowercase
-        for i in range(25)
+        for i in range(15)
     ]
 
 
