@@ -7,7 +7,7 @@ also in the ablations.
 Legend: n sequences, T context, V vocabulary, D model width, P scored positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ Replacement = Callable[[Tensor], Tensor]
 RowReplacement = Callable[[Tensor, Tensor], Tensor]
 
 MAX_MISMATCH = 0.1
-_CHECKED_SEQUENCES = 2
+_CHECKED_SEQUENCES = 4
 _POSITIONS_AT_ONCE = 1024  # float32 log-probabilities beside those of the clean model
 
 
@@ -96,7 +96,7 @@ def measure_language_model(
     zero, mean = ({hook: _Losses(sequences.num_groups) for hook in hooks} for _ in range(2))
     spliced = {sae.name: _Losses(sequences.num_groups) for sae in saes}
     tokens_G = sum_by_group(sequences.group[sequences.scored], None, sequences.num_groups)
-    mismatch: dict[str, float] = {}
+    mismatch = check_model(model, cache, hooks, sequences, split)
     forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
     with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
         for batch in _batches(sequences, model, logit_bytes):
@@ -106,12 +106,8 @@ def measure_language_model(
             clean.add(*scorer.clean())
             progress.update(len(batch))
             for hook in hooks:
-                seen: list[Tensor] = []
-                ablate = _splice(mask, torch.zeros_like, seen)
-                zero[hook].add(*scorer.against(model.logits_with(ids, hook, ablate)))
-                if hook not in mismatch:
-                    stored = cache.rows(hook, batch.rows[batch.spliced], split=split, normalization="none")
-                    mismatch[hook] = _check_activations(seen[0], stored, hook, cache)
+                replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
+                zero[hook].add(*scorer.against(replaced))
                 replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
                 mean[hook].add(*scorer.against(replaced))
                 progress.update(2 * len(batch))
@@ -134,20 +130,27 @@ def measure_language_model(
 
 @torch.no_grad()
 def check_model(
-    model: SplicedModel, cache: ActivationCache, hooks: Sequence[str], sequences: ScoredSequences, split: str
-) -> None:
+    model: SplicedModel, cache: ActivationCache, hooks: Iterable[str], sequences: ScoredSequences, split: str
+) -> dict[str, float]:
     """Make sure, on a few sequences, that ``model`` gives the activations that ``cache`` holds at ``hooks``.
 
+    Returns:
+        The median relative distance of the activations at each hook; it is the rounding of the stored dtype.
+
     Raises:
-        UsageError: it does not.
+        UsageError: they differ by far more.
     """
-    few = sequences.batch(0, _CHECKED_SEQUENCES)
+    mismatch = {}
     for hook in dict.fromkeys(hooks):
         seen: list[Tensor] = []
-        keep = _splice(torch.from_numpy(few.spliced), lambda x_PD: x_PD, seen)
-        model.logits_with(torch.from_numpy(few.ids), hook, keep)
-        stored = cache.rows(hook, few.rows[few.spliced], split=split, normalization="none")
-        _check_activations(seen[0], stored, hook, cache)
+        stored = []
+        for i in range(min(_CHECKED_SEQUENCES, len(sequences))):
+            one = sequences.batch(i, i + 1)
+            keep = _splice(torch.from_numpy(one.spliced), lambda x_PD: x_PD, seen)
+            model.logits_with(torch.from_numpy(one.ids), hook, keep)
+            stored.append(cache.rows(hook, one.rows[one.spliced], split=split, normalization="none"))
+        mismatch[hook] = _check_activations(torch.cat(seen), torch.cat(stored), hook, cache)
+    return mismatch
 
 
 def _replacement(sae: Spliced, batch: ScoredSequences) -> Replacement:
