@@ -41,18 +41,18 @@ class ProgressiveStream:
             self._variance = RowVariance(x.shape[1], origin=x.mean(0))
         self._variance.add(x)
         rank_P = rank_within_rows(codes, self._norms_F)
-        self._longest = max(self._longest, int(rank_P.max()) + 1 if len(rank_P) else 0)
+        longest = int(codes.row_ptr.diff().max())
+        self._longest = max(self._longest, longest)
         backend, W_dec = backend_of(self._sae.W_dec), self._sae.W_dec
-        reconstruction_BD, before = self._sae.b_dec.expand_as(x_BD).clone(), 0
+        reconstruction_BD, before, error = self._sae.b_dec.expand_as(x_BD).clone(), 0, None
         for kept in KEPT:
-            added = codes.keep((rank_P >= before) & (rank_P < kept))
-            if len(added):
+            added = codes.keep((rank_P >= before) & (rank_P < kept)) if before < longest else None
+            if added is not None:
                 reconstruction_BD += backend.decode(added, W_dec, torch.zeros_like(self._sae.b_dec))
-                error = float(sum_of_squares(reconstruction_BD.cpu().double() - x))
-            elif not before:
+            if added is not None or error is None:
                 error = float(sum_of_squares(reconstruction_BD.cpu().double() - x))
             self._errors[kept] += error
-            self._pairs[kept] += int((rank_P < kept).sum())
+            self._pairs[kept] += int((rank_P < kept).sum()) if kept < longest else len(codes)
             before = kept
 
     def result(self) -> list[ProgressiveStep]:
