@@ -41,6 +41,7 @@ def evaluate(
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .common.outputs import check_file_output
     from .evaluate import run
+    from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
     from .store import open_cache
@@ -50,6 +51,8 @@ def evaluate(
     check_file_output(out)
     cache = open_cache(cache_path)
     find_targets_of(targets, cache, other_cache=config.other_cache)
+    for source in config.probing.data:
+        load_labelled(source, config.probing, config.seed)
     model = None
     if with_model and _names_model(cache):
         try:

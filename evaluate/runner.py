@@ -24,6 +24,7 @@ from .measure import measure_sae, reconstruct_in_batches
 from .metrics.overlap import measure_overlap
 from .probing.absorption import measure_absorption
 from .probing.labelled import LabelledTexts, load_labelled
+from .probing.letters import LetterWords, make_letter_words
 from .probing.sparse_probing import probe_labelled
 from .probing.texts import TextReader
 from .results import (
@@ -101,6 +102,14 @@ def run(
             "probing and absorption read texts with the language model and its tokenizer, and there is none: "
             "leave out --no-model, or give run() a reader"
         )
+    words = None
+    if reader is not None:
+        if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
+            raise UsageError(
+                f"probing.context={config.probing.context} is longer than the {reader.max_positions} positions "
+                "of the model; lower it"
+            )
+        words = make_letter_words(reader, config.seed) if config.absorption else None
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
@@ -138,7 +147,7 @@ def run(
             seed=config.seed,
             show_progress=show_progress,
         )
-    probed, absorbed = _on_texts(reader, found, labelled, config, device, show_progress)
+    probed, absorbed = _on_texts(reader, found, labelled, words, config, device, show_progress)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software_versions(_SOFTWARE),
@@ -178,12 +187,13 @@ def _on_texts(
     reader: TextReader | None,
     targets: Sequence[Target],
     labelled: Sequence[LabelledTexts],
+    words: LetterWords | None,
     config: EvaluateConfig,
     device: torch.device,
     show_progress: bool,
 ) -> tuple[list[dict[str, ProbingResult]], dict[str, AbsorptionResult]]:
     """Probing on each set of labelled texts, and absorption, by SAE; the texts are read once for all SAEs."""
-    if reader is None or not (labelled or config.absorption):
+    if reader is None or not (labelled or words):
         return [], {}
     saes = {target.name: target.load(device) for target in targets}
     probed = [
@@ -191,8 +201,8 @@ def _on_texts(
         for data in labelled
     ]
     absorbed = {}
-    if config.absorption:
-        absorbed = measure_absorption(reader, saes, config.seed, show_progress=show_progress)
+    if words is not None:
+        absorbed = measure_absorption(reader, saes, words, config.seed, show_progress=show_progress)
     return probed, absorbed
 
 

@@ -20,7 +20,7 @@ from ...common.progress import progress_bar
 from ...train import SAE
 from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of, sum_by_group
 from ..results import AbsorptionResult, LetterAbsorption
-from .letters import LETTERS, LetterWords, make_letter_words
+from .letters import LETTERS, LetterWords
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
 from .texts import TextReader
 
@@ -37,14 +37,18 @@ _L1, _L2_SPARSE, _L2_PROBE = 0.01, 26e-6, 1e-4  # SAEBench's penalties, for the 
 
 
 def measure_absorption(
-    reader: TextReader, saes: Mapping[str, SAE], seed: int, *, show_progress: bool = True
+    reader: TextReader,
+    saes: Mapping[str, SAE],
+    words: LetterWords,
+    seed: int,
+    *,
+    show_progress: bool = True,
 ) -> dict[str, AbsorptionResult]:
-    """Measure the absorption of first letters by each SAE; by name.
+    """Measure the absorption of first letters by each SAE on ``words``; by name.
 
     Where the model does not know at least :data:`MIN_LETTERS` letters, the result says so and holds no
     figures.
     """
-    words = make_letter_words(reader, seed)
     hooks = list(dict.fromkeys(sae.cfg.hook for sae in saes.values()))
     activations = words.read(reader, hooks)
     found: dict[str, AbsorptionResult] = {}
@@ -211,7 +215,11 @@ def absorption_of_word(
     others[main] = False
     absorbing = projection_F[others & (cosine_F >= MIN_COSINE) & (projection_F > 0)]
     absorbed = float(np.sort(absorbing)[::-1][:MAX_ABSORBERS].sum())
-    if main_projection >= probe_projection or absorbed / probe_projection < MIN_SHARE:
+    if (
+        probe_projection <= 0
+        or main_projection >= probe_projection
+        or absorbed / probe_projection < MIN_SHARE
+    ):
         fraction = 0.0
     elif main_projection <= 0:
         fraction = 1.0
@@ -220,12 +228,12 @@ def absorption_of_word(
         fraction = min(max(absorbed / (absorbed + main_projection), 0.0), 1.0)
     top = int(np.argmax(projection_F))
     is_full = (
-        bool((np.abs(code_F[main]) < SILENT).all())
+        probe_projection > 0
+        and (np.abs(code_F[main]) < SILENT).all()
         and cosine_F[top] >= MIN_COSINE_FULL
-        and probe_projection > 0
         and projection_F[top] / probe_projection >= MIN_SHARE
     )
-    return fraction, is_full
+    return fraction, bool(is_full)
 
 
 def _intervals(

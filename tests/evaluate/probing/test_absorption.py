@@ -84,8 +84,8 @@ def letter_sae(absorbs: bool):
 def test_planted_absorption_is_found_and_none_elsewhere() -> None:
     model = SpellingModel()
     saes = {"absorbing": letter_sae(True), "plain": letter_sae(False)}
-    found = measure_absorption(model.reader(), saes, 0, show_progress=False)
     words = make_letter_words(model.reader(), 0)
+    found = measure_absorption(model.reader(), saes, words, 0, show_progress=False)
     plain, absorbing = found["plain"], found["absorbing"]
     assert plain.refused is None
     assert plain.absorption_fraction == plain.full_absorption == 0
@@ -114,8 +114,8 @@ def test_absorption_where_no_main_latent_covers_it(monkeypatch: pytest.MonkeyPat
     """With one main latent at most, as many words are absorbed as have a topic."""
     monkeypatch.setattr(absorption, "F1_JUMP", 0.5)
     model = SpellingModel()
-    found = measure_absorption(model.reader(), {"a": letter_sae(True)}, 1, show_progress=False)["a"]
     words = make_letter_words(model.reader(), 1)
+    found = measure_absorption(model.reader(), {"a": letter_sae(True)}, words, 1, show_progress=False)["a"]
     shares = []
     for letter in found.letters:
         here = words.is_test & (words.letter == ascii_lowercase.index(letter.letter))
@@ -128,7 +128,8 @@ def test_absorption_where_no_main_latent_covers_it(monkeypatch: pytest.MonkeyPat
 
 def test_a_model_that_does_not_know_letters_is_refused() -> None:
     model = SpellingModel(knows_letters=False)
-    found = measure_absorption(model.reader(), {"a": letter_sae(True)}, 0, show_progress=False)["a"]
+    words = make_letter_words(model.reader(), 0)
+    found = measure_absorption(model.reader(), {"a": letter_sae(True)}, words, 0, show_progress=False)["a"]
     assert found.refused is not None
     assert re.search(r"find \d+ letters with F1 above 0.6, expected at least 20", found.refused)
     assert found.absorption_fraction is None
@@ -150,6 +151,8 @@ COSINE = np.array([0.9, 0.5, 0.2, 0.05, 0.02, -0.3])
         ([0, 0, 0, 60, 0, 0], 3.0, 0.0, True),  # aligned enough for full absorption only
         ([0, 0, 0, 0, 99, 0], 3.0, 0.0, False),  # not aligned
         ([0, 0, 0, 0, 0, 9], 3.0, 0.0, False),  # against the letter
+        ([0, 6, 0, 0, 0, 0], 0.0, 0.0, False),  # no letter to absorb
+        ([0, 6, 0, 0, 0, 9], -1.0, 0.0, False),
     ],
 )
 def test_rules_of_one_word(codes: list[float], projection: float, fraction: float, full: bool) -> None:
