@@ -106,8 +106,8 @@ def run(
     if reader is not None:
         if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
             raise UsageError(
-                f"probing.context={config.probing.context} is longer than the {reader.max_positions} positions "
-                "of the model; lower it"
+                f"probing.context={config.probing.context} is longer than the {reader.max_positions} "
+                "positions of the model; lower it"
             )
         words = make_letter_words(reader, config.seed) if config.absorption else None
     sequences = None
