@@ -15,7 +15,7 @@ from ..results import DecoderCollapse
 
 NEAREST_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAME_DIRECTION = 0.9  # latents above this cosine point the same way, for most purposes
-_BLOCK_LATENTS = 512
+_BLOCK_LATENTS, _BLOCK_COSINES = 512, 1 << 24
 
 
 def measure_collapse(W_dec: Tensor, num_sampled: int, seed: int) -> DecoderCollapse:
@@ -48,6 +48,11 @@ def measure_collapse(W_dec: Tensor, num_sampled: int, seed: int) -> DecoderColla
     )
 
 
+def block_latents(num_others: int) -> int:
+    """How many latents are compared with ``num_others`` at a time: their cosines take 64 MiB at most."""
+    return max(1, min(_BLOCK_LATENTS, _BLOCK_COSINES // num_others))
+
+
 def sample_of(num_latents: int, num_sampled: int, seed: int) -> Tensor:
     """``num_sampled`` latents drawn without replacement, or all of them: int64 [S], ascending."""
     if num_sampled >= num_latents:
@@ -60,5 +65,5 @@ def _nearest_cosines(W_dec: Tensor, num_sampled: int, seed: int) -> Tensor:
     """The cosine of each sampled latent with its nearest other: float32 [S]."""
     sample = sample_of(len(W_dec), num_sampled, seed).to(W_dec.device)
     norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min(1e-30)
-    blocks = torch.split(sample, _BLOCK_LATENTS)
+    blocks = torch.split(sample, block_latents(len(W_dec)))
     return torch.cat([nearest_others(W_dec, norms, block)[0].cpu() for block in blocks])

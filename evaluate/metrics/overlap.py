@@ -18,12 +18,11 @@ from ...train import SAE
 from ...train.variants.losses.nfm import unit_rows
 from ..results import Matching, Overlap
 from .bootstrap import mean_interval
-from .collapse import sample_of
+from .collapse import block_latents, sample_of
 
 MATCH = 0.7  # as in the reference: directions of a smaller cosine are not the same feature
 MAX_BLOCK = 4096  # latents a side of one assignment problem: 128 MiB, and some ten seconds
 MAX_PAIRS = 20_000_000
-_BLOCK_LATENTS = 512
 
 
 def measure_overlap(
@@ -58,8 +57,8 @@ def measure_overlap(
 def max_cosines(W_a: Tensor, W_b: Tensor) -> Tensor:
     """The largest cosine of each row of ``W_a`` [A, D] with a row of ``W_b`` [B, D]: float32 [A]."""
     unit_b = unit_rows(W_b)[0]
-    blocks = [unit_rows(block)[0] @ unit_b.T for block in torch.split(W_a, _BLOCK_LATENTS)]
-    return torch.cat([cosines.max(1).values.cpu() for cosines in blocks])
+    blocks = torch.split(W_a, block_latents(len(W_b)))
+    return torch.cat([(unit_rows(block)[0] @ unit_b.T).max(1).values.cpu() for block in blocks])
 
 
 def match_one_to_one(W_a: Tensor, W_b: Tensor) -> Matching | None:
@@ -100,8 +99,9 @@ def _pairs_above(
     """All pairs of cosine MATCH or more; None if they are more than :data:`MAX_PAIRS`."""
     unit_b, count = unit_rows(W_b)[0], 0
     rows, columns, cosines = [], [], []
-    for start in range(0, len(W_a), _BLOCK_LATENTS):
-        cosine = unit_rows(W_a[start : start + _BLOCK_LATENTS])[0] @ unit_b.T
+    size = block_latents(len(W_b))
+    for start in range(0, len(W_a), size):
+        cosine = unit_rows(W_a[start : start + size])[0] @ unit_b.T
         row, column = (cosine >= MATCH).nonzero(as_tuple=True)
         rows.append((row + start).cpu().numpy())
         columns.append(column.cpu().numpy())

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from saecache.evaluate.metrics import overlap
-from saecache.evaluate.metrics.collapse import measure_collapse, sample_of
+from saecache.evaluate.metrics import collapse, overlap
+from saecache.evaluate.metrics.collapse import block_latents, measure_collapse, sample_of
 from saecache.evaluate.metrics.overlap import MATCH, match_one_to_one, max_cosines, measure_overlap
 from saecache.train.variants.topk import TopK
 
@@ -56,6 +56,19 @@ def test_extremes_of_collapse() -> None:
     assert same.same_direction_share == 1
     assert same.effective_dimensions == pytest.approx(1, rel=1e-6)
     assert measure_collapse(torch.ones(1, 4), 10, 0).nfm_norm == pytest.approx(1)
+
+
+def test_blocks_are_bounded_and_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    W_a, W_b = directions(70, 12, 2), directions(90, 12, 3)
+    whole = max_cosines(W_a, W_b), measure_collapse(W_a, 100, 0), match_one_to_one(W_a, W_b)
+    assert block_latents(2048) == 512
+    assert block_latents(1 << 20) == 16
+    assert block_latents(1 << 30) == 1
+    monkeypatch.setattr(collapse, "_BLOCK_COSINES", 7 * 90)
+    assert block_latents(90) == 7
+    assert torch.allclose(max_cosines(W_a, W_b), whole[0], atol=1e-6)
+    assert measure_collapse(W_a, 100, 0).nearest_cosine == pytest.approx(whole[1].nearest_cosine, rel=1e-6)
+    assert match_one_to_one(W_a, W_b).matched == whole[2].matched
 
 
 def test_a_sample_of_latents_is_compared_with_all_others() -> None:
