@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, export, recipes, sharing, stages
+from .commands import cache, export, inspect, recipes, sharing, stages
 from .commands.border import RESUMES, add_command, note_interrupts
 
 
@@ -35,6 +35,7 @@ add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate)
 add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
+add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
 add_command(app, "demo", stages.demo, interrupted=RESUMES)
 app.add_typer(cache_app, name="cache")

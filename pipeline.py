@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from .configs import load_config
 
 if TYPE_CHECKING:
     from .evaluate import EvaluateConfig
+    from .evaluate.probing.texts import TextReader
     from .evaluate.results import Results
     from .harvest import LanguageModel
     from .store import ActivationCache
@@ -40,6 +41,7 @@ def evaluate(
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .common.outputs import check_file_output
     from .evaluate import run
+    from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
     from .store import open_cache
@@ -48,7 +50,9 @@ def evaluate(
     out = out or choose_output(targets)
     check_file_output(out)
     cache = open_cache(cache_path)
-    find_targets_of(targets, cache)
+    find_targets_of(targets, cache, other_cache=config.other_cache)
+    for source in config.probing.data:
+        load_labelled(source, config.probing, config.seed)
     model = None
     if with_model and _names_model(cache):
         try:
@@ -56,7 +60,8 @@ def evaluate(
         except UsageError as error:
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode = None if model is None else _token_decoder(model)
-    return run(list(targets), cache, config, model=model, decode_token=decode, out=out)
+    reader = None if model is None else _text_reader(model, cache)
+    return run(list(targets), cache, config, model=model, decode_token=decode, reader=reader, out=out)
 
 
 def _names_model(cache: "ActivationCache") -> bool:
@@ -66,6 +71,22 @@ def _names_model(cache: "ActivationCache") -> bool:
 def _token_decoder(model: "LanguageModel") -> Callable[[int], str]:
     tokenizer = model.tokenizer
     return lambda token: str(tokenizer.decode([token]))
+
+
+def _text_reader(model: "LanguageModel", cache: "ActivationCache") -> "TextReader":
+    """The model for texts that are not in the cache; they begin as the cache's sequences do."""
+    from .evaluate.probing.texts import TextReader
+    from .harvest.tokenizer import encode, list_vocabulary
+
+    packing = cache.manifest.identity.get("packing")
+    bos_id = packing.get("bos_id") if isinstance(packing, Mapping) else None
+    return TextReader(
+        model=model,
+        tokenize=lambda texts: encode(model.tokenizer, texts),
+        bos_id=bos_id if isinstance(bos_id, int) else None,
+        vocabulary=lambda: list_vocabulary(model.tokenizer),
+        max_positions=model.max_positions,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The commands of the stages: harvest, synthetic, train, evaluate, report, and the demo of all of them."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,6 +141,28 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(help="As --set device=...: cpu, cuda, cuda:1, mps or auto.")
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="threshold|batch",
+            help="As --set rule=...: select latents row by row, as at inference, or by the rule of training.",
+        ),
+    ] = None,
+    other_cache: Annotated[
+        bool,
+        typer.Option(
+            "--other-cache", help="Allow a cache of the same model that the SAEs were not trained from."
+        ),
+    ] = False,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Labelled texts (.jsonl, .csv) for k-sparse probing; may be repeated."
+        ),
+    ] = None,
+    absorption: Annotated[
+        bool, typer.Option("--absorption", help="Measure the absorption of first letters.")
+    ] = False,
     model: Annotated[
         bool, typer.Option(help="Load the language model for CE loss recovered and KL. --no-model skips it.")
     ] = True,
@@ -148,8 +171,17 @@ def evaluate(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure SAEs on held-out documents: FVU, MSE, L0, dead latents, density, CE loss recovered, KL."""
-    flags = {"device": device, "ce_tokens": ce_tokens}
+    """Measure SAEs on held-out documents: fidelity, sparsity, densities, overlap, CE loss recovered, KL,
+    probing.
+    """
+    flags = {
+        "device": device,
+        "ce_tokens": ce_tokens,
+        "rule": rule,
+        "other_cache": "true" if other_cache else None,
+        "probing.data": json.dumps(probe) if probe else None,
+        "absorption": "true" if absorption else None,
+    }
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     settings = load_settings("evaluate", "EvaluateConfig", config, overrides, "evaluate")
     from .. import pipeline

@@ -1,9 +1,12 @@
 """The settings of an evaluation; ``results.json`` records them."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from ..common.counts import Count
 from ..common.frozen import FrozenModel
+from .probing.config import ProbingConfig
 
 
 class EvaluateConfig(FrozenModel):
@@ -13,10 +16,28 @@ class EvaluateConfig(FrozenModel):
     """At most this many rows, the first of the held-out split in reading order."""
     rows_per_block: Count = Field(4096, ge=1)
     """Rows encoded at once. Bounds memory; the figures do not depend on it."""
+    rule: Literal["threshold", "batch"] = "threshold"
+    """How latents are selected: ``threshold`` as at inference, row by row; ``batch`` as in training, where
+    kinds such as BatchTopK look at the whole batch."""
+    batch_rows: Count | None = Field(None, ge=1)
+    """Rows of a batch for ``rule: batch``; None: as many as in the training of each SAE."""
+    other_cache: bool = False
+    """Allow a cache that the SAEs were not trained from, of the same model and hook: other text, other
+    context.
+    """
+    overlap_latents: Count = Field(2048, ge=1)
+    """So many latents of each SAE are compared with all of its own (collapse) and of every other SAE (MMCS).
+    """
+    match_latents: Count = Field(8192, ge=0)
+    """SAEs of at most so many latents are matched one to one; 0 matches none."""
     ce_tokens: Count = Field(50_000, ge=1)
     """CE and KL: whole sequences are taken until this many tokens are scored, or the held-out rows end."""
     logit_bytes: int = Field(128 * 2**20, ge=1)
     """CE and KL: float32 logits of one forward pass take at most this, or those of one sequence."""
+    probing: ProbingConfig = ProbingConfig()
+    """k-sparse probing on labelled texts; none where ``probing.data`` is empty."""
+    absorption: bool = False
+    """Measure the absorption of first letters, which needs a model that can spell."""
     num_latents: int = Field(24, ge=0)
     """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""
     num_contexts: int = Field(8, ge=1)

@@ -65,11 +65,11 @@ class ActivationStream:
     latents: Sequence[int]
     _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
-    def update(self, codes: Pairs, first_row: int) -> None:
-        """Add the codes of rows ``first_row, first_row + 1, ...``."""
+    def update(self, codes: Pairs, row_B: np.ndarray) -> None:
+        """Add the codes of the rows ``row_B`` int64 [B], counted from the first measured one."""
         latent, value = codes.latent.cpu().numpy(), codes.value.float().cpu().numpy()
         wanted = np.flatnonzero(np.isin(latent, self.latents) & (value != 0))
-        rows = codes.rows().cpu().numpy()[wanted] + first_row
+        rows = row_B[codes.rows().cpu().numpy()[wanted]]
         self._parts.append((latent[wanted], rows, value[wanted]))
 
     def columns(self) -> dict[int, LatentActivations]:
@@ -161,8 +161,12 @@ def describe_latent(
     num_contexts: int,
     radius: int,
     decode_token: DecodeToken,
+    num_rows: int | None = None,
 ) -> LatentResult:
-    """Describe one latent: its density, activations and top contexts. Negative codes count by size."""
+    """Describe one latent: its density, activations and top contexts. Negative codes count by size.
+
+    ``num_rows`` rows were encoded; None: all that have a place.
+    """
     sizes = np.abs(column.values)
     peaks = choose_peaks(
         sizes, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
@@ -172,7 +176,7 @@ def describe_latent(
     return LatentResult(
         index=latent,
         rank=rank,
-        density=len(column.rows) / len(places),
+        density=len(column.rows) / (num_rows or len(places)),
         max_activation=_short(largest),
         mean_activation=_short(float(sizes.mean())) if len(column.values) else 0.0,
         activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),

@@ -7,8 +7,8 @@ also in the ablations.
 Legend: n sequences, T context, V vocabulary, D model width, P scored positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,12 +18,15 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..common.progress import progress_bar
 from ..store import ActivationCache
+from .metrics.bootstrap import Floats, draw_weights, intervals_of, ratio, sum_by_group
 from .results import LanguageModelMetrics
 from .sequences import ScoredSequences
 
 Replacement = Callable[[Tensor], Tensor]
+RowReplacement = Callable[[Tensor, Tensor], Tensor]
 
 MAX_MISMATCH = 0.1
+_CHECKED_SEQUENCES = 4
 _POSITIONS_AT_ONCE = 1024  # float32 log-probabilities beside those of the clean model
 
 
@@ -41,23 +44,30 @@ class SplicedModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
-    """An SAE as the language model sees it: ``reconstruct`` maps raw rows [m, D] float32 to raw rows."""
+    """An SAE as the language model sees it: ``reconstruct`` maps raw rows [m, D] float32 to raw rows.
+
+    ``by_row`` is used instead where a reconstruction depends on more than the row itself: it is given the
+    rows [m, D], and their numbers in the measured split, int64 [m].
+    """
 
     name: str
     hook: str
     reconstruct: Replacement
+    by_row: RowReplacement | None = None
 
 
-@dataclass
 class _Losses:
-    """Sums over the scored positions of each sequence."""
+    """Sums over the scored positions of each group of documents, float64 [G]: cross-entropy, KL to the clean
+    model, and positions with the clean model's most likely token.
+    """
 
-    ce: list[np.ndarray] = field(default_factory=list)
-    kl: list[np.ndarray] = field(default_factory=list)
+    def __init__(self, num_groups: int) -> None:
+        self.ce, self.kl, self.agreeing = (np.zeros(num_groups) for _ in range(3))
 
-    def add(self, ce_n: Tensor, kl_n: Tensor) -> None:
-        self.ce.append(ce_n.cpu().numpy())
-        self.kl.append(kl_n.cpu().numpy())
+    def add(self, ce_G: Floats, kl_G: Floats, agreeing_G: Floats) -> None:
+        self.ce += ce_G
+        self.kl += kl_G
+        self.agreeing += agreeing_G
 
 
 @torch.no_grad()
@@ -69,9 +79,10 @@ def measure_language_model(
     *,
     split: str,
     logit_bytes: int,
+    seed: int = 0,
     show_progress: bool = True,
 ) -> dict[str, LanguageModelMetrics]:
-    """Measure the CE loss recovered and the KL score of each SAE; by name.
+    """Measure the CE loss recovered, the KL and the top-1 agreement of each SAE; by name.
 
     The clean forward pass is done once, the ablated ones once per hook, the spliced ones once per SAE. Memory
     holds the logits of one batch of sequences, about three times ``logit_bytes``.
@@ -81,39 +92,73 @@ def measure_language_model(
     """
     hooks = list(dict.fromkeys(sae.hook for sae in saes))
     means = {hook: torch.from_numpy(np.asarray(cache.statistics(hook).mean)).float() for hook in hooks}
-    clean = _Losses()
-    zero, mean = ({hook: _Losses() for hook in hooks} for _ in range(2))
-    spliced = {sae.name: _Losses() for sae in saes}
-    mismatch: dict[str, float] = {}
+    clean = _Losses(sequences.num_groups)
+    zero, mean = ({hook: _Losses(sequences.num_groups) for hook in hooks} for _ in range(2))
+    spliced = {sae.name: _Losses(sequences.num_groups) for sae in saes}
+    tokens_G = sum_by_group(sequences.group[sequences.scored], None, sequences.num_groups)
+    mismatch = check_model(model, cache, hooks, sequences, split)
     forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
     with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
         for batch in _batches(sequences, model, logit_bytes):
             ids = torch.from_numpy(batch.ids)
             mask = torch.from_numpy(batch.spliced)
-            scorer = _Scorer(model.logits(ids), ids, torch.from_numpy(batch.scored))
+            scorer = _Scorer(model.logits(ids), batch)
             clean.add(*scorer.clean())
             progress.update(len(batch))
             for hook in hooks:
-                seen: list[Tensor] = []
-                ablate = _splice(mask, torch.zeros_like, seen)
-                zero[hook].add(*scorer.against(model.logits_with(ids, hook, ablate)))
-                if hook not in mismatch:
-                    stored = cache.rows(hook, batch.rows[batch.spliced], split=split, normalization="none")
-                    mismatch[hook] = _check_activations(seen[0], stored, hook, cache)
+                replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
+                zero[hook].add(*scorer.against(replaced))
                 replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
                 mean[hook].add(*scorer.against(replaced))
                 progress.update(2 * len(batch))
             for sae in saes:
-                replaced = model.logits_with(ids, sae.hook, _splice(mask, sae.reconstruct))
+                replaced = model.logits_with(ids, sae.hook, _splice(mask, _replacement(sae, batch)))
                 spliced[sae.name].add(*scorer.against(replaced))
                 progress.update(len(batch))
-    num_tokens = int(sequences.scored.sum())
+    weights_RG = draw_weights(sequences.num_groups, seed)
     return {
         sae.name: _metrics(
-            clean, spliced[sae.name], zero[sae.hook], mean[sae.hook], num_tokens, mismatch[sae.hook]
+            {"clean": clean, "sae": spliced[sae.name], "zero": zero[sae.hook], "mean": mean[sae.hook]},
+            tokens_G,
+            weights_RG,
+            num_sequences=len(sequences),
+            mismatch=mismatch[sae.hook],
         )
         for sae in saes
     }
+
+
+@torch.no_grad()
+def check_model(
+    model: SplicedModel, cache: ActivationCache, hooks: Iterable[str], sequences: ScoredSequences, split: str
+) -> dict[str, float]:
+    """Make sure, on a few sequences, that ``model`` gives the activations that ``cache`` holds at ``hooks``.
+
+    Returns:
+        The median relative distance of the activations at each hook; it is the rounding of the stored dtype.
+
+    Raises:
+        UsageError: they differ by far more.
+    """
+    mismatch = {}
+    for hook in dict.fromkeys(hooks):
+        seen: list[Tensor] = []
+        stored = []
+        for i in range(min(_CHECKED_SEQUENCES, len(sequences))):
+            one = sequences.batch(i, i + 1)
+            keep = _splice(torch.from_numpy(one.spliced), lambda x_PD: x_PD, seen)
+            model.logits_with(torch.from_numpy(one.ids), hook, keep)
+            stored.append(cache.rows(hook, one.rows[one.spliced], split=split, normalization="none"))
+        mismatch[hook] = _check_activations(torch.cat(seen), torch.cat(stored), hook, cache)
+    return mismatch
+
+
+def _replacement(sae: Spliced, batch: ScoredSequences) -> Replacement:
+    by_row = sae.by_row
+    if by_row is None:
+        return sae.reconstruct
+    row_P = torch.from_numpy(batch.rows[batch.spliced])
+    return lambda x_PD: by_row(x_PD, row_P)
 
 
 def _batches(sequences: ScoredSequences, model: SplicedModel, logit_bytes: int) -> Iterator[ScoredSequences]:
@@ -125,39 +170,47 @@ def _batches(sequences: ScoredSequences, model: SplicedModel, logit_bytes: int) 
 
 
 class _Scorer:
-    """Cross-entropy and KL of the scored positions of a batch, summed by sequence in float64."""
+    """Cross-entropy, KL and agreement at the scored positions of a batch, summed by group of documents in
+    float64.
+    """
 
-    def __init__(self, clean_nTV: Tensor, ids_nT: Tensor, scored_nT: Tensor) -> None:
-        self._sequence_P, position_P = scored_nT.nonzero(as_tuple=True)
-        self._place = (self._sequence_P, position_P)
-        self._target_P = ids_nT[self._sequence_P, position_P + 1]
-        self._num_sequences = len(ids_nT)
+    def __init__(self, clean_nTV: Tensor, batch: ScoredSequences) -> None:
+        sequence_P, position_P = np.nonzero(batch.scored)
+        self._place = torch.from_numpy(sequence_P), torch.from_numpy(position_P)
+        self._target_P = torch.from_numpy(batch.ids[sequence_P, position_P + 1])
+        self._group_P, self._num_groups = batch.group[sequence_P, position_P], batch.num_groups
         self._clean_PV = self._log_probabilities(clean_nTV, slice(None))
+        self._first_P = self._clean_PV.argmax(1)
 
     def _log_probabilities(self, logits_nTV: Tensor, part: slice) -> Tensor:
         sequence, position = (index[part].to(logits_nTV.device) for index in self._place)
         return logits_nTV[sequence, position].float().log_softmax(-1)
 
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the clean model, and its KL to itself, which is 0: two float64 [n]."""
+    def clean(self) -> tuple[Floats, Floats, Floats]:
+        """The clean model's cross-entropy, KL to itself (0) and agreement with itself: [G] each."""
         target = self._target_P.to(self._clean_PV.device)
-        ce_P = -self._clean_PV.gather(1, target[:, None])[:, 0].double()
-        return self._by_sequence(ce_P), self._by_sequence(torch.zeros_like(ce_P))
+        ce_P = -self._clean_PV.gather(1, target[:, None])[:, 0]
+        return (
+            self._by_group(ce_P),
+            self._by_group(torch.zeros_like(ce_P)),
+            self._by_group(torch.ones_like(ce_P)),
+        )
 
-    def against(self, logits_nTV: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy with the replacement, and KL(clean ‖ with replacement): two float64 [n]."""
-        ce, kl = [], []
+    def against(self, logits_nTV: Tensor) -> tuple[Floats, Floats, Floats]:
+        """With the replacement: cross-entropy, KL(clean ‖ with replacement), and agreement: [G] each."""
+        ce, kl, agreeing = [], [], []
         for start in range(0, len(self._target_P), _POSITIONS_AT_ONCE):
             part = slice(start, start + _POSITIONS_AT_ONCE)
             clean = self._clean_PV[part]
             log_p = self._log_probabilities(logits_nTV, part).to(clean.device)
             ce.append(-log_p.gather(1, self._target_P[part].to(clean.device)[:, None])[:, 0])
             kl.append((clean.exp() * (clean - log_p)).sum(1))
-        return self._by_sequence(torch.cat(ce).double()), self._by_sequence(torch.cat(kl).double())
+            agreeing.append((log_p.argmax(1) == self._first_P[part]).float())
+        sums = [self._by_group(torch.cat(values)) for values in (ce, kl, agreeing)]
+        return sums[0], sums[1], sums[2]
 
-    def _by_sequence(self, values_P: Tensor) -> Tensor:
-        sums = torch.zeros(self._num_sequences, dtype=torch.float64)
-        return sums.index_add_(0, self._sequence_P, values_P.cpu())
+    def _by_group(self, values_P: Tensor) -> Floats:
+        return sum_by_group(self._group_P, values_P.cpu().double().numpy(), self._num_groups)
 
 
 def _splice(mask_nT: Tensor, replacement: Replacement, seen: list[Tensor] | None = None) -> Replacement:
@@ -208,36 +261,56 @@ def _check_activations(seen_PD: Tensor, stored_PD: Tensor, hook: str, cache: Act
 
 
 def _metrics(
-    clean: _Losses, sae: _Losses, zero: _Losses, mean: _Losses, num_tokens: int, mismatch: float
+    losses: dict[str, _Losses],
+    tokens_G: Floats,
+    weights_RG: Floats | None,
+    *,
+    num_sequences: int,
+    mismatch: float,
 ) -> LanguageModelMetrics:
-    ce = {"clean": clean.ce, "sae": sae.ce, "zero": zero.ce, "mean": mean.ce}
-    by_sequence = {name: np.concatenate(parts) for name, parts in ce.items()}
-    total = {name: float(values.sum()) for name, values in by_sequence.items()}
-    kl_sae, kl_zero = (float(np.concatenate(losses.kl).sum()) for losses in (sae, zero))
-    return LanguageModelMetrics(
-        num_tokens=num_tokens,
-        num_sequences=len(by_sequence["clean"]),
-        ce_clean=total["clean"] / num_tokens,
-        ce_sae=total["sae"] / num_tokens,
-        ce_zero=total["zero"] / num_tokens,
-        ce_mean=total["mean"] / num_tokens,
-        ce_recovered=recovered(total["zero"], total["sae"], total["clean"]),
-        ce_recovered_standard_error=jackknife(by_sequence["zero"], by_sequence["sae"], by_sequence["clean"]),
-        ce_recovered_mean_ablation=recovered(total["mean"], total["sae"], total["clean"]),
-        kl_sae=kl_sae / num_tokens,
-        kl_zero=kl_zero / num_tokens,
-        kl_score=recovered(kl_zero, kl_sae, 0.0),
-        activation_mismatch=mismatch,
+    """The figures of one SAE; ``losses`` are those of ``clean``, ``sae``, ``zero`` and ``mean``."""
+    figures = {
+        name: None if np.isnan(value[0]) else float(value[0])
+        for name, value in _figures(losses, tokens_G, np.ones((1, len(tokens_G)))).items()
+    }
+    error = jackknife(losses["zero"].ce, losses["sae"].ce, losses["clean"].ce)
+    return LanguageModelMetrics.model_validate(
+        figures
+        | {
+            "num_tokens": int(tokens_G.sum()),
+            "num_sequences": num_sequences,
+            "ce_recovered_standard_error": error,
+            "activation_mismatch": mismatch,
+            "intervals": {} if weights_RG is None else intervals_of(_figures(losses, tokens_G, weights_RG)),
+        }
     )
 
 
-def recovered(ablated: float, sae: float, clean: float) -> float | None:
-    """(ablated − sae) / (ablated − clean); None if the ablation does not raise the loss."""
-    return (ablated - sae) / (ablated - clean) if ablated > clean else None
+def _figures(losses: dict[str, _Losses], tokens_G: Floats, weights_RG: Floats) -> dict[str, Floats]:
+    """The figures of each weighting of the groups, float64 [R] each; NaN where a score has no meaning."""
+    tokens_R = weights_RG @ tokens_G
+    ce = {name: weights_RG @ loss.ce / tokens_R for name, loss in losses.items()}
+    kl = {name: weights_RG @ loss.kl / tokens_R for name, loss in losses.items()}
+    top1 = {name: weights_RG @ loss.agreeing / tokens_R for name, loss in losses.items()}
+    replaced = ("sae", "zero", "mean")
+    return {
+        **{f"ce_{name}": ce[name] for name in ("clean", *replaced)},
+        **{f"kl_{name}": kl[name] for name in replaced},
+        **{f"top1_{name}": top1[name] for name in replaced},
+        "ce_recovered": recovered(ce["zero"], ce["sae"], ce["clean"]),
+        "ce_recovered_mean_ablation": recovered(ce["mean"], ce["sae"], ce["clean"]),
+        "kl_score": recovered(kl["zero"], kl["sae"], np.zeros_like(tokens_R)),
+        "kl_score_mean_ablation": recovered(kl["mean"], kl["sae"], np.zeros_like(tokens_R)),
+    }
+
+
+def recovered(ablated_R: Floats, sae_R: Floats, clean_R: Floats) -> Floats:
+    """(ablated − sae) / (ablated − clean); NaN where the ablation does not raise the loss."""
+    return ratio(ablated_R - sae_R, ablated_R - clean_R)
 
 
 def jackknife(ablated_n: np.ndarray, sae_n: np.ndarray, clean_n: np.ndarray) -> float | None:
-    """Standard error of the recovered share from sums by sequence, leaving out one sequence at a time."""
+    """Standard error of the recovered share from sums by group, leaving out one group at a time."""
     n = len(clean_n)
     without = ablated_n.sum() - ablated_n, sae_n.sum() - sae_n, clean_n.sum() - clean_n
     if n < 2 or not (without[0] > without[2]).all():

@@ -3,59 +3,30 @@
 Legend: B rows of a block, D model width, F latents.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common.errors import UsageError
+from ..common.memory import check_memory
 from ..common.progress import progress_bar
 from ..store import ActivationCache
-from ..train import SAE
+from ..train import SAE, Pairs
 from .config import EvaluateConfig
 from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
 from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
+from .metrics.collapse import measure_collapse
+from .metrics.progressive import ProgressiveStream
+from .metrics.zipf import find_dying, fit_zipf
 from .results import LatentResult, SaeResult
+from .rows import MeasuredRows, RowGroups, batch_rows_of, read_blocks
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-_TRAIN_SHARE = 0.1  # of the training rows, measured if there are no held-out rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredRows:
-    """The rows that are measured: ``first`` to ``first + count`` of ``split``."""
-
-    split: str
-    first: int
-    count: int
-
-    def blocks(self, rows_per_block: int) -> Iterator[range]:
-        """Ranges of row numbers of the split, in order."""
-        last = self.first + self.count
-        for start in range(self.first, last, rows_per_block):
-            yield range(start, min(start + rows_per_block, last))
-
-
-def choose_rows(cache: ActivationCache, max_rows: int) -> tuple[MeasuredRows, list[str]]:
-    """Choose the first ``max_rows`` held-out rows, or the last tenth of the training rows if there are none.
-
-    Returns:
-        The rows, and warnings: one if training rows are measured.
-    """
-    heldout = cache.num_rows("heldout")
-    if heldout:
-        return MeasuredRows(split="heldout", first=0, count=min(heldout, max_rows)), []
-    count = min(max_rows, max(1, round(len(cache) * _TRAIN_SHARE)))
-    warning = (
-        f"The cache has no held-out rows, so the last {count:,} training rows were measured, on which the "
-        "SAEs may have been trained. Harvest with heldout_fraction to measure on unseen documents."
-    )
-    return MeasuredRows(split="train", first=len(cache) - count, count=count), [warning]
 
 
 def measure_sae(
@@ -63,6 +34,7 @@ def measure_sae(
     name: str,
     cache: ActivationCache,
     rows: MeasuredRows,
+    groups: RowGroups,
     places: Places | None,
     settings: EvaluateConfig,
     decode_token: DecodeToken,
@@ -75,24 +47,31 @@ def measure_sae(
     the densities decide which latents are shown.
     """
     cfg = sae.cfg
-    normalized, raw = ReconstructionStream(), ReconstructionStream()
-    codes = CodeStream(cfg.num_latents)
+    normalized, raw = ReconstructionStream(groups.count), ReconstructionStream(groups.count)
+    codes, progressive = CodeStream(cfg.num_latents, groups.count), ProgressiveStream(sae)
     passes = 1 if places is None else 2
     with progress_bar(name, "row", passes * rows.count, hidden=not show_progress) as progress:
-        for block in rows.blocks(settings.rows_per_block):
-            x_BD, raw_BD = _read(sae, cache, rows.split, block)
-            pairs = sae.encode_sparse(x_BD)
+        for index_B in read_blocks(rows, sae, settings):
+            x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
+            pairs = encode(sae, x_BD, settings)
             reconstruction_BD = sae.decode(pairs)
-            normalized.update(x_BD, reconstruction_BD)
+            if not bool(torch.isfinite(reconstruction_BD).all()):
+                raise UsageError(
+                    f"SAE {name} reconstructs values that are not finite: its weights are damaged"
+                )
+            group_B = groups.of(index_B - rows.first)
+            normalized.update(x_BD, reconstruction_BD, group_B)
             _, removed = sae.normalizer.apply(raw_BD)
-            raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed))
-            codes.update(pairs)
-            progress.update(len(block))
+            raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed), group_B)
+            codes.update(pairs, group_B)
+            progressive.update(x_BD, pairs)
+            progress.update(len(index_B))
         latents = []
         if places is not None:
             latents = _latents(sae, cache, rows, places, codes, settings, decode_token, progress)
-    if not isfinite(normalized.result().mse):
-        raise UsageError(f"SAE {name} reconstructs values that are not finite: its weights are damaged")
+    density_F = codes.density()
+    law = fit_zipf(density_F)
+    dying = None if law is None else int((density_F[find_dying(density_F, law)] > 0).sum())
     return SaeResult(
         name=name,
         sae_dir="",
@@ -103,25 +82,63 @@ def measure_sae(
         k=cfg.k,
         normalization=sae.normalizer.kind,
         config=cfg.model_dump(mode="json"),
-        normalized=normalized.result(),
-        raw=raw.result(),
-        codes=codes.result(),
+        normalized=normalized.result(settings.seed),
+        raw=raw.result(settings.seed),
+        codes=codes.result(settings.seed).model_copy(update={"dying": dying}),
         language_model=None,
-        density=density_curve(codes.density(), codes.num_rows),
+        density=density_curve(density_F, codes.num_rows),
         features_per_token=l0_histogram(codes.rows_by_l0),
         latents=latents,
+        rule=settings.rule,
+        rows=codes.num_rows,
+        zipf=law,
+        progressive=progressive.result(),
+        collapse=measure_collapse(sae.W_dec, settings.overlap_latents, settings.seed),
     )
 
 
-def _read(sae: SAE, cache: ActivationCache, split: str, block: range) -> tuple[Tensor, Tensor]:
-    """Read a block of rows, in the SAE's normalization and raw: float32 [B, D] each, on the SAE's device."""
-    index = np.arange(block.start, block.stop)
-    device = sae.W_dec.device
-    x_BD = cache.rows(sae.cfg.hook, index, split=split, normalization=sae.normalizer.kind)
-    raw_BD = x_BD
-    if sae.normalizer.kind != "none":
-        raw_BD = cache.rows(sae.cfg.hook, index, split=split, normalization="none")
-    return x_BD.to(device), raw_BD.to(device)
+def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig) -> Pairs:
+    """The codes of normalized rows by the rule of the settings."""
+    return sae.encode_sparse(x_BD, as_trained=settings.rule == "batch")
+
+
+def read_rows(
+    sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Read rows in the SAE's own normalization, and raw: float32 [B, D] each, on the SAE's device.
+
+    A normalization by one number for all rows uses the number of the SAE's training, also on another cache.
+    """
+    raw_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization="none").to(sae.W_dec.device)
+    if sae.normalizer.starts_from == "raw":
+        return sae.normalizer.apply(raw_BD)[0], raw_BD
+    x_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization=sae.normalizer.kind)
+    return x_BD.to(sae.W_dec.device), raw_BD
+
+
+def reconstruct_in_batches(
+    sae: SAE, cache: ActivationCache, split: str, row_P: NDArray[np.int64], settings: EvaluateConfig
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruct the cache's rows ``row_P`` int64 [P], ascending, by the training rule in shuffled batches.
+
+    A batch has the size of training, or somewhat more, so that no row is left over. What the language model
+    runs at a time then does not matter.
+
+    Returns:
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions.
+    """
+    size = 4 * len(row_P) * sae.cfg.d_model
+    check_memory(size, torch.device("cpu"), f"reconstructions of {len(row_P):,} rows", "lower ce_tokens")
+    whole_PD = torch.empty(len(row_P), sae.cfg.d_model)
+    order = np.random.default_rng(settings.seed).permutation(len(row_P))
+    for part in np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings))):
+        place_B = np.sort(part)
+        x_BD, raw_BD = read_rows(sae, cache, split, row_P[place_B])
+        _, removed = sae.normalizer.apply(raw_BD)
+        reconstruction_BD = sae.decode(sae.encode_sparse(x_BD, as_trained=True))
+        whole_PD[torch.from_numpy(place_B)] = sae.normalizer.invert(reconstruction_BD, removed).cpu()
+    numbers_P = torch.from_numpy(row_P)
+    return lambda _, wanted_m: whole_PD[torch.searchsorted(numbers_P, wanted_m)]
 
 
 def _latents(
@@ -137,11 +154,10 @@ def _latents(
     density = codes.density()
     sampled = sample_latents(density, settings.num_latents, settings.seed)
     stream = ActivationStream(sampled)
-    for block in rows.blocks(settings.rows_per_block):
-        index = np.arange(block.start, block.stop)
-        x_BD = cache.rows(sae.cfg.hook, index, split=rows.split, normalization=sae.normalizer.kind)
-        stream.update(sae.encode_sparse(x_BD.to(sae.W_dec.device)), block.start - rows.first)
-        progress.update(len(block))
+    for index_B in read_blocks(rows, sae, settings):
+        x_BD, _ = read_rows(sae, cache, rows.split, index_B)
+        stream.update(encode(sae, x_BD, settings), index_B - rows.first)
+        progress.update(len(index_B))
     columns = stream.columns()
     by_rank = np.argsort(-density.numpy(), kind="stable")
     rank_of = np.empty(len(by_rank), dtype=np.int64)
@@ -156,6 +172,7 @@ def _latents(
             num_contexts=settings.num_contexts,
             radius=settings.context_radius,
             decode_token=decode_token,
+            num_rows=codes.num_rows,
         )
         for latent in sampled
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from ..common.errors import UsageError
 from ..store.untrusted_files import read_object_lines
 from .results import CacheSummary, Results, SaeResult
+from .table import mean_accuracy
 
 LOG_NAME = "metrics.jsonl"
 CURVES = ("fvu", "l0", "dead")
@@ -63,17 +64,44 @@ _COLUMNS = (
         first="descending",
     ),
     TableColumn(label="KL score", help="1 - KL with the SAE / KL with zero ablation", first="descending"),
+    TableColumn(
+        label="top-1",
+        help="share of tokens with the clean model's most likely next token",
+        first="descending",
+    ),
     TableColumn(label="alive", help="share of latents that fire on the measured rows", first="descending"),
     TableColumn(label="dead", help="latents that never fire on the measured rows"),
+    TableColumn(label="dying", help="alive latents that are far below Zipf's law at the end of the ranks"),
     TableColumn(label="> 10 %", help="share of latents that fire on more than 10 % of rows"),
+    TableColumn(label="Zipf R²", help="of the fit to log densities", first="descending"),
+    TableColumn(label="nearest", help="mean cosine of a decoder direction with its nearest other"),
+    TableColumn(
+        label="probe k=1", help="accuracy of probes of labelled texts that see one latent", first="descending"
+    ),
+    TableColumn(
+        label="k=5", help="accuracy of probes of labelled texts that see five latents", first="descending"
+    ),
+    TableColumn(label="absorbed", help="share of first letters that other latents have absorbed"),
 )
 
 
+_OPTIONAL = {"top-1", "dying", "Zipf R²", "nearest", "probe k=1", "k=5", "absorbed"}
+
+
 def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[list[TableCell]]]:
-    """Columns and rows of the table of results; the hook is a column only if there are several."""
+    """Columns and rows of the table of results; the hook is a column only if there are several, and a figure
+    that is not always measured only if an SAE has it.
+    """
     rows = [_table_row(entry) for entry in entries]
     several_hooks = len({entry.result.hook for entry in entries}) > 1
-    shown = [i for i, column in enumerate(_COLUMNS) if several_hooks or column.label != "hook"]
+    absent = {
+        column.label
+        for i, column in enumerate(_COLUMNS)
+        if column.label in _OPTIONAL and not any(row[i].value for row in rows)
+    }
+    if not several_hooks:
+        absent.add("hook")
+    shown = [i for i, column in enumerate(_COLUMNS) if column.label not in absent]
     return [_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
 
@@ -93,9 +121,16 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
         _cell(normalized.cosine, ".4f"),
         _cell(None if cost is None else cost.ce_recovered, ".4f", "" if error is None else f"{error:.1g}"),
         _cell(None if cost is None else cost.kl_score, ".4f"),
+        _cell(None if cost is None else cost.top1_sae, ".4f"),
         TableCell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
         _cell(codes.dead, ",d"),
+        _cell(codes.dying, ",d"),
         TableCell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),
+        _cell(None if result.zipf is None else result.zipf.log.r2, ".4f"),
+        _cell(None if result.collapse is None else result.collapse.nearest_cosine, ".3f"),
+        _cell(mean_accuracy(result, "1"), ".4f"),
+        _cell(mean_accuracy(result, "5"), ".4f"),
+        _cell(None if result.absorption is None else result.absorption.absorption_fraction, ".4f"),
     ]
 
 

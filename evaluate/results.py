@@ -27,6 +27,10 @@ class Histogram(_Record):
     counts: list[int]
 
 
+Intervals = dict[str, tuple[float, float]]
+"""95 % confidence intervals by the name of the figure; a figure that has none is absent."""
+
+
 class ReconstructionMetrics(_Record):
     """Fidelity in one space (normalized rows as trained, or raw rows). FVU is None for constant rows."""
 
@@ -34,10 +38,11 @@ class ReconstructionMetrics(_Record):
     explained_variance: float | None
     mse: float
     cosine: float
+    intervals: Intervals = {}
 
 
 class CodeMetrics(_Record):
-    """Sparsity and use of the latents."""
+    """Sparsity and use of the latents. ``dying`` ones are alive; None where no law was fitted."""
 
     l0: float
     l0_quantiles: dict[str, int]
@@ -48,12 +53,125 @@ class CodeMetrics(_Record):
     dead: int
     alive_share: float
     dense_share: float
+    dying: int | None = None
+    intervals: Intervals = {}
+
+
+class ZipfFit(_Record):
+    """density(rank i) = scale / (i + beta)^alpha; ``r2`` in the space that was fitted."""
+
+    alpha: float
+    beta: float
+    scale: float
+    r2: float
+
+
+class ZipfLaw(_Record):
+    """Zipf's law fitted to the densities of the alive latents: to their logarithms, and to themselves."""
+
+    log: ZipfFit
+    linear: ZipfFit
+    num_alive: int
+
+
+class ProgressiveStep(_Record):
+    """FVU of normalized rows when at most ``kept`` codes of each row are kept, ``l0`` on average."""
+
+    kept: int
+    l0: float
+    fvu: float | None
+
+
+class DecoderCollapse(_Record):
+    """How much the decoder's directions align. ``num_sampled`` latents were compared with all others."""
+
+    nfm_norm: float
+    mean_square_cosine: float
+    mean_square_cosine_of_random: float
+    effective_dimensions: float
+    nearest_cosine: float
+    nearest_cosine_quantiles: dict[str, float]
+    same_direction_share: float
+    num_sampled: int
+
+
+class Matching(_Record):
+    """One-to-one matches of cosine 0.7 or more; ``share`` is of the smaller SAE."""
+
+    matched: int
+    share: float
+    mean_cosine: float | None
+
+
+class Overlap(_Record):
+    """How much SAE ``a`` finds of SAE ``b``'s directions, and the reverse; both at ``hook``.
+
+    ``mmcs_a_in_b`` is over ``num_a`` latents of ``a``, each compared with all of ``b``.
+    """
+
+    a: str
+    b: str
+    hook: str
+    mmcs_a_in_b: float
+    mmcs_b_in_a: float
+    num_a: int
+    num_b: int
+    matching: Matching | None
+    intervals: Intervals = {}
+
+
+class ProbingAccuracy(_Record):
+    """Test accuracy averaged over the classes, of each class, and a 95 % interval over the test texts."""
+
+    accuracy: float
+    by_class: list[float]
+    interval: tuple[float, float] | None = None
+
+
+class ProbingResult(_Record):
+    """Probing of one SAE on one set of labelled texts. ``sparse`` and ``model_sparse`` are by k, the number
+    of latents of the SAE and of activations of the model; ``dense`` and ``model_dense`` see all of them.
+    """
+
+    data: str
+    classes: list[str]
+    train_texts: int
+    test_texts: int
+    sparse: dict[str, ProbingAccuracy]
+    dense: ProbingAccuracy
+    model_sparse: dict[str, ProbingAccuracy]
+    model_dense: ProbingAccuracy
+
+
+class LetterAbsorption(_Record):
+    """Absorption of one first letter. ``probe_f1`` is of the probe of the model's activations."""
+
+    letter: str
+    probe_f1: float
+    true_positives: int
+    main_latents: list[int]
+    sparse_f1: float
+    absorption_fraction: float
+    full_absorption: float
+
+
+class AbsorptionResult(_Record):
+    """Feature absorption of first letters; ``refused`` says why there are no figures."""
+
+    num_words: int
+    refused: str | None = None
+    absorption_fraction: float | None = None
+    full_absorption: float | None = None
+    main_latents: float | None = None
+    letters: list[LetterAbsorption] = []
+    intervals: Intervals = {}
 
 
 class LanguageModelMetrics(_Record):
     """What the reconstruction costs the language model. Losses and KL in nats per scored token.
 
-    A score is None if its denominator, the ablated loss less the clean one, is not positive.
+    A score is None if its denominator, the ablated loss less the clean one, is not positive. Figures that
+    have a default are absent from results of version 0.2.0.
     """
 
     num_tokens: int
@@ -69,6 +187,12 @@ class LanguageModelMetrics(_Record):
     kl_zero: float
     kl_score: float | None
     activation_mismatch: float
+    kl_mean: float | None = None
+    kl_score_mean_ablation: float | None = None
+    top1_sae: float | None = None
+    top1_zero: float | None = None
+    top1_mean: float | None = None
+    intervals: Intervals = {}
 
 
 class DensityCurve(_Record):
@@ -109,7 +233,11 @@ class LatentResult(_Record):
 
 
 class SaeResult(_Record):
-    """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible."""
+    """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible.
+
+    ``rule`` says how its latents were selected: ``threshold`` (as at inference) or ``batch`` (as in
+    training). ``rows`` are those that it was measured on; None in results of version 0.2.0.
+    """
 
     name: str
     sae_dir: str
@@ -127,6 +255,13 @@ class SaeResult(_Record):
     density: DensityCurve
     features_per_token: Histogram
     latents: list[LatentResult]
+    rule: str = "threshold"
+    rows: int | None = None
+    zipf: ZipfLaw | None = None
+    progressive: list[ProgressiveStep] = []
+    collapse: DecoderCollapse | None = None
+    probing: list[ProbingResult] = []
+    absorption: AbsorptionResult | None = None
 
 
 class CacheSummary(_Record):
@@ -156,6 +291,7 @@ class Results(_Record):
     definitions: dict[str, str]
     warnings: list[str]
     saes: list[SaeResult]
+    overlap: list[Overlap] = []
 
 
 def write_results(results: Results, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs an evaluation: measures SAEs on the cache they were trained from and writes ``results.json``."""
+"""Runs an evaluation: measures SAEs on a cache and writes ``results.json``."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..common.devices import choose_device
+from ..common.errors import UsageError
 from ..common.outputs import check_file_output
 from ..common.validation import validate
 from ..common.versions import software_versions
@@ -18,10 +19,25 @@ from ..train import SAE
 from .config import EvaluateConfig
 from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
-from .language_model import Spliced, SplicedModel, measure_language_model
-from .measure import MeasuredRows, choose_rows, measure_sae
-from .results import CacheSummary, LanguageModelMetrics, Results, SaeResult, write_results
-from .sequences import choose_sequences
+from .language_model import Spliced, SplicedModel, check_model, measure_language_model
+from .measure import measure_sae, reconstruct_in_batches
+from .metrics.overlap import measure_overlap
+from .probing.absorption import measure_absorption
+from .probing.labelled import LabelledTexts, load_labelled
+from .probing.letters import LetterWords, make_letter_words
+from .probing.sparse_probing import probe_labelled
+from .probing.texts import TextReader
+from .results import (
+    AbsorptionResult,
+    CacheSummary,
+    LanguageModelMetrics,
+    Overlap,
+    ProbingResult,
+    Results,
+    write_results,
+)
+from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
+from .sequences import ScoredSequences, choose_sequences
 from .targets import Target, choose_output, find_targets_of
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
@@ -34,6 +50,7 @@ def run(
     *,
     model: SplicedModel | None = None,
     decode_token: DecodeToken | None = None,
+    reader: TextReader | None = None,
     out: Path | str | None = None,
     show_progress: bool = True,
     **settings: Any,
@@ -45,9 +62,11 @@ def run(
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
-        cache: the cache the SAEs were trained from.
+        cache: the cache the SAEs were trained from; with ``other_cache`` any cache of the same model and
+        hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
+        reader: the model with its tokenizer, for probing and absorption, which read other texts.
         decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
@@ -65,18 +84,39 @@ def run(
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
-    found = find_targets_of(folders, cache)
+    found = find_targets_of(folders, cache, other_cache=config.other_cache)
     rows, warnings = choose_rows(cache, config.max_rows)
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
+    groups = group_rows(cache, rows)
+    saes = [(target.name, target.load()) for target in found]
+    warnings += warn_of_few_rows(rows, groups, saes) + _warn_of_other_cache(cache, saes)
     if show_progress:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
+    device = choose_device(config.device, float64=True)
+    labelled = [load_labelled(source, config.probing, config.seed) for source in config.probing.data]
+    if reader is None and (labelled or config.absorption):
+        raise UsageError(
+            "probing and absorption read texts with the language model and its tokenizer, and there is none: "
+            "leave out --no-model, or give run() a reader"
+        )
+    words = None
+    if reader is not None:
+        if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
+            raise UsageError(
+                f"probing.context={config.probing.context} is longer than the {reader.max_positions} "
+                "positions of the model; lower it"
+            )
+        words = make_letter_words(reader, config.seed) if config.absorption else None
+    sequences = None
+    if model is not None and has_tokens:
+        sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
+        check_model(model, cache, [sae.cfg.hook for _, sae in saes], sequences, rows.split)
     places = None
     if has_tokens and config.num_latents:
         places = find_places(cache, rows.split, rows.first, rows.count)
-    device = choose_device(config.device, float64=True)
     decode_token = decode_token or "⟨{}⟩".format
     measured = [
         measure_sae(
@@ -84,6 +124,7 @@ def run(
             target.name,
             cache,
             rows,
+            groups,
             places,
             config,
             decode_token,
@@ -92,59 +133,115 @@ def run(
         for target in found
     ]
     costs: dict[str, LanguageModelMetrics] = {}
-    if model is not None and has_tokens:
-        costs = _language_model(model, cache, found, rows, config, device, show_progress)
+    if model is not None and sequences is not None:
+        costs = measure_language_model(
+            model,
+            cache,
+            [
+                _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
+                for target in found
+            ],
+            sequences,
+            split=rows.split,
+            logit_bytes=config.logit_bytes,
+            seed=config.seed,
+            show_progress=show_progress,
+        )
+    probed, absorbed = _on_texts(reader, found, labelled, words, config, device, show_progress)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software_versions(_SOFTWARE),
-        settings=config.model_dump(),
+        settings=config.model_dump(mode="json"),
         cache=_summary(cache, rows),
         definitions=DEFINITIONS,
         warnings=warnings,
         saes=[
-            _complete(result, target, costs, out.parent)
+            result.model_copy(
+                update={
+                    "sae_dir": _relative(target.sae_dir, out.parent),
+                    "language_model": costs.get(target.name),
+                    "probing": [by_name[target.name] for by_name in probed],
+                    "absorption": absorbed.get(target.name),
+                }
+            )
             for result, target in zip(measured, found, strict=True)
         ],
+        overlap=_overlaps(found, config, device),
     )
     write_results(results, out)
     return results
 
 
-def _language_model(
-    model: SplicedModel,
-    cache: ActivationCache,
+def _warn_of_other_cache(cache: ActivationCache, saes: Sequence[tuple[str, SAE]]) -> list[str]:
+    others = [name for name, sae in saes if sae.cfg.cache.get("fingerprint") != cache.fingerprint]
+    if not others:
+        return []
+    return [
+        f"{', '.join(others)}: trained from another cache of the same model. Its training text is not known "
+        "here: if it is the text of this cache too, then the measured documents are unseen only if both "
+        "caches have the same seed and heldout_fraction."
+    ]
+
+
+def _on_texts(
+    reader: TextReader | None,
     targets: Sequence[Target],
-    rows: MeasuredRows,
+    labelled: Sequence[LabelledTexts],
+    words: LetterWords | None,
     config: EvaluateConfig,
     device: torch.device,
     show_progress: bool,
-) -> dict[str, LanguageModelMetrics]:
-    sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-    spliced = [_spliced(target.name, target.load(device)) for target in targets]
-    return measure_language_model(
-        model,
-        cache,
-        spliced,
-        sequences,
-        split=rows.split,
-        logit_bytes=config.logit_bytes,
-        show_progress=show_progress,
-    )
+) -> tuple[list[dict[str, ProbingResult]], dict[str, AbsorptionResult]]:
+    """Probing on each set of labelled texts, and absorption, by SAE; the texts are read once for all SAEs."""
+    if reader is None or not (labelled or words):
+        return [], {}
+    saes = {target.name: target.load(device) for target in targets}
+    probed = [
+        probe_labelled(reader, saes, data, config.probing, config.seed, show_progress=show_progress)
+        for data in labelled
+    ]
+    absorbed = {}
+    if words is not None:
+        absorbed = measure_absorption(reader, saes, words, config.seed, show_progress=show_progress)
+    return probed, absorbed
 
 
-def _spliced(name: str, sae: SAE) -> Spliced:
+def _overlaps(targets: Sequence[Target], config: EvaluateConfig, device: torch.device) -> list[Overlap]:
+    """The overlap of every pair of SAEs at the same hook; at most two are in memory at a time."""
+    found = []
+    for i, first in enumerate(targets[:-1]):
+        a = first.load(device)
+        for second in targets[i + 1 :]:
+            b = second.load(device)
+            if (a.cfg.hook, a.cfg.d_model) == (b.cfg.hook, b.cfg.d_model):
+                found.append(
+                    measure_overlap(
+                        (first.name, a),
+                        (second.name, b),
+                        num_sampled=config.overlap_latents,
+                        match_latents=config.match_latents,
+                        seed=config.seed,
+                    )
+                )
+    return found
+
+
+def _spliced(
+    name: str,
+    sae: SAE,
+    cache: ActivationCache,
+    split: str,
+    sequences: ScoredSequences,
+    config: EvaluateConfig,
+) -> Spliced:
     def reconstruct(raw_PD: torch.Tensor) -> torch.Tensor:
         reconstruction: torch.Tensor = sae(raw_PD.to(sae.W_dec.device), input="raw")
         return reconstruction
 
-    return Spliced(name=name, hook=sae.cfg.hook, reconstruct=reconstruct)
-
-
-def _complete(
-    result: SaeResult, target: Target, costs: dict[str, LanguageModelMetrics], results_folder: Path
-) -> SaeResult:
-    where = {"sae_dir": _relative(target.sae_dir, results_folder), "language_model": costs.get(target.name)}
-    return result.model_copy(update=where)
+    by_row = None
+    if config.rule == "batch":
+        by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config)
+    return Spliced(name=name, hook=sae.cfg.hook, reconstruct=reconstruct, by_row=by_row)
 
 
 def _relative(path: Path, folder: Path) -> str:

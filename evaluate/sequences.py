@@ -5,11 +5,13 @@ Legend: n sequences, T context.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..common.errors import UsageError
 from ..store import ActivationCache
+from .metrics.bootstrap import group_documents
 
 _BLOCK_SEQUENCES = 256
 _BLOCK_ROWS = 2**20
@@ -23,11 +25,15 @@ class ScoredSequences:
         ids: int64 [n, T]; padding is 0 (it only follows the text, where a causal model does not see it).
         rows: int64 [n, T], the row of the measured split at each position; -1 for none.
         scored: bool [n, T], the positions whose next-token loss counts.
+        group: int64 [n, T], the group of documents of each scored position; -1 elsewhere.
+        num_groups: groups of documents, also of the sequences of other batches.
     """
 
     ids: np.ndarray
     rows: np.ndarray
     scored: np.ndarray
+    group: np.ndarray
+    num_groups: int
 
     @property
     def spliced(self) -> np.ndarray:
@@ -40,7 +46,13 @@ class ScoredSequences:
     def batch(self, start: int, stop: int) -> "ScoredSequences":
         """Sequences ``start:stop``."""
         part = slice(start, stop)
-        return ScoredSequences(ids=self.ids[part], rows=self.rows[part], scored=self.scored[part])
+        return ScoredSequences(
+            ids=self.ids[part],
+            rows=self.rows[part],
+            scored=self.scored[part],
+            group=self.group[part],
+            num_groups=self.num_groups,
+        )
 
 
 def choose_sequences(
@@ -58,7 +70,7 @@ def choose_sequences(
         UsageError: no row is followed by a token of its document.
     """
     order = np.random.default_rng(seed)
-    parts: list[ScoredSequences] = []
+    parts: list[_Found] = []
     total = 0
     if split == "heldout":
         token_index = cache.token_index("heldout")[:num_rows].astype(np.int64)
@@ -82,7 +94,7 @@ def choose_sequences(
         enough = int(np.searchsorted(np.cumsum(scored_each[drawn]), ce_tokens - total)) + 1
         keep = np.sort(drawn[:enough])
         keep = keep[scored_each[keep] > 0]
-        parts.append(ScoredSequences(ids=part.ids[keep], rows=part.rows[keep], scored=part.scored[keep]))
+        parts.append(_Found(*(array[keep] for array in part)))
         total += int(parts[-1].scored.sum())
         if total >= ce_tokens:
             break
@@ -91,19 +103,29 @@ def choose_sequences(
             f"{cache.path}: CE and KL need rows that are followed by a token of their document; its "
             f"{split} rows have none. Measure without the model (--no-model)."
         )
+    whole = _Found(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    group = np.full(whole.ids.shape, -1, dtype=np.int64)
+    group[whole.scored], num_groups = group_documents(whole.documents[whole.scored])
     return ScoredSequences(
-        ids=np.concatenate([part.ids for part in parts]),
-        rows=np.concatenate([part.rows for part in parts]),
-        scored=np.concatenate([part.scored for part in parts]),
+        ids=whole.ids, rows=whole.rows, scored=whole.scored, group=group, num_groups=num_groups
     )
 
 
-def _read(cache: ActivationCache, sequences: np.ndarray, rows: np.ndarray) -> ScoredSequences:
+class _Found(NamedTuple):
+    """Arrays [n, T] of some sequences, as in :class:`ScoredSequences`; ``documents`` is -1 for padding."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    scored: np.ndarray
+    documents: np.ndarray
+
+
+def _read(cache: ActivationCache, sequences: np.ndarray, rows: np.ndarray) -> _Found:
     ids = np.asarray(cache.tokens[sequences]).astype(np.int64)
     documents = np.asarray(cache.documents[sequences])
     followed = np.zeros(ids.shape, dtype=bool)
     followed[:, :-1] = (ids[:, 1:] >= 0) & (documents[:, 1:] == documents[:, :-1])
-    return ScoredSequences(ids=np.maximum(ids, 0), rows=rows, scored=(rows >= 0) & followed)
+    return _Found(np.maximum(ids, 0), rows, (rows >= 0) & followed, documents)
 
 
 def _heldout_rows(token_index: np.ndarray, sequences: np.ndarray, context: int) -> np.ndarray:

@@ -13,15 +13,26 @@ _COLUMNS = (
     "cosine",
     "alive",
     "dead",
+    "dying",
     ">10 %",
+    "nearest",
     "CE rec.",
     "KL score",
+    "top-1",
 )
+
+
+_PROBED = ("probe k=1", "k=5", "all")
+_ABSORBED = ("absorbed",)
+_MOST_PAIRS = 10
 
 
 def format_table(results: Results) -> str:
     """One line per SAE, and a last line that says on which rows and tokens they were measured."""
-    rows = [_COLUMNS, *(_row(sae) for sae in results.saes)]
+    probed = any(sae.probing for sae in results.saes)
+    absorbed = any(sae.absorption is not None for sae in results.saes)
+    heads = (*_COLUMNS, *(_PROBED if probed else ()), *(_ABSORBED if absorbed else ()))
+    rows = [heads, *(_row(sae, probed, absorbed) for sae in results.saes)]
     cache = results.cache
     measured = [f"{cache.rows:,} {'held-out' if cache.split == 'heldout' else 'TRAINING'} rows"]
     scored = results.saes[0].language_model
@@ -30,12 +41,34 @@ def format_table(results: Results) -> str:
             f"{scored.num_tokens:,} tokens for CE and KL: clean {scored.ce_clean:.4f}, "
             f"zero-ablated {scored.ce_zero:.4f} nats"
         )
-    return f"{format_columns(rows, num_text=2)}\nmeasured on {'; '.join(measured)}"
+    if any(sae.rule == "batch" for sae in results.saes):
+        measured.append("latents selected by the rule of training")
+    refused = [
+        f"no absorption: {sae.absorption.refused}"
+        for sae in results.saes
+        if sae.absorption is not None and sae.absorption.refused
+    ]
+    lines = [format_columns(rows, num_text=2), f"measured on {'; '.join(measured)}", *dict.fromkeys(refused)]
+    return "\n".join([*lines, *_overlap_lines(results)])
 
 
-def _row(sae: SaeResult) -> tuple[str, ...]:
+def _overlap_lines(results: Results) -> list[str]:
+    """How many directions pairs of SAEs share, the most alike first."""
+    if not results.overlap:
+        return []
+    rows = [("directions of", "and of", "MMCS", "reverse", "matched 1:1")]
+    ordered = sorted(results.overlap, key=lambda pair: -max(pair.mmcs_a_in_b, pair.mmcs_b_in_a))
+    for pair in ordered[:_MOST_PAIRS]:
+        matched = "-" if pair.matching is None else f"{100 * pair.matching.share:.1f} %"
+        rows.append((pair.a, pair.b, f"{pair.mmcs_a_in_b:.3f}", f"{pair.mmcs_b_in_a:.3f}", matched))
+    left_out = len(ordered) - _MOST_PAIRS
+    rest = [f"and {left_out} pairs more in the results file"] if left_out > 0 else []
+    return ["", format_columns(rows, num_text=2), *rest]
+
+
+def _row(sae: SaeResult, probed: bool, absorbed: bool) -> tuple[str, ...]:
     codes, normalized, cost = sae.codes, sae.normalized, sae.language_model
-    return (
+    cells = [
         sae.name,
         sae.kind,
         f"{sae.num_latents:,}",
@@ -45,10 +78,25 @@ def _row(sae: SaeResult) -> tuple[str, ...]:
         f"{normalized.cosine:.4f}",
         f"{100 * codes.alive_share:.1f} %",
         f"{codes.dead:,}",
+        "-" if codes.dying is None else f"{codes.dying:,}",
         f"{100 * codes.dense_share:.2f} %",
+        "-" if sae.collapse is None else f"{sae.collapse.nearest_cosine:.3f}",
         _number(None if cost is None else cost.ce_recovered),
         _number(None if cost is None else cost.kl_score),
-    )
+        _number(None if cost is None else cost.top1_sae),
+    ]
+    if probed:
+        cells += [_number(mean_accuracy(sae, k)) for k in ("1", "5", None)]
+    if absorbed:
+        cells.append(_number(None if sae.absorption is None else sae.absorption.absorption_fraction))
+    return tuple(cells)
+
+
+def mean_accuracy(sae: SaeResult, k: str | None) -> float | None:
+    """Mean over the data sets of the accuracy of probes that see ``k`` latents, or all (None)."""
+    found = [probe.dense if k is None else probe.sparse.get(k) for probe in sae.probing]
+    known = [accuracy.accuracy for accuracy in found if accuracy is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _number(value: float | None) -> str:

@@ -1,9 +1,10 @@
 """Finds the SAEs in the folders that a user names, and checks that the cache is theirs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,15 +49,17 @@ def find_targets(folders: Sequence[Path]) -> list[Target]:
     return [Target(name=name, sae_dir=path) for name, path in zip(names, found, strict=True)]
 
 
-def find_targets_of(folders: Sequence[Path], cache: ActivationCache) -> list[Target]:
-    """:func:`find_targets`, all of them trained from ``cache``.
+def find_targets_of(
+    folders: Sequence[Path], cache: ActivationCache, *, other_cache: bool = False
+) -> list[Target]:
+    """:func:`find_targets`, all of which can be measured on ``cache``.
 
     Raises:
         UsageError: as :func:`find_targets` and :func:`check_belongs`.
     """
     found = find_targets(folders)
     for target in found:
-        check_belongs(target.load(), target, cache)
+        check_belongs(target.load(), target, cache, other_cache=other_cache)
     return found
 
 
@@ -82,17 +85,21 @@ def choose_output(folders: Sequence[Path]) -> Path:
     ) / RESULTS_NAME
 
 
-def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
+def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cache: bool = False) -> None:
     """Make sure that ``sae`` was trained from ``cache``.
+
+    Args:
+        other_cache: another cache of the same model will do.
 
     Raises:
         UsageError: it was trained from another cache, or the cache lacks its hook or its width.
     """
     trained_on = sae.cfg.cache.get("fingerprint")
-    if trained_on != cache.fingerprint:
+    if trained_on != cache.fingerprint and not other_cache:
         raise UsageError(
             f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on!s:.80}, but "
-            f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache."
+            f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache, or "
+            "allow another one of the same model with --other-cache."
         )
     if sae.cfg.hook not in cache.hooks:
         raise UsageError(
@@ -103,4 +110,19 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache) -> None:
         raise UsageError(
             f"{target.sae_dir} expects rows of width {sae.cfg.d_model}; {cache.path} holds width "
             f"{cache.d_model(sae.cfg.hook)} at {sae.cfg.hook}"
+        )
+    if trained_on != cache.fingerprint:
+        _check_same_model(sae.cfg.cache.get("model"), cache, target)
+
+
+def _check_same_model(trained_on: Any, cache: ActivationCache, target: Target) -> None:
+    """Models are the same if their weights are; if no hash of the weights is known, if all else is equal."""
+    here = cache.manifest.identity.get("model")
+    hashes = [
+        model.get("weights_sha256") if isinstance(model, Mapping) else None for model in (trained_on, here)
+    ]
+    if trained_on is None or (hashes[0] != hashes[1] if all(hashes) else trained_on != here):
+        raise UsageError(
+            f"{target.sae_dir} was trained on activations of another model: expected {trained_on!s:.200}, "
+            f"but {cache.path} is of {here!s:.200}"
         )

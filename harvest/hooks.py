@@ -110,9 +110,11 @@ def replaced(
     model: nn.Module,
     point: HookPoint,
     replace: Callable[[torch.Tensor], torch.Tensor],
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
 ) -> Iterator[None]:
     """Within it every forward of ``model`` on ids of ``shape`` [n, T] goes on with ``replace(activation)``.
+
+    With ``shape`` None ids may be of any shape, and ``replace`` is given the module's own, [..., D].
 
     Raises:
         UsageError: ``replace`` gave another shape.
@@ -157,8 +159,10 @@ def _main(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) and output else output
 
 
-def _activation(value: Any, point: HookPoint, shape: tuple[int, ...]) -> torch.Tensor:
-    """``value`` as [n, T, D]. Some MLPs (OPT, Llama 4) work on rows [n * T, D]."""
+def _activation(value: Any, point: HookPoint, shape: tuple[int, ...] | None) -> torch.Tensor:
+    """``value`` as [n, T, D], or as it is if ``shape`` is None. Some MLPs (OPT, Llama 4) work on rows [n * T,
+    D].
+    """
     if not isinstance(value, torch.Tensor):
         raise UsageError(
             f"hook {point.name}: {point.module_path} gives {type(value).__name__}, expected a tensor "
@@ -167,7 +171,7 @@ def _activation(value: Any, point: HookPoint, shape: tuple[int, ...]) -> torch.T
     x = value.detach()
     if point.stream is not None and x.ndim == 4:
         x = x[point.stream]
-    if x.ndim == 2 and len(x) == math.prod(shape):
+    if shape is not None and x.ndim == 2 and len(x) == math.prod(shape):
         x = x.reshape(*shape, -1)
     return x
 

@@ -69,6 +69,19 @@ def encode(tokenizer: Any, texts: list[str]) -> list[NDArray[np.int32]]:
     return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
 
+def list_vocabulary(tokenizer: Any) -> list[tuple[int, str]]:
+    """Every token: its id, and its text as it stands in the middle of a sentence, by id."""
+    found = []
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        text = str(tokenizer.convert_tokens_to_string([token]))
+        if token.startswith("▁") and not text.startswith(
+            " "
+        ):  # SentencePiece drops a space that begins a text
+            text = f" {text}"
+        found.append((int(number), text))
+    return found
+
+
 def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDocument]:
     """Documents with their token ids, encoded many at a time, in order.
 

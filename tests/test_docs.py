@@ -27,6 +27,7 @@ import saecache
 from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.configs import load_config
+from saecache.evaluate import EvaluateConfig
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig
@@ -119,15 +120,20 @@ def test_inline_commands_and_settings_exist(page: Path) -> None:
 
 
 def assert_valid_setting(setting: str) -> None:
-    """Of a harvest or of a training run."""
+    """Of a harvest, a training run or an evaluation."""
     setting += "1" if setting.endswith("=") else ""
     refusals = []
-    for model, recipe, kind in ((HarvestConfig, "demo", "harvest"), (TrainConfig, "topk", "train")):
+    kinds = (
+        (HarvestConfig, "demo", "harvest"),
+        (TrainConfig, "topk", "train"),
+        (EvaluateConfig, "demo", "evaluate"),
+    )
+    for model, recipe, kind in kinds:
         try:
             load_config(model, recipe, [setting], kinds=(kind,))
         except UsageError as error:
             refusals.append(str(error))
-    assert len(refusals) < 2, "\n".join(refusals)
+    assert len(refusals) < len(kinds), "\n".join(refusals)
 
 
 @EACH_PAGE
@@ -173,6 +179,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("SAECACHE_TEAM", raising=False)
     (tmp_path / "bucket").mkdir()
     write_text(tmp_path / "text.jsonl", number=9)
+    write_reviews(tmp_path / "reviews.jsonl")
     yield tmp_path
 
 
@@ -193,7 +200,7 @@ def test_shell_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPa
 
 def prepare(page: Path) -> None:
     """What a page takes for granted, made before its first command."""
-    if page.name == "export.md":
+    if page.name in ("export.md", "metrics.md"):
         run_command(["harvest", "demo", "--out", "caches/pythia"])
         run_command(["train", "topk", "--cache", "caches/pythia", "--out", "runs/pythia"])
     elif page.name == "guide.md":
@@ -212,6 +219,14 @@ def write_text(file: Path, number: int) -> None:
     file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
 
 
+def write_reviews(file: Path) -> None:
+    """Thirty labelled texts of each of two classes."""
+    lines = (
+        {"text": f"a {word} film, number {i}", "label": word} for word in ("good", "bad") for i in range(30)
+    )
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def run_command(words: list[str]) -> None:
     """Run one command of a page at a size that takes a second."""
     typed = words = [small_version(word) for word in words]
@@ -222,7 +237,7 @@ def run_command(words: list[str]) -> None:
         typed = ["harvest", "demo", *words[2:]]
         settings = [*settings, *demo_settings(words)]
     elif words[0] == "evaluate":
-        typed = [*words, "--no-model"]
+        typed = words if "--probe" in words else [*words, "--no-model"]
     elif words[:2] == ["cache", "rm"]:
         typed = [*words, "--yes"]
     for setting in settings:

@@ -6,6 +6,7 @@ Legend: B rows, D model width, F latents, P pairs.
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +142,20 @@ class SAE(nn.Module):
         return torch.cat([self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]).reshape(
             x.shape
         )
+
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        steer: Mapping[int, float] | None = None,
+        add: Mapping[int, float] | None = None,
+        splice: bool | None = None,
+        hook: str | None = None,
+    ) -> AbstractContextManager[nn.Module]:
+        """A context in which a Hugging Face ``model`` runs through this SAE: :func:`..steering.attach`."""
+        from ..steering import attach  # above this package: it knows of hooks in models too
+
+        return attach(self, model, steer=steer, add=add, splice=splice, hook=hook)
 
     def _reconstruct(self, x: Tensor, space: Space) -> Tensor:
         normalized, removed = self._normalized(x, space)

@@ -15,7 +15,7 @@ from ...common.errors import SaecacheError
 from ...common.fvu import FVU
 from ...store import ActivationCache
 from ...train import SAE
-from ..measure import MeasuredRows
+from ..rows import MeasuredRows
 from .format import Forward
 from .space import Space
 

@@ -13,7 +13,7 @@ from ...common.versions import package_version
 from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
 from ...train import SAE
-from ..measure import choose_rows
+from ..rows import choose_rows
 from ..targets import Target, check_belongs, find_targets
 from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
 from .dictionary_learning import DictionaryLearning

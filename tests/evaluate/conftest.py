@@ -138,7 +138,7 @@ def make_sae(
         hook=hook,
         normalization=cache.normalizer(hook, kind).to_dict(),
         variant=variant,
-        cache={"fingerprint": cache.fingerprint},
+        cache={"fingerprint": cache.fingerprint, "model": cache.manifest.identity.get("model")},
         training={"steps": 3},
     )
     tensors = {

@@ -96,3 +96,23 @@ def test_a_failure_of_all_variants_suggests_nothing(cache, tmp_path: Path) -> No
     assert result.exit_code == 1
     assert "1 of 1 variants failed: batch_topk_k2: " in result.stderr
     assert "Next" not in result.output
+
+
+def test_flags_of_what_is_measured(run_dir: Path, cache) -> None:
+    settings = evaluated(run_dir, cache, "--rule", "batch", "--set", "batch_rows=64")
+    assert (settings["rule"], settings["batch_rows"], settings["other_cache"]) == ("batch", 64, False)
+    assert evaluated(run_dir, cache, "--other-cache")["other_cache"] is True
+    result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model", "--rule", "batches")
+    assert result.exit_code == 2
+    assert "expected 'threshold' or 'batch'" in result.stderr or "threshold, batch" in result.stderr
+    result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model", "--probe", "a.jsonl")
+    assert result.exit_code == 2
+    assert "there is no file a.jsonl" in result.stderr
+
+
+def test_the_table_shows_pairs_of_saes(run_dir: Path, cache) -> None:
+    result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model")
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[9:12] == ["dying", ">10", "%"]
+    heads = next(i for i, line in enumerate(lines) if line.startswith("directions of"))
+    assert lines[heads + 2].split()[:2] == ["batch_topk_k6", "topk_k4"]

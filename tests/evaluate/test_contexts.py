@@ -31,7 +31,8 @@ def dense(cache, request) -> torch.Tensor:
 def gather(dense: torch.Tensor, latents: list[int], block: int) -> dict[int, LatentActivations]:
     stream = ActivationStream(latents)
     for start in range(0, len(dense), block):
-        stream.update(Pairs.from_dense(dense[start : start + block]), start)
+        part = dense[start : start + block]
+        stream.update(Pairs.from_dense(part), np.arange(start, start + len(part)))
     return stream.columns()
 
 

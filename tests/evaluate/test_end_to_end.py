@@ -1,13 +1,16 @@
 """The real chain on the built-in model and text: harvest, train, evaluate with the model, report."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from saecache.evaluate import run, write_report
 from saecache.evaluate.language_model import Spliced, measure_language_model
+from saecache.evaluate.results import read_results
 from saecache.evaluate.sequences import choose_sequences
 from saecache.harvest import HarvestConfig, LanguageModel
 from saecache.harvest import run as harvest
@@ -103,3 +106,49 @@ def test_identity_and_ablation_through_the_real_model(real_cache, language_model
     assert found["identity"].kl_score == pytest.approx(1, abs=1e-6)
     assert found["zero"].ce_recovered == 0
     assert found["zero"].kl_score == 0
+
+
+def test_probing_and_absorption_of_the_real_model(real_run, real_cache, tmp_path, monkeypatch) -> None:
+    """Through the command, with texts that two words tell apart; the model is far too small to spell."""
+    from saecache.cli import app
+    from saecache.harvest import tokenizer
+
+    words = tokenizer.list_vocabulary
+
+    def few_words(*arguments: object) -> list[tuple[int, str]]:
+        return words(*arguments)[:900]  # a fifth of the vocabulary is enough to see that it cannot
+
+    monkeypatch.setattr(tokenizer, "list_vocabulary", few_words)
+    lines = [
+        {"text": f"{start} value{i}: return {i}", "label": start}
+        for start in ("import", "class")
+        for i in range(40)
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "results.json"
+    command = ["evaluate", str(real_run / "topk_k16" / "sae"), "--cache", str(real_cache.path)]
+    options = [
+        "--probe",
+        str(tmp_path / "texts.jsonl"),
+        "--absorption",
+        "--rule",
+        "batch",
+        "--ce-tokens",
+        "200",
+    ]
+    result = CliRunner().invoke(app, [*command, *options, "--out", str(out), "--set", "num_latents=0"])
+    assert result.exit_code == 0, result.output
+    (sae,) = read_results(out).saes
+    assert sae.rule == "batch"
+    (probing,) = sae.probing
+    assert probing.classes == ["class", "import"]
+    assert probing.model_dense.accuracy > 0.9
+    assert sae.absorption is not None
+    assert sae.absorption.num_words > 300
+    assert "does not know first letters well enough" in sae.absorption.refused
+    for part in (
+        "probe k=1",
+        "latents selected by the rule of training",
+        "no absorption: the model does not",
+    ):
+        assert part in result.stdout

@@ -200,8 +200,9 @@ def test_rows_that_nothing_follows_cannot_be_scored(tmp_path, model) -> None:
 
 
 def test_scores_without_meaning_are_none() -> None:
-    assert recovered(1.0, 0.5, 2.0) is None
-    assert recovered(1.0, 0.5, 1.0) is None
+    values = recovered(np.array([1.0, 1.0, 1.0]), np.full(3, 0.5), np.array([2.0, 1.0, 0.0]))
+    assert np.isnan(values[:2]).all()
+    assert values[2] == 0.5
     assert jackknife(np.array([2.0]), np.array([1.0]), np.array([0.5])) is None
 
 

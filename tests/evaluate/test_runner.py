@@ -10,8 +10,8 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.definitions import DEFINITIONS
-from saecache.evaluate.measure import choose_rows
 from saecache.evaluate.results import read_results
+from saecache.evaluate.rows import choose_rows
 from saecache.evaluate.targets import find_targets
 from saecache.store import CacheWriter, open_cache
 from saecache.train import load_sae
@@ -106,13 +106,16 @@ def test_progress_and_warnings_go_to_stderr(run_dir, cache, capsys) -> None:
 def test_the_table_is_aligned_and_says_what_was_measured(run_dir, cache, model) -> None:
     results = run([run_dir], cache, model=model, show_progress=False)
     lines = format_table(results).splitlines()
-    assert len(lines) == 2 + 3 + 1
+    assert len(lines) == 2 + 3 + 1 + 4  # heads, SAEs, what was measured, and one pair of SAEs at one hook
     assert lines[0].split()[:6] == ["SAE", "kind", "latents", "L0", "FVU", "MSE"]
     ends = {len(line) for line in lines[:5]}
     assert len(ends) == 1
     assert f"{results.saes[0].normalized.fvu:.4f}" in lines[2]
     assert f"{results.saes[0].language_model.ce_recovered:.4f}" in lines[2]
-    assert "held-out rows" in lines[-1]
+    assert "held-out rows" in lines[5]
+    assert lines[6] == ""
+    assert lines[9].split()[:2] == ["batch_topk_k6", "topk_k4"]
+    assert f"{results.overlap[0].mmcs_a_in_b:.3f}" in lines[9]
     without = format_table(run([run_dir], cache, show_progress=False))
     assert without.splitlines()[2].endswith("-")
     assert "CE and KL" not in without

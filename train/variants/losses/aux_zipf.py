@@ -47,9 +47,20 @@ class AuxZipf(FrozenModel):
         """
         num_latents = prevalence.numel()
         expected = self.zipf.expected_rows(k, num_latents, num_rows).to(prevalence.device) / num_rows
-        by_rank = torch.sort(prevalence, descending=True, stable=True).indices
-        low = prevalence[by_rank] < LOW_RATIO * expected
-        rank = torch.arange(1, num_latents + 1, device=prevalence.device)
-        low &= rank > (1 - LAST_SHARE) * num_latents
-        all_below_low = low.flip(0).int().cumprod(0).bool().flip(0)
-        return by_rank[all_below_low].sort().values
+        return dying_latents(prevalence, expected)
+
+
+def dying_latents(prevalence: Tensor, expected: Tensor) -> Tensor:
+    """Find the dying latents by Definition 3.1: int64 [n], ascending.
+
+    Args:
+        prevalence: share of rows on which each latent is active, [F].
+        expected: the prevalence that Zipf's law expects at each rank, [F], the densest first.
+    """
+    num_latents = prevalence.numel()
+    by_rank = torch.sort(prevalence, descending=True, stable=True).indices
+    low = prevalence[by_rank] < LOW_RATIO * expected
+    rank = torch.arange(1, num_latents + 1, device=prevalence.device)
+    low &= rank > (1 - LAST_SHARE) * num_latents
+    all_below_low = low.flip(0).int().cumprod(0).bool().flip(0)
+    return by_rank[all_below_low].sort().values

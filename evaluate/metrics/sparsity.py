@@ -1,6 +1,6 @@
-"""Fidelity and sparsity of an SAE over a stream of rows, in float64, and the curves that are drawn of them.
+"""How many latents are active on a row, how often each fires, and the curves that are drawn of that.
 
-Legend: B rows of a block, D model width, F latents.
+Legend: B rows of a block, F latents, G groups of documents, R draws of the bootstrap.
 """
 
 from math import ceil, log10
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.fvu import FVU
-from ..train import Pairs
-from .results import CodeMetrics, DensityCurve, Histogram, ReconstructionMetrics
+from ...train import Pairs
+from ..results import CodeMetrics, DensityCurve, Histogram
+from .bootstrap import Floats, draw_weights, intervals_of, sum_by_group
 
 L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DENSE = 0.1  # a latent that fires on more than this share of the rows counts as dense
@@ -20,53 +20,22 @@ BINS_PER_DECADE = 4
 MAX_L0_BINS = 60
 
 
-class ReconstructionStream:
-    """FVU, mean squared error and mean cosine of reconstructions, summed block by block."""
-
-    def __init__(self) -> None:
-        self._fvu = FVU()
-        self._cosine = 0.0
-        self._width = 1
-
-    def update(self, x_BD: Tensor, reconstruction_BD: Tensor) -> None:
-        """Add a block: ``x_BD`` and ``reconstruction_BD`` [B, D] in one space, any float dtype and device."""
-        self._fvu.add(x_BD, reconstruction_BD)
-        x, reconstruction = x_BD.cpu().double(), reconstruction_BD.cpu().double()
-        norms = x.norm(dim=1) * reconstruction.norm(dim=1)
-        dots = (x * reconstruction).sum(1)
-        self._cosine += float(torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0).sum())
-        self._width = x_BD.shape[1]
-
-    def result(self) -> ReconstructionMetrics:
-        """The figures so far; FVU is None where the rows do not vary.
-
-        Raises:
-            ValueError: no rows were added.
-        """
-        rows, fvu = self._fvu.num_rows, self._fvu.value()
-        if rows == 0:
-            raise ValueError("no rows were measured")
-        return ReconstructionMetrics(
-            fvu=fvu,
-            explained_variance=None if fvu is None else 1 - fvu,
-            mse=self._fvu.squared_error / (rows * self._width),
-            cosine=self._cosine / rows,
-        )
-
-
 class CodeStream:
-    """L0, L1 and how often each latent fires, from sparse codes. It keeps a few numbers per latent."""
+    """L0, L1 and how often each latent fires, from sparse codes. It keeps a few numbers per latent and per
+    group of documents.
+    """
 
-    def __init__(self, num_latents: int) -> None:
+    def __init__(self, num_latents: int, num_groups: int = 1) -> None:
         self.num_rows = 0
+        self.num_groups = num_groups
         self.fires_F = torch.zeros(num_latents, dtype=torch.int64)
         """Rows on which each latent is active: not 0."""
         self.rows_by_l0 = torch.zeros(num_latents + 1, dtype=torch.int64)
         """How many rows have 0, 1, ..., F latents that are not 0."""
-        self._l1 = 0.0
+        self._rows, self._l0, self._l1 = (np.zeros(num_groups) for _ in range(3))
 
-    def update(self, codes: Pairs) -> None:
-        """Add the codes of a block of rows."""
+    def update(self, codes: Pairs, group_B: Tensor | None = None) -> None:
+        """Add the codes of a block of rows. ``group_B``: as in :meth:`ReconstructionStream.update`."""
         num_latents = self.fires_F.numel()
         if codes.num_latents != num_latents:
             raise ValueError(f"expected codes over {num_latents} latents, got {codes.num_latents}")
@@ -74,7 +43,11 @@ class CodeStream:
         active = value != 0
         l0_B = torch.bincount(rows[active], minlength=codes.num_rows)
         self.rows_by_l0 += torch.bincount(l0_B, minlength=num_latents + 1)
-        self._l1 += float(value.abs().sum(dtype=torch.float64))
+        group = np.zeros(codes.num_rows, dtype=np.int64) if group_B is None else group_B.numpy()
+        l1_B = sum_by_group(rows.numpy(), value.abs().double().numpy(), codes.num_rows)
+        self._rows += sum_by_group(group, None, self.num_groups)
+        self._l0 += sum_by_group(group, l0_B.double().numpy(), self.num_groups)
+        self._l1 += sum_by_group(group, l1_B, self.num_groups)
         self.fires_F += torch.bincount(latent[active], minlength=num_latents)
         self.num_rows += codes.num_rows
 
@@ -82,26 +55,38 @@ class CodeStream:
         """Share of the rows on which each latent fires: float64 [F]."""
         return self.fires_F.double() / max(self.num_rows, 1)
 
-    def result(self) -> CodeMetrics:
-        """The figures so far."""
+    def result(self, seed: int = 0) -> CodeMetrics:
+        """The figures so far, with intervals if there are enough groups of documents.
+
+        Raises:
+            ValueError: no rows were added.
+        """
         if self.num_rows == 0:
             raise ValueError("no rows were measured")
         num_latents = self.fires_F.numel()
         counts = self.rows_by_l0.numpy()
-        values = np.arange(num_latents + 1)
         present = np.flatnonzero(counts)
         alive = int((self.fires_F > 0).sum())
+        figures = {
+            name: float(value[0]) for name, value in self._means(np.ones((1, self.num_groups))).items()
+        }
+        weights = draw_weights(self.num_groups, seed)
         return CodeMetrics(
-            l0=float((counts * values).sum() / self.num_rows),
+            l0=figures["l0"],
             l0_quantiles={str(q): quantile_of_counts(counts, q) for q in L0_QUANTILES},
             l0_min=int(present[0]),
             l0_max=int(present[-1]),
-            l1=self._l1 / self.num_rows,
+            l1=figures["l1"],
             alive=alive,
             dead=num_latents - alive,
             alive_share=alive / num_latents,
             dense_share=float((self.density() > DENSE).double().mean()),
+            intervals={} if weights is None else intervals_of(self._means(weights)),
         )
+
+    def _means(self, weights_RG: Floats) -> dict[str, Floats]:
+        rows = weights_RG @ self._rows
+        return {"l0": weights_RG @ self._l0 / rows, "l1": weights_RG @ self._l1 / rows}
 
 
 def quantile_of_counts(counts: np.ndarray, q: float) -> int:

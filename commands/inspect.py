@@ -1,0 +1,100 @@
+"""The command "saecache inspect": a text's tokens with their strongest latents."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..common.errors import UsageError
+from .printing import JsonFlag, print_json
+
+if TYPE_CHECKING:
+    from ..harvest import LanguageModel
+    from ..train import SAE
+
+
+def inspect(
+    sae: Annotated[Path, typer.Argument(help="An SAE folder, or a run folder with one SAE in it.")],
+    text: Annotated[str, typer.Argument(help="The text; quote it.")],
+    top: Annotated[int, typer.Option(min=1, help="Latents shown of each token.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(help="Where the language model is now. Default: where the SAE's was.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the tokens of a text with their strongest latents, as latent:activation."""
+    from ..train import load_sae
+
+    loaded = load_sae(sae)
+    language_model = _load_model(loaded, model, device)
+    tokens = _describe_tokens(loaded, language_model, text, top)
+    if as_json:
+        print_json({"sae": str(sae), "hook": loaded.cfg.hook, "tokens": tokens})
+        return
+    from ..common.tables import format_columns
+
+    rows = [["token", "active", f"strongest latents of {loaded.cfg.name}"]]
+    for token in tokens:
+        shown = "  ".join(f"{latent['index']}:{latent['activation']:.3g}" for latent in token["latents"])
+        rows.append([repr(token["text"]), str(token["active"]), shown])
+    typer.echo(format_columns(rows, num_text=3))
+
+
+def _load_model(sae: "SAE", name: str | None, device: str) -> "LanguageModel":
+    """The model that the SAE was trained on, checked by the hash of its weights."""
+    from ..harvest import LanguageModel
+
+    facts = sae.cfg.cache.get("model")
+    facts = facts if isinstance(facts, Mapping) else {}
+    place = name or facts.get("name")
+    if not isinstance(place, str):
+        raise UsageError(f"SAE {sae.cfg.name} names no language model: say which with --model")
+    revision, dtype, wanted = (facts.get(key) for key in ("revision", "dtype", "weights_sha256"))
+    found = LanguageModel.load(
+        place,
+        revision=revision if name is None and isinstance(revision, str) else None,
+        dtype=dtype if isinstance(dtype, str) else "auto",
+        device=device,
+    )
+    if wanted is not None and wanted != found.weights_sha256:
+        raise UsageError(
+            f"{place} is not the model of SAE {sae.cfg.name}: its weights have sha256 "
+            f"{found.weights_sha256}, expected {wanted!s:.80}"
+        )
+    return found
+
+
+def _describe_tokens(sae: "SAE", model: "LanguageModel", text: str, top: int) -> list[dict[str, Any]]:
+    """Each token's text and how many latents are active on it, with the ``top`` strongest, the strongest
+    first.
+
+    The text begins with BOS if the tokenizer has one, as in a harvest; BOS itself is not shown.
+    """
+    import numpy as np
+    import torch
+
+    from ..harvest.tokenizer import encode
+
+    (ids,) = encode(model.tokenizer, [text])
+    if len(ids) == 0:
+        raise UsageError("the text has no tokens: give some words")
+    bos = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
+    whole = torch.from_numpy(np.concatenate([np.asarray(bos, dtype=np.int64), ids.astype(np.int64)]))
+    x_TD = model.activations(whole[None], [sae.cfg.hook])[sae.cfg.hook][0, len(bos) :]
+    codes = sae.encode_sparse(x_TD.cpu().float(), input="raw")
+    tokens = []
+    for position, token in enumerate(ids):
+        own = slice(int(codes.row_ptr[position]), int(codes.row_ptr[position + 1]))
+        latent, value = codes.latent[own], codes.value[own]
+        order = torch.argsort(value.abs(), descending=True, stable=True)[:top]
+        tokens.append(
+            {
+                "id": int(token),
+                "text": str(model.tokenizer.decode([int(token)])),
+                "active": int((value != 0).sum()),
+                "latents": [{"index": int(latent[i]), "activation": float(value[i])} for i in order],
+            }
+        )
+    return tokens

@@ -1,0 +1,81 @@
+"""How well the codes reconstruct when only the largest k' latents of each row are kept ("progressive codes").
+
+Gao et al. 2024, section 2.4 and figure 5; "Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+Sparse Autoencoders", appendix E.
+Legend: B rows of a block, D model width, P pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from ...common.fvu import RowVariance, fvu, sum_of_squares
+from ...train import SAE, Pairs
+from ...train.backends.choice import backend_of
+from ..results import ProgressiveStep
+
+KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class ProgressiveStream:
+    """FVU in the normalized space with the largest k' codes of each row, for every k' of :data:`KEPT`.
+
+    The size of a code is |value| times the norm of its decoder row, which is what it adds to the
+    reconstruction. One block costs about one decoding: each k' adds the codes that the one before it left
+    out.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        self._sae = sae
+        self._norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
+        self._errors = dict.fromkeys(KEPT, 0.0)
+        self._pairs = dict.fromkeys(KEPT, 0)
+        self._variance: RowVariance | None = None
+        self._longest = 0
+
+    def update(self, x_BD: Tensor, codes: Pairs) -> None:
+        """Add a block: rows ``x_BD`` [B, D] float32, normalized, and their codes, on the SAE's device."""
+        if len(x_BD) == 0:
+            return
+        x = x_BD.cpu().double()
+        if self._variance is None:
+            self._variance = RowVariance(x.shape[1], origin=x.mean(0))
+        self._variance.add(x)
+        rank_P = rank_within_rows(codes, self._norms_F)
+        longest = int(codes.row_ptr.diff().max())
+        self._longest = max(self._longest, longest)
+        backend, W_dec = backend_of(self._sae.W_dec), self._sae.W_dec
+        reconstruction_BD, before, error = self._sae.b_dec.expand_as(x_BD).clone(), 0, None
+        for kept in KEPT:
+            added = codes.keep((rank_P >= before) & (rank_P < kept)) if before < longest else None
+            if added is not None:
+                reconstruction_BD += backend.decode(added, W_dec, torch.zeros_like(self._sae.b_dec))
+            if added is not None or error is None:
+                error = float(sum_of_squares(reconstruction_BD.cpu().double() - x))
+            self._errors[kept] += error
+            self._pairs[kept] += int((rank_P < kept).sum()) if kept < longest else len(codes)
+            before = kept
+
+    def result(self) -> list[ProgressiveStep]:
+        """One step per k', the last of which keeps all codes of every row, if :data:`KEPT` goes so far."""
+        if self._variance is None:
+            return []
+        rows, total = int(self._variance.rows), self._variance.total()
+        needed = next((kept for kept in KEPT if kept >= self._longest), KEPT[-1])
+        return [
+            ProgressiveStep(kept=kept, l0=self._pairs[kept] / rows, fvu=fvu(self._errors[kept], total))
+            for kept in KEPT
+            if kept <= needed
+        ]
+
+
+def rank_within_rows(codes: Pairs, norms_F: Tensor) -> Tensor:
+    """The place of each pair in its row, the largest |value| * norm first, from 0: int64 [P].
+
+    Ties go to the lower latent.
+    """
+    row, size = codes.rows(), codes.value.abs() * norms_F[codes.latent]
+    order = torch.sort(size, descending=True, stable=True).indices
+    order = order[torch.sort(row[order], stable=True).indices]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - codes.row_ptr[row[order]]
+    return rank

@@ -1,0 +1,1 @@
+"""What latents know about labelled text: k-sparse probing, and absorption of first letters."""

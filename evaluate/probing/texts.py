@@ -1,0 +1,135 @@
+"""Activations and codes of texts that are not in a cache: labelled texts, and prompts.
+
+Legend: n texts, m positions of a batch of texts, D model width, F latents.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+from torch import Tensor
+
+from ...train import SAE
+from ..metrics.bootstrap import Floats
+
+PADDING_ID = -1
+_BATCH_TOKENS = 8192
+
+Ids = NDArray[np.int64]
+
+
+class ReadModel(Protocol):
+    """A language model whose activations can be read. ``harvest.LanguageModel`` is one."""
+
+    def activations(self, ids: Tensor, hooks: Sequence[str]) -> Mapping[str, Tensor]:
+        """``ids`` int64 [n, T], -1 for padding at the end -> activations [n, T, D] of each hook."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """The cache's language model with its tokenizer.
+
+    Attributes:
+        tokenize: texts -> ids int [t] of each, without special tokens.
+        bos_id: begins every sequence, as at harvest; None for none.
+        vocabulary: ids and texts of all tokens.
+        max_positions: of the model; None: no limit.
+    """
+
+    model: ReadModel
+    tokenize: Callable[[list[str]], Sequence[NDArray[np.integer]]]
+    bos_id: int | None
+    vocabulary: Callable[[], list[tuple[int, str]]]
+    max_positions: int | None = None
+
+    def encode(self, texts: list[str], context: int | None = None) -> list[Ids]:
+        """Token ids of each text after BOS, cut to ``context`` positions with BOS: int64 [t] each."""
+        start = np.asarray([] if self.bos_id is None else [self.bos_id], dtype=np.int64)
+        return [np.concatenate([start, ids.astype(np.int64)])[:context] for ids in self.tokenize(texts)]
+
+    @property
+    def num_special(self) -> int:
+        """Positions at the beginning of every sequence that hold no text."""
+        return 0 if self.bos_id is None else 1
+
+
+def read_positions(
+    reader: TextReader, hooks: Sequence[str], sequences: Sequence[Ids], wanted: Sequence[NDArray[np.int64]]
+) -> Iterator[tuple[dict[str, Tensor], NDArray[np.int64]]]:
+    """Activations at the wanted positions of each sequence, in batches of sequences of similar length.
+
+    Yields:
+        float32 [m, D] of each hook, and the sequence of each of the m positions, int64 [m].
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * len(sequences[order[stop]]) <= _BATCH_TOKENS:
+            stop += 1
+        batch = order[start:stop]
+        ids = np.full((len(batch), len(sequences[batch[-1]])), PADDING_ID, dtype=np.int64)
+        for row, i in enumerate(batch):
+            ids[row, : len(sequences[i])] = sequences[i]
+        row_m = np.concatenate([np.full(len(wanted[i]), row) for row, i in enumerate(batch)]).astype(np.int64)
+        position_m = np.concatenate([wanted[i] for i in batch]).astype(np.int64)
+        found = reader.model.activations(torch.from_numpy(ids), hooks)
+        yield (
+            {
+                hook: found[hook][torch.from_numpy(row_m), torch.from_numpy(position_m)].float()
+                for hook in hooks
+            },
+            np.asarray(batch, dtype=np.int64)[row_m],
+        )
+        start = stop
+
+
+@dataclass(frozen=True)
+class PooledTexts:
+    """Means over the positions of each text.
+
+    Attributes:
+        raw: activations by hook, float64 [n, D].
+        codes: codes by the SAE's name, a sparse float64 [n, F].
+    """
+
+    raw: dict[str, Floats]
+    codes: dict[str, Any]
+
+
+def pool_texts(reader: TextReader, saes: Mapping[str, SAE], texts: list[str], context: int) -> PooledTexts:
+    """Read the texts once, and average the activations of every hook and the codes of every SAE.
+
+    BOS and padding have no part in a mean. Codes are those at inference, whatever the rule of the evaluation.
+    """
+    hooks = list(dict.fromkeys(sae.cfg.hook for sae in saes.values()))
+    sequences = reader.encode(texts, context)
+    wanted = [np.arange(reader.num_special, len(ids)) for ids in sequences]
+    lengths = np.maximum([len(positions) for positions in wanted], 1)
+    raw = {sae.cfg.hook: np.zeros((len(texts), sae.cfg.d_model)) for sae in saes.values()}
+    parts: dict[str, list[Any]] = {name: [] for name in saes}
+    order: list[NDArray[np.int64]] = []
+    for activations, text_m in read_positions(reader, hooks, sequences, wanted):
+        distinct, place_m = np.unique(text_m, return_inverse=True)  # a text is in one batch only
+        order.append(distinct)
+        for hook, x_mD in activations.items():
+            np.add.at(raw[hook], text_m, x_mD.cpu().double().numpy())
+        for name, sae in saes.items():
+            pairs = sae.encode_sparse(activations[sae.cfg.hook].to(sae.W_dec.device), input="raw")
+            row_P = place_m[pairs.rows().cpu().numpy()]
+            entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
+            parts[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
+    for hook in raw:
+        raw[hook] /= lengths[:, None]
+    text_n = np.concatenate(order)
+    selector = csr_array(
+        (1 / lengths[text_n], (text_n, np.arange(len(text_n)))), shape=(len(texts), len(text_n))
+    )
+    return PooledTexts(
+        raw=raw, codes={name: csr_array(selector @ vstack(found)) for name, found in parts.items()}
+    )
