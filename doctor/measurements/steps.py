@@ -22,21 +22,24 @@ DENSE_KINDS = ("relu", "gated", "jumprelu")  # about half of the latents are act
 PRODUCTS = {"product, float32": torch.float32, "product, bfloat16": torch.bfloat16}  # longest, and come last
 
 
-def measure_steps(notes: Notes, sizes: Sizes, device: torch.device) -> None:
-    """The section ``steps``: every kind at every number of latents."""
+def measure_steps(notes: Notes, sizes: Sizes, device: torch.device, backend: str) -> None:
+    """The section ``steps``: every kind at every number of latents.
+
+    ``backend`` is the name of the one that computes, for the titles.
+    """
     for wanted in sizes.latents:
         latents = fitting_latents(wanted, sizes.rows, sizes.width, device)
         if latents < wanted:
             notes.leave_out(f"F = {wanted:,}", f"the memory has room for F = {latents:,} only")
-        _measure_at(notes, sizes, latents, device)
+        _measure_at(notes, sizes, latents, device, backend)
 
 
-def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device) -> None:
-    size = f"F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
+def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, backend: str) -> None:
+    size = f"{backend}, F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
     x = unit_rows(2, sizes.rows, sizes.width, device)
     seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
     kinds = sorted(VARIANTS, key=lambda kind: (kind in DENSE_KINDS, kind))
-    for item in notes.each(f"{kind}, F = {latents:,}" for kind in kinds):
+    for item in notes.each(f"{kind}, {backend}, F = {latents:,}" for kind in kinds):
         kind = item.partition(",")[0]
         with notes.attempt(f"{item}: a step"), torch.no_grad():
             try:
@@ -49,7 +52,7 @@ def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device) 
             if kind in found:
                 notes.measure(f"step: {size}", kind, "ms", [1e3 * s for s in found[kind]])
                 slower = ratios(found[kind], found["product, float32"])
-                notes.measure(f"step / float32 product of the encoder: {size}", kind, "", slower)
+                notes.measure(f"step / float32 product of the encoder alone: {size}", kind, "", slower)
         release_scratch()
         if device.type == "cuda":
             torch.cuda.empty_cache()
