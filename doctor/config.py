@@ -1,4 +1,4 @@
-"""The settings of ``saecache doctor``: how much is measured, and for how long. The recipes hold the values."""
+"""The settings of ``saecache doctor``: how much is measured, and for how long. Recipes have the values."""
 
 from typing import Annotated
 

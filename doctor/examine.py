@@ -55,7 +55,9 @@ def examine(config: DoctorConfig, command: str = "saecache doctor", say: Say | N
     began, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with (
         interrupted_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="saecache-doctor-", dir=folder, ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(
+            prefix="saecache-doctor-", dir=folder, ignore_cleanup_errors=True
+        ) as name,
     ):
         sections, interrupted = run_sections(
             make_parts(config, device, folder, Path(name)),
@@ -82,15 +84,17 @@ def sizes_of(config: DoctorConfig, device: torch.device) -> Sizes:
     return config.cpu if device.type == "cpu" else config.gpu
 
 
-def make_parts(
-    config: DoctorConfig, device: torch.device, folder: Path, temporary: Path
-) -> tuple[Part, ...]:
+def make_parts(config: DoctorConfig, device: torch.device, folder: Path, temporary: Path) -> tuple[Part, ...]:
     """All sections, in order: what costs little comes first, so that a run that is cut short has it."""
     sizes, seconds = sizes_of(config, device), config.seconds
     backends = backends_to_check(device)
     no_kernels = "" if "triton" in backends else "it is about Triton kernels, which no GPU here can run"
+    no_times = no_kernels or ("" if device.type == "cuda" else "kernels are timed on a GPU only")
     return (
-        Part(name="machine", title="Machine", seconds=seconds.machine, work=describe_machine, uses_device=False),
+        Part(
+            name="machine", title="Machine", seconds=seconds.machine, work=describe_machine,
+            uses_device=False,
+        ),
         Part(name="devices", title="Devices", seconds=seconds.devices, work=describe_devices),
         Part(
             name="storage", title="Disk, caches and credentials", seconds=seconds.storage,
@@ -114,7 +118,7 @@ def make_parts(
         ),
         Part(
             name="kernel_times", title="Times of the Triton kernels", seconds=seconds.kernel_times,
-            work=partial(measure_triton, sizes=sizes, device=device), not_here=no_kernels,
+            work=partial(measure_triton, sizes=sizes, device=device), not_here=no_times,
         ),
         Part(
             name="writer", title="Writing a cache", seconds=seconds.writer,

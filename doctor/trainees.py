@@ -51,9 +51,7 @@ def unit_rows(batches: int, rows: int, width: int, device: torch.device) -> Tens
     return (x / x.norm(dim=2, keepdim=True)).to(device)
 
 
-def step_of(
-    trainee: Trainee, x: Tensor, dead_after_rows: int = DEAD_AFTER_ROWS
-) -> Callable[[int], None]:
+def step_of(trainee: Trainee, x: Tensor, dead_after_rows: int = DEAD_AFTER_ROWS) -> Callable[[int], None]:
     """A function that takes step i of ``trainee``, on batch i of ``x`` [batches, B, D], over and over."""
     x_centered = torch.empty_like(x[0])
 

@@ -72,9 +72,7 @@ def _check_reconstruct(notes: Notes, problem: Problem, codes: Pairs) -> None:
         want = (error64[rows] * W_dec.cpu().double()[latents]).sum(1)
         notes.check(f"{label}: reconstruct, error", *compare(error, error64, whole=whole))
         notes.check(f"{label}: reconstruct, dots", *compare(dots, want, whole=whole))
-        notes.check(
-            f"{label}: reconstruct, squares", *compare(squared, error64.square().sum(1), whole=whole)
-        )
+        notes.check(f"{label}: reconstruct, squares", *compare(squared, error64.square().sum(1), whole=whole))
         same = same_bits((dots, exact.sddmm(codes, error, W_dec)))
         notes.check(f"{label}: reconstruct, dots have the bits of sddmm", same)
     with notes.attempt(f"{label}: by_latent"):
@@ -134,9 +132,7 @@ def _check_adam_with_refresh(notes: Notes, problem: Problem) -> None:
         want = [t.double() for t in (weights, slope, first, second)]
         plain_adam_step(*want, 3, settings, unit_rows=True)
         results = [compare(a, b) for a, b in zip(got, want, strict=True)]
-        notes.check(
-            f"{label}: adam_step with refresh", *next((r for r in results if not r[0]), results[0])
-        )
+        notes.check(f"{label}: adam_step with refresh", *next((r for r in results if not r[0]), results[0]))
         fresh = rounding.round_latents(got[0])
         right = same_bits((refresh.rounded, fresh.rounded), (fresh.rounded, got[0].bfloat16()))
         notes.check(f"{label}: the refreshed rows are the rounded ones", right)

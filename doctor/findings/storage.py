@@ -1,7 +1,6 @@
 """The disk of a folder, the places where saecache keeps files, and whether credentials are there."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,7 +101,9 @@ def hub_folder() -> Path:
 def _hugging_face() -> Path:
     named = os.environ.get("HF_HOME")
     return (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     )
 
 

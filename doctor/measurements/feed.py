@@ -35,7 +35,10 @@ def measure_feed(notes: Notes, sizes: Sizes, device: torch.device, folder: Path)
         write_raw(path, folder / "raw", sizes.rows)
         ways = make_ways(path, folder / "raw", sizes, device)
         wait = waiting_for(device)
-        turns = {name: lambda make=make: timed(lambda: deque(make(), maxlen=1), wait) for name, make in ways.items()}
+        turns = {
+            name: lambda make=make: timed(lambda: deque(make(), maxlen=1), wait)
+            for name, make in ways.items()
+        }
         costs = take_turns(turns, sizes.rounds, time_left=notes.time_left)
         seconds = {name: [cost.seconds for cost in found] for name, found in costs.items()}
         group = f"feed: batches of {sizes.rows:,} rows of {sizes.width}, float32 on {device}"

@@ -80,7 +80,7 @@ def measure_harvest(notes: Notes, sizes: Sizes, device: torch.device, folder: Pa
 @contextmanager
 def quiet() -> Iterator[None]:
     """Drop what a harvest tells its user on stderr: the doctor shows its own progress."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
         yield
 
 

@@ -71,9 +71,7 @@ class _Kernels:
 
     def __init__(self, notes: Notes, sizes: Sizes, latents: int, device: torch.device) -> None:
         self.notes, self.sizes, self.device, self.latents = notes, sizes, device, latents
-        self.title = (
-            f"kernels: F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
-        )
+        self.title = f"kernels: F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
         self.x = unit_rows(1, sizes.rows, sizes.width, device)[0]
         self.W = unit_rows(1, latents, sizes.width, device)[0]
         self.W_dec = self.W.clone()
@@ -144,9 +142,7 @@ class _Kernels:
         self.time("largest_per_latent", lambda: per_latent(x, W, b, counts, total=total, rounded_W=rounded))
         bar = self.codes.value.median()
         self.time("above", lambda: above.above(x, W, b, bar, rounded_W=rounded))
-        self.time(
-            "above, half of all", lambda: above.above(x, W, b, bar * 0, rounded_W=rounded), SLOW_ROUNDS
-        )
+        self.time("above, half of all", lambda: above.above(x, W, b, bar * 0, rounded_W=rounded), SLOW_ROUNDS)
         self.time("exact_matrix", lambda: exact.exact_matrix(x, W, b), SLOW_ROUNDS)
         random = random_numbers.random_uniform
         self.time("random_uniform", lambda: random(1, 2, 0, B, F, self.device))

@@ -38,7 +38,9 @@ def measure_writer(notes: Notes, sizes: Sizes, folder: Path) -> None:
         costs = take_turns(ways, sizes.rounds, time_left=notes.time_left)
         seconds = {name: [cost.seconds for cost in found] for name, found in costs.items()}
         group = f"writer: {rows:,} rows of {width} in float16"
-        notes.measure(group, "write_rows to the finished cache", "rows/s", [rows / s for s in seconds["cache"]])
+        notes.measure(
+            group, "write_rows to the finished cache", "rows/s", [rows / s for s in seconds["cache"]]
+        )
         notes.measure(
             group, "plain sequential write of the same bytes", "rows/s", [rows / s for s in seconds["plain"]]
         )
