@@ -23,9 +23,9 @@ RARE = 0.99  # of all pre-activations lie below the threshold of ``above``
 
 
 @torch.no_grad()
-def check_operations(notes: Notes, backend: Backend, problem: Problem) -> None:
-    """Check all operations of ``backend`` on ``problem``."""
-    label = problem.label
+def check_operations(notes: Notes, problem: Problem) -> None:
+    """Check all operations of the problem's backend on it."""
+    backend, label = load_backend(problem.backend), problem.label
     with notes.attempt(f"{label}: sddmm"):
         pre = defined_pre_activations(backend, problem)
         exact = problem.x.cpu().double() @ problem.W.cpu().double().T + problem.b.cpu().double()

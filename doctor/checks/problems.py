@@ -18,7 +18,7 @@ from ...train.selection import reference
 NEAR = 1e-5  # of the largest number of a result
 
 # Sizes that are no multiple of a block, one as wide as a small language model, and a single row.
-SIZES = ((97, 1003, 100, 5), (64, 4096, 768, 16), (1, 70, 24, 1))
+SIZES = ((97, 1003, 100, 5), (40, 1500, 768, 12), (1, 70, 24, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Problem:
         W, W_dec: [F, D]. b: [F].
         k: latents to select in each row.
         whole: all numbers are small whole numbers.
+        backend: the name of the backend that is checked on it.
     """
 
     x: Tensor
@@ -38,11 +39,12 @@ class Problem:
     b: Tensor
     k: int
     whole: bool
+    backend: str
 
     @property
     def label(self) -> str:
         size = f"{len(self.x)} x {len(self.W)} x {self.W.shape[1]}"
-        return f"{size}, {'whole numbers' if self.whole else 'random'}"
+        return f"{self.backend}: {size}, {'whole numbers' if self.whole else 'random'}"
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +56,7 @@ class Problem:
 
 
 def make_problem(
-    rows: int, latents: int, width: int, k: int, *, whole: bool, device: torch.device
+    rows: int, latents: int, width: int, k: int, *, whole: bool, device: torch.device, backend: str
 ) -> Problem:
     """The problem of this size; it is drawn on the CPU, so that it is the same on every device."""
     x, W, W_dec = (
@@ -66,7 +68,7 @@ def make_problem(
     W[7 % latents] = 3 * x[0]
     b = numbers(latents, seed=4, whole=whole)
     x, W, W_dec, b = (tensor.to(device) for tensor in (x, W, W_dec, b))
-    return Problem(x=x, W=W, W_dec=W_dec, b=b, k=k, whole=whole)
+    return Problem(x=x, W=W, W_dec=W_dec, b=b, k=k, whole=whole, backend=backend)
 
 
 def numbers(*shape: int, seed: int, whole: bool) -> Tensor:

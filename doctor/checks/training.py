@@ -38,8 +38,9 @@ def check_training(
 ) -> None:
     """Check every kind of SAE ``here``, the device, against ``there``, the CPU."""
     notes.find("compared", f"{here} with {there}: {STEPS} steps, F = {latents}, B = {rows}, D = {width}")
-    for kind in notes.each(VARIANTS):
-        with notes.attempt(kind), torch.no_grad():
+    for item in notes.each(f"{here.backend}: {kind}" for kind in VARIANTS):
+        kind = item.partition(": ")[2]
+        with notes.attempt(item), torch.no_grad():
             _check_selection(notes, kind, here, there, rows, latents, width)
             _check_run(notes, kind, here, there, rows, latents, width)
 
@@ -64,10 +65,10 @@ def _check_selection(
         active = trainee.interval.tensors()["l0_histogram"].cpu(), trainee.rows_since_active.cpu()
         found[place] = pairs, active
     (ours, active), (theirs, expected) = found[here], found[there]
-    notes.check(f"{kind}: same selection in step 1", *_compare_pairs(ours, theirs))
+    notes.check(f"{here.backend}: {kind}: same selection in step 1", *_compare_pairs(ours, theirs))
     same = same_bits(*zip(active, expected, strict=True))
     detail = "" if same else "the numbers of active latents of rows, or the latents that were active, differ"
-    notes.check(f"{kind}: same latents active in step 1", same, detail)
+    notes.check(f"{here.backend}: {kind}: same latents active in step 1", same, detail)
 
 
 def _compare_pairs(ours: Pairs, theirs: Pairs) -> tuple[bool, str]:
@@ -85,9 +86,11 @@ def _check_run(
     runs = [_run(kind, place, rows, latents, width) for place in (here, here, there)]
     (losses, tensors), (_, again), (expected, _) = runs
     different = [name for name, tensor in tensors.items() if not torch.equal(tensor, again[name])]
-    notes.check(f"{kind}: same bits when repeated", not different, ", ".join(different[:5]))
+    notes.check(f"{here.backend}: {kind}: same bits when repeated", not different, ", ".join(different[:5]))
     if losses.keys() != expected.keys():
-        notes.check(f"{kind}: losses", False, f"expected {sorted(expected)}, got {sorted(losses)}")
+        notes.check(
+            f"{here.backend}: {kind}: losses", False, f"expected {sorted(expected)}, got {sorted(losses)}"
+        )
         return
     errors = {
         name: float((value - expected[name]).abs() / expected[name].abs().clamp_min(1e-30))
@@ -95,7 +98,7 @@ def _check_run(
     }
     worst = max(errors, key=errors.__getitem__)
     detail = f"{worst} differs by {errors[worst]:.1e}, expected at most {NEAR:g}"
-    notes.check(f"{kind}: losses", errors[worst] <= NEAR, detail)
+    notes.check(f"{here.backend}: {kind}: losses", errors[worst] <= NEAR, detail)
 
 
 def _run(

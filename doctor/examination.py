@@ -18,9 +18,9 @@ import torch
 from ..common.devices import choose_device, device_name
 from ..common.outputs import check_folder_output
 from ..common.versions import package_version
-from ..train.backends.choice import load_backend, preferences, use_backend
+from ..train.backends.choice import preferences, use_backend
 from .checks.operations import check_operations
-from .checks.problems import SIZES, make_problem
+from .checks.problems import SIZES, Problem, make_problem
 from .checks.screens import check_screens
 from .checks.training import Place, check_training
 from .config import DoctorConfig, Sizes
@@ -149,14 +149,10 @@ def backends_to_check(device: torch.device) -> list[str]:
 def check_backends(notes: Notes, backends: list[str], device: torch.device) -> None:
     """The section ``operations``."""
     for name in backends:
-        problems = {
-            f"{name}: {problem.label}": problem
-            for whole in (True, False)
-            for problem in (make_problem(*size, whole=whole, device=device) for size in SIZES)
-        }
+        problems = make_problems(name, device)
         for label in notes.each([f"{name}: screens", *problems]):
             if label in problems:
-                check_operations(notes, load_backend(name), problems[label])
+                check_operations(notes, problems[label])
             else:
                 check_screens(notes, name, device)
 
@@ -165,10 +161,16 @@ def check_triton(notes: Notes, device: torch.device) -> None:
     """The section ``kernels``."""
     from .checks.triton_kernels import check_kernels
 
-    problems = [make_problem(*size, whole=whole, device=device) for whole in (True, False) for size in SIZES]
-    by_label = {problem.label: problem for problem in problems}
-    for label in notes.each(by_label):
-        check_kernels(notes, by_label[label])
+    problems = make_problems("triton", device)
+    for label in notes.each(problems):
+        check_kernels(notes, problems[label])
+
+
+def make_problems(backend: str, device: torch.device) -> dict[str, Problem]:
+    """All problems for a backend by their label."""
+    sizes = [(size, whole) for whole in (True, False) for size in SIZES]
+    problems = [make_problem(*size, whole=whole, device=device, backend=backend) for size, whole in sizes]
+    return {problem.label: problem for problem in problems}
 
 
 def compare_with_cpu(notes: Notes, backends: list[str], device: torch.device) -> None:
