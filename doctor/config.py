@@ -10,6 +10,19 @@ from ..common.frozen import FrozenModel
 PositiveCount = Annotated[Count, Field(ge=1)]
 
 
+class Checks(FrozenModel):
+    """The fixed problems that are checked. They are small, whatever the device."""
+
+    operations: Annotated[
+        tuple[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], ...], Field(min_length=1)
+    ]
+    """(B, F, D, k) of each problem of an operation; F is above 5, and k at most F."""
+    screen_widths: tuple[PositiveInt, ...]
+    """D of the rows on which screens must keep their bounds."""
+    training: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(B, F, D) of the training runs that are compared."""
+
+
 class Sizes(FrozenModel):
     """What is measured on one kind of device. Latents are halved until a step fits the memory."""
 
@@ -54,6 +67,7 @@ class DoctorConfig(FrozenModel):
     limit_seconds: PositiveFloat
     """The whole examination. A section that has no time left is skipped."""
     seconds: Seconds
+    checks: Checks
     cpu: Sizes
     gpu: Sizes
     device: str = "auto"

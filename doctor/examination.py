@@ -20,10 +20,10 @@ from ..common.outputs import check_folder_output
 from ..common.versions import package_version
 from ..train.backends.choice import preferences, use_backend
 from .checks.operations import check_operations
-from .checks.problems import SIZES, Problem, make_problem
+from .checks.problems import Problem, make_problem
 from .checks.screens import check_screens
 from .checks.training import Place, check_training
-from .config import DoctorConfig, Sizes
+from .config import Checks, DoctorConfig, Sizes
 from .findings.devices import chosen_backend, describe_devices
 from .findings.machine import cpu_facts, describe_machine, processor_name
 from .findings.storage import describe_storage
@@ -86,7 +86,7 @@ def sizes_of(config: DoctorConfig, device: torch.device) -> Sizes:
 
 def make_parts(config: DoctorConfig, device: torch.device, folder: Path, temporary: Path) -> tuple[Part, ...]:
     """All sections, in order: what costs little comes first, so that a run that is cut short has it."""
-    sizes, seconds = sizes_of(config, device), config.seconds
+    sizes, seconds, checks = sizes_of(config, device), config.seconds, config.checks
     backends = backends_to_check(device)
     no_kernels = "" if "triton" in backends else "it is about Triton kernels, which no GPU here can run"
     no_times = no_kernels or ("" if device.type == "cuda" else "kernels are timed on a GPU only")
@@ -102,15 +102,15 @@ def make_parts(config: DoctorConfig, device: torch.device, folder: Path, tempora
         ),
         Part(
             name="operations", title="Operations of the backend against their definitions",
-            seconds=seconds.operations, work=partial(check_backends, backends=backends, device=device),
+            seconds=seconds.operations, work=partial(check_backends, checks=checks, backends=backends, device=device),
         ),
         Part(
             name="kernels", title="Triton kernels against their definitions", seconds=seconds.kernels,
-            work=partial(check_triton, device=device), not_here=no_kernels,
+            work=partial(check_triton, checks=checks, device=device), not_here=no_kernels,
         ),
         Part(
             name="training", title="Training runs on the device and on the CPU", seconds=seconds.training,
-            work=partial(compare_with_cpu, backends=backends, device=device),
+            work=partial(compare_with_cpu, checks=checks, backends=backends, device=device),
         ),
         Part(
             name="steps", title="Training steps", seconds=seconds.steps,
@@ -146,37 +146,39 @@ def backends_to_check(device: torch.device) -> list[str]:
     return [chosen, *({"triton"} & serves - {chosen})]
 
 
-def check_backends(notes: Notes, backends: list[str], device: torch.device) -> None:
+def check_backends(notes: Notes, checks: Checks, backends: list[str], device: torch.device) -> None:
     """The section ``operations``."""
     for name in backends:
-        problems = make_problems(name, device)
+        problems = make_problems(checks, name, device)
         for label in notes.each([f"{name}: screens", *problems]):
             if label in problems:
                 check_operations(notes, problems[label])
             else:
-                check_screens(notes, name, device)
+                check_screens(notes, name, device, checks.screen_widths)
 
 
-def check_triton(notes: Notes, device: torch.device) -> None:
+def check_triton(notes: Notes, checks: Checks, device: torch.device) -> None:
     """The section ``kernels``."""
     from .checks.triton_kernels import check_kernels
 
-    problems = make_problems("triton", device)
+    problems = make_problems(checks, "triton", device)
     for label in notes.each(problems):
         check_kernels(notes, problems[label])
 
 
-def make_problems(backend: str, device: torch.device) -> dict[str, Problem]:
+def make_problems(checks: Checks, backend: str, device: torch.device) -> dict[str, Problem]:
     """All problems for a backend by their label."""
-    sizes = [(size, whole) for whole in (True, False) for size in SIZES]
+    sizes = [(size, whole) for whole in (True, False) for size in checks.operations]
     problems = [make_problem(*size, whole=whole, device=device, backend=backend) for size, whole in sizes]
     return {problem.label: problem for problem in problems}
 
 
-def compare_with_cpu(notes: Notes, backends: list[str], device: torch.device) -> None:
+def compare_with_cpu(notes: Notes, checks: Checks, backends: list[str], device: torch.device) -> None:
     """The section ``training``."""
+    rows, latents, width = checks.training
     for name in backends:
-        check_training(notes, Place(device, name), reference_place(device, name))
+        here, there = Place(device, name), reference_place(device, name)
+        check_training(notes, here, there, rows=rows, latents=latents, width=width)
 
 
 def reference_place(device: torch.device, backend: str) -> Place:

@@ -17,9 +17,6 @@ from ...train.selection import reference
 
 NEAR = 1e-5  # of the largest number of a result
 
-# Sizes that are no multiple of a block, one as wide as a small language model, and a single row.
-SIZES = ((97, 1003, 100, 5), (40, 1500, 768, 12), (1, 70, 24, 1))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

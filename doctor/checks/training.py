@@ -4,6 +4,7 @@ The first step selects from whole numbers, whose pre-activations every device co
 select the same pairs. Losses of random rows differ by rounding only. A repeated run has the same bits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from ..notes import Notes
 from ..trainees import EXTRAS, make_trainee, make_variant, step_of, unit_rows
 from .problems import NEAR, numbers, same_bits
 
-ROWS, LATENTS, WIDTH, K, STEPS = 128, 512, 64, 8, 4
+K, STEPS = 8, 4
 DEAD_AFTER_ROWS = 1000  # a fourth of the latents is dead from the start, so that AuxK works
 
 
@@ -34,11 +35,18 @@ class Place:
 
 
 def check_training(
-    notes: Notes, here: Place, there: Place, *, rows: int = ROWS, latents: int = LATENTS, width: int = WIDTH
+    notes: Notes,
+    here: Place,
+    there: Place,
+    *,
+    rows: int,
+    latents: int,
+    width: int,
+    kinds: Iterable[str] = VARIANTS,
 ) -> None:
     """Check every kind of SAE ``here``, the device, against ``there``, the CPU."""
     notes.find("compared", f"{here} with {there}: {STEPS} steps, F = {latents}, B = {rows}, D = {width}")
-    for item in notes.each(f"{here.backend}: {kind}" for kind in VARIANTS):
+    for item in notes.each(f"{here.backend}: {kind}" for kind in kinds):
         kind = item.partition(": ")[2]
         with notes.attempt(item), torch.no_grad():
             _check_selection(notes, kind, here, there, rows, latents, width)

@@ -11,6 +11,9 @@ from saecache.train.backends import choice
 
 SMALL = {  # a second or two of every section, on a busy core; how long it takes decides nothing
     "limit_seconds": "600",
+    "checks.operations": "[[9, 40, 12, 3]]",
+    "checks.screen_widths": "[24]",
+    "checks.training": "[32, 96, 16]",
     "cpu.latents": "[128]",
     "cpu.rows": "64",
     "cpu.width": "32",

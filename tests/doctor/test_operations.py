@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from saecache.configs import load_config
+from saecache.doctor import DoctorConfig
 from saecache.doctor.checks import operations
 from saecache.doctor.checks.operations import check_operations
-from saecache.doctor.checks.problems import SIZES, Problem, compare, compare_selection, make_problem
+from saecache.doctor.checks.problems import Problem, compare, compare_selection, make_problem
 from saecache.doctor.checks.screens import check_screens
 from saecache.doctor.checks.training import Place, check_training
 from saecache.doctor.notes import Notes
@@ -18,6 +20,7 @@ from saecache.train.pairs import Pairs
 from saecache.train.variants import VARIANTS
 
 CPU = torch.device("cpu")
+SIZES = load_config(DoctorConfig, "quick", kinds=("doctor",)).checks.operations
 OPERATIONS = [name for name in vars(Backend) if not name.startswith("_")]
 
 
@@ -103,7 +106,7 @@ def test_comparisons() -> None:
 @pytest.mark.parametrize("backend", ["compiled", "plain"])
 def test_screens(backend: str) -> None:
     notes = Notes(name="operations", title="")
-    check_screens(notes, backend, CPU)
+    check_screens(notes, backend, CPU, [100])
     assert failed(notes) == []
     assert len(notes.checks) + len(notes.left_out) == (3 if backend == "compiled" else 0)
 
@@ -113,7 +116,7 @@ def test_a_screen_that_breaks_its_bounds_is_found(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cheapest_product, "keeps_bounds", lambda product, width: product == "float32")
     notes = Notes(name="operations", title="")
-    check_screens(notes, "compiled", CPU)
+    check_screens(notes, "compiled", CPU, [100])
     assert failed(notes) == ["the bfloat16 screen keeps its bounds"]
     assert notes.left_out[0].name == "the int8 screen"
 
