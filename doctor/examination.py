@@ -102,7 +102,8 @@ def make_parts(config: DoctorConfig, device: torch.device, folder: Path, tempora
         ),
         Part(
             name="operations", title="Operations of the backend against their definitions",
-            seconds=seconds.operations, work=partial(check_backends, checks=checks, backends=backends, device=device),
+            seconds=seconds.operations,
+            work=partial(check_backends, checks=checks, backends=backends, device=device),
         ),
         Part(
             name="kernels", title="Triton kernels against their definitions", seconds=seconds.kernels,

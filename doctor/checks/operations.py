@@ -16,6 +16,7 @@ from ...train.pairs import Pairs
 from ...train.selection import reference
 from ...train.selection.errors import NonFiniteError
 from ..notes import Notes
+from .fused import check_fused_operations, in_float64
 from .problems import Problem, compare, compare_selection, defined_pre_activations, make_codes, same_bits
 
 TOO_HIGH = 1e30  # a guess of a threshold that nothing reaches
@@ -32,7 +33,9 @@ def check_operations(notes: Notes, problem: Problem) -> None:
         notes.check(f"{label}: sddmm", *compare(pre, exact, whole=problem.whole))
         _check_pairs_alone(notes, backend, problem, pre)
         _check_selections(notes, backend, problem, pre)
-        _check_products(notes, backend, problem, make_codes(problem, pre))
+        codes = make_codes(problem, pre)
+        _check_products(notes, backend, problem, codes)
+        check_fused_operations(notes, backend, problem, codes)
     _check_optimizer(notes, backend, problem)
 
 
@@ -103,7 +106,7 @@ def _check_products(notes: Notes, backend: Backend, problem: Problem, codes: Pai
     plain, whole = load_backend("plain"), problem.whole
     value = torch.sign(codes.value) * 2 if whole else codes.value * 0.3
     weights, bias, target = problem.W_dec, problem.x[0], problem.numbers(*problem.W.shape, seed=7)
-    there = _in_float64(codes)
+    there = in_float64(codes)
     value64, weights64, x64 = (t.cpu().double() for t in (value, weights, problem.x))
 
     def accumulate(one: Backend, pairs: Pairs, coefficient: Tensor, x: Tensor, out: Tensor) -> Tensor:
@@ -125,16 +128,6 @@ def _check_products(notes: Notes, backend: Backend, problem: Problem, codes: Pai
             got = ours()
             notes.check(f"{problem.label}: {name}", *compare(got, definition(), whole=whole))
             notes.check(f"{problem.label}: {name}, again", same_bits((got, ours())))
-
-
-def _in_float64(pairs: Pairs) -> Pairs:
-    """The same pairs on the CPU, with values in float64."""
-    return Pairs(
-        row_ptr=pairs.row_ptr.cpu(),
-        latent=pairs.latent.cpu(),
-        value=pairs.value.cpu().double(),
-        num_latents=pairs.num_latents,
-    )
 
 
 def _check_optimizer(notes: Notes, backend: Backend, problem: Problem) -> None:

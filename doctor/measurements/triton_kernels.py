@@ -208,7 +208,7 @@ class _Kernels:
             error, dots, _ = decode.reconstruct(codes, q, x)
             gradients.weight_gradients(codes, dots, codes.value, x, error, enc, dec, bias, add=False)
             norm = (adam.gradient_norm(enc).square() + adam.gradient_norm(dec, q).square()).sqrt()
-            scale = adam.clip_factor(norm, 1.0)
+            scale = (1.0 / (norm + 1e-6)).clamp_max(1.0)
             numbers = adam.adam_numbers(settings, step, self.device, gradient_scale=scale)
             adam.adam_step(p, enc, m, v, 1, settings, numbers=numbers, refresh=rounded)
             adam.adam_step(q, dec, m, v, 1, settings, numbers=numbers, unit_rows=True)
