@@ -7,14 +7,14 @@ misunderstand raises it.
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from ..common.frozen import FrozenModel
 from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.untrusted_files import read_object
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MAX_BYTES = 4 << 20  # of a report in JSON; a real one has some 50 KiB
 
 Status = Literal["done", "skipped", "stopped", "failed"]
