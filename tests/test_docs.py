@@ -27,6 +27,7 @@ import saecache
 from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.configs import load_config
+from saecache.doctor import DoctorConfig
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig
@@ -125,15 +126,16 @@ def test_inline_commands_and_settings_exist(page: Path) -> None:
 
 
 def assert_valid_setting(setting: str) -> None:
-    """Of a harvest or of a training run."""
+    """Of a harvest, a training run or an examination."""
     setting += "1" if setting.endswith("=") else ""
     refusals = []
-    for model, recipe, kind in ((HarvestConfig, "demo", "harvest"), (TrainConfig, "topk", "train")):
+    models = [(HarvestConfig, "demo", "harvest"), (TrainConfig, "topk", "train")]
+    for model, recipe, kind in [*models, (DoctorConfig, "default", "doctor")]:
         try:
             load_config(model, recipe, [setting], kinds=(kind,))
         except UsageError as error:
             refusals.append(str(error))
-    assert len(refusals) < 2, "\n".join(refusals)
+    assert len(refusals) < 3, "\n".join(refusals)
 
 
 @EACH_PAGE
