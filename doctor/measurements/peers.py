@@ -119,7 +119,7 @@ def _in_turns(
     trainee = make_trainee(variant, rows=rows, latents=latents, width=width, device=device)
     numbers = count()
     ways: dict[str, Callable[[], Cost]] = {
-        "saecache": timer(step_of(trainee, x), device),
+        "saecache": timer(step_of(trainee, x), device, together=1),
         peer.name: lambda: peer(next(numbers)),
     }
     return take_turns(ways, sizes.rounds, WARM_UP, time_left=notes.time_left)

@@ -73,9 +73,15 @@ def _measure_kind(notes: Notes, kind: str, sizes: Sizes, latents: int, x: Tensor
     return {name: [cost.seconds for cost in found] for name, found in costs.items()}
 
 
-def timer(work: Callable[[int], object], device: torch.device) -> Callable[[], Cost]:
-    """A function that times ``work(i)``, i = 0, 1, ...; of several at a time on a GPU it gives the mean."""
-    numbers, together, wait = count(), AT_A_TIME.get(device.type, 1), waiting_for(device)
+def timer(
+    work: Callable[[int], object], device: torch.device, together: int | None = None
+) -> Callable[[], Cost]:
+    """A function that times ``work(i)``, i = 0, 1, ...
+
+    It gives the mean of ``together`` at a time; None is :data:`AT_A_TIME`.
+    """
+    together = together or AT_A_TIME.get(device.type, 1)
+    numbers, wait = count(), waiting_for(device)
 
     def run() -> None:
         for _ in range(together):
