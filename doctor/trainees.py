@@ -48,7 +48,8 @@ def make_trainee(variant: Variant, *, rows: int, latents: int, width: int, devic
 def unit_rows(batches: int, rows: int, width: int, device: torch.device) -> Tensor:
     """Batches of random rows of norm 1, [batches, B, D]; the same on every device."""
     x = torch.randn(batches, rows, width, generator=torch.Generator().manual_seed(0))
-    return (x / x.norm(dim=2, keepdim=True)).to(device)
+    unit: Tensor = x / x.norm(dim=2, keepdim=True)
+    return unit.to(device)
 
 
 def step_of(trainee: Trainee, x: Tensor, dead_after_rows: int = DEAD_AFTER_ROWS) -> Callable[[int], None]:

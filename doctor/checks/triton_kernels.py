@@ -34,7 +34,7 @@ def check_kernels(notes: Notes, problem: Problem) -> None:
     x, W, b, label = problem.x, problem.W, problem.b, problem.label
     with notes.attempt(f"{label}: exact_matrix"):
         pre = exact.exact_matrix(x, W, b)
-        every = every_pair(*pre.shape, problem.device)
+        every = every_pair(len(x), len(W), problem.device)
         at_pairs = exact.exact(every, x, W, b).view_as(pre)
         notes.check(f"{label}: exact_matrix has the bits of exact", same_bits((pre, at_pairs)))
         _check_queued(notes, problem, pre)
@@ -141,16 +141,16 @@ def _check_adam_with_refresh(notes: Notes, problem: Problem) -> None:
     slope, first, second = (torch.rand(shape, generator=generator) * scale for scale in (1, 0.1, 0.1))
     settings = AdamSettings(learning_rate=1e-2, betas=(0.9, 0.999), eps=1e-8, gradient_scale=0.5)
     with notes.attempt(f"{label}: adam_step with refresh"):
-        got = [t.to(device).clone() for t in (weights, slope, first, second)]
-        refresh = rounding.round_latents(got[0])
+        p, g, m, v = (t.to(device).clone() for t in (weights, slope, first, second))
+        refresh = rounding.round_latents(p)
         step = torch.full((), 3, dtype=torch.int64, device=device)
-        adam.adam_step(*got, step, settings, unit_rows=True, refresh=refresh)
-        want = [t.double() for t in (weights, slope, first, second)]
-        plain_adam_step(*want, 3, settings, unit_rows=True)
-        results = [compare(a, b) for a, b in zip(got, want, strict=True)]
+        adam.adam_step(p, g, m, v, step, settings, unit_rows=True, refresh=refresh)
+        p64, g64, m64, v64 = (t.double() for t in (weights, slope, first, second))
+        plain_adam_step(p64, g64, m64, v64, 3, settings, unit_rows=True)
+        results = [compare(a, b) for a, b in ((p, p64), (m, m64), (v, v64))]
         notes.check(f"{label}: adam_step with refresh", *next((r for r in results if not r[0]), results[0]))
-        fresh = rounding.round_latents(got[0])
-        right = same_bits((refresh.rounded, fresh.rounded), (fresh.rounded, got[0].bfloat16()))
+        fresh = rounding.round_latents(p)
+        right = same_bits((refresh.rounded, fresh.rounded), (fresh.rounded, p.bfloat16()))
         notes.check(f"{label}: the refreshed rows are the rounded ones", right)
         name = f"{label}: the refreshed factors are those of the rows"
         notes.check(name, *compare(refresh.factor, fresh.factor))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,12 +96,13 @@ def make_gpt2(folder: Path, *, width: int, layers: int, heads: int, context: int
     tokenizer.save_pretrained(folder)
 
 
-def cut_after(base: nn.Module, block: int) -> nn.Module:
+def cut_after(base: Any, block: int) -> nn.Module:
     """The base model of a GPT-2 or a GPT-NeoX without what follows its block number ``block``."""
     blocks, norm = ("h", "ln_f") if hasattr(base, "h") else ("layers", "final_layer_norm")
     setattr(base, blocks, getattr(base, blocks)[: block + 1])
     setattr(base, norm, nn.Identity())
-    return base
+    cut: nn.Module = base
+    return cut
 
 
 def bare_seconds(
