@@ -41,6 +41,10 @@ from saecache.train.backends.compiled import backend as right
 def decode(pairs, W, bias=None):
     return right.decode(pairs, W, bias) * 1.001
 
+def adam_step(parameter, *arguments, **options):
+    right.adam_step(parameter, *arguments, **options)
+    parameter.mul_(1.001)
+
 def largest_of_batch(source, total, hint):
     raise ArithmeticError("this kernel fails")
 """
@@ -48,7 +52,7 @@ def largest_of_batch(source, total, hint):
 
 @pytest.fixture
 def broken_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a backend that is preferred on the CPU: its decode is wrong, a selection of it fails."""
+    """The name of a backend that is preferred on the CPU: two operations are wrong, and one fails."""
     folder = tmp_path / "backends" / "broken"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("PREFERENCE = 99\ndef serves(tensor): return True\n")
