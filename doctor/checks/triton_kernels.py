@@ -87,8 +87,8 @@ def _check_reconstruct(notes: Notes, problem: Problem, codes: Pairs) -> None:
         rows, latents = codes.rows().cpu(), codes.latent.cpu()
         want = (error64[rows] * W_dec.cpu().double()[latents]).sum(1)
         notes.check(f"{label}: reconstruct, error", *compare(error, error64, whole=whole))
-        notes.check(f"{label}: reconstruct, dots", *compare(dots, want, whole=whole))
-        notes.check(f"{label}: reconstruct, squares", *compare(squared, error64.square().sum(1), whole=whole))
+        notes.check(f"{label}: reconstruct, dots", *compare(dots, want))  # whole numbers may be too large
+        notes.check(f"{label}: reconstruct, squares", *compare(squared, error64.square().sum(1)))
         same = same_bits((dots, exact.sddmm(codes, error, W_dec)))
         notes.check(f"{label}: reconstruct, dots have the bits of sddmm", same)
     with notes.attempt(f"{label}: by_latent"):
