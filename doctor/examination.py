@@ -24,7 +24,7 @@ from .checks.problems import Problem, make_problem
 from .checks.screens import check_screens
 from .checks.training import Place, check_training
 from .config import Checks, DoctorConfig, Sizes
-from .findings.devices import chosen_backend, describe_devices
+from .findings.devices import check_chosen_backend, chosen_backend, describe_devices
 from .findings.machine import cpu_facts, describe_machine, processor_name
 from .findings.storage import describe_storage
 from .measurements.feed import measure_feed
@@ -45,9 +45,10 @@ def examine(config: DoctorConfig, command: str = "saecache doctor", say: Say | N
         command: what was typed, for the report. say: shows a line of progress; stderr when None.
 
     Raises:
-        UsageError: there is no such device, or nothing can be written into the folder.
+        UsageError: there is no such device or backend, or nothing can be written into the folder.
     """
     device = choose_device(config.device, float64=True)
+    check_chosen_backend(device)
     folder = Path(config.folder)
     check_folder_output(folder)
     folder.mkdir(parents=True, exist_ok=True)

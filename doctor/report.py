@@ -6,13 +6,13 @@ misunderstand raises it.
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Final, Literal, Self
 
 from ..common.frozen import FrozenModel
 from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.untrusted_files import read_object
+from .timing import Summary
 
 SCHEMA_VERSION: Final = 1
 MAX_BYTES = 4 << 20  # of a report in JSON; a real one has some 50 KiB
@@ -53,16 +53,7 @@ class Figure(FrozenModel):
 
     @classmethod
     def of(cls, group: str, name: str, unit: str, values: Iterable[float]) -> Self:
-        found = [float(value) for value in values]
-        return cls(
-            group=group,
-            name=name,
-            unit=unit,
-            median=median(found),
-            low=min(found),
-            high=max(found),
-            rounds=len(found),
-        )
+        return cls(group=group, name=name, unit=unit, **Summary.of(values)._asdict())
 
 
 class LeftOut(FrozenModel):

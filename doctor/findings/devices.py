@@ -67,6 +67,16 @@ def chosen_backend(device: torch.device) -> str:
     return forced or next(name for name, (_, serves) in serving.items() if serves)
 
 
+def check_chosen_backend(device: torch.device) -> None:
+    """Refuse a backend that SAECACHE_BACKEND names and that does not exist.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if chosen_backend(device) not in preferences(torch.empty(0, device=device)):
+        load_backend(chosen_backend(device))
+
+
 def explain_choice(device: torch.device) -> str:
     """Which backend computes on ``device``, why, and whether it can be loaded."""
     name = chosen_backend(device)

@@ -31,6 +31,7 @@ from ..notes import Notes
 from ..trainees import fitting_latents, unit_rows
 
 WARM_UP = 2
+GRAPH = "kernels of a TopK step, CUDA graph"
 SLOW_ROUNDS = 3  # of kernels that look at half of all pairs or more
 SCREENS = (  # sizes of the product's blocks to compare: BM, BN, BK, warps, stages
     (128, 256, 64, 8, 4),
@@ -87,6 +88,7 @@ class _Kernels:
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "kernels of a TopK step": self.whole_step,
+            GRAPH: self.whole_step_as_graph,
         }
 
     def time(self, name: str, run: Callable[[], object], rounds: int | None = None) -> None:
@@ -196,7 +198,10 @@ class _Kernels:
         self.time("gradient_norm, unit rows", lambda: adam.gradient_norm(slope, q))
 
     def whole_step(self) -> None:
-        """The kernels of a TopK step in a row, from the host and as a CUDA graph."""
+        self.time("kernels of a TopK step", self.make_step())
+
+    def make_step(self) -> Callable[[], None]:
+        """A function that launches the kernels of a TopK step, one after the other."""
         settings = AdamSettings(learning_rate=1e-4, betas=(0.9, 0.999), eps=1e-8)
         x, b, k = self.x, self.b, self.sizes.k
         p, q, step = self.W.clone(), self.W_dec.clone(), torch.ones((), dtype=torch.int64, device=self.device)
@@ -214,7 +219,11 @@ class _Kernels:
             adam.adam_step(p, enc, m, v, 1, settings, numbers=numbers, refresh=rounded)
             adam.adam_step(q, dec, m, v, 1, settings, numbers=numbers, unit_rows=True)
 
-        self.time("kernels of a TopK step", take_step)
+        return take_step
+
+    def whole_step_as_graph(self) -> None:
+        """The same kernels, captured once and replayed."""
+        take_step = self.make_step()
         make_stream: Any = torch.cuda.Stream
         side = make_stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -224,4 +233,4 @@ class _Kernels:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             take_step()
-        self.time("kernels of a TopK step, CUDA graph", graph.replay)
+        self.time(GRAPH, graph.replay)

@@ -135,3 +135,12 @@ def test_the_recipes_fit_their_promise() -> None:
         config = load_config(DoctorConfig, name, kinds=("doctor",))
         assert config.limit_seconds <= most
         assert max(config.seconds.model_dump().values()) < config.limit_seconds
+
+
+def test_an_unknown_backend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAECACHE_BACKEND", "abacus")
+    result = CliRunner().invoke(app, ["doctor", "--quick"])
+    assert result.exit_code == 2
+    assert "there is no backend 'abacus'" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,19 @@
 interpreter.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from saecache.configs import load_config
+from saecache.doctor import DoctorConfig
 from saecache.doctor.checks.operations import check_operations
 from saecache.doctor.checks.problems import Problem, make_problem
 from saecache.doctor.checks.screens import check_screens
 from saecache.doctor.checks.training import Place, check_training
 from saecache.doctor.checks.triton_kernels import check_kernels
+from saecache.doctor.measurements import triton_kernels as kernel_times
 from saecache.doctor.notes import Notes
 from saecache.train.backends.triton import gradients
 
@@ -40,6 +45,23 @@ def test_operations_pass(notes: Notes, problem: Problem) -> None:
 def test_kernels_pass(notes: Notes, problem: Problem) -> None:
     check_kernels(notes, problem)
     assert_all_passed(notes, at_least=18)
+
+
+def test_every_kernel_can_be_timed(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is called once, as on a GPU. CUDA graphs are not there."""
+
+    def call(run: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
+        run()
+        return [float(rounds)]
+
+    monkeypatch.setattr(kernel_times, "milliseconds", call)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(kernel_times._Kernels, "whole_step_as_graph", lambda self: None)
+    overrides = ["cpu.latents=[70]", "cpu.rows=5", "cpu.width=20", "cpu.k=2"]
+    sizes = load_config(DoctorConfig, "quick", overrides, kinds=("doctor",)).cpu
+    kernel_times.measure_kernels(notes, sizes, CPU)
+    assert notes.checks == [], "no group failed"
+    assert len(notes.figures) > 30
 
 
 def test_the_screen_passes(notes: Notes) -> None:
