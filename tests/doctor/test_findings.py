@@ -97,7 +97,7 @@ def test_credentials_are_named_and_never_shown(notes: Notes, monkeypatch: pytest
     assert "secret" not in "".join(facts.values())
     assert facts["download cache"].startswith("~/.cache/saecache (SAECACHE_CACHE_DIR): not there")
     assert not Path.home().joinpath(".cache").exists(), "looking makes nothing"
-    assert [figure.name for figure in notes.figures][0] == "write until durable"
+    assert notes.figures[0].name == "write until durable"
     assert list(Path("temporary").iterdir()) == []
 
 
