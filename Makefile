@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test stress stress-short lint types check bench bench-docs hooks wheel clean
+.PHONY: demo test stress stress-short lint types check bench bench-docs device-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
@@ -48,6 +48,10 @@ bench: $(VENV)/.installed
 # docs/benchmarks.md from the JSON files that the scripts wrote.
 bench-docs: $(VENV)/.installed
 	$(BIN)/python benchmarks/shared/page.py
+
+# The tables of docs/devices.md from the reports of "saecache doctor" in docs/devices/, and from docs/predictions.py.
+device-docs: $(VENV)/.installed
+	$(BIN)/python docs/fill_devices.py
 
 # ruff and mypy before every commit; see .pre-commit-config.yaml.
 hooks: $(VENV)/.installed

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, export, inspect, recipes, sharing, stages
+from .commands import cache, doctor, export, inspect, recipes, sharing, stages
 from .commands.border import RESUMES, add_command, note_interrupts
 
 
@@ -38,6 +38,7 @@ add_command(app, "export", export.export)
 add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
 add_command(app, "demo", stages.demo, interrupted=RESUMES)
+add_command(app, "doctor", doctor.doctor, interrupted=doctor.INTERRUPTED)
 app.add_typer(cache_app, name="cache")
 add_command(cache_app, "info", cache.cache_info)
 add_command(cache_app, "verify", cache.cache_verify)

@@ -15,26 +15,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from shared.measuring import Report, parser, ratios, timed
+from shared.measuring import Report, parser, ratios
 
+from saecache.doctor.measurements.harvest import bare_seconds, cut_after, make_gpt2
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.harvest.builtin.stdlib_text import stdlib_documents
 from saecache.harvest.forward import choose_batch_size, cpu_block
 from saecache.harvest.model import LanguageModel
 
-
-def make_model(folder: Path, *, width: int, layers: int, heads: int, context: int) -> None:
-    """GPT-2 with random weights, and the tokenizer of the embedded model."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    from saecache.harvest.builtin import DEMO_MODEL_PATH
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=max(context, 1024), **ids)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+CPU = torch.device("cpu")
 
 
 def write_text(folder: Path) -> str:
@@ -44,19 +34,6 @@ def write_text(folder: Path) -> str:
         for name, text in stdlib_documents():
             file.write(json.dumps({"name": name, "text": text}) + "\n")
     return str(folder)
-
-
-def bare_seconds(model: torch.nn.Module, tokens: int, batch: int, context: int) -> float:
-    """Of ``tokens`` tokens in forwards of [batch, context]."""
-    ids = torch.randint(0, 4096, (batch, context))
-    forwards = max(1, round(tokens / (batch * context)))
-
-    def run_forwards() -> None:
-        for _ in range(forwards):
-            model(input_ids=ids, use_cache=False)
-
-    with torch.no_grad():
-        return timed(run_forwards).seconds * tokens / (forwards * batch * context)
 
 
 def main() -> None:
@@ -77,7 +54,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", context=settings.context, **size)
+        make_gpt2(folder / "model", context=settings.context, **size)
         loaded = LanguageModel.load(str(folder / "model"), dtype=settings.dtype, device="cpu")
         batch = choose_batch_size(loaded, [hook], settings.context)
         words = f"GPT-2 of width {size['width']} with {size['layers']} layers, {hook}, {settings.dtype}"
@@ -87,9 +64,7 @@ def main() -> None:
             f"{words}, {tokens:,} tokens in batches of [{batch}, {settings.context}], "
             f"{torch.get_num_threads()} threads",
         )
-        bare = loaded.model.base_model
-        bare.h = bare.h[: block + 1]
-        bare.ln_f = torch.nn.Identity()
+        bare = cut_after(loaded.model.base_model, block)
         config = HarvestConfig.model_validate(
             {
                 "model": {"name": str(folder / "model"), "dtype": settings.dtype},
@@ -102,10 +77,10 @@ def main() -> None:
             }
         )
         shapes = sorted({batch, cpu_block(settings.context)})
-        bare_seconds(bare, tokens // 8, shapes[0], settings.context)  # warm
+        bare_seconds(bare, tokens // 8, shapes[0], CPU, settings.context)  # warm
         seconds: dict[str, list[float]] = {"bare forward": [], "harvest": [], "harvest with the shuffle": []}
         for number in range(settings.rounds):
-            by_shape = [bare_seconds(bare, tokens, shape, settings.context) for shape in shapes]
+            by_shape = [bare_seconds(bare, tokens, shape, CPU, settings.context) for shape in shapes]
             seconds["bare forward"].append(min(by_shape))
             result = harvest(config, folder / f"cache-{number}")
             share = tokens / result.manifest.counts["tokens"]

@@ -14,9 +14,6 @@ batch.
 
 import argparse
 import ctypes
-import json
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -25,6 +22,7 @@ from pathlib import Path
 import torch
 from shared.measuring import Cost, Report, parser, ratios, take_turns, timed
 
+from saecache.doctor.measurements.peers import PEERS, Peer
 from saecache.train.backends.scratch import release_scratch
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
@@ -36,8 +34,7 @@ from saecache.train.variants.losses.auxk import AuxK
 from saecache.train.variants.mutual_choice import MutualChoice
 from saecache.train.variants.topk import TopK
 
-PEER_SCRIPT = Path(__file__).parent / "peers" / "training_step.py"
-PEERS = ("SAELens", "dictionary_learning", "sparsify")
+PEER_SETTINGS = ("variant", "latents", "rows", "width", "k", "dead", "threads")
 DEAD_AFTER_ROWS = 10_000_000
 WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
 
@@ -94,53 +91,13 @@ def product(x: torch.Tensor, W: torch.Tensor, dtype: torch.dtype) -> Step:
     return lambda i: timed(lambda: torch.mm(x[i % len(x)], W.T, out=out))
 
 
-class Peer:
-    """Another package's trainer in a process of its own, which waits while it is not asked."""
-
-    def __init__(self, python: Path, name: str, settings: argparse.Namespace) -> None:
-        self.name = name
-        self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, PEER_SCRIPT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.messages,
-            text=True,
-        )
-        names = ("variant", "latents", "rows", "width", "k", "dead", "threads")
-        answer = self.ask(peer=name, **{key: getattr(settings, key) for key in names})
-        self.missing: str | None = answer.get("missing")
-
-    def ask(self, **values: object) -> dict:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(values) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"missing": f"its process ended: {self.last_message()}"}
-
-    def last_message(self) -> str:
-        self.process.wait()
-        self.messages.seek(0)
-        return (self.messages.read().strip().splitlines() or ["without a word"])[-1]
-
-    def __call__(self, i: int) -> Cost:
-        answer = self.ask(step=i)
-        if "seconds" not in answer:
-            raise SystemExit(f"{self.name} stopped: {answer['missing']}")
-        return Cost(answer["seconds"], answer["cpu_seconds"])
-
-    def close(self) -> None:
-        self.process.communicate()
-        self.messages.close()
-
-
 def start_peers(settings: argparse.Namespace) -> dict[str, Peer]:
     """Each package from the first environment that has it."""
     found: dict[str, Peer] = {}
     for name in settings.peer if settings.variant in ("topk", "batch_topk") else ():
         reasons = []
         for python in settings.peer_python:
-            peer = Peer(python, name, settings)
+            peer = Peer(python, name, {key: getattr(settings, key) for key in PEER_SETTINGS})
             if peer.missing is None:
                 found[name] = peer
                 break

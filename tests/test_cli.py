@@ -17,7 +17,7 @@ from saecache.commands.border import RESUMES, message_of
 from saecache.commands.printing import shell_line, suggest_hook, train_words
 
 COMMANDS = [
-    *("harvest", "train", "evaluate", "report", "export", "inspect", "recipes", "demo"),
+    *("harvest", "train", "evaluate", "report", "export", "inspect", "recipes", "demo", "doctor"),
     *(
         f"cache {name}"
         for name in ("info", "verify", "ls", "push", "pull", "rm", "slice", "merge", "convert")

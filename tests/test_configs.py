@@ -15,19 +15,21 @@ from saecache.common.errors import UsageError
 from saecache.configs import list_recipes, load_config
 from saecache.configs.loading import setting_names
 from saecache.configs.overrides import apply_override
+from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
 from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
 from saecache.train import TrainConfig
 
 ROOT = Path(saecache.__file__).parent
-PACKAGES = ("store", "harvest", "train", "evaluate")
+PACKAGES = ("store", "harvest", "train", "evaluate", "doctor")
 CLASS_OF_KIND = {
     "harvest": HarvestConfig,
     "train": TrainConfig,
     "papers": TrainConfig,
     "evaluate": EvaluateConfig,
     "synthetic": SyntheticConfig,
+    "doctor": DoctorConfig,
 }
 
 
@@ -150,6 +152,7 @@ def test_bad_overrides_are_told(override: str) -> None:
         ("harvest", HarvestConfig),
         ("train", TrainConfig),
         ("evaluate", EvaluateConfig),
+        ("doctor", DoctorConfig),
         ("evaluate.synthetic", SyntheticConfig),
     ],
 )

@@ -27,10 +27,12 @@ import saecache
 from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.configs import load_config
+from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig
+from saecache.train.variants import VARIANTS
 
 ROOT = Path(saecache.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +44,11 @@ OTHER_PROGRAMS = {"export", "make", "srun", "if", "pip"}  # what a shell block m
 SMALL = {
     "harvest": ["num_tokens=1_500", "batch_size=8", "tokens.context=64", "heldout_fraction=0.3"],
     "train": ["num_latents=128", "batch_rows=128", "steps=4", "log.heldout_every_steps=null"],
+    "doctor": [
+        *("limit_seconds=600", "checks.operations=[[9, 40, 12, 3]]", "checks.screen_widths=[24]"),
+        *("checks.training=[32, 96, 16]", "cpu.latents=[128]", "cpu.rows=64", "cpu.width=32", "cpu.k=4"),
+        *("cpu.rounds=1", "cpu.cache_mib=1", "cpu.tokens=1000"),
+    ],
 }
 DEMO_HOOKS = ("resid_post.3", "mlp_out.3")
 
@@ -120,13 +127,14 @@ def test_inline_commands_and_settings_exist(page: Path) -> None:
 
 
 def assert_valid_setting(setting: str) -> None:
-    """Of a harvest, a training run or an evaluation."""
+    """Of a harvest, a training run, an evaluation or an examination."""
     setting += "1" if setting.endswith("=") else ""
     refusals = []
     kinds = (
         (HarvestConfig, "demo", "harvest"),
         (TrainConfig, "topk", "train"),
         (EvaluateConfig, "demo", "evaluate"),
+        (DoctorConfig, "default", "doctor"),
     )
     for model, recipe, kind in kinds:
         try:
@@ -315,6 +323,42 @@ def test_costs_are_those_of_the_script() -> None:
     assert f"<!-- costs -->\n{table}\n<!-- end of costs -->" in (ROOT / "docs" / "sharing.md").read_text(
         "utf-8"
     )
+
+
+def test_devices_page_is_made_from_reports_and_predictions() -> None:
+    page = (ROOT / "docs" / "devices.md").read_text("utf-8")
+    fill = runpy.run_path(str(ROOT / "docs" / "fill_devices.py"))["fill"]
+    assert fill(page) == page, "run: make device-docs"
+
+
+def test_predictions_by_hand() -> None:
+    """The bytes of Adam, the operations of the screen, and a step that is the sum of its phases."""
+    module: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "predictions.py"))
+    steps, h100 = module["STEPS"], module["GPUS"][1]
+    assert steps.keys() == VARIANTS.keys()
+    phases = {phase.name: phase for phase in steps["topk"](24_576)}
+    assert phases["Adam"].bytes == (7 * 4 * 2 + 2) * 24_576 * 768
+    assert phases["screening product"].tensor == 2 * 4096 * 24_576 * 768
+    assert phases["exact pre-activations"].bytes == 2 * 32 * 4096 * 768 * 4
+    assert sum(phase.launches for phase in phases.values()) <= 60
+    by_hand = phases["Adam"].bytes / (0.85 * 3.35e12) + 6 * 2.5e-6
+    assert phases["Adam"].seconds(h100) == pytest.approx(by_hand)
+    whole = module["seconds"](steps["topk"], 24_576, h100)
+    assert whole == pytest.approx(sum(phase.seconds(h100) for phase in phases.values()))
+    for kind, step in steps.items():
+        times = [module["seconds"](step, F, gpu) for F in module["LATENTS"] for gpu in module["GPUS"]]
+        assert times[1] >= times[2] > 0, f"{kind}: an H200 has the memory's speed more than an H100"
+        assert all(more > less for less, more in zip(times[:4], times[4:], strict=True)), kind
+
+
+def test_predictions_are_called_so() -> None:
+    page = (ROOT / "docs" / "devices.md").read_text("utf-8")
+    predicted = page[page.index("## Predicted") :]
+    assert "**These are predictions, not measurements.**" in predicted
+    heads = re.findall(r"^(\|.*)\n\| --- ", predicted, re.MULTILINE)
+    assert len(heads) == 4
+    assert all("predicted" in head for head in heads[1:])
+    assert "stated by the maker" in heads[0]
 
 
 def test_sizes_of_the_costs_by_hand() -> None:

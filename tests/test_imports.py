@@ -17,6 +17,7 @@ LAYERS = {  # package -> the packages of ours it may import
     "harvest": {"common", "store"},
     "train": {"common", "store"},
     "evaluate": {"common", "store", "train"},
+    "doctor": {"common", "store", "harvest", "train"},
 }
 
 

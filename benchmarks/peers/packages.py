@@ -45,14 +45,14 @@ def saelens(settings) -> Trainer:
             d_in=settings.width, d_sae=settings.latents, k=settings.k, aux_loss_coefficient=1 / 32,
             decoder_init_norm=1.0,
         )
-    )  # fmt: skip
+    ).to(settings.device)  # fmt: skip
     config = SAETrainerConfig(
         total_training_samples=settings.steps * settings.rows,
         train_batch_size_samples=settings.rows,
         lr=settings.learning_rate,
         lr_end=settings.learning_rate,
         lr_warm_up_steps=settings.warmup_steps,
-        device="cpu",
+        device=settings.device,
     )
     trainer = SAETrainer(config, sae, data_provider=iter(()))
 
@@ -73,7 +73,7 @@ def dictionary_learning(settings) -> Trainer:
     trainer_class = {"topk": TopKTrainer, "batch_topk": BatchTopKTrainer}[settings.variant]
     trainer = trainer_class(
         steps=settings.steps, activation_dim=settings.width, dict_size=settings.latents, k=settings.k,
-        layer=0, lm_name="none", device="cpu", seed=settings.seed, lr=settings.learning_rate,
+        layer=0, lm_name="none", device=settings.device, seed=settings.seed, lr=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
     )  # fmt: skip
     ae, steps = trainer.ae, iter(range(FOREVER))
@@ -95,13 +95,14 @@ def sparsify(settings) -> Trainer:
     if settings.variant != "topk":
         raise ImportError(f"it has no {settings.variant}")
     torch.set_float32_matmul_precision("high")  # as its trainer does
-    coder = SparseCoder(settings.width, SparseCoderConfig(num_latents=settings.latents, k=settings.k))
+    config = SparseCoderConfig(num_latents=settings.latents, k=settings.k)
+    coder = SparseCoder(settings.width, config).to(settings.device)
     coder.set_decoder_norm_to_unit_norm()
     optimizer = torch.optim.Adam(coder.parameters(), lr=settings.learning_rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
     )
-    since_fired = torch.zeros(settings.latents, dtype=torch.long)
+    since_fired = torch.zeros(settings.latents, dtype=torch.long, device=settings.device)
     steps = iter(range(FOREVER))
 
     def step(x):  # what its trainer does with one batch of activations

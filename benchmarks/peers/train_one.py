@@ -34,7 +34,8 @@ def main():
     rows, heldout = (torch.from_numpy(np.load(settings[name])) for name in ("rows_file", "heldout_file"))
     try:
         results = [
-            train(SimpleNamespace(**settings, seed=seed), rows, heldout) for seed in range(settings["seeds"])
+            train(SimpleNamespace(**settings, seed=seed, device="cpu"), rows, heldout)
+            for seed in range(settings["seeds"])
         ]
     except ImportError as error:
         answer(missing=str(error))

@@ -12,94 +12,41 @@ import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import saecache
+from saecache.doctor.findings.machine import cpu_facts, processor_name, total_memory_bytes
+from saecache.doctor.timing import (
+    Cost,
+    Summary,
+    format_number,
+    format_summary,
+    ratios,
+    seconds_of,
+    take_turns,
+    timed,
+)
+
+__all__ = [
+    "Cost", "Report", "Summary", "format_number", "format_summary", "machine", "parser", "ratios",
+    "seconds_of", "take_turns", "timed",
+]  # fmt: skip
 
 RESULTS = Path(__file__).parents[1] / "results"
-Key = TypeVar("Key")
-
-
-class Cost(NamedTuple):
-    """Seconds on the clock, and seconds of processor time over all threads of this process."""
-
-    seconds: float
-    cpu_seconds: float
-
-
-class Summary(NamedTuple):
-    """The median of some rounds, with the smallest and the largest value."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Summary":
-        found = [float(value) for value in values]
-        return cls(median(found), min(found), max(found), len(found))
-
-
-def timed(work: Callable[[], object]) -> Cost:
-    """What a call costs."""
-    started, cpu_started = time.perf_counter(), time.process_time()
-    work()
-    return Cost(time.perf_counter() - started, time.process_time() - cpu_started)
-
-
-def take_turns(
-    ways: Mapping[Key, Callable[[], Any]],
-    rounds: int,
-    warm_up: int = 1,
-    after_round: Callable[[], None] | None = None,
-) -> dict[Key, list[Any]]:
-    """Call every way once a round and return what each returned, the first ``warm_up`` rounds left out.
-
-    A way returns its own measurement (as :func:`timed` makes it). ``after_round`` cleans up, untimed.
-    """
-    results: dict[Key, list[Any]] = {name: [] for name in ways}
-    for number in range(warm_up + rounds):
-        for name, way in ways.items():
-            result = way()
-            if number >= warm_up:
-                results[name].append(result)
-        if after_round is not None:
-            after_round()
-    return results
-
-
-def seconds_of(costs: Mapping[Key, Sequence[Cost]]) -> dict[Key, list[float]]:
-    """The seconds on the clock of what took turns."""
-    return {name: [cost.seconds for cost in found] for name, found in costs.items()}
-
-
-def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Round by round: both values of a ratio come from the same round."""
-    return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
 def machine() -> dict[str, Any]:
     """What the figures depend on. Nothing in it names a computer or a person."""
     import torch
 
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    processor = facts.get("model name", platform.processor() or platform.machine())
-    if family := facts.get("cpu family"):
-        processor += f" (family {family}, model {facts.get('model')})"
-    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
-        "processor": processor,
+        "processor": processor_name(cpu_facts()),
         "cores": os.cpu_count(),
-        "memory_gib": round(pages * page_bytes / 2**30),
+        "memory_gib": round(total_memory_bytes() / 2**30),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -192,19 +139,3 @@ def command_line(script: str) -> str:
             word = f"{option}=PATH"
         words.append("PATH" if word.startswith(("/", "~")) else word)
     return shlex.join(["python", f"benchmarks/{script}.py", *words])
-
-
-def format_summary(summary: Summary, decimals: int = 2) -> str:
-    """As "1.02 (0.98 to 1.10)"; without a range where it is a single value."""
-    middle, low, high = (format_number(value, decimals) for value in summary[:3])
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def format_number(value: float, decimals: int = 2) -> str:
-    """Three significant digits, or more ``decimals``; whole numbers from 1,000 on."""
-    size = abs(value)
-    if value == round(value) or size >= 1000:
-        return f"{value:,.0f}"
-    if size < 0.1 and decimals == 2:
-        return f"{value:.2g}"
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else decimals}f}"

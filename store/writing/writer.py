@@ -223,8 +223,8 @@ class CacheWriter:
         """Shuffle, write the arrays and last the manifest; then close.
 
         Rows that are in memory since the last commit go into the arrays from there. A process that is killed
-        meanwhile loses them, as it does at any other time before a commit; after an error they are committed. With
-        a ``delivery`` they are committed first.
+        meanwhile loses them, as it does at any other time before a commit; after an error they are committed.
+        With a ``delivery`` they are committed first.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).

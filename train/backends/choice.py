@@ -31,6 +31,15 @@ def backend_of(tensor: Tensor) -> Backend:
     return load_backend(next(name for name, serves in _backends() if serves(tensor)))
 
 
+def preferences(tensor: Tensor) -> dict[str, tuple[int, bool]]:
+    """Every backend with its preference, the highest first, and whether it serves ``tensor``."""
+    here = import_module(__package__)
+    return {
+        name: (import_module(f".{name}", here.__name__).PREFERENCE, serves(tensor))
+        for name, serves in _backends()
+    }
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Use the backend ``name`` for everything inside the block; for comparisons and tests."""

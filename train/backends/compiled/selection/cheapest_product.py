@@ -72,7 +72,7 @@ def _fastest(width: int, *, eight_bits: bool = True) -> Product:
     others: tuple[Product, ...] = ("bfloat16", "int8") if eight_bits else ("bfloat16",)
     seconds = _seconds(width)
     for product in others:
-        if seconds[product] * CLEARLY_FASTER < seconds[best] and _keeps_bounds(product, width):
+        if seconds[product] * CLEARLY_FASTER < seconds[best] and keeps_bounds(product, width):
             best = product
     return best
 
@@ -111,7 +111,7 @@ def _tops(num_rows: int) -> Any:
     return np.empty((num_rows, LATENTS // CHUNK), np.int32)
 
 
-def _keeps_bounds(product: Product, width: int) -> bool:
+def keeps_bounds(product: Product, width: int) -> bool:
     """Check the bounds on random rows, and int8 sums on the largest codes.
 
     Some processors first add int8 products up in sixteen bits, which overflows.

@@ -1,0 +1,1 @@
+"""What must hold on every device; the tests call these functions too."""

@@ -1,0 +1,1 @@
+"""Facts about the machine. None of them is a credential."""

@@ -1,0 +1,1 @@
+"""How fast the stages are, against what limits them."""

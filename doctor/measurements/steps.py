@@ -1,0 +1,104 @@
+"""A training step of every kind, in turns with the encoder's matrix product alone.
+
+Legend: B rows, D model width, F latents.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ...train.backends.scratch import release_scratch
+from ...train.variants import VARIANTS
+from ..config import Sizes
+from ..notes import Notes
+from ..timing import Cost, ratios, take_turns, timed, waiting_for
+from ..trainees import fitting_latents, make_trainee, make_variant, step_of, unit_rows
+
+WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
+AT_A_TIME = {"cuda": 5}  # steps between two readings of the clock, so that a GPU is not waited for after each
+DENSE_KINDS = ("relu", "gated", "jumprelu")  # about half of the latents are active at the start: they take
+PRODUCTS = {"product, float32": torch.float32, "product, bfloat16": torch.bfloat16}  # longest, and come last
+
+
+def measure_steps(notes: Notes, sizes: Sizes, device: torch.device, backend: str) -> None:
+    """The section ``steps``: every kind at every number of latents.
+
+    ``backend`` is the name of the one that computes, for the titles.
+    """
+    for wanted in sizes.latents:
+        latents = fitting_latents(wanted, sizes.rows, sizes.width, device)
+        if latents < wanted:
+            notes.leave_out(f"F = {wanted:,}", f"the memory has room for F = {latents:,} only")
+        _measure_at(notes, sizes, latents, device, backend)
+
+
+def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, backend: str) -> None:
+    size = f"{backend}, F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
+    x = unit_rows(2, sizes.rows, sizes.width, device)
+    seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
+    kinds = sorted(VARIANTS, key=lambda kind: (kind in DENSE_KINDS, kind))
+    for item in notes.each(f"{kind}, {backend}, F = {latents:,}" for kind in kinds):
+        kind = item.partition(",")[0]
+        with notes.attempt(f"{item}: a step"), torch.no_grad():
+            try:
+                found = _measure_kind(notes, kind, sizes, latents, x)
+            except torch.OutOfMemoryError:
+                notes.leave_out(item, "out of memory on the device")
+                found = {}
+            for name in PRODUCTS:
+                seconds[name] += found.get(name, [])
+            if kind in found:
+                notes.measure(f"step: {size}", kind, "ms", [1e3 * s for s in found[kind]])
+                slower = ratios(found[kind], found["product, float32"])
+                notes.measure(f"step / float32 product of the encoder alone: {size}", kind, "", slower)
+        release_scratch()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    for name, taken in seconds.items():
+        if taken:
+            notes.measure(f"step: {size}", f"{name}, of the encoder alone", "ms", [1e3 * s for s in taken])
+
+
+def _measure_kind(notes: Notes, kind: str, sizes: Sizes, latents: int, x: Tensor) -> dict[str, list[float]]:
+    """Seconds of a step of ``kind`` and of each product, round by round."""
+    device, rows, width = x.device, sizes.rows, sizes.width
+    k = min(sizes.k, latents // 2)
+    trainee = make_trainee(make_variant(kind, k), rows=rows, latents=latents, width=width, device=device)
+    W_enc = trainee.parameters["W_enc"].clone()
+    ways = {kind: timer(step_of(trainee, x), device)}
+    ways |= {name: timer(product(x, W_enc, dtype), device) for name, dtype in PRODUCTS.items()}
+    costs = take_turns(ways, sizes.rounds, WARM_UP, time_left=notes.time_left)
+    return {name: [cost.seconds for cost in found] for name, found in costs.items()}
+
+
+def timer(
+    work: Callable[[int], object], device: torch.device, together: int | None = None
+) -> Callable[[], Cost]:
+    """A function that times ``work(i)``, i = 0, 1, ...
+
+    It gives the mean of ``together`` at a time; None is :data:`AT_A_TIME`.
+    """
+    together = together or AT_A_TIME.get(device.type, 1)
+    numbers, wait = count(), waiting_for(device)
+
+    def run() -> None:
+        for _ in range(together):
+            work(next(numbers))
+
+    def measure() -> Cost:
+        cost = timed(run, wait)
+        return Cost(cost.seconds / together, cost.cpu_seconds / together)
+
+    return measure
+
+
+def product(x: Tensor, W: Tensor, dtype: torch.dtype) -> Callable[[int], Tensor]:
+    """All pre-activations of batch i of ``x`` [batches, B, D] into memory that is there already.
+
+    It is the least that a dense encoder ``W`` [F, D] does.
+    """
+    x, W = x.to(dtype), W.to(dtype)
+    out = torch.empty(x.shape[1], W.shape[0], dtype=dtype, device=x.device)
+    return lambda i: torch.mm(x[i % len(x)], W.T, out=out)
