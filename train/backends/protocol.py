@@ -16,16 +16,21 @@ from ..pairs import Pairs
 from .sources import Source
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdamSettings:
-    """Settings of a step of Adam (Kingma & Ba 2015); ``decoupled`` is AdamW (Loshchilov & Hutter 2019)."""
+    """Settings of a step of Adam (Kingma & Ba 2015); ``decoupled`` is AdamW (Loshchilov & Hutter 2019).
+
+    Attributes:
+        gradient_scale: multiplies the gradient first, for clipping. A tensor (float64 [], on the device of
+            the parameter) spares the host from reading it; if it is NaN, nothing is changed.
+    """
 
     learning_rate: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float = 0.0
     decoupled: bool = False  # weight decay is subtracted from the weights, not added to the gradient
-    gradient_scale: float = 1.0  # multiplies the gradient first, for clipping
+    gradient_scale: float | Tensor = 1.0
 
 
 class Backend(Protocol):
@@ -63,6 +68,38 @@ class Backend(Protocol):
 
     def decode(self, pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
         """bias + sum over a row's pairs of value * W[latent]: [B, D]."""
+
+    def reconstruct(
+        self, codes: Pairs, W_dec: Tensor, target: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode ``codes`` without bias and compare with ``target`` [B, D].
+
+        Returns:
+            error = codes W_dec - target [B, D]; scale * <error[row], W_dec[latent]> of every pair, [P]; and
+            the sum of the squares of the error, float64 [].
+        """
+
+    def weight_gradients(
+        self,
+        codes: Pairs,
+        d_pre: Tensor,
+        x_centered: Tensor,
+        error: Tensor,
+        scale: float,
+        W_enc_grad: Tensor,
+        W_dec_grad: Tensor,
+    ) -> Tensor:
+        """Add the gradients of both matrices [F, D] over the pairs of ``codes``, in a fixed order.
+
+        W_enc_grad[latent] += sum of d_pre * x_centered[row], W_dec_grad[latent] += sum of scale * value *
+        error[row], with ``d_pre`` [P], ``x_centered`` and ``error`` [B, D].
+
+        Returns:
+            The sum of ``d_pre`` over the pairs of each latent, [F].
+        """
+
+    def count_active(self, codes: Pairs) -> tuple[Tensor, Tensor]:
+        """Count the values other than 0: those of each row, int64 [B], and of each latent, int64 [F]."""
 
     def accumulate_by_latent(self, pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
         """out[latent] += sum over the latent's pairs of coefficient * source[row], in a fixed order.

@@ -54,7 +54,9 @@ class Encoder:
         if self.b_enc.shape != (num_latents,):
             raise ValueError(f"b_enc must be [{num_latents}], got {tuple(self.b_enc.shape)}")
         for name in ("x_centered", "W_enc", "b_enc"):
-            object.__setattr__(self, name, getattr(self, name).detach().contiguous())
+            tensor: Tensor = getattr(self, name)
+            if tensor.requires_grad or not tensor.is_contiguous():  # else it stays the same object, of which
+                object.__setattr__(self, name, tensor.detach().contiguous())  # a backend may keep something
         if self.block_rows is not None and self.block_rows < 1:
             raise ValueError(f"block_rows must be at least 1, got {self.block_rows}")
         if self.block_rows is None:

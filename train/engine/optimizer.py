@@ -65,6 +65,7 @@ class Optimizer:
         self.unit_norm = {"W_dec"} if unit_norm_decoder else set()
         self.parameters = {name: tensor for name, tensor in parameters.items() if name not in set(frozen)}
         self.steps = torch.zeros((), dtype=torch.int64)
+        self.sound: Tensor | None = None  # bool [] on the device: every loss and norm so far was finite
         self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
@@ -76,17 +77,28 @@ class Optimizer:
         ]
         return torch.stack(norms).square().sum().sqrt()
 
-    def step(self, gradients: Mapping[str, Tensor], norm: Tensor, learning_rate: float) -> None:
-        """Update every parameter in place; scale the gradients if their ``norm`` is above ``clip_norm``."""
+    def step(
+        self,
+        gradients: Mapping[str, Tensor],
+        norm: Tensor,
+        learning_rate: float,
+        loss: Tensor | None = None,
+    ) -> None:
+        """Update every parameter in place; scale the gradients if their ``norm`` is above ``clip_norm``.
+
+        From the first ``norm`` or ``loss`` (float64 []) on that is not finite, nothing is updated any more,
+        and :attr:`sound` says so. The host reads neither.
+        """
         self.steps += 1
-        limit = self.config.clip_norm
+        sound = finite(norm) if loss is None else finite(norm + loss)
+        self.sound = sound if self.sound is None else self.sound.logical_and_(sound)
         settings = AdamSettings(
             learning_rate=learning_rate,
             betas=self.config.betas,
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,
             decoupled=self.config.kind == "adamw",
-            gradient_scale=1.0 if limit is None else min(1.0, limit / (float(norm) + 1e-6)),
+            gradient_scale=torch.where(self.sound, clip_factor(norm, self.config.clip_norm), torch.nan),
         )
         for name, tensor in self.parameters.items():
             moments = self.exp_avg[name], self.exp_avg_sq[name]
@@ -107,6 +119,18 @@ class Optimizer:
         averages = {f"exp_avg.{name}": tensor for name, tensor in self.exp_avg.items()}
         squares = {f"exp_avg_sq.{name}": tensor for name, tensor in self.exp_avg_sq.items()}
         return {"steps": self.steps, **averages, **squares}
+
+
+def clip_factor(norm: Tensor, limit: float | None) -> Tensor:
+    """The factor that clipping multiplies gradients of a global ``norm`` (float64 []) by: float64 []."""
+    if limit is None:
+        return torch.ones_like(norm)
+    return (limit / (norm + 1e-6)).clamp_max(1.0)
+
+
+def finite(number: Tensor) -> Tensor:
+    """Whether ``number`` [] is neither NaN nor infinite: bool []. One operation less than isfinite needs."""
+    return number - number == 0
 
 
 def normalize_rows(weights: Tensor) -> None:

@@ -5,6 +5,7 @@ no host synchronization, and a CUDA graph can replay the step. The sweep can als
 screening product needs of the updated rows (:mod:`.rounding`).
 """
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +64,7 @@ def _updated(p, g, m, v, n):
 def _flat_kernel(parameter, gradient, mean, square, n, size, N: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = i < size
+    inside &= tl.load(n) >= 0  # a scale that is NaN suppresses the update
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
     m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
     p, m, v = _updated(p, g, m, v, n)
@@ -78,7 +80,8 @@ def _rows_kernel(
 ):  # fmt: skip
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
-    inside = column < D
+    sound = tl.load(n) >= 0  # a scale that is NaN suppresses the update
+    inside = (column < D) & sound
     i = f * D + column
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
     m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
@@ -96,8 +99,8 @@ def _rows_kernel(
         left_out = p - low.to(tl.float32)
         length = upward_norm(p, D)
         tl.store(rounded + i, low, mask=inside)
-        tl.store(norm + f, length)
-        tl.store(factor + f, latent_factor(length, upward_norm(left_out, D)))
+        tl.store(norm + f, length, mask=sound)
+        tl.store(factor + f, latent_factor(length, upward_norm(left_out, D)), mask=sound)
 
 
 @kernel
@@ -139,11 +142,9 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
     return squares.sum().sqrt()
 
 
-def clip_factor(norm: Tensor, limit: float | None) -> Tensor:
-    """What clipping multiplies gradients of a global ``norm`` (float64 []) by: float64 [], on the device."""
-    if limit is None:
-        return torch.ones_like(norm)
-    return (limit / (norm + 1e-6)).clamp_max(1.0)
+@cache
+def _constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _on(device: torch.device, value: float | Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,7 +168,7 @@ def adam_numbers(
         learning_rate, gradient_scale: float64 [] on the device; None takes those of ``settings``.
     """
     fixed = (*settings.betas, settings.eps, settings.weight_decay, float(settings.decoupled))
-    constants = torch.stack([_on(device, value, torch.float64) for value in fixed])
+    constants = _constants(fixed, device)
     rate = _on(device, settings.learning_rate if learning_rate is None else learning_rate, torch.float64)
     scale = _on(device, settings.gradient_scale if gradient_scale is None else gradient_scale, torch.float64)
     out = torch.empty(10, device=device)

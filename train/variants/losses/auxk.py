@@ -22,8 +22,7 @@ class AuxK(FrozenModel):
 
     def __call__(self, part: Batch, error: Tensor) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
-        dead = part.dead.nonzero().flatten()
-        reconstruct_leftover(part, error, dead, k=self.k, coefficient=self.coefficient, name="auxk")
+        reconstruct_leftover(part, error, part.dead_latents(), k=self.k, coefficient=self.coefficient, name="auxk")
 
 
 def reconstruct_leftover(
@@ -42,8 +41,8 @@ def reconstruct_leftover(
     for rows, some in part.split(max(SOME_PAIRS // k, 64)):
         chosen = pre.of_rows(rows).largest_per_row(k)
         codes = chosen.keep(chosen.value > 0)
-        _, d_value = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
-        backpropagate(some, codes, d_value)
+        found = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
+        backpropagate(some, codes, found.d_value, found)
 
 
 def default_k(d_model: int) -> int:

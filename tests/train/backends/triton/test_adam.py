@@ -5,8 +5,9 @@ import torch
 
 from saecache.train.backends.compiled import adam as cpu
 from saecache.train.backends.protocol import AdamSettings
-from saecache.train.backends.triton.adam import adam_numbers, adam_step, clip_factor, gradient_norm
+from saecache.train.backends.triton.adam import adam_numbers, adam_step, gradient_norm
 from saecache.train.backends.triton.rounding import round_latents
+from saecache.train.engine.optimizer import clip_factor
 
 from .cases import assert_close, numbers
 
