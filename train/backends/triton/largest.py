@@ -113,7 +113,7 @@ class LargestPerRow:
     def _select_whole_rows(self, rows: Tensor) -> None:
         f = self.factors
         x, W, bias_of = (f.W, f.x, "row") if self.swapped else (f.x, f.W, "latent")
-        for some in rows.split(matrix_rows(len(W))):
+        for some in rows.split(matrix_rows(len(W), W.device)):
             bias = f.b[some] if self.swapped else f.b
             values = exact_matrix(x[some], W, bias, bias_of)
             self._keep(values.view(-1), some)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..bounds import LARGEST_PRE_ACTIVATION, RowNorms, check_finite_factors
+from ..sources import block_bytes
 from .launch import whole_rows
 from .rounding import ScreenRows, round_batch, round_latents
 from .screen import SMALLEST_CHUNK, keeps_bounds
 
-MATRIX_BYTES = 1 << 30  # of exact pre-activations at a time, where a selection looks at all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,6 @@ def screening_pays(device: torch.device, width: int, num_columns: int, wanted_of
     return wanted_of_row * SMALLEST_CHUNK <= num_columns and keeps_bounds(device, width)
 
 
-def matrix_rows(num_columns: int) -> int:
-    """How many rows of exact pre-activations fit in :data:`MATRIX_BYTES`."""
-    return max(1, MATRIX_BYTES // (4 * max(num_columns, 1)))
+def matrix_rows(num_columns: int, device: torch.device) -> int:
+    """How many rows of exact pre-activations fit in a block, where a selection looks at all of them."""
+    return max(1, block_bytes(device) // (4 * max(num_columns, 1)))
