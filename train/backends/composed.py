@@ -3,8 +3,9 @@
 Legend: B rows, D model width, F latents, P pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ...common.fvu import sum_of_squares
@@ -45,3 +46,19 @@ def count_active(codes: Pairs) -> tuple[Tensor, Tensor]:
     """See :meth:`.protocol.Backend.count_active`."""
     active = codes.keep(codes.value != 0)
     return active.row_ptr.diff(), active.count_per_latent()
+
+
+def global_norm(
+    gradient_norm: Callable[[Tensor, Tensor | None], Tensor],
+    gradients: Sequence[tuple[Tensor, Tensor | None]],
+) -> Tensor:
+    """See :meth:`.protocol.Backend.global_norm`."""
+    norms = [gradient_norm(gradient, unit_rows_of) for gradient, unit_rows_of in gradients]
+    return torch.stack(norms).square().sum().sqrt()
+
+
+def clip(figures: Tensor, limit: float | None, unsound: Tensor) -> Tensor:
+    """See :meth:`.protocol.Backend.clip`."""
+    unsound += (figures * 0).sum()  # NaN if one of them is not finite
+    scale = 1.0 if limit is None else (limit / (figures[-1] + 1e-6)).clamp_max(1.0)
+    return scale + unsound

@@ -7,6 +7,7 @@ A new backend is a new folder beside ``plain`` and ``compiled``; see CONTRIBUTIN
 Legend: B rows, D model width, F latents, P pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,6 +115,20 @@ class Backend(Protocol):
         """The L2 norm of ``gradient`` [F, D] (or [D]): float64 []; not finite if an entry is not.
 
         With ``unit_rows_of`` [F, D] the part of each row along that row is removed first.
+        """
+
+    def global_norm(self, gradients: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """The L2 norm of all ``gradients`` together, each with its ``unit_rows_of``: float64 []."""
+
+    def clip(self, figures: Tensor, limit: float | None, unsound: Tensor) -> Tensor:
+        """The factor that clipping multiplies gradients by, float64 [] on the device.
+
+        It is NaN, so that :meth:`adam_step` changes nothing, from the first call on whose ``figures`` are not
+        all finite: ``unsound`` (float64 []) is 0 before, and is made NaN then.
+
+        Args:
+            figures: float64 [n]; the last one is the gradients' global norm.
+            limit: the largest norm; None does not clip.
         """
 
     def adam_step(

@@ -106,8 +106,7 @@ class Trainee:
         """
         dead = dead_latents(self.rows_since_active, dead_after_rows)
         if number_in_step == 0:
-            for gradient in self.gradients.values():
-                gradient.zero_()
+            torch._foreach_zero_(list(self.gradients.values()))
             self._outcome = Outcome.empty(self.plan.num_latents, x_centered.device)
         self._batch = batch = Batch(
             x_centered=x_centered,
@@ -149,11 +148,15 @@ class Trainee:
         finish_gradients(batch)
         outcome, norm = batch.outcome, self.optimizer.global_norm(self.gradients)
         self.settle()
-        figures = torch.stack([*outcome.losses.values(), outcome.squared_error, norm])
+        figures = self.optimizer.step(
+            self.gradients,
+            norm,
+            self.peak_learning_rate * rate_factor,
+            [*outcome.losses.values(), outcome.squared_error],
+        )
         self._applied = Applied(outcome=outcome, number=batch.number, figures=LateRead(figures))
         if norm.device.type == "cpu":
             self.settle()
-        self.optimizer.step(self.gradients, norm, self.peak_learning_rate * rate_factor, outcome.loss)
         self.variant.after_step(batch, self.optimizer)
         count_rows(self.rows_since_active, outcome.firing, batch.step_rows)
 

@@ -16,7 +16,7 @@ from . import above as kernels_above
 from . import adam, gradients, largest
 from . import decode as kernels_decode
 from . import largest_of_batch as kernels_batch
-from .adam import gradient_norm
+from .adam import clip, global_norm, gradient_norm
 from .decode import decode
 from .exact import sddmm
 from .gradients import accumulate_by_latent
@@ -27,8 +27,10 @@ __all__ = [
     "above",
     "accumulate_by_latent",
     "adam_step",
+    "clip",
     "count_active",
     "decode",
+    "global_norm",
     "gradient_norm",
     "largest_of_batch",
     "largest_per_latent",
@@ -90,10 +92,11 @@ def weight_gradients(
     W_dec_grad: Tensor,
 ) -> Tensor:
     """As :meth:`..protocol.Backend.weight_gradients`."""
-    per_latent = torch.zeros(codes.num_latents, device=error.device)
+    per_latent = torch.empty(codes.num_latents, device=error.device)
     gradients.weight_gradients(
-        codes, d_pre, codes.value * scale, x_centered, error, W_enc_grad, W_dec_grad, per_latent
-    )
+        codes, d_pre, codes.value, x_centered, error, W_enc_grad, W_dec_grad, per_latent, add_bias=False,
+        scale=scale,
+    )  # fmt: skip
     return per_latent
 
 

@@ -100,10 +100,12 @@ class Outcome:
 
     @classmethod
     def empty(cls, num_latents: int, device: torch.device) -> "Outcome":
+        zeros = torch.zeros(8 + 12 * num_latents, dtype=torch.uint8, device=device)  # all in one operation
+        error, firing, through_encoder = zeros.split([8, 8 * num_latents, 4 * num_latents])
         return cls(
-            squared_error=torch.zeros((), dtype=torch.float64, device=device),
-            firing=torch.zeros(num_latents, dtype=torch.int64, device=device),
-            through_encoder=torch.zeros(num_latents, device=device),
+            squared_error=error.view(torch.float64)[0],
+            firing=firing.view(torch.int64),
+            through_encoder=through_encoder.view(torch.float32),
         )
 
     def add_loss(self, name: str, value: Tensor) -> None:
@@ -155,6 +157,8 @@ class Batch(Rows):
     def dead_latents(self) -> Tensor:
         """The dead latents, int64 [n], ascending."""
         count = int(self.dead.sum() if self.num_dead is None else self.num_dead.numbers())
+        if count == 0:
+            return self.dead.new_empty(0, dtype=torch.int64)
         return torch.nonzero_static(self.dead, size=count).flatten()
 
     def split(self, rows_per_part: int = PART_ROWS) -> Iterator[tuple[slice, "Batch"]]:
