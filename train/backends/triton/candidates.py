@@ -197,8 +197,8 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
         _chunks_kernel, (num_rows,), found.tops, chunk_limit, chunks, number, num_chunks,
         LIMIT=limit_of, CP=size, num_warps=warps_of(size),
     )  # fmt: skip
-    ptr, count = torch.empty(2, num_rows + 1, dtype=torch.int64, device=device)
-    ptr = ptr if num_rows else ptr.zero_()
+    ptr = torch.empty(num_rows + 1, dtype=torch.int64, device=device)
+    count = torch.empty_like(ptr)
     row, column = torch.empty(2, room, dtype=torch.int32, device=device)
     for fill in (False, True):
         launch(

@@ -207,7 +207,7 @@ def weight_gradients(
     x_centered, error = whole_rows("x_centered", x_centered), whole_rows("error", error, width)
     order = by_latent(pairs)
     segments = _segments(pairs, order)
-    g, c = torch.empty(2, len(pairs), device=error.device)
+    g, c = error.new_empty(len(pairs)), error.new_empty(len(pairs))
     launch(
         _ordered_kernel, (blocks(len(pairs), BLOCK),), order.pair, d_pre.contiguous(),
         d_dec_coefficient.contiguous(), scale, g, c, len(pairs), N=BLOCK,

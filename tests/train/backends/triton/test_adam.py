@@ -107,6 +107,7 @@ def test_several_norms_together() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 2])
 @pytest.mark.parametrize("backend", [triton_backend, plain])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 def test_one_bad_figure_stops_all_later_steps(backend: Any, place: int, bad: float) -> None:
     good, unsound = float64(1.0, 2.0, 4.0), float64(0.0)[0]
     assert float(backend.clip(good, 1.0, unsound)) == pytest.approx(0.25, rel=1e-6)
