@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
+ROWS = "rows"  # the key of what :meth:`Pairs.rows` returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,10 @@ class Pairs:
         return self.latent.numel()
 
     def rows(self) -> Tensor:
-        """The row of each pair: int64 [P], ascending."""
+        """The row of each pair: int64 [P], ascending; made once for these places."""
+        return self.once(ROWS, self._rows)
+
+    def _rows(self) -> Tensor:
         index = torch.arange(self.num_rows, device=self.row_ptr.device)
         return torch.repeat_interleave(index, self.row_ptr.diff(), output_size=len(self))
 

@@ -15,7 +15,7 @@ class Event(Protocol):
 
 
 def _record_cuda(device: torch.device) -> Event:
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 

@@ -76,7 +76,7 @@ def train(
         logging = done % config.log.every_steps == 0 or done == num_steps
         saving = done % config.checkpoint.every_steps == 0 or done == num_steps or stopping
         if logging or saving:
-            drop_diverged(running, run_each_variant(running, Trainee.settle, x), config, events)
+            drop_diverged(running, settle(running), config, events)
         if logging:
             events.log(done, running, clock)
             reset(inputs, [trainee.interval for trainee in running])
@@ -86,6 +86,17 @@ def train(
         if stopping or not running:
             return not stopping
     return True
+
+
+def settle(trainees: Sequence[Trainee]) -> list[tuple[Trainee, DivergedError]]:
+    """Look at the last update of all ``trainees``; return those that had diverged."""
+    diverged = []
+    for trainee in trainees:
+        try:
+            trainee.settle()
+        except DivergedError as error:
+            diverged.append((trainee, error))
+    return diverged
 
 
 def drop_diverged(

@@ -73,7 +73,10 @@ def run(
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
     out = Path(out) if out is not None else default_folder(config, cache)
     try:
-        with explain_out_of_memory(_how_to_save_memory(config)), claim(out, config, cache.fingerprint) as finished:
+        with (
+            explain_out_of_memory(_how_to_save_memory(config)),
+            claim(out, config, cache.fingerprint) as finished,
+        ):
             if not finished:
                 _train(config, cache, plan, out)
                 mark_finished(out)
@@ -94,10 +97,11 @@ def run(
 
 def _how_to_save_memory(config: TrainConfig) -> str:
     """What to lower if a device's memory is too small for a run."""
-    fewer = "" if len(config.variants) == 1 else f", or train fewer than {len(config.variants)} variants at once"
+    number = len(config.variants)
+    fewer = "" if number == 1 else f", or train fewer than {number} variants side by side"
     return (
-        f"lower batch_rows={config.batch_rows} (accumulate_batches keeps the rows of a step) or the number of "
-        f"latents{fewer}"
+        f"lower batch_rows={config.batch_rows} (accumulate_batches keeps the rows of a step), or the number "
+        f"of latents{fewer}"
     )
 
 

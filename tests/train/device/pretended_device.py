@@ -37,19 +37,20 @@ from saecache.train.engine import late
 aten = torch.ops.aten
 PROJECT = str(Path(saecache.__file__).parent) + "/"
 
-VIEWS = frozenset(
-    "view t transpose slice select expand alias detach as_strided unsqueeze squeeze permute _unsafe_view "
-    "squeeze_ unsqueeze_ transpose_ t_ _reshape_alias split split_with_sizes diagonal view_as lift_fresh unbind".split()
-)
-ALLOCATIONS = frozenset("empty empty_strided empty_like new_empty new_empty_strided".split())
+VIEWS = {
+    "view", "t", "t_", "transpose", "transpose_", "slice", "select", "expand", "alias", "detach", "as_strided",
+    "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "permute", "_unsafe_view", "_reshape_alias", "split",
+    "split_with_sizes", "diagonal", "view_as", "lift_fresh", "unbind",
+}  # fmt: skip
+ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 COPIES = {aten._to_copy.default, aten.copy_.default}
-WAITING = frozenset("_local_scalar_dense nonzero bincount masked_select is_nonzero equal _unique2".split())
-READS = frozenset("_local_scalar_dense is_nonzero equal".split())  # give the host a number
-GATHERS = frozenset("index index_select gather embedding".split())
-NO_SCALARS = frozenset("_embedding_bag mm addmm mv index_select gather scatter cat stack".split())
+READS = {"_local_scalar_dense", "is_nonzero", "equal"}  # give the host a number
+WAITING = READS | {"nonzero", "bincount", "masked_select", "_unique2"}
+GATHERS = {"index", "index_select", "gather", "embedding"}
+NO_SCALARS = {"_embedding_bag", "mm", "addmm", "mv", "index_select", "gather", "scatter", "cat", "stack"}
 
 
-class WrongDevice(RuntimeError):
+class WrongDeviceError(RuntimeError):
     """Tensors of main memory and of the device meet in one operation."""
 
 
@@ -164,7 +165,7 @@ class _Dispatch(TorchDispatchMode):
                 self.counts.launch("copy", _size(real) + _size(out))
             return PretendedTensor(out) if to_device else out
         target, source, *rest = args
-        real_target, real_source = (t.numbers if isinstance(t, PretendedTensor) else t for t in (target, source))
+        real_target, real_source = to_host(target), to_host(source)
         here = isinstance(target, PretendedTensor)
         if here == isinstance(source, PretendedTensor):
             self.counts.launch("copy_", _size(real_target) + _size(real_source))
@@ -181,7 +182,9 @@ class _Dispatch(TorchDispatchMode):
         others = [t for t in tensors if not isinstance(t, PretendedTensor)]
         wrong = [t for t in others if t.dim() or (ours and name in NO_SCALARS)]
         if wrong and name != "lift_fresh":
-            raise WrongDevice(f"{name} at {_line()}: {DEVICE} meets cpu {[tuple(t.shape) for t in wrong]}")
+            raise WrongDeviceError(
+                f"{name} at {_line()}: {DEVICE} meets cpu {[tuple(t.shape) for t in wrong]}"
+            )
 
     def _count_waiting(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
@@ -253,7 +256,7 @@ def _count_kernels(patched: pytest.MonkeyPatch, counts: Counts) -> None:
         if any(isinstance(t, PretendedTensor) for t in tensors):
             name = self.fn.__name__
             if not all(isinstance(t, PretendedTensor) for t in tensors):
-                raise WrongDevice(f"{name} at {_line()}: {DEVICE} meets cpu")
+                raise WrongDeviceError(f"{name} at {_line()}: {DEVICE} meets cpu")
             named = dict(zip(self.arg_names, real, strict=False)) | options
             start(self, *real, **options)
             counts.launch(name, bytes_of_kernel(name, named))

@@ -25,7 +25,7 @@ from ..stepping import take_step
 from ..variant_contract import metrics, rewind, run_bytes
 from .kinds import SETTINGS, settings_of
 from .kinds import test_all_kinds_are_here as test_all_kinds_are_here
-from .pretended_device import DEVICE, PretendedTensor, WrongDevice, pretended_device, to_host
+from .pretended_device import DEVICE, PretendedTensor, WrongDeviceError, pretended_device, to_host
 
 Config = Callable[..., TrainConfig]
 TIMES = ("rows_per_second", "data_wait_fraction", "seconds")
@@ -93,7 +93,7 @@ def trained(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) ->
             "device": "cpu",
         }
     )
-    return {name: path for name, path in run(config, cache, folder / "run").saes.items()}
+    return run(config, cache, folder / "run").saes
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -138,9 +138,7 @@ def trainee_on(device: torch.device | str, name: str, rows: int) -> Trainee:
     plan = Plan(d_model=24, num_latents=96, batch_rows=rows, num_steps=8)
     variant = VARIANTS[name.split()[0]].model_validate(settings_of(name))
     parameters = initial_parameters(plan, 0, torch.full((24,), 0.1))
-    trainee = Trainee(
-        variant, plan, 0, OptimizerConfig(), {n: t.to(device) for n, t in parameters.items()}
-    )
+    trainee = Trainee(variant, plan, 0, OptimizerConfig(), {n: t.to(device) for n, t in parameters.items()})
     trainee.rows_since_active += (torch.arange(96) % 3 == 0).long().to(device) * 1000
     return trainee
 
@@ -188,7 +186,7 @@ def test_a_step_that_diverges_is_found_one_step_later_and_changes_nothing() -> N
         trainee.gradients["W_dec"][3, 4] = torch.inf
         trainee.update(1.0)  # the host does not know yet
         add(2)
-        with pytest.raises(DivergedError, match="the gradient's norm (inf|nan)") as caught:
+        with pytest.raises(DivergedError, match=r"the gradient's norm (inf|nan)") as caught:
             trainee.update(1.0)
         assert caught.value.number == 1, "the step at fault, not the one in which it was found"
         assert all(torch.equal(to_host(trainee.parameters[name]), before[name]) for name in before)
@@ -226,9 +224,9 @@ def test_a_failure_names_its_step_in_the_run(
 def test_the_device_refuses_tensors_of_main_memory() -> None:
     with pretended_device() as counts:
         here, there = torch.ones(3), torch.ones(3, device=DEVICE)
-        with pytest.raises(WrongDevice, match="add"):
+        with pytest.raises(WrongDeviceError, match="add"):
             there + here
-        with pytest.raises(WrongDevice, match="index"):
+        with pytest.raises(WrongDeviceError, match="index"):
             there[torch.tensor([1])]
         counts.reset()
         assert float((there * 2).sum()) == 6

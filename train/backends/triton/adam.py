@@ -213,9 +213,7 @@ def adam_numbers(
         rate = float(np.float32(rate))
     scale = _on(device, settings.gradient_scale if gradient_scale is None else gradient_scale, torch.float64)
     out = torch.empty(10, device=device)
-    launch(
-        _numbers_kernel, (1,), constants, step, rate, rest, scale, out, LOADS=given, num_warps=1
-    )
+    launch(_numbers_kernel, (1,), constants, step, rate, rest, scale, out, LOADS=given, num_warps=1)
     return out
 
 

@@ -43,9 +43,7 @@ def _segments_kernel(
         sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient, source, first, last, D, DP)
         tl.store(scratch + s.to(tl.int64) * D + column, sums, mask=column < D)
         if BOTH:
-            sums = decoded_row(
-                tl.zeros((DP,), tl.float32), row, coefficient_2, source_2, first, last, D, DP
-            )
+            sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient_2, source_2, first, last, D, DP)
             tl.store(scratch_2 + s.to(tl.int64) * D + column, sums, mask=column < D)
 
 

@@ -15,7 +15,6 @@ from .rounding import ScreenRows, round_batch, round_latents
 from .screen import SMALLEST_CHUNK, keeps_bounds
 
 
-
 @kernel
 def _largest(numbers, size, N: tl.constexpr):
     """The largest magnitude of ``numbers``, float64; NaN if one is."""

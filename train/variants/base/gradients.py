@@ -113,9 +113,7 @@ def backpropagate(
     else:
         assert decoded.codes.latent is codes.latent, "both are of the same pairs"
         inputs = d_pre, batch.x_centered, decoded.error, decoded.scale
-        per_latent = products.weight_gradients(
-            decoded.codes, *inputs, gradients["W_enc"], gradients["W_dec"]
-        )
+        per_latent = products.weight_gradients(decoded.codes, *inputs, gradients["W_enc"], gradients["W_dec"])
         add_bias_gradient(batch, decoded)
     batch.outcome.through_encoder.add_(per_latent)
     gradients["b_enc"].add_(per_latent if d_bias is None else sum_per_latent(codes, d_bias))

@@ -25,9 +25,7 @@ def prefers_matrices(codes: Pairs) -> bool:
     )
 
 
-def reconstruct(
-    codes: Pairs, W_dec: Tensor, target: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(codes: Pairs, W_dec: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """See :meth:`...backends.protocol.Backend.reconstruct`."""
     if prefers_matrices(codes):
         return composed.reconstruct(_decode, _sddmm, codes, W_dec, target, scale)

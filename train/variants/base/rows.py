@@ -101,11 +101,11 @@ class Outcome:
     @classmethod
     def empty(cls, num_latents: int, device: torch.device) -> "Outcome":
         zeros = torch.zeros(8 + 12 * num_latents, dtype=torch.uint8, device=device)  # all in one operation
-        error, firing, through_encoder = zeros.split([8, 8 * num_latents, 4 * num_latents])
+        end = 8 + 8 * num_latents
         return cls(
-            squared_error=error.view(torch.float64)[0],
-            firing=firing.view(torch.int64),
-            through_encoder=through_encoder.view(torch.float32),
+            squared_error=zeros[:8].view(torch.float64)[0],
+            firing=zeros[8:end].view(torch.int64),
+            through_encoder=zeros[end:].view(torch.float32),
         )
 
     def add_loss(self, name: str, value: Tensor) -> None:

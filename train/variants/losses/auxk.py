@@ -23,7 +23,8 @@ class AuxK(FrozenModel):
 
     def __call__(self, part: Batch, error: Tensor) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
-        reconstruct_leftover(part, error, part.dead_latents(), k=self.k, coefficient=self.coefficient, name="auxk")
+        dead = part.dead_latents()
+        reconstruct_leftover(part, error, dead, k=self.k, coefficient=self.coefficient, name="auxk")
 
 
 def reconstruct_leftover(

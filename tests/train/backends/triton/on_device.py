@@ -392,7 +392,8 @@ def measure(F: int) -> None:
         e, d, _ = decode.reconstruct(codes, q, x)
         gradients.weight_gradients(codes, d, codes.value, x, e, enc, dec, bias, add=False)
         norm = (adam.gradient_norm(enc).square() + adam.gradient_norm(dec, q).square()).sqrt()
-        n = adam.adam_numbers(settings, step, x.device, gradient_scale=adam.clip(norm[None], 1.0, torch.zeros_like(norm)))
+        scale = adam.clip(norm[None], 1.0, torch.zeros_like(norm))
+        n = adam.adam_numbers(settings, step, x.device, gradient_scale=scale)
         adam.adam_step(p, enc, m, v, 1, settings, numbers=n, refresh=rW)
         adam.adam_step(q, dec, m, v, 1, settings, numbers=n, unit_rows=True)
 
