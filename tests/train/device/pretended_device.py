@@ -38,9 +38,9 @@ aten = torch.ops.aten
 PROJECT = str(Path(saecache.__file__).parent) + "/"
 
 VIEWS = {
-    "view", "t", "t_", "transpose", "transpose_", "slice", "select", "expand", "alias", "detach", "as_strided",
-    "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "permute", "_unsafe_view", "_reshape_alias", "split",
-    "split_with_sizes", "diagonal", "view_as", "lift_fresh", "unbind",
+    "view", "t", "t_", "transpose", "transpose_", "slice", "select", "expand", "alias", "detach",
+    "as_strided", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "permute", "_unsafe_view", "split",
+    "split_with_sizes", "_reshape_alias", "diagonal", "view_as", "lift_fresh", "unbind",
 }  # fmt: skip
 ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 COPIES = {aten._to_copy.default, aten.copy_.default}
