@@ -48,9 +48,7 @@ def test_a_system_that_does_not_say(system: Path) -> None:
 
 
 def test_a_full_device_says_what_to_lower() -> None:
-    message = (
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB of"
-    )
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB of"
     with (
         pytest.raises(SaecacheError, match=r"Tried to allocate 2\.00 GiB.*: lower batch_rows") as caught,
         explain_out_of_memory("lower batch_rows"),

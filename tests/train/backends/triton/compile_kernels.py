@@ -74,6 +74,9 @@ def run_operations(B: int, K: int) -> None:
     for add in (False, True):
         gradients.accumulate_by_latent(pairs, pairs.value, x, W, add=add)
         gradients.weight_gradients(pairs, pairs.value, pairs.value, x, x, W, W, b, add=add)
+        gradients.weight_gradients(
+            pairs, pairs.value, pairs.value, x, x, W, W, b, add=add, add_bias=False, scale=0.5
+        )
     sums.sum_per_latent(pairs, pairs.value)
     random_numbers.random_uniform(1, 2, 3, B, F, "cpu")
     settings = AdamSettings(learning_rate=0.1, betas=(0.9, 0.99), eps=1e-8)
