@@ -14,10 +14,8 @@ from saecache.train.variants.base import products
 
 
 def four_products(codes: Pairs, W_dec: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
-    products.decode(codes, W_dec)
-    coefficient = products.sddmm(codes, g, W_dec)
-    for values in (codes.value, coefficient):
-        products.accumulate_by_latent(codes, values, g, out)
+    error, coefficient, _ = products.reconstruct(codes, W_dec, g, 1.0)
+    products.weight_gradients(codes, coefficient, g, error, 1.0, out, out)
 
 
 @torch.no_grad()

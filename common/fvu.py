@@ -87,6 +87,6 @@ def fvu(squared_error: float, variance: float) -> float | None:
 
 
 def sum_of_squares(x_BD: Tensor) -> Tensor:
-    """The sum of the squares of ``x_BD``, float64 []; the same bits whatever the number of threads."""
-    norms = torch.linalg.vector_norm(x_BD, dim=1).double().square()
-    return torch.stack([part.sum() for part in torch.split(norms, SUM_PART)]).sum()
+    """The sum of the squares of ``x_BD`` [..., B, D], float64 [...], whatever the number of threads."""
+    norms = torch.linalg.vector_norm(x_BD, dim=-1).double().square()
+    return torch.stack([part.sum(-1) for part in torch.split(norms, SUM_PART, dim=-1)]).sum(0)

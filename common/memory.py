@@ -1,10 +1,12 @@
 """How much memory there is, asked before a large part of it is taken."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .counts import format_bytes
-from .errors import UsageError
+from .errors import SaecacheError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +50,22 @@ def check_memory(needed_bytes: int, device: "torch.device", what: str, fix: str)
             f"{what} takes {format_bytes(needed_bytes)} of memory, and {format_bytes(available)} are "
             f"available on {device}: {fix}"
         )
+
+
+@contextmanager
+def explain_out_of_memory(fix: str) -> Iterator[None]:
+    """Give torch's error about a full device a message that says what to do, ``fix``.
+
+    Raises:
+        SaecacheError: a device ran out of memory inside the block.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        wanted = str(error).split(". ")[:2]  # the rest is about torch's own settings
+        raise SaecacheError(f"the device has too little memory ({'. '.join(wanted)}): {fix}") from error
 
 
 def _container_limit() -> int | None:

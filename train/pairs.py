@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
+ROWS = "rows"  # the key of what :meth:`Pairs.rows` returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,10 @@ class Pairs:
         return self.latent.numel()
 
     def rows(self) -> Tensor:
-        """The row of each pair: int64 [P], ascending."""
+        """The row of each pair: int64 [P], ascending; made once for these places."""
+        return self.once(ROWS, self._rows)
+
+    def _rows(self) -> Tensor:
         index = torch.arange(self.num_rows, device=self.row_ptr.device)
         return torch.repeat_interleave(index, self.row_ptr.diff(), output_size=len(self))
 
@@ -61,21 +65,28 @@ class Pairs:
         object.__setattr__(same_places, "made", self.made)
         return same_places
 
-    def keep(self, mask: Tensor) -> "Pairs":
-        """Drop the pairs where ``mask`` (bool [P]) is False; the number of rows stays the same."""
-        if bool(mask.all()):
+    def keep(self, mask: Tensor, count: int | None = None) -> "Pairs":
+        """Drop the pairs where ``mask`` (bool [P]) is False; the number of rows stays the same.
+
+        ``count`` is how many are kept; None reads it from the device.
+        """
+        count = int(mask.sum()) if count is None else count
+        if count == len(self):
             return self
         kept = torch.zeros(len(self) + 1, dtype=torch.int64, device=mask.device)
         torch.cumsum(mask, 0, out=kept[1:])
+        places = torch.nonzero_static(mask, size=count).flatten()
         return Pairs(
-            row_ptr=kept[self.row_ptr],
-            latent=self.latent[mask],
-            value=self.value[mask],
+            row_ptr=kept.index_select(0, self.row_ptr),
+            latent=self.latent.index_select(0, places),
+            value=self.value.index_select(0, places),
             num_latents=self.num_latents,
         )
 
     def slice_rows(self, start: int, stop: int) -> "Pairs":
         """Rows ``start:stop``, as views of the same memory except for ``row_ptr``."""
+        if start == 0 and stop >= self.num_rows:
+            return self
         first, last = int(self.row_ptr[start]), int(self.row_ptr[stop])
         return Pairs(
             row_ptr=self.row_ptr[start : stop + 1] - first,

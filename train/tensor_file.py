@@ -65,7 +65,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     temporary.unlink(missing_ok=True)  # which may be a link out of the folder, in a folder of others
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
     except SafetensorError as error:  # safetensors raises it for a full disk
         raise OSError(f"cannot write {path}: {error}") from error
     with ThreadPoolExecutor(1) as pool:
@@ -154,10 +154,10 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     """Read the tensors of ``path`` by name; errors as :func:`read_header`."""
     read_header(path)
     try:
-        tensors: dict[str, Tensor] = load_file(path, device=str(device))
+        tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise _damaged(path, str(error)) from None
-    return tensors
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _damaged(path: Path, reason: str) -> UsageError:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from saecache.common import memory
-from saecache.common.errors import UsageError
-from saecache.common.memory import available_memory, check_memory
+from saecache.common.errors import SaecacheError, UsageError
+from saecache.common.memory import available_memory, check_memory, explain_out_of_memory
 
 CPU = torch.device("cpu")
 
@@ -45,3 +45,13 @@ def test_a_system_that_does_not_say(system: Path) -> None:
     (system / "meminfo").write_text("MemTotal: 8192 kB\n")
     assert available_memory(CPU) is None
     check_memory(1 << 60, CPU, "an SAE", "take fewer")
+
+
+def test_a_full_device_says_what_to_lower() -> None:
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB of"
+    with (
+        pytest.raises(SaecacheError, match=r"Tried to allocate 2\.00 GiB.*: lower batch_rows") as caught,
+        explain_out_of_memory("lower batch_rows"),
+    ):
+        raise torch.OutOfMemoryError(message)
+    assert "capacity" not in str(caught.value)

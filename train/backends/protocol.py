@@ -7,6 +7,7 @@ A new backend is a new folder beside ``plain`` and ``compiled``; see CONTRIBUTIN
 Legend: B rows, D model width, F latents, P pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,16 +17,21 @@ from ..pairs import Pairs
 from .sources import Source
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdamSettings:
-    """Settings of a step of Adam (Kingma & Ba 2015); ``decoupled`` is AdamW (Loshchilov & Hutter 2019)."""
+    """Settings of a step of Adam (Kingma & Ba 2015); ``decoupled`` is AdamW (Loshchilov & Hutter 2019).
+
+    Attributes:
+        gradient_scale: multiplies the gradient first, for clipping. A tensor (float64 [], on the device of
+            the parameter) spares the host from reading it; if it is NaN, nothing is changed.
+    """
 
     learning_rate: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float = 0.0
     decoupled: bool = False  # weight decay is subtracted from the weights, not added to the gradient
-    gradient_scale: float = 1.0  # multiplies the gradient first, for clipping
+    gradient_scale: float | Tensor = 1.0
 
 
 class Backend(Protocol):
@@ -64,6 +70,38 @@ class Backend(Protocol):
     def decode(self, pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
         """bias + sum over a row's pairs of value * W[latent]: [B, D]."""
 
+    def reconstruct(
+        self, codes: Pairs, W_dec: Tensor, target: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode ``codes`` without bias and compare with ``target`` [B, D].
+
+        Returns:
+            error = codes W_dec - target [B, D]; scale * <error[row], W_dec[latent]> of every pair, [P]; and
+            the sum of the squares of the error, float64 [].
+        """
+
+    def weight_gradients(
+        self,
+        codes: Pairs,
+        d_pre: Tensor,
+        x_centered: Tensor,
+        error: Tensor,
+        scale: float,
+        W_enc_grad: Tensor,
+        W_dec_grad: Tensor,
+    ) -> Tensor:
+        """Add the gradients of both matrices [F, D] over the pairs of ``codes``, in a fixed order.
+
+        W_enc_grad[latent] += sum of d_pre * x_centered[row], W_dec_grad[latent] += sum of scale * value *
+        error[row], with ``d_pre`` [P], ``x_centered`` and ``error`` [B, D].
+
+        Returns:
+            The sum of ``d_pre`` over the pairs of each latent, [F].
+        """
+
+    def count_active(self, codes: Pairs) -> tuple[Tensor, Tensor]:
+        """Count the values other than 0: those of each row, int64 [B], and of each latent, int64 [F]."""
+
     def accumulate_by_latent(self, pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
         """out[latent] += sum over the latent's pairs of coefficient * source[row], in a fixed order.
 
@@ -77,6 +115,20 @@ class Backend(Protocol):
         """The L2 norm of ``gradient`` [F, D] (or [D]): float64 []; not finite if an entry is not.
 
         With ``unit_rows_of`` [F, D] the part of each row along that row is removed first.
+        """
+
+    def global_norm(self, gradients: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """The L2 norm of all ``gradients`` together, each with its ``unit_rows_of``: float64 []."""
+
+    def clip(self, figures: Tensor, limit: float | None, unsound: Tensor) -> Tensor:
+        """The factor that clipping multiplies gradients by, float64 [] on the device.
+
+        It is NaN, so that :meth:`adam_step` changes nothing, from the first call on whose ``figures`` are not
+        all finite: ``unsound`` (float64 []) is 0 before, and is made NaN then.
+
+        Args:
+            figures: float64 [n]; the last one is the gradients' global norm.
+            limit: the largest norm; None does not clip.
         """
 
     def adam_step(

@@ -5,6 +5,7 @@ Legend: B rows, b rows of a block, D model width, F latents.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,16 +13,28 @@ from torch import Tensor
 from .plain.products import matmul
 from .scratch import borrowed
 
-BLOCK_BYTES = {"cpu": 32 * 2**20}  # of a block of pre-activations; the whole [B, F] never exists
-GPU_BLOCK_BYTES = 2**30  # a GPU needs far larger blocks to be busy
+CPU_BLOCK_BYTES = 32 * 2**20  # of a block of pre-activations: what the caches hold of it is enough
+DEVICE_SHARE = 1 / 64  # of an accelerator's memory; it needs large blocks to be busy
+DEVICE_BLOCK_BYTES = 2**30  # where torch does not say how much memory a device has
 
 Blocks = Iterator[tuple[int, Tensor]]
 """(first row, float32 [b, F]), rows ascending; each block overwrites the one before."""
 
 
+@cache
 def block_bytes(device: torch.device) -> int:
-    """The size of a block of pre-activations on ``device`` in bytes."""
-    return BLOCK_BYTES.get(device.type, GPU_BLOCK_BYTES)
+    """The size of a block of pre-activations on ``device`` in bytes; the whole [B, F] need not exist.
+
+    On a GPU it is a share of all memory, rounded down to a power of 2: 1 GiB of 80 GB, 256 MiB of 24 GB. The
+    memory that is free would say more, but it changes with other programs, and the sums of the gradients of
+    ReLU, Gated and JumpReLU are split by it: their last bits must not depend on who else uses the GPU.
+    """
+    if device.type == "cpu":
+        return CPU_BLOCK_BYTES
+    if device.type != "cuda":
+        return DEVICE_BLOCK_BYTES
+    share = int(DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return 1 << max(share, 1).bit_length() - 1
 
 
 def block_rows(num_latents: int, device: torch.device) -> int:
@@ -54,7 +67,9 @@ class Encoder:
         if self.b_enc.shape != (num_latents,):
             raise ValueError(f"b_enc must be [{num_latents}], got {tuple(self.b_enc.shape)}")
         for name in ("x_centered", "W_enc", "b_enc"):
-            object.__setattr__(self, name, getattr(self, name).detach().contiguous())
+            tensor: Tensor = getattr(self, name)
+            if tensor.requires_grad or not tensor.is_contiguous():  # else it stays the same object, of which
+                object.__setattr__(self, name, tensor.detach().contiguous())  # a backend may keep something
         if self.block_rows is not None and self.block_rows < 1:
             raise ValueError(f"block_rows must be at least 1, got {self.block_rows}")
         if self.block_rows is None:

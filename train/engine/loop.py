@@ -69,21 +69,46 @@ def train(
             work = partial(
                 train_on_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config
             )
-            for trainee, error in run_each_variant(running, work, x):
-                running.remove(trainee)
-                events.failed(step, step * config.accumulate_batches + number, trainee, error)
+            drop_diverged(running, run_each_variant(running, work, x), config, events)
         clock.steps += 1
         done = step + 1
         stopping = events.stop_asked() and done < num_steps
-        if done % config.log.every_steps == 0 or done == num_steps:
+        logging = done % config.log.every_steps == 0 or done == num_steps
+        saving = done % config.checkpoint.every_steps == 0 or done == num_steps or stopping
+        if logging or saving:
+            drop_diverged(running, settle(running), config, events)
+        if logging:
             events.log(done, running, clock)
             reset(inputs, [trainee.interval for trainee in running])
             clock = Clock()
-        if done % config.checkpoint.every_steps == 0 or done == num_steps or stopping:
+        if saving:
             events.save(done, running)
         if stopping or not running:
             return not stopping
     return True
+
+
+def settle(trainees: Sequence[Trainee]) -> list[tuple[Trainee, DivergedError]]:
+    """Look at the last update of all ``trainees``; return those that had diverged."""
+    diverged = []
+    for trainee in trainees:
+        try:
+            trainee.settle()
+        except DivergedError as error:
+            diverged.append((trainee, error))
+    return diverged
+
+
+def drop_diverged(
+    running: list[Trainee],
+    failures: Sequence[tuple[Trainee, DivergedError]],
+    config: TrainConfig,
+    events: Events,
+) -> None:
+    """Report each of ``failures`` with its step and batch, and remove its trainee from ``running``."""
+    for trainee, error in failures:
+        running.remove(trainee)
+        events.failed(error.number // config.accumulate_batches, error.number, trainee, error)
 
 
 def train_on_batch(

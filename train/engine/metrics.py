@@ -21,35 +21,49 @@ from ..variants.base.rows import Outcome
 
 METRICS_FILE = "metrics.jsonl"
 MAX_L0 = 4096  # rows with more active latents count as so many in the quantiles (not in the mean)
+MOST_UNCOUNTED = 1 << 20  # rows whose numbers of active latents wait to be counted: 8 MB
 HELDOUT_ROWS = 4096  # rows measured at a time
 QUANTILES = {"l0_p05": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
 
 
 class Interval:
-    """Sums over the steps of an interval for one variant; all variants share the :class:`RowVariance`."""
+    """Sums over the steps of an interval for one variant; all variants share the :class:`RowVariance`.
+
+    Numbers of active latents stay on the device of the rows, and are counted together now and then; their
+    sums are whole numbers, so that it does not matter when. All else is in main memory.
+    """
 
     def __init__(self, num_latents: int, device: torch.device) -> None:
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64)
         self.losses: dict[str, Tensor] = {}
-        self.squared_error = torch.zeros((), dtype=torch.float64, device=device)
+        self.squared_error = torch.zeros((), dtype=torch.float64)
         self.active = torch.zeros((), dtype=torch.int64, device=device)
         self.l0_histogram = torch.zeros(min(num_latents, MAX_L0) + 1, dtype=torch.int64, device=device)
-        self.grad_norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.grad_norm = torch.zeros((), dtype=torch.float64)
+        self._uncounted: list[Tensor] = []  # numbers of active latents, each int64 [rows]
 
     def add(self, outcome: Outcome, grad_norm: Tensor) -> None:
-        """Add one step."""
+        """Add one step, whose losses, error and norm are in main memory."""
         self.steps += 1
         for name, value in outcome.losses.items():
             self.losses[name] = self.losses.get(name, 0) + value
         self.squared_error += outcome.squared_error
-        largest = self.l0_histogram.numel() - 1
-        for l0 in outcome.row_l0:
-            self.active += l0.sum()
-            self.l0_histogram += torch.bincount(l0.clamp(max=largest), minlength=largest + 1)
         self.grad_norm += grad_norm
+        self._uncounted += outcome.row_l0
+        if sum(map(len, self._uncounted)) > MOST_UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        if not uncounted:
+            return
+        l0, largest = torch.cat(uncounted), self.l0_histogram.numel() - 1
+        self.active += l0.sum()
+        self.l0_histogram += torch.bincount(l0.clamp(max=largest), minlength=largest + 1)
 
     def summary(self, inputs: RowVariance) -> dict[str, float]:
         """Means over steps (losses, gradient norm) and rows (L0); FVU = error / variance around the mean."""
+        self._count()
         steps, rows = int(self.steps), int(inputs.rows)
         losses = {f"loss_{name}": float(value) / steps for name, value in sorted(self.losses.items())}
         return {
@@ -63,6 +77,7 @@ class Interval:
 
     def tensors(self) -> dict[str, Tensor]:
         """The live state, for checkpoints and for :func:`reset`."""
+        self._count()
         return {
             "steps": self.steps,
             "squared_error": self.squared_error,

@@ -1,6 +1,6 @@
 """The optimizer: tangential decoder gradients, clipping by the global norm, Adam(W), unit decoder rows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -65,28 +65,48 @@ class Optimizer:
         self.unit_norm = {"W_dec"} if unit_norm_decoder else set()
         self.parameters = {name: tensor for name, tensor in parameters.items() if name not in set(frozen)}
         self.steps = torch.zeros((), dtype=torch.int64)
+        # 0 as long as every loss and norm was finite, else NaN: float64 [], on the device
+        self.unsound = torch.zeros(
+            (), dtype=torch.float64, device=next(iter(self.parameters.values())).device
+        )
         self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
     def global_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The global norm of the gradients that a step uses, float64 []; not finite if an entry is not."""
-        norms = [
-            backend_of(tensor).gradient_norm(gradients[name], tensor if name in self.unit_norm else None)
+        pairs = [
+            (gradients[name], tensor if name in self.unit_norm else None)
             for name, tensor in self.parameters.items()
         ]
-        return torch.stack(norms).square().sum().sqrt()
+        return backend_of(pairs[0][0]).global_norm(pairs)
 
-    def step(self, gradients: Mapping[str, Tensor], norm: Tensor, learning_rate: float) -> None:
-        """Update every parameter in place; scale the gradients if their ``norm`` is above ``clip_norm``."""
+    def step(
+        self,
+        gradients: Mapping[str, Tensor],
+        norm: Tensor,
+        learning_rate: float,
+        others: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Update every parameter in place; scale the gradients if their ``norm`` is above ``clip_norm``.
+
+        From the first time on that ``norm``, or one of the ``others`` (float64 []), is not finite, nothing is
+        updated any more. The host reads none of them.
+
+        Returns:
+            ``others`` and ``norm``, float64 [n + 1].
+        """
         self.steps += 1
-        limit = self.config.clip_norm
+        figures = torch.stack([*others, norm])
+        scale = backend_of(next(iter(self.parameters.values()))).clip(
+            figures, self.config.clip_norm, self.unsound
+        )
         settings = AdamSettings(
             learning_rate=learning_rate,
             betas=self.config.betas,
             eps=self.config.eps,
             weight_decay=self.config.weight_decay,
             decoupled=self.config.kind == "adamw",
-            gradient_scale=1.0 if limit is None else min(1.0, limit / (float(norm) + 1e-6)),
+            gradient_scale=scale,
         )
         for name, tensor in self.parameters.items():
             moments = self.exp_avg[name], self.exp_avg_sq[name]
@@ -95,6 +115,7 @@ class Optimizer:
             backend.adam_step(
                 tensor, gradients[name], *moments, int(self.steps), settings, unit_rows=unit_rows
             )
+        return figures
 
     def forget(self, latents: Tensor) -> None:
         """Set the moments of some latents (int64 [n]) to zero in all tensors."""

@@ -3,6 +3,8 @@
 Latents are dead after a number of rows (tokens) without activity, whatever the batch size.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -12,17 +14,44 @@ from ..selection.errors import NonFiniteError
 from ..variants.base.gradients import finish_gradients
 from ..variants.base.rows import Batch, Outcome
 from ..variants.base.variant import Plan, Variant
+from .late import LateRead
 from .metrics import Interval
 from .optimizer import Optimizer, OptimizerConfig
 from .schedule import peak_learning_rate
 
 
 class DivergedError(SaecacheError):
-    """The loss or the gradient of a variant is not finite. The step was not applied."""
+    """The loss or the gradient of a variant is not finite in batch ``number`` of the run (0-based).
+
+    The parameters are those before that batch's step.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """An update that the host has not looked at yet.
+
+    Attributes:
+        outcome: of its step. number: of its last batch in the run.
+        figures: the loss terms, the squared error and the gradient's norm, float64 [terms + 2].
+    """
+
+    outcome: Outcome
+    number: int
+    figures: LateRead
 
 
 class Trainee:
-    """A variant with its tensors. Only :meth:`update` changes the parameters."""
+    """A variant with its tensors. Only :meth:`update` changes the parameters.
+
+    On a device where reading costs a synchronization, the host looks at the figures of an update when the
+    next one is made, or when :meth:`settle` is called. Until then the device itself refuses to update with
+    numbers that are not finite.
+    """
 
     def __init__(
         self,
@@ -48,6 +77,7 @@ class Trainee:
         self.peak_learning_rate = peak_learning_rate(self.optimizer_config, plan.num_latents)
         self.rows_since_active = torch.zeros(plan.num_latents, dtype=torch.int64, device=device)
         self.interval = Interval(plan.num_latents, device)
+        self._applied: Applied | None = None
 
     @property
     def name(self) -> str:
@@ -71,11 +101,12 @@ class Trainee:
                 autoencoder.
 
         Raises:
-            DivergedError: a pre-activation is not finite; the parameters did not change.
+            DivergedError: a pre-activation is not finite, or the update before was not; the parameters did
+                not change.
         """
+        dead = dead_latents(self.rows_since_active, dead_after_rows)
         if number_in_step == 0:
-            for gradient in self.gradients.values():
-                gradient.zero_()
+            torch._foreach_zero_(list(self.gradients.values()))
             self._outcome = Outcome.empty(self.plan.num_latents, x_centered.device)
         self._batch = batch = Batch(
             x_centered=x_centered,
@@ -84,7 +115,8 @@ class Trainee:
             state=self.state,
             gradients=self.gradients,
             outcome=self._outcome,
-            dead=dead_latents(self.rows_since_active, dead_after_rows),
+            dead=dead,
+            num_dead=LateRead(dead.sum()),
             number=step * self.plan.batches_of_step + number_in_step,
             seed=self.seed,
             num_steps=self.plan.num_steps,
@@ -94,7 +126,8 @@ class Trainee:
         try:
             self.variant.forward_backward(batch)
         except NonFiniteError as error:
-            raise DivergedError(str(error)) from error
+            self.settle()
+            raise DivergedError(str(error), batch.number) from error
         recorded = sum(len(rows) for rows in self._outcome.row_l0)
         expected = x_centered.shape[0] * (number_in_step + 1)
         assert recorded == expected, (
@@ -107,19 +140,43 @@ class Trainee:
         """Update the parameters with the gradients of all batches of the step.
 
         Raises:
-            DivergedError: the loss or a gradient is NaN or infinite; the parameters did not change.
+            DivergedError: the loss or a gradient of this update, or of the one before, is NaN or infinite;
+                the parameters have not changed since.
         """
         batch = self._batch
         del self._batch  # frees the memory of its rows
         finish_gradients(batch)
-        norm = self.optimizer.global_norm(self.gradients)
-        loss = batch.outcome.loss
-        if not (bool(loss.isfinite()) and bool(norm.isfinite())):
-            raise DivergedError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}")
-        self.optimizer.step(self.gradients, norm, self.peak_learning_rate * rate_factor)
+        outcome, norm = batch.outcome, self.optimizer.global_norm(self.gradients)
+        self.settle()
+        figures = self.optimizer.step(
+            self.gradients,
+            norm,
+            self.peak_learning_rate * rate_factor,
+            [*outcome.losses.values(), outcome.squared_error],
+        )
+        self._applied = Applied(outcome=outcome, number=batch.number, figures=LateRead(figures))
+        if norm.device.type == "cpu":
+            self.settle()
         self.variant.after_step(batch, self.optimizer)
-        count_rows(self.rows_since_active, batch.outcome.firing, batch.step_rows)
-        self.interval.add(batch.outcome, norm)
+        count_rows(self.rows_since_active, outcome.firing, batch.step_rows)
+
+    def settle(self) -> None:
+        """Look at the figures of the last update, and add them to the metrics of the interval.
+
+        Raises:
+            DivergedError: they are not finite; the parameters are those before that update.
+        """
+        applied, self._applied = self._applied, None
+        if applied is None:
+            return
+        *losses, squared_error, norm = applied.figures.numbers()
+        loss = torch.stack(losses).sum()
+        if not (bool(loss.isfinite()) and bool(norm.isfinite())):
+            raise DivergedError(
+                f"the loss is {float(loss)} and the gradient's norm {float(norm)}", applied.number
+            )
+        named = dict(zip(applied.outcome.losses, losses, strict=True))
+        self.interval.add(replace(applied.outcome, losses=named, squared_error=squared_error), norm)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that training changes, by group and name (not copies): checkpoints hold them."""

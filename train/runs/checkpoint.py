@@ -108,8 +108,7 @@ def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVarian
     source = _place(folder, step)
     _check_tensors(source, trainee, inputs)
     for key in _losses_in(source / TRAINING_FILE):
-        loss = torch.zeros((), dtype=torch.float64, device=inputs.sum.device)
-        trainee.interval.losses[key.removeprefix(_LOSSES)] = loss
+        trainee.interval.losses[key.removeprefix(_LOSSES)] = torch.zeros((), dtype=torch.float64)
     targets = trainee.tensors()
     parameters = targets.pop("parameters")
     _copy_into(parameters, read_tensors(source / WEIGHTS_FILE))

@@ -14,6 +14,7 @@ from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
 from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
+from ...common.memory import explain_out_of_memory
 from ...store.reading.reader import ActivationCache, open_cache
 from ..engine.feed import batches
 from ..engine.loop import Events, train
@@ -72,7 +73,10 @@ def run(
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
     out = Path(out) if out is not None else default_folder(config, cache)
     try:
-        with claim(out, config, cache.fingerprint) as finished:
+        with (
+            explain_out_of_memory(_how_to_save_memory(config)),
+            claim(out, config, cache.fingerprint) as finished,
+        ):
             if not finished:
                 _train(config, cache, plan, out)
                 mark_finished(out)
@@ -88,6 +92,16 @@ def run(
         failed={name: reason for name, reason in failed.items() if reason is not None},
         reused=finished,
         last_lines=last_lines,
+    )
+
+
+def _how_to_save_memory(config: TrainConfig) -> str:
+    """What to lower if a device's memory is too small for a run."""
+    number = len(config.variants)
+    fewer = "" if number == 1 else f", or train fewer than {number} variants side by side"
+    return (
+        f"lower batch_rows={config.batch_rows} (accumulate_batches keeps the rows of a step), or the number "
+        f"of latents{fewer}"
     )
 
 

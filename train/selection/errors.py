@@ -21,5 +21,5 @@ def check_not_nan(first_row: int, pre: Tensor) -> None:
     if bool(pre.sum().isnan()):  # one pass without a mask; infinities of both signs also give NaN
         places = pre.isnan().nonzero()
         if len(places):
-            row, latent = places[0].tolist()
+            row, latent = places[0].cpu().tolist()
             raise NonFiniteError(f"the pre-activation of row {first_row + row}, latent {latent}, is NaN")

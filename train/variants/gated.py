@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pairs import Pairs
-from .base.gradients import backpropagate, reconstruct
+from .base.gradients import backpropagate, backpropagate_decoder, reconstruct
 from .base.parts_above import parts_above
 from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
@@ -51,14 +51,14 @@ class Gated(Variant):
         for part, gate in parts_above(batch, 0.0):
             magnitude = magnitudes(part, gate)
             codes = gate.keep(magnitude > 0).with_value(magnitude[magnitude > 0])
-            error, d_code = reconstruct(part, codes)
-            part.record(codes, error)
-            d_magnitude = torch.zeros_like(magnitude).masked_scatter_(magnitude > 0, d_code)
+            found = reconstruct(part, codes)
+            backpropagate_decoder(part, found)
+            part.record(codes, found.squared_error)
+            d_magnitude = torch.zeros_like(magnitude).masked_scatter_(magnitude > 0, found.d_value)
             through_scale = d_magnitude * scale[gate.latent]
             batch.gradients["r_mag"].add_(sums(gate, through_scale * affinities(part, gate)))
             batch.gradients["b_mag"].add_(sums(gate, d_magnitude))
-            _, d_gate = reconstruct(part, gate, name="gate", into_decoder=False)
-            d_gate += self.l1(part, gate)
+            d_gate = reconstruct(part, gate, name="gate").d_value.add_(self.l1(part, gate))
             backpropagate(part, gate, through_scale + d_gate, d_bias=d_gate)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:

@@ -103,30 +103,39 @@ class JumpReLU(Variant):
             active = z > at
             kernel = (z < at + self.bandwidth / 2).to(z.dtype).div_(self.bandwidth)
             codes = near.with_value(z * active)
-            error, d_code = reconstruct(part, codes)
-            part.record(codes, error)
-            d_jump = self._penalize(part, codes, active, d_code).addcmul_(at, d_code).mul_(kernel)
+            found = reconstruct(part, codes)
+            part.record(codes, found.squared_error)
+            d_code, d_active, d_norm = self._penalize(part, codes, active, found.d_value)
+            d_jump = d_active.addcmul_(at, d_code).mul_(kernel)
             d_threshold -= batch.backend.sum_per_latent(near, d_jump)
             d_pre = d_code * active
-            backpropagate(part, near, d_pre + d_jump if self.jump_to == "threshold_and_input" else d_pre)
+            d_pre = d_pre + d_jump if self.jump_to == "threshold_and_input" else d_pre
+            backpropagate(part, codes, d_pre, found)
+            if d_norm is not None:
+                batch.gradients["W_dec"].addcmul_(d_norm[:, None], batch.parameters["W_dec"])
         scale = threshold if self.threshold_scale == "log" else 1.0  # d θ / d log θ = θ
         batch.gradients[PARAMETER].add_(d_threshold * scale)
 
-    def _penalize(self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor) -> Tensor:
-        """Add the penalty, and its gradient by f to ``d_code`` [P]; return its gradient by H(z - θ), [P]."""
+    def _penalize(
+        self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add the penalty.
+
+        Returns:
+            ``d_code`` [P] with the penalty's gradient by f added; its gradient by H(z - θ), [P]; and its
+            gradient by |W_dec_i|, divided by |W_dec_i|, [F], or None if it does not depend on the norms.
+        """
         weight, penalty = self.penalty.weight(part), self.penalty
         if penalty.kind == "step":
             part.outcome.add_loss("sparsity", weight * active.sum().double())
-            return torch.full_like(d_code, weight)
+            return d_code, torch.full_like(d_code, weight), None
         W_dec = part.parameters["W_dec"]
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         tanh = torch.tanh(penalty.scale * codes.value * norms[codes.latent])
         part.outcome.add_loss("sparsity", weight * total(tanh.double()))
         d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
-        d_code += d_scaled * norms[codes.latent]
-        per_latent = part.backend.sum_per_latent(codes, d_scaled * codes.value).div_(norms)
-        part.gradients["W_dec"].addcmul_(per_latent[:, None], W_dec)
-        return torch.zeros_like(d_code)
+        d_norm = part.backend.sum_per_latent(codes, d_scaled * codes.value).div_(norms)
+        return d_code + d_scaled * norms[codes.latent], torch.zeros_like(d_code), d_norm
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         threshold = self._threshold(rows.parameters) if as_trained else rows.state[THRESHOLD]

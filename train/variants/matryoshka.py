@@ -59,14 +59,19 @@ class MatryoshkaBatchTopK(BatchRule):
         weights = self.weights or (1.0,) * len(widths)
         for rows, part in batch.split(max(1, PART_ROWS // len(widths))):
             part_codes = codes.slice_rows(rows.start, rows.stop)
-            error = train_nested(part, part_codes, widths, weights)
-            part.record(part_codes, error)
+            error, squared_error = train_nested(part, part_codes, widths, weights)
+            part.record(part_codes, squared_error)
             if self.auxk is not None:
                 self.auxk(part, error)
 
 
-def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
-    """Add the loss of every prefix and its gradients; return the error of the whole dictionary, [B, D].
+def train_nested(
+    part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Add the loss of every prefix and its gradients.
+
+    Returns:
+        The error of the whole dictionary, [B, D], and the sum of its squares, float64 [].
 
     Ring h holds the latents of prefix h that are not in prefix h - 1. With e_g the error of prefix g and
     s_h = sum over g >= h of w_g e_g, the gradients for ring h are those of :mod:`.base.gradients` with s_h in
@@ -81,21 +86,22 @@ def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[flo
         rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents
     )
     errors = part.backend.decode(rings, W_dec).view(num_rings, part.num_rows, -1)
-    errors[0] -= part.target_centered
+    errors[0].sub_(part.target_centered)
     for g in range(1, num_rings):
-        errors[g] += errors[g - 1]
-    for size, weight, error in zip(sizes, weights, errors, strict=True):
-        part.outcome.add_loss(f"mse_{size}", sum_of_squares(error) * (weight / part.step_rows))
+        errors[g].add_(errors[g - 1])
+    squared_errors = sum_of_squares(errors)
+    for size, weight, squared_error in zip(sizes, weights, squared_errors, strict=True):
+        part.outcome.add_loss(f"mse_{size}", squared_error * (weight / part.step_rows))
     whole = errors[-1].clone()
     scale = 2.0 / part.step_rows
     for weight, error in zip(weights, errors, strict=True):
         error *= weight * scale
     for h in reversed(range(num_rings - 1)):
-        errors[h] += errors[h + 1]
+        errors[h].add_(errors[h + 1])
     summed = errors.view(rings.num_rows, -1)
     part.backend.accumulate_by_latent(rings, rings.value, summed, part.gradients["W_dec"])
     d_value = torch.empty_like(codes.value)
     d_value[order] = part.backend.sddmm(rings, summed, W_dec)
     backpropagate(part, codes, d_value)
     part.gradients["b_dec"].add_(errors[0].sum(0))
-    return whole
+    return whole, squared_errors[-1]

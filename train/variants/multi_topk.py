@@ -49,13 +49,13 @@ class MultiTopK(Variant):
             wide = part.pre_activations().largest_per_row(self.multiple * self.k)
             narrow = largest_per_row(wide, self.k)
             wide, narrow = wide.keep(wide.value > 0), narrow.keep(narrow.value > 0)
-            error, d_narrow = reconstruct(part, narrow)
-            backpropagate(part, narrow, d_narrow)
-            part.record(narrow, error)
-            _, d_wide = reconstruct(part, wide, weight=self.weight, name="multi_topk")
-            backpropagate(part, wide, d_wide)
+            found = reconstruct(part, narrow)
+            backpropagate(part, narrow, found.d_value, found)
+            part.record(narrow, found.squared_error)
+            beside = reconstruct(part, wide, weight=self.weight, name="multi_topk")
+            backpropagate(part, wide, beside.d_value, beside)
             if self.auxk is not None:
-                self.auxk(part, error)
+                self.auxk(part, found.error)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)

@@ -58,10 +58,10 @@ class ReLU(Variant):
         W_dec = batch.parameters["W_dec"]
         norms = None if self.unit_norm_decoder else torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         for part, codes in parts_above(batch, 0.0):
-            error, d_value = reconstruct(part, codes)
-            d_value += self.l1(part, codes, norms)
-            backpropagate(part, codes, d_value)
-            part.record(codes, error)
+            found = reconstruct(part, codes)
+            d_value = found.d_value.add_(self.l1(part, codes, norms))
+            backpropagate(part, codes, d_value, found)
+            part.record(codes, found.squared_error)
             if norms is not None:  # d (sum of f_i |w_i|) / d w_i = (sum of f_i) w_i / |w_i|
                 total = part.backend.sum_per_latent(codes, codes.value).mul_(self.l1.weight(part) / norms)
                 batch.gradients["W_dec"].addcmul_(total[:, None], W_dec)

@@ -88,7 +88,71 @@ class BackendContract:
         assert out.isnan().nonzero().tolist() == [[2, 1]]
         assert self.backend.sddmm(pairs, source, normal(4, 3)).isnan().tolist() == [False, False, True, False]
 
+    def test_reconstruct(self, pairs, normal):
+        W_dec, target = normal(90, 20), normal(pairs.num_rows, 20)
+        error, d_value, squared_error = self.backend.reconstruct(pairs, W_dec, target, 0.25)
+        expected = pairs.to_dense().double() @ W_dec.double() - target.double()
+        close(error, expected)
+        close(d_value, 0.25 * (expected @ W_dec.double().T)[pairs.rows(), pairs.latent])
+        assert squared_error.dtype == torch.float64
+        close(squared_error, expected.square().sum())
+
+    def test_weight_gradients(self, pairs, normal):
+        """They are added to what is there; the sums are returned."""
+        d_pre, x, error = normal(len(pairs)), normal(pairs.num_rows, 20), normal(pairs.num_rows, 20)
+        W_enc, W_dec = normal(90, 20), normal(90, 20)
+        dense = pairs.with_value(d_pre).to_dense().double()
+        wanted = [W_enc.double() + dense.T @ x.double()]
+        wanted.append(W_dec.double() + 0.25 * pairs.to_dense().double().T @ error.double())
+        sums = self.backend.weight_gradients(pairs, d_pre, x, error, 0.25, W_enc, W_dec)
+        close(W_enc, wanted[0])
+        close(W_dec, wanted[1])
+        close(sums, dense.sum(0))
+
+    def test_count_active(self, pairs):
+        """A pair whose value is 0 is none."""
+        some = pairs.with_value(pairs.value.where(torch.arange(len(pairs)) % 3 > 0, 0.0))
+        row_l0, firing = self.backend.count_active(some)
+        active = some.to_dense() != 0
+        assert torch.equal(row_l0, active.sum(1))
+        assert torch.equal(firing, active.sum(0))
+
     # ---- optimizer
+
+    def test_norm_of_all_gradients_together(self, normal):
+        W, gradient, bias = torch.nn.functional.normalize(normal(90, 20)), normal(90, 20), normal(20)
+        tangential = gradient - (gradient * W).sum(1, keepdim=True) * W
+        flat = torch.cat([gradient.flatten(), tangential.flatten(), bias]).double()
+        norm = self.backend.global_norm([(gradient, None), (gradient, W), (bias, None)])
+        torch.testing.assert_close(norm, flat.norm(), rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in Triton's interpreter
+    def test_clipping_stops_for_good_at_a_figure_that_is_not_finite(self, bad):
+        unsound = torch.zeros((), dtype=torch.float64)
+        good = torch.tensor([3.0, 4.0], dtype=torch.float64)
+        assert float(self.backend.clip(good, 1.0, unsound)) == pytest.approx(0.25, rel=1e-6)
+        assert float(self.backend.clip(good, 8.0, unsound)) == 1.0
+        assert float(self.backend.clip(good, None, unsound)) == 1.0
+        assert self.backend.clip(torch.tensor([bad, 4.0], dtype=torch.float64), 1.0, unsound).isnan()
+        assert self.backend.clip(good, 1.0, unsound).isnan()
+
+    @pytest.mark.parametrize("unit_rows", [False, True])
+    def test_a_scale_on_the_device_is_used_and_nan_changes_nothing(self, normal, unit_rows):
+        weights, gradient = torch.nn.functional.normalize(normal(90, 20)), normal(90, 20)
+        mean, square = normal(90, 20), normal(90, 20).square()
+        numbers = {"learning_rate": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+
+        def step(scale):
+            changed = [t.clone() for t in (weights, mean, square)]
+            settings = AdamSettings(**numbers, gradient_scale=scale, decoupled=True)
+            self.backend.adam_step(changed[0], gradient, *changed[1:], 3, settings, unit_rows=unit_rows)
+            return changed
+
+        on_device = torch.tensor(0.5, dtype=torch.float64)
+        assert all(torch.equal(a, b) for a, b in zip(step(on_device), step(0.5), strict=True))
+        unchanged = step(torch.full_like(on_device, torch.nan))
+        assert all(torch.equal(a, b) for a, b in zip(unchanged, (weights, mean, square), strict=True))
 
     def run(self, weights, gradients, settings, *, unit_rows=False):
         weights = weights.clone()

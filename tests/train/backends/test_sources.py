@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from saecache.train.backends.sources import Encoder
+from saecache.train.backends.sources import Encoder, block_bytes
 
 
 def test_blocks_are_the_pre_activations_in_one_buffer(normal):
@@ -32,3 +34,19 @@ def test_wrong_shapes(normal):
         Encoder(normal(50, 20), normal(90, 20), normal(91))
     with pytest.raises(ValueError, match="block_rows must be at least 1, got 0"):
         Encoder(normal(50, 20), normal(90, 20), normal(90), block_rows=0)
+
+
+@pytest.mark.parametrize(("gigabytes", "mebibytes"), [(80, 1024), (141, 2048), (24, 256), (40, 512)])
+def test_blocks_are_sized_for_the_device(monkeypatch, gigabytes, mebibytes):
+    properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    device = torch.device("cuda", gigabytes)  # a GPU for each case: a size is computed once
+    assert block_bytes(device) == mebibytes << 20
+    assert block_bytes(torch.device("cpu")) == 32 << 20
+
+
+def test_weights_stay_the_same_object(normal):
+    """So that a backend can keep something of them from step to step."""
+    W = normal(90, 20)
+    assert Encoder(normal(50, 20), W, normal(90)).W_enc is W
+    assert Encoder(normal(50, 20), normal(90, 40)[:, ::2], normal(90)).W_enc.is_contiguous()

@@ -70,7 +70,7 @@ def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) ->
         assert not torch.is_grad_enabled()
         seen[trainee.name] = get_ident(), torch.get_num_threads(), backend_of(torch.zeros(1))
         if trainee.name in "db":
-            raise DivergedError(trainee.name)
+            raise DivergedError(trainee.name, 0)
 
     with torch.no_grad(), use_backend("plain"):
         failed = run_each_variant(trainees, work, torch.zeros(4, 3))

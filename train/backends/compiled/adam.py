@@ -6,7 +6,7 @@ write the whole matrix again, while here the row is already in the core's cache.
 Legend: F rows (latents), D columns.
 """
 
-from math import sqrt
+from math import isnan, sqrt
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,16 @@ def adam_step(
     unit_rows: bool = False,
 ) -> None:
     """See :meth:`..protocol.Backend.adam_step`."""
+    scale = float(settings.gradient_scale)
+    if isnan(scale):
+        return
     assert parameter.is_contiguous() and gradient.is_contiguous(), "both are whole tensors"
     width = parameter.shape[-1]
     arrays = [t.detach().reshape(-1, width).numpy() for t in (parameter, gradient, exp_avg, exp_avg_sq)]
     beta1, beta2 = settings.betas
     numbers = np.array(
         [
-            settings.gradient_scale,
+            scale,
             0.0 if settings.decoupled else settings.weight_decay,
             1 - settings.learning_rate * settings.weight_decay if settings.decoupled else 1.0,
             beta1,

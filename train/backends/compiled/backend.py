@@ -6,18 +6,22 @@ import torch
 from torch import Tensor
 
 from ...pairs import Pairs
-from .. import guessing
-from ..plain.products import sum_per_latent as sum_per_latent
+from .. import composed, guessing
+from ..plain.products import sum_per_latent
 from ..sources import Source
 from .adam import adam_step as adam_step
-from .adam import gradient_norm as gradient_norm
+from .adam import gradient_norm
 from .bits import kth_largest, mask_of_largest
-from .pair_products import accumulate_by_latent as accumulate_by_latent
-from .pair_products import decode as decode
-from .pair_products import sddmm as sddmm
+from .pair_products import accumulate_by_latent, decode, sddmm
 from .selection.collect import collect
 from .selection.per_latent import largest_per_latent as largest_per_latent
 from .selection.per_row import largest_per_row as largest_per_row
+
+clip = composed.clip
+count_active = composed.count_active
+global_norm = partial(composed.global_norm, gradient_norm)
+reconstruct = partial(composed.reconstruct, decode, sddmm)
+weight_gradients = partial(composed.weight_gradients, accumulate_by_latent, sum_per_latent)
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:

@@ -1,6 +1,6 @@
 """The optimizer's step in torch operations. Legend: F rows (latents), D columns."""
 
-from math import sqrt
+from math import isnan, sqrt
 
 import torch
 from torch import Tensor
@@ -28,10 +28,13 @@ def adam_step(
     *,
     unit_rows: bool = False,
 ) -> None:
-    """See :meth:`..protocol.Backend.adam_step`."""
+    """See :meth:`..protocol.Backend.adam_step`. The scale is read from the device."""
+    scale = float(settings.gradient_scale)
+    if isnan(scale):
+        return
     if unit_rows:
         gradient = gradient - _along(gradient, parameter) * parameter
-    gradient = gradient * settings.gradient_scale
+    gradient = gradient * scale
     if settings.decoupled:
         parameter.mul_(1 - settings.learning_rate * settings.weight_decay)
     elif settings.weight_decay:

@@ -5,17 +5,20 @@ from functools import partial
 from torch import Tensor
 
 from ...pairs import Pairs
-from .. import guessing
+from .. import composed, guessing
 from ..sources import Source
 from .adam import adam_step as adam_step
-from .adam import gradient_norm as gradient_norm
-from .products import accumulate_by_latent as accumulate_by_latent
-from .products import decode as decode
-from .products import sddmm as sddmm
-from .products import sum_per_latent as sum_per_latent
+from .adam import gradient_norm
+from .products import accumulate_by_latent, decode, sddmm, sum_per_latent
 from .selection import collect, kth_largest, mask_of_largest
 from .selection import largest_per_latent as largest_per_latent
 from .selection import largest_per_row as largest_per_row
+
+clip = composed.clip
+count_active = composed.count_active
+global_norm = partial(composed.global_norm, gradient_norm)
+reconstruct = partial(composed.reconstruct, decode, sddmm)
+weight_gradients = partial(composed.weight_gradients, accumulate_by_latent, sum_per_latent)
 
 
 def above(source: Source, threshold: Tensor) -> Pairs:

@@ -62,13 +62,12 @@ def above(
             bar = limit[some.column.long().where(there, 0)] if threshold.dim() else limit
             marked = (some.value > bar if strict else some.value >= bar) & there
             pairs = compact_candidates(some, marked, num_latents, room)
-            state = torch.cat([some.count.double(), pairs.row_ptr[-1:].double(), f.limits()])
-            number, kept, *limits = state.tolist()
+            *limits, number, kept = f.limits(some.count, pairs.row_ptr[-1:]).cpu().tolist()
             f.check(limits)
             if number <= room:
                 return _shortened(pairs, int(kept))
             room = int(number)
-    f.check(f.limits().tolist())
+    f.check(f.limits().cpu().tolist())
     values = exact_matrix(x, W, b)
     marked = values > limit if strict else values >= limit
     kept = int(marked.sum())

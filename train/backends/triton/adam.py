@@ -5,8 +5,11 @@ no host synchronization, and a CUDA graph can replay the step. The sweep can als
 screening product needs of the updated rows (:mod:`.rounding`).
 """
 
+from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -32,12 +35,18 @@ def _power(base, exponent):
 
 
 @kernel
-def _numbers_kernel(settings, step, rate, scale, out):
-    """``settings`` float64 [5]: beta1, beta2, eps, weight decay, decoupled. ``out`` float32 [10]."""
+def _numbers_kernel(settings, step, rate, rest, scale, out, LOADS: tl.constexpr):
+    """``settings`` float64 [5]: beta1, beta2, eps, weight decay, decoupled. ``out`` float32 [10].
+
+    With LOADS ``step`` and ``rate`` lie on the device; else the rate is ``rate`` + ``rest``, both float32.
+    """
     beta1, beta2, eps = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     decay, decoupled = tl.load(settings + 3), tl.load(settings + 4)
-    lr, t = tl.load(rate), tl.load(step)
     one = beta1 * 0 + 1
+    if LOADS:
+        lr, t = tl.load(rate), tl.load(step)
+    else:
+        lr, t = one * rate + one * rest, step
     tl.store(out, tl.load(scale).to(tl.float32))
     tl.store(out + 1, tl.where(decoupled != 0, 0.0, decay).to(tl.float32))
     tl.store(out + 2, tl.where(decoupled != 0, one - lr * decay, one).to(tl.float32))
@@ -62,7 +71,7 @@ def _updated(p, g, m, v, n):
 @kernel
 def _flat_kernel(parameter, gradient, mean, square, n, size, N: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    inside = i < size
+    inside = i < tl.where(tl.load(n) >= 0, size, 0)  # a scale that is NaN suppresses the update
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
     m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
     p, m, v = _updated(p, g, m, v, n)
@@ -78,7 +87,8 @@ def _rows_kernel(
 ):  # fmt: skip
     f = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
-    inside = column < D
+    stop = tl.where(tl.load(n) >= 0, D, 0)  # a scale that is NaN suppresses the update
+    inside = column < stop
     i = f * D + column
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
     m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
@@ -96,8 +106,8 @@ def _rows_kernel(
         left_out = p - low.to(tl.float32)
         length = upward_norm(p, D)
         tl.store(rounded + i, low, mask=inside)
-        tl.store(norm + f, length)
-        tl.store(factor + f, latent_factor(length, upward_norm(left_out, D)))
+        tl.store(norm + f, length, mask=stop > 0)
+        tl.store(factor + f, latent_factor(length, upward_norm(left_out, D)), mask=stop > 0)
 
 
 @kernel
@@ -123,27 +133,52 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
 
     With ``unit_rows_of`` [F, D], of what is left of each row after its part along that row is removed.
     """
-    g = gradient.detach().contiguous()
-    if unit_rows_of is None:
-        squares = torch.empty(blocks(g.numel(), BLOCK), dtype=torch.float64, device=g.device)
-        launch(_flat_squares_kernel, (len(squares),), g, squares, g.numel(), N=BLOCK)
-    else:
+    return global_norm([(gradient, unit_rows_of)])
+
+
+def global_norm(gradients: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """The same of several gradients together, each with its ``unit_rows_of``."""
+    sizes = [blocks(g.numel(), BLOCK) if rows is None else len(g) for g, rows in gradients]
+    squares = torch.empty(sum(sizes), dtype=torch.float64, device=gradients[0][0].device)
+    for (gradient, rows), out in zip(gradients, squares.split(sizes), strict=True):
+        g = gradient.detach().contiguous()
+        if rows is None:
+            launch(_flat_squares_kernel, (len(out),), g, out, g.numel(), N=BLOCK)
+            continue
         g = whole_rows("gradient", g)
         width = g.shape[1]
-        weights = whole_rows("unit_rows_of", unit_rows_of, width)
-        squares = torch.empty(len(g), dtype=torch.float64, device=g.device)
+        weights = whole_rows("unit_rows_of", rows, width)
         launch(
-            _squares_kernel, (len(g),), g, weights, squares, TANGENTIAL=True, D=width, DP=padded(width),
+            _squares_kernel, (len(g),), g, weights, out, TANGENTIAL=True, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip
     return squares.sum().sqrt()
 
 
-def clip_factor(norm: Tensor, limit: float | None) -> Tensor:
-    """What clipping multiplies gradients of a global ``norm`` (float64 []) by: float64 [], on the device."""
-    if limit is None:
-        return torch.ones_like(norm)
-    return (limit / (norm + 1e-6)).clamp_max(1.0)
+@kernel
+def _clip_kernel(figures, unsound, out, size, limit, CLIPS: tl.constexpr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    bad = tl.load(unsound) + tl.sum(tl.load(figures + i, mask=i < size, other=0.0) * 0.0, axis=0)
+    scale = bad * 0.0 + 1.0
+    if CLIPS:
+        scale = tl.minimum(scale, limit / (tl.load(figures + size - 1) + 1e-6))
+    tl.store(unsound, bad)
+    tl.store(out, tl.where(bad == 0.0, scale, float("nan")))
+
+
+def clip(figures: Tensor, limit: float | None, unsound: Tensor) -> Tensor:
+    """See :meth:`..protocol.Backend.clip`."""
+    out = torch.empty_like(unsound)
+    launch(
+        _clip_kernel, (1,), figures, unsound, out, len(figures), float(limit or 0.0),
+        CLIPS=limit is not None, N=padded(len(figures)), num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _on(device: torch.device, value: float | Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,11 +202,18 @@ def adam_numbers(
         learning_rate, gradient_scale: float64 [] on the device; None takes those of ``settings``.
     """
     fixed = (*settings.betas, settings.eps, settings.weight_decay, float(settings.decoupled))
-    constants = torch.stack([_on(device, value, torch.float64) for value in fixed])
-    rate = _on(device, settings.learning_rate if learning_rate is None else learning_rate, torch.float64)
+    constants = _constants(fixed, device)
+    given = isinstance(step, Tensor) or learning_rate is not None
+    rate: float | Tensor = settings.learning_rate if learning_rate is None else learning_rate
+    rest: float = 0.0
+    if given:
+        rate, step = _on(device, rate, torch.float64), _on(device, step, torch.int64)
+    else:  # by value: nothing has to be copied to the device
+        rest = float(rate) - float(np.float32(rate))
+        rate = float(np.float32(rate))
     scale = _on(device, settings.gradient_scale if gradient_scale is None else gradient_scale, torch.float64)
     out = torch.empty(10, device=device)
-    launch(_numbers_kernel, (1,), constants, _on(device, step, torch.int64), rate, scale, out, num_warps=1)
+    launch(_numbers_kernel, (1,), constants, step, rate, rest, scale, out, LOADS=given, num_warps=1)
     return out
 
 

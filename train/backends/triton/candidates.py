@@ -169,7 +169,8 @@ def _scan_kernel(
             tl.store(column + place, n, mask=here)
         total += tl.sum(passes, axis=0)
     if not FILL:
-        tl.store(count + r, total)
+        tl.store(count + r + 1, total)
+        tl.store(count, r * 0)
 
 
 def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor, W: Tensor) -> Candidates:
@@ -196,8 +197,8 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
         _chunks_kernel, (num_rows,), found.tops, chunk_limit, chunks, number, num_chunks,
         LIMIT=limit_of, CP=size, num_warps=warps_of(size),
     )  # fmt: skip
-    ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
-    count = torch.empty(num_rows, dtype=torch.int64, device=device)
+    ptr = torch.empty(num_rows + 1, dtype=torch.int64, device=device)
+    count = torch.empty_like(ptr)
     row, column = torch.empty(2, room, dtype=torch.int32, device=device)
     for fill in (False, True):
         launch(
@@ -206,7 +207,7 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
             BIAS_OF_ROWS=found.bias_of_rows, FILL=fill, CHUNK=found.chunk, CHUNKS=SCANNED // found.chunk,
         )  # fmt: skip
         if not fill:
-            torch.cumsum(count, 0, out=ptr[1:])
+            torch.cumsum(count, 0, out=ptr)
     value = torch.empty(row.numel(), device=device)
     bias_of = "row" if found.bias_of_rows else "latent"
     exact_at(row, column, x, W, found.bias, value, count=ptr[-1:], bias_of=bias_of)

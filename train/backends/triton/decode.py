@@ -57,7 +57,7 @@ def _decode_kernel(
 
 @kernel
 def _reconstruct_kernel(
-    row_ptr, latent, value, W, target, error, dots, squared,
+    row_ptr, latent, value, W, target, scale, error, dots, squared,
     D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
@@ -74,7 +74,7 @@ def _reconstruct_kernel(
         here = p < last
         i = tl.load(latent + p, mask=here, other=0).to(tl.int64)
         dot = dot_of_rows(error + r * D + tl.zeros((N,), tl.int64), W + i * D, here, D, N)
-        tl.store(dots + p, dot, mask=here)
+        tl.store(dots + p, dot * scale, mask=here)
 
 
 def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -97,15 +97,17 @@ def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None, out: Tensor | No
     return out
 
 
-def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(
+    pairs: Pairs, W_dec: Tensor, target: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """The error of the decoded codes, and its dot product with the direction of every pair.
 
     Args:
         pairs: [B, F]. W_dec: float32 [F, D]. target: float32 [B, D].
 
     Returns:
-        error = codes W_dec - target, float32 [B, D]; <error[row], W_dec[latent]>, float32 [P], which has the
-        bits of :func:`.exact.sddmm`; and |error|² of every row, float32 [B].
+        error = codes W_dec - target, float32 [B, D]; ``scale`` * <error[row], W_dec[latent]>, float32 [P],
+        where the dot product has the bits of :func:`.exact.sddmm`; and |error|² of every row, float32 [B].
     """
     W_dec = whole_rows("W_dec", W_dec)
     target = whole_rows("target", target, W_dec.shape[1])
@@ -114,6 +116,6 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Te
     dots, squared = target.new_empty(len(pairs)), target.new_empty(len(target))
     launch(
         _reconstruct_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W_dec,
-        target, error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
+        target, scale, error, dots, squared, D=width, DP=padded(width), N=DOTS, num_warps=warps_of(width),
     )  # fmt: skip
     return error, dots, squared

@@ -10,7 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ...pairs import Pairs
+from ...pairs import ROWS, Pairs
 from .launch import blocks, kernel, launch, whole_rows
 
 PAIRS = 8  # of a program; with 16 of them the registers of sm_100 do not suffice
@@ -103,7 +103,7 @@ def _rows_kernel(row_ptr, row, N: tl.constexpr):
 
 def rows_of(pairs: Pairs) -> Tensor:
     """The row of every pair, int64 [P], made once for these places."""
-    return pairs.once("triton rows", lambda: _rows_of(pairs))
+    return pairs.once(ROWS, lambda: _rows_of(pairs))
 
 
 def _rows_of(pairs: Pairs) -> Tensor:

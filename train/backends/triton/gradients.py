@@ -18,15 +18,16 @@ from .launch import blocks, kernel, launch, padded, warps_of, whole_rows, writte
 from .transpose import by_latent
 
 SEGMENT = 64
+BLOCK = 1024  # latents or pairs of a program that handles one number of each
 MOST_SEGMENTS = 1 << 14  # in scratch memory; above it the segments grow
 
 
 @kernel
 def _segments_kernel(
-    segment_ptr, latent_ptr, row, coefficient, source, scratch, F,
-    STEPS: tl.constexpr, SEGMENT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    segment_ptr, latent_ptr, row, coefficient, source, scratch, coefficient_2, source_2, scratch_2, F,
+    BOTH: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """One segment of a long latent, into row ``program_id`` of ``scratch``."""
+    """One segment of a long latent, into row ``program_id`` of ``scratch``; with BOTH of two sums."""
     s = tl.program_id(0)
     if s < tl.load(segment_ptr + F):
         low, high = s * 0, s * 0 + F  # segment_ptr[low] <= s < segment_ptr[high]
@@ -41,6 +42,9 @@ def _segments_kernel(
         column = tl.arange(0, DP)
         sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient, source, first, last, D, DP)
         tl.store(scratch + s.to(tl.int64) * D + column, sums, mask=column < D)
+        if BOTH:
+            sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient_2, source_2, first, last, D, DP)
+            tl.store(scratch_2 + s.to(tl.int64) * D + column, sums, mask=column < D)
 
 
 @kernel
@@ -81,7 +85,7 @@ def _one_kernel(
 def _both_kernel(
     segment_ptr, latent_ptr, row, d_pre, d_dec, x, error,
     x_scratch, e_scratch, enc, dec, bias,
-    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    ADD: tl.constexpr, ADD_BIAS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     f = tl.program_id(0)
     _latent_row(f, segment_ptr, latent_ptr, row, d_pre, x, x_scratch, enc, ADD, D, DP)
@@ -92,9 +96,29 @@ def _both_kernel(
     for start in range(first, last, 128):
         sums += tl.load(d_pre + start + lane, mask=start + lane < last, other=0.0).to(tl.float64)
     total = tl.sum(sums, axis=0).to(tl.float32)
-    if ADD:
+    if ADD_BIAS:
         total += tl.load(bias + f)
     tl.store(bias + f, total)
+
+
+@kernel
+def _segment_counts_kernel(latent_ptr, count, size, F, N: tl.constexpr):
+    """count[f + 1] = how many segments of ``size`` pairs latent f has, none if one would do; count[0] = 0."""
+    f = tl.program_id(0) * N + tl.arange(0, N)
+    inside = f < F
+    pairs = tl.load(latent_ptr + f + 1, mask=inside, other=0) - tl.load(latent_ptr + f, mask=inside, other=0)
+    tl.store(count + f + 1, tl.where(pairs > size, (pairs + size - 1) // size, 0), mask=inside)
+    tl.store(count + f, pairs * 0, mask=f == 0)
+
+
+@kernel
+def _ordered_kernel(pair, first, second, scale, out_first, out_second, size, N: tl.constexpr):
+    """The two coefficients of each pair in the order of the latents; the second one scaled."""
+    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    inside = i < size
+    p = tl.load(pair + i, mask=inside, other=0)
+    tl.store(out_first + i, tl.load(first + p, mask=inside, other=0.0), mask=inside)
+    tl.store(out_second + i, tl.load(second + p, mask=inside, other=0.0) * scale, mask=inside)
 
 
 class _Segments:
@@ -103,22 +127,26 @@ class _Segments:
     def __init__(self, pairs: Pairs, order: LatentMajor) -> None:
         self.size = max(SEGMENT, padded(blocks(2 * len(pairs), MOST_SEGMENTS)))
         self.most = 2 * len(pairs) // self.size  # a latent with more than one has fewer than 2 n / size
-        count = order.latent_ptr.diff()
-        number = torch.where(count > self.size, (count + self.size - 1) // self.size, 0)
-        self.ptr = torch.zeros_like(order.latent_ptr)
-        torch.cumsum(number, 0, out=self.ptr[1:])
-
-    def add_up(self, order: LatentMajor, coefficient: Tensor, source: Tensor) -> Tensor:
-        """The scratch memory [segments, D], filled."""
-        num_latents, width = len(self.ptr) - 1, source.shape[1]
-        scratch = source.new_empty(max(self.most, 1), width)
+        count = torch.empty_like(order.latent_ptr)
+        num_latents = max(len(count) - 1, 1)  # without latents the kernel writes the first zero all the same
         launch(
-            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, coefficient, source,
-            scratch, num_latents,
-            STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
+            _segment_counts_kernel, (blocks(num_latents, BLOCK),), order.latent_ptr, count, self.size,
+            len(count) - 1, N=BLOCK,
+        )  # fmt: skip
+        self.ptr = count.cumsum(0)
+
+    def add_up(self, order: LatentMajor, *sums: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """The scratch memory [segments, D] of one or two sums (coefficient, source), filled."""
+        num_latents, width = len(self.ptr) - 1, sums[0][1].shape[1]
+        scratches = [source.new_empty(max(self.most, 1), width) for _, source in sums]
+        each = [(*pair, scratch) for pair, scratch in zip(sums, scratches, strict=True)]
+        launch(
+            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, *each[0], *each[-1],
+            num_latents,
+            BOTH=len(sums) > 1, STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip
-        return scratch
+        return scratches
 
 
 def _segments(pairs: Pairs, order: LatentMajor) -> _Segments:
@@ -139,7 +167,7 @@ def accumulate_by_latent(
     order = by_latent(pairs)
     segments = _segments(pairs, order)
     scale = coefficient.index_select(0, order.pair)
-    scratch = segments.add_up(order, scale, source)
+    (scratch,) = segments.add_up(order, (scale, source))
     width = source.shape[1]
     with written_whole("out", out, width) as whole:
         launch(
@@ -159,12 +187,15 @@ def weight_gradients(
     b_enc_grad: Tensor,
     *,
     add: bool = True,
+    add_bias: bool | None = None,
+    scale: float = 1.0,
 ) -> None:
     """The gradients of both matrices and of the encoder's bias, in one pass over the latents.
 
     W_enc_grad[latent] += sum d_pre * x_centered[row],
-    W_dec_grad[latent] += sum d_dec_coefficient * error[row],
-    b_enc_grad[latent] += sum d_pre (in float64). ``add=False`` writes them, zeros for latents without pairs.
+    W_dec_grad[latent] += sum scale * d_dec_coefficient * error[row],
+    b_enc_grad[latent] += sum d_pre (in float64). ``add=False`` writes them, zeros for latents without pairs;
+    ``add_bias`` says it for b_enc_grad, if it differs.
 
     Args:
         pairs: [B, F]. d_pre, d_dec_coefficient: float32 [P]. x_centered, error: float32 [B, D].
@@ -174,8 +205,12 @@ def weight_gradients(
     x_centered, error = whole_rows("x_centered", x_centered), whole_rows("error", error, width)
     order = by_latent(pairs)
     segments = _segments(pairs, order)
-    g, c = d_pre.index_select(0, order.pair), d_dec_coefficient.index_select(0, order.pair)
-    x_scratch, e_scratch = segments.add_up(order, g, x_centered), segments.add_up(order, c, error)
+    g, c = error.new_empty(len(pairs)), error.new_empty(len(pairs))
+    launch(
+        _ordered_kernel, (blocks(len(pairs), BLOCK),), order.pair, d_pre.contiguous(),
+        d_dec_coefficient.contiguous(), scale, g, c, len(pairs), N=BLOCK,
+    )  # fmt: skip
+    x_scratch, e_scratch = segments.add_up(order, (g, x_centered), (c, error))
     with (
         written_whole("W_enc_grad", W_enc_grad, width) as enc,
         written_whole("W_dec_grad", W_dec_grad, width) as dec,
@@ -183,6 +218,7 @@ def weight_gradients(
     ):
         launch(
             _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
-            error, x_scratch, e_scratch, enc, dec, bias, ADD=add, D=width, DP=padded(width),
+            error, x_scratch, e_scratch, enc, dec, bias, ADD=add,
+            ADD_BIAS=add if add_bias is None else add_bias, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip

@@ -87,16 +87,17 @@ class LargestPerRow:
 
     Attributes:
         pairs: [M, N], right in all rows that have not overflown.
-        overflown: bool [M], on the device.
+        ends: int64 [M], on the device: a row that ends beyond ``room`` has overflown. None: none has.
         wanted: of each row: an int, or int64 [M].
         factors: what it selects from. swapped: the rows are latents.
     """
 
     pairs: Pairs
-    overflown: Tensor
     wanted: int | Tensor
     factors: Factors
     swapped: bool
+    ends: Tensor | None = None
+    room: int = 0
 
     def finished(self) -> Pairs:
         """The pairs, right in all rows. Reads from the device once.
@@ -104,16 +105,23 @@ class LargestPerRow:
         Raises:
             NonFiniteError: a pre-activation is NaN, or too large for float32.
         """
-        number, *limits = torch.cat([self.overflown.sum().double()[None], self.factors.limits()]).tolist()
-        self.factors.check(limits)
-        if number:
+        numbers = self.factors.limits(above=self.ends, room=self.room).cpu().tolist()
+        self.factors.check(numbers[:3])
+        if any(numbers[3:]):
             self._select_whole_rows(self.overflown.nonzero()[:, 0])
         return self.pairs
+
+    @property
+    def overflown(self) -> Tensor:
+        """Which rows have overflown: bool [M], on the device."""
+        if self.ends is None:
+            return torch.zeros(self.pairs.num_rows, dtype=torch.bool, device=self.pairs.value.device)
+        return self.ends > self.room
 
     def _select_whole_rows(self, rows: Tensor) -> None:
         f = self.factors
         x, W, bias_of = (f.W, f.x, "row") if self.swapped else (f.x, f.W, "latent")
-        for some in rows.split(matrix_rows(len(W))):
+        for some in rows.split(matrix_rows(len(W), W.device)):
             bias = f.b[some] if self.swapped else f.b
             values = exact_matrix(x[some], W, bias, bias_of)
             self._keep(values.view(-1), some)
@@ -136,15 +144,15 @@ def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, sw
     """The ``wanted`` largest of each of M rows, ``total`` in all, to ``row_ptr`` (int64 [M + 1])."""
     rows, columns, x, W = (f.W_rows, f.x_rows, f.W, f.x) if swapped else (f.x_rows, f.W_rows, f.x, f.W)
     num_rows, num_columns = len(x), len(W)
+    # zeros: whatever goes wrong before the late check, the places stay inside
+    latent, value = torch.zeros(3 * total, dtype=torch.int32, device=x.device).split([2 * total, total])
     out = LargestPerRow(
-        # zeros: whatever goes wrong before the late check, the places stay inside
         pairs=Pairs(
             row_ptr=row_ptr,
-            latent=torch.zeros(total, dtype=torch.int64, device=x.device),
-            value=torch.zeros(total, device=x.device),
+            latent=latent.view(torch.int64),
+            value=value.view(torch.float32),
             num_latents=num_columns,
         ),
-        overflown=torch.zeros(num_rows, dtype=torch.bool, device=x.device),
         wanted=wanted,
         factors=f,
         swapped=swapped,
@@ -159,7 +167,7 @@ def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, sw
     least = least_of_rows(found, wanted)
     some = candidates(found, least, "row", room_for(num_rows, num_columns, total), x, W)
     out._keep(some.value, None, some.ptr, some.column)
-    return replace(out, overflown=some.ptr[1:] > some.room)
+    return replace(out, ends=some.ptr[1:], room=some.room)
 
 
 def queue_largest_per_row(
@@ -168,7 +176,7 @@ def queue_largest_per_row(
     """:func:`largest_per_row` without waiting for the device: nothing is read from it."""
     if not 1 <= k <= len(W):
         raise ValueError(f"k must be from 1 to the number of latents, {len(W)}, got {k}")
-    row_ptr = torch.arange(len(x) + 1, device=x.device) * k
+    row_ptr = torch.arange(0, (len(x) + 1) * k, k, device=x.device)
     return _select(factors_of(x, W, b, rounded_W), k, k * len(x), row_ptr, swapped=False)
 
 

@@ -44,7 +44,7 @@ def largest_of_batch(
         none = torch.zeros(0, dtype=torch.int64, device=x.device)
         return Pairs(row_ptr=row_ptr, latent=none, value=x.new_zeros(0), num_latents=num_latents)
     if not screening_pays(x.device, x.shape[1], num_latents, total / num_rows):
-        f.check(f.limits().tolist())
+        f.check(f.limits().cpu().tolist())
         return _of_matrix(f, total)
     found = screen(f.x_rows, f.W_rows, b, chunk=chunk_for(num_latents, total / num_rows))
     least = least_of_all(found, total)
@@ -52,7 +52,7 @@ def largest_of_batch(
     while True:
         some = candidates(found, least, "all", room, x, W)
         pairs = compact_candidates(some, among_largest(some.value, some.count, total), num_latents, total)
-        number, *limits = torch.cat([some.count.double(), f.limits()]).tolist()
+        *limits, number = f.limits(some.count).cpu().tolist()
         f.check(limits)
         if number <= room:
             return pairs

@@ -5,14 +5,46 @@ numbers.
 from dataclasses import dataclass
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..bounds import LARGEST_PRE_ACTIVATION, RowNorms, check_finite_factors
-from .launch import whole_rows
+from ..sources import block_bytes
+from .launch import kernel, launch, whole_rows
 from .rounding import ScreenRows, round_batch, round_latents
 from .screen import SMALLEST_CHUNK, keeps_bounds
 
-MATRIX_BYTES = 1 << 30  # of exact pre-activations at a time, where a selection looks at all of them
+
+@kernel
+def _largest(numbers, size, N: tl.constexpr):
+    """The largest magnitude of ``numbers``, float64; NaN if one is."""
+    lane = tl.arange(0, N)
+    most = tl.zeros((N,), tl.float32)
+    for start in range(0, size, N):
+        value = tl.abs(tl.load(numbers + start + lane, mask=start + lane < size, other=0.0))
+        most = tl.where((value > most) | (value != value), value, most)  # a NaN stays: nothing is above it
+    bad = tl.sum((most != most).to(tl.int32), axis=0)
+    return tl.where(bad > 0, float("nan"), tl.max(tl.where(most != most, 0.0, most), axis=0)).to(tl.float64)
+
+
+@kernel
+def _limits_kernel(
+    x_norm, W_norm, bias, first, second, above, out, B, F, A, room,
+    COUNTS: tl.constexpr, ABOVE: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    tl.store(out, _largest(x_norm, B, N))
+    tl.store(out + 1, _largest(W_norm, F, N))
+    tl.store(out + 2, _largest(bias, F, N))
+    if COUNTS > 0:
+        tl.store(out + 3, tl.load(first).to(tl.float64))
+    if COUNTS > 1:
+        tl.store(out + 4, tl.load(second).to(tl.float64))
+    if ABOVE:
+        lane = tl.arange(0, N)
+        number = tl.zeros((N,), tl.int32)
+        for start in range(0, A, N):
+            number += (tl.load(above + start + lane, mask=start + lane < A, other=0) > room).to(tl.int32)
+        tl.store(out + 3 + COUNTS, tl.sum(number, axis=0).to(tl.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +62,19 @@ class Factors:
     x_rows: ScreenRows
     W_rows: ScreenRows
 
-    def limits(self) -> Tensor:
-        """The largest norms of rows and latents, and the largest bias: float64 [3], on the device; NaN if one
-        is.
+    def limits(self, *counts: Tensor, above: Tensor | None = None, room: int = 0) -> Tensor:
+        """The largest norms of rows and latents, and the largest bias, NaN if one is; then ``counts`` (int64
+        [1]), and how many of ``above`` (int64 [n]) are more than ``room``: float64, on the device.
         """
-        return torch.stack([self.x_rows.norm.amax(), self.W_rows.norm.amax(), self.b.abs().amax()]).double()
+        out = torch.empty(3 + len(counts) + (above is not None), dtype=torch.float64, device=self.x.device)
+        first, second = (*counts, self.b, self.b)[:2]
+        last = self.b if above is None else above
+        launch(
+            _limits_kernel, (1,), self.x_rows.norm, self.W_rows.norm, self.b, first, second, last, out,
+            len(self.x), len(self.W), len(last), room, COUNTS=len(counts), ABOVE=above is not None, N=4096,
+            num_warps=16,
+        )  # fmt: skip
+        return out
 
     def check(self, limits: list[float]) -> None:
         """Raise NonFiniteError, which names the place, unless all pre-activations are finite, by
@@ -68,6 +108,6 @@ def screening_pays(device: torch.device, width: int, num_columns: int, wanted_of
     return wanted_of_row * SMALLEST_CHUNK <= num_columns and keeps_bounds(device, width)
 
 
-def matrix_rows(num_columns: int) -> int:
-    """How many rows of exact pre-activations fit in :data:`MATRIX_BYTES`."""
-    return max(1, MATRIX_BYTES // (4 * max(num_columns, 1)))
+def matrix_rows(num_columns: int, device: torch.device) -> int:
+    """How many rows of exact pre-activations fit in a block, where a selection looks at all of them."""
+    return max(1, block_bytes(device) // (4 * max(num_columns, 1)))

@@ -48,7 +48,8 @@ class ScreenRows:
     def chunk_factors(self, size: int) -> Tensor:
         """The largest factor of every ``size`` rows, float32 [ceil(n / size)]."""
         short = blocks(len(self.factor), size) * size - len(self.factor)
-        return torch.nn.functional.pad(self.factor, (0, short)).view(-1, size).amax(1)
+        factor = torch.nn.functional.pad(self.factor, (0, short)) if short else self.factor
+        return factor.view(-1, size).amax(1)
 
 
 @kernel

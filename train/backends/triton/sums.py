@@ -24,6 +24,36 @@ def _sums_kernel(latent_ptr, pair, values, out):
     tl.store(out + f, total.to(out.dtype.element_ty))
 
 
+@kernel
+def _active_kernel(ptr, index, value, out, INDEXED: tl.constexpr):
+    """out[s] = how many values of segment s are not 0; with INDEXED they lie at ``index``."""
+    s = tl.program_id(0)
+    first, last = tl.load(ptr + s), tl.load(ptr + s + 1)
+    lane = tl.arange(0, 64)
+    counts = tl.zeros((64,), tl.int64)
+    for start in range(first, last, 64):
+        here = start + lane < last
+        i = start + lane
+        if INDEXED:
+            i = tl.load(index + i, mask=here, other=0)
+        counts += (tl.load(value + i, mask=here, other=0.0) != 0).to(tl.int64)
+    tl.store(out + s, tl.sum(counts, axis=0))
+
+
+def count_active(codes: Pairs) -> tuple[Tensor, Tensor]:
+    """How many values are not 0: those of each row, int64 [B], and of each latent, int64 [F]."""
+    order, value = by_latent(codes), codes.value.contiguous()
+    found = []
+    for ptr, index in ((codes.row_ptr, None), (order.latent_ptr, order.pair)):
+        out = torch.empty(len(ptr) - 1, dtype=torch.int64, device=value.device)
+        launch(
+            _active_kernel, (len(out),), ptr, ptr if index is None else index, value, out,
+            INDEXED=index is not None, num_warps=1,
+        )  # fmt: skip
+        found.append(out)
+    return found[0], found[1]
+
+
 def count_per_latent(pairs: Pairs) -> Tensor:
     """How many rows use each latent: int64 [F]."""
     return by_latent(pairs).latent_ptr.diff()

@@ -2,6 +2,8 @@
 along.
 """
 
+from functools import lru_cache
+
 import torch
 
 from ...pairs import Pairs
@@ -17,7 +19,10 @@ def by_latent(pairs: Pairs) -> LatentMajor:
 def _by_latent(pairs: Pairs) -> LatentMajor:
     # Half as many bits to sort by: latents are far below 2³¹.
     latent, pair = torch.sort(pairs.latent.to(torch.int32), stable=True)
-    bounds = torch.arange(pairs.num_latents + 1, dtype=torch.int32, device=latent.device)
-    return LatentMajor(
-        latent_ptr=torch.searchsorted(latent, bounds), row=rows_of(pairs).index_select(0, pair), pair=pair
-    )
+    latent_ptr = torch.searchsorted(latent, _numbers(pairs.num_latents + 1, latent.device))
+    return LatentMajor(latent_ptr=latent_ptr, row=rows_of(pairs).index_select(0, pair), pair=pair)
+
+
+@lru_cache(maxsize=16)  # the sizes of a run are few
+def _numbers(count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)

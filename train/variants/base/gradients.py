@@ -13,14 +13,14 @@ Legend: R rows of the step, B rows of a part, D model width, F latents, P pairs.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from ....common.fvu import sum_of_squares
 from ...backends.plain.products import weighted_sum
 from ...pairs import Pairs
-from .products import accumulate_by_latent, decode, sddmm
+from . import products
 from .rows import Batch
 
 
@@ -30,62 +30,106 @@ class AuxiliaryLoss(Protocol):
     def __call__(self, part: Batch, error: Tensor) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction:
+    """Decoded codes beside the rows that they should give.
+
+    Attributes:
+        codes: [B, F].
+        error: reconstruction - target, [B, D]; d loss / d reconstruction is ``scale`` * error.
+        d_value: d loss / d value at the pairs of ``codes``, [P].
+        squared_error: the sum of the squares of ``error``, float64 [].
+        has_bias: the decoder's bias is part of the reconstruction.
+    """
+
+    codes: Pairs
+    error: Tensor
+    d_value: Tensor
+    squared_error: Tensor
+    scale: float
+    has_bias: bool
+
+
 def train_selected(batch: Batch, codes: Pairs, auxiliary: Iterable[AuxiliaryLoss] = ()) -> None:
     """Run forward and backward for codes that are the pre-activations of the selected pairs."""
     auxiliary = tuple(auxiliary)
     for rows, part in batch.split():
         part_codes = codes.slice_rows(rows.start, rows.stop)
-        error, d_value = reconstruct(part, part_codes)
-        backpropagate(part, part_codes, d_value)
-        part.record(part_codes, error)
+        found = reconstruct(part, part_codes)
+        backpropagate(part, part_codes, found.d_value, found)
+        part.record(part_codes, found.squared_error)
         for loss in auxiliary:
-            loss(part, error)
+            loss(part, found.error)
 
 
 def reconstruct(
-    batch: Batch,
-    codes: Pairs,
-    target: Tensor | None = None,
-    *,
-    weight: float = 1.0,
-    name: str = "mse",
-    into_decoder: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Add ``weight`` * mean over rows of |decoded codes - target|², and its gradient to the decoder.
+    batch: Batch, codes: Pairs, target: Tensor | None = None, *, weight: float = 1.0, name: str = "mse"
+) -> Reconstruction:
+    """Add the loss ``weight`` * mean over rows of |decoded codes - target|².
 
     Args:
         codes: [B, F].
         target: [B, D], for example a residual, reconstructed without the decoder's bias. None takes the
-            batch's target and uses the bias, which then gets a gradient.
+            batch's target and uses the bias.
         name: the name of the loss term in the metrics.
-        into_decoder: False gives W_dec and b_dec no gradient, as if they were detached.
 
     Returns:
-        The error, reconstruction - target [B, D], and d loss / d value at the pairs [P].
+        What :func:`backpropagate` needs to give the decoder its gradient.
     """
-    W_dec = batch.parameters["W_dec"]
-    error = decode(codes, W_dec).sub_(batch.target_centered if target is None else target)
     scale = 2.0 * weight / batch.step_rows
-    d_value = sddmm(codes, error, W_dec).mul_(scale)
-    if into_decoder:
-        accumulate_by_latent(codes, codes.value * scale, error, batch.gradients["W_dec"])
-        if target is None:
-            batch.gradients["b_dec"].add_(error.sum(0), alpha=scale)
-    batch.outcome.add_loss(name, sum_of_squares(error) * (weight / batch.step_rows))
-    return error, d_value
+    error, d_value, squared_error = products.reconstruct(
+        codes, batch.parameters["W_dec"], batch.target_centered if target is None else target, scale
+    )
+    batch.outcome.add_loss(name, squared_error * (weight / batch.step_rows))
+    return Reconstruction(
+        codes=codes,
+        error=error,
+        d_value=d_value,
+        squared_error=squared_error,
+        scale=scale,
+        has_bias=target is None,
+    )
 
 
-def backpropagate(batch: Batch, codes: Pairs, d_pre: Tensor, d_bias: Tensor | None = None) -> None:
+def backpropagate(
+    batch: Batch,
+    codes: Pairs,
+    d_pre: Tensor,
+    decoded: Reconstruction | None = None,
+    *,
+    d_bias: Tensor | None = None,
+) -> None:
     """Carry d loss / d pre-activation at the pairs [P] into W_enc, b_enc, and b_dec through x - b_dec.
 
-    ``d_bias`` [P] is the gradient for b_enc, if it differs from the one for x W_enc.
+    Args:
+        decoded: a reconstruction from the same pairs, whose gradient the decoder and its bias get; None
+            leaves the decoder alone, as if it were detached.
+        d_bias: the gradient for b_enc [P], if it differs from the one for x W_enc.
     """
-    accumulate_by_latent(codes, d_pre, batch.x_centered, batch.gradients["W_enc"])
-    per_latent = batch.backend.sum_per_latent(codes, d_pre)
+    gradients, sum_per_latent = batch.gradients, batch.backend.sum_per_latent
+    if decoded is None:
+        products.accumulate_by_latent(codes, d_pre, batch.x_centered, gradients["W_enc"])
+        per_latent = sum_per_latent(codes, d_pre)
+    else:
+        assert decoded.codes.latent is codes.latent, "both are of the same pairs"
+        inputs = d_pre, batch.x_centered, decoded.error, decoded.scale
+        per_latent = products.weight_gradients(decoded.codes, *inputs, gradients["W_enc"], gradients["W_dec"])
+        add_bias_gradient(batch, decoded)
     batch.outcome.through_encoder.add_(per_latent)
-    batch.gradients["b_enc"].add_(
-        per_latent if d_bias is None else batch.backend.sum_per_latent(codes, d_bias)
-    )
+    gradients["b_enc"].add_(per_latent if d_bias is None else sum_per_latent(codes, d_bias))
+
+
+def backpropagate_decoder(batch: Batch, decoded: Reconstruction) -> None:
+    """Give the decoder and its bias their gradient, if the encoder's comes from other pairs."""
+    coefficient = decoded.codes.value * decoded.scale
+    products.accumulate_by_latent(decoded.codes, coefficient, decoded.error, batch.gradients["W_dec"])
+    add_bias_gradient(batch, decoded)
+
+
+def add_bias_gradient(batch: Batch, decoded: Reconstruction) -> None:
+    """Give ``b_dec`` its gradient as a part of the reconstruction."""
+    if decoded.has_bias:
+        batch.gradients["b_dec"].add_(decoded.error.sum(0), alpha=decoded.scale)
 
 
 def finish_gradients(batch: Batch) -> None:

@@ -22,7 +22,7 @@ def initial_prevalence(num_latents: int) -> dict[str, Tensor]:
 def observe_prevalence(batch: Batch, codes: Pairs, window_rows: int | None) -> None:
     """Add the codes of a whole batch (values other than 0 only); older rows fade with ``window_rows``."""
     kept = 0.5 ** (batch.num_rows / rows_of_window(batch, window_rows))
-    share = codes.count_per_latent().float().div_(batch.num_rows)
+    share = batch.backend.count_active(codes)[1].float().div_(batch.num_rows)
     batch.state[SUM].mul_(kept).add_(share, alpha=1 - kept)
     batch.state[WEIGHT].mul_(kept).add_(1 - kept)
 

@@ -1,4 +1,4 @@
-"""The three products of a step, computed pair by pair or as matrix products, whichever is faster.
+"""The products of a step, computed pair by pair or as matrix products, whichever is faster.
 
 Selected codes are so sparse that pairs are far faster. Under a penalty half of all latents may be active at
 the start; from about two fifths on matrix products are faster, on parts small enough for dense matrices (see
@@ -7,6 +7,7 @@ the start; from about two fifths on matrix products are faster, on parts small e
 
 from torch import Tensor
 
+from ...backends import composed
 from ...backends.choice import backend_of
 from ...backends.plain.products import matmul
 from ...backends.sources import block_bytes
@@ -24,18 +25,27 @@ def prefers_matrices(codes: Pairs) -> bool:
     )
 
 
-def decode(codes: Pairs, W_dec: Tensor) -> Tensor:
-    """codes @ W_dec, [B, D]."""
-    if not prefers_matrices(codes):
-        return backend_of(W_dec).decode(codes, W_dec)
-    return matmul(codes.to_dense(), W_dec)
+def reconstruct(codes: Pairs, W_dec: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """See :meth:`...backends.protocol.Backend.reconstruct`."""
+    if prefers_matrices(codes):
+        return composed.reconstruct(_decode, _sddmm, codes, W_dec, target, scale)
+    return backend_of(W_dec).reconstruct(codes, W_dec, target, scale)
 
 
-def sddmm(codes: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
-    """<g[row], W_dec[latent]> of every pair, [P]; ``g`` is [B, D]."""
-    if not prefers_matrices(codes):
-        return backend_of(W_dec).sddmm(codes, g, W_dec)
-    return matmul(g, W_dec.T)[codes.rows(), codes.latent]
+def weight_gradients(
+    codes: Pairs,
+    d_pre: Tensor,
+    x_centered: Tensor,
+    error: Tensor,
+    scale: float,
+    W_enc_grad: Tensor,
+    W_dec_grad: Tensor,
+) -> Tensor:
+    """See :meth:`...backends.protocol.Backend.weight_gradients`."""
+    backend, rest = backend_of(error), (codes, d_pre, x_centered, error, scale, W_enc_grad, W_dec_grad)
+    if prefers_matrices(codes):
+        return composed.weight_gradients(accumulate_by_latent, backend.sum_per_latent, *rest)
+    return backend.weight_gradients(*rest)
 
 
 def accumulate_by_latent(codes: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:
@@ -44,3 +54,11 @@ def accumulate_by_latent(codes: Pairs, coefficient: Tensor, source: Tensor, out:
         backend_of(source).accumulate_by_latent(codes, coefficient, source, out)
     else:
         matmul(codes.with_value(coefficient).to_dense().T, source, out, add=True)
+
+
+def _decode(codes: Pairs, W_dec: Tensor) -> Tensor:
+    return matmul(codes.to_dense(), W_dec)
+
+
+def _sddmm(codes: Pairs, g: Tensor, W_dec: Tensor) -> Tensor:
+    return matmul(g, W_dec.T)[codes.rows(), codes.latent]

@@ -10,10 +10,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ....common.fvu import sum_of_squares
 from ...backends.choice import backend_of
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder
+from ...engine.late import LateRead
 from ...pairs import Pairs
 from ...selection.pre_activations import PreActivations
 
@@ -100,10 +100,12 @@ class Outcome:
 
     @classmethod
     def empty(cls, num_latents: int, device: torch.device) -> "Outcome":
+        zeros = torch.zeros(8 + 12 * num_latents, dtype=torch.uint8, device=device)  # all in one operation
+        end = 8 + 8 * num_latents
         return cls(
-            squared_error=torch.zeros((), dtype=torch.float64, device=device),
-            firing=torch.zeros(num_latents, dtype=torch.int64, device=device),
-            through_encoder=torch.zeros(num_latents, device=device),
+            squared_error=zeros[:8].view(torch.float64)[0],
+            firing=zeros[8:end].view(torch.int64),
+            through_encoder=zeros[end:].view(torch.float32),
         )
 
     def add_loss(self, name: str, value: Tensor) -> None:
@@ -126,6 +128,7 @@ class Batch(Rows):
         gradients: one tensor per parameter; variants add to it.
         outcome: collects losses and statistics.
         dead: bool [F], latents that have not been active for ``dead_after_rows``.
+        num_dead: how many they are, on its way to the host; None if nobody has asked for it.
         num_steps: the steps of the run, for the variant's own schedules.
         step_rows: R, the rows of the step, over which every loss is averaged. A part, or one of several
             batches of a step, has fewer rows.
@@ -139,6 +142,7 @@ class Batch(Rows):
     num_steps: int
     step_rows: int
     batches_of_step: int = 1
+    num_dead: LateRead | None = None
 
     @property
     def step(self) -> int:
@@ -150,6 +154,13 @@ class Batch(Rows):
         """The 0-based number of this batch in its step."""
         return self.number % self.batches_of_step
 
+    def dead_latents(self) -> Tensor:
+        """The dead latents, int64 [n], ascending."""
+        count = int(self.dead.sum() if self.num_dead is None else self.num_dead.numbers())
+        if count == 0:
+            return self.dead.new_empty(0, dtype=torch.int64)
+        return torch.nonzero_static(self.dead, size=count).flatten()
+
     def split(self, rows_per_part: int = PART_ROWS) -> Iterator[tuple[slice, "Batch"]]:
         """Yield the batch in parts, each with its slice of rows; they share gradients and outcome."""
         for start in range(0, self.num_rows, rows_per_part):
@@ -160,9 +171,12 @@ class Batch(Rows):
         """A part of the rows, which shares the gradients and the outcome."""
         return replace(self, x_centered=self.x_centered[rows], target_centered=self.target_centered[rows])
 
-    def record(self, codes: Pairs, error: Tensor) -> None:
-        """Record the codes [B, F] that were used and their error [B, D], for FVU, L0 and dead latents."""
-        active = codes.keep(codes.value != 0)
-        self.outcome.firing += active.count_per_latent()
-        self.outcome.row_l0.append(active.row_ptr.diff())
-        self.outcome.squared_error += sum_of_squares(error)
+    def record(self, codes: Pairs, squared_error: Tensor) -> None:
+        """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.
+
+        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 [].
+        """
+        row_l0, firing = self.backend.count_active(codes)
+        self.outcome.firing += firing
+        self.outcome.row_l0.append(row_l0)
+        self.outcome.squared_error += squared_error

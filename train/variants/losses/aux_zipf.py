@@ -2,7 +2,7 @@
 Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", sections 3.2 and 4.2.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -46,7 +46,7 @@ class AuxZipf(FrozenModel):
             prevalence: share of rows on which each latent is active, [F].
         """
         num_latents = prevalence.numel()
-        expected = self.zipf.expected_rows(k, num_latents, num_rows).to(prevalence.device) / num_rows
+        expected = _expected_prevalence(self.zipf, k, num_latents, num_rows, prevalence.device)
         return dying_latents(prevalence, expected)
 
 
@@ -64,3 +64,11 @@ def dying_latents(prevalence: Tensor, expected: Tensor) -> Tensor:
     low &= rank > (1 - LAST_SHARE) * num_latents
     all_below_low = low.flip(0).int().cumprod(0).bool().flip(0)
     return by_rank[all_below_low].sort().values
+
+
+@lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time
+def _expected_prevalence(
+    zipf: Zipf, k: float, num_latents: int, num_rows: int, device: torch.device
+) -> Tensor:
+    """The prevalence that Zipf's law expects at each rank: float64 [F]."""
+    return zipf.expected_rows(k, num_latents, num_rows).to(device) / num_rows

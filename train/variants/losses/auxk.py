@@ -4,10 +4,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...backends.sources import block_bytes
 from ..base.gradients import backpropagate, reconstruct
 from ..base.rows import Batch
 
-SOME_PAIRS = 1 << 18  # at a time, as k is ten times that of the codes, and temporaries would be as large
+PAIRS_PER_BYTE = 1 / 128  # of a block, at a time, as k is ten times that of the codes: 2**18 on a CPU
 
 
 class AuxK(FrozenModel):
@@ -22,7 +23,7 @@ class AuxK(FrozenModel):
 
     def __call__(self, part: Batch, error: Tensor) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
-        dead = part.dead.nonzero().flatten()
+        dead = part.dead_latents()
         reconstruct_leftover(part, error, dead, k=self.k, coefficient=self.coefficient, name="auxk")
 
 
@@ -39,11 +40,12 @@ def reconstruct_leftover(
         return
     k = min(k or default_k(error.shape[1]), latents.numel())
     pre = part.pre_activations(latents)
-    for rows, some in part.split(max(SOME_PAIRS // k, 64)):
+    some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
+    for rows, some in part.split(max(some_pairs // k, 64)):
         chosen = pre.of_rows(rows).largest_per_row(k)
         codes = chosen.keep(chosen.value > 0)
-        _, d_value = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
-        backpropagate(some, codes, d_value)
+        found = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
+        backpropagate(some, codes, found.d_value, found)
 
 
 def default_k(d_model: int) -> int:

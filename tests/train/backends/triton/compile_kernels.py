@@ -77,6 +77,9 @@ def run_operations(B: int, K: int) -> None:
     for add in (False, True):
         gradients.accumulate_by_latent(pairs, pairs.value, x, W, add=add)
         gradients.weight_gradients(pairs, pairs.value, pairs.value, x, x, W, W, b, add=add)
+        gradients.weight_gradients(
+            pairs, pairs.value, pairs.value, x, x, W, W, b, add=add, add_bias=False, scale=0.5
+        )
     sums.sum_per_latent(pairs, pairs.value)
     random_numbers.random_uniform(1, 2, 3, B, F, "cpu")
     settings = AdamSettings(learning_rate=0.1, betas=(0.9, 0.99), eps=1e-8)
@@ -84,9 +87,16 @@ def run_operations(B: int, K: int) -> None:
         adam.gradient_norm(W, W if unit else None)
         for refresh in (None, rounding.round_latents(W)):
             adam.adam_step(W, W, W, W, 1, settings, unit_rows=unit, refresh=refresh)
+    for limit in (None, 1.0):
+        adam.clip(torch.zeros(3, dtype=torch.float64), limit, torch.zeros((), dtype=torch.float64))
+    adam.adam_numbers(settings, torch.tensor(3), W.device)
+    sums.count_active(pairs)
     largest.queue_largest_per_row(x, W, b, K)
     wide = torch.ones(F, dtype=torch.int64)
     factors = prepare.factors_of(x, W, b, None)
+    for counts in ((), (ptr[-1:],), (ptr[-1:], ptr[-1:])):
+        factors.limits(*counts)
+    factors.limits(above=ptr[1:], room=4)
     for pays in (True, False):
         largest.screening_pays = lambda *_, pays=pays: pays
         largest.queue_largest_per_row(x, W, b, K)

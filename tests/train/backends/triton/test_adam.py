@@ -1,11 +1,15 @@
 """The optimizer's pass against the CPU's."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from saecache.train.backends.compiled import adam as cpu
+from saecache.train.backends.plain import backend as plain
 from saecache.train.backends.protocol import AdamSettings
-from saecache.train.backends.triton.adam import adam_numbers, adam_step, clip_factor, gradient_norm
+from saecache.train.backends.triton import backend as triton_backend
+from saecache.train.backends.triton.adam import adam_numbers, adam_step, clip, global_norm, gradient_norm
 from saecache.train.backends.triton.rounding import round_latents
 
 from .cases import assert_close, numbers
@@ -23,6 +27,10 @@ def settings(**changed: float) -> AdamSettings:
         "gradient_scale": 0.5,
     }
     return AdamSettings(**{**known, **changed})
+
+
+def float64(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def tensors(*shape: int) -> list[torch.Tensor]:
@@ -44,7 +52,7 @@ def test_steps_are_the_cpus(shape: tuple[int, ...], unit: bool, decoupled: bool)
 
 def test_what_changes_is_read_from_the_device() -> None:
     got, want = tensors(F, D), tensors(F, D)
-    scale = clip_factor(torch.tensor(8.0, dtype=torch.float64), 2.0)
+    scale = clip(float64(8.0), 2.0, float64(0.0)[0])
     ready = adam_numbers(
         settings(learning_rate=9.0),
         torch.tensor(5),
@@ -80,9 +88,39 @@ def test_norms_are_the_cpus(unit: bool) -> None:
     assert not bool(gradient_norm(g, other).isfinite())
 
 
+@pytest.mark.parametrize(("shape", "unit"), [((F, D), True), ((F, D), False), ((2500,), False)])
+def test_a_scale_that_is_nan_changes_nothing(shape: tuple[int, ...], unit: bool) -> None:
+    some, before = tensors(*shape), tensors(*shape)
+    rows = round_latents(some[0]) if len(shape) == 2 else None
+    kept = None if rows is None else rows.rounded.clone()
+    adam_step(*some, 3, settings(gradient_scale=torch.nan), unit_rows=unit, refresh=rows)
+    assert all(torch.equal(one, other) for one, other in zip(some, before, strict=True))
+    assert rows is None or torch.equal(rows.rounded, kept)
+
+
+def test_several_norms_together() -> None:
+    p, g, *_ = tensors(F, D)
+    pairs = [(g, None), (g[0], None), (g, p)]
+    assert float(global_norm(pairs)) == pytest.approx(float(plain.global_norm(pairs)), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("backend", [triton_backend, plain])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
+def test_one_bad_figure_stops_all_later_steps(backend: Any, place: int, bad: float) -> None:
+    good, unsound = float64(1.0, 2.0, 4.0), float64(0.0)[0]
+    assert float(backend.clip(good, 1.0, unsound)) == pytest.approx(0.25, rel=1e-6)
+    wrong = good.clone()
+    wrong[place] = bad
+    assert bool(backend.clip(wrong, 1.0, unsound).isnan())
+    assert bool(backend.clip(good, 1.0, unsound).isnan()), "it stays stopped"
+    assert bool(backend.clip(good, None, unsound).isnan())
+
+
 def test_clipping_leaves_small_gradients_alone() -> None:
-    assert float(clip_factor(torch.tensor(0.5, dtype=torch.float64), 1.0)) == 1.0
-    assert float(clip_factor(torch.tensor(5.0, dtype=torch.float64), None)) == 1.0
+    assert float(clip(float64(0.5), 1.0, float64(0.0)[0])) == 1.0
+    assert float(clip(float64(5.0), None, float64(0.0)[0])) == 1.0
 
 
 def test_gradients_may_be_views_with_gaps() -> None:

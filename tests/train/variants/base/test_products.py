@@ -24,11 +24,18 @@ def test_matrices_and_pairs_give_equal_products(
     monkeypatch.setattr(products, "DENSE_SHARE", dense_share)
     codes, W_dec = make_codes(share), torch.randn(F, D)
     g, coefficient, out = torch.randn(B, D), torch.randn(len(codes)), torch.randn(F, D)
-    torch.testing.assert_close(products.decode(codes, W_dec), codes.to_dense() @ W_dec)
-    torch.testing.assert_close(products.sddmm(codes, g, W_dec), kernels.sddmm(codes, g, W_dec))
+    error, d_value, squared_error = products.reconstruct(codes, W_dec, g, 0.5)
+    torch.testing.assert_close(error, codes.to_dense() @ W_dec - g)
+    torch.testing.assert_close(d_value, 0.5 * kernels.sddmm(codes, error, W_dec))
+    torch.testing.assert_close(squared_error, error.double().square().sum())
     wanted = out + codes.with_value(coefficient).to_dense().T @ g
     products.accumulate_by_latent(codes, coefficient, g, out)
     torch.testing.assert_close(out, wanted)
+    for_decoder = out + 0.5 * codes.to_dense().T @ error
+    sums = products.weight_gradients(codes, coefficient, g, error, 0.5, out, decoder := out.clone())
+    torch.testing.assert_close(out, wanted + codes.with_value(coefficient).to_dense().T @ g)
+    torch.testing.assert_close(decoder, for_decoder)
+    torch.testing.assert_close(sums, codes.with_value(coefficient).to_dense().sum(0))
 
 
 def test_matrices_are_for_many_pairs_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:

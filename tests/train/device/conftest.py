@@ -1,0 +1,3 @@
+"""Triton's kernels run in its interpreter here, too."""
+
+from ..backends.triton import interpreter as interpreter

@@ -1,0 +1,104 @@
+"""The bytes that a Triton kernel moves, by a rule: every tensor that it is given is read or written once,
+whole; one that it updates in place counts twice. Rows that it gathers count each time they are asked for,
+though a cache would hold many of them; so do places of a list, of which only those in use count.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+UPDATED = {
+    "_flat_kernel": ("parameter", "mean", "square"),
+    "_rows_kernel": ("parameter", "mean", "square"),
+    "_histogram_kernel": ("histogram", "state"),
+    "_digit_kernel": ("histogram", "state"),
+}
+ADDED_TO = {"_one_kernel": ("out",), "_both_kernel": ("enc", "dec", "bias")}  # with ADD
+
+Named = Mapping[str, Any]
+
+
+def bytes_of_kernel(name: str, named: Named) -> int:
+    """The bytes of one launch; ``named``: the kernel's arguments after it ran."""
+    gathered, listed = GATHERING.get(name, lambda named: (0, ()))(named)
+    updated = UPDATED.get(name, ()) + (ADDED_TO.get(name, ()) if named.get("ADD") else ())
+    seen: set[int] = set()
+    total = gathered
+    for argument, value in named.items():
+        if not isinstance(value, Tensor) or argument in listed or value.data_ptr() in seen:
+            continue  # a tensor stands in for arguments that a kernel does not look at
+        seen.add(value.data_ptr())
+        total += _size(value) * (2 if argument in updated else 1)
+    return total
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _row(matrix: Tensor, width: int) -> int:
+    return width * matrix.element_size()
+
+
+def _pairs(named: Named) -> tuple[int, tuple[str, ...]]:
+    number = named["capacity"]
+    if named["COUNTED"]:
+        number = min(number, int(named["count"]))
+    each = _row(named["W"], named["D"]) + sum(named[n].element_size() for n in ("row", "latent", "out"))
+    return number * each, ("W", "row", "latent", "out")
+
+
+def _decoded(times: int) -> Callable[[Named], tuple[int, tuple[str, ...]]]:
+    def gathered(named: Named) -> tuple[int, tuple[str, ...]]:
+        return times * named["latent"].numel() * _row(named["W"], named["D"]), ("W",)
+
+    return gathered
+
+
+def _segments(named: Named) -> tuple[int, tuple[str, ...]]:
+    """Of the rows of long latents only."""
+    long = named["segment_ptr"].diff() > 0
+    rows = int(named["latent_ptr"].diff()[long].sum()) + int(named["segment_ptr"][-1])
+    rows *= 2 if named["BOTH"] else 1
+    return rows * _row(named["source"], named["D"]), ("source", "scratch", "source_2", "scratch_2")
+
+
+def _by_latent(*sources: tuple[str, str]) -> Callable[[Named], tuple[int, tuple[str, ...]]]:
+    """The rows of short latents, and the sums of the segments of long ones, of each (source, scratch)."""
+
+    def gathered(named: Named) -> tuple[int, tuple[str, ...]]:
+        short = named["segment_ptr"].diff() == 0
+        rows = int(named["latent_ptr"].diff()[short].sum()) + int(named["segment_ptr"][-1])
+        total = sum(rows * _row(named[source], named["D"]) for source, _ in sources)
+        return total, tuple(name for pair in sources for name in pair)
+
+    return gathered
+
+
+def _scan(named: Named) -> tuple[int, tuple[str, ...]]:
+    """Only the chunks that can hold a candidate; the list is written up to the last candidate."""
+    scanned = int(named["number"].sum()) * named["CHUNK"] * named["scores"].element_size()
+    found = min(int(named["ptr"][-1]), named["room"]) if named["FILL"] else 0
+    places = found * (named["row"].element_size() + named["column"].element_size())
+    return scanned + places + _size(named["number"]), ("scores", "row", "column", "chunks")
+
+
+def _kept(named: Named) -> tuple[int, tuple[str, ...]]:
+    """Of the list of candidates only those that are there."""
+    if named.get("DENSE") or "ptr" not in named:
+        return 0, ()
+    found = min(int(named["ptr"][-1]), named["room"])
+    return found * (named["value"].element_size() + named["column"].element_size()), ("value", "column")
+
+
+GATHERING: dict[str, Callable[[Named], tuple[int, tuple[str, ...]]]] = {
+    "_pairs_kernel": _pairs,
+    "_decode_kernel": _decoded(1),
+    "_reconstruct_kernel": _decoded(2),  # for the error, and for its products with the same rows
+    "_segments_kernel": _segments,
+    "_one_kernel": _by_latent(("source", "scratch")),
+    "_both_kernel": _by_latent(("x", "x_scratch"), ("error", "e_scratch")),
+    "_scan_kernel": _scan,
+    "_keep_kernel": _kept,
+}
