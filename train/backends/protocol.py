@@ -10,7 +10,7 @@ Legend: B rows, D model width, F latents, P pairs.
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, device
 
 from ..pairs import Pairs
 from .sources import Source
@@ -72,6 +72,15 @@ class Backend(Protocol):
 
     def sum_per_latent(self, pairs: Pairs, values: Tensor) -> Tensor:
         """The sum of ``values`` [P] over the pairs of each latent: [F], in a fixed order."""
+
+    def random_uniform(
+        self, seed: int, batch: int, row0: int, rows: int, num_latents: int, device: device | str
+    ) -> Tensor:
+        """Draw numbers in (0, 1) for rows ``row0`` to ``row0 + rows - 1`` of a batch: float32 [rows, F].
+
+        Each is a function of (``seed``, ``batch``, row, latent) alone, the same on every backend: the one of
+        :mod:`.plain.random_numbers`. ``seed`` and ``batch`` are from 0 to 2**64 - 1.
+        """
 
     def gradient_norm(self, gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
         """The L2 norm of ``gradient`` [F, D] (or [D]): float64 []; not finite if an entry is not.

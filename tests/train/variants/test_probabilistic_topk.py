@@ -44,8 +44,7 @@ class TestProbabilisticTopK(VariantContract):
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
         batch = super().step_on(parameters, x, dead)
         if self.settings.get("gate") != "sigmoid":
-            generator = batch.generator(RandomStream.GATES)
-            self.noise = torch.rand(x.shape[0], PLAN.num_latents, generator=generator).double()
+            self.noise = batch.random_uniform(RandomStream.GATES, 0, x.shape[0], PLAN.num_latents).double()
         return batch
 
     def test_training_codes_are_the_definition(self) -> None:

@@ -1,4 +1,4 @@
-"""The plain backend: torch operations; its pre-activations come from float32 matrix products."""
+"""The plain backend: torch operations; exact pre-activations decide all selections."""
 
 from functools import partial
 
@@ -13,6 +13,7 @@ from .products import accumulate_by_latent as accumulate_by_latent
 from .products import decode as decode
 from .products import sddmm as sddmm
 from .products import sum_per_latent as sum_per_latent
+from .random_numbers import random_uniform as random_uniform
 from .selection import collect, kth_largest, mask_of_largest
 from .selection import largest_per_latent as largest_per_latent
 from .selection import largest_per_row as largest_per_row

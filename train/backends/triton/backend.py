@@ -15,6 +15,7 @@ from .adam import adam_step, gradient_norm
 from .decode import decode
 from .exact import sddmm
 from .gradients import accumulate_by_latent
+from .random_numbers import random_uniform
 from .sums import sum_per_latent
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "largest_of_batch",
     "largest_per_latent",
     "largest_per_row",
+    "random_uniform",
     "sddmm",
     "sum_per_latent",
 ]
