@@ -1,7 +1,7 @@
 """Small synthetic caches: rows that are sparse combinations of more directions than dimensions."""
 
+import functools
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def round_products(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], Non
 
         for module in (sources, screening):
             monkeypatch.setattr(module, "matmul", rounded)
-        monkeypatch.setattr(screening, "_proven_error", cache(screening._proven_error.__wrapped__))
+        monkeypatch.setattr(screening, "_proven_error", functools.cache(screening._proven_error.__wrapped__))
 
     return install
 

@@ -22,8 +22,9 @@ def random_uniform(
 ) -> Tensor:
     """See :meth:`..protocol.Backend.random_uniform`; ``device`` is the CPU."""
     words = np.array(halves(seed, batch), np.uint64)
-    padded = torch.empty(rows, -(-num_latents // 4) * 4)
-    groups = padded.view(rows, -1, 4).numpy()
+    num_groups = -(-num_latents // 4)
+    padded = torch.empty(rows, 4 * num_groups)
+    groups = padded.view(rows, num_groups, 4).numpy()
     run_parts(lambda first, last: _fill(groups, words, row0, first, last), rows, even_part(rows, 1))
     return padded[:, :num_latents]
 

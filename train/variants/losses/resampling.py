@@ -4,6 +4,7 @@ Bricken et al. 2023, appendix "Neuron Resampling". There are no ghost gradients 
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
@@ -80,15 +81,15 @@ def squared_error(part: Batch, codes: Pairs) -> Tensor:
 def draw_rows(loss: Tensor, uniform: Tensor) -> Tensor:
     """Draw rows with probability proportional to loss² (float64 [R]), with replacement: int64 [n].
 
-    ``uniform`` (float32 [2, n]) are n numbers in (0, 1) of 23 bits, and n numbers for their next 23 bits. The
-    sums are made on the CPU, which adds up in one order.
+    ``uniform`` (float32 [2, n]) are n numbers in (0, 1) of 23 bits, and n numbers for their next 23 bits.
+    numpy adds up the weights, in one order whatever the device.
     """
-    weights = loss.cpu()
-    cumulative = (weights / weights.max().clamp_min(1e-300)).square().cumsum(0)
-    leading, following = uniform.cpu().double()
+    weights = loss.cpu().numpy()
+    cumulative = np.cumsum(np.square(weights / max(weights.max(), 1e-300)))
+    leading, following = uniform.cpu().double().numpy()
     points = leading + (following - 0.5) * 2.0**-UNIT_BITS
-    rows = torch.searchsorted(cumulative, points * cumulative[-1], right=True)
-    return rows.clamp_(max=len(loss) - 1).to(loss.device)
+    rows = np.searchsorted(cumulative, points * cumulative[-1], side="right")
+    return torch.from_numpy(np.minimum(rows, len(weights) - 1)).to(loss.device)
 
 
 def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -> None:

@@ -27,11 +27,12 @@ def precision() -> Iterator[Callable[[str], None]]:
     torch.set_float32_matmul_precision(before)
 
 
-def worst_rows(num: int, width: int, bits: int) -> Tensor:
-    """Rows of one sign in which nearly all that follows the leading ``bits`` + 1 bits is set."""
+def worst_rows(num: int, width: int, bits: int, *, cut: bool) -> Tensor:
+    """Rows in which every number loses as much as it can when only ``bits`` bits follow the leading one."""
     generator = torch.Generator().manual_seed(num)
-    below = 2.0**-bits * (1 - 2.0**-6)
-    return torch.randint(1, 3, (num, width), generator=generator) * (1 + below)
+    below = 2.0**-bits * ((1 if cut else 0.5) - 2.0**-6)
+    powers = torch.randint(-3, 4, (num, 1), generator=generator)
+    return torch.exp2(powers.float()).expand(num, width) * (1 + below)
 
 
 @pytest.mark.parametrize("bits", [10, 7])
@@ -41,14 +42,15 @@ def test_pre_activations_are_within_the_bounds(round_products: Install, bits: in
     round_products(bits, cut)
     generator = torch.Generator().manual_seed(0)
     normal = [torch.randn(size, generator=generator) for size in ((40, width), (90, width), (90,))]
-    off = 0.0
-    for x, W, b in (normal, (worst_rows(40, width, bits), worst_rows(90, width, bits), torch.zeros(90))):
+    off = 0.0  # the largest error as a share of its bound: 1 would be the least possible bound
+    worst = [worst_rows(num, width, bits, cut=cut) for num in (40, 90)]
+    for x, W, b in (normal, (*worst, torch.zeros(90))):
         for block in screened_blocks(Encoder(x, W, b, 16)):
             exact = block.candidates(torch.ones_like(block.score, dtype=torch.bool)).value.view_as(block.score)
             assert bool((block.lower() <= exact).all() and (exact <= block.upper()).all())
             assert block.error is not None
             off = max(off, float(((exact - block.score).abs() / block.error).max()))
-    assert off > (0.9 if cut else 0.2), "the worst rows come near the bounds, so these are not far too wide"
+    assert off > (0.8 if cut else 0.4)
 
 
 def test_the_error_follows_the_setting(precision: Callable[[str], None]) -> None:
@@ -56,10 +58,10 @@ def test_the_error_follows_the_setting(precision: Callable[[str], None]) -> None
     for name in ("highest", "high", "medium"):
         precision(name)
         errors.append(product_error(CPU, torch.float32, 64))
-    assert errors[0] < 1e-4 and 2.0**-9 < errors[1] < 2.0**-8 and 2.0**-7 < errors[2] < 2.0**-6
+    assert errors[0] < 1e-4 and 2.0**-9 < errors[1] < 2.0**-8 and 2.0**-6 < errors[2] < 2.0**-5
 
 
-@pytest.mark.parametrize(("bits", "reading"), [(10, 2.0**-10), (7, 2.0**-8)])
+@pytest.mark.parametrize(("bits", "reading"), [(10, 2.0**-10), (7, 2.0**-7)])
 @pytest.mark.parametrize("width", [1, 64, 4096])
 def test_the_trial_finds_what_torch_does_not_say(
     round_products: Install, bits: int, reading: float, width: int

@@ -25,12 +25,11 @@ def test_draws_are_a_function_of_the_random_numbers() -> None:
 
 
 def test_draws_are_finer_than_one_random_number() -> None:
-    """2²³ parts would be too coarse for the rows of a large batch."""
-    leading, following = torch.full((64,), 0.5), (torch.arange(64) + 0.5) / 64
-    rows = draw_rows(torch.ones(2**22, dtype=torch.float64), torch.stack([leading, following]))
-    assert len(rows.unique()) == 1
-    rows = draw_rows(torch.ones(2**27, dtype=torch.float64), torch.stack([leading, following]))
-    assert len(rows.unique()) > 8
+    """A row of a quarter of 2⁻²³ is drawn by a quarter of the numbers that fall into the first such part."""
+    loss = torch.tensor([1.0, 2.0**25 - 1], dtype=torch.float64).sqrt()
+    leading, following = torch.full((64,), 2.0**-24), (torch.arange(64) + 0.5) / 64
+    rows = draw_rows(loss, torch.stack([leading, following]))
+    assert rows.tolist() == [0] * 16 + [1] * 48
 
 
 def test_enormous_losses_do_not_overflow() -> None:
