@@ -17,6 +17,9 @@ from saecache.train.pairs import Pairs
 from saecache.train.selection import reference
 
 
+RULES = ("largest_per_row", "above", "largest_of_batch", "largest_per_latent")
+
+
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
@@ -109,6 +112,7 @@ class BackendContract:
 
     products: ClassVar[tuple[str, ...]] = ("high", "medium")
     """Products that :meth:`change_product` knows; torch's settings of its float32 products."""
+    block_sizes: ClassVar[tuple[int, ...]] = (1, 5, 32)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows, and latents of which many differ in the last bits only: products order them at random."""
@@ -118,16 +122,17 @@ class BackendContract:
         W[24:] *= 1 + 2.0**-22 * torch.randn(48, 40, generator=generator)
         return x, W, torch.randn(12, generator=generator).repeat(6)
 
-    def select(self, rows: slice, block_rows: int) -> dict[str, Pairs]:
+    def select(self, rows: slice, block_rows: int = 18, rules: tuple[str, ...] = RULES) -> dict[str, Pairs]:
         """What the rules select among the pre-activations of some of the rows of :meth:`factors`."""
         x, W, b = self.factors()
         encoder = Encoder(x[rows], W, b, block_rows)
-        return {
-            "largest_per_row": self.backend.largest_per_row(encoder, 7),
-            "above": self.backend.above(encoder, torch.linspace(-3, 3, 72)),
-            "largest_of_batch": self.backend.largest_of_batch(encoder, 50, None)[0],
-            "largest_per_latent": self.backend.largest_per_latent(encoder, torch.arange(72) % 4),
+        select: dict[str, Callable[[], Pairs]] = {
+            "largest_per_row": lambda: self.backend.largest_per_row(encoder, 7),
+            "above": lambda: self.backend.above(encoder, torch.linspace(-3, 3, 72)),
+            "largest_of_batch": lambda: self.backend.largest_of_batch(encoder, 50, None)[0],
+            "largest_per_latent": lambda: self.backend.largest_per_latent(encoder, torch.arange(72) % 4),
         }
+        return {rule: select[rule]() for rule in rules}
 
     def test_exact_pre_activations_decide(self):
         x, W, b = self.factors()
@@ -139,27 +144,27 @@ class BackendContract:
             "largest_of_batch": reference.per_batch(pre, 50),
             "largest_per_latent": reference.per_latent(pre, torch.arange(72) % 4),
         }
-        for rule, pairs in self.select(slice(None), 18).items():
+        for rule, pairs in self.select(slice(None)).items():
             expected = Pairs.from_dense(wanted[rule].float())
             assert torch.equal(pairs.row_ptr, expected.row_ptr), rule
             assert torch.equal(pairs.latent, expected.latent), rule
             assert torch.equal(pairs.value, pre[wanted[rule]]), rule
 
     def test_neither_the_block_size_nor_the_product_changes_a_selection(self, change_product):
-        expected = self.select(slice(None), 18)
-        for block_rows in (1, 5, 32):
+        expected = self.select(slice(None))
+        for block_rows in self.block_sizes:
             assert_same(self.select(slice(None), block_rows), expected)
         for product in self.products:
             change_product(product)
-            for block_rows in (1, 18):
-                assert_same(self.select(slice(None), block_rows), expected)
+            assert_same(self.select(slice(None)), expected)
+            assert_same(self.select(slice(None), 1), expected)
 
     def test_a_row_alone_selects_as_in_the_batch(self):
-        together = self.select(slice(None), 18)
-        for rule in ("largest_per_row", "above"):
-            for row in range(18):
-                alone = self.select(slice(row, row + 1), 18)[rule]
-                assert_same({rule: alone}, {rule: together[rule].slice_rows(row, row + 1)})
+        rules = ("largest_per_row", "above")
+        together = self.select(slice(None), rules=rules)
+        for row in (0, 6, 17):
+            part = {rule: pairs.slice_rows(row, row + 1) for rule, pairs in together.items()}
+            assert_same(self.select(slice(row, row + 1), rules=rules), part)
 
     # ---- random numbers
 
