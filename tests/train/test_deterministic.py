@@ -103,8 +103,10 @@ class Watch(TorchDispatchMode):
     This is the list of torch.use_deterministic_algorithms, for tensors without gradients.
     """
 
-    always = ("put_", "put", "histc", "kthvalue", "median", "nanmedian", "index_add", "index_add_", "scatter_add",
-              "scatter_add_", "index_reduce", "index_reduce_", "_embedding_bag_backward")  # fmt: skip
+    always = (
+        "put_", "put", "histc", "kthvalue", "median", "nanmedian", "index_add", "index_add_", "scatter_add",
+        "scatter_add_", "index_reduce", "index_reduce_", "_embedding_bag_backward",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +123,14 @@ class Watch(TorchDispatchMode):
             or (name == "bincount" and any(isinstance(g, Tensor) for g in given[1:]))
             or (name in ("cumsum", "cumsum_", "cumprod", "logcumsumexp") and args[0].dtype in FLOATS)
             or (name.startswith(("index_put", "_index_put")) and True in given[3:])
-            or (name.startswith("scatter_reduce") and not {"amin", "amax"} & {g for g in given if type(g) is str})
+            or (
+                name.startswith("scatter_reduce")
+                and not {"amin", "amax"} & {g for g in given if type(g) is str}
+            )
             or (name.startswith("scatter") and "reduce" in kwargs)
-            or (name.startswith("_embedding_bag") and kwargs.get("mode", args[4] if len(args) > 4 else 0) == 2)
+            or (
+                name.startswith("_embedding_bag") and kwargs.get("mode", args[4] if len(args) > 4 else 0) == 2
+            )
         ):
             self.refused.add(str(func))
         return func(*args, **kwargs)

@@ -10,7 +10,8 @@ Legend: B rows, D model width, F latents, P pairs.
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, device
+import torch
+from torch import Tensor
 
 from ..pairs import Pairs
 from .sources import Source
@@ -74,7 +75,7 @@ class Backend(Protocol):
         """The sum of ``values`` [P] over the pairs of each latent: [F], in a fixed order."""
 
     def random_uniform(
-        self, seed: int, batch: int, row0: int, rows: int, num_latents: int, device: device | str
+        self, seed: int, batch: int, row0: int, rows: int, num_latents: int, device: torch.device | str
     ) -> Tensor:
         """Draw numbers in (0, 1) for rows ``row0`` to ``row0 + rows - 1`` of a batch: float32 [rows, F].
 

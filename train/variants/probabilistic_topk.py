@@ -100,7 +100,7 @@ class ProbabilisticTopK(Variant):
         return chosen.with_value(pre.at(chosen))
 
     def rank(self, rows: Rows, noisy: bool, first_row: int, a: Tensor) -> Tensor:
-        """What is ranked, s - 1 or t if λ = 0, of the block a [b, F] that begins at ``first_row`` of the rows."""
+        """Turn the block a [b, F], which begins at ``first_row`` of ``rows``, into s - 1, or t if λ = 0."""
         beta, weight = rows.state[BETA], self.magnitude_weight
         t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
         if noisy:

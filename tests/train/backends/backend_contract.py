@@ -16,7 +16,6 @@ from saecache.train.backends.sources import Encoder
 from saecache.train.pairs import Pairs
 from saecache.train.selection import reference
 
-
 RULES = ("largest_per_row", "above", "largest_of_batch", "largest_per_latent")
 
 

@@ -1,4 +1,4 @@
-"""Random numbers are Philox's, uniform, and independent of each other; every backend for the CPU draws the same.
+"""Random numbers are Philox's, uniform, and independent of each other; backends for the CPU draw the same.
 
 Every bound on a statistic is exceeded by chance in one of a thousand sequences or fewer; the sequences are
 fixed.

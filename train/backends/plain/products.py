@@ -99,7 +99,7 @@ def sddmm(pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
 def dot_products(g: Tensor, W: Tensor, row: Tensor, latent: Tensor) -> Tensor:
     """<g[row[p]], W[latent[p]]> of all p: [P] from [B, D], [F, D] and int64 [P]."""
     size = CHUNK_PAIRS if g.device.type == "cpu" else GPU_CHUNK_PAIRS
-    parts = zip(row.split(size), latent.split(size), strict=True)
+    parts = zip(torch.split(row, size), torch.split(latent, size), strict=True)
     sums = [_sum_of_columns(g.index_select(0, r).mul_(W.index_select(0, i))) for r, i in parts]
     return torch.cat(sums)
 

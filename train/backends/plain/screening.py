@@ -102,8 +102,11 @@ def _of_encoder(encoder: Encoder) -> Iterator[ScreenedBlock]:
     row_norm, latent_norm = upward_norms(x), upward_norms(W)
     largest = row_norm.max() * latent_norm.max() + b.abs().max()
     if not bool(largest <= LARGEST_PRE_ACTIVATION):  # one wait for the device; NaN compares as False
-        norms = [RowNorms(norm=norm, error=torch.zeros_like(norm)) for norm in (row_norm, latent_norm)]
-        check_finite_factors(*norms, b)
+        check_finite_factors(
+            RowNorms(norm=row_norm, error=torch.zeros_like(row_norm)),
+            RowNorms(norm=latent_norm, error=torch.zeros_like(latent_norm)),
+            b,
+        )
     slack = row_norm * (product_error(x.device, x.dtype, x.shape[1]) * (1 + 1e-5))  # for the arithmetic here
     with borrowed(min(encoder.rows_per_block, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
         for first_row, score in encoder.blocks():
@@ -130,14 +133,19 @@ def product_error(device: torch.device, dtype: torch.dtype, width: int) -> float
 
 def _precisions() -> tuple[str, ...]:
     """How torch may read the numbers of float32 products, on NVIDIA GPUs and elsewhere."""
-    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    elsewhere: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision, elsewhere
 
 
 @cache
 def _proven_error(device: torch.device, dtype: torch.dtype, width: int, set_to: float) -> float:
     """κ for the least ε, ``set_to`` or more, that a trial on the device shows to hold."""
     for reading in sorted({set_to, *READING_ERRORS.values()}):
-        if reading >= set_to and dtype in (torch.float32, torch.float64) and _holds(device, dtype, width, reading):
+        if (
+            reading >= set_to
+            and dtype in (torch.float32, torch.float64)
+            and _holds(device, dtype, width, reading)
+        ):
             return _of_product(width, reading) + gamma(width)
     return inf
 
@@ -166,7 +174,10 @@ def _holds(device: torch.device, dtype: torch.dtype, width: int, reading: float)
     rows, latents = random(TRIAL_ROWS), random(TRIAL_LATENTS)
     limit = _of_product(width, reading)
     limit_of_single = 2 * reading + reading**2 + 2.0**-22
-    for x, w, share in ((single, latents[0], limit_of_single), *((*two, limit) for two in zip(rows, latents, strict=True))):
+    for x, w, share in (
+        (single, latents[0], limit_of_single),
+        *((*two, limit) for two in zip(rows, latents, strict=True)),
+    ):
         true = x.double() @ w.double().T
         lengths = true.abs() if x is single else x.double().norm(dim=1)[:, None] * w.double().norm(dim=1)
         on_device = x.to(device), w.to(device).T

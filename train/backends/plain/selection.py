@@ -87,7 +87,9 @@ def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
     for block in screened_blocks(source):
         new = block.candidates((block.upper() > threshold) | ~full)
         new_row = torch.repeat_interleave(new.count, output_size=len(new.latent)) + block.first_row
-        row, latent, value = (torch.cat(two) for two in ((row, new_row), (latent, new.latent), (value, new.value)))
+        row, latent, value = (
+            torch.cat(two) for two in ((row, new_row), (latent, new.latent), (value, new.value))
+        )
         if len(row) > HELD * total:
             order, rank = _ranked_in_latents(latent, value, len(counts))
             threshold = threshold.to(value.dtype)
@@ -106,7 +108,7 @@ def _ranked_in_latents(latent: Tensor, value: Tensor, num_latents: int) -> tuple
     """Order candidates by latents, then by descending values; ties keep their order.
 
     Returns:
-        The place of each candidate in this order, int64 [P], and its 0-based rank within its latent, int64 [P].
+        The candidates in this order, int64 [P], and the 0-based rank of each within its latent, int64 [P].
     """
     order = (value + 0.0).argsort(descending=True, stable=True)  # no -0.0, which a device may sort below 0.0
     order = order[latent[order].argsort(stable=True)]

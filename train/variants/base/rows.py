@@ -76,24 +76,20 @@ class Rows:
         pre = PreActivations(encoder, num_latents=self.num_latents, latents=latents)
         return pre if screened else pre.as_computed()
 
-    def random_uniform(
-        self, stream: RandomStream, first_row: int, num_rows: int, num_columns: int
-    ) -> Tensor:
+    def random_uniform(self, stream: RandomStream, first_row: int, num_rows: int, num_columns: int) -> Tensor:
         """Numbers in (0, 1), float32 [num_rows, num_columns], for rows of the batch from ``first_row`` on.
 
         Each is a function of (seed, number of the batch, stream, row, column) alone, on every device.
         """
         batch = stream << 32 | self.number
         device = self.x_centered.device
-        return self.backend.random_uniform(
-            self.seed % 2**64, batch, first_row, num_rows, num_columns, device
-        )
+        return self.backend.random_uniform(self.seed % 2**64, batch, first_row, num_rows, num_columns, device)
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
-        first, second = self.random_uniform(stream, 0, 2, size)  # two numbers of 23 bits hardly ever tie
-        order = second.argsort(stable=True)
-        return order[first[order].argsort(stable=True)]
+        numbers = self.random_uniform(stream, 0, 2, size)
+        order = numbers[1].argsort(stable=True)  # decides where the others tie, which have 23 bits only
+        return order[numbers[0][order].argsort(stable=True)]
 
 
 @dataclass(kw_only=True)

@@ -38,7 +38,9 @@ def worst_rows(num: int, width: int, bits: int, *, cut: bool) -> Tensor:
 @pytest.mark.parametrize("bits", [10, 7])
 @pytest.mark.parametrize("cut", [False, True], ids=["rounded", "cut"])
 @pytest.mark.parametrize("width", [1, 7, 64, 768])
-def test_pre_activations_are_within_the_bounds(round_products: Install, bits: int, cut: bool, width: int) -> None:
+def test_pre_activations_are_within_the_bounds(
+    round_products: Install, bits: int, cut: bool, width: int
+) -> None:
     round_products(bits, cut)
     generator = torch.Generator().manual_seed(0)
     normal = [torch.randn(size, generator=generator) for size in ((40, width), (90, width), (90,))]
@@ -46,7 +48,9 @@ def test_pre_activations_are_within_the_bounds(round_products: Install, bits: in
     worst = [worst_rows(num, width, bits, cut=cut) for num in (40, 90)]
     for x, W, b in (normal, (*worst, torch.zeros(90))):
         for block in screened_blocks(Encoder(x, W, b, 16)):
-            exact = block.candidates(torch.ones_like(block.score, dtype=torch.bool)).value.view_as(block.score)
+            exact = block.candidates(torch.ones_like(block.score, dtype=torch.bool)).value.view_as(
+                block.score
+            )
             assert bool((block.lower() <= exact).all() and (exact <= block.upper()).all())
             assert block.error is not None
             off = max(off, float(((exact - block.score).abs() / block.error).max()))
