@@ -91,6 +91,16 @@ def test_the_ranking_is_that_of_the_exact_score(beta: float, weight: float, widt
     assert bool((below_one[chosen].view(rows, k) >= least - slack).all())
 
 
+def test_a_part_of_a_batch_has_the_gates_of_the_batch() -> None:
+    contract, variant = TestProbabilisticTopK(), ProbabilisticTopK(k=5)
+    batch = contract.step_on(*contract.example(), torch.zeros(PLAN.num_latents, dtype=torch.bool))
+    a = torch.randn(PLAN.batch_rows, PLAN.num_latents, generator=torch.Generator().manual_seed(0))
+    whole = variant.rank(batch, True, 0, a)
+    assert not torch.equal(whole, variant.rank(batch, False, 0, a))
+    part = batch.of_rows(slice(40, 200)).of_rows(slice(10, 100))
+    assert torch.equal(variant.rank(part, True, 20, a[70:90]), whole[70:90])
+
+
 def test_naive_scores_would_tie() -> None:
     """The ranking leaves out 1, because with it most of the best scores of a row are equal."""
     a = torch.linspace(0.05, 0.06, 50)

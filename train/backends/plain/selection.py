@@ -14,6 +14,7 @@ from ..block_pairs import BlockPairs, assemble
 from ..sources import Source
 from .screening import screened_blocks
 
+BISECTIONS = 16
 HELD = 2  # candidates of Feature Choice held per selected pair, before those out of reach are dropped
 
 
@@ -85,12 +86,16 @@ def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
     full = counts == 0  # latents that hold as many rows as they select: only better rows matter to them
     threshold = torch.zeros(len(counts), device=source.device).masked_fill_(full, torch.inf)
     for block in screened_blocks(source):
-        new = block.candidates((block.upper() > threshold) | ~full)
+        waiting = not bool(full.all())
+        mask = block.upper() > threshold
+        if waiting:
+            mask = torch.where(full, mask, block.upper() >= _reached_by(block.lower(), counts))
+        new = block.candidates(mask)
         new_row = torch.repeat_interleave(new.count, output_size=len(new.latent)) + block.first_row
         row, latent, value = (
             torch.cat(two) for two in ((row, new_row), (latent, new.latent), (value, new.value))
         )
-        if len(row) > HELD * total:
+        if waiting or len(row) > HELD * total:
             order, rank = _ranked_in_latents(latent, value, len(counts))
             threshold = threshold.to(value.dtype)
             last = order[rank == counts[latent[order]] - 1]  # the least of those that a full latent selects
@@ -102,6 +107,20 @@ def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
     kept = order[rank < counts[latent[order]]]
     kept = kept[(row[kept] * len(counts) + latent[kept]).argsort()]
     return Pairs.from_rows(row[kept], latent[kept], value[kept], source.num_rows, len(counts))
+
+
+def _reached_by(values: Tensor, counts: Tensor) -> Tensor:
+    """A number that ``counts[i]`` or more of column i of ``values`` [b, F] reach, nearly the largest: [F].
+
+    Bisection, because torch has no order statistic of another rank for each column.
+    """
+    low, high = torch.aminmax(values, dim=0)
+    low = low.masked_fill(counts > len(values), -torch.inf)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = (values >= middle).sum(0) >= counts
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low
 
 
 def _ranked_in_latents(latent: Tensor, value: Tensor, num_latents: int) -> tuple[Tensor, Tensor]:

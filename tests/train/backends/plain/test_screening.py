@@ -108,6 +108,9 @@ def test_few_candidates_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     plain.largest_per_row(Encoder(x, W, torch.zeros(8192)), 32)
     assert 64 * 32 <= sum(computed) < 1.05 * 64 * 32
     computed.clear()
+    plain.largest_per_latent(Encoder(x, W, torch.zeros(8192)), torch.arange(8192) % 9)
+    assert 8192 * 4 - 9 <= sum(computed) < 1.1 * 8192 * 4
+    computed.clear()
     monkeypatch.setattr(screening, "_precisions", lambda: ("tf32",))
     plain.largest_per_row(Encoder(x, W, torch.zeros(8192)), 32)
     assert sum(computed) < 1.5 * 64 * 32
