@@ -1,5 +1,6 @@
 """Small synthetic caches: rows that are sparse combinations of more directions than dimensions."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import TrainConfig
+from saecache.train.backends import sources
+from saecache.train.backends.plain import screening
+from saecache.train.backends.plain.products import matmul
 
 D_MODEL = 24
 
@@ -66,6 +70,33 @@ def make_config() -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate({"variants": list(variants), **defaults, **settings})
 
     return make
+
+
+def with_fewer_bits(x: torch.Tensor, bits: int, *, cut: bool) -> torch.Tensor:
+    """Float32 numbers with ``bits`` bits after the leading one: rounded to nearest, or the others cut off."""
+    dropped = 23 - bits
+    whole = x.contiguous().view(torch.int32)
+    if not cut:
+        whole = whole + (1 << dropped - 1) - 1 + (whole >> dropped & 1)
+    return (whole >> dropped << dropped).view(torch.float32)
+
+
+@pytest.fixture
+def round_products(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
+    """``round_products(bits, cut)``: matrix products of the plain backend read fewer bits from then on.
+
+    torch does not say so, as for a device that ignores its settings: only the trial can show it.
+    """
+
+    def install(bits: int, cut: bool) -> None:
+        def rounded(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+            return matmul(with_fewer_bits(a, bits, cut=cut), with_fewer_bits(b, bits, cut=cut), out)
+
+        for module in (sources, screening):
+            monkeypatch.setattr(module, "matmul", rounded)
+        monkeypatch.setattr(screening, "_proven_error", functools.cache(screening._proven_error.__wrapped__))
+
+    return install
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ class BlockPairs:
 
     def keep(self, mask: Tensor) -> "BlockPairs":
         """Drop the pairs where ``mask`` (bool [P]) is False."""
-        row = torch.repeat_interleave(self.count)
+        row = torch.repeat_interleave(self.count, output_size=self.latent.numel())
         count = torch.bincount(row[mask], minlength=self.count.numel())
         return BlockPairs(self.first_row, count, self.latent[mask], self.value[mask])
 

@@ -85,7 +85,7 @@ def product_bounds(x: RowNorms, w: RowNorms, width: int, product: Product) -> Er
     fraction = 1.05 * float(w.error.mean() / w.norm.mean())
     norm = torch.maximum(w.norm, w.error / fraction) if fraction else w.norm
     x_rounded = x.norm + x.error
-    slack = x.error + x_rounded * (fraction + _gamma(2 * width) * (1 + fraction)) + x.norm * _gamma(width)
+    slack = x.error + x_rounded * (fraction + gamma(2 * width) * (1 + fraction)) + x.norm * gamma(width)
     return ErrorBounds(
         slack=slack * (1 + 1e-5),  # covers the float32 arithmetic of this function and of the scans
         norm=norm,
@@ -93,7 +93,8 @@ def product_bounds(x: RowNorms, w: RowNorms, width: int, product: Product) -> Er
     )
 
 
-def _gamma(n: int) -> float:
+def gamma(n: int) -> float:
+    """γ(n) of float32; see the module's docstring."""
     return n * 2.0**-24 / (1 - n * 2.0**-24)
 
 

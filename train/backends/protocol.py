@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..pairs import Pairs
@@ -110,6 +111,15 @@ class Backend(Protocol):
 
     def sum_per_latent(self, pairs: Pairs, values: Tensor) -> Tensor:
         """The sum of ``values`` [P] over the pairs of each latent: [F], in a fixed order."""
+
+    def random_uniform(
+        self, seed: int, batch: int, row0: int, rows: int, num_latents: int, device: torch.device | str
+    ) -> Tensor:
+        """Draw numbers in (0, 1) for rows ``row0`` to ``row0 + rows - 1`` of a batch: float32 [rows, F].
+
+        Each is a function of (``seed``, ``batch``, row, latent) alone, the same on every backend: the one of
+        :mod:`.plain.random_numbers`. ``seed`` and ``batch`` are from 0 to 2**64 - 1.
+        """
 
     def gradient_norm(self, gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
         """The L2 norm of ``gradient`` [F, D] (or [D]): float64 []; not finite if an entry is not.

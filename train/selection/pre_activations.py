@@ -16,15 +16,16 @@ from ..pairs import Pairs
 
 HINT = "selection_hint"  # the key of a state under which the guess of the next batch's threshold is kept
 
-Ranking = Callable[[Tensor], Tensor]
+Ranking = Callable[[int, Tensor], Tensor]
+"""(first row, pre-activations [b, F]) -> what is ranked [b, F]"""
 
 
 @dataclass(frozen=True, eq=False)
 class PreActivations:
     """Pre-activations of B rows, which are not computed yet. Selections return :class:`Pairs` with values.
 
-    On a backend that screens (the compiled one does) the values are those of :meth:`at`, bit for bit.
-    :meth:`as_computed` gives the values of a plain matrix product instead.
+    The values are those of :meth:`at`, bit for bit. :meth:`as_computed` gives the values of a plain matrix
+    product instead.
 
     Attributes:
         encoder: computes the pre-activations of the chosen latents.
@@ -57,18 +58,17 @@ class PreActivations:
         """The same with the values of the matrix product, which are not recomputed pair by pair."""
         return self._compared_by(self.encoder.blocks)
 
-    def ranked_by(self, start: Callable[[], Ranking]) -> "PreActivations":
+    def ranked_by(self, ranking: Ranking) -> "PreActivations":
         """The same, but selections compare and return a function of the pre-activations.
 
         Args:
-            start: is called at the start of every pass over the blocks. The function that it returns maps
-                each block of pre-activations [b, F], in order, to numbers [b, F].
+            ranking: maps the number of a block's first row and its pre-activations [b, F] to numbers [b, F].
+                Every pass over the blocks calls it again.
         """
 
         def ranked() -> Blocks:
-            ranking = start()
             for first_row, pre in self.encoder.blocks():
-                yield first_row, ranking(pre)
+                yield first_row, ranking(first_row, pre)
 
         return self._compared_by(ranked)
 

@@ -2,7 +2,7 @@
 Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -96,19 +96,14 @@ class ProbabilisticTopK(Variant):
     def _select(self, rows: Rows, *, noisy: bool) -> Pairs:
         """Select the codes of ``rows``; ``noisy`` adds the batch's random numbers to the gates."""
         pre = rows.pre_activations()
-        chosen = pre.ranked_by(partial(self.ranking, rows, noisy=noisy)).largest_per_row(self.k)
+        chosen = pre.ranked_by(partial(self.rank, rows, noisy)).largest_per_row(self.k)
         return chosen.with_value(pre.at(chosen))
 
-    def ranking(self, rows: Rows, *, noisy: bool) -> Callable[[Tensor], Tensor]:
-        """A function from blocks a [b, F] of the rows, in order, to what is ranked: s - 1, or t if λ = 0."""
+    def rank(self, rows: Rows, noisy: bool, first_row: int, a: Tensor) -> Tensor:
+        """Turn the block a [b, F], which begins at ``first_row`` of ``rows``, into s - 1, or t if λ = 0."""
         beta, weight = rows.state[BETA], self.magnitude_weight
-        generator = rows.generator(RandomStream.GATES) if noisy else None
-
-        def rank(a: Tensor) -> Tensor:
-            t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
-            if generator is not None:
-                t += torch.rand(a.shape, generator=generator, device=a.device).logit_()
-            t /= beta
-            return t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)
-
-        return rank
+        t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
+        if noisy:
+            t += rows.random_uniform(RandomStream.GATES, rows.first_row + first_row, *a.shape).logit_()
+        t /= beta
+        return t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)

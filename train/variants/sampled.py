@@ -95,8 +95,7 @@ class Sampled(BatchRule):
     def choose_pool(self, rows: Rows) -> Tensor:
         """Choose the latents that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""
         if self.score == "uniform":
-            generator = rows.generator(RandomStream.POOL)
-            order = torch.randperm(rows.num_latents, generator=generator, device=rows.x_centered.device)
+            order = rows.random_order(RandomStream.POOL, rows.num_latents)
         else:
             order = torch.sort(self.scores(rows), descending=True, stable=True).indices
         return order[: self.pool_size()].sort().values

@@ -3,18 +3,30 @@
 Products are compared with dense float64, optimizer steps with torch.optim.
 """
 
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
 import torch
 
 from saecache.train.backends.choice import load_backend
+from saecache.train.backends.plain.random_numbers import random_uniform
 from saecache.train.backends.protocol import AdamSettings, Backend
+from saecache.train.backends.sources import Encoder
 from saecache.train.pairs import Pairs
+from saecache.train.selection import reference
+
+RULES = ("largest_per_row", "above", "largest_of_batch", "largest_per_latent")
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def assert_same(found: dict[str, Pairs], expected: dict[str, Pairs]) -> None:
+    for rule, pairs in found.items():
+        for name in ("row_ptr", "latent", "value"):
+            assert torch.equal(getattr(pairs, name), getattr(expected[rule], name)), f"{rule}: {name}"
 
 
 class BackendContract:
@@ -116,6 +128,80 @@ class BackendContract:
         active = some.to_dense() != 0
         assert torch.equal(row_l0, active.sum(1))
         assert torch.equal(firing, active.sum(0))
+
+    # ---- selections
+
+    @pytest.fixture
+    def change_product(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+        """``change_product(name)`` for each of :attr:`products` changes the product that screens."""
+        before = torch.get_float32_matmul_precision()
+        yield torch.set_float32_matmul_precision
+        torch.set_float32_matmul_precision(before)
+
+    products: ClassVar[tuple[str, ...]] = ("high", "medium")
+    """Products that :meth:`change_product` knows; torch's settings of its float32 products."""
+    block_sizes: ClassVar[tuple[int, ...]] = (1, 5, 32)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows, and latents of which many differ in the last bits only: products order them at random."""
+        generator = torch.Generator().manual_seed(4)
+        x = torch.randn(18, 40, generator=generator)
+        W = torch.randn(12, 40, generator=generator).repeat(6, 1)
+        W[24:] *= 1 + 2.0**-22 * torch.randn(48, 40, generator=generator)
+        return x, W, torch.randn(12, generator=generator).repeat(6)
+
+    def select(self, rows: slice, block_rows: int = 18, rules: tuple[str, ...] = RULES) -> dict[str, Pairs]:
+        """What the rules select among the pre-activations of some of the rows of :meth:`factors`."""
+        x, W, b = self.factors()
+        encoder = Encoder(x[rows], W, b, block_rows)
+        select: dict[str, Callable[[], Pairs]] = {
+            "largest_per_row": lambda: self.backend.largest_per_row(encoder, 7),
+            "above": lambda: self.backend.above(encoder, torch.linspace(-3, 3, 72)),
+            "largest_of_batch": lambda: self.backend.largest_of_batch(encoder, 50, None)[0],
+            "largest_per_latent": lambda: self.backend.largest_per_latent(encoder, torch.arange(72) % 4),
+        }
+        return {rule: select[rule]() for rule in rules}
+
+    def test_exact_pre_activations_decide(self):
+        x, W, b = self.factors()
+        every = Pairs.from_dense(torch.ones(18, 72))
+        pre = (self.backend.sddmm(every, x, W) + b[every.latent]).view(18, 72)
+        wanted = {
+            "largest_per_row": reference.per_row(pre, 7),
+            "above": reference.threshold(pre, torch.linspace(-3, 3, 72)),
+            "largest_of_batch": reference.per_batch(pre, 50),
+            "largest_per_latent": reference.per_latent(pre, torch.arange(72) % 4),
+        }
+        for rule, pairs in self.select(slice(None)).items():
+            expected = Pairs.from_dense(wanted[rule].float())
+            assert torch.equal(pairs.row_ptr, expected.row_ptr), rule
+            assert torch.equal(pairs.latent, expected.latent), rule
+            assert torch.equal(pairs.value, pre[wanted[rule]]), rule
+
+    def test_neither_the_block_size_nor_the_product_changes_a_selection(self, change_product):
+        expected = self.select(slice(None))
+        for block_rows in self.block_sizes:
+            assert_same(self.select(slice(None), block_rows), expected)
+        for product in self.products:
+            change_product(product)
+            assert_same(self.select(slice(None)), expected)
+            assert_same(self.select(slice(None), 1), expected)
+
+    def test_a_row_alone_selects_as_in_the_batch(self):
+        rules = ("largest_per_row", "above")
+        together = self.select(slice(None), rules=rules)
+        for row in (0, 6, 17):
+            part = {rule: pairs.slice_rows(row, row + 1) for rule, pairs in together.items()}
+            assert_same(self.select(slice(row, row + 1), rules=rules), part)
+
+    # ---- random numbers
+
+    @pytest.mark.parametrize("latents", [1, 6, 1030])
+    def test_random_numbers_are_those_of_every_backend(self, latents):
+        for seed, batch in ((0, 0), (2**64 - 1, 2**40 + 3)):
+            numbers = self.backend.random_uniform(seed, batch, 5, 3, latents, "cpu")
+            assert numbers.shape == (3, latents) and numbers.dtype == torch.float32
+            assert torch.equal(numbers, random_uniform(seed, batch, 5, 3, latents, "cpu"))
 
     # ---- optimizer
 

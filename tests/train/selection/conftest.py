@@ -107,11 +107,11 @@ class Source:
 
 
 @cache
-def by_definition(factors: Factors) -> Tensor:
+def by_definition(factors: Factors, backend: str = "compiled") -> Tensor:
     """The exact pre-activation of every pair, computed alone: [B, F]."""
     x, W, b = factors
     every = Pairs.from_dense(torch.ones(x.shape[0], W.shape[0]))
-    return (load_backend("compiled").sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
+    return (load_backend(backend).sddmm(every, x, W) + b[every.latent]).view(x.shape[0], W.shape[0])
 
 
 @pytest.fixture
@@ -138,7 +138,9 @@ def given() -> Callable[[Tensor], PreActivations]:
 
 @pytest.fixture
 def make_source(
-    monkeypatch: pytest.MonkeyPatch, given: Callable[[Tensor], PreActivations]
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    given: Callable[[Tensor], PreActivations],
 ) -> Callable[[str, Factors], Source]:
     """``make_source(kind, factors)``; see :data:`SOURCES`."""
 
@@ -148,15 +150,18 @@ def make_source(
             return Source(given(pre), pre)
         encoder = Encoder(*factors, block_rows=BLOCK_ROWS)
         asked = PreActivations(encoder, num_latents=encoder.num_latents)
-        if kind == "encoder_plain":  # its values are those of the matrix product
-            return Source(asked, torch.cat([block.clone() for _, block in encoder.blocks()]))
+        if kind.endswith("plain"):
+            if kind in ROUNDED_PRODUCTS:
+                request.getfixturevalue("round_products")(*ROUNDED_PRODUCTS[kind])
+            return Source(asked, by_definition(factors, "plain"))
         monkeypatch.setattr(CHEAPEST_PRODUCT, lambda *_: kind)
         return Source(asked, by_definition(factors))
 
     return make
 
 
-SOURCES = ("float32", "bfloat16", "int8", "given", "given_plain", "encoder_plain")
+ROUNDED_PRODUCTS = {"tf32_plain": (10, True), "bfloat16_plain": (7, False)}  # for ``round_products``
+SOURCES = ("float32", "bfloat16", "int8", "given", "given_plain", "encoder_plain", *ROUNDED_PRODUCTS)
 
 
 @pytest.fixture(params=SOURCES)

@@ -22,6 +22,12 @@ def rule(request):
     return RULES[request.param]
 
 
+@pytest.fixture(params=["compiled", "plain"])
+def backend(request):
+    with use_backend(request.param):
+        yield
+
+
 def encoded(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> PreActivations:
     return PreActivations(Encoder(x, W, b, block_rows=8), num_latents=300)
 
@@ -34,6 +40,7 @@ def factors(name: str, bad: float) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
 @pytest.mark.parametrize(("name", "where"), [("x", "row 7"), ("W", "latent 7"), ("b", "bias of latent 7")])
+@pytest.mark.usefixtures("backend")
 def test_nan_in_the_factors(rule, name, where, bad):
     with pytest.raises(NonFiniteError, match=where):
         rule(encoded(*factors(name, bad)))
@@ -50,6 +57,7 @@ def test_nan_in_given_blocks(rule, bad, given):
         rule(asked)
 
 
+@pytest.mark.usefixtures("backend")
 def test_overflow(rule):
     x, W, b = (torch.randn(shape) for shape in FACTORS.values())
     with pytest.raises(NonFiniteError, match="can overflow"):

@@ -44,8 +44,7 @@ class TestProbabilisticTopK(VariantContract):
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
         batch = super().step_on(parameters, x, dead)
         if self.settings.get("gate") != "sigmoid":
-            generator = batch.generator(RandomStream.GATES)
-            self.noise = torch.rand(x.shape[0], PLAN.num_latents, generator=generator).double()
+            self.noise = batch.random_uniform(RandomStream.GATES, 0, x.shape[0], PLAN.num_latents).double()
         return batch
 
     def test_training_codes_are_the_definition(self) -> None:
@@ -90,6 +89,16 @@ def test_the_ranking_is_that_of_the_exact_score(beta: float, weight: float, widt
     assert bool((chosen.sum(1) == k).all())
     slack = 1e-6 * least.abs() + 1e-9 * (beta > 0.01)
     assert bool((below_one[chosen].view(rows, k) >= least - slack).all())
+
+
+def test_a_part_of_a_batch_has_the_gates_of_the_batch() -> None:
+    contract, variant = TestProbabilisticTopK(), ProbabilisticTopK(k=5)
+    batch = contract.step_on(*contract.example(), torch.zeros(PLAN.num_latents, dtype=torch.bool))
+    a = torch.randn(PLAN.batch_rows, PLAN.num_latents, generator=torch.Generator().manual_seed(0))
+    whole = variant.rank(batch, True, 0, a)
+    assert not torch.equal(whole, variant.rank(batch, False, 0, a))
+    part = batch.of_rows(slice(40, 200)).of_rows(slice(10, 100))
+    assert torch.equal(variant.rank(part, True, 20, a[70:90]), whole[70:90])
 
 
 def test_naive_scores_would_tie() -> None:

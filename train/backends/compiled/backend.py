@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ...pairs import Pairs
 from .. import composed, guessing
-from ..plain.products import sum_per_latent
 from ..sources import Source
 from .adam import adam_step as adam_step
 from .adam import gradient_norm
 from .bits import kth_largest, mask_of_largest
-from .pair_products import accumulate_by_latent, decode, sddmm
+from .pair_products import accumulate_by_latent, decode, sddmm, sum_per_latent
+from .random_numbers import random_uniform as random_uniform
 from .selection.collect import collect
 from .selection.per_latent import largest_per_latent as largest_per_latent
 from .selection.per_row import largest_per_row as largest_per_row

@@ -6,6 +6,7 @@ Legend: B rows, D model width, F latents, P pairs.
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...pairs import Pairs
@@ -150,3 +151,9 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
     add_rows_in_tiles(latent_cuts(pairs, rest[1].strides[0]), row, *rest)
     if whole is not out:
         out.copy_(whole)
+
+
+def sum_per_latent(pairs: Pairs, values: Tensor) -> Tensor:
+    """See :meth:`..protocol.Backend.sum_per_latent`. One thread adds up all pairs, in float64."""
+    summed = torch.bincount(pairs.latent, weights=values, minlength=pairs.num_latents)
+    return summed.to(values.dtype)

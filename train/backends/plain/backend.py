@@ -1,4 +1,4 @@
-"""The plain backend: torch operations; its pre-activations come from float32 matrix products."""
+"""The plain backend: torch operations; exact pre-activations decide all selections."""
 
 from functools import partial
 
@@ -10,6 +10,7 @@ from ..sources import Source
 from .adam import adam_step as adam_step
 from .adam import gradient_norm
 from .products import accumulate_by_latent, decode, sddmm, sum_per_latent
+from .random_numbers import random_uniform as random_uniform
 from .selection import collect, kth_largest, mask_of_largest
 from .selection import largest_per_latent as largest_per_latent
 from .selection import largest_per_row as largest_per_row

@@ -16,6 +16,8 @@ from ..threads import run_parts
 
 SUM_PART = 16384  # torch does not split sums of this length over threads
 CHUNK_PAIRS = 1 << 14  # pairs whose rows are gathered at a time: 2 x 50 MB at D = 768
+GPU_CHUNK_PAIRS = 1 << 18  # a GPU needs far larger chunks to be busy
+FEW_COLUMNS = 32
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
@@ -91,12 +93,35 @@ def _sort_by_latent(pairs: Pairs) -> LatentMajor:
 
 def sddmm(pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
     """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]."""
-    rows = pairs.rows()
-    out = g.new_empty(len(pairs))
-    for start in range(0, len(pairs), CHUNK_PAIRS):
-        part = slice(start, start + CHUNK_PAIRS)
-        torch.sum(g[rows[part]] * W[pairs.latent[part]], dim=1, out=out[part])
-    return out
+    return dot_products(g, W, pairs.rows(), pairs.latent)
+
+
+def dot_products(g: Tensor, W: Tensor, row: Tensor, latent: Tensor) -> Tensor:
+    """<g[row[p]], W[latent[p]]> of all p: [P] from [B, D], [F, D] and int64 [P]."""
+    size = CHUNK_PAIRS if g.device.type == "cpu" else GPU_CHUNK_PAIRS
+    parts = zip(torch.split(row, size), torch.split(latent, size), strict=True)
+    sums = [_sum_of_columns(g.index_select(0, r).mul_(W.index_select(0, i))) for r, i in parts]
+    return torch.cat(sums)
+
+
+def _sum_of_columns(products: Tensor) -> Tensor:
+    """The sum of each row of ``products`` [n, D], which are overwritten: [n].
+
+    The columns are folded: the last ones are added to the first ones, until one is left. This order depends
+    on D only. torch.sum splits a row over threads by the number of rows on a GPU, so the bits of a row would
+    depend on the others. Sums and products of two numbers are the same on every device.
+    """
+    width = products.shape[1]
+    while width > FEW_COLUMNS:
+        kept = -(-width // 2)
+        products[:, : width - kept] += products[:, kept:width]
+        width = kept
+    columns = products[:, :width].T.contiguous()  # so that additions run along the rows
+    while width > 1:
+        kept = -(-width // 2)
+        columns[: width - kept] += columns[kept:width]
+        width = kept
+    return columns[0]
 
 
 def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,8 +142,7 @@ def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out:
 
 def sum_per_latent(pairs: Pairs, values: Tensor) -> Tensor:
     """The sum of ``values`` [P] over the pairs of each latent: [F], in the dtype of ``values``."""
-    if values.device.type == "cpu":
-        summed = torch.bincount(pairs.latent, weights=values, minlength=pairs.num_latents)
-        return summed.to(values.dtype)
     order = by_latent(pairs)  # bincount with weights adds up in the order of atomics on a GPU
-    return torch.segment_reduce(values[order.pair], "sum", offsets=order.latent_ptr)
+    return torch.nn.functional.embedding_bag(
+        order.pair, values[:, None], order.latent_ptr[:-1], mode="sum"
+    ).flatten()

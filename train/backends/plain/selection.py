@@ -1,5 +1,8 @@
 """The selection rules in torch operations, block by block of the rows.
 
+Each rule takes candidates by the bounds of the screened scores and then decides by exact pre-activations, so
+neither the screening product nor the block size changes a selection.
+
 Legend: B rows, b rows of a block, F latents, P candidates, M sum of the counts.
 """
 
@@ -7,25 +10,35 @@ import torch
 from torch import Tensor
 
 from ...pairs import Pairs
-from ...selection.errors import check_not_nan
 from ..block_pairs import BlockPairs, assemble
 from ..sources import Source
+from .screening import screened_blocks
 
+BISECTIONS = 16
 HELD = 2  # candidates of Feature Choice held per selected pair, before those out of reach are dropped
 
 
 def largest_per_row(source: Source, k: int) -> Pairs:
     """See :meth:`..protocol.Backend.largest_per_row`."""
     found = []
-    for first_row, pre in source.blocks():
-        check_not_nan(first_row, pre)
-        least = pre.topk(k, dim=1, sorted=True).values[:, -1:]
-        above, equal = pre > least, pre == least
-        equal_left = k - above.sum(1, keepdim=True)
-        latent = (above | (equal & (equal.cumsum(1) <= equal_left))).nonzero()[:, 1]
-        count = torch.full((pre.shape[0],), k, dtype=torch.int64, device=pre.device)
-        found.append(BlockPairs(first_row, count, latent, pre.gather(1, latent.view(-1, k)).flatten()))
+    for block in screened_blocks(source):
+        least = block.lower().topk(k, dim=1).values[:, -1:]  # k pre-activations of the row reach it
+        found.append(_largest_of_rows(block.candidates(block.upper() >= least), k))
     return assemble(found, source.num_latents, source.device)
+
+
+def _largest_of_rows(candidates: BlockPairs, k: int) -> BlockPairs:
+    """The ``k`` largest candidates of each row, which has ``k`` or more; ties go to the lowest latent."""
+    count = candidates.count
+    start = count.cumsum(0) - count
+    row = torch.repeat_interleave(count, output_size=len(candidates.latent))
+    values = candidates.value.new_full((len(count), int(count.max())), -torch.inf)
+    values[row, torch.arange(len(row), device=row.device) - start[row]] = candidates.value + 0.0  # no -0.0
+    order = values.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    place = (start[:, None] + order).flatten()
+    return BlockPairs(
+        candidates.first_row, torch.full_like(count, k), candidates.latent[place], candidates.value[place]
+    )
 
 
 def collect(source: Source, threshold: Tensor | float, *, strict: bool, most: int | None = None) -> Pairs:
@@ -33,13 +46,15 @@ def collect(source: Source, threshold: Tensor | float, *, strict: bool, most: in
 
     If a block has more than ``most`` such pairs, only its ``most`` largest are kept; ties go to the first.
     """
+    compare = torch.gt if strict else torch.ge
     found = []
-    for first_row, pre in source.blocks():
-        check_not_nan(first_row, pre)
-        mask = pre > threshold if strict else pre >= threshold
-        block = BlockPairs(first_row, mask.sum(1), mask.nonzero()[:, 1], pre[mask])
-        too_many = most is not None and block.value.numel() > most
-        found.append(block.keep(mask_of_largest(block.value, most or 0)) if too_many else block)
+    for block in screened_blocks(source):
+        pairs = block.candidates(compare(block.upper(), threshold))
+        if block.error is not None:
+            bar = threshold[pairs.latent] if isinstance(threshold, Tensor) else threshold
+            pairs = pairs.keep(compare(pairs.value, bar))
+        too_many = most is not None and pairs.value.numel() > most
+        found.append(pairs.keep(mask_of_largest(pairs.value, most or 0)) if too_many else pairs)
     return assemble(found, source.num_latents, source.device)
 
 
@@ -70,29 +85,52 @@ def largest_per_latent(source: Source, counts: Tensor) -> Pairs:
     value = torch.zeros(0, device=source.device)
     full = counts == 0  # latents that hold as many rows as they select: only better rows matter to them
     threshold = torch.zeros(len(counts), device=source.device).masked_fill_(full, torch.inf)
-    for first_row, pre in source.blocks():
-        check_not_nan(first_row, pre)
-        new_row, new_latent = ((pre > threshold) | ~full).nonzero(as_tuple=True)
-        row, latent = torch.cat([row, new_row + first_row]), torch.cat([latent, new_latent])
-        value = torch.cat([value, pre[new_row, new_latent]])
-        if len(row) > HELD * total:
-            kept = _largest_of_latents(latent, value, counts)
+    for block in screened_blocks(source):
+        waiting = not bool(full.all())
+        mask = block.upper() > threshold
+        if waiting:
+            mask = torch.where(full, mask, block.upper() >= _reached_by(block.lower(), counts))
+        new = block.candidates(mask)
+        new_row = torch.repeat_interleave(new.count, output_size=len(new.latent)) + block.first_row
+        row, latent, value = (
+            torch.cat(two) for two in ((row, new_row), (latent, new.latent), (value, new.value))
+        )
+        if waiting or len(row) > HELD * total:
+            order, rank = _ranked_in_latents(latent, value, len(counts))
+            threshold = threshold.to(value.dtype)
+            last = order[rank == counts[latent[order]] - 1]  # the least of those that a full latent selects
+            threshold[latent[last]] = value[last]
+            full[latent[last]] = True
+            kept = order[rank < counts[latent[order]]].sort().values
             row, latent, value = row[kept], latent[kept], value[kept]
-            least = torch.full_like(threshold, torch.inf).scatter_reduce(0, latent, value, "amin")
-            full = torch.bincount(latent, minlength=len(counts)) == counts
-            threshold = least.where(full, threshold)
-    kept = _largest_of_latents(latent, value, counts)
-    order = (row[kept] * len(counts) + latent[kept]).argsort()
-    row, latent, value = (one[kept][order] for one in (row, latent, value))
-    return Pairs.from_rows(row, latent, value, source.num_rows, len(counts))
+    order, rank = _ranked_in_latents(latent, value, len(counts))
+    kept = order[rank < counts[latent[order]]]
+    kept = kept[(row[kept] * len(counts) + latent[kept]).argsort()]
+    return Pairs.from_rows(row[kept], latent[kept], value[kept], source.num_rows, len(counts))
 
 
-def _largest_of_latents(latent: Tensor, value: Tensor, counts: Tensor) -> Tensor:
-    """A mask of the ``counts[i]`` largest candidates of latent i; ties go to the first: bool [P]."""
-    order = value.argsort(descending=True, stable=True)
+def _reached_by(values: Tensor, counts: Tensor) -> Tensor:
+    """A number that ``counts[i]`` or more of column i of ``values`` [b, F] reach, nearly the largest: [F].
+
+    Bisection, because torch has no order statistic of another rank for each column.
+    """
+    low, high = torch.aminmax(values, dim=0)
+    low = low.masked_fill(counts > len(values), -torch.inf)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = (values >= middle).sum(0) >= counts
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low
+
+
+def _ranked_in_latents(latent: Tensor, value: Tensor, num_latents: int) -> tuple[Tensor, Tensor]:
+    """Order candidates by latents, then by descending values; ties keep their order.
+
+    Returns:
+        The candidates in this order, int64 [P], and the 0-based rank of each within its latent, int64 [P].
+    """
+    order = (value + 0.0).argsort(descending=True, stable=True)  # no -0.0, which a device may sort below 0.0
     order = order[latent[order].argsort(stable=True)]
-    held = torch.bincount(latent, minlength=len(counts))
+    held = torch.bincount(latent, minlength=num_latents)
     rank = torch.arange(len(order), device=order.device) - (held.cumsum(0) - held)[latent[order]]
-    kept = torch.empty_like(order, dtype=torch.bool)
-    kept[order] = rank < counts[latent[order]]
-    return kept
+    return order, rank

@@ -21,6 +21,7 @@ from .decode import decode
 from .exact import sddmm
 from .gradients import accumulate_by_latent
 from .kept_rows import kept_rows, rows_to_refresh
+from .random_numbers import random_uniform
 from .sums import count_active, sum_per_latent
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "largest_of_batch",
     "largest_per_latent",
     "largest_per_row",
+    "random_uniform",
     "reconstruct",
     "sddmm",
     "sum_per_latent",

@@ -37,6 +37,7 @@ class Rows:
         x_centered: float32 [B, D], normalized rows minus ``b_dec``.
         parameters: ``W_enc`` [F, D], ``W_dec`` [F, D], ``b_enc`` [F], ``b_dec`` [D], and the variant's own.
         state: the variant's running tensors during training, its inference tensors afterwards.
+        first_row: the number of the first row in its batch, of which these rows may be a part.
         number: the 0-based number of the batch in the run; 0 outside training.
         seed: the variant's seed; 0 outside training.
     """
@@ -44,6 +45,7 @@ class Rows:
     x_centered: Tensor
     parameters: Mapping[str, Tensor]
     state: dict[str, Tensor]
+    first_row: int = 0
     number: int = 0
     seed: int = 0
 
@@ -74,10 +76,20 @@ class Rows:
         pre = PreActivations(encoder, num_latents=self.num_latents, latents=latents)
         return pre if screened else pre.as_computed()
 
-    def generator(self, stream: RandomStream) -> torch.Generator:
-        """The batch's generator, a pure function of (seed, number, stream), so that resuming is exact."""
-        mixed = ((self.seed * 1_000_003 + self.number) * 1_000_003 + stream) % 2**63
-        return torch.Generator(device=self.x_centered.device).manual_seed(mixed)
+    def random_uniform(self, stream: RandomStream, first_row: int, num_rows: int, num_columns: int) -> Tensor:
+        """Numbers in (0, 1), float32 [num_rows, num_columns], for rows of the batch from ``first_row`` on.
+
+        Each is a function of (seed, number of the batch, stream, row, column) alone, on every device.
+        """
+        batch = stream << 32 | self.number
+        device = self.x_centered.device
+        return self.backend.random_uniform(self.seed % 2**64, batch, first_row, num_rows, num_columns, device)
+
+    def random_order(self, stream: RandomStream, size: int) -> Tensor:
+        """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
+        numbers = self.random_uniform(stream, 0, 2, size)
+        order = numbers[1].argsort(stable=True)  # decides where the others tie, which have 23 bits only
+        return order[numbers[0][order].argsort(stable=True)]
 
 
 @dataclass(kw_only=True)
@@ -169,7 +181,12 @@ class Batch(Rows):
 
     def of_rows(self, rows: slice) -> "Batch":
         """A part of the rows, which shares the gradients and the outcome."""
-        return replace(self, x_centered=self.x_centered[rows], target_centered=self.target_centered[rows])
+        return replace(
+            self,
+            x_centered=self.x_centered[rows],
+            target_centered=self.target_centered[rows],
+            first_row=self.first_row + rows.indices(self.num_rows)[0],
+        )
 
     def record(self, codes: Pairs, squared_error: Tensor) -> None:
         """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.

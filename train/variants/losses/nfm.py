@@ -68,9 +68,7 @@ class NFMInf(FrozenModel):
         W_dec, num_latents = batch.parameters["W_dec"], batch.num_latents
         latents = torch.arange(num_latents, device=W_dec.device)
         if self.sample is not None and self.sample < num_latents:
-            shuffled = torch.randperm(
-                num_latents, generator=batch.generator(RandomStream.NFM_INF), device=W_dec.device
-            )
+            shuffled = batch.random_order(RandomStream.NFM_INF, num_latents)
             latents = shuffled[: self.sample].sort().values
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         weight = self.coefficient / latents.numel()

@@ -4,11 +4,13 @@ Bricken et al. 2023, appendix "Neuron Resampling". There are no ghost gradients 
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...backends.plain.random_numbers import UNIT_BITS
 from ...engine.optimizer import Optimizer, normalize_rows
 from ...pairs import Pairs
 from ..base.rows import Batch, RandomStream
@@ -63,12 +65,8 @@ class Resampling(FrozenModel):
         if latents.numel() == 0:
             return
         loss = torch.cat([squared_error(part, encode(part)) for _, part in batch.split()])
-        restart(
-            batch,
-            latents,
-            draw_rows(loss, latents.numel(), batch.generator(RandomStream.RESAMPLING)),
-            self.encoder_scale,
-        )
+        uniform = batch.random_uniform(RandomStream.RESAMPLING, 0, 2, latents.numel())
+        restart(batch, latents, draw_rows(loss, uniform), self.encoder_scale)
         optimizer.forget(latents)
         idle[latents] = 0
 
@@ -80,12 +78,18 @@ def squared_error(part: Batch, codes: Pairs) -> Tensor:
     return squares
 
 
-def draw_rows(loss: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` rows with probability proportional to loss² (float64 [R]), with replacement: int64."""
-    weights = (loss / loss.max().clamp_min(1e-300)).square()
-    cumulative = weights.cumsum(0)
-    points = torch.rand(count, generator=generator, dtype=torch.float64, device=loss.device)
-    return torch.searchsorted(cumulative, points * cumulative[-1], right=True).clamp_(max=len(loss) - 1)
+def draw_rows(loss: Tensor, uniform: Tensor) -> Tensor:
+    """Draw rows with probability proportional to loss² (float64 [R]), with replacement: int64 [n].
+
+    ``uniform`` (float32 [2, n]) are n numbers in (0, 1) of 23 bits, and n numbers for their next 23 bits.
+    numpy adds up the weights, in one order whatever the device.
+    """
+    weights = loss.cpu().numpy()
+    cumulative = np.cumsum(np.square(weights / max(weights.max(), 1e-300)))
+    leading, following = uniform.cpu().double().numpy()
+    points = leading + (following - 0.5) * 2.0**-UNIT_BITS
+    rows = np.searchsorted(cumulative, points * cumulative[-1], side="right")
+    return torch.from_numpy(np.minimum(rows, len(weights) - 1)).to(loss.device)
 
 
 def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -> None:

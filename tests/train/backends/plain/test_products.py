@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saecache.train.backends.plain.products import matmul, part_of, total, weighted_sum
+from saecache.train.backends.plain import products
+from saecache.train.backends.plain.products import dot_products, matmul, part_of, total, weighted_sum
 
 
 def test_products_and_sums_equal_torch() -> None:
@@ -40,3 +41,22 @@ def test_same_bits_for_every_number_of_threads(rows: int) -> None:
 @pytest.mark.parametrize("size", [2, 3, 64, 65, 4096, 4097, 262_144])
 def test_there_is_a_part_for_every_thread(size: int) -> None:
     assert 2 <= -(-size // part_of(size)) <= 65
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 31, 32, 33, 100, 768])
+def test_a_dot_product_has_one_order_of_sums(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns are folded, whatever the number of pairs that are added up at a time."""
+    generator = torch.Generator().manual_seed(0)
+    g, W = torch.randn(30, width, generator=generator), torch.randn(90, width, generator=generator)
+    row, latent = torch.arange(500) * 7 % 30, torch.arange(500) * 11 % 90
+    columns = list((g[row] * W[latent]).T)
+    while len(columns) > 1:
+        kept = (len(columns) + 1) // 2
+        columns = [
+            columns[i] + columns[i + kept] if i + kept < len(columns) else columns[i] for i in range(kept)
+        ]
+    found = dot_products(g, W, row, latent)
+    assert torch.equal(found, columns[0])
+    for size in (1, 3, 499):
+        monkeypatch.setattr(products, "CHUNK_PAIRS", size)
+        assert torch.equal(dot_products(g, W, row, latent), found)

@@ -21,6 +21,8 @@ def pairs(pairs: Pairs) -> Pairs:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter, about NaN and infinity
 class TestTriton(BackendContract):
     name: ClassVar[str] = "triton"
+    products: ClassVar[tuple[str, ...]] = ()  # the screen is a kernel of its own, not torch's product
+    block_sizes: ClassVar[tuple[int, ...]] = (5,)
 
 
 def test_each_gpu_is_asked_whether_it_has_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
