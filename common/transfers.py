@@ -46,7 +46,7 @@ class CudaEvent:
     """As :class:`Event`, on a stream of CUDA."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.recorded = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.recorded = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
         self.recorded.record(stream)
 
     def wait(self) -> None:

