@@ -13,6 +13,7 @@ from ..encoding import checksum
 from ..encoding.stored_rows import copy_rows, widen_rows
 from .chunks import ShardedChunks
 
+_SHARES = 4  # of the pieces of a request, for each core: a thread that is slow takes fewer of them
 _SLICE_ROWS = 1 << 16  # row numbers made at once for a slice
 
 RowNumbers = NDArray[np.int64] | range  # a range has step 1
@@ -77,7 +78,7 @@ class ShardedArray(ShardedChunks):
         if threads is None or not self.keep_decoded:
             _copy(pieces, out)
             return
-        found, shares = list(pieces), len(usable_cores())
+        found, shares = list(pieces), _SHARES * len(usable_cores())
         list(threads.map(lambda share: _copy(found[share::shares], out), range(shares)))
 
     def check_rows(self, rows: Any) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import filelock
 
-from ...common.errors import UsageError
+from ...common.errors import CorruptCacheError, UsageError
 from ...common.outputs import check_folder_output, take_lock
 from ...common.untrusted_files import read_regular
 from ..durable import fsync_folder, make_folder, write_bytes
@@ -131,7 +131,14 @@ def unmark_uncommitted(path: Path) -> None:
 
 
 def discard_uncommitted_results(path: Path) -> None:
-    """Remove what a killed finalize wrote of rows that were lost with it."""
-    if (path / _UNCOMMITTED).exists():
+    """Remove what a killed finalize wrote of rows that were lost with it.
+
+    Raises:
+        CorruptCacheError: the mark that says so is no file.
+    """
+    mark = path / _UNCOMMITTED
+    if mark.is_dir():
+        raise CorruptCacheError(f"{mark} is not a file: remove it, to start again")
+    if mark.exists():
         discard_results(path)
         unmark_uncommitted(path)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.store import BadActivationError, CacheWriter, StorageConfig, inspect_output, open_cache
+from saecache.store import (
+    BadActivationError,
+    CacheWriter,
+    CorruptCacheError,
+    StorageConfig,
+    inspect_output,
+    open_cache,
+)
 from saecache.store.writing import writer as writer_module
 from saecache.store.writing.spill import SpillWriter
 
@@ -128,6 +135,16 @@ def test_killed_between_the_manifest_and_its_cleaning(
         assert writer.sequences_done == len(source.ids)
     assert inspect_output(tmp_path / "c") == "complete"
     assert contents(tmp_path / "c") == contents(cache_path)
+
+
+def test_a_folder_in_place_of_the_mark(tmp_path: Path, source: Any) -> None:
+    writer = writer_of(tmp_path / "c", source)
+    writer.write_sequences(**next(iter(source.batches(10)))[1])
+    writer.commit()
+    writer.close()
+    (tmp_path / "c" / ".writing" / "uncommitted").mkdir()
+    with pytest.raises(CorruptCacheError, match="uncommitted is not a file: remove it"):
+        writer_of(tmp_path / "c", source)
 
 
 def test_a_bad_row_is_found_in_whichever_thread(tmp_path: Path) -> None:
