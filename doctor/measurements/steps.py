@@ -9,6 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ...common.errors import UsageError
 from ...train.backends.scratch import release_scratch
 from ...train.variants import VARIANTS
 from ..config import Sizes
@@ -52,6 +53,9 @@ def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, 
                 found = _measure_kind(notes, kind, sizes, latents, x)
             except torch.OutOfMemoryError:
                 notes.leave_out(item, "out of memory on the device")
+                found = {}
+            except UsageError as error:  # a kind that needs more rows
+                notes.leave_out(item, str(error))
                 found = {}
             for name in PRODUCTS:
                 seconds[name] += found.get(name, [])

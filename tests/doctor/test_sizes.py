@@ -7,6 +7,7 @@ from saecache.configs import load_config
 from saecache.doctor import DoctorConfig, trainees
 from saecache.doctor.config import Sizes
 from saecache.doctor.measurements import harvest, steps
+from saecache.doctor.notes import Notes
 from saecache.doctor.timing import Cost
 
 CPU = torch.device("cpu")
@@ -44,3 +45,15 @@ def test_latents_are_halved_until_half_of_the_memory_holds_them(monkeypatch: pyt
     assert trainees.fitting_latents(65536, 64, 100, CPU) == 1024
     monkeypatch.setattr(trainees, "available_memory", lambda device: None)
     assert trainees.fitting_latents(65536, 64, 100, CPU) == 65536
+
+
+def test_a_kind_that_is_impossible_at_a_size_is_left_out(
+    sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feature Choice gives every latent a row: so few rows of a busy machine are no failure."""
+    monkeypatch.setattr(steps, "VARIANTS", {"feature_choice": None})
+    notes = Notes(name="steps", title="")
+    small = sizes.model_copy(update={"rows": 4, "k": 2, "latents": (64,), "rounds": 1})
+    steps.measure_steps(notes, small, CPU, "compiled")
+    assert notes.checks == []
+    assert "gives less than one row" in notes.left_out[0].why
