@@ -31,7 +31,7 @@ def measured(reports: list[Report]) -> str:
             f"{name} {facts[name]}" for name in ("torch", "triton", "numba") if name in facts
         )
         lines += [f"### {report.device}", "", f"{summarize(report)}", ""]
-        lines += [f"{facts.get('cores', '')}, memory {facts.get('memory', '')}; {software}.", ""]
+        lines += [f"Cores: {facts.get('cores', '')}; memory {facts.get('memory', '')}; {software}.", ""]
         for section in report.sections:
             lines += render_figures(section)
     return "\n".join(lines).strip() or "No report has been added yet."

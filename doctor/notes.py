@@ -41,9 +41,13 @@ class Notes:
     def __post_init__(self) -> None:
         self.began = self.clock()
 
+    def seconds_left(self) -> float:
+        """The seconds in which items may still begin."""
+        return self.deadline - self.clock()
+
     def time_left(self) -> bool:
         """Whether another item may begin."""
-        return self.clock() < self.deadline
+        return self.seconds_left() > 0
 
     def each(self, items: Iterable[str]) -> Iterator[str]:
         """Yield the ``items`` while there is time; the rest is left out, with that reason."""

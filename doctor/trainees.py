@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.errors import UsageError
 from ..common.memory import available_memory
 from ..train.engine.optimizer import OptimizerConfig
 from ..train.engine.trainee import Trainee
@@ -36,11 +37,11 @@ def make_trainee(variant: Variant, *, rows: int, latents: int, width: int, devic
     """A trainee at its start, drawn with seed 0.
 
     Raises:
-        ValueError: the settings are impossible at this size.
+        UsageError: the settings are impossible at this size.
     """
     plan = Plan(d_model=width, num_latents=latents, batch_rows=rows, num_steps=NUM_STEPS)
     if problems := variant.problems(plan):
-        raise ValueError("; ".join(problems))
+        raise UsageError("; ".join(problems))
     parameters = initial_parameters(plan, 0, torch.zeros(width, device=device))
     return Trainee(variant, plan, 0, OptimizerConfig(), parameters)
 

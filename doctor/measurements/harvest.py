@@ -25,7 +25,9 @@ from ..notes import Notes
 from ..timing import ratios, timed, waiting_for
 
 CONTEXT = 128
-WARM_SHARE = 8  # one of so many tokens goes through the model before the clock runs
+WARM_TOKENS = 4000  # go through the model before the clock runs
+LEAST_TOKENS = 1000
+FORWARDS_OF_A_ROUND = 4  # about as many bare forwards of all tokens as a round takes time
 GPT2_SMALL = {"width": 768, "layers": 12, "heads": 12}
 
 
@@ -57,23 +59,24 @@ def measure_harvest(notes: Notes, sizes: Sizes, device: torch.device, folder: Pa
         bare = cut_after(model.model.base_model, block)
         dtype = str(model.dtype).removeprefix("torch.")
         del model
-        bare_seconds(bare, sizes.tokens // WARM_SHARE, max(shapes), device)
+        tokens = affordable_tokens(bare, sizes.tokens, max(shapes), device, notes.seconds_left())
+        if tokens < sizes.tokens:
+            notes.leave_out(f"{sizes.tokens:,} tokens", f"slow or busy: {tokens:,} instead")
+            config = config.model_copy(update={"num_tokens": tokens})
         seconds: dict[str, list[float]] = {"bare forward": [], "harvest": [], "harvest with the shuffle": []}
         for number in range(sizes.rounds):
             if number and not notes.time_left():
                 break
-            seconds["bare forward"].append(
-                min(bare_seconds(bare, sizes.tokens, shape, device) for shape in shapes)
-            )
+            seconds["bare forward"].append(min(bare_seconds(bare, tokens, shape, device) for shape in shapes))
             result = harvest(config, folder / f"harvest-{number}", force=True)
-            share = sizes.tokens / result.manifest.counts["tokens"]
+            share = tokens / result.manifest.counts["tokens"]
             seconds["harvest"].append(result.harvest_seconds * share)
             seconds["harvest with the shuffle"].append(
                 (result.harvest_seconds + result.shuffle_seconds) * share
             )
     group = f"harvest: {sizes.model} in {dtype}, {hook}, batches of [{batch}, {CONTEXT}] on {device}"
     for what, taken in seconds.items():
-        notes.measure(group, what, "tokens/s", [sizes.tokens / s for s in taken])
+        notes.measure(group, what, "tokens/s", [tokens / s for s in taken])
     for what in ("harvest", "harvest with the shuffle"):
         notes.measure(group, f"{what} / bare forward", "", ratios(seconds["bare forward"], seconds[what]))
 
@@ -103,6 +106,13 @@ def cut_after(base: Any, block: int) -> nn.Module:
     setattr(base, norm, nn.Identity())
     cut: nn.Module = base
     return cut
+
+
+def affordable_tokens(model: nn.Module, wanted: int, batch: int, device: torch.device, seconds: float) -> int:
+    """``wanted`` tokens, or as many as a round of about ``seconds`` has time for; it warms the model up."""
+    bare_seconds(model, batch * CONTEXT, batch, device)
+    of_a_token = bare_seconds(model, WARM_TOKENS, batch, device) / WARM_TOKENS
+    return max(LEAST_TOKENS, min(wanted, int(seconds / (FORWARDS_OF_A_ROUND * of_a_token))))
 
 
 def bare_seconds(

@@ -9,6 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ...common.errors import UsageError
 from ...train.backends.scratch import release_scratch
 from ...train.variants import VARIANTS
 from ..config import Sizes
@@ -17,9 +18,12 @@ from ..timing import Cost, ratios, take_turns, timed, waiting_for
 from ..trainees import fitting_latents, make_trainee, make_variant, step_of, unit_rows
 
 WARM_UP = 2  # rounds that do not count: compilation, first touch of memory, the first guess of a threshold
+PRODUCTS_OF_A_ROUND = 3  # about as many float32 products as a round of an average kind takes time
+SMALLEST_ROWS, TRIAL_SHARE = 256, 8  # one of so many rows is multiplied to see how long a product takes
 AT_A_TIME = {"cuda": 5}  # steps between two readings of the clock, so that a GPU is not waited for after each
-DENSE_KINDS = ("relu", "gated", "jumprelu")  # about half of the latents are active at the start: they take
-PRODUCTS = {"product, float32": torch.float32, "product, bfloat16": torch.bfloat16}  # longest, and come last
+FIRST_KIND = "topk"
+DENSE_KINDS = ("relu", "gated", "jumprelu")  # half of the latents are active at first: slow, they come last
+PRODUCTS = {"product, float32": torch.float32, "product, bfloat16": torch.bfloat16}
 
 
 def measure_steps(notes: Notes, sizes: Sizes, device: torch.device, backend: str) -> None:
@@ -35,10 +39,13 @@ def measure_steps(notes: Notes, sizes: Sizes, device: torch.device, backend: str
 
 
 def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, backend: str) -> None:
-    size = f"{backend}, F = {latents:,}, B = {sizes.rows:,}, D = {sizes.width}, k = {sizes.k}"
-    x = unit_rows(2, sizes.rows, sizes.width, device)
+    kinds = sorted(VARIANTS, key=lambda kind: (kind in DENSE_KINDS, kind != FIRST_KIND, kind))
+    rows = affordable_rows(sizes, latents, device, notes.seconds_left() / len(kinds))
+    if rows < sizes.rows:
+        notes.leave_out(f"B = {sizes.rows:,} at F = {latents:,}", f"slow or busy: B = {rows:,} instead")
+    size = f"{backend}, F = {latents:,}, B = {rows:,}, D = {sizes.width}, k = {sizes.k}"
+    x = unit_rows(2, rows, sizes.width, device)
     seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
-    kinds = sorted(VARIANTS, key=lambda kind: (kind in DENSE_KINDS, kind))
     for item in notes.each(f"{kind}, {backend}, F = {latents:,}" for kind in kinds):
         kind = item.partition(",")[0]
         with notes.attempt(f"{item}: a step"), torch.no_grad():
@@ -46,6 +53,9 @@ def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, 
                 found = _measure_kind(notes, kind, sizes, latents, x)
             except torch.OutOfMemoryError:
                 notes.leave_out(item, "out of memory on the device")
+                found = {}
+            except UsageError as error:  # a kind that needs more rows
+                notes.leave_out(item, str(error))
                 found = {}
             for name in PRODUCTS:
                 seconds[name] += found.get(name, [])
@@ -63,14 +73,30 @@ def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, 
 
 def _measure_kind(notes: Notes, kind: str, sizes: Sizes, latents: int, x: Tensor) -> dict[str, list[float]]:
     """Seconds of a step of ``kind`` and of each product, round by round."""
-    device, rows, width = x.device, sizes.rows, sizes.width
+    device, rows, width = x.device, x.shape[1], sizes.width
     k = min(sizes.k, latents // 2)
     trainee = make_trainee(make_variant(kind, k), rows=rows, latents=latents, width=width, device=device)
     W_enc = trainee.parameters["W_enc"].clone()
     ways = {kind: timer(step_of(trainee, x), device)}
     ways |= {name: timer(product(x, W_enc, dtype), device) for name, dtype in PRODUCTS.items()}
-    costs = take_turns(ways, sizes.rounds, WARM_UP, time_left=notes.time_left)
+    warm_up = 1 if kind in DENSE_KINDS else WARM_UP
+    costs = take_turns(ways, sizes.rounds, warm_up, time_left=notes.time_left)
     return {name: [cost.seconds for cost in found] for name, found in costs.items()}
+
+
+def affordable_rows(sizes: Sizes, latents: int, device: torch.device, seconds_of_kind: float) -> int:
+    """``sizes.rows``, halved until a kind's warm-up and one round take about ``seconds_of_kind``.
+
+    The time of a round is estimated from that of a float32 product of a few rows.
+    """
+    few = max(1, sizes.rows // TRIAL_SHARE)
+    x = unit_rows(1, few, sizes.width, device)
+    multiply = timer(product(x, unit_rows(1, latents, sizes.width, device)[0], torch.float32), device)
+    multiply()
+    rows, seconds = sizes.rows, multiply().seconds * sizes.rows / few
+    while rows > SMALLEST_ROWS and seconds * PRODUCTS_OF_A_ROUND * (WARM_UP + 1) > seconds_of_kind:
+        rows, seconds = rows // 2, seconds / 2
+    return rows
 
 
 def timer(
