@@ -65,13 +65,6 @@ def step_of(trainee: Trainee, x: Tensor, dead_after_rows: int = DEAD_AFTER_ROWS)
     return take
 
 
-def settle(trainee: Trainee) -> None:
-    """Let the host look at the figures of the last step, where it does so a step late."""
-    look = getattr(trainee, "settle", None)
-    if look is not None:
-        look()
-
-
 def fitting_latents(latents: int, rows: int, width: int, device: torch.device) -> int:
     """``latents``, halved until one SAE in training takes at most a half of the memory that is available."""
     available = available_memory(device)

@@ -16,7 +16,7 @@ from ...train.pairs import Pairs
 from ...train.variants import VARIANTS
 from ...train.variants.base.rows import Rows
 from ..notes import Notes
-from ..trainees import EXTRAS, make_trainee, make_variant, settle, step_of, unit_rows
+from ..trainees import EXTRAS, make_trainee, make_variant, step_of, unit_rows
 from .problems import NEAR, numbers, same_bits
 
 K, STEPS = 8, 4
@@ -70,7 +70,7 @@ def _check_selection(
                 Rows(x_centered=x[0], parameters=trainee.parameters, state=trainee.state), as_trained=True
             )
             step_of(trainee, x, DEAD_AFTER_ROWS)(0)
-            settle(trainee)
+            trainee.settle()
         active = trainee.interval.tensors()["l0_histogram"].cpu(), trainee.rows_since_active.cpu()
         found[place] = pairs, active
     (ours, active), (theirs, expected) = found[here], found[there]
@@ -119,7 +119,7 @@ def _run(
         take = step_of(trainee, unit_rows(STEPS, rows, width, place.device), DEAD_AFTER_ROWS)
         for i in range(STEPS):
             take(i)
-        settle(trainee)
+        trainee.settle()
     sums = trainee.interval.tensors()
     losses = {name: t.cpu() for name, t in sums.items() if name.startswith("losses.")}
     losses["squared_error"] = sums["squared_error"].cpu()

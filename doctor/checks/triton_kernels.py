@@ -15,7 +15,6 @@ from ...train.backends.triton import (
     exact,
     gradients,
     largest,
-    random_numbers,
     rounding,
     sums,
     transpose,
@@ -24,8 +23,6 @@ from ...train.pairs import Pairs
 from ...train.selection import reference
 from ..notes import Notes
 from .problems import Problem, compare, compare_selection, every_pair, make_codes, same_bits
-
-SEED, NUMBER, STREAM = 2**40 + 7, 3, 5  # of the random numbers
 
 
 @torch.no_grad()
@@ -42,26 +39,6 @@ def check_kernels(notes: Notes, problem: Problem) -> None:
         _check_reconstruct(notes, problem, codes)
         _check_weight_gradients(notes, problem, codes)
     _check_adam_with_refresh(notes, problem)
-    with notes.attempt(f"{label}: random_uniform"):
-        _check_random_uniform(notes, problem)
-
-
-def _check_random_uniform(notes: Notes, problem: Problem) -> None:
-    """The kernel's bits against those of torch, on the CPU: by hand, one row after the other."""
-    where = (SEED, NUMBER, STREAM, 9, len(problem.W))
-    here = random_numbers.random_uniform(*where, problem.device).cpu()
-    in_range = bool((here > 0).all()) and bool((here < 1).all())
-    alone = [
-        random_numbers.random_uniform(SEED, NUMBER, STREAM + row, 1, len(problem.W), problem.device).cpu()
-        for row in range(9)
-    ]
-    notes.check(f"{problem.label}: random_uniform is between 0 and 1", in_range)
-    notes.check(
-        f"{problem.label}: random_uniform does not depend on blocks", same_bits((here, torch.cat(alone)))
-    )
-    if hasattr(random_numbers, "random_uniform_torch"):
-        there = random_numbers.random_uniform_torch(*where)
-        notes.check(f"{problem.label}: random_uniform is as on the CPU", same_bits((here, there)))
 
 
 def _check_queued(notes: Notes, problem: Problem, pre: Tensor) -> None:
