@@ -24,8 +24,8 @@ LATENTS, ROWS, WIDTH, K = 24_576, 4_096, 768, 32
 SCALE = {"topk": 32, "relu": 32}  # of the kinds whose bytes are near their budget; 64 of others
 # Launches, synchronizations, GB. The aims are 60, 2, 6 for TopK, twice that for the other kinds that select,
 # and 30 GB for ReLU with half of its latents active. Matryoshka walks along its pairs twice, in two orders.
-# Multi-TopK has five times the pairs, and at this size too few latents to screen. Probabilistic TopK ranks the
-# whole matrix in operations of torch, one pass over it each.
+# Multi-TopK has five times the pairs; at this size it and Sampled-SAE's pool have too few latents to screen.
+# Sampled-SAE and Probabilistic TopK look at the whole matrix in operations of torch, one pass over it each.
 BUDGETS: dict[str, tuple[int, int, float]] = {
     "topk": (60, 2, 6.0),
     "batch_topk": (120, 4, 12.0),
@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
     "feature_choice": (120, 4, 12.0),
     "multi_topk": (120, 4, 22.0),
     "matryoshka_batch_topk": (160, 4, 18.0),
-    "sampled": (120, 4, 12.0),
+    "sampled": (150, 4, 23.0),
     "probabilistic_topk": (120, 4, 22.0),
     "relu": (100, 4, 30.0),
     "gated": (150, 6, 54.0),
