@@ -21,7 +21,7 @@ from saecache.train.variants.base.variant import Plan
 from .pretended_device import DEVICE, Counts, pretended_device
 
 LATENTS, ROWS, WIDTH, K = 24_576, 4_096, 768, 32
-SCALE = {"topk": 32, "relu": 32}  # of the kinds whose bytes are near their budget; 64 of others
+FINER = {"topk", "batch_topk", "mutual_choice", "feature_choice", "relu"}  # 32; SCALE is 64 for others
 # Launches, synchronizations, GB. The aims are 60, 2, 6 for TopK, twice that for the other kinds that select,
 # and 30 GB for ReLU with half of its latents active. Matryoshka walks along its pairs twice, in two orders.
 # Multi-TopK has five times the pairs; at this size it and Sampled-SAE's pool have too few latents to screen.
@@ -73,7 +73,7 @@ def test_all_kinds_have_a_budget() -> None:
 @pytest.mark.parametrize("kind", BUDGETS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 def test_a_steady_step_stays_within_its_budget(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scale = SCALE.get(kind, 64)
+    scale = 32 if kind in FINER else 64
     counts = cost_of_a_step(kind, scale, monkeypatch)
     launches, syncs, gigabytes = BUDGETS[kind]
     assert 0 < sum(counts.launches.values()) <= launches, counts.launches.most_common()
