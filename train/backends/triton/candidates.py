@@ -198,7 +198,7 @@ def candidates(found: Screen, limit: Tensor, limit_of: str, room: int, x: Tensor
         LIMIT=limit_of, CP=size, num_warps=warps_of(size),
     )  # fmt: skip
     ptr = torch.empty(num_rows + 1, dtype=torch.int64, device=device)
-    count = torch.empty_like(ptr)
+    count = torch.empty(num_rows + 1, dtype=torch.int64, device=device)
     row, column = torch.empty(2, room, dtype=torch.int32, device=device)
     for fill in (False, True):
         launch(

@@ -127,7 +127,7 @@ class _Segments:
     def __init__(self, pairs: Pairs, order: LatentMajor) -> None:
         self.size = max(SEGMENT, padded(blocks(2 * len(pairs), MOST_SEGMENTS)))
         self.most = 2 * len(pairs) // self.size  # a latent with more than one has fewer than 2 n / size
-        count = torch.empty_like(order.latent_ptr)
+        count = torch.empty(len(order.latent_ptr), dtype=torch.int64, device=order.latent_ptr.device)
         num_latents = max(len(count) - 1, 1)  # without latents the kernel writes the first zero all the same
         launch(
             _segment_counts_kernel, (blocks(num_latents, BLOCK),), order.latent_ptr, count, self.size,
