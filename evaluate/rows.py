@@ -3,7 +3,7 @@
 Legend: N measured rows, B rows of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE
+from ..train.sae import SAEConfig
 from .config import EvaluateConfig
 from .metrics.bootstrap import MIN_GROUPS, group_documents
 
@@ -119,7 +120,7 @@ def batch_rows_of(sae: SAE, settings: EvaluateConfig) -> int:
     )
 
 
-def warn_of_few_rows(rows: MeasuredRows, groups: RowGroups, saes: list[tuple[str, SAE]]) -> list[str]:
+def warn_of_few_rows(rows: MeasuredRows, groups: RowGroups, configs: Mapping[str, SAEConfig]) -> list[str]:
     """What the measured rows are too few for, in words; nothing if they are enough."""
     warnings = []
     if groups.count < MIN_GROUPS:
@@ -127,12 +128,12 @@ def warn_of_few_rows(rows: MeasuredRows, groups: RowGroups, saes: list[tuple[str
             f"The {rows.count:,} measured rows are from {groups.count} documents; confidence intervals need "
             f"{MIN_GROUPS} or more, so none are given."
         )
-    for name, sae in saes:
-        active = rows.count * (sae.cfg.k or 0) / sae.cfg.num_latents
-        if sae.cfg.k and active < _FEW_ACTIVE:
-            needed = -(-_FEW_ACTIVE * sae.cfg.num_latents // max(1, round(sae.cfg.k)))
+    for name, cfg in configs.items():
+        active = rows.count * (cfg.k or 0) / cfg.num_latents
+        if cfg.k and active < _FEW_ACTIVE:
+            needed = -(-_FEW_ACTIVE * cfg.num_latents // max(1, round(cfg.k)))
             warnings.append(
-                f"{name}: {rows.count:,} rows make each of {sae.cfg.num_latents:,} latents active on "
+                f"{name}: {rows.count:,} rows make each of {cfg.num_latents:,} latents active on "
                 f"{active:.2g} rows on average, so that rare latents look dead. Dead and dying latents, "
                 f"densities and their Zipf fit need about {needed:,} rows."
             )

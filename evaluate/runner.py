@@ -1,7 +1,7 @@
 """Runs an evaluation: measures SAEs on a cache and writes ``results.json``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from os.path import relpath
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..common.validation import validate
 from ..common.versions import software_versions
 from ..store import ActivationCache, open_cache
 from ..train import SAE
+from ..train.sae import SAEConfig
 from .config import EvaluateConfig
 from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
@@ -62,8 +63,7 @@ def run(
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
-        cache: the cache the SAEs were trained from; with ``other_cache`` any cache of the same model and
-        hook.
+        cache: the cache the SAEs were trained from; with ``other_cache`` any of the same model and hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
         reader: the model with its tokenizer, for probing and absorption, which read other texts.
@@ -90,8 +90,8 @@ def run(
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     groups = group_rows(cache, rows)
-    saes = [(target.name, target.load()) for target in found]
-    warnings += warn_of_few_rows(rows, groups, saes) + _warn_of_other_cache(cache, saes)
+    configs = {target.name: target.load().cfg for target in found}
+    warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -113,7 +113,7 @@ def run(
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        check_model(model, cache, [sae.cfg.hook for _, sae in saes], sequences, rows.split)
+        check_model(model, cache, [cfg.hook for cfg in configs.values()], sequences, rows.split)
     places = None
     if has_tokens and config.num_latents:
         places = find_places(cache, rows.split, rows.first, rows.count)
@@ -172,8 +172,8 @@ def run(
     return results
 
 
-def _warn_of_other_cache(cache: ActivationCache, saes: Sequence[tuple[str, SAE]]) -> list[str]:
-    others = [name for name, sae in saes if sae.cfg.cache.get("fingerprint") != cache.fingerprint]
+def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> list[str]:
+    others = [name for name, cfg in configs.items() if cfg.cache.get("fingerprint") != cache.fingerprint]
     if not others:
         return []
     return [
