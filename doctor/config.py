@@ -21,6 +21,8 @@ class Checks(FrozenModel):
     """D of the rows on which screens must keep their bounds."""
     training: tuple[PositiveInt, PositiveInt, PositiveInt]
     """(B, F, D) of the training runs that are compared."""
+    encoded_widths: tuple[PositiveInt, ...]
+    """D of the rows that a GPU encodes for a harvest."""
 
 
 class Sizes(FrozenModel):
@@ -53,6 +55,7 @@ class Seconds(FrozenModel):
     operations: PositiveFloat
     kernels: PositiveFloat
     training: PositiveFloat
+    moves: PositiveFloat
     steps: PositiveFloat
     peers: PositiveFloat
     feed: PositiveFloat

@@ -19,6 +19,7 @@ from ..common.devices import choose_device, device_name
 from ..common.outputs import check_folder_output
 from ..common.versions import package_version
 from ..train.backends.choice import preferences, use_backend
+from .checks.moves import check_moves, why_not
 from .checks.operations import check_operations
 from .checks.problems import Problem, make_problem
 from .checks.screens import check_screens
@@ -113,6 +114,11 @@ def make_parts(config: DoctorConfig, device: torch.device, folder: Path, tempora
         Part(
             name="training", title="Training runs on the device and on the CPU", seconds=seconds.training,
             work=partial(compare_with_cpu, checks=checks, backends=backends, device=device),
+        ),
+        Part(
+            name="moves", title="Batches and rows between the device and main memory",
+            seconds=seconds.moves, not_here=why_not(device),
+            work=partial(check_moves, widths=checks.encoded_widths, device=device, folder=temporary),
         ),
         Part(
             name="steps", title="Training steps", seconds=seconds.steps,

@@ -104,11 +104,11 @@ class DeviceEncoder:
 
 def encodes_rows(device: torch.device, dtype: torch.dtype, layout: RecordLayout, unit: bool) -> bool:
     """Whether ``device`` encodes its rows of this type, to the same bytes as the CPU."""
-    return dtype in _DTYPES and _has_kernel(device) and encodes_as_here(device, dtype, layout, unit)
+    return dtype in _DTYPES and has_kernel(device) and encodes_as_here(device, dtype, layout, unit)
 
 
 @cache
-def _has_kernel(device: torch.device) -> bool:
+def has_kernel(device: torch.device) -> bool:
     """Whether Triton is installed and compiles for this device: an NVIDIA GPU, sm_80 or newer."""
     if device.type != "cuda" or find_spec("triton") is None or torch.version.hip is not None:
         return False

@@ -23,8 +23,8 @@ SMALL = {  # a second or two of every section, on a busy core; how long it takes
     "cpu.tokens": "1000",
 }
 SECTIONS = (
-    "machine", "devices", "storage", "operations", "kernels", "training", "steps", "kernel_times", "writer",
-    "feed", "harvest", "peers",
+    "machine", "devices", "storage", "operations", "kernels", "training", "moves", "steps", "kernel_times",
+    "writer", "feed", "harvest", "peers",
 )  # fmt: skip
 
 
