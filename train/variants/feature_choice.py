@@ -18,7 +18,7 @@ from .base.gradients import train_selected
 from .base.mutual import MutualPhase
 from .base.prevalence import prevalence
 from .base.rows import Batch, Rows
-from .base.running_threshold import RunningThreshold, forget_thresholds, threshold_of
+from .base.running_threshold import CountedThreshold, forget_thresholds, threshold_of
 from .base.variant import Plan, Variant
 from .base.zipf import ZipfAllotment
 
@@ -44,7 +44,7 @@ class FeatureChoice(Variant):
     k: PositiveInt = 32
     zipf: ZipfAllotment | None = None  # null: uniform
     mutual_choice: MutualPhase | None = None  # null: Feature Choice from the first step on
-    threshold: RunningThreshold = RunningThreshold(counted_share=1 / 16)
+    threshold: CountedThreshold = CountedThreshold()
 
     inference: ClassVar[str] = "threshold"
 

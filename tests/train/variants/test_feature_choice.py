@@ -266,3 +266,7 @@ def test_inference_is_as_dense_as_training(latents: int, k: int, zipf: dict[str,
         rows = Rows(x_centered=fresh, parameters=parameters, state=threshold_of(part))
         error[name] = abs(len(variant.encode(rows)) / len(fresh) / wanted - 1)
     assert error["counted"] < 0.02 < error["means"], error
+
+
+def test_another_momentum_leaves_the_counting_on() -> None:
+    assert FeatureChoice.model_validate({"threshold": {"momentum": 0.5}}).threshold.counted_share == 1 / 16

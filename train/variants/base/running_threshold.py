@@ -106,6 +106,12 @@ class RunningThreshold(FrozenModel):
         state[WEIGHT].add_(weight * (1 - state[WEIGHT]))
 
 
+class CountedThreshold(RunningThreshold):
+    """With a correction by default."""
+
+    counted_share: Annotated[float, Field(gt=0, le=1)] | None = 1 / 16
+
+
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:
     """Reset the running mean, because the selection rule changes."""
     for name in (SUM, WEIGHT, COMMON, OWN, SELECTED, BATCHES):
