@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .commands import cache, doctor, export, inspect, recipes, sharing, stages
-from .commands.border import RESUMES, add_command, note_interrupts
+from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
 def _group(text: str) -> typer.Typer:
@@ -71,7 +71,12 @@ def _global_options(
 def main() -> None:
     """Console script."""
     note_interrupts()
-    app()
+    try:
+        app()
+    except SystemExit as error:
+        if error.code == INTERRUPTED:
+            end_at_once()
+        raise
 
 
 if __name__ == "__main__":

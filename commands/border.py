@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..common.errors import SaecacheError
 
 DEBUG_VARIABLE = "SAECACHE_DEBUG"
 RESUMES = "interrupted; what was done is saved: the same command continues"
+INTERRUPTED = 130  # the exit status
 STARTS_AGAIN = "interrupted; nothing was saved: the same command starts again"
 
 _LIBRARIES = {  # the package that an error's class is from -> what a user calls it
@@ -57,7 +59,7 @@ def add_command(
             # Ctrl-C during an import can surface as any error of the half-imported library.
             if _interrupted or isinstance(error, KeyboardInterrupt):
                 typer.echo(interrupted, err=True)
-                raise typer.Exit(130) from None
+                raise typer.Exit(INTERRUPTED) from None
             told = message_of(error)
             if told is None:
                 raise
@@ -106,3 +108,15 @@ def note_interrupts() -> None:
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGINT, on_interrupt)
+
+
+def end_at_once() -> None:
+    """End an interrupted process with its exit status.
+
+    Threads may still be at work (transfers, hashing), and one that writes while Python shuts down aborts the
+    process: the shell would see SIGABRT. What holds files and locks was left by exceptions before.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
