@@ -30,13 +30,15 @@ OWN_RATE = 0.005  # of a latent's correction, for a count that is off by one row
 COMMON_RATE = 5e-5  # for each row expected: the fewer there are, the noisier is their number
 MOST_COMMON_RATE, FIRST_COMMON_RATE = 0.005, 0.3
 
+Share = Annotated[float, Field(gt=0, le=1 / COUNT_EVERY)]  # at most all rows of the batches that are counted
+
 
 class RunningThreshold(FrozenModel):
     """Exponential mean of the least selected value, corrected for the bias of its initial value."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start_step: NonNegativeInt = 0  # steps before this one are not averaged
-    counted_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of all rows; null: no correction
+    counted_share: Share | None = None  # of all rows; null: no correction
 
     def problems(self, num_steps: int) -> list[str]:
         """The reasons why these settings are impossible in a run of ``num_steps``, and how to fix them."""
@@ -66,7 +68,7 @@ class RunningThreshold(FrozenModel):
         """Correct the factors by rows of a batch that the thresholds have not seen."""
         assert self.counted_share is not None
         state = batch.state
-        num_rows = ceil(min(1.0, COUNT_EVERY * self.counted_share) * batch.num_rows)
+        num_rows = ceil(COUNT_EVERY * self.counted_share * batch.num_rows)
         threshold = threshold_of(state)["threshold"]
         part = batch.of_rows(slice(0, num_rows))
         above = part.pre_activations().above(threshold.expand(batch.num_latents))
@@ -107,9 +109,9 @@ class RunningThreshold(FrozenModel):
 
 
 class CountedThreshold(RunningThreshold):
-    """With a correction by default."""
+    """A running threshold that is corrected by counting unless ``counted_share`` is null."""
 
-    counted_share: Annotated[float, Field(gt=0, le=1)] | None = 1 / 16
+    counted_share: Share | None = 1 / 16
 
 
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:
