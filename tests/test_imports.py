@@ -12,11 +12,12 @@ import saecache
 ROOT = Path(saecache.__file__).parent
 LAYERS = {  # package -> the packages of ours it may import
     "common": set(),
-    "store": {"common"},
+    "distributed": {"common"},
+    "store": {"common", "distributed"},
     "configs": {"common", "store"},
-    "harvest": {"common", "store"},
-    "train": {"common", "store"},
-    "evaluate": {"common", "store", "train"},
+    "harvest": {"common", "store", "distributed"},
+    "train": {"common", "store", "distributed"},
+    "evaluate": {"common", "store", "train", "distributed"},
     "doctor": {"common", "store", "harvest", "train"},
 }
 

@@ -1,0 +1,214 @@
+"""A group of processes and what they exchange. A group of one exchanges nothing.
+
+Sums of float numbers are not offered: their rounding would depend on the number of processes. Callers gather
+the terms and add them up in one order, or hand a running sum from process to process (:meth:`Group.send`).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..common.errors import SaecacheError
+from .errors import LostProcessError, OtherProcessError
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Traffic:
+    """What this process has sent so far: the number of messages and their bytes, to each receiver."""
+
+    messages: int = 0
+    bytes: int = 0
+
+    def add(self, tensor: Tensor, receivers: int) -> None:
+        self.messages += receivers
+        self.bytes += tensor.numel() * tensor.element_size() * receivers
+
+
+@dataclass(eq=False)
+class Connection:
+    """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
+
+    A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
+    """
+
+    handle: "dist.ProcessGroup | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Processes ``ranks`` of the world, of which this one is number ``rank``.
+
+    Every process of the group must call the same methods in the same order. They raise
+    :class:`LostProcessError` if another one is gone.
+
+    """
+
+    rank: int = 0
+    ranks: tuple[int, ...] = (0,)
+    connection: Connection = field(default_factory=Connection)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return len(self.ranks)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, in the order of their ranks. All have the same shape."""
+        if self.size == 1:
+            return [tensor]
+        tensor = tensor.contiguous()
+        found = [torch.empty_like(tensor) for _ in self.ranks]
+        with self._exchange(tensor, self.size - 1):
+            dist.all_gather(found, tensor, group=self.connection.handle)
+        return found
+
+    def gather_rows(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors [n, ...] of all processes, in the order of their ranks; n may differ."""
+        if self.size == 1:
+            return [tensor]
+        lengths = [int(n) for n in self.gather(torch.tensor([len(tensor)], device=tensor.device))]
+        longest = max(lengths)
+        if longest == 0:
+            return [tensor for _ in lengths]
+        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The sum of whole numbers over all processes. ``counts`` is not changed."""
+        assert not counts.is_floating_point(), "float sums depend on the order"
+        return self._reduce(counts, dist.ReduceOp.SUM)
+
+    def max(self, numbers: Tensor) -> Tensor:
+        """The largest number over all processes, for each entry. ``numbers`` is not changed."""
+        return self._reduce(numbers, dist.ReduceOp.MAX)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any of the processes."""
+        return flag if self.size == 1 else bool(self.max(torch.tensor(int(flag))))
+
+    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """Overwrite ``tensor`` with the one of process ``source``; return it."""
+        if self.size > 1:
+            with self._exchange(tensor, self.size - 1 if self.rank == source else 0):
+                dist.broadcast(tensor, self.ranks[source], group=self.connection.handle)
+        return tensor
+
+    def send(self, tensor: Tensor, to: int) -> "dist.Work | None":
+        """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten."""
+        with self._exchange(tensor, 1):
+            return dist.isend(tensor, self.ranks[to], group=self.connection.handle)
+
+    def receive(self, tensor: Tensor, source: int) -> Tensor:
+        """Overwrite ``tensor`` with one that process ``source`` sends; return it."""
+        with self._exchange(tensor, 0):
+            dist.recv(tensor, self.ranks[source], group=self.connection.handle)
+        return tensor
+
+    def wait(self, sending: "Sequence[dist.Work | None]") -> None:
+        """Wait until what :meth:`send` has started is done."""
+        with self._exchange(torch.empty(0), 0):
+            for work in sending:
+                if work is not None:
+                    work.wait()
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """The values of all processes, which JSON can hold, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        text = json.dumps(value).encode("utf-8")
+        texts = self.gather_rows(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        return [json.loads(bytes(found.tolist())) for found in texts]
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        self.any(False)
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """Call ``function`` in the first process; every process gets its result, which JSON can hold.
+
+        Raises:
+            OtherProcessError: it failed there; the first process raises the failure itself.
+        """
+        if self.size == 1:
+            return function()
+        found: list[Result] = []
+        with self.together():
+            if self.is_first:
+                found.append(function())
+        result: Result = self.gather_values(found)[0][0]
+        return result
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that fails in every process if it fails in one. Nothing in it may wait for the others.
+
+        Raises:
+            OtherProcessError: it failed elsewhere only.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            failure = error
+        status = 0 if failure is None else getattr(failure, "exit_status", 1)
+        told = str(failure) if isinstance(failure, SaecacheError) else type(failure).__name__
+        statuses = self.gather_values([status, told if status else ""]) if self.size > 1 else []
+        if isinstance(failure, SaecacheError) and self._same_before(statuses):
+            rank = next(i for i, (status, _) in enumerate(statuses) if status)
+            raise OtherProcessError(self.ranks[rank], status, told) from failure
+        if failure is not None:
+            raise failure
+        for rank, (other, message) in enumerate(statuses):
+            if other:
+                raise OtherProcessError(self.ranks[rank], other, message)
+
+    def _same_before(self, statuses: list[Any]) -> bool:
+        """Whether a process before this one says the same, so that it is said once."""
+        return statuses[self.rank] in statuses[: self.rank]
+
+    def _reduce(self, numbers: Tensor, how: Any) -> Tensor:
+        if self.size == 1:
+            return numbers
+        found = numbers.clone()
+        with self._exchange(found, self.size - 1):
+            dist.all_reduce(found, how, group=self.connection.handle)
+        return found
+
+    @contextmanager
+    def _exchange(self, tensor: Tensor, receivers: int) -> Iterator[None]:
+        self.traffic.add(tensor, receivers)
+        try:
+            yield
+        except RuntimeError as error:  # gloo and nccl have no errors of their own
+            raise LostProcessError(
+                f"another process of this run is gone or does not answer ({_first_line(error)}); see its "
+                "message. The same command continues"
+            ) from error
+
+
+ALONE = Group()
+"""The group of this process alone."""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

@@ -1,0 +1,69 @@
+"""What each process of test_group.py does; it prints its answers as one line of JSON."""
+
+import json
+import sys
+
+import torch
+
+from saecache.common.errors import UsageError
+from saecache.distributed import join_world
+from saecache.distributed.errors import LostProcessError, OtherProcessError
+
+
+def exchange() -> dict[str, object]:
+    with join_world() as world:
+        group, rank = world.everyone, world.rank
+        answers: dict[str, object] = {
+            "gather": [t.tolist() for t in group.gather(torch.tensor([rank, 10 * rank]))],
+            "ragged": [t.tolist() for t in group.gather_rows(torch.full((rank, 2), float(rank)))],
+            "sum": group.sum(torch.tensor([1, rank])).tolist(),
+            "max": group.max(torch.tensor([1.5, -float(rank)])).tolist(),
+            "any": [group.any(rank == 1), group.any(False)],
+            "broadcast": group.broadcast(torch.tensor([rank]), group.size - 1).tolist(),
+            "values": group.gather_values({"rank": rank}),
+            "first": group.on_first(lambda: f"said by {rank}"),
+        }
+        running = torch.zeros(3)
+        if not group.is_first:
+            group.receive(running, rank - 1)
+        running += rank
+        if not group.is_last:
+            group.wait([group.send(running, rank + 1)])
+        answers["chain"] = running.tolist()
+        pairs = world.split([[0, 1], list(range(2, world.size))] if world.size > 2 else [[0, 1]])
+        answers["split"] = [pairs.rank, pairs.size, int(pairs.sum(torch.tensor(rank)))]
+        try:
+            with group.together():
+                if rank == 1:
+                    raise UsageError("k must be at least 1, got 0")
+        except OtherProcessError as error:
+            answers["failure"] = ["other", error.rank, error.exit_status]
+        except UsageError as error:
+            answers["failure"] = ["own", str(error)]
+        try:
+            with group.together():
+                raise UsageError("the same everywhere")
+        except OtherProcessError as error:
+            answers["same"] = ["other", error.rank]
+        except UsageError:
+            answers["same"] = ["own"]
+        answers["messages"] = group.traffic.messages > 0
+        return answers
+
+
+def lose() -> dict[str, object]:
+    import os
+    import signal
+
+    with join_world() as world:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            for _ in range(1000):
+                world.everyone.barrier()
+        except LostProcessError as error:
+            return {"lost": str(error)}
+    return {}
+
+
+print(json.dumps({"exchange": exchange, "lose": lose}[sys.argv[1]]()))

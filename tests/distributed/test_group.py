@@ -1,0 +1,94 @@
+"""Groups of processes: what they exchange, and how they fail together."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from saecache.common.errors import UsageError
+from saecache.distributed import join_world, world
+from saecache.distributed.group import ALONE
+
+from .processes import run, start, wait
+
+PROGRAM = str(Path(__file__).with_name("exchanges.py"))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_exchange(size: int, tmp_path: Path) -> None:
+    ranks = range(size)
+    for rank, ended in enumerate(run(size, [PROGRAM, "exchange"], tmp_path)):
+        found = json.loads(ended.output)
+        assert found["gather"] == [[r, 10 * r] for r in ranks]
+        assert found["ragged"] == [[[float(r)] * 2] * r for r in ranks]
+        assert found["sum"] == [size, sum(ranks)]
+        assert found["max"] == [1.5, 0.0]
+        assert found["any"] == [True, False]
+        assert found["broadcast"] == [size - 1]
+        assert found["values"] == [{"rank": r} for r in ranks]
+        assert found["first"] == "said by 0"
+        assert found["chain"] == [float(sum(range(rank + 1)))] * 3
+        in_pair = rank < 2
+        assert found["split"] == ([rank, 2, 1] if in_pair else [0, 1, 2])
+        own = ["own", "k must be at least 1, got 0"]
+        assert found["failure"] == (own if rank == 1 else ["other", 1, 2])
+        assert found["same"] == (["own"] if rank == 0 else ["other", 0])
+        assert found["messages"]
+
+
+def test_a_killed_process_ends_the_others_with_words(tmp_path: Path) -> None:
+    first, killed = wait(start(2, [PROGRAM, "lose"], tmp_path))
+    assert killed.status == -9
+    assert first.status == 0, first.errors
+    assert "another process of this run is gone" in json.loads(first.output)["lost"]
+
+
+def test_a_process_alone_exchanges_nothing() -> None:
+    tensor = torch.tensor([1.5, 2.5])
+    with join_world() as alone:
+        assert alone is world()
+        assert alone.size == 1
+        group = alone.everyone
+    assert group.gather(tensor)[0] is tensor
+    assert group.gather_rows(tensor)[0] is tensor
+    assert group.max(tensor) is tensor
+    assert group.on_first(lambda: 3) == 3
+    assert (group.any(True), group.any(False)) == (True, False)
+    with pytest.raises(UsageError, match="mistake"), group.together():
+        raise UsageError("mistake")
+    assert (ALONE.traffic.messages, ALONE.traffic.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT must say where the processes meet"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 must be from 0 to WORLD_SIZE=2 less 1"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "should be whole numbers"),
+        (
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "1",
+                "SAECACHE_TIMEOUT": "-1",
+            },
+            "SAECACHE_TIMEOUT must be a number of seconds above 0",
+        ),
+    ],
+)
+def test_a_wrong_environment_is_refused(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message), join_world():
+        pass
+
+
+def test_one_task_of_srun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with join_world() as alone:
+        assert alone.size == 1
