@@ -29,10 +29,10 @@ app = _group(
 )
 cache_app = _group("Look at caches, check them, share them, cut and join them.")
 
-add_command(app, "harvest", stages.harvest, interrupted=RESUMES)
-add_command(app, "train", stages.train, interrupted=RESUMES)
+add_command(app, "harvest", stages.harvest, interrupted=RESUMES, several=True)
+add_command(app, "train", stages.train, interrupted=RESUMES, several=True)
 add_command(app, "synthetic", stages.synthetic)
-add_command(app, "evaluate", stages.evaluate)
+add_command(app, "evaluate", stages.evaluate, several=True)
 add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
 add_command(app, "inspect", inspect.inspect)

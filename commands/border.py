@@ -4,17 +4,20 @@ Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted. ``SAECACH
 shows the stack trace of every failure.
 """
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..common.errors import SaecacheError
+from ..distributed.environment import find_placement
 
 DEBUG_VARIABLE = "SAECACHE_DEBUG"
 RESUMES = "interrupted; what was done is saved: the same command continues"
@@ -36,18 +39,25 @@ _interrupted = False
 
 
 def add_command(
-    group: typer.Typer, name: str, function: Callable[..., None], *, interrupted: str = STARTS_AGAIN
+    group: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    *,
+    interrupted: str = STARTS_AGAIN,
+    several: bool = False,
 ) -> None:
     """Register ``function`` as the command ``name``; its failures end as one message and an exit status.
 
     Args:
         interrupted: the message after Ctrl-C.
+        several: the command can run in several processes that torchrun or srun starts.
     """
 
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with _with_others() if several else nullcontext():
+                function(*args, **kwargs)
         except typer.Exit:
             raise
         except BrokenPipeError:  # the reader of our output went away, as in "| head"
@@ -63,11 +73,49 @@ def add_command(
             told = message_of(error)
             if told is None:
                 raise
-            typer.echo(f"error: {told}", err=True)
+            if type(error).__name__ != "OtherProcessError":  # the other process says it
+                typer.echo(f"error{_of_process()}: {told}", err=True)
             raise typer.Exit(getattr(error, "exit_status", 1)) from None
 
     guarded.interrupted = interrupted  # type: ignore[attr-defined]  # for the test of the table
     group.command(name)(guarded)
+
+
+@contextmanager
+def _with_others() -> Iterator[None]:
+    """Meet the processes that were started with this one. All but the first print failures only."""
+    placement = find_placement()
+    if placement is None:
+        yield
+        return
+    from ..distributed import join_world
+    from ..distributed.errors import OtherProcessError
+
+    with ExitStack() as quiet:
+        if placement[0] > 0:
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter(f"process {placement[0]}: %(message)s"))
+            handler.setLevel(logging.WARNING)
+            logging.getLogger().addHandler(handler)
+            nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+            quiet.enter_context(redirect_stdout(nowhere))
+            quiet.enter_context(redirect_stderr(nowhere))
+        world = quiet.enter_context(join_world())
+        try:
+            yield
+        except Exception as error:
+            status = getattr(error, "exit_status", 1)
+            if not debugging() and (told := message_of(error)) is not None:
+                speaker = world.who_says(told)
+                if speaker != world.rank:
+                    raise OtherProcessError(speaker, status, told) from error
+            raise
+
+
+def _of_process() -> str:
+    """Which of several processes this one is, for messages."""
+    placement = find_placement()
+    return "" if placement is None else f" in process {placement[0]}"
 
 
 def debugging() -> bool:

@@ -4,7 +4,15 @@ Only this package knows of torch.distributed. With one process every operation i
 input, so that callers have one path for both.
 """
 
+from typing import TYPE_CHECKING
+
 from ..common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .group import Group as Group
+    from .launch import World as World
+    from .launch import join_world as join_world
+    from .launch import world as world
 
 __all__ = ["Group", "World", "join_world", "world"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..common.errors import SaecacheError
 from .errors import LostProcessError, OtherProcessError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -155,6 +156,24 @@ class Group:
                 found.append(function())
         result: Result = self.gather_values(found)[0][0]
         return result
+
+    def spread(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """The results of all ``items``, in their order; each process does some of them.
+
+        Args:
+            work: gives a result for each of the items that it is given. With several processes the results
+                are what JSON can hold, and nothing in ``work`` may wait for the other processes.
+
+        Raises:
+            OtherProcessError: it failed in another process.
+        """
+        mine: Sequence[Result] = []
+        with self.together():
+            mine = work(items[self.rank :: self.size])
+        found = self.gather_values(list(mine))
+        return [found[number % self.size][number // self.size] for number in range(len(items))]
 
     @contextmanager
     def together(self) -> Iterator[None]:

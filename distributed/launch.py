@@ -1,21 +1,20 @@
 """All processes of a run: found in the environment that torchrun or srun sets."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
+from time import monotonic, sleep
+from typing import Any
 
 import torch.distributed as dist
 
-from ..common.errors import UsageError
+from .environment import check_meeting_point, find_placement, timeout_seconds
+from .errors import LostProcessError
 from .group import ALONE, Connection, Group
 
-TIMEOUT_VARIABLE = "SAECACHE_TIMEOUT"
-TIMEOUT_SECONDS = 1800.0  # the longest that one process may keep the others waiting
-
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+LEAVING_SECONDS = 10.0  # at most, if another process was killed
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +26,14 @@ class World:
         local_rank: the number of this process on its machine.
         local_size: the number of processes on this machine.
         connections: those of all groups, which are closed together.
+        store: shared by all processes; None for one alone.
     """
 
     everyone: Group = field(default_factory=lambda: ALONE)
     local_rank: int = 0
     local_size: int = 1
     connections: list[Connection] = field(default_factory=list)
+    store: Any = None  # of torch.distributed
 
     @property
     def rank(self) -> int:
@@ -57,6 +58,16 @@ class World:
                 mine = Group(rank=list(ranks).index(self.rank), ranks=tuple(ranks), connection=connection)
         return mine
 
+    def who_says(self, text: str) -> int:
+        """The rank of the first process that asks to say ``text``; it need not wait for the others."""
+        if self.store is None:
+            return self.rank
+        key = sha256(text.encode("utf-8")).hexdigest()
+        try:
+            return int(self.store.compare_set(f"said/{key}", "", str(self.rank)))
+        except (RuntimeError, ValueError):  # the process that held the store is gone
+            return self.rank
+
 
 _current = World()
 
@@ -72,68 +83,45 @@ def join_world() -> Iterator[World]:
 
     Raises:
         UsageError: the environment names other processes, but not where to meet them.
+        LostProcessError: they did not come.
     """
     global _current
-    found = _placement()
+    found = find_placement()
     if found is None or _current.size > 1:
         yield _current
         return
     rank, size, local_rank, local_size = found
-    _check_meeting_point()
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=_timeout()))
+    check_meeting_point()
+    timeout = timedelta(seconds=timeout_seconds())
+    try:
+        store, _, _ = next(
+            dist.rendezvous(  # type: ignore[attr-defined]
+                "env://", rank, size, timeout=timeout
+            )
+        )
+        ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=ours, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise LostProcessError(f"the {size} processes did not meet: {error}") from error
     connection = Connection(dist.group.WORLD)
     everyone = Group(rank=rank, ranks=tuple(range(size)), connection=connection)
     before = _current
-    _current = World(everyone, local_rank, local_size, [connection])
+    _current = World(everyone, local_rank, local_size, [connection], store)
     try:
         yield _current
     finally:
+        _leave(store, rank, size)
         for one in _current.connections:
             one.handle = None
         _current = before
         dist.destroy_process_group()
 
 
-def started_with_others() -> bool:
-    """Whether torchrun or srun has started this process as one of several; torch is not asked."""
-    return _placement() is not None
-
-
-def _placement() -> tuple[int, int, int, int] | None:
-    """Rank, number of processes, and both on this machine; None for a process alone."""
-    for names in (_TORCHRUN, _SRUN):
-        rank, size, local_rank, local_size = (os.environ.get(name, "") for name in names)
-        if not (rank and size):
-            continue
-        numbers = [rank, size, local_rank or "0", local_size.partition("(")[0] or "1"]
-        try:
-            r, n, local_r, local_n = (int(number) for number in numbers)
-        except ValueError:
-            raise UsageError(
-                f"{names[0]} to {names[-1]} should be whole numbers, got {', '.join(numbers)}: start "
-                "saecache with torchrun or srun, or remove these variables"
-            ) from None
-        if not 0 <= r < n:
-            raise UsageError(f"{names[0]}={r} must be from 0 to {names[1]}={n} less 1")
-        return None if n == 1 else (r, n, local_r, local_n)
-    return None
-
-
-def _check_meeting_point() -> None:
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise UsageError(
-            f"{' and '.join(missing)} must say where the processes meet. torchrun sets them; with srun: "
-            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500"
-        )
-
-
-def _timeout() -> float:
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
-    try:
-        seconds = float(text) if text else TIMEOUT_SECONDS
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise UsageError(f"{TIMEOUT_VARIABLE} must be a number of seconds above 0, got {text!r}")
-    return seconds
+def _leave(store: Any, rank: int, size: int) -> None:
+    """The first process, which may hold the store, waits a moment for the others to say their last."""
+    deadline = monotonic() + LEAVING_SECONDS
+    with suppress(RuntimeError):
+        left = store.add("left", 1)
+        while rank == 0 and left < size and monotonic() < deadline:
+            sleep(0.02)
+            left = store.add("left", 0)

@@ -1,19 +1,23 @@
 """Runs an evaluation: measures SAEs on a cache and writes ``results.json``."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from itertools import combinations, groupby
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
 from ..common.outputs import check_file_output
 from ..common.validation import validate
 from ..common.versions import software_versions
+from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
 from ..train import SAE
 from ..train.sae import SAEConfig
@@ -35,11 +39,15 @@ from .results import (
     Overlap,
     ProbingResult,
     Results,
+    SaeResult,
     write_results,
 )
 from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
 from .sequences import ScoredSequences, choose_sequences
 from .targets import Target, choose_output, find_targets_of
+
+Item = TypeVar("Item")
+Result = TypeVar("Result", bound=BaseModel)
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
@@ -118,8 +126,9 @@ def run(
     if has_tokens and config.num_latents:
         places = find_places(cache, rows.split, rows.first, rows.count)
     decode_token = decode_token or "⟨{}⟩".format
-    measured = [
-        measure_sae(
+
+    def measure(target: Target) -> SaeResult:
+        return measure_sae(
             target.load(device),
             target.name,
             cache,
@@ -130,16 +139,16 @@ def run(
             decode_token,
             show_progress=show_progress,
         )
-        for target in found
-    ]
-    costs: dict[str, LanguageModelMetrics] = {}
-    if model is not None and sequences is not None:
-        costs = measure_language_model(
+
+    def measure_costs(some: Sequence[Target]) -> dict[str, LanguageModelMetrics]:
+        if model is None or sequences is None or not some:
+            return {}
+        return measure_language_model(
             model,
             cache,
             [
                 _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
-                for target in found
+                for target in some
             ],
             sequences,
             split=rows.split,
@@ -147,15 +156,11 @@ def run(
             seed=config.seed,
             show_progress=show_progress,
         )
-    probed, absorbed = _on_texts(reader, found, labelled, words, config, device, show_progress)
-    results = Results(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=software_versions(_SOFTWARE),
-        settings=config.model_dump(mode="json"),
-        cache=_summary(cache, rows),
-        definitions=DEFINITIONS,
-        warnings=warnings,
-        saes=[
+
+    def measure_all(some: Sequence[Target]) -> list[SaeResult]:
+        measured, costs = [measure(target) for target in some], measure_costs(some)
+        probed, absorbed = _on_texts(reader, some, labelled, words, config, device, show_progress)
+        return [
             result.model_copy(
                 update={
                     "sae_dir": _relative(target.sae_dir, out.parent),
@@ -164,12 +169,47 @@ def run(
                     "absorption": absorbed.get(target.name),
                 }
             )
-            for result, target in zip(measured, found, strict=True)
-        ],
-        overlap=_overlaps(found, config, device),
+            for result, target in zip(measured, some, strict=True)
+        ]
+
+    everyone = world().everyone
+    saes = _spread(everyone, found, measure_all, SaeResult)
+    pairs = [
+        (a, b)
+        for a, b in combinations(found, 2)
+        if (configs[a.name].hook, configs[a.name].d_model) == (configs[b.name].hook, configs[b.name].d_model)
+    ]
+    overlap = _spread(everyone, pairs, partial(_overlaps, config=config, device=device), Overlap)
+    results = Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=software_versions(_SOFTWARE),
+        settings=config.model_dump(mode="json"),
+        cache=_summary(cache, rows),
+        definitions=DEFINITIONS,
+        warnings=warnings,
+        saes=saes,
+        overlap=overlap,
     )
-    write_results(results, out)
+    with everyone.together():
+        if everyone.is_first:
+            write_results(results, out)
     return results
+
+
+def _spread(
+    everyone: Group,
+    items: Sequence[Item],
+    measure: Callable[[Sequence[Item]], list[Result]],
+    kind: type[Result],
+) -> list[Result]:
+    """The results of all ``items``, of which each process measures some."""
+    if everyone.size == 1:
+        return measure(items)
+
+    def measure_some(some: Sequence[Item]) -> list[Any]:
+        return [result.model_dump(mode="json") for result in measure(some)]
+
+    return [kind.model_validate(found) for found in everyone.spread(items, measure_some)]
 
 
 def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> list[str]:
@@ -206,23 +246,23 @@ def _on_texts(
     return probed, absorbed
 
 
-def _overlaps(targets: Sequence[Target], config: EvaluateConfig, device: torch.device) -> list[Overlap]:
-    """The overlap of every pair of SAEs at the same hook; at most two are in memory at a time."""
+def _overlaps(
+    pairs: Sequence[tuple[Target, Target]], config: EvaluateConfig, device: torch.device
+) -> list[Overlap]:
+    """The overlap of pairs of SAEs at the same hook; at most two SAEs are in memory at a time."""
     found = []
-    for i, first in enumerate(targets[:-1]):
+    for first, some in groupby(pairs, key=lambda pair: pair[0]):
         a = first.load(device)
-        for second in targets[i + 1 :]:
-            b = second.load(device)
-            if (a.cfg.hook, a.cfg.d_model) == (b.cfg.hook, b.cfg.d_model):
-                found.append(
-                    measure_overlap(
-                        (first.name, a),
-                        (second.name, b),
-                        num_sampled=config.overlap_latents,
-                        match_latents=config.match_latents,
-                        seed=config.seed,
-                    )
+        for _, second in some:
+            found.append(
+                measure_overlap(
+                    (first.name, a),
+                    (second.name, second.load(device)),
+                    num_sampled=config.overlap_latents,
+                    match_latents=config.match_latents,
+                    seed=config.seed,
                 )
+            )
     return found
 
 

@@ -1,0 +1,53 @@
+"""What torchrun and srun say in the environment of each process that they start. Imports no torch."""
+
+import os
+
+from ..common.errors import UsageError
+
+TIMEOUT_VARIABLE = "SAECACHE_TIMEOUT"
+TIMEOUT_SECONDS = 1800.0
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+
+
+def find_placement() -> tuple[int, int, int, int] | None:
+    """Rank, number of processes, and both on this machine; None for a process alone."""
+    for names in (_TORCHRUN, _SRUN):
+        rank, size, local_rank, local_size = (os.environ.get(name, "") for name in names)
+        if not (rank and size):
+            continue
+        numbers = [rank, size, local_rank or "0", local_size.partition("(")[0] or "1"]
+        try:
+            r, n, local_r, local_n = (int(number) for number in numbers)
+        except ValueError:
+            raise UsageError(
+                f"{names[0]} to {names[-1]} should be whole numbers, got {', '.join(numbers)}: start "
+                "saecache with torchrun or srun, or remove these variables"
+            ) from None
+        if not 0 <= r < n:
+            raise UsageError(f"{names[0]}={r} must be from 0 to {names[1]}={n} less 1")
+        return None if n == 1 else (r, n, local_r, local_n)
+    return None
+
+
+def check_meeting_point() -> None:
+    """Make sure that the environment says where the processes meet."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f"{' and '.join(missing)} must say where the processes meet. torchrun sets them; with srun: "
+            "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500"
+        )
+
+
+def timeout_seconds() -> float:
+    """The longest that one process may keep the others waiting."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text) if text else TIMEOUT_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"{TIMEOUT_VARIABLE} must be a number of seconds above 0, got {text!r}")
+    return seconds
