@@ -31,7 +31,7 @@ from .destination import Destination, open_destination, planned_size
 from .extend import batch_size_of, match_base, open_base
 from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
 from .model import LanguageModel
-from .numerics import check_conditions, condition_differences, forward_conditions
+from .numerics import check_conditions, condition_differences, describe_conditions, forward_conditions
 from .plan import HarvestPlan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
 from .sinks import measure_first_block
@@ -150,7 +150,8 @@ class HarvestJob:
         already = sum(file.stat().st_size for file in files if file.is_file())
         check_disk_space(plan.path, here, already_bytes=already)
         if destination.delivery is not None:
-            destination.delivery.claim(plan.fingerprint(self._widths))
+            conditions = describe_conditions(self._progress.conditions)
+            destination.delivery.claim(plan.fingerprint(self._widths), conditions)
         if self._model is None or self._progress.tokens:
             return
         medians = measure_first_block(plan, self._model)

@@ -29,6 +29,17 @@ _QUANTIZERS = {  # method, as transformers calls it -> the package whose kernels
     "compressed-tensors": "compressed-tensors",
 }
 
+_RESTORED = {  # what decides the last bits of a row -> how to restore it
+    "torch": "pip install torch=={}",
+    "transformers": "pip install transformers=={}",
+    "batch_size": "--set batch_size={}",
+    "processor": "continue on such a machine",
+    "device": "--set device={}",
+    "cuda": "install torch for CUDA {}",
+    "attention": "attention is chosen by transformers and the model's config.json",
+    "matmul_precision": "torch.set_float32_matmul_precision({!r})",
+} | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS.values()}
+
 
 def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
     """'auto' is bfloat16 where the hardware has it, else float16 on GPUs and float32 on CPUs.
@@ -150,18 +161,15 @@ def check_conditions(
 
 def condition_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Lines that say what differs, each with the setting that restores it."""
-    restored = {
-        "torch": "pip install torch=={}",
-        "transformers": "pip install transformers=={}",
-        "batch_size": "--set batch_size={}",
-        "processor": "continue on such a machine",
-        "device": "--set device={}",
-        "cuda": "install torch for CUDA {}",
-        "attention": "attention is chosen by transformers and the model's config.json",
-        "matmul_precision": "torch.set_float32_matmul_precision({!r})",
-    } | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS.values()}
     return [
-        f"{name}: {value} there, {here.get(name)} here ({restored[name].format(value)})"
+        f"{name}: {value} there, {here.get(name)} here ({_RESTORED[name].format(value)})"
         for name, value in there.items()
-        if name in restored and value != here.get(name)
+        if name in _RESTORED and value != here.get(name)
     ]
+
+
+def describe_conditions(conditions: Mapping[str, Any] | None) -> str | None:
+    """In one line what decides the last bits of a row; None for a harvest of version 0.1."""
+    if conditions is None:
+        return None
+    return ", ".join(f"{name} {conditions[name]}" for name in _RESTORED if name in conditions)

@@ -29,14 +29,28 @@ ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL
 
 
 @dataclass(frozen=True)
+class HarvestedCache:
+    """A cache that a harvest is making. ``conditions`` say on what its last bits depend; None: not known."""
+
+    fingerprint: str
+    conditions: str | None = None
+
+    def is_same(self, other: "Manifest | HarvestedCache") -> bool:
+        """Whether ``other`` will have the same bytes, as far as both say."""
+        if isinstance(other, Manifest) or other.fingerprint != self.fingerprint:
+            return False
+        return None in (self.conditions, other.conditions) or self.conditions == other.conditions
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A claim on the place ``folder``. ``cache`` is what it is for: the manifest, or its fingerprint."""
+    """A claim on the place ``folder``. ``cache`` is what it is for: the manifest, or what is known before."""
 
     folder: RemoteFolder
     work: Literal["push", "harvest", "removal"]
     key: str
     content: bytes
-    cache: Manifest | str
+    cache: Manifest | HarvestedCache
 
     def take(self) -> None:
         """Write the claim, or join another command for the same cache.
@@ -55,8 +69,8 @@ class Claim:
             UsageError: it is claimed for another one.
         """
         holder = read_claim(self.folder, self.key)
-        if holder is not None and holder != self.cache:
-            what = "an unfinished push" if self.key == UNFINISHED else "a harvest of another cache"
+        if holder is not None and not self._is_for(holder):
+            what = "an unfinished push" if self.key == UNFINISHED else "another harvest"
             raise UsageError(
                 f"{self.folder.url} is taken by {what}: it {describe_other(holder, self.cache)}; {ELSEWHERE}"
             )
@@ -103,7 +117,13 @@ class Claim:
                 raise self.changed(f"{wanted.key} was removed or replaced")
 
     def _is_held(self) -> bool:
-        return read_claim(self.folder, self.key) == self.cache
+        holder = read_claim(self.folder, self.key)
+        return holder is not None and self._is_for(holder)
+
+    def _is_for(self, holder: Manifest | HarvestedCache) -> bool:
+        if isinstance(self.cache, HarvestedCache):
+            return self.cache.is_same(holder)
+        return holder == self.cache
 
 
 def claim_for_cache(folder: RemoteFolder, work: Literal["push", "removal"], root: Root) -> Claim:
@@ -112,21 +132,22 @@ def claim_for_cache(folder: RemoteFolder, work: Literal["push", "removal"], root
 
 
 def claim_for_harvest(
-    folder: RemoteFolder, fingerprint: str, work: Literal["harvest", "removal"] = "harvest"
+    folder: RemoteFolder, cache: HarvestedCache, work: Literal["harvest", "removal"] = "harvest"
 ) -> Claim:
     """The claim of a command that knows only which cache it will be."""
-    content = json.dumps({"fingerprint": fingerprint}).encode()
-    return Claim(folder, work, HARVEST_CLAIM, content, fingerprint)
+    known = {"fingerprint": cache.fingerprint, "conditions": cache.conditions}
+    content = json.dumps({name: value for name, value in known.items() if value is not None}).encode()
+    return Claim(folder, work, HARVEST_CLAIM, content, cache)
 
 
-def read_claim(folder: RemoteFolder, key: str) -> Manifest | str | None:
-    """For which cache the claim ``key`` is: its manifest or fingerprint; None where there is no claim."""
+def read_claim(folder: RemoteFolder, key: str) -> Manifest | HarvestedCache | None:
+    """For which cache the claim ``key`` is; None where there is no claim."""
     if key == UNFINISHED:
         root = find_root(folder, key)
         return None if root is None else root.manifest
     where = f"{folder.url}/{key}"
     try:
-        return folder.read(key, MAX_MANIFEST_BYTES, lambda content: _parse_fingerprint(content, where))
+        return folder.read(key, MAX_MANIFEST_BYTES, lambda content: _parse_harvest(content, where))
     except MissingObjectError:
         return None
 
@@ -147,28 +168,32 @@ def release_leftover(folder: RemoteFolder, root: Root) -> None:
     """Remove claims for the finished cache ``root``, by commands that were killed at their very end."""
     for key in CLAIMS:
         holder = read_claim(folder, key)
-        if holder is not None and _fingerprint(holder) == root.manifest.fingerprint:
+        if holder is not None and holder.fingerprint == root.manifest.fingerprint:
             folder.delete([key])
 
 
-def describe_other(there: Manifest | str, here: Manifest | str) -> str:
+def describe_other(there: Manifest | HarvestedCache, here: Manifest | HarvestedCache) -> str:
     """How the cache at a place differs from ours."""
-    theirs, ours = _fingerprint(there), _fingerprint(here)
-    if theirs != ours:
-        return f"holds another cache (fingerprint {theirs[:12]}, not {ours[:12]})"
+    if there.fingerprint != here.fingerprint:
+        return f"holds another cache (fingerprint {there.fingerprint[:12]}, not {here.fingerprint[:12]})"
+    if isinstance(there, HarvestedCache) and isinstance(here, HarvestedCache):
+        return (
+            "is of the same cache with other last bits, because it runs under other conditions "
+            f"({there.conditions}; here: {here.conditions})"
+        )
     return "holds a cache of the same fingerprint with other bytes (harvested by other software or hardware)"
 
 
-def _fingerprint(cache: Manifest | str) -> str:
-    return cache if isinstance(cache, str) else cache.fingerprint
-
-
-def _parse_fingerprint(content: bytes, where: str) -> str:
+def _parse_harvest(content: bytes, where: str) -> HarvestedCache:
     try:
         claim = parse_json(content)
-        fingerprint = claim["fingerprint"] if isinstance(claim, dict) else None
-    except (ValueError, KeyError):
-        fingerprint = None
-    if not isinstance(fingerprint, str) or not re.fullmatch(r"[0-9a-z]{1,64}", fingerprint):
+    except ValueError:
+        claim = None
+    known = claim if isinstance(claim, dict) else {}
+    fingerprint, conditions = known.get("fingerprint"), known.get("conditions")
+    sound = isinstance(fingerprint, str) and bool(re.fullmatch(r"[0-9a-z]{1,64}", fingerprint))
+    if conditions is not None:
+        sound = sound and isinstance(conditions, str) and len(conditions) <= 1000 and conditions.isprintable()
+    if not sound:
         raise CorruptCacheError(f"{where} is damaged: expected the claim of a harvest; {ELSEWHERE}")
-    return fingerprint
+    return HarvestedCache(str(fingerprint), conditions)

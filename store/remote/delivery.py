@@ -12,7 +12,7 @@ from pathlib import Path
 from ...common.errors import SaecacheError, UsageError
 from ..manifest import FileInfo
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
-from .claims import ELSEWHERE, Claim, claim_for_harvest, release_leftover
+from .claims import ELSEWHERE, Claim, HarvestedCache, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
 from .inventory import Inventory
 from .remote_folder import open_remote_folder
@@ -42,8 +42,11 @@ class BucketDelivery:
                 release_leftover(self._remote, root)
         return root
 
-    def claim(self, fingerprint: str) -> None:
+    def claim(self, fingerprint: str, conditions: str | None = None) -> None:
         """Claim the place for the cache with this fingerprint, or go on with it.
+
+        Args:
+            conditions: on what the last bits of its rows depend: a harvest under others is kept out.
 
         Raises:
             UsageError: another cache, another harvest or something else is there, or there is no access.
@@ -54,7 +57,7 @@ class BucketDelivery:
         there = self._inventory.listed
         if there and HARVEST_CLAIM not in there:
             raise UsageError(f"{self.url} holds other things ({min(there)}); {ELSEWHERE}")
-        self._claim = claim_for_harvest(self._remote, fingerprint)
+        self._claim = claim_for_harvest(self._remote, HarvestedCache(fingerprint, conditions))
         self._claim.take()
 
     def has(self, file: FileInfo, *, keep: bool) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
-from .claims import CLAIMS, claim_for_cache, claim_for_harvest
+from .claims import CLAIMS, HarvestedCache, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
 from .object_requests import ObjectInfo
 from .remote_folder import open_remote_folder
@@ -75,7 +75,7 @@ class Removal:
         """
         plan = self.plan()
         claim = (
-            claim_for_harvest(self.folder, "unknown", "removal")
+            claim_for_harvest(self.folder, HarvestedCache("unknown"), "removal")
             if self.root is None
             else claim_for_cache(self.folder, "removal", self.root)
         )

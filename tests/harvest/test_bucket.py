@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from saecache.harvest import HarvestConfig
+from saecache.harvest.numerics import forward_conditions
 from saecache.harvest.runner import run
-from saecache.store import SaecacheError, StorageConfig, UsageError, open_cache
+from saecache.store import CorruptCacheError, SaecacheError, StorageConfig, UsageError, open_cache
 from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
 from saecache.store.remote.claims import Claim
@@ -319,7 +320,7 @@ def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
         run(config, url)
     location.delete(["notes.txt"])
     location.put(HARVEST_CLAIM, json.dumps({"fingerprint": "0" * 64}).encode())
-    with pytest.raises(UsageError, match="taken by a harvest of another cache"):
+    with pytest.raises(UsageError, match="taken by another harvest: it holds another cache"):
         run(config, url)
     assert json.loads(location.get(HARVEST_CLAIM, 1000))["fingerprint"] == "0" * 64
     location.delete([HARVEST_CLAIM])
@@ -328,6 +329,37 @@ def test_places_that_are_taken(config: HarvestConfig, url: str) -> None:
         run(config.model_copy(update={"seed": 5}), url)
     with pytest.raises(UsageError, match="--scratch is for harvests into a bucket"):
         run(config, Path("folder"), scratch=Path("scratch"))
+
+
+def test_a_harvest_of_the_same_cache_on_other_hardware_is_kept_out(
+    config: HarvestConfig, url: str, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both had the same fingerprint, so the slower one replaced shards of the finished cache by its own."""
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketDelivery, "finish", lambda _: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception, match="stopped here"):
+            run(config, url, scratch=Path("here"))
+    elsewhere = forward_conditions
+
+    def other_processor(*arguments: Any) -> dict[str, Any]:
+        return elsewhere(*arguments) | {"processor": "another one"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saecache.harvest.job.forward_conditions", other_processor)
+        with pytest.raises(
+            UsageError, match=r"other conditions \(.*; here: .*processor another one.*cache rm"
+        ):
+            run(config, url, scratch=Path("there"))
+    run(config, url, scratch=Path("here"))
+    assert objects(open_remote_folder(url)) == contents(local)
+
+
+@pytest.mark.parametrize("conditions", [3, ["x"], "two\nlines", "x" * 1001])
+def test_a_claim_with_hostile_conditions_is_refused(conditions: Any, config: HarvestConfig, url: str) -> None:
+    claim = {"fingerprint": "0" * 64, "conditions": conditions}
+    open_remote_folder(url).put(HARVEST_CLAIM, json.dumps(claim).encode())
+    with pytest.raises(CorruptCacheError, match="expected the claim of a harvest"):
+        run(config, url)
 
 
 def test_scratch_of_a_cache_that_is_there_or_was_removed(
@@ -394,6 +426,7 @@ import os, sys
 from pathlib import Path
 import transformers.models.gpt_neox.modeling_gpt_neox
 from saecache.harvest import HarvestConfig
+from saecache.harvest.numerics import forward_conditions
 from saecache.harvest.runner import run
 
 config = HarvestConfig.model_validate_json(sys.argv[1])
