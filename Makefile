@@ -16,18 +16,19 @@ test: $(VENV)/.installed
 # Real commands against real S3 servers while the network breaks and processes are killed; docs/reliability.md shows a
 # result. About an hour; the short form takes some minutes. SEED=n makes other random choices.
 SEED ?= 0
-MOTO ?= $(VENV)-moto
-STRESS = SAECACHE_MOTO_SERVER=$(MOTO)/bin/moto_server $(BIN)/python -m tests.stress.run --seed $(SEED)
+SERVERS ?= $(VENV)-servers
+STRESS = SAECACHE_MOTO_SERVER=$(SERVERS)/bin/moto_server SAECACHE_LOCALBUCKET=$(SERVERS)/bin/localbucket \
+	$(BIN)/python -m tests.stress.run --seed $(SEED)
 
-stress: $(VENV)/.installed $(MOTO)/.installed
-	$(STRESS) --stores seaweedfs moto --long
+stress: $(VENV)/.installed $(SERVERS)/.installed
+	$(STRESS) --stores seaweedfs moto localbucket --long
 
 stress-short: $(VENV)/.installed
 	$(STRESS) --stores seaweedfs --kill-every 37 --rounds 1 --meetings 1
 
-$(MOTO)/.installed:
-	$(PYTHON) -m venv $(MOTO)
-	$(MOTO)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1"
+$(SERVERS)/.installed:
+	$(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1" localbucket
 	@touch $@
 
 lint: $(VENV)/.installed

@@ -1,12 +1,15 @@
 """The connections to one bucket: made when they are first needed, and asked within bounds."""
 
 import asyncio
+import atexit
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
-Purpose = Literal["reading", "writing", "parts"]  # they differ in timeouts, and parts are repeated
+Purpose = Literal["reading", "writing", "parts", "removing singly"]
+"""Of a connection: they differ in timeouts; parts are repeated; the last is for servers that cannot remove
+many objects by one request.
+"""
 
 
 class Bucket:
@@ -33,6 +39,7 @@ class Bucket:
     def __init__(self, url: ObjectUrl, patience: Patience) -> None:
         self.patience = patience
         self.has_answered = False
+        self.removes_singly = False
         self._stores: dict[Purpose, ObjectStore] = {}
         self._root = _existing_folder(Path("/", url.prefix)) if url.scheme == "file" else None
         self._make, self.server, self.address = _maker(url, patience, self._root)
@@ -106,7 +113,20 @@ def _event_loop(process: int) -> asyncio.AbstractEventLoop:
     """Runs the requests of a process; a fork needs its own. The caller may have a running loop (Jupyter)."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name=f"saecache-requests-{process}", daemon=True).start()
+    atexit.register(wait_for_answers)
     return loop
+
+
+def wait_for_answers(seconds: float = 5.0) -> None:
+    """Wait, at the end of the process, while the library's threads are handing over an answer.
+
+    Such a thread wakes us and then goes on a moment itself. If Python ends in that moment, the thread cannot
+    get the interpreter any more, which aborts the process with a status as if the command had failed.
+    """
+    ours = {thread.ident for thread in threading.enumerate()}
+    deadline = monotonic() + seconds
+    while sys._current_frames().keys() - ours and monotonic() < deadline:
+        sleep(0.001)
 
 
 def _maker(
@@ -149,7 +169,10 @@ def _maker(
         }
         try:
             if url.scheme == "s3":
-                return S3Store(url.bucket, **s3, **http)
+                config = s3["config"] | (
+                    {"disable_bulk_delete": True} if purpose == "removing singly" else {}
+                )
+                return S3Store(url.bucket, **(s3 | {"config": config}), **http)
             return GCSStore(url.bucket, **http) if url.scheme == "gs" else AzureStore(url.bucket, **http)
         except Exception as error:  # noqa: BLE001 - whatever it is, it may quote credentials
             raise UsageError(

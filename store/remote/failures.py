@@ -54,7 +54,8 @@ _DAMAGED_ON_THE_WAY = {
     "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout",
     "InvalidPart", "NoSuchUpload",
 }  # fmt: skip
-_MAY_PASS = {408, 412, 416, 429}  # and everything from 500 on
+_MAY_PASS = {408, 412, 416, 429}  # and everything from 500 on that is not in the next line
+_NOT_SUPPORTED = {405, 501}
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"}
 _WRONG_KEY = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "AuthorizationHeaderMalformed",
@@ -90,6 +91,11 @@ def is_missing_bucket(error: BaseException) -> bool:
     return parse_failure(error).code in _NO_BUCKET
 
 
+def is_not_supported(error: BaseException) -> bool:
+    """Whether the server does not know requests of this kind."""
+    return parse_failure(error).status in _NOT_SUPPORTED
+
+
 def translate(error: BaseException, what: str, where: str, server: str) -> SaecacheError:
     """The error to raise for ``error`` while doing ``what`` (``reading x``) at the location ``where``.
 
@@ -114,6 +120,9 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
         elif "error sending request" not in failure.text and "Connect" not in failure.text:
             kind, words = UnreadableAnswerError, f"the answer of {server} makes no sense"
         return kind(f"{what} at {where}: {words}; run again, it continues")
+    if failure.status in _NOT_SUPPORTED:
+        words = f"the server does not support this request{name}"
+        return RemoteError(f"{what} at {where}: {words}", may_pass=False)
     if failure.status >= 500 or failure.status == 429:
         return RemoteError(f"{what} at {where}: the server kept failing{name}; run again later, it continues")
     may_pass = failure.status in _MAY_PASS or failure.code in _DAMAGED_ON_THE_WAY

@@ -10,9 +10,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
+from obstore.exceptions import BaseError
 
 from .bucket import Bucket, Purpose
-from .failures import RemoteError, WrongBytesError, is_missing_bucket
+from .failures import RemoteError, WrongBytesError, is_missing_bucket, is_not_supported
 from .retries import LEAST_BODY_BYTES, repeat
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class ObjectRequests:
         """Remove at most a thousand objects; those that are not there are not missed."""
         names = [self.name_of(key) for key in keys]
         with self.translated("removing"):
-            store = self.bucket.store("writing")
+            store = self.bucket.store("removing singly" if self.bucket.removes_singly else "writing")
             try:
                 self.bucket.ask(lambda: obstore.delete_async(store, names))
             except FileNotFoundError as error:  # some stores miss what is not there
@@ -191,6 +192,11 @@ class ObjectRequests:
                     raise
                 for key in keys if len(keys) > 1 else ():
                     self.delete_once([key])
+            except BaseError as error:
+                if self.bucket.removes_singly or not is_not_supported(error):
+                    raise
+                self.bucket.removes_singly = True
+                self.delete_once(keys)
 
     def list_once(self, most: int | None) -> list[ObjectInfo]:
         """Every object here and in the folders below, or the first ``most`` of them."""

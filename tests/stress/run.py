@@ -20,10 +20,10 @@ from .faults import run_faults
 from .kills import run_kills
 from .outcomes import Outcomes, facts_of_this_run
 from .parties import run_parties
-from .stores import running_store
+from .stores import PROGRAMS, running_store
 from .world import World, make_caches, open_world
 
-STORES = ("seaweedfs", "moto")
+STORES = ("seaweedfs", *PROGRAMS)
 SECTIONS = ("kills", "faults", "parties")
 
 

@@ -17,7 +17,11 @@ import boto3
 
 from ..store.remote.server import ACCESS_KEY, BUCKET, SECRET_KEY, start_server, stop_server
 
-MOTO_VARIABLE = "SAECACHE_MOTO_SERVER"
+PROGRAMS = {  # name -> variable with the program's path, the program, its arguments
+    "moto": ("SAECACHE_MOTO_SERVER", "moto_server", ["-H", "127.0.0.1", "-p", "{port}"]),
+    "localbucket": ("SAECACHE_LOCALBUCKET", "localbucket", ["--port", "{port}", "{folder}"]),
+}
+PACKAGES = {"moto": "moto[server]", "localbucket": "localbucket"}
 _START_SECONDS = 120.0
 
 
@@ -73,14 +77,16 @@ class Store:
         self._client.create_bucket(Bucket=BUCKET)
 
 
-def moto_command() -> str | None:
-    """The program ``moto_server``, if there is one."""
-    return os.environ.get(MOTO_VARIABLE) or shutil.which("moto_server")
+def program_of(name: str) -> list[str] | None:
+    """The command that starts the server ``name`` on the port {port} for the folder {folder}, if it is there."""
+    variable, program, arguments = PROGRAMS[name]
+    found = os.environ.get(variable) or shutil.which(program)
+    return None if found is None else [found, *arguments]
 
 
 @contextmanager
 def running_store(name: str, folder: Path) -> Iterator[Store]:
-    """``seaweedfs`` or ``moto``, with one empty bucket."""
+    """``seaweedfs``, or one of :data:`PROGRAMS`, with one empty bucket."""
     folder.mkdir()
     if name == "seaweedfs":
         server = start_server(folder)
@@ -89,15 +95,15 @@ def running_store(name: str, folder: Path) -> Iterator[Store]:
         finally:
             stop_server(server)
         return
-    command = moto_command()
+    command = program_of(name)
     if command is None:
-        raise SystemExit(f"moto_server is not installed: pip install 'moto[server]' and set {MOTO_VARIABLE}")
+        variable, program, _ = PROGRAMS[name]
+        raise SystemExit(f"{program} is not installed: pip install '{PACKAGES[name]}' and set {variable}")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    words = [word.format(port=port, folder=folder) for word in command]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [command, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
     try:
         store = Store(name, f"http://127.0.0.1:{port}")
         _wait_for(store.endpoint, process)

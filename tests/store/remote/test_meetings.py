@@ -321,6 +321,30 @@ def test_deletes_are_repeated(proxy: Proxy, url: str, cache_path: Path, kind: st
     assert not open_remote_folder(url).objects()
 
 
+@pytest.mark.parametrize("status", [501, 405])
+def test_servers_that_remove_one_object_at_a_time(
+    proxy: Proxy, url: str, cache_path: Path, status: int
+) -> None:
+    """A push to such a server went on for minutes and failed at its last request."""
+    met = proxy.add(
+        "status", method="POST", path="delete", status=status, code="NotImplemented", times=1_000_000
+    )
+    Push(cache_path, url).run()
+    assert met.met == 1
+    Removal(url).run()
+    assert met.met == 2
+    assert not open_remote_folder(url).objects()
+
+
+def test_a_request_that_a_server_does_not_know_is_not_repeated(
+    proxy: Proxy, url: str, cache_path: Path
+) -> None:
+    met = proxy.add("status", method="PUT", path="c/c/", status=501, code="NotImplemented", times=1_000_000)
+    with pytest.raises(RemoteError, match=r"does not support this request \(501 NotImplemented\)"):
+        Push(cache_path, url).run()
+    assert met.met == 1
+
+
 def test_a_claim_that_a_finished_harvest_left_blocks_nothing(team: str, url: str, cache_path: Path) -> None:
     """Killed between its manifest and the end of its claim."""
     place = open_remote_folder(url)

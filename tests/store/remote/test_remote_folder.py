@@ -1,8 +1,11 @@
 """Locations against a real server, directly and through a proxy that breaks things."""
 
+import _thread
 import hashlib
 import os
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from saecache.store import CorruptCacheError, UsageError
 from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
+from saecache.store.remote.bucket import wait_for_answers
 from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
 from saecache.store.remote.file_blocks import HashedParts, part_size
 from saecache.store.remote.urls import redact_url
@@ -370,3 +374,26 @@ def test_the_bucket_is_only_written_below_the_prefix(location: RemoteFolder, fil
     location.child("a").upload(file, "x", size=len(CONTENT), sha256=SHA256)
     whole = open_remote_folder(f"s3://{BUCKET}")
     assert whole.head(f"{team.rsplit('/', 1)[1]}/a/x") is not None
+
+
+def test_the_end_of_a_process_waits_for_threads_that_hand_over_an_answer() -> None:
+    """Every fourth `cache rm` ended with SIGABRT against a server that answers fast."""
+    started, done = threading.Event(), []
+
+    def foreign_thread() -> None:
+        started.set()
+        time.sleep(0.3)
+        done.append(True)
+
+    _thread.start_new_thread(foreign_thread, ())  # threading does not know of it
+    started.wait()
+    wait_for_answers()
+    assert done == [True]
+
+
+def test_the_end_of_a_process_does_not_wait_for_ever() -> None:
+    stop = threading.Event()
+    _thread.start_new_thread(stop.wait, ())
+    wait_for_answers(0.05)
+    assert not stop.is_set()
+    stop.set()
