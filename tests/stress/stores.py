@@ -78,7 +78,7 @@ class Store:
 
 
 def program_of(name: str) -> list[str] | None:
-    """The command that starts the server ``name`` on the port {port} for the folder {folder}, if it is there."""
+    """The command that starts the server ``name``, if it is there; it has places for a port and a folder."""
     variable, program, arguments = PROGRAMS[name]
     found = os.environ.get(variable) or shutil.which(program)
     return None if found is None else [found, *arguments]
