@@ -339,7 +339,9 @@ def test_servers_that_remove_one_object_at_a_time(
 def test_a_request_that_a_server_does_not_know_is_not_repeated(
     proxy: Proxy, url: str, cache_path: Path
 ) -> None:
-    met = proxy.add("status", method="PUT", path="c/c/", status=501, code="NotImplemented", times=1_000_000)
+    met = proxy.add(
+        "status", method="PUT", path="unfinished", status=501, code="NotImplemented", times=1_000_000
+    )
     with pytest.raises(RemoteError, match=r"does not support this request \(501 NotImplemented\)"):
         Push(cache_path, url).run()
     assert met.met == 1
