@@ -74,18 +74,20 @@ class Phase:
 Step = Callable[[int], list[Phase]]  # of F
 
 
-def selecting(F: int, *, wanted: float = K, decoded: float = K, per_latent: bool = False) -> list[Phase]:
+def selecting(
+    F: int, *, wanted: float = K, decoded: float = K, per_latent: bool = False, width: int = D
+) -> list[Phase]:
     """Screen, exact pre-activations of candidates, selection. ``wanted`` and ``decoded`` pairs of each row.
 
     ``per_latent``: the largest rows of every latent are looked for; their rows lie in the L2 cache.
     """
     candidates = CANDIDATES * wanted * B
-    rows_of_candidates = 4 * D * candidates
+    rows_of_candidates = 4 * width * candidates
     return [
-        Phase(name="round the batch", bytes=6 * B * D),
+        Phase(name="round the batch", bytes=6 * B * width),
         Phase(
-            name="screening product", tensor=2 * B * F * D,
-            bytes=2 * B * D + 2 * F * D + 2 * B * F + 4 * B * F / CHUNK, launches=2,
+            name="screening product", tensor=2 * B * F * width,
+            bytes=2 * B * width + 2 * F * width + 2 * B * F + 4 * B * F / CHUNK, launches=2,
         ),
         Phase(name="candidates", bytes=2 * 4 * B * F / CHUNK + 2 * CHUNK * wanted * B + 16 * candidates,
               launches=6),
@@ -97,28 +99,28 @@ def selecting(F: int, *, wanted: float = K, decoded: float = K, per_latent: bool
     ]  # fmt: skip
 
 
-def learning(F: int, *, decoded: float = K, reconstructions: int = 1) -> list[Phase]:
+def learning(F: int, *, decoded: float = K, reconstructions: int = 1, width: int = D) -> list[Phase]:
     """From codes to updated weights. ``decoded`` pairs of each row, in all of the ``reconstructions``."""
-    rows_of_pairs = 4 * D * decoded * B
+    rows_of_pairs = 4 * width * decoded * B
     return [
         Phase(
-            name="decode, error, slopes of codes", bytes=rows_of_pairs + reconstructions * 2 * 4 * B * D,
+            name="decode, error, slopes of codes", bytes=rows_of_pairs + reconstructions * 2 * 4 * B * width,
             cached_bytes=rows_of_pairs, launches=2 * reconstructions,
         ),
         Phase(name="order by latents", bytes=64 * decoded * B, launches=8),
         Phase(
-            name="gradients of both matrices", bytes=reconstructions * 2 * 4 * F * D,
+            name="gradients of both matrices", bytes=reconstructions * 2 * 4 * F * width,
             cached_bytes=2 * rows_of_pairs, launches=4 * reconstructions,
         ),
-        *updating(F),
+        *updating(F, width),
     ]  # fmt: skip
 
 
-def updating(F: int) -> list[Phase]:
+def updating(F: int, width: int = D) -> list[Phase]:
     """The gradients' norm and Adam, which reads four matrices and writes three for each of the two."""
     return [
-        Phase(name="norm of the gradients", bytes=3 * 4 * F * D, launches=4),
-        Phase(name="Adam", bytes=2 * 7 * 4 * F * D + 2 * F * D, launches=6),
+        Phase(name="norm of the gradients", bytes=3 * 4 * F * width, launches=4),
+        Phase(name="Adam", bytes=2 * 7 * 4 * F * width + 2 * F * width, launches=6),
         Phase(name="counts, metrics", bytes=16 * F, launches=16),
     ]
 
