@@ -74,36 +74,45 @@ def fold_decoder_norms(parts: dict[str, Tensor], path: Path) -> None:
     parts["W_dec"].div_(norm_F[:, None])
 
 
-def choose_normalizer(
-    normalize: Any, d_model: int, parts: dict[str, Tensor], factor: float | None, path: Path
-) -> Normalizer:
+def fold_average_norm(normalize: Any, factor: float | None, parts: dict[str, Tensor], path: Path) -> None:
+    """Fold the one number that SAELens's ``expected_average_only_in`` multiplies rows by in training.
+
+    Args:
+        factor: that number, which its files do not hold; None if the user gave none.
+
+    Raises:
+        UsageError: the number is needed and missing, or given and not needed.
+    """
+    if normalize != "expected_average_only_in":
+        if factor is not None:
+            raise UsageError(
+                f"scaling_factor has no effect on {path}, whose normalization is {normalize!r:.80}: leave it "
+                "out"
+            )
+        return
+    if factor is None:
+        raise UsageError(
+            f"{path} was trained on rows times a number that its files do not hold "
+            "(normalize_activations: expected_average_only_in). Load it in Python with "
+            "from_saelens(path, scaling_factor=...): sqrt(D) / mean norm of the rows it was trained on, "
+            "or 1.0 if that is folded into its weights, as SAELens takes it to be; and .save() it"
+        )
+    if not (isfinite(factor) and factor > 0):
+        raise UsageError(f"scaling_factor must be a positive number, got {factor}")
+    fold_input_factor(parts, factor)
+
+
+def choose_normalizer(normalize: Any, d_model: int, parts: dict[str, Tensor], path: Path) -> Normalizer:
     """The normalization that SAELens calls ``normalize``, after folding what differs into ``parts``.
 
     Its ``layer_norm`` divides by the standard deviation of D - 1 degrees of freedom (and adds 1e-5 to it,
     which is left out here), ours by that of D: the factor sqrt((D - 1) / D) goes into the weights.
 
-    Args:
-        factor: of ``expected_average_only_in``; None if the user gave none.
-
     Raises:
-        UsageError: the normalization is not known, or needs a factor that the files do not hold.
+        UsageError: the normalization is not known.
     """
-    if factor is not None and not (isfinite(factor) and factor > 0):
-        raise UsageError(f"scaling_factor must be a positive number, got {factor}")
-    if normalize == "expected_average_only_in":
-        if factor is None:
-            raise UsageError(
-                f"{path} was trained on rows times a number that its files do not hold "
-                "(normalize_activations: expected_average_only_in). Load it in Python with "
-                "from_saelens(path, scaling_factor=...): sqrt(D) / mean norm of the rows it was trained on, "
-                "or 1.0 if that is folded into its weights, as SAELens takes it to be; and .save() it"
-            )
-        fold_input_factor(parts, factor)
-        return Normalizer("none", d_model)
-    if factor is not None:
-        raise UsageError(f"scaling_factor has no effect on {path}, whose normalization is {normalize!r:.80}")
     match normalize:
-        case None | "none" | False:
+        case None | "none" | False | "expected_average_only_in":  # the last by fold_average_norm
             return Normalizer("none", d_model)
         case "constant_norm_rescale":
             return Normalizer("rms_norm", d_model)

@@ -22,6 +22,7 @@ from .building import (
     Origin,
     build_sae,
     choose_normalizer,
+    fold_average_norm,
     fold_decoder_norms,
     subtract_b_dec_before_encoding,
     text_or_none,
@@ -78,12 +79,13 @@ def from_saelens(
     wanted = _TENSORS[architecture]
     parts = read_parts(file, wanted, d_model=d_model, num_latents=num_latents, others=_checked_scaling(file))
     variant = _variant(architecture, config, folder / CONFIG_FILE, num_latents)
+    normalize = config.get("normalize_activations")
+    fold_average_norm(normalize, scaling_factor, parts, folder)
     if architecture == "topk" and config.get("rescale_acts_by_decoder_norm"):
         fold_decoder_norms(parts, folder)
     if not config.get("apply_b_dec_to_input", True):
         subtract_b_dec_before_encoding(parts)
-    normalize = config.get("normalize_activations")
-    normalizer = choose_normalizer(normalize, d_model, parts, scaling_factor, folder)
+    normalizer = choose_normalizer(normalize, d_model, parts, folder)
     metadata = config["metadata"]
     origin = Origin(
         format="saelens",

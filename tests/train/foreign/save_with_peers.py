@@ -171,10 +171,16 @@ def gemma_and_llama_scope(out: Path) -> None:
     (where["root"] / folder / "checkpoints").mkdir(parents=True)
     norm = float(rows(case).norm(dim=1).mean())
     hyperparams = {
-        "d_model": D, "d_sae": F, "jump_relu_threshold": 0.5, "act_fn": "jumprelu", "norm_activation": "dataset-wise",
-        "dataset_average_activation_norm": {"in": norm, "out": norm}, "hook_point_in": "blocks.3.hook_resid_post",
-        "hook_point_out": "blocks.3.hook_resid_post", "apply_decoder_bias_to_pre_encoder": False,
-    }  # fmt: skip
+        "d_model": D,
+        "d_sae": F,
+        "jump_relu_threshold": 0.5,
+        "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise",
+        "dataset_average_activation_norm": {"in": norm, "out": norm},
+        "hook_point_in": "blocks.3.hook_resid_post",
+        "hook_point_out": "blocks.3.hook_resid_post",
+        "apply_decoder_bias_to_pre_encoder": False,
+    }
     (where["root"] / folder / "hyperparams.json").write_text(json.dumps(hyperparams))
     linear = {
         "encoder.weight": t["W_enc"].T,
