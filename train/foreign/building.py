@@ -170,9 +170,9 @@ def build_sae(
     return SAE(cfg, parts)
 
 
-def imported_from(sae: SAE) -> str | None:
-    """The format that ``sae`` was loaded from; None for our own."""
-    origin = sae.cfg.training.get(IMPORTED)
+def imported_from(cfg: SAEConfig) -> str | None:
+    """The format that an SAE was loaded from, ``saelens`` for example; None for our own."""
+    origin = cfg.training.get(IMPORTED)
     return str(origin.get("format")) if isinstance(origin, Mapping) else None
 
 

@@ -40,7 +40,7 @@ def test_we_compute_what_the_libraries_do(tmp_path: Path) -> None:
             sae = from_saelens(folder, scaling_factor=told["scaling_factor"])
         else:
             sae = load_sae(folder)
-        assert imported_from(sae) == case.name.split(".")[0]
+        assert imported_from(sae.cfg) == case.name.split(".")[0]
         assert sae.cfg.hook == told["hook"]
         features, reconstruction = sae.encode(expected["x"], input="raw"), sae(expected["x"], input="raw")
         active, there = features != 0, expected["features"] != 0
