@@ -181,8 +181,8 @@ def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig
         if name not in foreign and cfg.cache.get("fingerprint") != cache.fingerprint
     ]
     warnings = [
-        f"{name}: loaded from {imported_from(cfg)}. Its model is {cfg.cache.get('model_name') or 'not named'}, "
-        "and must be the cache's; the measured documents may have been among its training text."
+        f"{name}: loaded from {imported_from(cfg)}. Its model is {cfg.cache.get('model_name') or 'not named'}"
+        ", and must be the cache's; the measured documents may have been among its training text."
         for name, cfg in foreign.items()
     ]
     if others:
