@@ -36,7 +36,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
     dataset = next((str(text[key]) for key in ("dataset", "name", "path") if text.get(key)), None)
     return Provenance(
-        model=sae.cfg.cache.get("model_name"),
+        model=sae.cfg.cache.get("model_name") or _mapping(identity.get("model")).get("name"),
         hook=sae.cfg.hook,
         context=None if cache is None else cache.manifest.context,
         dataset=dataset,
