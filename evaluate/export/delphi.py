@@ -136,7 +136,8 @@ def _stream(
             x_BD, _ = read_rows(sae, cache, rows.split, numbers[inside])
             pairs = sae.encode_sparse(x_BD)
             value = pairs.value.float().cpu().numpy()
-            stored = value.astype(np.float16)
+            with np.errstate(over="ignore"):  # which the next lines find
+                stored = value.astype(np.float16)
             if not np.isfinite(stored).all():
                 raise UsageError(
                     f"SAE {sae.cfg.name} has a code of {float(np.abs(value).max()):.4g}, and delphi stores "
