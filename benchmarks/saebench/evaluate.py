@@ -13,9 +13,12 @@ texts. All figures are computed by SAEBench's own functions.
 
 import argparse
 import json
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
+
+os.environ["JAXTYPING_DISABLE"] = "1"  # its checks allow no model but TransformerLens's own class
 
 import torch
 from sae_bench.custom_saes.base_sae import BaseSAE
@@ -180,18 +183,23 @@ def main() -> None:
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     sae, out = Exported(exported, args.model, layer, module), Path(args.out)
-    figures: dict = {}
-    with torch.no_grad():
-        if args.text:
-            text = [line["text"] for line in read_lines(args.text)]
-            figures["core"] = core_figures(sae, model, text, args.batches)
-    for path in args.labelled:
-        figures.setdefault("sparse_probing", {})[Path(path).stem] = probing_figures(
-            sae, model, path, out, args.seed
-        )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    figures: dict = {}
+    if args.text:
+        text = [line["text"] for line in read_lines(args.text)]
+        with torch.no_grad():
+            figures["core"] = core_figures(sae, model, text, args.batches)
+        write(figures, out)
+    for path in args.labelled:
+        probed = figures.setdefault("sparse_probing", {})
+        probed[Path(path).stem] = probing_figures(sae, model, path, out, args.seed)
+        write(figures, out)
     print(json.dumps(figures, indent=2))
+
+
+def write(figures: dict, out: Path) -> None:
+    """Write the figures so far, because the next ones may take long."""
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
