@@ -10,10 +10,11 @@ from ...common.lazy import lazy_names
 if TYPE_CHECKING:
     from .latent_formats import LatentExport as LatentExport
     from .latent_formats import export_delphi as export_delphi
+    from .latent_formats import export_neuronpedia as export_neuronpedia
     from .runner import Export as Export
     from .runner import export_sae as export_sae
 
-__all__ = ["Export", "LatentExport", "export_delphi", "export_sae"]
+__all__ = ["Export", "LatentExport", "export_delphi", "export_neuronpedia", "export_sae"]
 
 
 # They import torch, so they wait until they are used.
@@ -23,6 +24,7 @@ __getattr__ = lazy_names(
         "Export": "runner",
         "LatentExport": "latent_formats",
         "export_delphi": "latent_formats",
+        "export_neuronpedia": "latent_formats",
         "export_sae": "runner",
     },
 )

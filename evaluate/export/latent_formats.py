@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UsageError
 from ...store import ActivationCache, open_cache
@@ -14,7 +14,10 @@ from .new_folder import check_new, new_folder
 from .runner import find_one
 from .windows import find_windows
 
-LATENT_FORMATS = ("delphi",)
+if TYPE_CHECKING:
+    from .neuronpedia import NeuronpediaNames
+
+LATENT_FORMATS = ("delphi", "neuronpedia")
 WINDOW, MAX_ROWS = 32, 500_000
 
 
@@ -69,3 +72,41 @@ def export_delphi(
         f"data = LatentDataset({str(path)!r}, SamplerConfig(), ConstructorConfig())"
     )
     return LatentExport(path=path, format="delphi", facts=asdict(written), loading=loading)
+
+
+def export_neuronpedia(
+    sae_dir: Path | str,
+    out: Path | str,
+    *,
+    latents: Path | str,
+    names: "NeuronpediaNames",
+    cache: ActivationCache | Path | str | None = None,
+) -> LatentExport:
+    """Write a bundle for Neuronpedia's bulk import into the new folder ``out``.
+
+    Args:
+        sae_dir: the SAE's folder, or that of a run with one SAE.
+        latents: the folder of its latents that ``saecache evaluate`` wrote, ``results.latents/<name>``.
+        names: what the bundle is called at Neuronpedia.
+        cache: names the text and the context; without it the bundle does not say them.
+
+    Raises:
+        UsageError: no SAE there, latents of another SAE, a hook without a layer, or ``out`` exists.
+        SaecacheError: it cannot be written, or what was read back is not what was written.
+    """
+    from ..latents.folder import read_latents
+    from .neuronpedia import write_neuronpedia
+
+    target = find_one(Path(sae_dir))
+    sae = target.load()
+    found = read_latents(Path(latents))
+    if (found.num_latents, found.info.hook) != (sae.cfg.num_latents, sae.cfg.hook):
+        raise UsageError(
+            f"{latents} is of an SAE with {found.num_latents:,} latents at {found.info.hook}, and "
+            f"{target.sae_dir} has {sae.cfg.num_latents:,} at {sae.cfg.hook}: give the latents of this SAE"
+        )
+    opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
+    path = check_new(out, found.info.num_bytes)
+    with new_folder(path) as folder:
+        written = write_neuronpedia(found, find_provenance(sae, opened), names, folder)
+    return LatentExport(path=path, format="neuronpedia", facts=asdict(written), loading="")
