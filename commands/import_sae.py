@@ -11,10 +11,11 @@ from .printing import JsonFlag, print_json, print_next, print_pairs
 
 def import_sae(
     sae: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="FOLDER",
-            help="An SAE of SAELens, dictionary_learning, sparsify, Gemma Scope or Llama Scope.",
+            help="An SAE of SAELens, dictionary_learning, sparsify, Gemma Scope or Llama Scope: a folder, or "
+            "hf://ORG/NAME[@REVISION][/FOLDER].",
         ),
     ],
     out: Annotated[str, typer.Option(help="A new folder, for an SAE of saecache.", show_default=False)],
@@ -36,8 +37,10 @@ def import_sae(
     """
     from ..evaluate.export.new_folder import check_new, new_folder
     from ..train.foreign.formats import FORMATS, find_format
+    from ..train.foreign.hub import download_folder, is_hub_name
 
-    name = find_format(sae)
+    source = download_folder(sae) if is_hub_name(sae) else Path(sae)
+    name = find_format(source)
     if name is None:
         raise UsageError(f"no SAE of {', '.join(FORMATS)} in {sae}: give the folder that has its weights")
     settings: dict[str, Any] = {"hook": hook}
@@ -46,7 +49,7 @@ def import_sae(
             raise UsageError(f"--scaling-factor has no effect on an SAE of {name}: leave it out")
         settings["scaling_factor"] = scaling_factor
     path = check_new(out, 0)
-    loaded = FORMATS[name].load(sae, **settings)
+    loaded = FORMATS[name].load(source, **settings)
     with new_folder(path) as folder:
         loaded.save(folder)
     cfg = loaded.cfg

@@ -225,14 +225,16 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
     Folders of SAELens, dictionary_learning, sparsify, Gemma Scope and Llama Scope are loaded as well
-    (:mod:`.foreign`). The files may come from anybody: no tensor is read before its type and shape were found
-    to be right.
+    (:mod:`.foreign`), and ``hf://ORG/NAME[@REVISION][/FOLDER]`` is downloaded. The files may come from anybody:
+    no tensor is read before its type and shape were found to be right.
 
     Raises:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
-    found = find_saes(Path(folder))
+    from .foreign.hub import download_folder, is_hub_name
+
+    found = find_saes(download_folder(str(folder)) if is_hub_name(folder) else Path(folder))
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
     folder = found[0]

@@ -78,7 +78,7 @@ class TrainConfig(FrozenModel):
     alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
-    # A trained SAE that every variant starts from: a folder of ours or of another library.
+    # A trained SAE that every variant starts from: a folder of ours or of another library, or hf://ORG/NAME.
     init: str | None = None
     hook: str | None = None  # null: the cache's only hook, or that of init
     normalization: NormalizationKind | None = None  # null: as the cache stores it

@@ -8,7 +8,6 @@ reconstruction: the same SAE in other units. Legend: D model width, F latents.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class Start:
             UsageError: there is none, or it is damaged.
         """
         try:
-            sae = load_sae(Path(path))
+            sae = load_sae(path)
         except UsageError as error:
             raise UsageError(f"init: {error}") from None
         cfg = sae.cfg
