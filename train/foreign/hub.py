@@ -1,6 +1,6 @@
 """SAEs of the Hugging Face Hub: ``hf://ORG/NAME[@REVISION][/FOLDER]`` to a folder on this machine.
 
-A plain download by huggingface_hub, into its own cache, of the files of one folder.
+A plain download by huggingface_hub, into its own cache, of the files of one SAE and of no other.
 """
 
 import re
@@ -18,7 +18,7 @@ def is_hub_name(place: str | Path) -> bool:
 
 
 def download_folder(name: str) -> Path:
-    """Download the files of one folder of a model repository, and of its ``checkpoints``; the folder here.
+    """Download the files that an SAE in one folder of a model repository may have; the folder here.
 
     Raises:
         UsageError: the name is not of this form, there is no such folder, or the Hub cannot be reached.
@@ -30,8 +30,13 @@ def download_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from ..sae import CONFIG_FILE, WEIGHTS_FILE
+    from .formats import FORMATS
+
     inside = f"{match[3]}/" if match[3] else ""
-    patterns = [f"{inside}{file}" for file in ("*.json", "*.safetensors", "*.npz", "*.pt")]
+    files = {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
+    files |= {file for each in FORMATS.values() for file in (*each.weights, each.config) if file}
+    patterns = [f"{inside}{file}" for file in sorted(files)]
     try:
         place = Path(snapshot_download(match[1], revision=match[2], allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
