@@ -129,6 +129,11 @@ class TrainConfig(FrozenModel):
                 f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
                 f"{': set the others to null' if lengths else ''}"
             )
+        if self.init is not None and self.initialisation != InitialisationConfig():
+            raise ValueError(
+                "initialisation has no effect on a run that starts from a trained SAE (init): leave it out, "
+                "or set initialisation={}"
+            )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):
             raise ValueError(

@@ -207,6 +207,12 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_initial_values_have_no_effect(start: MakeConfig, trained: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"initialisation has no effect .* set initialisation=\{\}"):
+        start(KINDS["topk"], trained["topk"], initialisation={"encoder_norm": 1.0})
+    assert start(KINDS["topk"], trained["topk"], initialisation={}).init == str(trained["topk"])
+
+
 def test_hooks_and_decoder_norms_are_compared(
     cache: ActivationCache, start: MakeConfig, tmp_path: Path
 ) -> None:
