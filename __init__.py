@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from .store import verify_cache as verify_cache
     from .train import SAE as SAE
     from .train import TrainConfig as TrainConfig
+    from .train import from_dictionary_learning as from_dictionary_learning
+    from .train import from_gemma_scope as from_gemma_scope
+    from .train import from_llama_scope as from_llama_scope
+    from .train import from_saelens as from_saelens
+    from .train import from_sparsify as from_sparsify
     from .train import load_sae as load_sae
     from .train import run as train
 
@@ -33,6 +38,11 @@ _PUBLIC = {  # public name -> (module, name there)
     "StorageConfig": (".store", "StorageConfig"),
     "TrainConfig": (".train", "TrainConfig"),
     "UsageError": (".store", "UsageError"),
+    "from_dictionary_learning": (".train", "from_dictionary_learning"),
+    "from_gemma_scope": (".train", "from_gemma_scope"),
+    "from_llama_scope": (".train", "from_llama_scope"),
+    "from_saelens": (".train", "from_saelens"),
+    "from_sparsify": (".train", "from_sparsify"),
     "load_sae": (".train", "load_sae"),
     "open_cache": (".store", "open_cache"),
     "verify_cache": (".store", "verify_cache"),

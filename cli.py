@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, doctor, export, inspect, recipes, sharing, stages
+from .commands import cache, doctor, export, import_sae, inspect, recipes, sharing, stages
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
@@ -35,6 +35,7 @@ add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate, several=True)
 add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
+add_command(app, "import", import_sae.import_sae)
 add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
 add_command(app, "demo", stages.demo, interrupted=RESUMES)

@@ -2,25 +2,35 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..common.errors import UsageError
 from .printing import JsonFlag, print_json, print_next, print_pairs
 
 if TYPE_CHECKING:
-    from ..evaluate.export import Export
+    from ..evaluate.export import Export, LatentExport
 
 
 def export(
-    sae_dir: Annotated[Path, typer.Argument(metavar="SAE_DIR", help="The SAE: RUN_DIR/<variant>/sae.")],
+    sae_dir: Annotated[
+        Path, typer.Argument(metavar="SAE_DIR", help="The SAE: RUN_DIR/<variant>/sae, or another library's.")
+    ],
     format_: Annotated[
-        str, typer.Option("--format", help="saelens, dictionary_learning or sparsify.", show_default=False)
+        str,
+        typer.Option(
+            "--format",
+            help="saelens, dictionary_learning, sparsify: the SAE; delphi, neuronpedia: its latents.",
+            show_default=False,
+        ),
     ],
     out: Annotated[str, typer.Option(help="A new folder.", show_default=False)],
     cache: Annotated[
         str | None,
-        typer.Option(help="The cache it was trained from: compares on held-out rows, and names the text."),
+        typer.Option(
+            help="The cache it was trained from: compares on held-out rows, names the text. delphi needs it."
+        ),
     ] = None,
     normalized_input: Annotated[
         bool,
@@ -29,13 +39,66 @@ def export(
             help="Rows that are handed in will be normalized as the cache does it. Default: raw activations.",
         ),
     ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="delphi: tokens of a window of text, a divisor of the cache's context. Default: 32."
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="delphi: at most so many held-out rows. Default: 500,000.")
+    ] = None,
+    other_cache: Annotated[
+        bool, typer.Option("--other-cache", help="delphi: allow another cache of the same model.")
+    ] = False,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="neuronpedia: the folder of latents of saecache evaluate, results.latents/NAME."),
+    ] = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="neuronpedia: its name of the model, as gpt2-small.")
+    ] = None,
+    source_set: Annotated[
+        str | None, typer.Option(help="neuronpedia: the name of the set of SAEs. Default: the SAE's.")
+    ] = None,
+    creator: Annotated[str | None, typer.Option(help="neuronpedia: who made the SAE.")] = None,
+    creator_id: Annotated[
+        str | None, typer.Option(help="neuronpedia: your account's identifier there.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write an SAE in the format of another library, and check that it computes the same there.
+    """Write an SAE in the format of another library, or its latents for a tool that explains or shows them.
 
-    The folder appears only if a plain version of the library's forward pass, on what was written, has the
-    same active latents, features and reconstructions.
+    The folder appears only if what was written is right: a plain version of the library's forward pass has
+    the same active latents, features and reconstructions; latents are read back and compared.
     """
+    options: dict[str, dict[str, Any]] = {
+        "delphi": {"window": window, "max_rows": max_rows, "other_cache": other_cache},
+        "neuronpedia": {
+            "latents": latents,
+            "model_id": model_id,
+            "source_set": source_set,
+            "creator": creator,
+            "creator_id": creator_id,
+        },
+    }
+    for name, values in options.items():
+        for key, value in values.items():
+            if value and format_ != name:
+                raise UsageError(
+                    f"--{key.replace('_', '-')} has no effect with --format {format_}: leave it out"
+                )
+    if normalized_input and format_ in options:
+        raise UsageError(f"--normalized-input has no effect with --format {format_}: leave it out")
+    if format_ == "delphi":
+        if cache is None:
+            raise UsageError("--format delphi shows latents on text: give --cache")
+        given = {key: value for key, value in options["delphi"].items() if value}
+        _print_latents(_export_delphi(sae_dir, out, cache, given), as_json)
+        return
+    if format_ == "neuronpedia":
+        _print_latents(_export_neuronpedia(sae_dir, out, cache, options["neuronpedia"]), as_json)
+        return
     from ..evaluate.export import export_sae
 
     result = export_sae(sae_dir, format_, out, cache=cache, normalized_input=normalized_input)
@@ -44,6 +107,49 @@ def export(
     else:
         print_pairs(_described(result, cache))
         print_next(["python", "-c", result.loading])
+
+
+def _export_delphi(sae_dir: Path, out: str, cache: str, options: dict[str, Any]) -> "LatentExport":
+    from ..evaluate.export import export_delphi
+
+    return export_delphi(sae_dir, out, cache=cache, **options)
+
+
+def _export_neuronpedia(
+    sae_dir: Path, out: str, cache: str | None, options: dict[str, Any]
+) -> "LatentExport":
+    lacking = [key for key in ("latents", "model_id", "creator", "creator_id") if not options[key]]
+    if lacking:
+        listed = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)
+        raise UsageError(f"--format neuronpedia needs {listed}")
+    from ..evaluate.export import export_neuronpedia
+    from ..evaluate.export.neuronpedia import NeuronpediaNames
+    from ..train import load_sae
+
+    name = options["source_set"] or load_sae(sae_dir).cfg.name
+    names = NeuronpediaNames(
+        model_id=options["model_id"],
+        source_set=name,
+        creator=options["creator"],
+        creator_id=options["creator_id"],
+        release=name,
+        description=f"{name}, trained with saecache",
+    )
+    return export_neuronpedia(sae_dir, out, latents=options["latents"], names=names, cache=cache)
+
+
+def _print_latents(result: "LatentExport", as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(result.path), "format": result.format, **result.facts})
+        return
+    facts = [(key.replace("_", " "), _shown(value)) for key, value in result.facts.items()]
+    print_pairs([("export", str(result.path)), ("format", result.format), *facts])
+    if result.loading:
+        print_next(["python", "-c", result.loading])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _described(result: "Export", cache: str | None) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from ..common.versions import software_versions
 from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
 from ..train import SAE
+from ..train.foreign.building import imported_from
 from ..train.sae import SAEConfig
 from .config import EvaluateConfig
 from .contexts import DecodeToken, find_places
@@ -213,14 +214,24 @@ def _spread(
 
 
 def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> list[str]:
-    others = [name for name, cfg in configs.items() if cfg.cache.get("fingerprint") != cache.fingerprint]
-    if not others:
-        return []
-    return [
-        f"{', '.join(others)}: trained from another cache of the same model. Its training text is not known "
-        "here: if it is the text of this cache too, then the measured documents are unseen only if both "
-        "caches have the same seed and heldout_fraction."
+    foreign = {name: cfg for name, cfg in configs.items() if imported_from(cfg) is not None}
+    others = [
+        name
+        for name, cfg in configs.items()
+        if name not in foreign and cfg.cache.get("fingerprint") != cache.fingerprint
     ]
+    warnings = [
+        f"{name}: loaded from {imported_from(cfg)}. Its model is {cfg.cache.get('model_name') or 'not named'}"
+        ", and must be the cache's; the measured documents may have been among its training text."
+        for name, cfg in foreign.items()
+    ]
+    if others:
+        warnings.append(
+            f"{', '.join(others)}: trained from another cache of the same model. Its training text is not "
+            "known here: if it is the text of this cache too, then the measured documents are unseen only if "
+            "both caches have the same seed and heldout_fraction."
+        )
+    return warnings
 
 
 def _on_texts(

@@ -11,6 +11,9 @@ import torch
 from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE, load_sae
+from ..train.foreign.building import imported_from
+from ..train.foreign.formats import find_format
+from ..train.foreign.hook_names import same_activation
 from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
 from .results import RESULTS_NAME
 
@@ -72,13 +75,19 @@ def choose_output(folders: Sequence[Path]) -> Path:
     """The results file of a run folder; of an SAE folder, that of its variant, so that the run's own stay.
 
     Raises:
-        UsageError: there are several folders, so that no place is obvious.
+        UsageError: there are several folders, so that no place is obvious, or it is another library's, in
+            which nothing is written.
     """
     if len(folders) != 1:
         raise UsageError(
             f"{len(folders)} folders are measured together: say where the results go, with --out FILE.json"
         )
     folder = folders[0]
+    if (theirs := find_format(folder)) is not None:
+        raise UsageError(
+            f"{folder} is a folder of {theirs}, and nothing is written into it: say where the results go, "
+            "with --out FILE.json"
+        )
     is_sae = (folder / CONFIG_FILE).is_file()
     return (
         folder.resolve().parent if is_sae and folder.resolve().name == SAE_FOLDER else folder
@@ -88,14 +97,16 @@ def choose_output(folders: Sequence[Path]) -> Path:
 def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cache: bool = False) -> None:
     """Make sure that ``sae`` was trained from ``cache``.
 
+    An SAE of another library was trained from no cache; it only has to have the hook and the width.
+
     Args:
         other_cache: another cache of the same model will do.
 
     Raises:
         UsageError: it was trained from another cache, or the cache lacks its hook or its width.
     """
-    trained_on = sae.cfg.cache.get("fingerprint")
-    if trained_on != cache.fingerprint and not other_cache:
+    trained_on, foreign = sae.cfg.cache.get("fingerprint"), imported_from(sae.cfg) is not None
+    if not foreign and trained_on != cache.fingerprint and not other_cache:
         raise UsageError(
             f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on!s:.80}, but "
             f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache, or "
@@ -104,15 +115,23 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
     if sae.cfg.hook not in cache.hooks:
         raise UsageError(
             f"{target.sae_dir} was trained on hook {sae.cfg.hook!r:.80}; {cache.path} has "
-            f"{', '.join(cache.hooks)}"
+            f"{', '.join(cache.hooks)}{_advise_on_hook(sae, target, cache) if foreign else ''}"
         )
     if sae.cfg.d_model != cache.d_model(sae.cfg.hook):
         raise UsageError(
             f"{target.sae_dir} expects rows of width {sae.cfg.d_model}; {cache.path} holds width "
             f"{cache.d_model(sae.cfg.hook)} at {sae.cfg.hook}"
         )
-    if trained_on != cache.fingerprint:
+    if not foreign and trained_on != cache.fingerprint:
         _check_same_model(sae.cfg.cache.get("model"), cache, target)
+
+
+def _advise_on_hook(sae: SAE, target: Target, cache: ActivationCache) -> str:
+    """How to name the hook of another library's SAE as the cache does, where that can be."""
+    other = same_activation(sae.cfg.hook)
+    same = other if other in cache.hooks else None
+    reason = f"{same} is the same activation" if same else "If one of them is the same activation"
+    return f". {reason}: saecache import {target.sae_dir} --hook {same or 'NAME'} --out FOLDER"
 
 
 def _check_same_model(trained_on: Any, cache: ActivationCache, target: Target) -> None:

@@ -33,12 +33,19 @@ class Kind:
     row_factor: Callable[[Tensor], Tensor] | None = None
 
 
+def _per_norm(x: Tensor) -> Tensor:
+    """1 / |x| of each row, [..., 1]; 1 for a row of zeros, which any factor leaves as it is."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(norm > 0, 1 / norm, torch.ones_like(norm))
+
+
 KINDS: dict[str, Kind] = {
     "unit": Kind("unit"),
     "none": Kind("raw"),
     "scale": Kind("raw", mean_square=float),
     "unit_scale": Kind("raw", mean_square=lambda d_model: 1.0),
     "layer_norm": Kind("unit", width_factor=sqrt),
+    "rms_norm": Kind("raw", width_factor=sqrt, row_factor=_per_norm),  # x sqrt(D) / |x|: the mean stays
 }
 NORMALIZATIONS = tuple(KINDS)
 if TYPE_CHECKING:

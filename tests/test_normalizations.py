@@ -18,7 +18,7 @@ from saecache.train.variants.topk import TopK
 
 HOOK, WIDTH, LATENTS, ROWS = "h", 24, 40, 500
 NEW = {  # as a newcomer would add them: nothing else knows their names
-    "rms_norm": Kind("raw", row_factor=lambda x: WIDTH**0.5 / x.norm(dim=-1, keepdim=True).clamp_min(1e-20)),
+    "l2_norm": Kind("raw", row_factor=lambda x: 1 / x.norm(dim=-1, keepdim=True).clamp_min(1e-20)),
     "twice_scale": Kind("raw", mean_square=lambda d_model: 4.0 * d_model),
     "half_unit": Kind("unit", width_factor=lambda d_model: 0.5),
     "max_norm": Kind("unit", row_factor=lambda u: 1 / u.abs().amax(dim=-1, keepdim=True).clamp_min(1e-20)),

@@ -39,7 +39,7 @@ def make_sae(width: int, kind: str = "unit", hook: str = HOOK) -> SAE:
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
-@pytest.mark.parametrize("kind", ["unit", "scale", "none", "layer_norm"])
+@pytest.mark.parametrize("kind", ["unit", "scale", "none", "layer_norm", "rms_norm"])
 def test_splicing_replaces_by_the_reconstruction(language_model, width: int, kind: str) -> None:
     sae = make_sae(width, kind)
     expected = language_model.logits_with(IDS, HOOK, lambda x: sae(x.float(), input="raw"))

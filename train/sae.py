@@ -207,31 +207,43 @@ def find_saes(folder: Path) -> list[Path]:
     Raises:
         UsageError: it is none of these.
     """
+    from .foreign.formats import FORMATS, find_format  # which builds SAEs
+
+    if find_format(folder) is not None:
+        return [folder]
     for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
         if found := sorted(path.parent for path in folder.glob(pattern + CONFIG_FILE)):
             return found
     what = f"it has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
     raise UsageError(
-        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}) or a "
-        f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE})"
+        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}), a "
+        f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE}), or a folder of {', '.join(FORMATS)}"
     )
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
-    The files may come from anybody: no tensor is read before its type and shape were found to be right.
+    Folders of SAELens, dictionary_learning, sparsify, Gemma Scope and Llama Scope are loaded as well
+    (:mod:`.foreign`), and ``hf://ORG/NAME[@REVISION][/FOLDER]`` is downloaded. The files may come from
+    anybody: no tensor is read before its type and shape were found to be right.
 
     Raises:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
-    found = find_saes(Path(folder))
+    from .foreign.hub import download_folder, is_hub_name
+
+    found = find_saes(download_folder(str(folder)) if is_hub_name(folder) else Path(folder))
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
     folder = found[0]
     weights = folder / WEIGHTS_FILE
     if not weights.exists():
+        from .foreign.formats import load_foreign
+
+        if (foreign := load_foreign(folder, device)) is not None:
+            return foreign
         raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
     try:
         cfg = _read_config(folder)
@@ -242,7 +254,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     except (UsageError, FileNotFoundError) as error:
         raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
     for name, tensor in tensors.items():
-        _check_values(f"{weights}: tensor {name}", tensor, cfg.num_latents, unbounded=name == THRESHOLD)
+        check_values(f"{weights}: tensor {name}", tensor, cfg.num_latents, unbounded=name == THRESHOLD)
     return SAE(cfg, tensors)
 
 
@@ -303,7 +315,7 @@ def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo
     return expected
 
 
-def _check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:
+def check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:
     """Refuse floats that are not finite (a threshold may be infinity: never active) and indices beyond F."""
     if tensor.numel() == 0:
         return

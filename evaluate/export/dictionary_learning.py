@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...store.durable import fsync_file, write_bytes
+from ...train.foreign.tensor_files import open_tensors
 from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
 from .metadata import make_notes
@@ -53,8 +54,8 @@ class DictionaryLearning(Format):
 
     def read(self, folder: Path) -> Forward:
         config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))["trainer"]
-        tensors: dict[str, Tensor] = torch.load(folder / WEIGHTS_FILE, weights_only=True)
-        return _FORWARD[config["dict_class"]](tensors)
+        file = open_tensors(folder / WEIGHTS_FILE)
+        return _FORWARD[config["dict_class"]]({name: file.read(name) for name in file.tensors})
 
     def loading(self, folder: Path) -> str:
         return (

@@ -1,19 +1,11 @@
 """The origin of an SAE in the words of the other libraries: model, hook, text, context."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from ...store import ActivationCache
 from ...train import SAE
-
-_TRANSFORMER_LENS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-}
-_NAMED_HOOK = re.compile(rf"({'|'.join(_TRANSFORMER_LENS)})\.([0-9]{{1,6}})")
+from ...train.foreign.hook_names import parse_named_hook, to_transformer_lens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +21,13 @@ class Provenance:
     @property
     def layer(self) -> int | None:
         """The number of the block of a named hook; None for a module path."""
-        match = _NAMED_HOOK.fullmatch(self.hook)
-        return None if match is None else int(match[2])
+        parsed = parse_named_hook(self.hook)
+        return None if parsed is None else parsed[1]
 
     @property
     def transformer_lens_hook(self) -> str | None:
         """As ``blocks.3.hook_resid_post``; None for a module path, for which TransformerLens has no name."""
-        match = _NAMED_HOOK.fullmatch(self.hook)
-        return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
+        return to_transformer_lens(self.hook)
 
 
 def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
@@ -45,7 +36,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
     dataset = next((str(text[key]) for key in ("dataset", "name", "path") if text.get(key)), None)
     return Provenance(
-        model=sae.cfg.cache.get("model_name"),
+        model=sae.cfg.cache.get("model_name") or _mapping(identity.get("model")).get("name"),
         hook=sae.cfg.hook,
         context=None if cache is None else cache.manifest.context,
         dataset=dataset,

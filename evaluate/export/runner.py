@@ -86,7 +86,7 @@ def export_sae(
     chosen = FORMATS.get(format)
     if chosen is None:
         raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    target = _only_one(Path(sae_dir))
+    target = find_one(Path(sae_dir))
     sae = target.load()
     rule = choose_rule(sae)
     _check_held(sae, rule, chosen)
@@ -135,7 +135,12 @@ def export_sae(
     return export
 
 
-def _only_one(folder: Path) -> Target:
+def find_one(folder: Path) -> Target:
+    """The one SAE that ``folder`` stands for.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
     targets = find_targets([folder])
     if len(targets) > 1:
         raise UsageError(

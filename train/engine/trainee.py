@@ -3,6 +3,7 @@
 Latents are dead after a number of rows (tokens) without activity, whatever the batch size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +79,12 @@ class Trainee:
         self.rows_since_active = torch.zeros(plan.num_latents, dtype=torch.int64, device=device)
         self.interval = Interval(plan.num_latents, device)
         self._applied: Applied | None = None
+
+    def start_at(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take values of a trained SAE, by the names of parameters and state, before the first step."""
+        targets = {**self.parameters, **self.state}
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
 
     @property
     def name(self) -> str:

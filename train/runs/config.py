@@ -78,7 +78,9 @@ class TrainConfig(FrozenModel):
     alternatives: ClassVar = (("num_latents", "expansion_factor"), ("epochs", "steps", "num_rows"))
 
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
-    hook: str | None = None  # null: the cache's only hook
+    # A trained SAE that every variant starts from: a folder of ours or of another library, or hf://ORG/NAME.
+    init: str | None = None
+    hook: str | None = None  # null: the cache's only hook, or that of init
     normalization: NormalizationKind | None = None  # null: as the cache stores it
     num_latents: PositiveCount | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
@@ -116,7 +118,8 @@ class TrainConfig(FrozenModel):
         sizes, lengths = (
             [name for name in group if getattr(self, name) is not None] for group in self.alternatives
         )
-        if len(sizes) > 1 or (not sizes and any(v.num_latents is None for v in self.variants)):
+        missing = self.init is None and any(v.num_latents is None for v in self.variants)
+        if len(sizes) > 1 or (not sizes and missing):
             raise ValueError(
                 f"give exactly one of num_latents and expansion_factor, got {sizes or 'neither'}"
                 f"{': set the other to null' if sizes else ''}"
@@ -125,6 +128,11 @@ class TrainConfig(FrozenModel):
             raise ValueError(
                 f"give exactly one of epochs, steps and num_rows, got {lengths or 'none of them'}"
                 f"{': set the others to null' if lengths else ''}"
+            )
+        if self.init is not None and self.initialisation != InitialisationConfig():
+            raise ValueError(
+                "initialisation has no effect on a run that starts from a trained SAE (init): leave it out, "
+                "or set initialisation={}"
             )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):

@@ -25,7 +25,7 @@ from .config import TrainConfig
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 # Settings with the value that says what a run did whose version did not have them, or no longer has them.
-FORMER = [("include_diagonal", False), ("counted_share", None), ("without_dead", False)]
+FORMER = [("include_diagonal", False), ("counted_share", None), ("without_dead", False), ("init", None)]
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
 MAX_LINES, MAX_SHOWN = 20, 300  # differences that a message lists, and characters of each
 FIX = "put the file back, or give another --out"
@@ -42,14 +42,19 @@ class RunRecord(FrozenModel):
 
 
 @contextmanager
-def claim(out: Path, config: TrainConfig, cache_fingerprint: str) -> Iterator[bool]:
+def claim(
+    out: Path, config: TrainConfig, cache_fingerprint: str, init: Mapping[str, Any] | None = None
+) -> Iterator[bool]:
     """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
+
+    ``init`` identifies the SAE that the run starts from: its path may change, its weights may not.
 
     Raises:
         UsageError: another process uses the folder, or it holds another run (the message lists what differs)
             or something else.
     """
-    identity = {"config": _settings(config), "cache": {"fingerprint": cache_fingerprint}}
+    settings = _settings(config) | {"init": None if init is None else dict(init)}
+    identity = {"config": settings, "cache": {"fingerprint": cache_fingerprint}}
     check_folder_output(out)
     _check(out, config, identity)
     out.mkdir(parents=True, exist_ok=True)

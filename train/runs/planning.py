@@ -1,7 +1,8 @@
 """Check a config against a cache and plan the run: all problems are found before the first step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
+from .starting import Start
 from .trackers import missing_trackers
 
 MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
@@ -20,7 +22,10 @@ MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``."""
+    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``.
+
+    ``init`` is the identity of the SAE that they start from, if any.
+    """
 
     hook: str
     device: torch.device
@@ -28,6 +33,7 @@ class RunPlan:
     num_steps: int
     variants: tuple[Plan, ...]
     memory: "Memory"
+    init: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,8 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         UsageError: some settings cannot work; the message lists them all, and how to fix each.
     """
     problems = unexpected(config.expect, cache)
-    hook = choose_hook(config, cache)
+    start = None if config.init is None else Start.load(config.init)
+    hook = choose_hook(config, cache, None if start is None else start.sae.cfg.hook)
     rows = usable_rows(config, cache, hook)
     if config.batch_rows > rows:
         kept = (
@@ -79,7 +86,9 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     plans = [
         Plan(
             d_model=cache.d_model(hook),
-            num_latents=variant.num_latents or config.num_latents or _expanded(config, cache.d_model(hook)),
+            num_latents=variant.num_latents
+            or config.num_latents
+            or _other_size(config, cache.d_model(hook), start),
             batch_rows=config.batch_rows,
             num_steps=steps,
             batches_of_step=config.accumulate_batches,
@@ -93,11 +102,23 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     for variant, plan in zip(config.variants, plans, strict=True):
         found = [*too_many_active(variant, plan), *variant.problems(plan)]
         problems += [f"variant {variant.run_name}: {problem}" for problem in found]
+        if start is not None:
+            normalizer = cache.normalizer(hook, config.normalization)
+            found = start.problems(variant, plan, hook, normalizer)
+            problems += [f"variant {variant.run_name}: {problem}" for problem in found]
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
     if problems:
         raise UsageError(_listed(problems))
-    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans), memory=memory)
+    return RunPlan(
+        hook=hook,
+        device=device,
+        rows=rows,
+        num_steps=steps,
+        variants=tuple(plans),
+        memory=memory,
+        init=None if start is None else start.identity,
+    )
 
 
 def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
@@ -149,8 +170,8 @@ def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[st
     return problems
 
 
-def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
-    """The configured hook, or the cache's only one.
+def choose_hook(config: TrainConfig, cache: ActivationCache, started_at: str | None = None) -> str:
+    """The configured hook, or the cache's only one, or the one of the SAE that the run starts from.
 
     Raises:
         UsageError: the cache has no such hook, or several and the config names none.
@@ -160,6 +181,8 @@ def choose_hook(config: TrainConfig, cache: ActivationCache) -> str:
         return config.hook
     if len(cache.hooks) == 1:
         return cache.hooks[0]
+    if started_at in cache.hooks:
+        return started_at
     raise UsageError(f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}")
 
 
@@ -186,9 +209,12 @@ def model_name(cache: ActivationCache) -> str | None:
     return model.get("name") if isinstance(model, dict) else model
 
 
-def _expanded(config: TrainConfig, d_model: int) -> int:
-    assert config.expansion_factor is not None, "the config gives one of the two"
-    return config.expansion_factor * d_model
+def _other_size(config: TrainConfig, d_model: int, start: Start | None) -> int:
+    """The number of latents where the config does not name it: of the expansion factor, or of ``init``."""
+    if config.expansion_factor is not None:
+        return config.expansion_factor * d_model
+    assert start is not None, "the config gives one of the three"
+    return start.sae.cfg.num_latents
 
 
 def _listed(problems: list[str]) -> str:

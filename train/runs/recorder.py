@@ -131,6 +131,7 @@ class Recorder:
                 "learning_rate": trainee.peak_learning_rate,
                 "optimizer": trainee.optimizer_config.model_dump(mode="json"),
                 "schedule": self.config.schedule.model_dump(mode="json"),
+                **({} if self.plan.init is None else {"init": dict(self.plan.init)}),
             },
         )
         return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})

@@ -1,7 +1,8 @@
 """``run(config, cache, out)``, which is ``saecache.train``: plan, start or resume, train and save."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,6 +35,7 @@ from .folder import claim, mark_finished
 from .initialisation import geometric_median, initial_parameters
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
+from .starting import SHARED_TENSORS, Start
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +73,11 @@ def run(
         cache = cache.head(config.cache_rows)
     plan = plan_run(config, cache)
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
-    out = Path(out) if out is not None else default_folder(config, cache)
+    out = Path(out) if out is not None else default_folder(config, cache, plan.init)
     try:
         with (
             explain_out_of_memory(_how_to_save_memory(config)),
-            claim(out, config, cache.fingerprint) as finished,
+            claim(out, config, cache.fingerprint, plan.init) as finished,
         ):
             if not finished:
                 _train(config, cache, plan, out)
@@ -105,9 +107,15 @@ def _how_to_save_memory(config: TrainConfig) -> str:
     )
 
 
-def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
-    """``runs/<first variant>-<hash>`` with a hash of config and cache, so that running again resumes."""
-    identity = cache.fingerprint + config.model_dump_json()
+def default_folder(
+    config: TrainConfig, cache: ActivationCache, init: Mapping[str, Any] | None = None
+) -> Path:
+    """``runs/<first variant>-<hash>`` with a hash of config and cache, so that running again resumes.
+
+    ``init`` identifies the SAE that the run starts from, whose path does not matter.
+    """
+    identity = cache.fingerprint + config.model_dump_json(exclude={"init"})
+    identity += "" if init is None else json.dumps(init, sort_keys=True)
     return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
 
 
@@ -177,8 +185,9 @@ def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVar
 def _make_trainees(
     config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool
 ) -> list[Trainee]:
+    start = Start.load(config.init) if fresh and config.init is not None else None
     b_dec = torch.zeros(cache.d_model(plan.hook))
-    if fresh and config.initialisation.decoder_bias == "geometric_median":
+    if fresh and start is None and config.initialisation.decoder_bias == "geometric_median":
         rows = min(config.initialisation.median_rows, plan.rows)
         sample = cache.batches(
             plan.hook, rows, normalization=config.normalization, sink_ratio=config.sink_ratio
@@ -187,8 +196,16 @@ def _make_trainees(
     trainees = []
     for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
         seed = config.seed if variant.seed is None else variant.seed
-        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
-        trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
+        if start is None:
+            parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
+            trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
+            continue
+        normalizer = cache.normalizer(plan.hook, config.normalization)
+        tensors = start.tensors(variant, variant_plan, normalizer)
+        parameters = {name: tensors.pop(name).to(plan.device) for name in SHARED_TENSORS}
+        trainee = Trainee(variant, variant_plan, seed, config.optimizer, parameters)
+        trainee.start_at(tensors)
+        trainees.append(trainee)
     return trainees
 
 

@@ -18,7 +18,7 @@ from .base.gradients import train_selected
 from .base.mutual import MutualPhase
 from .base.prevalence import prevalence
 from .base.rows import Batch, Rows
-from .base.running_threshold import CountedThreshold, forget_thresholds, threshold_of
+from .base.running_threshold import CountedThreshold, forget_thresholds, start_thresholds, threshold_of
 from .base.variant import Plan, Variant
 from .base.zipf import ZipfAllotment
 
@@ -78,6 +78,10 @@ class FeatureChoice(Variant):
         if self.mutual_choice is not None:
             state |= {HINT: torch.tensor(-torch.inf), **self.mutual_choice.initial_state_of_terms(plan)}
         return state
+
+    def start_from(self, tensors: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:
+        ranks = {RANK: tensors[RANK]} if self.zipf is not None and RANK in tensors else {}
+        return {**start_thresholds(tensors, plan.num_latents), **ranks}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return threshold_of(state) if self.zipf is None else {**threshold_of(state), RANK: state[RANK]}

@@ -46,6 +46,12 @@ class Gated(Variant):
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
         return {"r_mag": torch.zeros(plan.num_latents), "b_mag": torch.zeros(plan.num_latents)}
 
+    def start_from(self, tensors: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:
+        """Take both paths of a gated SAE; of another kind both are its one path, so that f = ReLU(g)."""
+        if "r_mag" in tensors:
+            return {name: tensors[name] for name in ("r_mag", "b_mag")}
+        return {"b_mag": tensors["b_enc"].clone()}
+
     def forward_backward(self, batch: Batch) -> None:
         scale, sums = batch.parameters["r_mag"].exp(), batch.backend.sum_per_latent
         for part, gate in parts_above(batch, 0.0):

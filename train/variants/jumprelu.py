@@ -19,6 +19,7 @@ from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
 from .losses.penalty import Penalty
 
+LARGEST = 1e30  # a threshold that no pre-activation reaches
 PARAMETER, THRESHOLD = "threshold_parameter", "threshold"
 
 
@@ -85,6 +86,17 @@ class JumpReLU(Variant):
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return {THRESHOLD: self._threshold(self.extra_parameters(plan))}
+
+    def start_from(self, tensors: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:
+        """Take the thresholds; on the logarithmic scale one of 0 becomes a thousandth of the initial one."""
+        if THRESHOLD not in tensors:
+            return {}
+        threshold = tensors[THRESHOLD].expand(plan.num_latents).clamp(0.0, LARGEST)
+        if self.threshold_scale == "log":
+            parameter = threshold.clamp_min(self.initial_threshold * 1e-3).log()
+        else:
+            parameter = threshold.clone()
+        return {PARAMETER: parameter, THRESHOLD: self._threshold({PARAMETER: parameter})}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {THRESHOLD: state[THRESHOLD]}

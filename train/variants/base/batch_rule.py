@@ -11,7 +11,7 @@ from torch import Tensor
 from ...pairs import Pairs
 from ...selection.pre_activations import HINT
 from .rows import Batch, Rows
-from .running_threshold import RunningThreshold, threshold_of
+from .running_threshold import RunningThreshold, start_thresholds, threshold_of
 from .variant import Plan, Variant
 
 
@@ -45,6 +45,9 @@ class BatchRule(Variant):
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
         return {**self.threshold.initial_state(None), HINT: torch.tensor(-torch.inf)}
+
+    def start_from(self, tensors: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:
+        return start_thresholds(tensors, None)
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return threshold_of(state)

@@ -114,6 +114,20 @@ class CountedThreshold(RunningThreshold):
     counted_share: Share | None = 1 / 16
 
 
+def start_thresholds(tensors: Mapping[str, Tensor], num_latents: int | None) -> dict[str, Tensor]:
+    """The state of a running mean that begins at the ``threshold`` of a trained SAE.
+
+    Args:
+        num_latents: F for a threshold for each latent; None for one, which cannot begin at several.
+    """
+    threshold = tensors.get("threshold")
+    if threshold is None or (num_latents is None and threshold.dim()):
+        return {}
+    start = threshold if num_latents is None else threshold.expand(num_latents)
+    known = start.isfinite()  # the others were never active
+    return {SUM: torch.where(known, start, 0.0), WEIGHT: known.to(start.dtype)}
+
+
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:
     """Reset the running mean, because the selection rule changes."""
     for name in (SUM, WEIGHT, COMMON, OWN, SELECTED, BATCHES):

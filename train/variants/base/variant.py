@@ -99,6 +99,17 @@ class Variant(FrozenModel, ABC):
         """The tensors that :meth:`encode` needs beside the parameters (``threshold``: [] or [F]); saved."""
         return {}
 
+    def start_from(self, tensors: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:
+        """Parameters and state of the variant's own, for a run that starts from a trained SAE.
+
+        Args:
+            tensors: those of the SAE, in the units of the run's rows; it may be of another kind.
+
+        Returns:
+            Tensors by the names of :meth:`extra_parameters` and :meth:`initial_state`; the others start anew.
+        """
+        return {}
+
     def after_step(self, batch: Batch, optimizer: Optimizer) -> None:
         """Change parameters other than by gradients (resampling), after the update on ``batch``."""
 

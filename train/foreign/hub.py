@@ -1,0 +1,52 @@
+"""SAEs of the Hugging Face Hub: ``hf://ORG/NAME[@REVISION][/FOLDER]`` to a folder on this machine.
+
+A plain download by huggingface_hub, into its own cache, of the files of one SAE and of no other.
+"""
+
+import re
+from pathlib import Path
+
+from ...common.errors import UsageError
+
+PREFIX = "hf://"
+_NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
+
+
+def is_hub_name(place: str | Path) -> bool:
+    """Whether ``place`` names a folder of the Hub."""
+    return isinstance(place, str) and place.startswith(PREFIX)
+
+
+def download_folder(name: str) -> Path:
+    """Download the files that an SAE in one folder of a model repository may have; the folder here.
+
+    Raises:
+        UsageError: the name is not of this form, there is no such folder, or the Hub cannot be reached.
+    """
+    match = _NAME.fullmatch(name.rstrip("/"))
+    parts = [] if match is None else (match[3] or "").split("/")
+    if match is None or ".." in parts or any(set(part) & set("*?[]") for part in parts):
+        raise UsageError(f"{name!r:.200} names no SAE of the Hub: expected hf://ORG/NAME[@REVISION][/FOLDER]")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from ..sae import CONFIG_FILE, WEIGHTS_FILE
+    from .formats import FORMATS
+
+    inside = f"{match[3]}/" if match[3] else ""
+    files = {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
+    files |= {file for each in FORMATS.values() for file in (*each.weights, each.config) if file}
+    patterns = [f"{inside}{file}" for file in sorted(files)]
+    try:
+        place = Path(snapshot_download(match[1], revision=match[2], allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"{name} cannot be downloaded ({error!s:.200}): check the name, log in ('hf auth login') if it "
+            "is private, or give a local folder"
+        ) from None
+    folder = place / (match[3] or "")
+    if not folder.is_dir():
+        raise UsageError(
+            f"{match[1]} has no folder {match[3]!r} with an SAE in it: look at its list of files"
+        )
+    return folder
