@@ -17,7 +17,7 @@ from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE, Pairs
 from .config import EvaluateConfig
-from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
+from .latents.contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
 from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
 from .metrics.collapse import measure_collapse
 from .metrics.progressive import ProgressiveStream

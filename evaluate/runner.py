@@ -18,9 +18,9 @@ from ..store import ActivationCache, open_cache
 from ..train import SAE
 from ..train.sae import SAEConfig
 from .config import EvaluateConfig
-from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
+from .latents.contexts import DecodeToken, find_places
 from .measure import measure_sae, reconstruct_in_batches
 from .metrics.overlap import measure_overlap
 from .probing.absorption import measure_absorption

@@ -7,10 +7,10 @@ from pathlib import Path
 from sys import float_info
 from typing import Any
 
-from ..common.errors import UsageError
-from ..store.untrusted_files import read_object_lines
-from .results import CacheSummary, Results, SaeResult
-from .table import mean_accuracy
+from ...common.errors import UsageError
+from ...store.untrusted_files import read_object_lines
+from ..results import CacheSummary, Results, SaeResult
+from ..table import mean_accuracy
 
 LOG_NAME = "metrics.jsonl"
 CURVES = ("fvu", "l0", "dead")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from saecache.evaluate.contexts import (
+from saecache.evaluate.latents.contexts import (
     ActivationStream,
     LatentActivations,
     choose_peaks,
@@ -15,7 +15,7 @@ from saecache.evaluate.contexts import (
 from saecache.train import Pairs
 from saecache.train.variants.topk import TopK
 
-from .conftest import CONTEXT, HOOK, make_sae
+from ..conftest import CONTEXT, HOOK, make_sae
 
 
 @pytest.fixture(scope="module", params=["positive", "signed"])

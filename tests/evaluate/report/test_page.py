@@ -9,7 +9,7 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.evaluate import run, write_report
-from saecache.evaluate.report_data import to_script_json
+from saecache.evaluate.report.page_data import to_script_json
 
 HOSTILE = (
     "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>\"'&{{7*7}}"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ..store import ActivationCache
-from ..train import Pairs
-from .results import Context, Histogram, LatentResult
+from ...store import ActivationCache
+from ...train import Pairs
+from ..results import Context, Histogram, LatentResult
 
 DecodeToken = Callable[[int], str]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from ..common.outputs import check_file_output
-from ..store.durable import write_bytes
-from .report_data import (
+from ...common.outputs import check_file_output
+from ...store.durable import write_bytes
+from ..results import RESULTS_NAME, Results, SaeResult, read_results
+from .page_data import (
     LOG_NAME,
     Curves,
     ReportEntry,
@@ -23,7 +24,6 @@ from .report_data import (
     read_training_curves,
     to_script_json,
 )
-from .results import RESULTS_NAME, Results, SaeResult, read_results
 
 _SECTIONS = (
     ("cache", "Cache"),

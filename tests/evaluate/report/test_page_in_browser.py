@@ -8,7 +8,7 @@ import pytest
 from saecache.evaluate import run, write_report
 
 from .browser import CHROMIUM, Page
-from .test_report import HOSTILE
+from .test_page import HOSTILE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
 
