@@ -1,23 +1,29 @@
-"""Top activating contexts of sampled latents: where in the text they fire most, with the tokens around.
+"""Which contexts of each latent are shown, and what the latent does in them.
 
-While the rows stream by, only the activations of the sampled latents are kept, as places and values. That is
-a few dozen sparse columns in memory, and the contexts chosen from them are exact.
+Top contexts: where the latent is most active, at most one of each document. Percentile contexts: from each
+fifth of its activations, by size, of a uniform sample of them; the top alone would show what a latent does on
+a few rows of thousands. Documents that are not shown yet come first.
+Legend: F latents, C candidates of a latent, N contexts, L tokens of the text.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...store import ActivationCache
-from ...train import Pairs
-from ..results import Context, Histogram, LatentResult
+from .candidates import EMPTY, SmallestPerLatent, rank_within_groups
+from .codes import StoredCodes
+from .passages import Passages
 
 DecodeToken = Callable[[int], str]
+Ints = NDArray[np.int64]
 
-_HISTOGRAM_BINS = 24
-_ROWS_AT_ONCE = 16384
+TOP = -1
+NUM_FIFTHS = 5
+MIN_DOCUMENTS = 4  # for each top context; with fewer documents a stretch of text takes their place
+_LATENTS_AT_ONCE = 1024
 
 
 def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
@@ -39,190 +45,148 @@ def sample_latents(density_F: Tensor, num_latents: int, seed: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentActivations:
-    """The activations of one latent that are not 0.
+class Contexts:
+    """The contexts of all latents, those of one latent together: the top ones, then from the highest fifth to
+    the lowest.
 
     Attributes:
-        rows: int64, ascending; 0 is the first measured row.
-        values: float32.
+        ptr: int64 [F + 1]; the contexts of latent ``f`` are ``ptr[f]:ptr[f + 1]``.
+        offset: int32 [N], the token for which the context was chosen.
+        fifth: int8 [N]; ``TOP``, or 0 (the smallest activations) to 4.
+        percentile: float32 [N], of the activation among those of its latent, as the sample has them; -1 for
+            top contexts.
     """
 
-    rows: np.ndarray
-    values: np.ndarray
-
-    def at(self, rows: np.ndarray) -> np.ndarray:
-        """The activation on each of ``rows``; 0 where the latent is not active."""
-        if len(self.rows) == 0:
-            return np.zeros(len(rows), dtype=np.float32)
-        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        return np.where(self.rows[place] == rows, self.values[place], np.float32(0))
-
-
-@dataclass
-class ActivationStream:
-    """Gathers the activations of chosen latents from blocks of codes."""
-
-    latents: Sequence[int]
-    _parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-
-    def update(self, codes: Pairs, row_B: np.ndarray) -> None:
-        """Add the codes of the rows ``row_B`` int64 [B], counted from the first measured one."""
-        latent, value = codes.latent.cpu().numpy(), codes.value.float().cpu().numpy()
-        wanted = np.flatnonzero(np.isin(latent, self.latents) & (value != 0))
-        rows = row_B[codes.rows().cpu().numpy()[wanted]]
-        self._parts.append((latent[wanted], rows, value[wanted]))
-
-    def columns(self) -> dict[int, LatentActivations]:
-        """The activations gathered so far, by latent."""
-        if not self._parts:
-            empty = LatentActivations(rows=np.zeros(0, dtype=np.int64), values=np.zeros(0, dtype=np.float32))
-            return dict.fromkeys(self.latents, empty)
-        latent, rows, values = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        found = {}
-        for wanted in self.latents:
-            here = np.flatnonzero(latent == wanted)
-            here = here[np.argsort(rows[here], kind="stable")]
-            found[wanted] = LatentActivations(rows=rows[here], values=values[here])
-        return found
+    ptr: Ints
+    offset: NDArray[np.int32]
+    fifth: NDArray[np.int8]
+    percentile: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where in the text the measured rows are: the rows from ``first_row`` on of ``split``.
+class WindowActivations:
+    """The activations that are not 0 in the windows of contexts.
 
     Attributes:
-        token_index: int64 [N], sequence * context + position of each measured row.
-        document: int32 [N], the document of each measured row.
-        order: int64 [N], the permutation that sorts ``token_index``.
+        ptr: int64 [N + 1], the entries of each context.
+        distance: int16, of the token from the one that the context was chosen for.
+        value: float32.
     """
 
-    split: str
-    first_row: int
-    token_index: np.ndarray
-    document: np.ndarray
-    order: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.token_index)
-
-    def find(self, token_index: np.ndarray) -> np.ndarray:
-        """The place (row - first_row) of each token among the measured rows; -1 where no row holds it."""
-        place = np.searchsorted(self.token_index, token_index, sorter=self.order).clip(max=len(self) - 1)
-        row = self.order[place]
-        return np.where(self.token_index[row] == token_index, row, -1)
+    ptr: Ints
+    distance: NDArray[np.int16]
+    value: NDArray[np.float32]
 
 
-def find_places(cache: ActivationCache, split: str, first_row: int, num_rows: int) -> Places:
-    """Find the places of rows ``first_row`` to ``first_row + num_rows`` of ``split``."""
-    token_index = np.asarray(cache.token_index(split)[first_row : first_row + num_rows]).astype(np.int64)
-    document = np.empty(len(token_index), dtype=np.int32)
-    for start in range(0, len(token_index), _ROWS_AT_ONCE):
-        sequence, position = np.divmod(token_index[start : start + _ROWS_AT_ONCE], cache.context)
-        needed, where = np.unique(sequence, return_inverse=True)
-        document[start : start + _ROWS_AT_ONCE] = cache.documents[needed][where, position]
-    return Places(
-        split=split,
-        first_row=first_row,
-        token_index=token_index,
-        document=document,
-        order=np.argsort(token_index, kind="stable"),
-    )
+def group_tokens(passages: Passages, num_contexts: int, radius: int) -> NDArray[np.int64]:
+    """The group of each token of the text, of which at most one top context is taken: int64 [L].
+
+    A group is a document. Of a text with too few of them (:data:`MIN_DOCUMENTS` for each context) it is a
+    stretch of a passage as long as a window.
+    """
+    _, group = np.unique(passages.document, return_inverse=True)
+    group_L = np.repeat(group, np.diff(passages.ptr)).astype(np.int64)
+    if len(group) and group.max() + 1 >= MIN_DOCUMENTS * num_contexts:
+        return group_L
+    within = np.arange(len(passages)) - np.repeat(passages.ptr[:-1], np.diff(passages.ptr))
+    stretches = -(-np.diff(passages.ptr) // (2 * radius + 1))
+    before = np.repeat(np.cumsum(stretches) - stretches, np.diff(passages.ptr))
+    return before + within // (2 * radius + 1)
 
 
-def choose_peaks(
-    values: np.ndarray, documents: np.ndarray, token_index: np.ndarray, most: int, apart: int
-) -> np.ndarray:
-    """Choose the largest ``values``, at most one per document and neighbourhood; ties go to the earlier
-    token.
+def choose_contexts(
+    top: SmallestPerLatent,
+    sample: SmallestPerLatent,
+    size_of: Callable[[Ints, Ints], NDArray[np.float32]],
+    group_L: Ints,
+    per_fifth: int,
+) -> Contexts:
+    """Choose the contexts of all latents.
 
     Args:
-        values, documents, token_index: [P], one per activation.
-        apart: two chosen activations of one document are more than this many tokens apart.
+        top: the largest activations of each latent.
+        sample: a uniform sample of its activations; its keys order them at random.
+        size_of: latents [n], offsets [n] -> sizes [n] of the activations.
+        group_L: the groups of tokens (:func:`group_tokens`).
+        per_fifth: so many contexts of each fifth of the activations, as far as there are any.
     """
-    order = np.lexsort((token_index, -values))
-    documents, token_index = documents[order], token_index[order]
-    free = np.ones(len(order), dtype=bool)
-    chosen: list[int] = []
-    while len(chosen) < most and free.any():
-        first = int(free.argmax())
-        chosen.append(int(order[first]))
-        near = np.abs(token_index - token_index[first]) <= apart
-        free &= ~(near & (documents == documents[first]))
-    return np.asarray(chosen, dtype=np.int64)
-
-
-def describe_latent(
-    cache: ActivationCache,
-    places: Places,
-    latent: int,
-    column: LatentActivations,
-    *,
-    rank: int,
-    num_contexts: int,
-    radius: int,
-    decode_token: DecodeToken,
-    num_rows: int | None = None,
-) -> LatentResult:
-    """Describe one latent: its density, activations and top contexts. Negative codes count by size.
-
-    ``num_rows`` rows were encoded; None: all that have a place.
-    """
-    sizes = np.abs(column.values)
-    peaks = choose_peaks(
-        sizes, places.document[column.rows], places.token_index[column.rows], num_contexts, 2 * radius
-    )
-    largest = float(sizes.max(initial=0))
-    counts, edges = np.histogram(sizes, _HISTOGRAM_BINS, (0, largest))
-    return LatentResult(
-        index=latent,
-        rank=rank,
-        density=len(column.rows) / (num_rows or len(places)),
-        max_activation=_short(largest),
-        mean_activation=_short(float(sizes.mean())) if len(column.values) else 0.0,
-        activation_histogram=Histogram(edges=[_short(e) for e in edges], counts=[int(c) for c in counts]),
-        contexts=[
-            read_context(cache, places, column, int(column.rows[peak]), radius, decode_token)
-            for peak in peaks
-        ],
+    parts = []
+    for start in range(0, len(top.offset), _LATENTS_AT_ONCE):
+        block = slice(start, start + _LATENTS_AT_ONCE)
+        latent, place = np.nonzero(top.offset[block] != EMPTY)
+        offset = top.offset[block][latent, place].astype(np.int64)
+        none = np.full(len(latent), TOP, dtype=np.float32)
+        parts.append((latent + start, offset, none.astype(np.int64), none))
+        parts.append(_from_fifths(start, top.offset[block], sample, size_of, group_L, per_fifth))
+    latent, offset, fifth, percentile = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.lexsort((np.arange(len(latent)), np.where(fifth == TOP, -NUM_FIFTHS, -fifth), latent))
+    return Contexts(
+        ptr=np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=len(top.offset)))]).astype(np.int64),
+        offset=offset[order].astype(np.int32),
+        fifth=fifth[order].astype(np.int8),
+        percentile=percentile[order].astype(np.float32),
     )
 
 
-def read_context(
-    cache: ActivationCache,
-    places: Places,
-    column: LatentActivations,
-    place: int,
-    radius: int,
-    decode_token: DecodeToken,
-) -> Context:
-    """Read the tokens of the document within ``radius`` of the measured row ``place``, with activations."""
-    sequence, position = divmod(int(places.token_index[place]), cache.context)
-    document = int(places.document[place])
-    ids, documents = cache.tokens[sequence], cache.documents[sequence]
-    window = np.arange(max(0, position - radius), min(cache.context, position + radius + 1))
-    # Packed sequences hold several documents: the window ends where its own ends.
-    window = window[(ids[window] >= 0) & (documents[window] == document)]
-    rows = places.find(sequence * cache.context + window)
-    return Context(
-        row=places.first_row + place,
-        sequence=sequence,
-        position=position,
-        document=document,
-        peak=int(np.flatnonzero(window == position)[0]),
-        token_ids=[int(i) for i in ids[window]],
-        tokens=[_writable(decode_token(int(i))) for i in ids[window]],
-        activations=[
-            None if row < 0 else _short(float(value))
-            for row, value in zip(rows, column.at(rows), strict=True)
-        ],
+def _from_fifths(
+    start: int,
+    top_offset: NDArray[np.int32],
+    sample: SmallestPerLatent,
+    size_of: Callable[[Ints, Ints], NDArray[np.float32]],
+    group_L: Ints,
+    per_fifth: int,
+) -> tuple[Ints, Ints, Ints, NDArray[np.float32]]:
+    """The percentile contexts of the latents from ``start`` on: latents, offsets, fifths, percentiles."""
+    sampled = sample.offset[start : start + len(top_offset)]
+    latent, draw = np.nonzero(sampled != EMPTY)
+    offset = sampled[latent, draw].astype(np.int64)
+    order = np.lexsort((offset, size_of(latent + start, offset), latent))
+    rank = np.empty(len(latent), dtype=np.int64)
+    rank[order] = rank_within_groups(latent[order])
+    share = (rank + 0.5) / np.bincount(latent, minlength=len(sampled))[latent]
+    fifth = np.minimum((share * NUM_FIFTHS).astype(np.int64), NUM_FIFTHS - 1)
+    # Not again what is among the top, and documents that were drawn before only if there are no others.
+    shown = top_offset[latent]
+    again = (shown == offset[:, None]).any(1)
+    group = group_L[offset]
+    known = (np.where(shown == EMPTY, -1, group_L[shown]) == group[:, None]).any(1)
+    latent, draw, offset, fifth, share, group, known = (
+        values[~again] for values in (latent, draw, offset, fifth, share, group, known)
+    )
+    order = np.lexsort((draw, group, latent))
+    known[order] |= rank_within_groups(latent[order] * (int(group_L.max(initial=0)) + 1) + group[order]) > 0
+    order = np.lexsort((draw, known, -fifth, latent))
+    chosen = order[rank_within_groups((latent * NUM_FIFTHS + fifth)[order]) < per_fifth]
+    return latent[chosen] + start, offset[chosen], fifth[chosen], (100 * share[chosen]).astype(np.float32)
+
+
+def read_windows(
+    contexts: Contexts, passages: Passages, codes: StoredCodes, radius: int
+) -> WindowActivations:
+    """Look up the latent's activation on every token of its contexts."""
+    row_L = codes.row_of_offset()
+    latent_N = np.repeat(np.arange(len(contexts.ptr) - 1), np.diff(contexts.ptr))
+    counts, distances, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int16)], [np.zeros(0, np.float32)]
+    step = max(1, (1 << 21) // (2 * radius + 1))
+    for start in range(0, len(latent_N), step):
+        offset = contexts.offset[start : start + step].astype(np.int64)
+        first, end = passages.window(offset, radius)
+        token = first[:, None] + np.arange(int((end - first).max()))
+        inside = token < end[:, None]
+        context, place = np.nonzero(inside)
+        token = token[context, place]
+        found = codes.at(row_L[token], latent_N[start : start + step][context])
+        active = np.flatnonzero(found)
+        counts.append(np.bincount(context[active], minlength=len(offset)))
+        distances.append((token[active] - offset[context[active]]).astype(np.int16))
+        values.append(found[active])
+    return WindowActivations(
+        ptr=np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64),
+        distance=np.concatenate(distances),
+        value=np.concatenate(values),
     )
 
 
-def _writable(text: str) -> str:
-    """``text`` without half surrogates: a tokenizer may give them for half a character."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _short(value: float) -> float:
-    """``value`` with four significant digits: enough for a reader, at a third of the bytes."""
-    return float(f"{value:.4g}")
+def decode_tokens(ids: Sequence[int], decode_token: DecodeToken) -> list[bytes]:
+    """The text of each token in UTF-8; a tokenizer may give half surrogates for half a character."""
+    return [decode_token(int(token)).encode("utf-8", "replace") for token in ids]
