@@ -50,10 +50,10 @@ class EvaluateConfig(FrozenModel):
     """Activations of each latent in a uniform sample, from which those contexts and its percentiles come."""
     context_radius: int = Field(16, ge=0, le=4096)
     """Tokens shown on each side of the peak."""
-    more_rows: Count = Field(0, ge=0)
+    training_rows: Count = Field(0, ge=0)
     """Latents are looked at on about so many training rows too, those of whole sequences. Figures are of the
     held-out rows alone."""
-    max_codes: Count = Field(500_000_000, ge=1)
+    codes_on_disk: Count = Field(500_000_000, ge=1)
     """Codes that are kept on disk, 8 bytes each, while latents are looked at; rows after these are left out.
     """
     seed: int = 0

@@ -77,7 +77,7 @@ def measure_sae(
         spill = None
         if view is not None:
             num_tokens = len(view.rows.passages)
-            spill = CodeSpill(view.folder, cfg.num_latents, num_tokens, settings.max_codes)
+            spill = CodeSpill(view.folder, cfg.num_latents, num_tokens, settings.codes_on_disk)
             stack.enter_context(spill)
         for index_B in read_blocks(rows, sae, settings):
             x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)

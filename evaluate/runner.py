@@ -122,7 +122,7 @@ def run(
     view = None
     if has_tokens and (config.num_latents or config.all_latents):
         view = LatentView(
-            rows=find_latent_rows(cache, rows, config.more_rows, config.seed),
+            rows=find_latent_rows(cache, rows, config.training_rows, config.seed),
             folder=out.absolute().parent,
             decode_token=decode_token or "⟨{}⟩".format,
             unembedding=unembedding,

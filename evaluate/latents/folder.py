@@ -4,6 +4,7 @@ README.md in this folder is the specification.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -35,8 +36,9 @@ def write_latents(latents: Latents, folder: Path) -> None:
     """Write the folder; one that is there is replaced. Equal latents give equal bytes."""
     make_folder(folder)
     (folder / INFO_FILE).unlink(missing_ok=True)
-    sha256 = write_arrays(folder / ARRAYS_FILE, latents.arrays())
-    info = latents.info.model_copy(update={"sha256": sha256})
+    path = folder / ARRAYS_FILE
+    sha256 = write_arrays(path, latents.arrays())
+    info = latents.info.model_copy(update={"sha256": sha256, "num_bytes": path.stat().st_size})
     write_bytes(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode("utf-8"))
 
 
@@ -52,7 +54,9 @@ def read_latents(folder: Path) -> Latents:
     try:
         return _read(folder)
     except FileNotFoundError as error:
-        raise UsageError(f"{folder} is no folder of latents: there is no {error.filename}; {_AGAIN}") from None
+        raise UsageError(
+            f"{folder} is no folder of latents: there is no {error.filename}; {_AGAIN}"
+        ) from None
 
 
 def _read(folder: Path) -> Latents:
@@ -75,6 +79,9 @@ def _read(folder: Path) -> Latents:
         _refuse(folder, f"{INFO_FILE}: its numbers of latents, rows and positions cannot be")
     path = folder / ARRAYS_FILE
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != info.num_bytes:
+            _refuse(folder, f"{ARRAYS_FILE} has {size} bytes, expected {info.num_bytes}")
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != info.sha256:
         _refuse(folder, f"{ARRAYS_FILE} has sha256 {got}, expected {info.sha256!s:.64}")

@@ -55,7 +55,7 @@ class LatentsInfo(BaseModel):
         num_rows: rows on which the latents were looked at; ``rows`` has them by split.
         radius: tokens on each side of a context's own.
         logits: how the final norm enters the logit effects, or why there are none.
-        sha256: of the file with the arrays.
+        sha256, num_bytes: of the file with the arrays.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -72,6 +72,7 @@ class LatentsInfo(BaseModel):
     logits: str
     definitions: dict[str, str] = {}
     sha256: str = ""
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def folder(latents, tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read(latents, folder) -> None:
     found = read_latents(folder)
-    assert found.info.model_copy(update={"sha256": ""}) == latents.info
+    assert found.info.model_copy(update={"sha256": "", "num_bytes": 0}) == latents.info
     arrays = latents.arrays()
     assert found.arrays().keys() == arrays.keys()
     for name, array in found.arrays().items():
@@ -95,7 +95,9 @@ def test_arrays_that_contradict_one_another(name, damage, message, latents, fold
         arrays[name] = np.ascontiguousarray(spoilt_array.astype(kept))
     sha256 = write_arrays(folder / "latents.safetensors", arrays)
     info = json.loads((folder / "latents.json").read_text())
-    (folder / "latents.json").write_text(json.dumps(info | {"sha256": sha256}))
+    (folder / "latents.json").write_text(
+        json.dumps(info | {"sha256": sha256, "num_bytes": (folder / "latents.safetensors").stat().st_size})
+    )
     with pytest.raises(UsageError, match=message) as caught:
         read_latents(folder)
     assert "measure again with 'saecache evaluate'" in str(caught.value)
@@ -109,7 +111,9 @@ def test_an_unknown_array_a_changed_byte_and_a_later_version(latents, folder) ->
         read_latents(folder)
     sha256 = write_arrays(path, {**latents.arrays(), "more": np.zeros(3, dtype=np.int8)})
     info = json.loads((folder / "latents.json").read_text())
-    (folder / "latents.json").write_text(json.dumps(info | {"sha256": sha256}))
+    (folder / "latents.json").write_text(
+        json.dumps(info | {"sha256": sha256, "num_bytes": (folder / "latents.safetensors").stat().st_size})
+    )
     with pytest.raises(UsageError, match=r"has \['more'\] beside the expected ones"):
         read_latents(folder)
     (folder / "latents.json").write_text(json.dumps(info | {"format_version": 2}))
@@ -149,7 +153,11 @@ def test_any_header_whose_checksum_is_right(folder) -> None:
             changed = len(header).to_bytes(8, "little") + header + content[end:]
         path.write_bytes(changed)
         sha256 = hashlib.sha256(changed).hexdigest()
-        (folder / "latents.json").write_text(json.dumps(info | {"sha256": sha256}))
+        (folder / "latents.json").write_text(
+            json.dumps(
+                info | {"sha256": sha256, "num_bytes": (folder / "latents.safetensors").stat().st_size}
+            )
+        )
         right_or_refused(lambda: read_latents(folder))
 
 
