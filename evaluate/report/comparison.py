@@ -1,4 +1,4 @@
-"""The parts of the page that need no script: the table of results, the overlap of SAEs, facts of the cache."""
+"""The parts of the page that need no script: table of results, overlap of SAEs, facts of the cache."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -167,7 +167,7 @@ class OverlapMatrix:
 def make_overlap(
     measured: Sequence[tuple[Path, Results]], entries: Sequence[ReportEntry]
 ) -> OverlapMatrix | None:
-    """The matrix of overlaps; None if no two SAEs were compared. SAEs are compared within one results file."""
+    """The matrix of overlaps, which are those within each results file; None if there are none."""
     size = len(entries)
     values: list[list[float | None]] = [[None] * size for _ in range(size)]
     matched = [[""] * size for _ in range(size)]

@@ -38,12 +38,13 @@ def gather(run_dirs: Sequence[Path], results: Path | None, most_latents: int | N
 
     Args:
         run_dirs: run folders; each holds ``results.json`` unless ``results`` is given, and ``metrics.jsonl``.
+            A results file may stand for its folder.
         most_latents: of an SAE with more latents so many are shown; None: all are.
 
     Raises:
         UsageError: no results there, or damaged ones, or a damaged folder of latents.
     """
-    paths = [folder / RESULTS_NAME for folder in run_dirs] if results is None else [results]
+    paths = [_results_of(folder) for folder in run_dirs] if results is None else [results]
     measured = [(path, read_results(path)) for path in paths]
     names = Counter(sae.name for _, found in measured for sae in found.saes)
     logs: dict[Path, dict[str, Curves]] = {}
@@ -60,6 +61,10 @@ def gather(run_dirs: Sequence[Path], results: Path | None, most_latents: int | N
     return ReportData(
         measured=measured, entries=entries, latents=latents, text_of=_find_texts(latents), notes=notes
     )
+
+
+def _results_of(run: Path) -> Path:
+    return run if run.suffix == ".json" and run.is_file() else run / RESULTS_NAME
 
 
 def _latents(

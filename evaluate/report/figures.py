@@ -5,6 +5,7 @@ A figure is made of series, one for each SAE; coordinates are the numbers of the
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
 from math import exp, log
 from typing import Any, Literal
 
@@ -284,39 +285,20 @@ def _steps(number: int, histogram: Histogram) -> Series:
 
 
 def _features(entries: Sequence[ReportEntry]) -> list[Figure]:
+    bins = [_usable_bins(entry.result.features_per_token) for entry in entries]
+    furthest = max((edges[-1] for edges, _ in bins if edges), default=0)
     heights, cumulative = [], []
-    furthest = max(
-        (e.result.features_per_token.edges[-1] for e in entries if e.result.features_per_token.edges),
-        default=0,
-    )
-    for number, entry in enumerate(entries):
-        edges, counts = entry.result.features_per_token.edges, entry.result.features_per_token.counts
-        total = sum(counts)
-        if (
-            total <= 0
-            or len(edges) != len(counts) + 1
-            or any(b <= a for a, b in zip(edges, edges[1:], strict=False))
-        ):
-            heights.append(Series(sae=number, points=[]))
-            cumulative.append(Series(sae=number, points=[]))
-            continue
-        widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
-        heights.append(
-            Series(
-                sae=number,
-                points=[
-                    (left, count / total / width)
-                    for left, count, width in zip(edges, counts, widths, strict=False)
-                ],
-                end=edges[-1],
-            )
+    for number, (edges, shares) in enumerate(bins):
+        widths = [right - left for left, right in pairwise(edges)]
+        tops = [share / width for share, width in zip(shares, widths, strict=True)]
+        points = list(zip(edges, tops, strict=False))
+        heights.append(Series(sae=number, points=points, end=edges[-1] if edges else None))
+        start: list[Point] = [(0.0, 0.0)] if edges and edges[1] > 1 else []
+        sums = zip(edges[1:], accumulate(shares), strict=True)
+        cumulative.append(
+            Series(sae=number, points=start + [(right - 1, share) for right, share in sums], end=furthest)
         )
-        seen, points = 0, [(0.0, 0.0)] if edges[1] > 1 else []
-        for right, count in zip(edges[1:], counts, strict=True):
-            seen += count
-            points.append((right - 1, seen / total))
-        cumulative.append(Series(sae=number, points=points, end=furthest))
-    # Where the number is fixed, as for TopK, all tokens are in one bin: its spike must not flatten the others.
+    # Where the number is fixed, as for TopK, all tokens are in one bin, which must not flatten the others.
     highest = [max(y for _, y in one.points) for one in heights if one.points]
     spread = [height for height in highest if height < 0.5]
     cut = 1.25 * max(spread) if spread and len(spread) < len(highest) else None
@@ -342,6 +324,15 @@ def _features(entries: Sequence[ReportEntry]) -> list[Figure]:
             series=cumulative,
         ),
     ]
+
+
+def _usable_bins(histogram: Histogram) -> tuple[list[float], list[float]]:
+    """Edges, and the share of the tokens in each bin; empty if the histogram is not one of tokens."""
+    edges, counts = histogram.edges, histogram.counts
+    total = sum(counts)
+    if total <= 0 or len(edges) != len(counts) + 1 or any(right <= left for left, right in pairwise(edges)):
+        return [], []
+    return edges, [count / total for count in counts]
 
 
 def _progressive(entries: Sequence[ReportEntry]) -> list[Figure]:

@@ -1,7 +1,7 @@
 """Draws ``results.json`` and what is beside it as one HTML page.
 
-In a report everything is in the file, and no network is needed. The page that ``saecache browse`` serves is the
-same, and asks for parts of the latents as one scrolls.
+In a report everything is in the file, and no network is needed. The page that ``saecache browse`` serves is
+the same, and asks for parts of the latents as one scrolls.
 """
 
 import base64
@@ -143,7 +143,7 @@ def _definitions(data: ReportData) -> dict[str, str]:
 
 
 def _embedded(data: ReportData) -> Iterator[tuple[str, str]]:
-    """The name of each part of the latents, and its bytes, deflated and in base64; texts that are shared once."""
+    """The name of each part of the latents, and its bytes, deflated and in base64."""
     for number, parts in enumerate(data.latents):
         for name in () if parts is None else parts.names():
             content = (
