@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .table import BINS, EMPTY
+
 Ints = NDArray[np.int64]
 Floats32 = NDArray[np.float32]
-
-EMPTY = -1
-BINS = 64
 
 
 class SmallestPerLatent:

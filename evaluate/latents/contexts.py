@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .candidates import EMPTY, SmallestPerLatent, rank_within_groups
+from .candidates import SmallestPerLatent, rank_within_groups
 from .codes import StoredCodes
 from .passages import Passages
+from .table import EMPTY, NUM_FIFTHS, TOP
 
 DecodeToken = Callable[[int], str]
 Ints = NDArray[np.int64]
 
-TOP = -1
-NUM_FIFTHS = 5
 MIN_DOCUMENTS = 4  # for each top context; with fewer documents a stretch of text takes their place
 _LATENTS_AT_ONCE = 1024
 

@@ -16,9 +16,7 @@ from ...common.errors import UsageError
 from ...store.durable import make_folder, write_bytes
 from ...store.untrusted_files import open_file, read_object
 from .arrays import read_arrays, write_arrays
-from .candidates import EMPTY
-from .contexts import NUM_FIFTHS, TOP
-from .table import ARRAYS, FORMAT_VERSION, Latents, LatentsInfo
+from .table import ARRAYS, EMPTY, FORMAT_VERSION, NUM_FIFTHS, TOP, Latents, LatentsInfo
 
 ARRAYS_FILE, INFO_FILE = "latents.safetensors", "latents.json"
 _AGAIN = "measure again with 'saecache evaluate'"

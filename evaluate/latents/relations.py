@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...train.variants.losses.nfm import unit_rows
 from ..metrics.collapse import block_latents
-from .candidates import EMPTY, rank_within_groups
+from .candidates import rank_within_groups
 from .codes import StoredCodes
+from .table import EMPTY, NUM_RELATED
 
-NUM_RELATED = 8
 _SAMPLED_AT_ONCE = 1 << 15
 
 

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..results import Context, Histogram, LatentResult
-from .contexts import TOP
 from .rows import LatentRows
-from .table import Latents
+from .table import TOP, Latents
 
 
 def describe_latents(

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from .candidates import BINS
-from .relations import NUM_RELATED
-
 FORMAT_VERSION = 1
+BINS = 64  # of a histogram of activations
+NUM_RELATED = 8  # nearest and co-activating latents
+NUM_FIFTHS = 5  # of the activations of a latent, by size
+TOP = -1  # stands for a fifth where a context is a top context
+EMPTY = -1  # stands for a token or a latent where there are fewer
 ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "fires": ("int64", ("F",)),
     "largest": ("float32", ("F",)),

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..latents.contexts import TOP
-from ..latents.table import Latents
+from ..latents.table import TOP, Latents
 
 BLOCK_LATENTS = 64
 _NONE = 0xFFFFFFFF

@@ -6,8 +6,7 @@ Results of version 0.2.0 have none, and a results file may have been moved witho
 import numpy as np
 
 from ...common.errors import UsageError
-from ..latents.relations import NUM_RELATED
-from ..latents.table import Latents, LatentsInfo
+from ..latents.table import NUM_RELATED, Latents, LatentsInfo
 from ..results import Context, LatentResult, SaeResult
 from .parts import LatentParts
 

@@ -1,7 +1,6 @@
 """The codes of all held-out rows of the small cache, dense, and what is collected from them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,9 @@ from saecache.train import Pairs
 from saecache.train.sae import SAE
 from saecache.train.variants.topk import TopK
 
-from ..conftest import HOOK, VOCABULARY, WIDTH, make_sae
+from ..conftest import HOOK, make_sae
 
 SETTINGS = CollectSettings(num_contexts=6, per_fifth=2, num_sampled=16, radius=3, seed=0)
-
-
-@dataclass
-class Output:
-    """Output weights of a model with a layer norm."""
-
-    weight: torch.Tensor
-    centers: bool = True
-    norm: str = "the final norm"
-
-
-@pytest.fixture(scope="session")
-def unembedding() -> Output:
-    return Output(torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7)))
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from saecache.evaluate.latents.candidates import (
-    EMPTY,
     ActivationHistograms,
     SmallestPerLatent,
     draw_priorities,
     rank_within_groups,
 )
+from saecache.evaluate.latents.table import EMPTY
 
 LATENTS, TOKENS = 7, 400
 

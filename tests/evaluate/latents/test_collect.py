@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from saecache.evaluate.latents.candidates import draw_priorities
-from saecache.evaluate.latents.contexts import TOP, sample_latents
+from saecache.evaluate.latents.contexts import sample_latents
 from saecache.evaluate.latents.rows import find_latent_rows
 from saecache.evaluate.latents.sample import describe_latents
+from saecache.evaluate.latents.table import TOP
 from saecache.evaluate.rows import MeasuredRows
 
 from ..conftest import CONTEXT, LATENTS
