@@ -311,12 +311,13 @@ function browseLatents() {
     return refresh(row);
   };
 
+  const sayUnread = (error) => detail.replaceChildren(element("p", { class: "empty" }, `The latents could not be read (${error.message}). Is 'saecache browse' still running?`));
   const drawDetail = async () => {
     const mine = ++asked;
     if (!rows.length) return detail.replaceChildren(element("p", { class: "empty" }, "No latent matches."));
     const [own, row] = [view, rows[at]];
     let block;
-    try { block = await own.block(row); } catch (error) { own.blocks.clear(); return detail.replaceChildren(element("p", { class: "empty" }, `This latent could not be read (${error.message}). Is 'saecache browse' still running?`)); }
+    try { block = await own.block(row); } catch (error) { own.blocks.clear(); return sayUnread(error); }
     if (mine !== asked) return;
     const k = row % own.about.block;
     const [number, largest, text] = [own.number[row], own.largest[row], own.textParts];
@@ -339,7 +340,8 @@ function browseLatents() {
 
   const refresh = async (row) => {
     const [own, mine] = [view, ++asked];
-    const found = await own.rows(search.value.trim(), where.value, density.value, order.value);
+    let found;
+    try { found = await own.rows(search.value.trim(), where.value, density.value, order.value); } catch (error) { return sayUnread(error); }
     if (own !== view || mine !== asked) return;
     rows = found;
     count.textContent = `${whole(rows.length)} of ${whole(own.about.all)} latents`;
@@ -356,7 +358,7 @@ function browseLatents() {
     view = own;
     drawTabs();
     if (focus) tabs.children[shown.indexOf(i)].focus({ preventScroll: true });
-    try { if (!own.number) await own.open(); } catch (error) { return detail.replaceChildren(element("p", { class: "empty" }, `The latents could not be read: ${error.message}`)); }
+    try { if (!own.number) await own.open(); } catch (error) { return sayUnread(error); }
     if (view === own) await refresh(own.rowOf.get(number));
   };
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -120,8 +121,10 @@ class Page:
         return result["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; a test that waits in vain is ended by its runner."""
+        """Wait until a JavaScript expression is true, at most two minutes."""
+        end = monotonic() + 120
         while not self.evaluate(condition):
+            assert monotonic() < end, f"never true: {condition}; the console says {self.console}"
             self.evaluate("new Promise(done => setTimeout(done, 10))")
 
     def settle(self) -> None:

@@ -137,7 +137,7 @@ def test_tokens_are_shown_by_strength_and_what_cannot_be_seen_by_its_name(page, 
     sae = json.loads((run_dir / "results.json").read_text())["saes"][0]
     latent = next(latent for latent in sae["latents"] if latent["rank"] == 1)
     assert page.evaluate(HEADING) == f"Latent {latent['index']}"
-    shown = page.evaluate("""[...document.querySelector(".card .contexts").querySelectorAll(".context")].map(c =>
+    shown = page.evaluate("""[...document.querySelector(".card .contexts").children].map(c =>
         [...c.querySelectorAll(".t")].map(t => [t.textContent, t.style.background, t.className]))""")
     visible = ["plain", " word", "↵", "····", "→", "∅", "a↵··b", "‹202e›gnol", "‹0000›", "é", "�", HOSTILE]
     assert len(shown) == len(latent["contexts"]) == 6
@@ -192,7 +192,8 @@ def test_latents_of_every_sae_are_reached_by_keyboard(page, run_dir) -> None:
         active = page.evaluate("document.querySelector('.list').getAttribute('aria-activedescendant')")
         assert active == f"latent-row-{at}"
         box, row = page.evaluate("""["list", "row[aria-selected=true]"].map(name => {
-            const box = document.querySelector("." + name).getBoundingClientRect(); return [box.top, box.bottom]; })""")
+            const box = document.querySelector("." + name).getBoundingClientRect();
+            return [box.top, box.bottom]; })""")
         assert box[0] - 1 <= row[0] < row[1] <= box[1] + 1
 
 
@@ -336,7 +337,8 @@ def test_a_grid_gives_each_family_one_colour(run_dir, report, tmp_path) -> None:
     path.write_text(json.dumps(values))
     with Page(write_report([run_dir], report), tmp_path / "profile") as page:
         opened(page)
-        markers = "[...document.querySelectorAll('#pareto-figures figure:first-child g.series path:not(.interval)')]"
+        first = "#pareto-figures figure:first-child"
+        markers = f"[...document.querySelectorAll('{first} g.series path:not(.interval)')]"
         fills = page.evaluate(f"{markers}.map(p => p.getAttribute('fill'))")
         assert [len(set(fills[i::3])) for i in range(3)] == [1, 1, 1]
         assert len(set(fills)) == 3
