@@ -53,7 +53,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _bytes(array: NDArray[Any]) -> bytes | memoryview:
-    return memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
+    return np.ascontiguousarray(array).data.cast("B") if array.size else b""
 
 
 def read_arrays(
@@ -80,30 +80,41 @@ def read_arrays(
             entries = parse_object(file.read(length))
         except ValueError as error:
             raise _damaged(path, str(error)) from None
-        known, found, at = dict(sizes), {}, 0
-        needed = {name.removesuffix("?"): wanted for name, wanted in expected.items()}
-        lacking = sorted(name for name in expected if not name.endswith("?") and name not in entries)
-        if lacking or not entries.keys() <= needed.keys():
-            unknown = sorted(name[:80] for name in entries.keys() - needed.keys())
-            raise _damaged(
-                path, f"it lacks the arrays {lacking}, and has {unknown[:9]} beside the expected ones"
-            )
-        for name, entry in sorted(entries.items(), key=lambda item: _start(item[1])):
-            dtype, shape = needed[name]
-            wanted = {"dtype": _NAMES[dtype], "shape": _bind(shape, entry, known)}
-            nbytes = prod(wanted["shape"]) * np.dtype(dtype).itemsize
-            if entry != {**wanted, "data_offsets": [at, at + nbytes]}:
-                raise _damaged(path, f"array {name} should be {wanted} at byte {at}, got {entry!s:.200}")
-            found[name] = (dtype, wanted["shape"], 8 + length + at)
-            at += nbytes
-        if at != size - 8 - length:
-            raise _damaged(path, f"its arrays take {at} bytes, and {size - 8 - length} follow the header")
+        places = _check_entries(path, entries, expected, dict(sizes), size - 8 - length)
         return {
-            name: np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=tuple(shape))
+            name: np.memmap(file, dtype, "r", 8 + length + at, shape)
             if prod(shape)
             else np.zeros(shape, dtype=dtype)
-            for name, (dtype, shape, offset) in found.items()
+            for name, (dtype, shape, at) in places.items()
         }
+
+
+def _check_entries(
+    path: Path,
+    entries: Mapping[str, Any],
+    expected: Mapping[str, tuple[str, Shape]],
+    sizes: dict[str, int],
+    num_bytes: int,
+) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """The type, the shape and the first byte of each array; they are as expected, and fill ``num_bytes``."""
+    needed = {name.removesuffix("?"): wanted for name, wanted in expected.items()}
+    lacking = sorted(name for name in expected if not name.endswith("?") and name not in entries)
+    if lacking or not entries.keys() <= needed.keys():
+        unknown = sorted(name[:80] for name in entries.keys() - needed.keys())
+        raise _damaged(path, f"it lacks the arrays {lacking}, and has {unknown[:9]} beside the expected ones")
+    found, at = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: _start(item[1])):
+        dtype, shape = needed[name]
+        bound = _bind(shape, entry, sizes)
+        nbytes = prod(bound) * np.dtype(dtype).itemsize
+        wanted = {"dtype": _NAMES[dtype], "shape": bound, "data_offsets": [at, at + nbytes]}
+        if entry != wanted:
+            raise _damaged(path, f"array {name} should be {wanted}, got {entry!s:.200}")
+        found[name] = (dtype, tuple(bound), at)
+        at += nbytes
+    if at != num_bytes:
+        raise _damaged(path, f"its arrays take {at} bytes, and {num_bytes} follow the header")
+    return found
 
 
 def _start(entry: Any) -> int:

@@ -6,9 +6,10 @@ A figure is made of series, one for each SAE; coordinates are the numbers of the
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Any, Literal
 
+from ...common.errors import UsageError
 from ..results import Histogram, SaeResult, ZipfFit
 from ..table import mean_accuracy
 from .comparison import ReportEntry
@@ -79,15 +80,25 @@ class Figure:
 
 
 def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
-    """All figures for which there is something to draw, in the order of the page."""
-    figures = [
-        *_pareto(entries),
-        *_training(entries),
-        *_density(entries),
-        *_features(entries),
-        *_progressive(entries),
-        *_calibration(entries),
-    ]
+    """All figures for which there is something to draw, in the order of the page.
+
+    Raises:
+        UsageError: the results hold numbers that no figure can have.
+    """
+    try:
+        figures = [
+            *_pareto(entries),
+            *_training(entries),
+            *_density(entries),
+            *_features(entries),
+            *_progressive(entries),
+            *_calibration(entries),
+        ]
+    except OverflowError as error:
+        raise UsageError(f"the results hold a number that cannot be drawn ({error}): measure again") from None
+    for figure in figures:
+        for series in figure.series:
+            series.points[:] = [(x, y) for x, y in series.points if isfinite(x) and isfinite(y)]
     return [figure for figure in figures if any(series.points for series in figure.series)]
 
 
@@ -115,7 +126,8 @@ def _scatter(
     *,
     high_y: bool,
 ) -> Figure:
-    series, families = [], {}
+    series: list[Series] = []
+    families: dict[tuple[str, str, int], list[int]] = {}
     for number, entry in enumerate(entries):
         found = values(entry.result)
         if found[0] is None or found[1] is None:
@@ -243,8 +255,9 @@ def _density(entries: Sequence[ReportEntry]) -> list[Figure]:
         fit: list[Point] = []
         if result.zipf is not None and ranks:
             law = [(rank, _expected_density(result.zipf.log, rank)) for rank in ranks]
-            fit = [(rank, _short(value)) for rank, value in law if 0 < value <= 1]
-        points = [(rank, _short(value)) for rank, value in zip(ranks, result.density.density, strict=False)]
+            fit = [(float(rank), _short(value)) for rank, value in law if 0 < value <= 1]
+        densities = zip(ranks, result.density.density, strict=False)
+        points: list[Point] = [(rank, _short(value)) for rank, value in densities]
         curves.append(Series(sae=number, points=points, fit=fit))
         histograms.append(_steps(number, result.density.log10_histogram))
     return [
@@ -280,7 +293,9 @@ def _expected_density(fit: ZipfFit, rank: int) -> float:
 def _steps(number: int, histogram: Histogram) -> Series:
     end = histogram.edges[-1] if histogram.edges else None
     return Series(
-        sae=number, points=list(zip(histogram.edges, map(float, histogram.counts), strict=False)), end=end
+        sae=number,
+        points=[(x, float(y)) for x, y in zip(histogram.edges, histogram.counts, strict=False)],
+        end=end,
     )
 
 

@@ -279,7 +279,6 @@ function browseLatents() {
   const scale = () => { const whole = rows.length * ROW; return whole > TALLEST ? (whole - list.clientHeight) / (TALLEST - list.clientHeight) : 1; };
   const drawRows = () => {
     if (!view) return;
-    spacer.style.height = `${Math.min(rows.length * ROW, TALLEST)}px`;
     const top = list.scrollTop * scale();
     const first = Math.max(0, Math.floor(top / ROW) - 4);
     const last = Math.min(rows.length, Math.ceil((top + list.clientHeight) / ROW) + 4);
@@ -345,6 +344,7 @@ function browseLatents() {
     if (own !== view || mine !== asked) return;
     rows = found;
     count.textContent = `${whole(rows.length)} of ${whole(own.about.all)} latents`;
+    spacer.style.height = `${Math.min(rows.length * ROW, TALLEST)}px`;
     list.scrollTop = 0;
     return choose(row === undefined ? 0 : rows.indexOf(row));
   };

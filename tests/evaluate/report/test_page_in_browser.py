@@ -283,7 +283,7 @@ def test_related_latents_and_links_lead_to_latents(page, run_dir, report, tmp_pa
     )
     assert chips[:8] == latents.nearest[densest].tolist()
     assert chips[8:] == [int(i) for i in latents.coactive[densest] if i >= 0]
-    promoted = page.evaluate("[...document.querySelectorAll('.card .pair:first-of-type .chips')].length")
+    promoted = page.evaluate("document.querySelector('.card .pair').querySelectorAll('.chips').length")
     assert promoted == 2
     page.evaluate("document.querySelector('.card .chips button').click()")  # which is not in the found ones
     page.until(f"document.querySelector('.card').dataset.number == '{latents.nearest[densest][0]}'")
@@ -292,6 +292,9 @@ def test_related_latents_and_links_lead_to_latents(page, run_dir, report, tmp_pa
     with Page(report, tmp_path / "other", fragment="latent-2-33") as other:
         opened(other)
         assert other.evaluate(HEADING) == "Latent 33"
+        other.settle()
+        assert 33 in other.evaluate(LISTED)  # the list has scrolled to it
+        other.until("document.querySelector('.row[aria-selected=true]') !== null")
         assert other.evaluate("document.querySelector('.tabs [aria-selected=true]').textContent") == "raw_k4"
         assert other.console == []
 
