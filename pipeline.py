@@ -144,6 +144,7 @@ def run_demo(out: Path, *, short: bool = False) -> DemoSummary:
         f"  {out / 'report.html'}    open it in a browser",
         "",
         "try next:",
+        f"  {program} browse {quote(str(out))}",
         f"  {program} cache info {quote(str(cache_path))}",
         f"  {program} train papers/mutual-and-feature-choice-demo --cache {quote(str(cache_path))} "
         f"--out {quote(str(out / 'choice'))}",
