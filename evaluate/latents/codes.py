@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from ...store.durable import make_folder
 from ...train import Pairs
 
 Ints = NDArray[np.int64]
+Number = TypeVar("Number", np.int32, np.float32)
 
 PAIRS_AT_ONCE = 1 << 20
 
@@ -129,15 +130,16 @@ class CodeSpill:
         counts = np.concatenate([np.zeros(1, dtype=np.int64), *self._counts])
         return StoredCodes(
             row_ptr=np.cumsum(counts),
-            latent=self._map(self._latent, np.int32),
-            value=self._map(self._value, np.float32),
+            latent=self._map(self._latent, np.zeros(0, dtype=np.int32)),
+            value=self._map(self._value, np.zeros(0, dtype=np.float32)),
             offset=np.concatenate([np.zeros(0, dtype=np.int64), *self._offsets]),
             num_latents=self._num_latents,
             num_tokens=self._num_tokens,
         )
 
-    def _map(self, file: IO[bytes], dtype: type[np.int32] | type[np.float32]) -> NDArray[np.generic]:
+    def _map(self, file: IO[bytes], empty: NDArray[Number]) -> NDArray[Number]:
+        """The numbers in ``file``, of the type of ``empty``; no file without bytes can be mapped."""
         file.flush()
         if self._pairs == 0:
-            return np.zeros(0, dtype=dtype)
-        return np.memmap(file, dtype=dtype, mode="r", shape=(self._pairs,))
+            return empty
+        return np.memmap(file, dtype=empty.dtype, mode="r", shape=(self._pairs,))

@@ -23,12 +23,20 @@ _EFFECTS_AT_ONCE = 1 << 24
 class Unembedding(Protocol):
     """The final norm and the output weights of a language model. ``harvest.unembedding`` reads them."""
 
-    weight: Tensor
-    """[V, D], with the weight of the final norm multiplied in."""
-    centers: bool
-    """Whether the final norm subtracts the mean over the coordinates."""
-    norm: str
-    """What is between the residual stream and the output weights, for the reader of the results."""
+    @property
+    def weight(self) -> Tensor:
+        """[V, D], with the weight of the final norm multiplied in."""
+        ...
+
+    @property
+    def centers(self) -> bool:
+        """Whether the final norm subtracts the mean over the coordinates."""
+        ...
+
+    @property
+    def norm(self) -> str:
+        """What is between the residual stream and the output weights, for the reader of the results."""
+        ...
 
 
 def find_logit_effects(

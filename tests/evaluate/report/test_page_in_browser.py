@@ -295,7 +295,7 @@ def test_related_latents_and_links_lead_to_latents(page, run_dir, report, tmp_pa
         other.settle()
         assert 33 in other.evaluate(LISTED)  # the list has scrolled to it
         other.until("document.querySelector('.row[aria-selected=true]') !== null")
-        assert other.evaluate("document.querySelector('.tabs [aria-selected=true]').textContent") == "raw_k4"
+        assert other.evaluate("document.querySelector('.tabs [aria-selected=true]').textContent") == "topk_k4"
         assert other.console == []
 
 
