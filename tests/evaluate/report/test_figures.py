@@ -121,17 +121,17 @@ def test_figures_as_svg_png_and_csv(measured, tmp_path) -> None:
             assert ElementTree.fromstring(content).tag.endswith("svg")
         elif path.suffix == ".png":
             assert content.startswith(b"\x89PNG")
-    rows = list(csv.reader((tmp_path / "figures" / "pareto-l0-and-fvu.csv").open()))
+    rows = list(csv.reader((tmp_path / "figures" / "pareto-l0-and-fvu.csv").read_text().splitlines()))
     results = read_results(measured / "results.json")
     assert rows[0][:2] == ["sae", "L0 (active latents per token)"]
     for row, sae in zip(rows[1:], results.saes, strict=True):
         assert row[0] == sae.name
         low_high = [*sae.codes.intervals["l0"], *sae.normalized.intervals["fvu"]]
         assert [float(v) for v in row[1:]] == [sae.codes.l0, sae.normalized.fvu, *low_high]
-    overlap = list(csv.reader((tmp_path / "figures" / "overlap-mmcs.csv").open()))
+    overlap = list(csv.reader((tmp_path / "figures" / "overlap-mmcs.csv").read_text().splitlines()))
     (pair,) = results.overlap
     assert [pair.a, pair.b, str(pair.mmcs_a_in_b)] in overlap
-    fits = list(csv.reader((tmp_path / "figures" / "density-density-by-rank.csv").open()))
+    fits = list(csv.reader((tmp_path / "figures" / "density-density-by-rank.csv").read_text().splitlines()))
     assert fits[0][-1] == "fit"
     before = {path: path.read_bytes() for path in written}
     write_figures([measured], tmp_path / "figures")
@@ -148,7 +148,7 @@ def test_names_that_matplotlib_or_a_spreadsheet_would_read(measured, tmp_path) -
     svg = (tmp_path / "pareto-l0-and-fvu.svg").read_text()
     assert "_hidden" in svg
     assert "$x^" in svg
-    names = [row[0] for row in csv.reader((tmp_path / "pareto-l0-and-fvu.csv").open())]
+    names = [row[0] for row in csv.reader((tmp_path / "pareto-l0-and-fvu.csv").read_text().splitlines())]
     assert names[1:] == ["_hidden", "$x^", "'=1+1"]
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.evaluate import run
-from saecache.evaluate.latents.folder import read_latents
 from saecache.evaluate.report.server import PageServer, make_server
 
 from .browser import CHROMIUM, Page
@@ -122,7 +121,7 @@ def test_the_command_says_where_and_ends_by_ctrl_c(measured) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
-def test_a_browser_reads_blocks_as_it_scrolls(server, measured, tmp_path, monkeypatch) -> None:
+def test_a_browser_reads_blocks_as_it_scrolls(server, tmp_path, monkeypatch) -> None:
     asked: list[str] = []
     find = PageServer.find
 
@@ -131,7 +130,7 @@ def test_a_browser_reads_blocks_as_it_scrolls(server, measured, tmp_path, monkey
         return find(self, path)
 
     monkeypatch.setattr(PageServer, "find", noted)
-    latents = read_latents(measured / "results.latents" / "topk_k4")
+    latents = server.data.latents[0].latents
     order = [int(i) for i in np.argsort(-latents.fires, kind="stable")]
     with Page(server.url, tmp_path / "profile") as page:
         page.until("document.documentElement.dataset.opened === 'true'")
