@@ -1,4 +1,4 @@
-"""The unembedding is read as the model itself computes logits, whatever its norm is called and how it is stored."""
+"""The unembedding is read as the model itself computes logits, whatever its norm is called and stores."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def make(config) -> LanguageModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_effects_are_differences_of_the_models_logits(family: str) -> None:
-    """Logits of x + e·d less those of x, at a fixed scale of the norm, are e times the direction's effects."""
+    """At a fixed scale of the norm, logits of x + e·d less those of x are e times the direction's effects."""
     config, centers = FAMILIES[family]
     model = make(config)
     found = read_unembedding(model)
