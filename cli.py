@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, doctor, export, import_sae, inspect, recipes, sharing, stages
+from .commands import (
+    browse,
+    cache,
+    doctor,
+    export,
+    import_sae,
+    inspect,
+    recipes,
+    sharing,
+    stages,
+)
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
@@ -34,6 +44,7 @@ add_command(app, "train", stages.train, interrupted=RESUMES, several=True)
 add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate, several=True)
 add_command(app, "report", stages.report)
+add_command(app, "browse", browse.browse)
 add_command(app, "export", export.export)
 add_command(app, "import", import_sae.import_sae)
 add_command(app, "inspect", inspect.inspect)

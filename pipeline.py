@@ -44,6 +44,7 @@ def evaluate(
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
+    from .harvest.unembedding import read_unembedding
     from .store import open_cache
 
     find_targets(targets)  # this and the rest is looked at before minutes are spent on loading a model
@@ -61,7 +62,16 @@ def evaluate(
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode = None if model is None else _token_decoder(model)
     reader = None if model is None else _text_reader(model, cache)
-    return run(list(targets), cache, config, model=model, decode_token=decode, reader=reader, out=out)
+    return run(
+        list(targets),
+        cache,
+        config,
+        model=model,
+        decode_token=decode,
+        reader=reader,
+        unembedding=None if model is None else read_unembedding(model),
+        out=out,
+    )
 
 
 def _names_model(cache: "ActivationCache") -> bool:
@@ -134,6 +144,7 @@ def run_demo(out: Path, *, short: bool = False) -> DemoSummary:
         f"  {out / 'report.html'}    open it in a browser",
         "",
         "try next:",
+        f"  {program} browse {quote(str(out))}",
         f"  {program} cache info {quote(str(cache_path))}",
         f"  {program} train papers/mutual-and-feature-choice-demo --cache {quote(str(cache_path))} "
         f"--out {quote(str(out / 'choice'))}",

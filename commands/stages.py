@@ -198,18 +198,32 @@ def evaluate(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders that 'saecache evaluate' has measured.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders that 'saecache evaluate' has measured, or results files."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write every figure as SVG, PNG and CSV into this folder.")
+    ] = None,
+    latents: Annotated[
+        int, typer.Option(min=0, help="Of an SAE with more latents so many are in the page.")
+    ] = 16_384,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write one HTML page: Pareto plot, training curves, densities, the top contexts of latents."""
-    from ..evaluate import write_report
+    """Write one HTML page: comparison, Pareto fronts, training curves, densities, and every latent."""
+    from ..evaluate.report import write_figures, write_report
 
-    write_report(runs, out)
+    written = [] if figures is None else write_figures(runs, figures)
+    write_report(runs, out, most_latents=latents)
     if as_json:
-        print_json({"report": str(out)})
-    else:
-        typer.echo(f"wrote {out}")
+        print_json({"report": str(out), "figures": [str(path) for path in written]})
+        return
+    typer.echo(f"wrote {out}")
+    if figures is not None:
+        typer.echo(f"wrote {len(written)} files of figures to {figures}")
 
 
 def demo(

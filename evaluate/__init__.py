@@ -8,12 +8,22 @@ from .config import EvaluateConfig
 if TYPE_CHECKING:
     from .export import export_sae as export_sae
     from .language_model import SplicedModel as SplicedModel
+    from .latents.folder import read_latents as read_latents
     from .report import write_report as write_report
     from .results import Results as Results
     from .runner import run as run
     from .table import format_table as format_table
 
-__all__ = ["EvaluateConfig", "Results", "SplicedModel", "export_sae", "format_table", "run", "write_report"]
+__all__ = [
+    "EvaluateConfig",
+    "Results",
+    "SplicedModel",
+    "export_sae",
+    "format_table",
+    "read_latents",
+    "run",
+    "write_report",
+]
 
 _LAZY = {  # run, export_sae and SplicedModel import torch; the others need only results.json
     "run": "runner",
@@ -21,6 +31,7 @@ _LAZY = {  # run, export_sae and SplicedModel import torch; the others need only
     "SplicedModel": "language_model",
     "Results": "results",
     "format_table": "table",
+    "read_latents": "latents.folder",
     "write_report": "report",
 }
 

@@ -39,12 +39,24 @@ class EvaluateConfig(FrozenModel):
     absorption: bool = False
     """Measure the absorption of first letters, which needs a model that can spell."""
     num_latents: int = Field(24, ge=0)
-    """Latents shown per SAE, spread evenly over the density ranks, beside the densest; 0 shows none."""
+    """Latents in ``results.json``, spread evenly over the density ranks, beside the densest; 0: none."""
+    all_latents: bool = True
+    """Write what is known of all latents beside the results, for the report and ``saecache browse``."""
     num_contexts: int = Field(8, ge=1)
-    """Top activating contexts per shown latent."""
-    context_radius: int = Field(16, ge=0)
+    """Top activating contexts per latent."""
+    contexts_per_fifth: int = Field(2, ge=0)
+    """Further contexts of a latent from each fifth of its activations by size."""
+    sampled_activations: Count = Field(64, ge=1, le=4096)
+    """Activations of each latent in a uniform sample, from which those contexts and its percentiles come."""
+    context_radius: int = Field(16, ge=0, le=4096)
     """Tokens shown on each side of the peak."""
+    training_rows: Count = Field(0, ge=0)
+    """Latents are looked at on about so many training rows too, those of whole sequences. Figures are of the
+    held-out rows alone."""
+    codes_on_disk: Count = Field(500_000_000, ge=1)
+    """Codes that are kept on disk, 8 bytes each, while latents are looked at; rows after these are left out.
+    """
     seed: int = 0
-    """Chooses the shown latents and the scored sequences."""
+    """Chooses the shown latents, their contexts and the scored sequences."""
     device: str = "auto"
     """Where SAEs and the language model run: cpu, cuda, cuda:1, mps, or auto (the fastest that is there)."""

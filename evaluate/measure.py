@@ -1,10 +1,12 @@
-"""Measures one SAE on rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
+"""Measures one SAE on rows of a cache: fidelity, codes, density, and what can be seen of its latents.
 
 Legend: B rows of a block, D model width, F latents.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,16 +19,37 @@ from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE, Pairs
 from .config import EvaluateConfig
-from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
+from .latents.codes import CodeSpill
+from .latents.collect import CollectSettings, collect_latents
+from .latents.contexts import DecodeToken, sample_latents
+from .latents.logits import Unembedding
+from .latents.rows import LatentRows
+from .latents.sample import describe_latents
+from .latents.table import Latents
 from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
 from .metrics.collapse import measure_collapse
 from .metrics.progressive import ProgressiveStream
 from .metrics.zipf import find_dying, fit_zipf
-from .results import LatentResult, SaeResult
+from .results import SaeResult
 from .rows import MeasuredRows, RowGroups, batch_rows_of, read_blocks
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+_MORE_ROWS = 4096  # encoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentView:
+    """What latents are looked at with.
+
+    Attributes:
+        rows: the rows, with the text around them.
+        folder: where codes are kept for the time being.
+        unembedding: for logit effects; None where there is no language model.
+    """
+
+    rows: LatentRows
+    folder: Path
+    decode_token: DecodeToken
+    unembedding: Unembedding | None = None
 
 
 def measure_sae(
@@ -35,22 +58,27 @@ def measure_sae(
     cache: ActivationCache,
     rows: MeasuredRows,
     groups: RowGroups,
-    places: Places | None,
+    view: LatentView | None,
     settings: EvaluateConfig,
-    decode_token: DecodeToken,
     *,
     show_progress: bool,
-) -> SaeResult:
+) -> tuple[SaeResult, Latents | None]:
     """Measure what needs no language model; the caller fills in ``sae_dir`` and ``language_model``.
 
-    The rows are read once for the metrics, and once more for the contexts if ``places`` are given, because
-    the densities decide which latents are shown.
+    The rows are read and encoded once. With a ``view`` their codes are kept on disk meanwhile, and all
+    latents are described from them.
     """
     cfg = sae.cfg
     normalized, raw = ReconstructionStream(groups.count), ReconstructionStream(groups.count)
     codes, progressive = CodeStream(cfg.num_latents, groups.count), ProgressiveStream(sae)
-    passes = 1 if places is None else 2
-    with progress_bar(name, "row", passes * rows.count, hidden=not show_progress) as progress:
+    more = np.zeros(0, dtype=np.int64) if view is None else view.rows.more
+    bar = progress_bar(name, "row", rows.count + len(more), hidden=not show_progress)
+    with bar as progress, ExitStack() as stack:
+        spill = None
+        if view is not None:
+            num_tokens = len(view.rows.passages)
+            spill = CodeSpill(view.folder, cfg.num_latents, num_tokens, settings.codes_on_disk)
+            stack.enter_context(spill)
         for index_B in read_blocks(rows, sae, settings):
             x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
             pairs = encode(sae, x_BD, settings)
@@ -59,20 +87,27 @@ def measure_sae(
                 raise UsageError(
                     f"SAE {name} reconstructs values that are not finite: its weights are damaged"
                 )
-            group_B = groups.of(index_B - rows.first)
+            place_B = index_B - rows.first
+            group_B = groups.of(place_B)
             normalized.update(x_BD, reconstruction_BD, group_B)
             _, removed = sae.normalizer.apply(raw_BD)
             raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed), group_B)
             codes.update(pairs, group_B)
             progressive.update(x_BD, pairs)
+            if spill is not None and view is not None:
+                spill.update(pairs, view.rows.offset[place_B])
             progress.update(len(index_B))
-        latents = []
-        if places is not None:
-            latents = _latents(sae, cache, rows, places, codes, settings, decode_token, progress)
+        latents = None
+        if spill is not None and view is not None:
+            for part in np.split(np.arange(len(more)), range(_MORE_ROWS, len(more), _MORE_ROWS)):
+                x_BD, _ = read_rows(sae, cache, "train", more[part])
+                spill.update(encode(sae, x_BD, settings), view.rows.more_offset[part])
+                progress.update(len(part))
+            latents = _collect(sae, name, cache, view, spill, settings)
     density_F = codes.density()
     law = fit_zipf(density_F)
     dying = None if law is None else int((density_F[find_dying(density_F, law)] > 0).sum())
-    return SaeResult(
+    result = SaeResult(
         name=name,
         sae_dir="",
         kind=cfg.kind,
@@ -88,12 +123,47 @@ def measure_sae(
         language_model=None,
         density=density_curve(density_F, codes.num_rows),
         features_per_token=l0_histogram(codes.rows_by_l0),
-        latents=latents,
         rule=settings.rule,
         rows=codes.num_rows,
         zipf=law,
         progressive=progressive.result(),
         collapse=measure_collapse(sae.W_dec, settings.overlap_latents, settings.seed),
+        latents=[]
+        if latents is None or view is None
+        else describe_latents(
+            latents,
+            view.rows,
+            sample_latents(density_F, settings.num_latents, settings.seed),
+            density_F.numpy(),
+        ),
+    )
+    return result, latents
+
+
+def _collect(
+    sae: SAE,
+    name: str,
+    cache: ActivationCache,
+    view: LatentView,
+    spill: CodeSpill,
+    settings: EvaluateConfig,
+) -> Latents:
+    return collect_latents(
+        sae,
+        spill.finish(),
+        view.rows.passages,
+        CollectSettings(
+            num_contexts=settings.num_contexts,
+            per_fifth=settings.contexts_per_fifth,
+            num_sampled=settings.sampled_activations,
+            radius=settings.context_radius,
+            seed=settings.seed,
+        ),
+        name=name,
+        rows=view.rows.counts,
+        fingerprint=cache.fingerprint,
+        unembedding=view.unembedding,
+        decode_token=view.decode_token,
     )
 
 
@@ -139,40 +209,3 @@ def reconstruct_in_batches(
         whole_PD[torch.from_numpy(place_B)] = sae.normalizer.invert(reconstruction_BD, removed).cpu()
     numbers_P = torch.from_numpy(row_P)
     return lambda _, wanted_m: whole_PD[torch.searchsorted(numbers_P, wanted_m)]
-
-
-def _latents(
-    sae: SAE,
-    cache: ActivationCache,
-    rows: MeasuredRows,
-    places: Places,
-    codes: CodeStream,
-    settings: EvaluateConfig,
-    decode_token: DecodeToken,
-    progress: "tqdm[Any]",
-) -> list[LatentResult]:
-    density = codes.density()
-    sampled = sample_latents(density, settings.num_latents, settings.seed)
-    stream = ActivationStream(sampled)
-    for index_B in read_blocks(rows, sae, settings):
-        x_BD, _ = read_rows(sae, cache, rows.split, index_B)
-        stream.update(encode(sae, x_BD, settings), index_B - rows.first)
-        progress.update(len(index_B))
-    columns = stream.columns()
-    by_rank = np.argsort(-density.numpy(), kind="stable")
-    rank_of = np.empty(len(by_rank), dtype=np.int64)
-    rank_of[by_rank] = np.arange(1, len(by_rank) + 1)
-    return [
-        describe_latent(
-            cache,
-            places,
-            latent,
-            columns[latent],
-            rank=int(rank_of[latent]),
-            num_contexts=settings.num_contexts,
-            radius=settings.context_radius,
-            decode_token=decode_token,
-            num_rows=codes.num_rows,
-        )
-        for latent in sampled
-    ]

@@ -232,11 +232,25 @@ class LatentResult(_Record):
     contexts: list[Context]
 
 
+class CalibrationBucket(_Record):
+    """How well explanations of one bucket of activations do, by percentile of the latent's activations.
+
+    ``explained`` latents were explained from contexts of this bucket; ``scored`` is their mean score.
+    """
+
+    percentiles: tuple[float, float]
+    explained: int
+    scored: float
+    interval: tuple[float, float] | None = None
+
+
 class SaeResult(_Record):
     """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible.
 
     ``rule`` says how its latents were selected: ``threshold`` (as at inference) or ``batch`` (as in
-    training). ``rows`` are those that it was measured on; None in results of version 0.2.0.
+    training). ``rows`` are those that it was measured on; None in results of version 0.2.0. ``latents_dir``
+    is the folder of all latents, relative to that of the results file; None if there is none. The report
+    draws ``calibration`` where a judge has filled it in.
     """
 
     name: str
@@ -262,6 +276,8 @@ class SaeResult(_Record):
     collapse: DecoderCollapse | None = None
     probing: list[ProbingResult] = []
     absorption: AbsorptionResult | None = None
+    latents_dir: str | None = None
+    calibration: list[CalibrationBucket] = []
 
 
 class CacheSummary(_Record):

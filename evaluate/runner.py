@@ -23,10 +23,13 @@ from ..train import SAE
 from ..train.foreign.building import imported_from
 from ..train.sae import SAEConfig
 from .config import EvaluateConfig
-from .contexts import DecodeToken, find_places
 from .definitions import DEFINITIONS
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
-from .measure import measure_sae, reconstruct_in_batches
+from .latents.contexts import DecodeToken
+from .latents.folder import latents_folder, write_latents
+from .latents.logits import Unembedding
+from .latents.rows import find_latent_rows
+from .measure import LatentView, measure_sae, reconstruct_in_batches
 from .metrics.overlap import measure_overlap
 from .probing.absorption import measure_absorption
 from .probing.labelled import LabelledTexts, load_labelled
@@ -61,6 +64,7 @@ def run(
     model: SplicedModel | None = None,
     decode_token: DecodeToken | None = None,
     reader: TextReader | None = None,
+    unembedding: Unembedding | None = None,
     out: Path | str | None = None,
     show_progress: bool = True,
     **settings: Any,
@@ -76,6 +80,7 @@ def run(
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
         reader: the model with its tokenizer, for probing and absorption, which read other texts.
+        unembedding: the model's last weights, for the tokens that latents promote and suppress.
         decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
@@ -123,23 +128,31 @@ def run(
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
         check_model(model, cache, [cfg.hook for cfg in configs.values()], sequences, rows.split)
-    places = None
-    if has_tokens and config.num_latents:
-        places = find_places(cache, rows.split, rows.first, rows.count)
-    decode_token = decode_token or "⟨{}⟩".format
+    view = None
+    if has_tokens and (config.num_latents or config.all_latents):
+        view = LatentView(
+            rows=find_latent_rows(cache, rows, config.training_rows, config.seed),
+            folder=out.absolute().parent,
+            decode_token=decode_token or "⟨{}⟩".format,
+            unembedding=unembedding,
+        )
 
     def measure(target: Target) -> SaeResult:
-        return measure_sae(
+        result, latents = measure_sae(
             target.load(device),
             target.name,
             cache,
             rows,
             groups,
-            places,
+            view,
             config,
-            decode_token,
             show_progress=show_progress,
         )
+        if latents is None or not config.all_latents:
+            return result
+        folder = latents_folder(out, target.name)
+        write_latents(latents, folder)
+        return result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
 
     def measure_costs(some: Sequence[Target]) -> dict[str, LanguageModelMetrics]:
         if model is None or sequences is None or not some:

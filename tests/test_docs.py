@@ -29,6 +29,7 @@ from saecache.common.errors import UsageError
 from saecache.configs import load_config
 from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
+from saecache.evaluate.report.server import make_server
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig
@@ -248,6 +249,10 @@ def run_command(words: list[str]) -> None:
         typed = words if "--probe" in words else [*words, "--no-model"]
     elif words[:2] == ["cache", "rm"]:
         typed = [*words, "--yes"]
+    elif words[0] == "browse":
+        with make_server(words[1:], 0) as server:  # it listens; tests/evaluate/report/test_server.py asks it
+            assert server.find("/") is not None
+        return
     for setting in settings:
         typed = [*typed, "--set", setting]
     result = CliRunner().invoke(app, typed)
@@ -290,6 +295,10 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
             run_command(["train", "topk", "--cache", "demo/cache", *names, "--out", "demo/runs/demo"])
         if "my_rows" in block.text:
             namespace["my_rows"] = [torch.randn(100, 768)]
+        if "read_latents" in block.text:
+            run_command(["harvest", "demo", "--out", "demo/cache"])
+            run_command(["train", "demo", "--cache", "demo/cache", "--out", "demo/runs/demo"])
+            run_command(["evaluate", "demo/runs/demo", "--cache", "demo/cache"])
         # The code is that of our own pages.
         exec(compile(block.text.replace("=4096", "=256"), page.name, "exec"), namespace)
         if "my_rows" in block.text:

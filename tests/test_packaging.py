@@ -32,7 +32,7 @@ def test_every_data_file_is_in_the_wheel() -> None:
             covered |= set(folder.glob(pattern))
     for folder, pattern in (
         ("configs", "*/*.yaml"),
-        ("evaluate/templates", "*"),
+        ("evaluate/report/templates", "*"),
         ("harvest/builtin/demo", "*"),
         (".", "py.typed"),
     ):

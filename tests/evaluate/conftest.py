@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,20 @@ class TinyModel(nn.Module):
 @pytest.fixture(scope="session")
 def model() -> TinyModel:
     return TinyModel()
+
+
+@dataclass
+class Output:
+    """Output weights of a model with a layer norm."""
+
+    weight: torch.Tensor
+    centers: bool = True
+    norm: str = "the final norm"
+
+
+@pytest.fixture(scope="session")
+def unembedding() -> Output:
+    return Output(torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7)))
 
 
 def make_cache(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,7 +37,15 @@ def _pipe() -> tuple[int, int]:
 class Page:
     """One page. ``console`` holds all that its console said, uncaught errors and policy violations too."""
 
-    def __init__(self, path: Path, profile: Path, *, width: int = 1400, height: int = 1000) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        profile: Path,
+        *,
+        width: int = 1400,
+        height: int = 1000,
+        fragment: str = "",
+    ) -> None:
         assert CHROMIUM is not None
         to_browser, self._in = _pipe()
         self._out, from_browser = _pipe()
@@ -70,9 +79,9 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not self.evaluate("document.readyState === 'complete' && location.protocol === 'file:'"):
-            pass
+        url = path if isinstance(path, str) else path.resolve().as_uri()
+        self.call("Page.navigate", url=url + (f"#{fragment}" if fragment else ""))
+        self.until("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send one command and wait for its answer."""
@@ -110,6 +119,13 @@ class Page:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
+
+    def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true, at most two minutes."""
+        end = monotonic() + 120
+        while not self.evaluate(condition):
+            assert monotonic() < end, f"never true: {condition}; the console says {self.console}"
+            self.evaluate("new Promise(done => setTimeout(done, 10))")
 
     def settle(self) -> None:
         """Two frames: observers have been told, what they draw is drawn."""

@@ -1,23 +1,14 @@
-"""What the report's page shows: its table, the facts of its cache, the data of its script, its curves."""
+"""The parts of the page that need no script: table of results, overlap of SAEs, facts of the cache."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import float_info
 from typing import Any
 
-from ..common.errors import UsageError
-from ..store.untrusted_files import read_object_lines
-from .results import CacheSummary, Results, SaeResult
-from .table import mean_accuracy
-
-LOG_NAME = "metrics.jsonl"
-CURVES = ("fvu", "l0", "dead")
-MAX_POINTS = 300
-LARGEST = float_info.max
-
-Curves = dict[str, list[float | None]]
+from ..results import CacheSummary, Results, SaeResult
+from ..table import mean_accuracy
+from .training import Curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +32,15 @@ class TableColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """A cell of the table of results, sorted by ``value``, which is empty if nothing was measured."""
+    """A cell of the table of results, sorted by ``value``, which is empty if nothing was measured.
+
+    ``error`` is a standard error, and ``interval`` a 95 % interval, in words.
+    """
 
     text: str
     value: str
     error: str = ""
+    interval: str = ""
 
 
 _COLUMNS = (
@@ -114,14 +109,27 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
         TableCell(text=result.kind, value=result.kind),
         TableCell(text=result.hook, value=result.hook),
         _cell(result.num_latents, ",d"),
-        _cell(codes.l0, ".2f"),
-        _cell(normalized.fvu, ".4f"),
-        _cell(result.raw.fvu, ".4f"),
-        _cell(normalized.mse, ".3g"),
-        _cell(normalized.cosine, ".4f"),
-        _cell(None if cost is None else cost.ce_recovered, ".4f", "" if error is None else f"{error:.1g}"),
-        _cell(None if cost is None else cost.kl_score, ".4f"),
-        _cell(None if cost is None else cost.top1_sae, ".4f"),
+        _cell(codes.l0, ".2f", interval=codes.intervals.get("l0")),
+        _cell(normalized.fvu, ".4f", interval=normalized.intervals.get("fvu")),
+        _cell(result.raw.fvu, ".4f", interval=result.raw.intervals.get("fvu")),
+        _cell(normalized.mse, ".3g", interval=normalized.intervals.get("mse")),
+        _cell(normalized.cosine, ".4f", interval=normalized.intervals.get("cosine")),
+        _cell(
+            None if cost is None else cost.ce_recovered,
+            ".4f",
+            "" if error is None else f"{error:.1g}",
+            None if cost is None else cost.intervals.get("ce_recovered"),
+        ),
+        _cell(
+            None if cost is None else cost.kl_score,
+            ".4f",
+            interval=None if cost is None else cost.intervals.get("kl_score"),
+        ),
+        _cell(
+            None if cost is None else cost.top1_sae,
+            ".4f",
+            interval=None if cost is None else cost.intervals.get("top1_sae"),
+        ),
         TableCell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
         _cell(codes.dead, ",d"),
         _cell(codes.dying, ",d"),
@@ -134,46 +142,50 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
     ]
 
 
-def _cell(value: float | None, form: str, error: str = "") -> TableCell:
+def _cell(
+    value: float | None, form: str, error: str = "", interval: tuple[float, float] | None = None
+) -> TableCell:
     if value is None:
         return TableCell(text="–", value="")
-    return TableCell(text=format(value, form), value=repr(value), error=error)
+    words = "" if interval is None else f"95 %: {interval[0]:.4g} to {interval[1]:.4g}"
+    return TableCell(text=format(value, form), value=repr(value), error=error, interval=words)
 
 
-def make_script_data(entry: ReportEntry) -> dict[str, Any]:
-    """The data of one SAE for the page's script."""
-    result = entry.result
-    cost = result.language_model
-    return {
-        "name": entry.name,
-        "kind": result.kind,
-        "hook": result.hook,
-        "num_latents": result.num_latents,
-        "l0": result.codes.l0,
-        "fvu": result.normalized.fvu,
-        "ce_recovered": None if cost is None else cost.ce_recovered,
-        "alive": result.codes.alive,
-        "training": entry.training,
-        "density": {
-            "rank": result.density.rank,
-            "density": [float(f"{d:.4g}") for d in result.density.density],
-            "histogram": result.density.log10_histogram.model_dump(),
-        },
-        "features_per_token": result.features_per_token.model_dump(),
-        "latents": [latent.model_dump() for latent in result.latents],
-    }
+@dataclass(frozen=True, kw_only=True)
+class OverlapMatrix:
+    """How much SAEs find of one another's directions: a row of cells for each of ``names``.
 
-
-def to_script_json(value: Any) -> str:
-    """JSON that can stand inside a script element.
-
-    ``<``, ``>``, ``&`` and JavaScript's line separators are written as escapes. Parsed, the strings are the
-    same; but ``</script>`` and ``<!--`` cannot occur.
+    Cell (row, column): MMCS of the row's SAE in the column's; empty where the two were not compared.
+    ``matched`` is the share of latents that are matched one to one, for people.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+
+    names: list[str]
+    values: list[list[float | None]]
+    matched: list[list[str]]
+
+
+def make_overlap(
+    measured: Sequence[tuple[Path, Results]], entries: Sequence[ReportEntry]
+) -> OverlapMatrix | None:
+    """The matrix of overlaps, which are those within each results file; None if there are none."""
+    size = len(entries)
+    values: list[list[float | None]] = [[None] * size for _ in range(size)]
+    matched = [[""] * size for _ in range(size)]
+    start, found = 0, False
+    for _, results in measured:
+        number = {sae.name: start + i for i, sae in enumerate(results.saes)}
+        for pair in results.overlap:
+            if pair.a not in number or pair.b not in number:
+                continue
+            a, b = number[pair.a], number[pair.b]
+            values[a][b], values[b][a] = pair.mmcs_a_in_b, pair.mmcs_b_in_a
+            if pair.matching is not None:
+                matched[a][b] = matched[b][a] = f"{100 * pair.matching.share:.1f} % matched one to one"
+            found = True
+        start += len(results.saes)
+    if not found:
+        return None
+    return OverlapMatrix(names=[entry.name for entry in entries], values=values, matched=matched)
 
 
 def describe_cache_of(cache: CacheSummary, results: Results) -> dict[str, Any]:
@@ -226,41 +238,3 @@ def _text_name(text: Any) -> str:
         return "–" if text is None else str(text)
     plain = {k: v for k, v in text.items() if isinstance(v, str | int | float | bool) and v != ""}
     return ", ".join(f"{key} {value}" for key, value in plain.items()) or "–"
-
-
-def read_training_curves(path: Path) -> dict[str, Curves]:
-    """Read ``rows`` and the :data:`CURVES` over them by variant, at most about ``MAX_POINTS`` points each.
-
-    If a step occurs twice, because training was resumed, the later line counts. A last line that a killed
-    process left unfinished is ignored. A value that a line does not hold is None.
-
-    Raises:
-        UsageError: a line in the middle that is not JSON with a step, rows and a variant.
-    """
-    by_step: dict[str, dict[int, dict[str, Any]]] = {}
-    for number, _, record in read_object_lines(path, allow_nan=True):
-        if record is None:
-            continue
-        match record:
-            case {"variant": str(variant), "step": int(step)}:
-                kept = {key: record.get(key) for key in ("rows", *CURVES)}
-                by_step.setdefault(variant, {})[step] = kept
-            case _:
-                raise UsageError(f"{path}, line {number}: expected a JSON object with step and variant")
-    return {variant: _thinned(steps) for variant, steps in by_step.items()}
-
-
-def _thinned(steps: dict[int, dict[str, Any]]) -> Curves:
-    records = [steps[step] for step in sorted(steps)]
-    every = -(-len(records) // MAX_POINTS)
-    kept = records[::every]
-    if records[-1] is not kept[-1]:
-        kept.append(records[-1])
-    return {key: [_rounded(record.get(key)) for record in kept] for key in ("rows", *CURVES)}
-
-
-def _rounded(value: Any) -> float | None:
-    """A finite number with five significant digits; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
-        return None
-    return value if isinstance(value, int) else float(f"{value:.5g}")

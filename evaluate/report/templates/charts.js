@@ -154,8 +154,9 @@ function tipRow(series, text) {
 
 // ---- charts
 
-// One figure. spec: { title, note, x: {label, log, zero, say}, y: {...}, kind: "line" | "step" | "scatter",
-// series: [{name, index, points: [[x, y, extra lines to tell], ...]}], links: [[[x, y], ...], ...], better: text }.
+// One figure, as figures.py makes it. spec: { title, note, x: {label, log, zero, say}, y: {..., tell},
+// kind: "line" | "step" | "scatter", series: [{name, index, points: [[x, y], ...], fit, intervals, facts}],
+// links: [[number of an SAE, ...], ...], front: [[x, y], ...], better: text }.
 // A "step" series is a histogram: each point is [left edge, height], and `end` is the right edge of the last bin;
 // `outline` draws only its upper edge.
 function figure(spec, isShown) {
@@ -177,10 +178,11 @@ function drawChart(spec, plot, isShown, emphasis) {
     "font-family": "system-ui, sans-serif", "font-size": 11.5 });
   const series = spec.series.filter((s) => isShown(s.index) && s.points.length);
   const text = cssColor("--muted");
-  const y = makeScale(series.flatMap((s) => s.points.map((p) => p[1])), spec.y, [height - EDGE.bottom, EDGE.top]);
+  const bounds = (from) => series.flatMap((s) => (s.intervals ?? []).flatMap((i) => i.slice(from, from + 2)).filter((v) => v !== null));
+  const y = makeScale([...series.flatMap((s) => s.points.map((p) => p[1])), ...bounds(2)], spec.y, [height - EDGE.bottom, EDGE.top]);
   const tickText = spec.y.tell ?? y.format;
   const left = 32 + 6.4 * Math.max(2, ...y.ticks.map((tick) => tickText(tick).length));
-  const xs = series.flatMap((s) => [...s.points.map((p) => p[0]), ...(s.end !== undefined ? [s.end] : [])]);
+  const xs = [...series.flatMap((s) => [...s.points.map((p) => p[0]), ...(s.end !== undefined ? [s.end] : [])]), ...bounds(0)];
   const x = makeScale(xs, spec.x, [left, width - EDGE.right]);
   for (const tick of y.ticks) {
     svg.append(shape("line", { x1: left, x2: width - EDGE.right, y1: y(tick), y2: y(tick), stroke: cssColor("--grid") }));
@@ -199,10 +201,12 @@ function drawChart(spec, plot, isShown, emphasis) {
     svg.append(shape("text", { x: left + 9, y: upper ? EDGE.top + 15 : height - EDGE.bottom - 9, fill: cssColor("--faint") }, spec.better));
   }
   if (!series.length) svg.append(shape("text", { x: width / 2, y: middle, "text-anchor": "middle", fill: text }, "nothing to show"));
+  const placeOf = (sae) => series.find((s) => s.index === sae)?.points[0];
+  if (spec.front?.length > 1) svg.append(shape("path", { d: linePath(spec.front, x, y), fill: "none", stroke: cssColor("--faint"), "stroke-width": 5, "stroke-opacity": 0.35, "stroke-linejoin": "round", class: "front" }));
   for (const link of spec.links ?? []) {
-    const shown = link.filter((p) => isShown(p[2]));
-    const one = new Set(link.map((p) => looks[p[2]].color)).size === 1;
-    if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: one ? seriesColor(link[0][2]) : cssColor("--faint"), "stroke-dasharray": "3 3" }));
+    const shown = link.map(placeOf).filter((p) => p);
+    const one = new Set(link.map((sae) => looks[sae].color)).size === 1;
+    if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: one ? seriesColor(link[0]) : cssColor("--faint"), "stroke-dasharray": "3 3", class: "link" }));
   }
   // Where no label may go: the markers, and then the labels themselves.
   const labels = spec.kind === "scatter" ? series.flatMap((s) => s.points.map((p) => [x(p[0]) - 6, y(p[1]) - 6, x(p[0]) + 6, y(p[1]) + 6])) : [];
@@ -223,6 +227,8 @@ function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
   const color = seriesColor(s.index);
   const group = shape("g", { opacity, class: "series", ...(spec.kind === "scatter" ? {} : { "clip-path": `url(#frame${frames})` }) });
   const usable = s.points.filter((p) => (!spec.x.log || p[0] > 0) && (!spec.y.log || p[1] > 0) && p[1] !== null);
+  if (s.fit?.length) group.append(shape("path", { d: linePath(s.fit, x, y), fill: "none", stroke: color, "stroke-width": 1.2, "stroke-dasharray": "1 3", class: "fit" }));
+  (s.intervals ?? []).forEach((interval, i) => drawInterval(group, s.points[i], interval, x, y, color, spec));
   if (spec.kind === "scatter") {
     for (const [px, py] of usable) {
       group.append(shape("path", { d: markerPath(seriesMarker(s.index), x(px), y(py), 6), fill: color, stroke: cssColor("--panel"), "stroke-width": 1.2 }));
@@ -241,6 +247,13 @@ function drawSeries(svg, s, spec, x, y, opacity, labels, size) {
     for (let i = Math.floor(every / 2); i < usable.length; i += every) group.append(shape("path", { d: markerPath(seriesMarker(s.index), x(usable[i][0]), y(usable[i][1]), 3.6), fill: color }));
   }
   svg.append(group);
+}
+
+// Bars over a 95 % interval: [low x, high x, low y, high y], null where it is not known.
+function drawInterval(group, [px, py], [x0, x1, y0, y1], x, y, color, spec) {
+  const bar = (d) => group.append(shape("path", { d, fill: "none", stroke: color, "stroke-width": 1.2, class: "interval" }));
+  if (x0 !== null && (!spec.x.log || x0 > 0)) bar(`M${x(x0).toFixed(1)},${y(py).toFixed(1)}H${x(x1).toFixed(1)}`);
+  if (y0 !== null && (!spec.y.log || y0 > 0)) bar(`M${x(px).toFixed(1)},${y(y0).toFixed(1)}V${y(y1).toFixed(1)}`);
 }
 
 function placeLabel(group, name, px, py, labels, [first, last]) {
@@ -305,10 +318,16 @@ function addPointer(svg, marks, spec, series, x, y, plot) {
 }
 
 function tellPoint(stop, spec) {
-  const lines = [[spec.x.label, short(stop.x)], [spec.y.label, (spec.y.tell ?? short)(stop.y)], ...(stop.p[2] ?? [])];
+  const lines = [[spec.x.label, short(stop.x)], [spec.y.label, (spec.y.tell ?? short)(stop.y)], ...intervalLines(stop, spec), ...(stop.s.facts ?? [])];
   const nodes = [element("div", { class: "row" }, swatch(stop.s.index), element("b", {}, stop.s.name))];
   for (const [label, value] of lines) nodes.push(element("div", { class: "row" }, element("span", { class: "head" }, label), element("b", {}, value)));
   return [nodes, [[stop.s, stop.x, stop.y]]];
+}
+
+function intervalLines(stop, spec) {
+  const [x0, x1, y0, y1] = stop.s.intervals?.[0] ?? [null, null, null, null];
+  const line = (axis, low, high) => (low === null ? [] : [[`95 % of ${axis.label}`, `${short(low)} to ${short(high)}`]]);
+  return [...line(spec.x, x0, x1), ...line(spec.y, y0, y1)];
 }
 
 function tellColumn(at, spec, series) {

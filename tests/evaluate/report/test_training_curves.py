@@ -5,7 +5,7 @@ import json
 import pytest
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.report_data import read_training_curves
+from saecache.evaluate.report.training import read_training_curves
 
 
 def write(path, records, tail=""):

@@ -1,0 +1,1 @@
+"""What can be seen of every latent of an SAE."""

@@ -1,0 +1,407 @@
+"""The figures of a report, as data: the page draws them by its script, and ``--figures`` by matplotlib.
+
+A figure is made of series, one for each SAE; coordinates are the numbers of the results.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
+from math import exp, isfinite, log
+from typing import Any, Literal
+
+from ...common.errors import UsageError
+from ..results import Histogram, SaeResult, ZipfFit
+from ..table import mean_accuracy
+from .comparison import ReportEntry
+
+Unit = Literal["", "percent", "rows", "rank", "bin", "count"]
+Point = tuple[float, float]
+_DIGITS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis. ``unit`` says how values are written; ``zero`` that it begins at 0; ``end`` where it ends."""
+
+    label: str
+    log: bool = False
+    zero: bool = False
+    pad: float = 0.04
+    end: float | None = None
+    unit: Unit = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What one SAE has in a figure.
+
+    Attributes:
+        sae: number of the SAE in the report.
+        end: right edge of the last bin of a histogram, whose points are left edges and heights.
+        fit: points of a law that was fitted to these.
+        intervals: 95 % intervals of the points, [low x, high x, low y, high y] each; None where unknown.
+        facts: what else to say of the one point of a scatter plot: labels and texts.
+    """
+
+    sae: int
+    points: list[Point]
+    end: float | None = None
+    fit: list[Point] = field(default_factory=list)
+    intervals: list[list[float | None]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of ``kind`` scatter, line, or step (a histogram; ``outline`` draws its upper edge only).
+
+    Attributes:
+        section: of the page.
+        links: SAEs (numbers) whose points are joined, by their x.
+        front: the points that no other point beats in both coordinates.
+        better: which corner is better, in words.
+    """
+
+    section: str
+    title: str
+    kind: Literal["scatter", "line", "step"]
+    x: Axis
+    y: Axis
+    series: list[Series]
+    note: str = ""
+    outline: bool = False
+    links: list[list[int]] = field(default_factory=list)
+    front: list[Point] = field(default_factory=list)
+    better: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as JSON values."""
+        return asdict(self)
+
+
+def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
+    """All figures for which there is something to draw, in the order of the page.
+
+    Raises:
+        UsageError: the results hold numbers that no figure can have.
+    """
+    try:
+        figures = [
+            *_pareto(entries),
+            *_training(entries),
+            *_density(entries),
+            *_features(entries),
+            *_progressive(entries),
+            *_calibration(entries),
+        ]
+    except OverflowError as error:
+        raise UsageError(f"the results hold a number that cannot be drawn ({error}): measure again") from None
+    for figure in figures:
+        for series in figure.series:
+            series.points[:] = [(x, y) for x, y in series.points if isfinite(x) and isfinite(y)]
+    return [figure for figure in figures if any(series.points for series in figure.series)]
+
+
+def family_of(result: SaeResult) -> tuple[str, str, int]:
+    """SAEs of one family differ in sparsity only: hook, kind, size."""
+    return result.hook, result.kind, result.num_latents
+
+
+def pareto_front(points: Sequence[Point], *, high_y: bool) -> list[Point]:
+    """The points that no other one beats: x as small as possible, y as large (``high_y``) or as small."""
+    front: list[Point] = []
+    for x, y in sorted(points, key=lambda p: (p[0], -p[1] if high_y else p[1])):
+        if not front or (y > front[-1][1] if high_y else y < front[-1][1]):
+            front.append((x, y))
+    return front
+
+
+def _scatter(
+    entries: Sequence[ReportEntry],
+    title: str,
+    x: Axis,
+    y: Axis,
+    values: Callable[[SaeResult], tuple[float | None, float | None]],
+    intervals: Callable[[SaeResult], tuple[Sequence[float | None], Sequence[float | None]]],
+    *,
+    high_y: bool,
+) -> Figure:
+    series: list[Series] = []
+    families: dict[tuple[str, str, int], list[int]] = {}
+    for number, entry in enumerate(entries):
+        found = values(entry.result)
+        if found[0] is None or found[1] is None:
+            continue
+        spread = [*intervals(entry.result)[0], *intervals(entry.result)[1]]
+        facts = [("alive latents", f"{entry.result.codes.alive:,}")]
+        series.append(
+            Series(sae=number, points=[(found[0], found[1])], intervals=[list(spread)], facts=facts)
+        )
+        families.setdefault(family_of(entry.result), []).append(number)
+    place = {one.sae: one.points[0] for one in series}
+    return Figure(
+        section="pareto",
+        title=title,
+        kind="scatter",
+        x=x,
+        y=y,
+        series=series,
+        links=[sorted(numbers, key=lambda n: place[n]) for numbers in families.values() if len(numbers) > 1],
+        front=pareto_front(list(place.values()), high_y=high_y),
+        better="↖ better" if high_y else "↙ better",
+    )
+
+
+def _pareto(entries: Sequence[ReportEntry]) -> list[Figure]:
+    l0 = Axis(
+        label="L0 (active latents per token)",
+        log=_spreads_widely([entry.result.codes.l0 for entry in entries], 4),
+        pad=0.12,
+    )
+
+    def codes(result: SaeResult) -> Sequence[float | None]:
+        return result.codes.intervals.get("l0", (None, None))
+
+    def against_l0(
+        title: str, label: str, value: Callable[[SaeResult], float | None], name: str, *, high_y: bool
+    ) -> Figure:
+        def interval(result: SaeResult) -> Sequence[float | None]:
+            part = result.language_model if name == "ce_recovered" else result.normalized
+            return (None, None) if part is None else part.intervals.get(name, (None, None))
+
+        return _scatter(
+            entries,
+            title,
+            l0,
+            Axis(label=label, pad=0.15),
+            lambda result: (result.codes.l0, value(result)),
+            lambda result: (codes(result), interval(result)),
+            high_y=high_y,
+        )
+
+    def ce(result: SaeResult) -> float | None:
+        return None if result.language_model is None else result.language_model.ce_recovered
+
+    def absorbed(result: SaeResult) -> float | None:
+        return None if result.absorption is None else result.absorption.absorption_fraction
+
+    return [
+        against_l0(
+            "L0 and FVU", "fraction of variance unexplained", lambda r: r.normalized.fvu, "fvu", high_y=False
+        ),
+        against_l0(
+            "L0 and MSE", "mean squared error, normalized", lambda r: r.normalized.mse, "mse", high_y=False
+        ),
+        against_l0("L0 and CE loss recovered", "CE loss recovered", ce, "ce_recovered", high_y=True),
+        _scatter(
+            entries,
+            "Absorption and probing",
+            Axis(label="first letters absorbed", pad=0.15),
+            Axis(label="accuracy of probes of one latent", pad=0.15),
+            lambda result: (absorbed(result), mean_accuracy(result, "1")),
+            lambda result: (
+                (None, None)
+                if result.absorption is None
+                else result.absorption.intervals.get("absorption_fraction", (None, None)),
+                _only_interval(result),
+            ),
+            high_y=True,
+        ),
+    ]
+
+
+def _only_interval(result: SaeResult) -> Sequence[float | None]:
+    """The interval of a probing accuracy, which is known for one set of labelled texts only."""
+    found = result.probing[0].sparse.get("1") if len(result.probing) == 1 else None
+    return (None, None) if found is None or found.interval is None else found.interval
+
+
+def _training(entries: Sequence[ReportEntry]) -> list[Figure]:
+    def figure(title: str, key: str, label: str, *, zero: bool = False) -> Figure:
+        series = [Series(sae=number, points=_curve(entry, key)) for number, entry in enumerate(entries)]
+        values = [y for one in series for _, y in one.points]
+        return Figure(
+            section="training",
+            title=title,
+            kind="line",
+            x=Axis(label="rows seen", pad=0.01, unit="rows"),
+            y=Axis(label=label, zero=zero, log=not zero and _spreads_widely(values, 8)),
+            series=series,
+        )
+
+    return [
+        figure("FVU", "fvu", "fraction of variance unexplained"),
+        figure("L0", "l0", "active latents per token"),
+        figure("Alive latents", "alive", "latents not dead", zero=True),
+    ]
+
+
+def _curve(entry: ReportEntry, key: str) -> list[Point]:
+    if entry.training is None:
+        return []
+    values = entry.training["dead" if key == "alive" else key]
+    return [
+        (rows, entry.result.num_latents - value if key == "alive" else value)
+        for rows, value in zip(entry.training["rows"], values, strict=True)
+        if rows is not None and value is not None
+    ]
+
+
+def _density(entries: Sequence[ReportEntry]) -> list[Figure]:
+    curves, histograms = [], []
+    for number, entry in enumerate(entries):
+        result = entry.result
+        ranks = result.density.rank
+        fit: list[Point] = []
+        if result.zipf is not None and ranks:
+            law = [(rank, _expected_density(result.zipf.log, rank)) for rank in ranks]
+            fit = [(float(rank), _short(value)) for rank, value in law if 0 < value <= 1]
+        densities = zip(ranks, result.density.density, strict=False)
+        points: list[Point] = [(rank, _short(value)) for rank, value in densities]
+        curves.append(Series(sae=number, points=points, fit=fit))
+        histograms.append(_steps(number, result.density.log10_histogram))
+    return [
+        Figure(
+            section="density",
+            title="Density by rank",
+            note="alive latents, densest first; dotted: Zipf's law",
+            kind="line",
+            x=Axis(label="rank", log=True, pad=0.01, unit="rank"),
+            y=Axis(label="density (share of tokens)", log=True, unit="percent"),
+            series=curves,
+        ),
+        Figure(
+            section="density",
+            title="Density histogram",
+            note="alive latents",
+            kind="step",
+            x=Axis(label="log₁₀ density", pad=0, unit="bin"),
+            y=Axis(label="latents", zero=True),
+            series=histograms,
+        ),
+    ]
+
+
+def _expected_density(fit: ZipfFit, rank: int) -> float:
+    """The density that the law expects of a rank; 0 where it says nothing."""
+    try:
+        return float(fit.scale * exp(-fit.alpha * log(rank + fit.beta)))
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _steps(number: int, histogram: Histogram) -> Series:
+    end = histogram.edges[-1] if histogram.edges else None
+    return Series(
+        sae=number,
+        points=[(x, float(y)) for x, y in zip(histogram.edges, histogram.counts, strict=False)],
+        end=end,
+    )
+
+
+def _features(entries: Sequence[ReportEntry]) -> list[Figure]:
+    bins = [_usable_bins(entry.result.features_per_token) for entry in entries]
+    furthest = max((edges[-1] for edges, _ in bins if edges), default=0)
+    heights, cumulative = [], []
+    for number, (edges, shares) in enumerate(bins):
+        widths = [right - left for left, right in pairwise(edges)]
+        tops = [share / width for share, width in zip(shares, widths, strict=True)]
+        points = list(zip(edges, tops, strict=False))
+        heights.append(Series(sae=number, points=points, end=edges[-1] if edges else None))
+        start: list[Point] = [(0.0, 0.0)] if edges and edges[1] > 1 else []
+        sums = zip(edges[1:], accumulate(shares), strict=True)
+        cumulative.append(
+            Series(sae=number, points=start + [(right - 1, share) for right, share in sums], end=furthest)
+        )
+    # Where the number is fixed, as for TopK, all tokens are in one bin, which must not flatten the others.
+    highest = [max(y for _, y in one.points) for one in heights if one.points]
+    spread = [height for height in highest if height < 0.5]
+    cut = 1.25 * max(spread) if spread and len(spread) < len(highest) else None
+    x = Axis(label="active latents of a token", pad=0.02, unit="count")
+    return [
+        Figure(
+            section="features",
+            title="Active latents per token",
+            note="spikes of fixed L0 are cut" if cut else "",
+            kind="step",
+            x=x,
+            y=Axis(label="share of tokens", zero=True, unit="percent", end=cut),
+            series=heights,
+        ),
+        Figure(
+            section="features",
+            title="Cumulative",
+            note="tokens with at most so many",
+            kind="step",
+            outline=True,
+            x=x,
+            y=Axis(label="share of tokens", zero=True, unit="percent", end=1.02),
+            series=cumulative,
+        ),
+    ]
+
+
+def _usable_bins(histogram: Histogram) -> tuple[list[float], list[float]]:
+    """Edges, and the share of the tokens in each bin; empty if the histogram is not one of tokens."""
+    edges, counts = histogram.edges, histogram.counts
+    total = sum(counts)
+    if total <= 0 or len(edges) != len(counts) + 1 or any(right <= left for left, right in pairwise(edges)):
+        return [], []
+    return edges, [count / total for count in counts]
+
+
+def _progressive(entries: Sequence[ReportEntry]) -> list[Figure]:
+    return [
+        Figure(
+            section="features",
+            title="Progressive codes",
+            note="when only the largest codes of a row are kept",
+            kind="line",
+            x=Axis(label="codes kept, on average", log=True, pad=0.02, unit="count"),
+            y=Axis(label="fraction of variance unexplained"),
+            series=[
+                Series(
+                    sae=number,
+                    points=[
+                        (step.l0, step.fvu)
+                        for step in entry.result.progressive
+                        if step.fvu is not None and step.l0 > 0
+                    ],
+                )
+                for number, entry in enumerate(entries)
+            ],
+        )
+    ]
+
+
+def _calibration(entries: Sequence[ReportEntry]) -> list[Figure]:
+    series = []
+    for number, entry in enumerate(entries):
+        buckets = sorted(entry.result.calibration, key=lambda bucket: bucket.percentiles)
+        series.append(
+            Series(
+                sae=number,
+                points=[(sum(bucket.percentiles) / 2, bucket.scored) for bucket in buckets],
+                intervals=[[None, None, *(bucket.interval or (None, None))] for bucket in buckets],
+            )
+        )
+    return [
+        Figure(
+            section="calibration",
+            title="Calibration",
+            note="explanations of one bucket of activations each",
+            kind="line",
+            x=Axis(label="percentile of the latent's activations"),
+            y=Axis(label="mean score"),
+            series=series,
+        )
+    ]
+
+
+def _spreads_widely(values: Sequence[float], factor: float) -> bool:
+    usable = [value for value in values if value > 0]
+    return bool(usable) and max(usable) / min(usable) > factor
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
