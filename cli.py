@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, doctor, export, inspect, recipes, sharing, stages
+from .commands import cache, doctor, export, inspect, interpret, recipes, sharing, stages
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
@@ -33,6 +33,7 @@ add_command(app, "harvest", stages.harvest, interrupted=RESUMES)
 add_command(app, "train", stages.train, interrupted=RESUMES)
 add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate)
+add_command(app, "interpret", interpret.interpret, interrupted=RESUMES)
 add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
 add_command(app, "inspect", inspect.inspect)
