@@ -6,7 +6,6 @@ answer's hash. An entry that is damaged, or that belongs to another request, cou
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ class AnswerFolder:
     """The answers in ``folder``. Threads may use it together; processes hold its lock, :attr:`lock`, in turn.
 
     Attributes:
-        damaged: entries that were there and could not be used.
+        damaged: files that were there and could not be used.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.damaged = 0
-        self._counting = threading.Lock()
+        self.damaged: set[Path] = set()
 
     @property
     def lock(self) -> Path:
@@ -58,8 +56,7 @@ class AnswerFolder:
             or entry.get("sha256") != _hash(answer)
             or not fits(answer)
         ):
-            with self._counting:
-                self.damaged += 1
+            self.damaged.add(path)
             return None
         return answer
 

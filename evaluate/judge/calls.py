@@ -59,6 +59,7 @@ class Caller:
     """Makes calls to one server, or takes their answers from the folder.
 
     Attributes:
+        stored_as: the server's name in the folder; None: its URL.
         made: requests that were answered by the server in this run.
     """
 
@@ -67,6 +68,7 @@ class Caller:
     concurrency: int
     max_repairs: int
     stop: threading.Event
+    stored_as: str | None = None
     made: int = 0
     _failures_in_a_row: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock)
@@ -107,7 +109,7 @@ class Caller:
             request = self._request(call, body)
             answer = self.answers.get(request, call.fits)
             if answer is None:
-                answer = call.extract(self.endpoint.post(call.path, body, sum(call.num_tokens)))
+                answer = self.endpoint.post(call.path, body, sum(call.num_tokens), call.extract)
                 self.answers.put(request, answer)
                 self._count(failed=False)
             return answer
@@ -137,7 +139,7 @@ class Caller:
 
     def _request(self, call: Call[T], body: Request) -> Request:
         """What identifies a request in the folder: where it goes and what it says."""
-        return {"url": self.endpoint.url, "path": call.path, "body": body}
+        return {"url": self.stored_as or self.endpoint.url, "path": call.path, "body": body}
 
     def _count(self, *, failed: bool, reason: str = "") -> None:
         with self._counting:

@@ -19,6 +19,10 @@ class EndpointConfig(FrozenModel):
     """The name of the model there."""
     key_variable: str = "SAECACHE_JUDGE_KEY"
     """The environment variable that holds the API key; unset for a server that needs none."""
+    stored_as: str | None = None
+    """The server's name in the folder of answers; None: its URL. Give it one name where its address changes,
+    and never one name to two models.
+    """
     check_model: bool = True
     """Look for the model in the server's list of models, if it has one, before the first call."""
     temperature: float | None = Field(0.0, ge=0)
@@ -43,7 +47,7 @@ class EndpointConfig(FrozenModel):
     max_retries: int = Field(8, ge=0)
     """Attempts after the first, if the server is busy, fails or breaks off."""
     max_repairs: int = Field(2, ge=0)
-    """How often the judge is asked again after an answer that cannot be read."""
+    """How often a call is made again after an answer that cannot be read."""
 
 
 class WindowsConfig(FrozenModel):

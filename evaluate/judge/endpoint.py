@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any
@@ -38,7 +38,7 @@ class _PassingError(Exception):
     def __init__(self, reason: str, pause: float | None = None, *, is_answer: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
-        self.is_answer = is_answer  # status 200, but the body is no JSON object
+        self.is_answer = is_answer  # status 200, but the body is not what was asked for
 
 
 class Endpoint:
@@ -115,34 +115,43 @@ class Endpoint:
                 "--model, or set endpoint.check_model=false if the list is incomplete"
             )
 
-    def post(self, path: str, body: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
-        """The JSON object that the server answers to ``body``, after as many attempts as it takes.
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        num_tokens: int,
+        extract: Callable[[Mapping[str, Any]], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """What ``extract`` takes from the JSON that the server answers, after as many attempts as it takes.
 
         Pauses grow, and their jitter is a function of the request, so that the same run pauses alike.
 
         Args:
             num_tokens: of prompt and answer, for the limit per minute.
+            extract: raises :class:`RefusedRequestError` for JSON of another form.
 
         Raises:
             EndpointError: the server refuses us, or it fails longer than the settings allow.
-            RefusedRequestError: it refuses this request, or answers it with no JSON object every time.
+            RefusedRequestError: it refuses this request, or gives no answer of the right form.
             Stopped: the work ends.
         """
         seed = hashlib.sha256(f"{path}\n{sorted(body.items())}".encode("utf-8", "replace")).digest()
-        started = time.monotonic()
-        attempt = 0
+        settings = self._settings
+        attempt = wrong_answers = 0
+        waited = 0.0  # for the server, not for our own pace
         while True:
             self._pace.admit(num_tokens)
+            began = time.monotonic()
             try:
                 status, content = self._attempt("POST", path, body)
-                return self._object(status, content)
+                return self._extract(status, content, extract)
             except _PassingError as error:
-                waited = time.monotonic() - started
+                wrong_answers += error.is_answer
+                if wrong_answers > settings.max_repairs:
+                    raise RefusedRequestError(str(error)) from None
+                waited += time.monotonic() - began
                 pause = error.pause if error.pause is not None else _backoff(seed, attempt)
-                settings = self._settings
                 if attempt >= settings.max_retries or waited + pause > settings.patience_seconds:
-                    if error.is_answer:
-                        raise RefusedRequestError(str(error)) from None
                     asked = f", and it asks to wait {error.pause:.0f} s" if error.pause else ""
                     raise EndpointError(
                         f"the judge at {self.url} failed {attempt + 1} times in {waited:.0f} s: "
@@ -152,6 +161,7 @@ class Endpoint:
                 if error.pause:
                     self._pace.pause(error.pause)
                 self._sleep(pause)
+                waited += pause
                 attempt += 1
 
     def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
@@ -184,17 +194,20 @@ class Endpoint:
             raise _PassingError(self._words(status, content), _retry_after(headers))
         return status, bytes(content)
 
-    def _object(self, status: int, content: bytes) -> dict[str, Any]:
+    def _extract(
+        self, status: int, content: bytes, extract: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
         if status in _NO_KEY or status in (404, 405):
             raise self._refusal(status, content)
         if not 200 <= status < 300:
             raise RefusedRequestError(self._words(status, content))
         try:
-            return parse_object(content)
+            return extract(parse_object(content))
         except ValueError as error:
-            raise _PassingError(
-                f"an answer that is no JSON object ({self._clean(str(error))})", is_answer=True
-            ) from None
+            reason = f"its answer is no JSON object ({self._clean(str(error))})"
+        except RefusedRequestError as error:
+            reason = self._clean(str(error))
+        raise _PassingError(reason, is_answer=True)
 
     def _refusal(self, status: int, content: bytes) -> EndpointError:
         """What to tell the user of a status that no other request would change."""

@@ -80,10 +80,11 @@ class Interview:
             for purpose, score in self._score_calls(number, bucket, explanation)
         ]
         questions = [one for *_, score in asked for one in score.calls]
-        marks = iter(self._make(questions, f"{name}: scores", "score", show_progress))
+        marks = self._make(questions, f"{name}: scores", "score", show_progress)
+        remaining = iter(marks)
         scores: dict[tuple[int, int, str], JudgeScore] = {}
         for number, bucket, purpose, score in asked:
-            own = [next(marks) for _ in score.calls]
+            own = [next(remaining) for _ in score.calls]
             num_strata = DECILES if bucket == _WHOLE else 0
             scores[number, bucket, purpose] = score.score(own, num_strata, self.questioner.config.seed)
         return [

@@ -154,7 +154,9 @@ def interpret(
         }
         done.made = caller.made
         if folder.damaged:
-            done.warnings.append(f"{folder.damaged} stored answers were damaged, and were asked for again")
+            done.warnings.append(
+                f"{len(folder.damaged)} stored answers were damaged, and were asked for again"
+            )
             say(f"warning: {done.warnings[-1]}")
     named = {target.name for target in found}
     done.results = measured.model_copy(
@@ -215,7 +217,14 @@ def _caller(
 ) -> Caller:
     endpoint = Endpoint(url or _DRY_URL, key_variable, config.endpoint, stop)
     stack.callback(endpoint.close)
-    return Caller(endpoint, folder, config.endpoint.concurrency, config.endpoint.max_repairs, stop)
+    return Caller(
+        endpoint,
+        folder,
+        concurrency=config.endpoint.concurrency,
+        max_repairs=config.endpoint.max_repairs,
+        stop=stop,
+        stored_as=config.endpoint.stored_as,
+    )
 
 
 def _encoder(

@@ -15,7 +15,8 @@ from .interview import Interview, bucket_scores
 # Settings that change nothing in the figures, and places of the user's machines, which results do not name.
 _NOT_RECORDED: Any = {
     "endpoint": {
-        "url", "key_variable", "check_model", "concurrency", "requests_per_minute", "tokens_per_minute",
+        "url", "key_variable", "stored_as", "check_model", "concurrency",
+        "requests_per_minute", "tokens_per_minute",
         "timeout_seconds", "patience_seconds", "max_retries",
     },
     "embeddings": {"url", "key_variable", "path"},

@@ -1,8 +1,8 @@
 """A real HTTP server that behaves like a judge, and misbehaves where a test asks for it.
 
-It reads: an explanation lists the tokens that are highlighted in the excerpts, and an excerpt is marked 1 if
-one of the explanation's tokens is in it. So true explanations of latents that respond to tokens score high,
-and explanations of other latents score at chance.
+It reads: an explanation lists the tokens that are highlighted most often in the excerpts, and an excerpt is
+marked 1 if one of the explanation's tokens is in it. So true explanations of latents that respond to tokens
+score high, and explanations of other latents score at chance.
 
 ``python judge_server.py PORT_FILE LOG_FILE SECONDS`` runs it as a process that takes so long for each answer.
 """
@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,11 +75,14 @@ class Judge:
 
 
 def explain(prompt: str) -> str:
-    """The highlighted tokens, the most frequent first, as a list that :func:`mark` can read."""
+    """The highlighted tokens that are at least half as frequent as the most frequent one, as a list that
+    :func:`mark` can read.
+    """
     found = Counter(
         word.strip() or word for text in _EXCERPT.findall(prompt) for word in _MARKED.findall(text)
     )
-    words = [word for word, _ in found.most_common(12)]
+    most = max(found.values(), default=0)
+    words = [word for word, count in found.most_common(12) if 2 * count >= most]
     return f"I look at the marks first.\nEXPLANATION: one of {json.dumps(words)}"
 
 
@@ -170,10 +173,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def handle(self) -> None:
-        try:
+        with suppress(ConnectionError, TimeoutError):  # the client gave up, as it should
             super().handle()
-        except (ConnectionError, TimeoutError):  # the client gave up, as it should
-            pass
 
     def log_message(self, *_arguments: object) -> None:
         pass
