@@ -83,7 +83,12 @@ def make_word_sae(cache: ActivationCache, name: str, order: np.ndarray | None = 
         cache={"fingerprint": cache.fingerprint, "model": cache.manifest.identity.get("model")},
         training={"steps": 1},
     )
-    tensors = {"W_enc": weights.clone(), "W_dec": weights, "b_enc": torch.zeros(WIDTH), "b_dec": torch.zeros(WIDTH)}
+    tensors = {
+        "W_enc": weights.clone(),
+        "W_dec": weights,
+        "b_enc": torch.zeros(WIDTH),
+        "b_dec": torch.zeros(WIDTH),
+    }
     return SAE(cfg, tensors | {"threshold": torch.tensor(0.12)})
 
 
@@ -107,7 +112,9 @@ def measured_run(word_cache: ActivationCache, tmp_path_factory: pytest.TempPathF
     """A run folder with two SAEs, the second with its latents in another order, and their results."""
     folder = tmp_path_factory.mktemp("runs") / "words"
     make_word_sae(word_cache, "plain").save(folder / "plain" / "sae")
-    make_word_sae(word_cache, "mixed", np.random.default_rng(1).permutation(WIDTH)).save(folder / "mixed" / "sae")
+    make_word_sae(word_cache, "mixed", np.random.default_rng(1).permutation(WIDTH)).save(
+        folder / "mixed" / "sae"
+    )
     evaluate([folder], word_cache, num_latents=0, show_progress=False)
     return folder
 

@@ -188,8 +188,8 @@ def test_unreadable_scores_are_unanswered_and_never_scored(
 
 
 def test_a_latent_without_explanation_has_no_scores(ask: Ask, run_folder: Path, judge: Judge) -> None:
-    judge.always = lambda handler, request: request.asks_for_explanation and saying("EXPLANATION: ")(
-        handler, request
+    judge.always = lambda handler, request: (
+        request.asks_for_explanation and saying("EXPLANATION: ")(handler, request)
     )
     ask(num_latents=2, calibration=None)
     found = interpretation(run_folder)
@@ -236,7 +236,9 @@ def test_what_it_costs_is_said_before_it_begins(ask: Ask, run_folder: Path, judg
 
 
 def test_more_than_allowed_is_refused(ask: Ask, judge: Judge) -> None:
-    with pytest.raises(UsageError, match=r"would need 123 calls.*more than max_calls=122.*--set max_calls=123"):
+    with pytest.raises(
+        UsageError, match=r"would need 123 calls.*more than max_calls=122.*--set max_calls=123"
+    ):
         ask(max_calls=122)
     with pytest.raises(UsageError, match=r"more than max_tokens=1,000"):
         ask(max_tokens=1000)
@@ -252,14 +254,18 @@ def test_what_is_answered_does_not_count(ask: Ask) -> None:
 def test_bad_input_is_said_before_work(ask: Ask, run_folder: Path, word_cache, judge: Judge) -> None:
     with pytest.raises(UsageError, match=r"no judge answers at http://127.0.0.1:1/v1"):
         ask(endpoint={"url": "http://127.0.0.1:1/v1"})
-    with pytest.raises(UsageError, match=r"has no model 'reader-2' \(did you mean 'reader-1'\?\).*check_model"):
+    with pytest.raises(
+        UsageError, match=r"has no model 'reader-2' \(did you mean 'reader-1'\?\).*check_model"
+    ):
         ask(endpoint={"model": "reader-2"})
     with pytest.raises(UsageError, match=r"which judge\? Give --endpoint URL"):
         ask(endpoint={"url": None})
     with pytest.raises(UsageError, match=f"has latents 0 to {WIDTH - 1}, and latents names 999"):
         ask(latents=[3, 999])
     windows = SMALL["windows"] | {"least": 100_000}
-    with pytest.raises(UsageError, match=r"no latent of SAE plain can be judged.*expected 100,000.*windows.least"):
+    with pytest.raises(
+        UsageError, match=r"no latent of SAE plain can be judged.*expected 100,000.*windows.least"
+    ):
         ask(windows=windows)
     (run_folder / "results.json").rename(run_folder / "elsewhere.json")
     with pytest.raises(UsageError, match="no results at"):
@@ -267,15 +273,11 @@ def test_bad_input_is_said_before_work(ask: Ask, run_folder: Path, word_cache, j
     assert judge.posts == []
 
 
-def test_latents_with_too_few_windows_are_named_and_counted(
-    ask: Ask, run_folder: Path, judge: Judge
-) -> None:
+def test_latents_with_too_few_windows_are_named_and_counted(ask: Ask, run_folder: Path, judge: Judge) -> None:
     """Of the named latents only those that are active often enough are judged; the others are named."""
     every = ask(num_latents=None, dry_run=True)
     assert every.estimate.explanations == WIDTH * 6
-    by_windows = sorted(
-        (latent.num_windows, latent.index) for latent in _all_latents(ask, run_folder)
-    )
+    by_windows = sorted((latent.num_windows, latent.index) for latent in _all_latents(ask, run_folder))
     least = by_windows[WIDTH // 2][0] + 1
     rare, frequent = by_windows[0][1], by_windows[-1][1]
     ask(latents=[rare, frequent], windows=SMALL["windows"] | {"least": least}, calibration=None)
