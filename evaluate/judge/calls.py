@@ -97,12 +97,13 @@ class Caller:
                 errors = [error for future in done if (error := future.exception()) is not None]
                 if errors:  # the others stopped because of the first
                     raise next((e for e in errors if not isinstance(e, Stopped)), errors[0])
-                return [future.result() for future in futures]
-        except BaseException:
+        except BaseException as error:
             self.stop.set()
+            # Calls under way cost something: their answers are still stored, unless the user cannot wait.
+            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
             raise
-        finally:
-            pool.shutdown(wait=not self.stop.is_set(), cancel_futures=True)
+        pool.shutdown()
+        return [future.result() for future in futures]
 
     def _make_one(self, call: Call[T]) -> T | Unanswered:
         def ask(body: Request) -> Answer:

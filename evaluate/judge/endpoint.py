@@ -146,12 +146,14 @@ class Endpoint:
                 status, content = self._attempt("POST", path, body)
                 return self._extract(status, content, extract)
             except _PassingError as error:
-                wrong_answers += error.is_answer
-                if wrong_answers > settings.max_repairs:
-                    raise RefusedRequestError(str(error)) from None
                 waited += time.monotonic() - began
                 pause = error.pause if error.pause is not None else _backoff(seed, attempt)
-                if attempt >= settings.max_retries or waited + pause > settings.patience_seconds:
+                wrong_answers += error.is_answer
+                failures = attempt + 1 - wrong_answers
+                impatient = waited + pause > settings.patience_seconds
+                if error.is_answer and (impatient or wrong_answers > settings.max_repairs):
+                    raise RefusedRequestError(str(error)) from None
+                if impatient or failures > settings.max_retries:
                     asked = f", and it asks to wait {error.pause:.0f} s" if error.pause else ""
                     raise EndpointError(
                         f"the judge at {self.url} failed {attempt + 1} times in {waited:.0f} s: "

@@ -3,8 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from email.utils import format_datetime
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def test_a_body_that_is_too_large_is_refused(
 ) -> None:
     monkeypatch.setattr(module, "MAX_BODY_BYTES", 1 << 20)
     judge.always = content(b" " * (3 << 20))
-    with pytest.raises(EndpointError, match="an answer of more than 0 MiB|an answer of more than"):
+    with pytest.raises(EndpointError, match=r"an answer of more than 1 MiB"):
         ask(connect(max_retries=0))
 
 
@@ -201,7 +202,7 @@ def test_redirects_do_not_carry_the_key(connect: Connect, judge: Judge, code: in
     with serve(Judge()) as thief:
         for target in (f"{thief.url}/chat/completions?key=1", "/elsewhere"):
             judge.always = status(code, Location=target)
-            with pytest.raises(EndpointError, match="redirects to .*give the final address") as caught:
+            with pytest.raises(EndpointError, match=r"redirects to .*give the final address") as caught:
                 ask(connect(key="sk-secret"))
             assert "key=1" not in str(caught.value)
         assert thief.requests == []
@@ -322,7 +323,7 @@ def test_no_minute_has_more_than_allowed(
     for _ in range(10):
         pace.admit(per_call)
         begun.append(moment.now)
-    assert [b - a for a, b in zip(begun, begun[1:], strict=False)] == pytest.approx([seconds] * 9)
+    assert [b - a for a, b in pairwise(begun)] == pytest.approx([seconds] * 9)
 
 
 def test_a_pause_holds_back_what_comes_after() -> None:

@@ -157,8 +157,8 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_in_the_conversation(
         content({"choices": []}), content({"choices": [{"message": {"content": 7}}]}),
     ],
     ids=[
-        "too few", "a 2", "no text", "no list", "no marks", "cut", "wrong JSON", "a list", "HTML", "no choice",
-        "a number",
+        "too few", "a 2", "no text", "no list", "no marks", "cut", "wrong JSON", "a list", "HTML",
+        "no choice", "a number",
     ],
 )  # fmt: skip
 def test_unreadable_scores_are_unanswered_and_never_scored(
@@ -201,7 +201,7 @@ def test_a_latent_without_explanation_has_no_scores(ask: Ask, run_folder: Path, 
 
 def test_a_server_that_refuses_everything_ends_the_run(ask: Ask, judge: Judge) -> None:
     judge.always = status(400, "this model takes no system prompt")
-    with pytest.raises(EndpointError, match="refused 10 calls one after the other.*no system prompt"):
+    with pytest.raises(EndpointError, match=r"refused 10 calls one after the other.*no system prompt"):
         ask(endpoint={"concurrency": 2})
     assert len(judge.posts) <= 12
 

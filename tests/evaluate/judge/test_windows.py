@@ -1,5 +1,6 @@
 """Windows of held-out text, and in which of them latents are active, against definitions in plain loops."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_windows_are_counted_alike_in_any_blocks(places: Places, windows: Window
     counts = WindowCounts(windows, 6)
     for start in range(0, 2000, block):
         parts = [
-            (rows := column.rows[(column.rows >= start) & (column.rows < min(start + block, 2000))], latent)
+            (column.rows[(column.rows >= start) & (column.rows < min(start + block, 2000))], latent)
             for latent, column in enumerate(columns)
         ]
         place = np.concatenate([rows for rows, _ in parts])
@@ -130,7 +131,7 @@ def test_chosen_windows_keep_the_promises(places: Places, windows: Windows, seed
             groups = [[peak[w] for w in b.explain.tolist()] for b in strata]
         else:
             groups = [[peak[w] for w in strata.window[strata.stratum == i].tolist()] for i in range(10)]
-        for weaker, stronger in zip(groups, groups[1:], strict=False):
+        for weaker, stronger in pairwise(groups):
             assert max(weaker) <= min(stronger)
     strengths = [peak[w] for w in chosen.explain.tolist()]
     assert strengths[0] > strengths[-1]
@@ -148,7 +149,7 @@ def test_a_choice_is_a_function_of_seed_and_latent(places: Places, windows: Wind
 
 
 def test_windows_are_spread_over_documents(places: Places, windows: Windows) -> None:
-    """Where a latent is active in many documents, no document gives two inactive windows before each gave one."""
+    """No document gives two inactive windows before each document gave one."""
     chosen = choose_examples(0, activations(places, 0, share=0.1), windows, SETTINGS, None, 0)
     inactive = windows.document[chosen.score.window[chosen.score.stratum < 0]]
     assert len(set(inactive.tolist())) == len(inactive)
