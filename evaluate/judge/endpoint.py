@@ -5,12 +5,10 @@ refused, and it is blotted out of every message.
 """
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ import httpx2 as httpx
 from ...common.errors import UsageError
 from ...common.validation import suggest
 from ...store.untrusted_files import parse_object
+from .address import check_url, is_local, read_key
 from .config import EndpointConfig
 from .failures import CONTINUES, EndpointError, RefusedRequestError, Stopped
 from .pacing import Pace
@@ -245,51 +244,6 @@ class Endpoint:
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Stopped
-
-
-def check_url(url: str) -> str:
-    """``url`` as the base of a server, without a slash at its end.
-
-    Raises:
-        UsageError: it is no http or https URL, or it holds a user, a password, a query or a fragment.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise UsageError(
-            f"--endpoint {url[:200]!r} is no http or https URL; expected one as http://127.0.0.1:8000/v1"
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UsageError(
-            f"the endpoint at {parts.hostname} is given with a user, a password, a query or a fragment: give "
-            "the bare address, and the key in the environment variable that endpoint.key_variable names"
-        )
-    base = url.rstrip("/")
-    return base.removesuffix("/chat/completions")
-
-
-def is_local(url: str) -> bool:
-    """Whether ``url`` is of this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_key(variable: str | None) -> str | None:
-    """The key in the environment variable ``variable``; None if it is not set.
-
-    Raises:
-        UsageError: it cannot stand in a header. The message does not show it.
-    """
-    key = os.environ.get(variable, "").strip() if variable else ""
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"the environment variable {variable} holds no API key: expected one word of ASCII")
-    return key or None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

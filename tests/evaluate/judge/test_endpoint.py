@@ -12,9 +12,10 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.judge import endpoint as module
+from saecache.evaluate.judge.address import check_url, is_local
 from saecache.evaluate.judge.chat import extract_text
 from saecache.evaluate.judge.config import EndpointConfig
-from saecache.evaluate.judge.endpoint import Endpoint, check_url, is_local
+from saecache.evaluate.judge.endpoint import Endpoint
 from saecache.evaluate.judge.failures import EndpointError, RefusedRequestError, Stopped
 from saecache.evaluate.judge.pacing import Pace
 
