@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TEXTS_AT_ONCE = 32
+_LARGEST = 1e30  # of a coordinate; NaN is not below it either
 
 
 def make_embedding_call(texts: Sequence[str], model: str, num_tokens: int) -> Call[NDArray[np.float32]]:
@@ -26,8 +26,8 @@ def make_embedding_call(texts: Sequence[str], model: str, num_tokens: int) -> Ca
 
     def extract(reply: Mapping[str, Any]) -> Answer:
         try:
-            items = sorted(reply["data"], key=lambda item: item["index"])
-            answer = {"vectors": [item["embedding"] for item in items]}
+            by_index = {item["index"]: item["embedding"] for item in reply["data"]}
+            answer = {"vectors": [by_index[number] for number in range(len(texts))]}
         except (KeyError, TypeError):
             answer = {}
         if not fits(answer):
@@ -40,7 +40,7 @@ def make_embedding_call(texts: Sequence[str], model: str, num_tokens: int) -> Ca
             isinstance(vectors, list)
             and len(vectors) == len(texts)
             and all(isinstance(vector, list) and len(vector) == len(vectors[0]) > 0 for vector in vectors)
-            and all(isinstance(x, int | float) and isfinite(x) for vector in vectors for x in vector)
+            and all(isinstance(x, int | float) and abs(x) < _LARGEST for vector in vectors for x in vector)
         )
 
     return Call(

@@ -146,7 +146,7 @@ class Endpoint:
                 return self._extract(status, content, extract)
             except _PassingError as error:
                 waited += time.monotonic() - began
-                pause = error.pause if error.pause is not None else _backoff(seed, attempt)
+                pause = max(error.pause or 0.0, _backoff(seed, attempt))
                 wrong_answers += error.is_answer
                 failures = attempt + 1 - wrong_answers
                 impatient = waited + pause > settings.patience_seconds
@@ -185,11 +185,9 @@ class Endpoint:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise _PassingError(self._clean(str(error)) or type(error).__name__) from None
         if 300 <= status < 400:
-            target = urlsplit(headers.get("location", ""))
-            place = f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
             raise EndpointError(
-                f"{self.url} redirects to {self._clean(place)} (status {status}). Redirects are not "
-                "followed, so that the key stays where it belongs: give the final address as --endpoint"
+                f"{self.url} redirects to {self._clean(_host_of(headers))} (status {status}). Redirects are "
+                "not followed, so that the key stays where it belongs: give the final address as --endpoint"
             )
         if method == "POST" and status in _BUSY:
             raise _PassingError(self._words(status, content), _retry_after(headers))
@@ -229,7 +227,7 @@ class Endpoint:
         text = bytes(content[:4096]).decode("utf-8", "replace")
         try:
             error = parse_object(bytes(content)).get("error")
-            text = str(error.get("message") if isinstance(error, dict) else error or text)
+            text = str((error.get("message") if isinstance(error, dict) else error) or text)
         except ValueError:
             pass
         return f"status {status} ({self._clean(text)})" if text.strip() else f"status {status}"
@@ -244,6 +242,15 @@ class Endpoint:
     def _sleep(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Stopped
+
+
+def _host_of(headers: Mapping[str, str]) -> str:
+    """Where a redirect points to, without its path and query, which may hold secrets."""
+    try:
+        target = urlsplit(headers.get("location", ""))
+        return f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
+    except ValueError:
+        return "no valid address"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

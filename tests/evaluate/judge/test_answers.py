@@ -235,8 +235,11 @@ def test_embeddings_are_in_the_order_of_the_texts(caller: Caller, judge: Judge) 
     "document",
     [
         {}, {"data": []}, {"data": [{"index": 0, "embedding": []}]}, {"data": [{"index": 0}]}, {"data": "x"},
-        {"data": [{"index": 0, "embedding": ["1"]}]}, {"data": [{"index": 0, "embedding": [1.0]}] * 2},
-        {"data": [{"index": "a", "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
+        {"data": [{"index": 0, "embedding": ["1"]}]}, {"data": None}, [],
+        {"data": [{"index": "a", "embedding": [1.0]}]}, {"data": [{"index": [], "embedding": [1.0]}]},
+        {"data": [{"index": 0, "embedding": [10**400]}]},
+        {"data": [{"index": 0, "embedding": [float("nan")]}]},
+        {"data": [{"index": 1, "embedding": [1.0]}]}, {"data": [{"index": 0, "embedding": {"0": 1}}]},
     ],
 )  # fmt: skip
 def test_embeddings_of_another_form_are_refused(document: Any) -> None:

@@ -209,6 +209,23 @@ def test_redirects_do_not_carry_the_key(connect: Connect, judge: Judge, code: in
         assert thief.requests == []
 
 
+def test_a_redirect_to_nonsense_is_said(connect: Connect, judge: Judge) -> None:
+    judge.always = status(302, Location="http://[half")
+    with pytest.raises(EndpointError, match="redirects to no valid address"):
+        ask(connect())
+
+
+def test_a_pause_of_nothing_is_no_hurry(
+    connect: Connect, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.4)
+    judge.faults = [status(429, Retry_After="0")]
+    ask(client)
+    first, second = judge.posts
+    assert second.seconds - first.seconds > 0.19
+
+
 def test_an_unknown_address_is_said(connect: Connect, judge: Judge) -> None:
     judge.always = status(404, "The model `x` does not exist")
     with pytest.raises(EndpointError, match=r"does not know the address or the model.*does not exist.*/v1"):
