@@ -344,6 +344,17 @@ def test_no_minute_has_more_than_allowed(
     assert [b - a for a, b in pairwise(begun)] == pytest.approx([seconds] * 9)
 
 
+def test_requests_reach_the_server_at_the_pace_that_is_set(connect: Connect, judge: Judge) -> None:
+    client = connect(requests_per_minute=300, concurrency=4)
+    threads = [threading.Thread(target=ask, args=(client,)) for _ in range(4)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(judge.posts) == 4 and judge.posts[-1].seconds - began > 3 * 0.2
+
+
 def test_a_pause_holds_back_what_comes_after() -> None:
     moment = PretendTime()
     pace = Pace(clock=lambda: moment.now, wait=moment.wait)
