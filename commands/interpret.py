@@ -98,9 +98,8 @@ def interpret(
         unique = (
             [] if done.results is None else [one.model_dump(mode="json") for one in done.results.uniqueness]
         )
-        print_json(
-            {"estimate": facts, "calls_made": done.made, "interpretations": found, "uniqueness": unique}
-        )
+        document = {"estimate": facts, "calls_made": done.made, "sample": done.sample or None}
+        print_json(document | {"interpretations": found, "uniqueness": unique})
     elif done.results is None:
         typer.echo(done.sample)
     else:

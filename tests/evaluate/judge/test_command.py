@@ -101,6 +101,10 @@ def test_a_dry_run_asks_nothing_and_needs_no_server(demo: Path, judge: Judge) ->
     assert "calls (" in result.stderr and "at the given prices" in result.stderr
     assert "[system]\nYou study one unit" in result.stdout and "<<" in result.stdout
     assert judge.requests == []
+    words = ["interpret", demo / "run", "--cache", demo / "cache", "--dry-run", "--json"]
+    document = json.loads(saecache(*words, settings=[*SMALL, "device=cpu", price]).stdout)
+    assert document["sample"].strip() == result.stdout.strip() and document["calls_made"] == 0
+    assert document["estimate"]["explanations"] > 0 and document["estimate"]["cost"] > 0
 
 
 def test_prompts_and_answers_have_places_of_the_users_choice(
