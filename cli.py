@@ -14,6 +14,7 @@ from .commands import (
     export,
     import_sae,
     inspect,
+    interpret,
     recipes,
     sharing,
     stages,
@@ -43,6 +44,7 @@ add_command(app, "harvest", stages.harvest, interrupted=RESUMES, several=True)
 add_command(app, "train", stages.train, interrupted=RESUMES, several=True)
 add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate, several=True)
+add_command(app, "interpret", interpret.interpret, interrupted=RESUMES)
 add_command(app, "report", stages.report)
 add_command(app, "browse", browse.browse)
 add_command(app, "export", export.export)

@@ -20,6 +20,7 @@ from .configs import load_config
 
 if TYPE_CHECKING:
     from .evaluate import EvaluateConfig
+    from .evaluate.judge import InterpretConfig, Interpreted
     from .evaluate.probing.texts import TextReader
     from .evaluate.results import Results
     from .harvest import LanguageModel
@@ -72,6 +73,37 @@ def evaluate(
         unembedding=None if model is None else read_unembedding(model),
         out=out,
     )
+
+
+def interpret(
+    targets: Sequence[Path],
+    cache_path: Path | str,
+    config: "InterpretConfig",
+    *,
+    results: Path | None = None,
+    answers: Path | None = None,
+    other_cache: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> "Interpreted":
+    """Have a judge explain and score latents of SAE or run folders; the cache's model gives its tokenizer."""
+    from .evaluate.judge import interpret as ask_judge
+    from .evaluate.targets import find_targets
+    from .harvest.tokenizer import load_tokenizer_of
+    from .store import open_cache
+
+    find_targets(targets)
+    cache = open_cache(cache_path)
+    tokenizer = load_tokenizer_of(cache)
+
+    def decode(ids: Sequence[int]) -> str:
+        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).encode("utf-8", "replace").decode("utf-8")  # without halves of surrogate pairs
+
+    return ask_judge(
+        list(targets), cache, config, decode, results=results, answers=answers, other_cache=other_cache,
+        dry_run=dry_run, say=say,
+    )  # fmt: skip
 
 
 def _names_model(cache: "ActivationCache") -> bool:

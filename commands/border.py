@@ -27,6 +27,7 @@ STARTS_AGAIN = "interrupted; nothing was saved: the same command starts again"
 _LIBRARIES = {  # the package that an error's class is from -> what a user calls it
     "huggingface_hub": "the Hugging Face hub",
     "httpx": "the network",
+    "httpx2": "the network",
     "obstore": "object storage",
     "pydantic_core": "the settings",
     "requests": "the network",

@@ -1,4 +1,4 @@
-"""The recipes shipped in the wheel: ``configs/{harvest,train,papers,evaluate,synthetic,doctor}/*.yaml``."""
+"""The recipes shipped in the wheel: ``configs/<kind>/*.yaml`` of the kinds in :data:`KINDS`."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -7,7 +7,7 @@ from importlib.resources.abc import Traversable
 from ..common.errors import UsageError
 from ..common.validation import suggest
 
-KINDS = ("harvest", "train", "papers", "evaluate", "synthetic", "doctor")
+KINDS = ("harvest", "train", "papers", "evaluate", "interpret", "synthetic", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,3 +101,28 @@ DEFINITIONS = {
         "rows, at most one per document and neighbourhood."
     ),
 }
+
+JUDGE_DEFINITIONS = {  # results that "saecache interpret" has added to hold these too
+    "judge": (
+        "A chat model, the judge, is shown held-out windows in which a latent is active, its tokens "
+        "highlighted, and explains the latent in a sentence. Scores are taken on windows of other documents: "
+        "half of them active, spread over the deciles of activation, half of them inactive on every measured "
+        "token. Balanced accuracy is the mean of the share of active windows that the judge finds and the "
+        "share of inactive ones that it does not take for active; 0.5 is chance. Detection asks in which "
+        "windows the latent is active, fuzzing asks where the highlighted tokens are the right ones. Windows "
+        "whose answer could not be read count as unanswered and in nothing else. Intervals are over "
+        "documents for one latent, over latents for a mean (Paulo et al. 2025)."
+    ),
+    "calibration": (
+        "The active windows of each latent, ordered by their largest activation, fall into buckets of equal "
+        "size; each is explained and scored (detection) on its own. The correlation is Pearson's, over the "
+        "points latent × bucket, of the score with the middle of the bucket's percentiles; its interval "
+        "draws latents (Probabilistic TopK, Figure 5 and Table 2)."
+    ),
+    "uniqueness": (
+        "Similarity of two latents of two SAEs: the mean of the cosine of their decoder directions and of "
+        "that of the embeddings of their explanations. Every judged latent of A is given its most similar "
+        "judged latent of B; a low similarity means that B has no such latent among those that were judged "
+        "(Sampled-SAE, unique features)."
+    ),
+}

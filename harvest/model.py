@@ -1,6 +1,6 @@
 """A language model to read activations from, and to run with activations replaced."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,7 +12,7 @@ from .config import DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
 from .hooks import HookOutput, probe_hooks, read_hooks, replaced
 from .loading import Loading, load_weights, max_positions_of, num_layers_of, read_model_settings
-from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
+from .model_files import ModelFiles, fetch_weights, locate_model, locate_model_of, weights_sha256
 from .numerics import DTYPES, resolve_dtype
 from .tokenizer import load_tokenizer
 
@@ -225,19 +225,7 @@ def load_model_of(
     Raises:
         UsageError: the cache names no model, the model is not there, or its weights are others.
     """
-    identity: Mapping[str, Any] = cache.manifest.identity
-    facts = identity.get("model")
-    if not isinstance(facts, Mapping) or "name" not in facts:
-        raise UsageError(f"{cache.path} names no language model: its rows were not harvested from one")
-    path = name or str(cache.provenance.get("model_folder") or facts["name"])
-    try:
-        revision = facts.get("revision") if name is None else None
-        files = locate_model(path, revision, trust_remote_code=trust_remote_code)
-    except UsageError as error:
-        raise UsageError(
-            f"the model {facts['name']!r} of {cache.path} cannot be opened again: {error}. "
-            "If it is elsewhere now, give its place as name=..."
-        ) from None
+    facts, files = locate_model_of(cache, name=name, trust_remote_code=trust_remote_code)
     model = LanguageModel.from_files(
         files,
         dtype=str(facts["dtype"]),
@@ -247,7 +235,7 @@ def load_model_of(
     )
     if model.weights_sha256 != facts["weights_sha256"]:
         raise UsageError(
-            f"{path} is not the model of {cache.path}: its weights have sha256 {model.weights_sha256}, "
-            f"the cache was harvested from {facts['weights_sha256']}"
+            f"{files.place} is not the model of {cache.path}: its weights have sha256 "
+            f"{model.weights_sha256}, the cache was harvested from {facts['weights_sha256']}"
         )
     return model

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import SaecacheError, UsageError
 from ..common.untrusted_files import open_regular, read_regular
 from ..store.untrusted import check_depth, parse_json
 from .hub import download_model_files
+
+if TYPE_CHECKING:
+    from ..store import ActivationCache
 
 DEMO_MODEL = "builtin:demo"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -76,6 +80,31 @@ def locate_model(name: str, revision: str | None = None, *, trust_remote_code: b
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {name!r} has no config.json on the hub: not a transformers model")
     return ModelFiles(name=name, folder=folder, revision=folder.name, from_hub=True)
+
+
+def locate_model_of(
+    cache: "ActivationCache", *, name: str | None = None, trust_remote_code: bool = False
+) -> tuple[Mapping[str, Any], ModelFiles]:
+    """What a cache's identity says of its model, and the files of a model that should be it.
+
+    Args:
+        name: where the model is now, when it was a local folder that has moved.
+
+    Raises:
+        UsageError: the cache names no model, or the model is not there.
+    """
+    facts = cache.manifest.identity.get("model")
+    if not isinstance(facts, Mapping) or "name" not in facts:
+        raise UsageError(f"{cache.path} names no language model: its rows were not harvested from one")
+    path = name or str(cache.provenance.get("model_folder") or facts["name"])
+    try:
+        revision = facts.get("revision") if name is None else None
+        return facts, locate_model(path, revision, trust_remote_code=trust_remote_code)
+    except UsageError as error:
+        raise UsageError(
+            f"the model {facts['name']!r} of {cache.path} cannot be opened again: {error}. "
+            "If it is elsewhere now, give its place as name=..."
+        ) from None
 
 
 def fetch_weights(files: ModelFiles) -> list[Path]:

@@ -1,17 +1,20 @@
 """The model's tokenizer: text -> ids in batches, the special tokens by their role, and its identity."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import SaecacheError, UsageError
 from .config import TokensConfig
-from .model_files import ModelFiles, check_small_files, files_explained
+from .model_files import ModelFiles, check_small_files, files_explained, locate_model_of
 from .packing import PackingRule, TokenDocument
 from .sources import Document
+
+if TYPE_CHECKING:
+    from ..store import ActivationCache
 
 # The first batches are small: a short harvest needs no more, a long one does not wait for its first tokens.
 _FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS = 1 << 14, 1 << 18
@@ -46,6 +49,25 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
+    return tokenizer
+
+
+def load_tokenizer_of(cache: "ActivationCache") -> Any:
+    """The tokenizer of the model that a cache was harvested from; the weights are not needed.
+
+    Raises:
+        UsageError: the cache names no model, there is no tokenizer, or it is another one.
+    """
+    _, files = locate_model_of(cache)
+    tokenizer = load_tokenizer(files)
+    expected = cache.manifest.identity.get("tokenizer")
+    wanted = expected.get("sha256") if isinstance(expected, Mapping) else None
+    found = tokenizer_sha256(files, tokenizer)
+    if wanted is not None and wanted != found:
+        raise UsageError(
+            f"the tokenizer in {files.place} is not that of {cache.path}: expected sha256 {wanted!s:.80}, "
+            f"got {found}"
+        )
     return tokenizer
 
 

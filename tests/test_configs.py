@@ -17,6 +17,7 @@ from saecache.configs.loading import setting_names
 from saecache.configs.overrides import apply_override
 from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
+from saecache.evaluate.judge import InterpretConfig
 from saecache.evaluate.synthetic import SyntheticConfig
 from saecache.harvest import HarvestConfig
 from saecache.train import TrainConfig
@@ -28,6 +29,7 @@ CLASS_OF_KIND = {
     "train": TrainConfig,
     "papers": TrainConfig,
     "evaluate": EvaluateConfig,
+    "interpret": InterpretConfig,
     "synthetic": SyntheticConfig,
     "doctor": DoctorConfig,
 }

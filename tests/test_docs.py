@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,12 @@ from saecache.configs import load_config
 from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
 from saecache.evaluate.report.server import make_server
+from saecache.evaluate.judge import InterpretConfig
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig
 from saecache.train.variants import VARIANTS
+from tests.evaluate.judge.judge_server import Judge, serve
 
 ROOT = Path(saecache.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +48,10 @@ OTHER_PROGRAMS = {"export", "make", "srun", "if", "pip"}  # what a shell block m
 SMALL = {
     "harvest": ["num_tokens=1_500", "batch_size=8", "tokens.context=64", "heldout_fraction=0.3"],
     "train": ["num_latents=128", "batch_rows=128", "steps=4", "log.heldout_every_steps=null"],
+    "interpret": [
+        *("num_latents=4", "windows={tokens: 4, least: 1, explain: 10, score: 10, per_prompt: 20}"),
+        "calibration={buckets: 2, explain: 2, score: 2}",
+    ],
     "doctor": [
         *("limit_seconds=600", "checks.operations=[[9, 40, 12, 3]]", "checks.screen_widths=[24]"),
         *("checks.training=[32, 96, 16]", "cpu.latents=[128]", "cpu.rows=64", "cpu.width=32", "cpu.k=4"),
@@ -135,6 +142,7 @@ def assert_valid_setting(setting: str) -> None:
         (HarvestConfig, "demo", "harvest"),
         (TrainConfig, "topk", "train"),
         (EvaluateConfig, "demo", "evaluate"),
+        (InterpretConfig, "default", "interpret"),
         (DoctorConfig, "default", "doctor"),
     )
     for model, recipe, kind in kinds:
@@ -255,7 +263,10 @@ def run_command(words: list[str]) -> None:
         return
     for setting in settings:
         typed = [*typed, "--set", setting]
-    result = CliRunner().invoke(app, typed)
+    with serve(Judge(models=None)) if "--endpoint" in typed else nullcontext() as judge:
+        if judge is not None:  # in place of the server that the page names
+            typed[typed.index("--endpoint") + 1] = judge.url
+        result = CliRunner().invoke(app, typed)
     assert result.exit_code == 0, f"{shlex.join(typed)}\n{result.output}\n{result.exception!r}"
 
 

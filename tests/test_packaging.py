@@ -33,6 +33,7 @@ def test_every_data_file_is_in_the_wheel() -> None:
     for folder, pattern in (
         ("configs", "*/*.yaml"),
         ("evaluate/report/templates", "*"),
+        ("evaluate/judge/templates", "*"),
         ("harvest/builtin/demo", "*"),
         (".", "py.typed"),
     ):

@@ -377,11 +377,13 @@ def _progressive(entries: Sequence[ReportEntry]) -> list[Figure]:
 def _calibration(entries: Sequence[ReportEntry]) -> list[Figure]:
     series = []
     for number, entry in enumerate(entries):
-        buckets = sorted(entry.result.calibration, key=lambda bucket: bucket.percentiles)
+        interpretation = entry.result.interpretation
+        calibration = None if interpretation is None else interpretation.calibration
+        buckets = [] if calibration is None else [b for b in calibration.buckets if b.mean is not None]
         series.append(
             Series(
                 sae=number,
-                points=[(sum(bucket.percentiles) / 2, bucket.scored) for bucket in buckets],
+                points=[((bucket.low + bucket.high) / 2, bucket.mean or 0.0) for bucket in buckets],
                 intervals=[[None, None, *(bucket.interval or (None, None))] for bucket in buckets],
             )
         )

@@ -80,14 +80,19 @@ def test_calibration_probing_and_absorption_are_drawn_where_they_are_measured(me
     values = json.loads(path.read_text())
     buckets = [
         {
-            "percentiles": [20 * i, 20 * i + 20],
-            "explained": 150,
-            "scored": 0.6 + i / 20,
+            "low": 20 * i,
+            "high": 20 * i + 20,
+            "num_latents": 150,
+            "mean": 0.6 + i / 20,
             "interval": [0.5, 0.9],
         }
-        for i in (1, 0, 2, 3, 4)
+        for i in range(5)
     ]
-    values["saes"][1]["calibration"] = buckets
+    calibration = {"buckets": buckets, "correlation": 0.5, "num_latents": 150}
+    judged = {"judge": "j", "prompts_sha256": "0", "settings": {}, "rows": 9, "windows": 9, "alive": 9}
+    judged |= {"too_few_windows": 0, "skipped": [], "unanswered": {}, "latents": []}
+    judged |= {"detection": None, "fuzzing": None, "calibration": calibration}
+    values["saes"][1]["interpretation"] = judged
     accuracy = {"accuracy": 0.8, "by_class": [0.8], "interval": [0.7, 0.9]}
     probing = {"data": "d", "classes": ["a"], "train_texts": 9, "test_texts": 9, "dense": accuracy}
     probing |= {"sparse": {"1": accuracy}, "model_sparse": {}, "model_dense": accuracy}
