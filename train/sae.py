@@ -102,8 +102,8 @@ class SAE(nn.Module):
             input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw``
                 when x comes from the model: the SAE then normalizes it.
             as_trained: use the rule of training, which looks at the whole batch for batch-wide kinds.
-            batch_number: with ``as_trained``, the number of this batch among those encoded. Rules that carry
-                fractions of a row from batch to batch (``zipf.rounding: carry``) or draw random numbers need it.
+            batch_number: with ``as_trained``, the 0-based number of this batch among those encoded: for rules
+                that carry fractions of a row over (``zipf.rounding: carry``) or draw random numbers.
             sparse: deprecated; call :meth:`encode_sparse` instead of ``sparse=True``.
 
         Raises:

@@ -132,7 +132,7 @@ def test_an_l0_that_no_threshold_gives_is_reported(
 
 
 def test_calibration_takes_the_last_documents(tmp_path: Path) -> None:
-    """It begins with a document in the last quarter of the held-out rows, in whatever order they are stored."""
+    """It begins with a document in the last quarter of the held-out rows."""
     cache = cache_of_documents(tmp_path / "many", 80, 7)
     heldout = cache.num_rows("heldout")
     rows = rows_for_calibration(cache, 10**6)
