@@ -1,0 +1,71 @@
+"""The claims of the three papers, on a cache: trains every arm that they compare, measures, writes JSON.
+
+    saecache harvest smollm2-135m --out caches/smollm2-135m
+    python benchmarks/papers/run.py --cache caches/smollm2-135m --runs runs/papers --form full
+    python benchmarks/papers/page.py          # docs/papers.md and its figures, from the JSON alone
+
+An interrupted run continues where it was, and a section that has been measured is not measured again. Each
+section gives one file in ``benchmarks/results/papers/<form>/``. Those of the short form, which only proves
+that everything works, lie beside its runs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from arms import FORMS, SECTIONS
+from measuring import best_rates, fitted_zipf, measure_section
+
+from saecache import open_cache
+from saecache.harvest import load_model_of
+from saecache.store.durable import write_bytes
+
+RESULTS = Path(__file__).parents[1] / "results" / "papers"
+PAPER_ZIPF = {"alpha": 1.0, "beta": 6.8}  # section 4.4, footnote 6: fitted to GPT-2's residual stream
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--form", choices=tuple(FORMS), default="full")
+    parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
+    parser.add_argument("--results", type=Path, default=None)
+    settings = parser.parse_args()
+    form = FORMS[settings.form]
+    results = settings.results or (settings.runs if settings.form == "short" else RESULTS / settings.form)
+    cache = open_cache(settings.cache)
+    model = load_model_of(cache)
+    for section in settings.only or SECTIONS:
+        file = results / f"{section}.json"
+        if file.is_file():
+            print(f"{section}: measured already ({file})", flush=True)
+            continue
+        rates = read(results, "rates")
+        baselines = read(results, "baselines")
+        found = measure_section(
+            section,
+            form,
+            best_rates(rates) if rates else {},
+            fitted_zipf(baselines) if baselines else PAPER_ZIPF,
+            cache,
+            model,
+            settings.runs,
+        )
+        found["form"] = settings.form
+        results.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
+        print(f"{section}: {file}", flush=True)
+
+
+def read(results: Path, section: str) -> dict[str, Any] | None:
+    """The measured section, None where there is none yet."""
+    file = results / f"{section}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+if __name__ == "__main__":
+    main()
