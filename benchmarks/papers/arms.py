@@ -13,7 +13,7 @@ Arms = dict[str, dict[str, Any]]  # name -> settings of the variant
 POOLS = (1, 3, 10, 30, 100)
 SCORES = ("squared_l2", "entropy", "uniform")
 RATES = (1e-3, 2e-3, 4e-3)
-MULTIPLES = (1, 2, 4, 8, 32)
+MULTIPLES = (1, 2, 4, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
