@@ -93,8 +93,8 @@ def train(
         str | None,
         typer.Option(
             metavar="RESULTS[:SAE]",
-            help="A results file of evaluate: the Zipf law that it fitted to an SAE's densities replaces alpha "
-            "and beta of every zipf in CONFIG.",
+            help="A results file of evaluate: the Zipf law fitted to an SAE's densities replaces alpha and "
+            "beta of every zipf in CONFIG.",
         ),
     ] = None,
     as_json: JsonFlag = False,

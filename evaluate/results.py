@@ -346,6 +346,6 @@ def read_fitted_zipf(place: str) -> ZipfFit:
         raise UsageError(f"{path} holds {wanted}; name one of them, as {path}:NAME: {names}")
     if found[0].zipf is None:
         raise UsageError(
-            f"{path}: no Zipf law was fitted to {found[0].name}, because fewer than 10 of its latents were active"
+            f"{path}: no Zipf law was fitted to {found[0].name}, because fewer than 10 of its latents fired"
         )
     return found[0].zipf.log
