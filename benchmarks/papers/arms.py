@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Arms = dict[str, dict[str, Any]]  # name -> settings of the variant
-POOLS = (1, 3, 10, 30, 100)
 SCORES = ("squared_l2", "entropy", "uniform")
 RATES = (1e-3, 2e-3, 4e-3)
 MULTIPLES = (1, 2, 4, 16)
@@ -33,6 +32,7 @@ class Form:
     dead_after_rows: int
     ce_tokens: int
     max_rows: int = 500_000
+    pools: tuple[int, ...] = (1, 3, 10, 30, 100)  # pool factors of Sampled-SAE
 
     def settings(self, steps: int | None = None) -> dict[str, Any]:
         """What every arm of this form has in common, as settings of a training."""
@@ -56,7 +56,7 @@ FORMS = {
     "full": Form(  # about three hours on two quiet cores
         hook="resid_post.14",
         num_latents=4608,
-        batch_rows=1024,
+        batch_rows=2048,
         steps=1500,
         seeds=(0, 1, 2),
         ks=(4, 8, 16, 32),
@@ -77,11 +77,12 @@ FORMS = {
         hook="resid_post.3",
         num_latents=1280,
         batch_rows=1024,
-        steps=400,
+        steps=300,
         seeds=(0, 1, 2),
-        ks=(4, 8, 16),
+        ks=(4, 16),
         dead_after_rows=60_000,
-        ce_tokens=10_000,
+        ce_tokens=5_000,
+        pools=(1, 10, 50),
     ),
     "short": Form(
         hook="resid_post.3",
@@ -92,6 +93,7 @@ FORMS = {
         ks=(8,),
         dead_after_rows=20_000,
         ce_tokens=2_000,
+        pools=(1, 10),
     ),
 }
 
@@ -190,7 +192,7 @@ def sampled(form: Form, zipf: Mapping[str, float]) -> Arms:
             "auxk": auxk,
         }
         for score in SCORES
-        for pool in POOLS
+        for pool in form.pools
         if pool * k <= form.num_latents
     }
 
@@ -224,6 +226,7 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "sampled": sampled,
     "others": others,
 }
+BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
 ONE_SEED = ("rates", "auxiliary_k")
 
 

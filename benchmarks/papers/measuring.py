@@ -5,7 +5,7 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -16,7 +16,7 @@ from saecache import ActivationCache, load_sae
 from saecache.common.versions import software_versions
 from saecache.evaluate import run as evaluate
 from saecache.evaluate.metrics.overlap import measure_overlap
-from saecache.evaluate.results import Results, SaeResult
+from saecache.evaluate.results import Results, SaeResult, read_results
 from saecache.train import TrainConfig, run
 
 SHORT_OF_FORM = {"rates": 0.4, "auxiliary_k": 0.8}  # share of the form's steps
@@ -46,12 +46,12 @@ def measure_section(
     rates: Mapping[str, float],
     zipf: Mapping[str, float],
     cache: ActivationCache,
-    model: Any,
+    model: Callable[[], Any],
     runs: Path,
 ) -> dict[str, Any]:
     """Train (or continue) the section in ``runs``, and evaluate it by both rules."""
     config, arms = training_of(section, form, rates, zipf)
-    result = run(config, cache, runs / section)
+    result = run(config, cache, runs)
     settings: dict[str, Any] = {
         "num_latents": 0,
         "overlap_latents": 1,
@@ -61,12 +61,22 @@ def measure_section(
         "show_progress": False,
     }
     folders = list(result.saes.values())
-    language_model = None if section in ONE_SEED else model
-    found = evaluate(folders, cache, model=language_model, out=runs / f"{section}-threshold.json", **settings)
+    language_model = None if section in ONE_SEED else model()
+    file = runs / "threshold.json"
+    found = (
+        read_results(file)
+        if file.is_file()
+        else evaluate(folders, cache, model=language_model, out=file, **settings)
+    )
     by_batch = None
     if having := [folder for folder in folders if load_sae(folder).threshold is not None]:
-        by_batch = evaluate(having, cache, rule="batch", out=runs / f"{section}-batch.json", **settings)
-    log = [json.loads(line) for line in (runs / section / "metrics.jsonl").read_text().splitlines()]
+        file = runs / "batch.json"
+        by_batch = (
+            read_results(file)
+            if file.is_file()
+            else evaluate(having, cache, rule="batch", out=file, **settings)
+        )
+    log = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
     manifest = cache.manifest
     return {
         "section": section,
@@ -152,6 +162,7 @@ def _figures(
             "l0_min": sae.codes.l0_min,
             "l0_max": sae.codes.l0_max,
             "rows_per_second": median(line["rows_per_second"] for line in log if line["variant"] == sae.name),
+            **{f"fvu_{step.kept}_kept": step.fvu for step in sae.progressive},
             "nearest_cosine": sae.collapse and sae.collapse.nearest_cosine,
         }.items():
             figures[figure].append(value)

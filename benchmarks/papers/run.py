@@ -5,16 +5,19 @@
     python benchmarks/papers/page.py          # docs/papers.md and its figures, from the JSON alone
 
 An interrupted run continues where it was, and a section that has been measured is not measured again. Each
-section gives one file in ``benchmarks/results/papers/<form>/``. Those of the short form, which only proves
-that everything works, lie beside its runs.
+section gives one file in ``benchmarks/results/papers/<form>/``. The short form only proves that everything
+works.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from arms import FORMS, SECTIONS
+from arms import BY_K, FORMS, SECTIONS, Form
 from measuring import best_rates, fitted_zipf, measure_section
 
 from saecache import open_cache
@@ -33,32 +36,52 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--form", choices=tuple(FORMS), default="full")
     parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
-    parser.add_argument("--results", type=Path, default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     settings = parser.parse_args()
     form = FORMS[settings.form]
-    results = settings.results or (settings.runs if settings.form == "short" else RESULTS / settings.form)
+    results = settings.results / settings.form
     cache = open_cache(settings.cache)
-    model = load_model_of(cache)
-    for section in settings.only or SECTIONS:
-        file = results / f"{section}.json"
+    model = lru_cache(1)(lambda: load_model_of(cache))
+    for name, section, part in parts(form):
+        file = results / f"{name}.json"
+        if settings.only and section not in settings.only:
+            continue
         if file.is_file():
-            print(f"{section}: measured already ({file})", flush=True)
+            print(f"{name}: measured already ({file})", flush=True)
             continue
         rates = read(results, "rates")
         baselines = read(results, "baselines")
         found = measure_section(
             section,
-            form,
+            part,
             best_rates(rates) if rates else {},
             fitted_zipf(baselines) if baselines else PAPER_ZIPF,
             cache,
             model,
-            settings.runs,
+            settings.runs / name,
         )
         found["form"] = settings.form
         results.mkdir(parents=True, exist_ok=True)
         write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
-        print(f"{section}: {file}", flush=True)
+        print(f"{name}: {file}", flush=True)
+
+
+def parts(form: Form) -> Iterator[tuple[str, str, Form]]:
+    """What is trained at a time, in this order: its name, its section, and the form with its k.
+
+    The largest sections are done k by k, so that what matters most is measured first.
+    """
+    done = set()
+    for section in SECTIONS:
+        if section in done:
+            continue
+        if section not in BY_K:
+            yield section, section, form
+            continue
+        for k in form.ks:
+            for one in BY_K:
+                yield f"{one}_k{k}", one, replace(form, ks=(k,))
+        done.update(BY_K)
 
 
 def read(results: Path, section: str) -> dict[str, Any] | None:

@@ -1,0 +1,292 @@
+"""The papers' claims, each in our words with its section, put against the arms that test it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from verdicts import Figures, Verdict, at_equal_l0, compare, compare_alike
+
+EQUAL_L0 = {"fvu at L0 = k": "fvu", "mse at L0 = k": "mse"}  # figure -> the loss it is made of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim. ``lower`` and ``higher`` are arms without ``_k<k>``; ``alike`` says that they do not differ.
+
+    ``why`` is what we know where it does not hold, and is shown only there. ``ks`` restricts it to some k.
+    """
+
+    where: str
+    text: str
+    figure: str
+    lower: str
+    higher: str
+    alike: bool = False
+    ks: tuple[int, ...] | None = None
+    why: str = ""
+
+    def verdicts(self, found: Figures) -> Iterator[tuple[int, Verdict]]:
+        """The verdict for each k for which both arms were trained."""
+        for k in ks_of(found, self.lower):
+            arms = f"{self.lower}_k{k}", f"{self.higher}_k{k}"
+            if (self.ks and k not in self.ks) or not all(self.figure in found.get(arm, {}) for arm in arms):
+                continue
+            yield k, (compare_alike if self.alike else compare)(found, self.figure, *arms)
+
+
+def ks_of(found: Figures, arm: str) -> list[int]:
+    """Every k for which ``arm`` was trained, ascending."""
+    ends = (name.removeprefix(f"{arm}_k") for name in found if name.startswith(f"{arm}_k"))
+    return sorted(int(end) for end in ends if end.isdigit())
+
+
+def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
+    """The figures with ``fvu at L0 = k`` and ``mse at L0 = k`` beside them, for arms whose k is known."""
+    reference = {k: f"topk_k{k}" for k in ks_of(found, "topk")}
+    richer = {}
+    for name, figures in found.items():
+        arm, _, k = name.rpartition("_k")
+        richer[name] = dict(figures)
+        if not k.isdigit() or "l0" not in figures or len(reference) < 2:
+            continue
+        arms = {k: f"{arm}_k{k}" for k in ks_of(found, arm)}
+        for figure, loss in EQUAL_L0.items():
+            if all(loss in found[one] for one in (*arms.values(), *reference.values())):
+                richer[name][figure] = at_equal_l0(found, loss, arms, int(k), reference)
+    return richer
+
+
+CHOICE: Sequence[Claim] = (
+    Claim(
+        where="section 6, figure 4",
+        text="Mutual Choice reconstructs better than TopK at the same number of active latents",
+        figure="fvu at L0 = k",
+        lower="mutual",
+        higher="topk",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="... and recovers more of the model's loss",
+        figure="ce_recovered",
+        lower="topk",
+        higher="mutual",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="Feature Choice, trained after Mutual Choice, reconstructs better than TopK",
+        figure="fvu at L0 = k",
+        lower="zipf_after_mutual",
+        higher="topk",
+        why="Uniform m_i do better than Zipf's here (below), and are to be compared with TopK as well.",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="... and recovers more of the model's loss",
+        figure="ce_recovered",
+        lower="topk",
+        higher="zipf_after_mutual",
+    ),
+    Claim(
+        where="section 6, table 1",
+        text="Feature Choice leaves fewer latents dead than TopK with AuxK",
+        figure="dead",
+        lower="zipf_after_mutual",
+        higher="topk",
+        why="A latent is dead after so few rows here that Zipf's rarest latents can be silent for as long.",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="Mutual Choice leaves fewer latents dead than TopK without an auxiliary loss",
+        figure="dead",
+        lower="mutual",
+        higher="topk_without_auxk",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="aux_zipf leaves fewer latents dead than AuxK alone",
+        figure="dead",
+        lower="mutual",
+        higher="mutual_without_zipf",
+        why="With AuxK's k small, AuxK alone revives nearly all.",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="Either loss leaves fewer latents dead than none",
+        figure="dead",
+        lower="mutual",
+        higher="mutual_without_either",
+    ),
+    Claim(
+        where="sections 2.5 and 3.2",
+        text="Whether dead latents count as dying (Definition 3.1) or not (section 2.5) does not matter",
+        figure="fvu at L0 = k",
+        lower="mutual_zipf_without_dead",
+        higher="mutual",
+        alike=True,
+    ),
+    Claim(
+        where="section 7.1",
+        text="After Mutual Choice, Zipf's m_i reconstruct better than uniform ones",
+        figure="fvu at L0 = k",
+        lower="zipf_after_mutual",
+        higher="uniform_after_mutual",
+    ),
+    Claim(
+        where="section 7.1",
+        text="... and recover more of the model's loss",
+        figure="ce_recovered",
+        lower="uniform_after_mutual",
+        higher="zipf_after_mutual",
+    ),
+    Claim(
+        where="section 7.1, from scratch (ours)",
+        text="Without a phase of Mutual Choice, when ranks are arbitrary, Zipf's m_i also reconstruct better",
+        figure="fvu at L0 = k",
+        lower="zipf_from_scratch",
+        higher="uniform_from_scratch",
+        why="The paper does not claim it: its ranks are those of the densities after Mutual Choice.",
+    ),
+    Claim(
+        where="section 7",
+        text="Training in two phases may perform better (the paper supposes it)",
+        figure="fvu at L0 = k",
+        lower="uniform_after_mutual",
+        higher="uniform_from_scratch",
+    ),
+    Claim(
+        where="table 2",
+        text="Mutual Choice is better than BatchTopK",
+        figure="fvu at L0 = k",
+        lower="mutual",
+        higher="batch_topk",
+        why="The two have the same rule; they differ in aux_zipf alone.",
+    ),
+    Claim(
+        where="appendix E",
+        text="Mutual Choice's codes are more progressive: with the four largest of each row, FVU is lower",
+        figure="fvu_4_kept",
+        lower="mutual",
+        higher="topk",
+    ),
+)
+
+PROBABILISTIC: Sequence[Claim] = (
+    Claim(
+        where="section 4.2, figures 2 and 3",
+        text="Probabilistic TopK has a lower MSE than TopK (without AuxK, as there)",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2, figure 4",
+        text="It leaves fewer latents dead than TopK (without AuxK)",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk",
+    ),
+    Claim(
+        where="table 1 (the reading is ours)",
+        text="The warmup of 20,000, read as steps (53 % of the run), serves it as well as 4 %",
+        figure="mse",
+        lower="probabilistic_long_warmup",
+        higher="probabilistic",
+        alike=True,
+        why="While β is high the gates are open at random, and that takes half of so short a run.",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Scores without the magnitude are worse",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_magnitude",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="A sigmoid in place of the Concrete gate is worse at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_sigmoid",
+        why="Without noise it is nearly TopK of the normalized pre-activations, and noise costs most here.",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Without LayerNorm it is about as good",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_layer_norm",
+        alike=True,
+        why="Rows have norm 1, as there: without LayerNorm pre-activations are far below the gate's noise.",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="A first temperature of 0.5 is worse than 5 at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta0.5",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="10 is about as good as 5",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta10",
+        alike=True,
+    ),
+)
+
+
+def sampled_claims(found: Figures) -> Iterator[Claim]:
+    """The claims along ℓ, for the pool factors that were trained."""
+    pools = sorted(
+        {int(name.split("_l")[2].split("_")[0]) for name in found if name.startswith("sampled_squared_l2")}
+    )
+    for pool in pools:
+        yield Claim(
+            where="section 5, figure 4",
+            text=f"Squared ℓ2, ℓ = {pool}: more latents fire on over 10 % of the rows than with BatchTopK",
+            figure="over_10",
+            lower="batch_topk",
+            higher=f"sampled_squared_l2_l{pool}",
+        )
+    for score in ("squared_l2", "entropy", "uniform"):
+        for low, high in pairwise(pools):
+            yield Claim(
+                where="figures 3 to 6",
+                text=f"FVU falls from ℓ = {low} to {high} ({score})",
+                figure="fvu",
+                lower=f"sampled_{score}_l{high}",
+                higher=f"sampled_{score}_l{low}",
+            )
+        if pools:
+            middle = pools[len(pools) // 2]
+            yield Claim(
+                where="section 5, table 1",
+                text=f"Seeds of BatchTopK agree more (MMCS) than those of {score}, ℓ = {middle}",
+                figure="mmcs",
+                lower=f"sampled_{score}_l{middle}",
+                higher="batch_topk",
+            )
+
+
+CLAIMS: Mapping[str, Callable[[Figures], Sequence[Claim]]] = {
+    "Mutual and Feature Choice": lambda found: CHOICE,
+    "Probabilistic TopK": lambda found: PROBABILISTIC,
+    "Sampled-SAE": lambda found: tuple(sampled_claims(found)),
+}
