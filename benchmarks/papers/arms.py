@@ -71,7 +71,8 @@ FORMS = {
         seeds=(0, 1, 2),
         ks=(8, 16),
         dead_after_rows=60_000,
-        ce_tokens=1_500,
+        ce_tokens=1_000,
+        max_rows=12_000,
     ),
     "demo": Form(
         hook="resid_post.3",
@@ -82,6 +83,7 @@ FORMS = {
         ks=(4, 16),
         dead_after_rows=60_000,
         ce_tokens=5_000,
+        max_rows=12_000,
         pools=(1, 10, 50),
     ),
     "short": Form(
