@@ -20,7 +20,8 @@ from saecache.evaluate.results import Results, SaeResult, read_results
 from saecache.train import TrainConfig, run
 
 SHORT_OF_FORM = {"rates": 0.4, "auxiliary_k": 0.8}  # share of the form's steps
-ALIVE_SAMPLES = 512  # latents of each SAE that are looked for among those of the next seed
+CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
+SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
 
 def training_of(
@@ -173,10 +174,10 @@ def _figures(
     names = _names(arm, found)
     for one, other in zip(names, [*names[1:], names[0]], strict=True) if len(names) > 2 else ():
         pair = [(name, load_sae(folders[name])) for name in (one, other)]
-        overlap = measure_overlap(*pair, num_sampled=ALIVE_SAMPLES, match_latents=0, seed=0)
+        overlap = measure_overlap(*pair, num_sampled=SAMPLED_LATENTS, match_latents=0, seed=0)
         figures["mmcs"].append((overlap.mmcs_a_in_b + overlap.mmcs_b_in_a) / 2)
     return {
-        figure: [float(value) for value in values if value is not None]
+        figure: [float(f"{value:.6g}") for value in values if value is not None]
         for figure, values in figures.items()
         if None not in values
     }
@@ -190,11 +191,13 @@ def _curves(arm: str, found: Results, log: list[dict[str, Any]]) -> dict[str, An
             if line["variant"] == name:
                 alive[line["step"]].append(line["alive"])
     first = _saes(arm, found)[0]
+    points = list(zip(first.density.rank, first.density.density, strict=True))
+    some = points[:: -max(1, len(points) // CURVE_POINTS)][::-1]
     return {
         "alive": {str(step): values for step, values in alive.items()},
         "density": {
-            "rank": first.density.rank,
-            "density": [float(f"{value:.4g}") for value in first.density.density],
+            "rank": [rank for rank, _ in some],
+            "density": [float(f"{value:.3g}") for _, value in some],
         },
         "features_per_token": first.features_per_token.model_dump(),
         "progressive": [[step.kept, step.l0, step.fvu] for step in first.progressive if step.fvu is not None],
