@@ -110,7 +110,7 @@ def density(found: Figures, arms: Mapping[str, Any]) -> Drawing:
             if "zipf_r2" in found[arm]:
                 fits.append(
                     f"| {arm} | {show(found[arm]['zipf_alpha'])} | {show(found[arm]['zipf_beta'])} | "
-                    f"{show(found[arm]['zipf_r2_log'])} | {show(found[arm]['zipf_r2'])} |"
+                    f"{show(found[arm]['zipf_r2'])} | {show(found[arm]['zipf_r2_log'])} |"
                 )
     if not series:
         return None
@@ -119,10 +119,9 @@ def density(found: Figures, arms: Mapping[str, Any]) -> Drawing:
     )
     caption = (
         "As figure 3: density by rank (first seed). The paper reports R² of 0.98 for Zipf's law on TopK "
-        "(section 3.2). Alpha, beta and R² of logarithms are of one fit, the last column of a fit to "
-        "densities:\n\n"
-        "| arm | alpha | beta | R² of logarithms | R² of densities |\n|---|---|---|---|---|\n"
-        + "\n".join(fits)
+        "(section 3.2). Alpha, beta and R² are of a fit to densities; the last column is R² of another fit, to "
+        "their logarithms:\n\n"
+        "| arm | alpha | beta | R² | R² of logarithms |\n|---|---|---|---|---|\n" + "\n".join(fits)
     )
     return "density", text, caption
 

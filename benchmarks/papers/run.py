@@ -37,6 +37,13 @@ def main() -> None:
     parser.add_argument("--form", choices=tuple(FORMS), default="full")
     parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--zipf",
+        type=float,
+        nargs=2,
+        metavar=("ALPHA", "BETA"),
+        help="instead of the fit to section baselines",
+    )
     settings = parser.parse_args()
     form = FORMS[settings.form]
     results = settings.results / settings.form
@@ -55,7 +62,7 @@ def main() -> None:
             section,
             part,
             best_rates(rates) if rates else {},
-            fitted_zipf(baselines) if baselines else PAPER_ZIPF,
+            chosen_zipf(settings.zipf, baselines),
             cache,
             model,
             settings.runs / name,
@@ -64,6 +71,13 @@ def main() -> None:
         results.mkdir(parents=True, exist_ok=True)
         write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
         print(f"{name}: {file}", flush=True)
+
+
+def chosen_zipf(given: list[float] | None, baselines: dict[str, Any] | None) -> dict[str, float]:
+    """The law as given, else as fitted to the baselines, else the paper's."""
+    if given is not None:
+        return dict(zip(("alpha", "beta"), given, strict=True))
+    return fitted_zipf(baselines) if baselines else PAPER_ZIPF
 
 
 def parts(form: Form) -> Iterator[tuple[str, str, Form]]:

@@ -41,7 +41,7 @@ def test_a_training_takes_the_law_of_an_evaluation(
     law = f"{run_dir / 'results.json'}:batch_topk_k6"
     result = CliRunner().invoke(app, [*command, "--zipf", law])
     assert result.exit_code == 0, result.output
-    (wanted,) = (found.zipf.log for found in results.saes if found.name == "batch_topk_k6")
+    (wanted,) = (found.zipf.linear for found in results.saes if found.name == "batch_topk_k6")
     found = load_sae(tmp_path / "run").cfg.variant.zipf
     assert (found.alpha, found.beta) == (wanted.alpha, wanted.beta) != (1.0, 6.8)
 
