@@ -329,8 +329,8 @@ def read_results(path: Path) -> Results:
 def read_fitted_zipf(place: str) -> ZipfFit:
     """The law that an evaluation fitted to an SAE's densities (not to their logarithms).
 
-    That fit describes the latents that make most of the matches, as the paper's alpha 1 and beta 6.8 do. On few
-    rows the fit to logarithms is ruled by the tail, which falls faster than any power.
+    That fit describes the latents that make most of the matches, as the paper's alpha 1 and beta 6.8 do. On
+    few rows the fit to logarithms is ruled by the tail, which falls faster than any power.
 
     Args:
         place: a results file; with ``:NAME`` after it, which SAE in it, where it holds several.

@@ -57,12 +57,12 @@ def measure_section(
         "num_latents": 0,
         "overlap_latents": 1,
         "match_latents": 0,
-        "ce_tokens": form.ce_tokens,
+        "ce_tokens": form.ce_tokens or 1,
         "max_rows": form.max_rows,
         "show_progress": False,
     }
     folders = list(result.saes.values())
-    language_model = None if section in ONE_SEED else model()
+    language_model = None if section in ONE_SEED or form.ce_tokens is None else model()
     file = runs / "threshold.json"
     found = (
         read_results(file)

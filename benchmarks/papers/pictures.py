@@ -119,7 +119,7 @@ def density(found: Figures, arms: Mapping[str, Any]) -> Drawing:
     )
     caption = (
         "As figure 3: density by rank (first seed). The paper reports R² of 0.98 for Zipf's law on TopK "
-        "(section 3.2). Alpha, beta and R² are of a fit to densities; the last column is R² of another fit, to "
+        "(section 3.2). Alpha, beta and R² are of a fit to densities; the last column is R² of a fit to "
         "their logarithms:\n\n"
         "| arm | alpha | beta | R² | R² of logarithms |\n|---|---|---|---|---|\n" + "\n".join(fits)
     )
