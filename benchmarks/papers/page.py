@@ -117,6 +117,8 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     yield from ("", "### All arms", "")
     yield from table(found, [figure for figure in TABLE if any(figure in f for f in found.values())])
     yield from one_seed(sections)
+    if "gates" in sections:
+        yield from gates(sections["gates"]["gates"])
     if "synthetic" in sections:
         yield from synthetic(sections["synthetic"]["synthetic"])
 
@@ -152,6 +154,26 @@ def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
     yield "|---" * (len(columns) + 1) + "|"
     for name, values in found.items():
         yield f"| {name} | {' | '.join(show(values[c]) if c in values else '–' for c in columns)} |"
+
+
+def gates(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the noisy gates of Probabilistic TopK choose, by temperature."""
+    yield from ("", "### Why Probabilistic TopK differs in training", "")
+    yield (
+        "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
+        "the trained weights (first seed). As the temperature β falls, the gate becomes a draw with probability "
+        "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
+        "until the last step, while inference has none."
+    )
+    yield from (
+        "",
+        "| arm | β | same latents | FVU without noise | FVU with noise |",
+        "|---|---|---|---|---|",
+    )
+    for arm, values in found.items():
+        for row in zip(*(values[name] for name in ("beta", "same", "fvu", "fvu with noise")), strict=True):
+            beta, same, clean, noisy = row
+            yield f"| {arm} | {beta:g} | {same:.0%} | {clean:.4f} | {noisy:.4f} |"
 
 
 def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
