@@ -161,7 +161,7 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "### Why Probabilistic TopK differs in training", "")
     yield (
         "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
-        "the trained weights (first seed). As the temperature β falls, the gate becomes a draw with probability "
+        "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
         "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
         "until the last step, while inference has none."
     )

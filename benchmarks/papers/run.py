@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--form", choices=tuple(FORMS), default="full")
     parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
+    parser.add_argument(
+        "--k", type=int, default=None, help="only this k, of sections that are trained k by k"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
         "--zipf",
@@ -51,7 +54,8 @@ def main() -> None:
     model = lru_cache(1)(lambda: load_model_of(cache))
     for name, section, part in parts(form):
         file = results / f"{name}.json"
-        if settings.only and section not in settings.only:
+        wanted = not settings.only or section in settings.only
+        if not wanted or (settings.k and section in BY_K and part.ks != (settings.k,)):
             continue
         if file.is_file():
             print(f"{name}: measured already ({file})", flush=True)
