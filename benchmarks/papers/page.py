@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms import FORMS
 from claims import CLAIMS, with_equal_l0
 from pictures import pictures
+from run import parts
 from verdicts import Figures, Outcome, compare, show
 
 ROOT = Path(__file__).parents[2]
-FORMS = ("full", "medium", "demo", "short")  # in the order of the page
+ORDER = ("full", "medium", "demo", "short")  # in the order of the page
 TITLES = {
     "full": "a pretrained model",
     "medium": "a pretrained model, smaller and shorter",
@@ -53,7 +55,7 @@ def main() -> None:
     settings = parser.parse_args()
     figures = settings.out.parent / settings.out.stem
     figures.mkdir(parents=True, exist_ok=True)
-    read = {form: read_form(settings.results / form) for form in FORMS}
+    read = {form: read_form(settings.results / form) for form in ORDER}
     read = {form: sections for form, sections in read.items() if sections}
     lines = [INTRODUCTION, "", *summary(read)]
     for form, sections in read.items():
@@ -98,7 +100,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     found, arms = figures_of(sections), arms_of(sections)
     yield f"## On {TITLES[form]}"
     yield ""
-    yield from conditions(sections)
+    yield from conditions(form, sections)
     for paper, claims in CLAIMS.items():
         tested = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
         if not any(verdicts for _, verdicts in tested):
@@ -114,8 +116,9 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
                 yield f"  - Why: {claim.why}"
         yield ""
         yield from pictures(form, paper, found, arms, figures)
-    yield from ("", "### All arms", "")
-    yield from table(found, [figure for figure in TABLE if any(figure in f for f in found.values())])
+    if found:
+        yield from ("", "### All arms", "")
+        yield from table(found, [figure for figure in TABLE if any(figure in f for f in found.values())])
     yield from one_seed(sections)
     if "gates" in sections:
         yield from gates(sections["gates"]["gates"])
@@ -123,7 +126,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
         yield from synthetic(sections["synthetic"]["synthetic"])
 
 
-def conditions(sections: Mapping[str, Any]) -> Iterator[str]:
+def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
     """What was run, from the settings that the files hold."""
     every = [section for section in sections.values() if "arms" in section]
     settings, cache = every[0]["settings"], every[0]["cache"]
@@ -146,7 +149,10 @@ def conditions(sections: Mapping[str, Any]) -> Iterator[str]:
     failed = {name: why for section in every for name, why in section["failed"].items()}
     for name, why in failed.items():
         yield f"`{name}` stopped early: {why}."
-    yield f"Sections measured: {', '.join(sections)}."
+    yield f"Measured: {', '.join(sections)}."
+    names = [name for name, _, _ in parts(FORMS[form])]
+    if missing := [name for name in (*names, "gates", "synthetic") if name not in sections]:
+        yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
 
 
 def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
