@@ -19,7 +19,6 @@ from run import RESULTS
 
 from saecache import SAE, load_sae, open_cache
 from saecache.store.durable import write_bytes
-from saecache.train.sae import find_saes
 
 BETAS = (5.0, 1.0, 0.3, 0.1, 0.01, 1e-4)
 ROWS = 2048
@@ -73,13 +72,11 @@ def main() -> None:
     cache = open_cache(settings.cache)
     x = cache.rows(FORMS[settings.form].hook, np.arange(ROWS), "heldout", "unit")
     gates = {}
-    for folder in sorted(settings.runs.glob("probabilistic*")):
-        for place in find_saes(folder):
-            sae = load_sae(place)
-            variant = sae.cfg.variant
-            first = sae.cfg.name.endswith("_seed0")
-            if first and variant.kind == "probabilistic_topk" and variant.gate == "concrete":
-                gates[sae.cfg.name.removesuffix("_seed0")] = measure(sae, x)
+    for file in sorted(settings.runs.glob("probabilistic*/**/*_seed0/sae/cfg.json")):
+        sae = load_sae(file.parent)
+        variant = sae.cfg.variant
+        if variant.kind == "probabilistic_topk" and variant.gate == "concrete":
+            gates[sae.cfg.name.removesuffix("_seed0")] = measure(sae, x)
     file = settings.results / settings.form / "gates.json"
     write_bytes(file, (json.dumps({"gates": gates, "rows": ROWS}, indent=1) + "\n").encode())
 

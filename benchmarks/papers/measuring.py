@@ -50,9 +50,15 @@ def measure_section(
     model: Callable[[], Any],
     runs: Path,
 ) -> dict[str, Any]:
-    """Train (or continue) the section in ``runs``, and evaluate it by both rules."""
+    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules."""
     config, arms = training_of(section, form, rates, zipf)
-    result = run(config, cache, runs)
+    saes, failed, log = {}, {}, []
+    for seed in sorted({variant.seed for variant in config.variants}):
+        variants = tuple(variant for variant in config.variants if variant.seed == seed)
+        result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
+        saes |= result.saes
+        failed |= result.failed
+        log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
     settings: dict[str, Any] = {
         "num_latents": 0,
         "overlap_latents": 1,
@@ -61,7 +67,7 @@ def measure_section(
         "max_rows": form.max_rows,
         "show_progress": False,
     }
-    folders = list(result.saes.values())
+    folders = list(saes.values())
     language_model = None if section in ONE_SEED or form.ce_tokens is None else model()
     file = runs / "threshold.json"
     found = (
@@ -77,7 +83,6 @@ def measure_section(
             if file.is_file()
             else evaluate(having, cache, rule="batch", out=file, **settings)
         )
-    log = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
     manifest = cache.manifest
     return {
         "section": section,
@@ -96,13 +101,13 @@ def measure_section(
             name: {
                 "variant": arm,
                 "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, found)],
-                "figures": _figures(name, found, by_batch, log, result.saes),
+                "figures": _figures(name, found, by_batch, log, saes),
                 "curves": _curves(name, found, log),
             }
             for name, arm in arms.items()
             if _names(name, found)
         },
-        "failed": dict(result.failed),
+        "failed": failed,
     }
 
 
