@@ -30,7 +30,7 @@ class Form:
     aux_k: Callable[[int], int] = lambda k: 2 * k
     rate: float = 2e-3
     dead_after_rows: int
-    ce_tokens: int | None  # scored for CE and KL; None leaves the language model out
+    ce_tokens: int
     max_rows: int = 500_000
     pools: tuple[int, ...] = (1, 3, 10, 30, 100)  # pool factors of Sampled-SAE
 
@@ -71,8 +71,7 @@ FORMS = {
         seeds=(0, 1, 2),
         ks=(8, 16),
         dead_after_rows=40_000,
-        ce_tokens=None,
-        max_rows=8_000,
+        ce_tokens=2_000,
     ),
     "demo": Form(
         hook="resid_post.3",
@@ -229,6 +228,7 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "others": others,
 }
 BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
+WITH_MODEL = ("baselines", "choice", "probabilistic", "sampled", "others")  # CE and KL are measured
 ONE_SEED = ("rates", "auxiliary_k")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from arms import ONE_SEED, SECTIONS, Arms, Form, with_seeds
+from arms import ONE_SEED, SECTIONS, WITH_MODEL, Arms, Form, with_seeds
 
 from saecache import ActivationCache, load_sae
 from saecache.common.versions import software_versions
@@ -63,12 +63,12 @@ def measure_section(
         "num_latents": 0,
         "overlap_latents": 1,
         "match_latents": 0,
-        "ce_tokens": form.ce_tokens or 1,
+        "ce_tokens": form.ce_tokens,
         "max_rows": form.max_rows,
         "show_progress": False,
     }
     folders = list(saes.values())
-    language_model = None if section in ONE_SEED or form.ce_tokens is None else model()
+    language_model = model() if section in WITH_MODEL else None
     file = runs / "threshold.json"
     found = (
         read_results(file)
