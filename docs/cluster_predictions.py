@@ -50,10 +50,12 @@ GPUS_OF_A_NODE = 8
 def step_seconds(F: int, D: int, W: int) -> float:
     """A TopK step of ``W`` processes."""
     own = F / W
-    phases = PREDICTIONS["selecting"](own, width=D)  # each offers its own K candidates of every row
+    phases: list[Any] = PREDICTIONS["selecting"](
+        own, width=D
+    )  # each offers its own K candidates of every row
     phases += PREDICTIONS["learning"](own, decoded=K / W, width=D)
     working: float = sum(phase.seconds(H100) for phase in phases)
-    return working + (exchange_seconds(D, W) if W > 1 else 0.0)
+    return working if W == 1 else working + exchange_seconds(D, W)
 
 
 def exchange_seconds(D: int, W: int) -> float:
@@ -70,7 +72,7 @@ def exchange_seconds(D: int, W: int) -> float:
 def exchanged_bytes(D: int, W: int) -> float:
     """What a process sends in a TopK step: candidates and their counts to every other one, and one sum."""
     to_each_other = 4 * B * K + 8 * B + 4 * D * ceil(64 / W) + 8 * 3 * 64 * ceil(64 / W)
-    return (W - 1) * to_each_other + 4 * B * D
+    return float((W - 1) * to_each_other + 4 * B * D)
 
 
 def bytes_of_memory(F: int, D: int, W: int) -> float:

@@ -79,9 +79,9 @@ def measure_sae(
             num_tokens = len(view.rows.passages)
             spill = CodeSpill(view.folder, cfg.num_latents, num_tokens, settings.codes_on_disk)
             stack.enter_context(spill)
-        for index_B in read_blocks(rows, sae, settings):
+        for number, index_B in enumerate(read_blocks(rows, sae, settings)):
             x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
-            pairs = encode(sae, x_BD, settings)
+            pairs = encode(sae, x_BD, settings, number)
             reconstruction_BD = sae.decode(pairs)
             if not bool(torch.isfinite(reconstruction_BD).all()):
                 raise UsageError(
@@ -99,9 +99,10 @@ def measure_sae(
             progress.update(len(index_B))
         latents = None
         if spill is not None and view is not None:
-            for part in np.split(np.arange(len(more)), range(_MORE_ROWS, len(more), _MORE_ROWS)):
+            parts = np.split(np.arange(len(more)), range(_MORE_ROWS, len(more), _MORE_ROWS))
+            for number, part in enumerate(parts):
                 x_BD, _ = read_rows(sae, cache, "train", more[part])
-                spill.update(encode(sae, x_BD, settings), view.rows.more_offset[part])
+                spill.update(encode(sae, x_BD, settings, number), view.rows.more_offset[part])
                 progress.update(len(part))
             latents = _collect(sae, name, cache, view, spill, settings)
     density_F = codes.density()
@@ -167,9 +168,9 @@ def _collect(
     )
 
 
-def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig) -> Pairs:
-    """The codes of normalized rows by the rule of the settings."""
-    return sae.encode_sparse(x_BD, as_trained=settings.rule == "batch")
+def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig, number: int) -> Pairs:
+    """The codes of normalized rows, the ``number``-th batch of them, by the rule of the settings."""
+    return sae.encode_sparse(x_BD, as_trained=settings.rule == "batch", batch_number=number)
 
 
 def read_rows(
@@ -201,11 +202,13 @@ def reconstruct_in_batches(
     check_memory(size, torch.device("cpu"), f"reconstructions of {len(row_P):,} rows", "lower ce_tokens")
     whole_PD = torch.empty(len(row_P), sae.cfg.d_model)
     order = np.random.default_rng(settings.seed).permutation(len(row_P))
-    for part in np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings))):
+    parts = np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings)))
+    for number, part in enumerate(parts):
         place_B = np.sort(part)
         x_BD, raw_BD = read_rows(sae, cache, split, row_P[place_B])
         _, removed = sae.normalizer.apply(raw_BD)
-        reconstruction_BD = sae.decode(sae.encode_sparse(x_BD, as_trained=True))
+        codes = sae.encode_sparse(x_BD, as_trained=True, batch_number=number)
+        reconstruction_BD = sae.decode(codes)
         whole_PD[torch.from_numpy(place_B)] = sae.normalizer.invert(reconstruction_BD, removed).cpu()
     numbers_P = torch.from_numpy(row_P)
     return lambda _, wanted_m: whole_PD[torch.searchsorted(numbers_P, wanted_m)]

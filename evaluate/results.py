@@ -458,3 +458,31 @@ def read_results(path: Path) -> Results:
             f"{path} has format version {results.format_version}, expected {FORMAT_VERSION}; measure again"
         )
     return results
+
+
+def read_fitted_zipf(place: str) -> ZipfFit:
+    """The law that an evaluation fitted to an SAE's densities (not to their logarithms).
+
+    That fit describes the latents that make most of the matches, as the paper's alpha 1 and beta 6.8 do. On
+    few rows the fit to logarithms is ruled by the tail, which falls faster than any power.
+
+    Args:
+        place: a results file; with ``:NAME`` after it, which SAE in it, where it holds several.
+
+    Raises:
+        UsageError: no such file or SAE, or no law was fitted to it.
+    """
+    path, colon, name = place.rpartition(":")
+    if not colon or Path(place).is_file():
+        path, name = place, ""
+    results = read_results(Path(path))
+    found = [sae for sae in results.saes if sae.name == name or not name]
+    if len(found) != 1:
+        names = ", ".join(sae.name for sae in results.saes)
+        wanted = f"no SAE {name!r}" if name else f"{len(found)} SAEs"
+        raise UsageError(f"{path} holds {wanted}; name one of them, as {path}:NAME: {names}")
+    if found[0].zipf is None:
+        raise UsageError(
+            f"{path}: no Zipf law was fitted to {found[0].name}, because fewer than 10 of its latents fired"
+        )
+    return found[0].zipf.linear

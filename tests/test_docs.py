@@ -30,8 +30,8 @@ from saecache.common.errors import UsageError
 from saecache.configs import load_config
 from saecache.doctor import DoctorConfig
 from saecache.evaluate import EvaluateConfig
-from saecache.evaluate.report.server import make_server
 from saecache.evaluate.judge import InterpretConfig
+from saecache.evaluate.report.server import make_server
 from saecache.harvest import HarvestConfig
 from saecache.store.remote.failures import AccessError
 from saecache.train import TrainConfig

@@ -1,4 +1,4 @@
-"""What the page of the papers' claims says about two variants follows from their figures over the seeds."""
+"""What the page of the papers' claims says about two arms follows from their figures over the seeds."""
 
 import sys
 from pathlib import Path
@@ -6,29 +6,55 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
-from verdicts import alike, compared
+from verdicts import Outcome, at_equal_l0, compare, compare_alike
 
 FEW, MORE, MANY = [1.0, 1.1, 0.9], [1.3, 1.0, 1.6], [3.0, 3.1, 2.9]
 
 
 @pytest.mark.parametrize(
-    ("lower", "higher", "verdict"),
+    ("lower", "higher", "outcome"),
     [
-        (FEW, MANY, "**comes out here** (dead 1 of a, 3 of b)"),
-        (MANY, FEW, "**the opposite comes out here**"),
-        (FEW, MORE, "**no difference here**"),
-        ([0.0, 0.0, 10.0], [20.0, 20.0, 9.0], "**no difference here**"),  # the third seed says the opposite
-        ([5.0] * 3, [5.0] * 3, "**cannot be told here** (dead 5 in every run of both)"),
+        (FEW, MANY, Outcome.HOLDS),
+        (MANY, FEW, Outcome.OPPOSITE),
+        (FEW, MORE, Outcome.UNCERTAIN),
+        ([0.0, 0.0, 10.0], [20.0, 20.0, 9.0], Outcome.UNCERTAIN),  # the third seed says the opposite
+        ([1.0], [2.0], Outcome.UNCERTAIN),  # one seed has no deviation
+        ([5.0] * 3, [5.0] * 3, Outcome.SATURATED),
     ],
 )
 def test_a_difference_is_beyond_both_deviations_and_of_one_sign(
-    lower: list[float], higher: list[float], verdict: str
+    lower: list[float], higher: list[float], outcome: Outcome
 ) -> None:
-    text = compared({"a": {"dead": lower}, "b": {"dead": higher}}, "a has fewer", "dead", "a", "b")
-    assert text.startswith("a has fewer: " + verdict)
+    verdict = compare({"a": {"dead": lower}, "b": {"dead": higher}}, "dead", "a", "b")
+    assert verdict.outcome is outcome
+
+
+def test_a_verdict_says_what_it_rests_on() -> None:
+    found = {"a": {"dead": FEW}, "b": {"dead": MANY}, "c": {"dead": [5.0] * 3}, "d": {"dead": [5.0] * 3}}
+    assert str(compare(found, "dead", "a", "b")) == (
+        "**holds here** (dead 1.00 ± 0.10 of `a`, 3.00 ± 0.10 of `b`; signs by seed +++)"
+    )
+    saturated = str(compare(found, "dead", "c", "d"))
+    assert saturated == "**cannot be told here: saturated** (dead is 5 in every run of both)"
 
 
 def test_a_claim_that_nothing_changes() -> None:
-    for other, verdict in ((MORE, "**comes out here**"), (MANY, "**the opposite comes out here**")):
-        text = alike({"a": {"mse": FEW}, "b": {"mse": other}}, "It does not matter", "mse", "a", "b")
-        assert text.startswith("It does not matter: " + verdict)
+    for other, outcome in ((MORE, Outcome.HOLDS), (MANY, Outcome.OPPOSITE)):
+        found = {"a": {"mse": FEW}, "b": {"mse": other}}
+        assert compare_alike(found, "mse", "a", "b").outcome is outcome
+
+
+def test_losses_are_compared_at_one_l0() -> None:
+    """A loss that is a power of L0 comes out exactly, seed by seed, whatever L0 was measured."""
+    l0 = {8: [7.6, 8.4], 16: [15.0, 16.5]}
+    scale, power = [3.0, 4.0], [-0.4, -0.6]
+    losses = {k: [s * x**p for s, p, x in zip(scale, power, l0[k], strict=True)] for k in l0}
+    found = {f"a{k}": {"fvu": losses[k], "l0": l0[k]} for k in l0}
+    arms = {8: "a8", 16: "a16"}
+    for k in arms:
+        expected = [s * k**p for s, p in zip(scale, power, strict=True)]
+        assert at_equal_l0(found, "fvu", arms, k, arms) == pytest.approx(expected)
+    only = {"b": {"fvu": losses[8], "l0": l0[8]}, **found}
+    assert at_equal_l0(only, "fvu", {8: "b"}, 8, arms) == pytest.approx(
+        [s * 8**p for s, p in zip(scale, power, strict=True)]
+    )

@@ -93,6 +93,7 @@ class SAE(nn.Module):
         *,
         input: Space = "normalized",  # noqa: A002 - the public name
         as_trained: bool = False,
+        batch_number: int = 0,
         sparse: bool | None = None,
     ) -> Tensor:
         """Codes of rows ``x`` [B, D] as a dense tensor, float32 [B, F].
@@ -101,12 +102,14 @@ class SAE(nn.Module):
             input: ``normalized`` when x is as the cache hands it out under ``cfg.normalization``; ``raw``
                 when x comes from the model: the SAE then normalizes it.
             as_trained: use the rule of training, which looks at the whole batch for batch-wide kinds.
+            batch_number: with ``as_trained``, the 0-based number of this batch among those encoded: for rules
+                that carry fractions of a row over (``zipf.rounding: carry``) or draw random numbers.
             sparse: deprecated; call :meth:`encode_sparse` instead of ``sparse=True``.
 
         Raises:
             UsageError: rows of another width, or a tensor that does not hold floating-point numbers.
         """
-        pairs = self.encode_sparse(x, input=input, as_trained=as_trained)
+        pairs = self.encode_sparse(x, input=input, as_trained=as_trained, batch_number=batch_number)
         if sparse is not None:
             advice = "call encode_sparse(x) for pairs" if sparse else "leave it out: encode(x) is dense"
             warnings.warn(f"SAE.encode(sparse={sparse}) is deprecated: {advice}", DeprecationWarning, 2)
@@ -119,9 +122,10 @@ class SAE(nn.Module):
         *,
         input: Space = "normalized",  # noqa: A002
         as_trained: bool = False,
+        batch_number: int = 0,
     ) -> Pairs:
         """Codes of rows ``x`` [B, D] as :class:`Pairs` (row, latent, value); see :meth:`encode`."""
-        return self._encode(self._normalized(x, input)[0], as_trained)
+        return self._encode(self._normalized(x, input)[0], as_trained, batch_number)
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
@@ -184,9 +188,9 @@ class SAE(nn.Module):
             )
 
     @torch_on_one_thread()
-    def _encode(self, x: Tensor, as_trained: bool) -> Pairs:
+    def _encode(self, x: Tensor, as_trained: bool, batch_number: int = 0) -> Pairs:
         tensors = dict(self.named_buffers())
-        rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors)
+        rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors, number=batch_number)
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
     def save(self, folder: str | Path) -> str:

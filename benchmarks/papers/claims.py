@@ -1,292 +1,292 @@
-"""What the three papers claim, on the demo cache: trains the scaled-down recipes, writes a page of results.
+"""The papers' claims, each in our words with its section, put against the arms that test it."""
 
-    saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache
-    python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims [--only SECTION]... [--out FILE]
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
-Sections: choice, probabilistic, sampled, synthetic. Each trains every variant of its recipe with three seeds
-in one pass, smaller than the recipe (``SECTIONS`` says how), and measures the SAEs at inference; shipped
-trains a recipe as it is. Finished runs are not repeated; the page is written from whatever sections are
-there.
-"""
+from verdicts import Figures, Verdict, at_equal_l0, compare, compare_alike
 
-import argparse
-import json
-import re
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import isfinite
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
-
-import numpy as np
-import torch
-from verdicts import VERDICTS
-
-from saecache import ActivationCache, load_sae, open_cache
-from saecache.common.fvu import FVU
-from saecache.configs import load_config
-from saecache.evaluate.recovery import measure_recovery
-from saecache.evaluate.synthetic import GroundTruth, SyntheticConfig, remake_ground_truth, write_synthetic
-from saecache.train import SAE, TrainConfig, run
-from saecache.train.variants.losses.aux_zipf import AuxZipf
-
-SEEDS = (0, 1, 2)
-ROWS = 20_000  # of training, which dead and dying latents are counted on
+EQUAL_L0 = {"fvu at L0 = k": "fvu", "mse at L0 = k": "mse"}  # figure -> the loss it is made of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    title: str
-    recipe: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = SEEDS
-    variants: Mapping[str, Any] = field(default_factory=dict)  # put into every variant that has the setting
-    left_out: tuple[str, ...] = ()  # variants by the beginning of their names
+class Claim:
+    """One claim. ``lower`` and ``higher`` are arms without ``_k<k>``; ``alike`` says that they do not differ.
+
+    ``why`` is what we know where it does not hold, and is shown only there. ``ks`` restricts it to some k.
+    """
+
+    where: str
+    text: str
+    figure: str
+    lower: str
+    higher: str
+    alike: bool = False
+    ks: tuple[int, ...] | None = None
+    why: str = ""
+
+    def verdicts(self, found: Figures) -> Iterator[tuple[int, Verdict]]:
+        """The verdict for each k for which both arms were trained."""
+        for k in ks_of(found, self.lower):
+            arms = f"{self.lower}_k{k}", f"{self.higher}_k{k}"
+            if (self.ks and k not in self.ks) or not all(self.figure in found.get(arm, {}) for arm in arms):
+                continue
+            yield k, (compare_alike if self.alike else compare)(found, self.figure, *arms)
 
 
-SMALL = {
-    "batch_rows": 1024,
-    "dead_after_rows": 50_000,
-    "optimizer.learning_rate": 3e-3,
-    "schedule.decay": "linear",
-    "schedule.decay_start": 0.6,
-    "calibration": {},  # all rules at the L0 they were trained for
-    "checkpoint.every_steps": 100,
-    "log.heldout_every_steps": None,
-    "log.every_steps": 50,
-}
-SECTIONS = {
-    "choice": Section(
-        title="Mutual and Feature Choice",
-        recipe="mutual-and-feature-choice-demo",
-        settings={**SMALL, "steps": 300},
-        variants={
-            "k": 4,
-            "zipf.rounding": "carry",
-            "window_rows": 30_000,
-            "mutual_choice.window_rows": 30_000,
-        },
-        left_out=("relu",),
-    ),
-    "probabilistic": Section(
-        title="Probabilistic TopK",
-        recipe="probabilistic-topk-demo",
-        settings={**SMALL, "steps": 150, "num_latents": 2048, "calibration": None},
-        left_out=("relu", "gated"),
-    ),
-    "sampled": Section(
-        title="Sampled-SAE",
-        recipe="sampled-sae-demo",
-        settings={**SMALL, "steps": 150},
-        left_out=tuple(f"sampled_{s}_l{n}_" for s in ("squared_l2", "entropy", "uniform") for n in (3, 30)),
-    ),
-    "synthetic": Section(
-        title="Sampled-SAE on known features",
-        recipe="sampled-sae-synthetic",
-        settings={**SMALL, "steps": 300},
-        left_out=tuple(f"sampled_{score}_l3_" for score in ("squared_l2", "entropy", "uniform")),
-    ),
-    "shipped": Section(
-        title="Probabilistic TopK, the recipe as shipped", recipe="probabilistic-topk-demo", seeds=(0,)
-    ),
-}
+def ks_of(found: Figures, arm: str) -> list[int]:
+    """Every k for which ``arm`` was trained, ascending."""
+    ends = (name.removeprefix(f"{arm}_k") for name in found if name.startswith(f"{arm}_k"))
+    return sorted(int(end) for end in ends if end.isdigit())
 
 
-def config_of(section: Section) -> TrainConfig:
-    config = load_config(TrainConfig, section.recipe, kinds=("papers",)).model_dump(mode="json")
-    for key, value in section.settings.items():
-        put(config, key, value)
-    kept = []
-    for variant, name in zip(config["variants"], names(config), strict=True):
-        if name.startswith(section.left_out) and section.left_out:
+def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
+    """The figures with ``fvu at L0 = k`` and ``mse at L0 = k`` beside them, for arms whose k is known."""
+    reference = {k: f"topk_k{k}" for k in ks_of(found, "topk")}
+    richer = {}
+    for name, figures in found.items():
+        arm, _, k = name.rpartition("_k")
+        richer[name] = dict(figures)
+        if not k.isdigit() or "l0" not in figures or len(reference) < 2:
             continue
-        for key, value in section.variants.items():
-            put(variant, key, value, only_there=True)
-        if "k" in section.variants:
-            name = re.sub("_k[0-9]+", f"_k{variant['k']}", name)
-        kept.append({**variant, "seed": list(section.seeds), "name": name + "_seed{seed}"})
-    return TrainConfig.model_validate({**config, "variants": kept})
+        arms = {k: f"{arm}_k{k}" for k in ks_of(found, arm)}
+        for figure, loss in EQUAL_L0.items():
+            if all(loss in found[one] for one in (*arms.values(), *reference.values())):
+                richer[name][figure] = at_equal_l0(found, loss, arms, int(k), reference)
+    return richer
 
 
-def names(config: Mapping[str, Any]) -> list[str]:
-    return [variant.run_name for variant in TrainConfig.model_validate(config).variants]
+CHOICE: Sequence[Claim] = (
+    Claim(
+        where="section 6, figure 4",
+        text="Mutual Choice reconstructs better than TopK at the same number of active latents",
+        figure="fvu at L0 = k",
+        lower="mutual",
+        higher="topk",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="... and recovers more of the model's loss",
+        figure="ce_recovered",
+        lower="topk",
+        higher="mutual",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="Feature Choice, trained after Mutual Choice, reconstructs better than TopK",
+        figure="fvu at L0 = k",
+        lower="zipf_after_mutual",
+        higher="topk",
+        why="Uniform m_i do better than Zipf's here (below), and are to be compared with TopK as well.",
+    ),
+    Claim(
+        where="section 6, figure 4",
+        text="... and recovers more of the model's loss",
+        figure="ce_recovered",
+        lower="topk",
+        higher="zipf_after_mutual",
+    ),
+    Claim(
+        where="section 6, table 1",
+        text="Feature Choice leaves fewer latents dead than TopK with AuxK",
+        figure="dead",
+        lower="zipf_after_mutual",
+        higher="topk",
+        why="A latent is dead after so few rows here that Zipf's rarest latents can be silent for as long.",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="Mutual Choice leaves fewer latents dead than TopK without an auxiliary loss",
+        figure="dead",
+        lower="mutual",
+        higher="topk_without_auxk",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="aux_zipf leaves fewer latents dead than AuxK alone",
+        figure="dead",
+        lower="mutual",
+        higher="mutual_without_zipf",
+        why="With AuxK's k small, AuxK alone revives nearly all.",
+    ),
+    Claim(
+        where="section 6, figure 5",
+        text="Either loss leaves fewer latents dead than none",
+        figure="dead",
+        lower="mutual",
+        higher="mutual_without_either",
+    ),
+    Claim(
+        where="sections 2.5 and 3.2",
+        text="Whether dead latents count as dying (Definition 3.1) or not (section 2.5) does not matter",
+        figure="fvu at L0 = k",
+        lower="mutual_zipf_without_dead",
+        higher="mutual",
+        alike=True,
+    ),
+    Claim(
+        where="section 7.1",
+        text="After Mutual Choice, Zipf's m_i reconstruct better than uniform ones",
+        figure="fvu at L0 = k",
+        lower="zipf_after_mutual",
+        higher="uniform_after_mutual",
+    ),
+    Claim(
+        where="section 7.1",
+        text="... and recover more of the model's loss",
+        figure="ce_recovered",
+        lower="uniform_after_mutual",
+        higher="zipf_after_mutual",
+    ),
+    Claim(
+        where="section 7.1, from scratch (ours)",
+        text="Without a phase of Mutual Choice, when ranks are arbitrary, Zipf's m_i also reconstruct better",
+        figure="fvu at L0 = k",
+        lower="zipf_from_scratch",
+        higher="uniform_from_scratch",
+        why="The paper does not claim it: its ranks are those of the densities after Mutual Choice.",
+    ),
+    Claim(
+        where="section 7",
+        text="Training in two phases may perform better (the paper supposes it)",
+        figure="fvu at L0 = k",
+        lower="uniform_after_mutual",
+        higher="uniform_from_scratch",
+    ),
+    Claim(
+        where="table 2",
+        text="Mutual Choice is better than BatchTopK",
+        figure="fvu at L0 = k",
+        lower="mutual",
+        higher="batch_topk",
+        why="The two have the same rule; they differ in aux_zipf alone.",
+    ),
+    Claim(
+        where="appendix E",
+        text="Mutual Choice's codes are more progressive: with the four largest of each row, FVU is lower",
+        figure="fvu_4_kept",
+        lower="mutual",
+        higher="topk",
+    ),
+)
+
+PROBABILISTIC: Sequence[Claim] = (
+    Claim(
+        where="section 4.2, figures 2 and 3",
+        text="Probabilistic TopK has a lower MSE than TopK (without AuxK, as there)",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2, figure 4",
+        text="It leaves fewer latents dead than TopK (without AuxK)",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk",
+    ),
+    Claim(
+        where="table 1 (the reading is ours)",
+        text="The warmup of 20,000, read as steps (53 % of the run), serves it as well as 4 %",
+        figure="mse",
+        lower="probabilistic_long_warmup",
+        higher="probabilistic",
+        alike=True,
+        why="While β is high the gates are open at random, and that takes half of so short a run.",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Scores without the magnitude are worse",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_magnitude",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="A sigmoid in place of the Concrete gate is worse at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_sigmoid",
+        why="Without noise it is nearly TopK of the normalized pre-activations, and noise costs most here.",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Without LayerNorm it is about as good",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_layer_norm",
+        alike=True,
+        why="Rows have norm 1, as there: without LayerNorm pre-activations are far below the gate's noise.",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="A first temperature of 0.5 is worse than 5 at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta0.5",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="10 is about as good as 5",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta10",
+        alike=True,
+    ),
+)
 
 
-def put(values: dict[str, Any], key: str, value: Any, *, only_there: bool = False) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.get(parent) or {}
-    if last in values and (not only_there or values[last] is not None):
-        values[last] = value
-
-
-@torch.no_grad()
-def measured(sae: SAE, cache: ActivationCache, batch_rows: int) -> dict[str, float]:
-    """At inference: FVU, MSE and L0 of the held-out rows; dead, dying and dense latents on training rows."""
-    kind = sae.cfg.normalization["kind"]
-    x = cache.rows(sae.cfg.hook, np.arange(cache.num_rows("heldout")), "heldout", kind)
-    reconstruction = FVU()
-    reconstruction.add(x, sae(x))
-    density = torch.zeros(sae.cfg.num_latents, dtype=torch.int64)
-    for part in cache.rows(sae.cfg.hook, np.arange(min(ROWS, len(cache))), "train", kind).split(4096):
-        codes = sae.encode_sparse(part)
-        density += codes.keep(codes.value != 0).count_per_latent()
-    share = density / min(ROWS, len(cache))
-    k = sae.cfg.k or float(share.sum())
-    return {
-        "fvu": reconstruction.value() or 0.0,
-        "mse": reconstruction.squared_error / x.numel(),
-        "l0": float((sae.encode(x) != 0).sum() / len(x)),
-        "dead": float((density == 0).sum()),
-        "dying": float(AuxZipf().dying(share, k, batch_rows).numel()),
-        "over_10": float((share > 0.1).float().mean()),
-    }
-
-
-def recovered(sae: SAE, cache: ActivationCache, truth: GroundTruth) -> dict[str, float]:
-    found = measure_recovery(sae, cache, truth)
-    buckets = {f"recovered {name}": bucket.recovered for name, bucket in found.buckets.items()}
-    nan = float("nan")
-    return {
-        "fvu": found.fvu,
-        "l0": found.l0,
-        "recovered": found.overall.recovered,
-        **buckets,
-        "similarity": found.overall.mean_similarity,
-        "fidelity": nan if found.fidelity is None else found.fidelity,
-        "fidelity of logarithms": nan if found.fidelity_log is None else found.fidelity_log,
-    }
-
-
-def results_of(section: Section, cache: ActivationCache, out: Path) -> dict[str, dict[str, list[float]]]:
-    """Variant -> figure -> its value for each seed."""
-    config = config_of(section)
-    result = run(config, cache, out)
-    truth = remake_ground_truth(cache) if "synthetic" in cache.manifest.identity else None
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name, folder in result.saes.items():
-        sae = load_sae(folder)
-        figures = measured(sae, cache, config.batch_rows) if truth is None else recovered(sae, cache, truth)
-        for figure, value in figures.items():
-            found[name.rpartition("_seed")[0]][figure].append(value)
-    for name in result.failed:
-        found[name.rpartition("_seed")[0]]["failed"].append(1.0)
-    return found
-
-
-def alive_over_training(run_dir: Path) -> dict[str, dict[int, list[float]]]:
-    """Variant -> step -> alive latents for each seed."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()):
-        found[line["variant"].rpartition("_seed")[0]][line["step"]].append(line["alive"])
-    return found
-
-
-def shown(values: list[float]) -> str:
-    """Mean and spread; a dash where a figure is not defined for every seed."""
-    if not all(map(isfinite, values)):
-        return "–"
-    digits = 0 if max(map(abs, values)) >= 100 else 2 if max(map(abs, values)) >= 10 else 4
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
-def table(found: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
-    figures = list(next(iter(found.values())))
-    lines = [f"| variant | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
-    for name, values in found.items():
-        cells = (shown(values[figure]) if values.get(figure) else "failed" for figure in figures)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-INTRODUCTION = f"""\
-The SAEs here are small and the runs short: a claim that does not come out may still hold at the papers'
-sizes. Figures are means ± standard deviations over seeds. A verdict needs a difference larger than both
-standard deviations together, with the same sign for every seed. The page is made by these two
-commands; the script holds every setting.
-
-```bash
-saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out demo/cache
-python benchmarks/papers/claims.py --cache demo/cache --runs runs/claims --out docs/papers.md
-```
-
-`fvu`, `mse` and `l0` are of inference on held-out rows. `dead` latents are active on none of {ROWS:,}
-training rows, `dying` ones follow Definition 3.1 of Mutual and Feature Choice on the same rows (at most
-a quarter of all latents can be dying), and `over_10` is the share of latents that are active on more
-than 10 % of these rows.\
-""".splitlines()
-
-
-def page(runs: Path) -> str:
-    lines = [
-        "# What the papers claim, and what comes out on the demo cache",
-        "",
-        *INTRODUCTION,
-    ]
-    for name, section in SECTIONS.items():
-        file = runs / f"{name}.json"
-        if not file.is_file():
-            continue
-        saved = json.loads(file.read_text())
-        lines += [
-            "",
-            f"## {section.title}",
-            "",
-            f"`papers/{section.recipe}`{settings_text(section)}; {len(section.seeds)} "
-            f"{'seeds' if len(section.seeds) > 1 else 'seed'}.",
-            "",
-        ]
-        lines += table(saved["results"])
-        if name in VERDICTS:
-            lines += ["", *(f"- {verdict}" for verdict in VERDICTS[name](saved["results"]))]
-        if name == "probabilistic":
-            lines += ["", "Alive latents over training (by the running count of the training log):", ""]
-            steps = sorted(next(iter(saved["alive"].values())), key=int)
-            lines += [
-                f"| variant | {' | '.join(f'step {s}' for s in steps)} |",
-                "|---" * (len(steps) + 1) + "|",
-            ]
-            for variant, by_step in saved["alive"].items():
-                lines.append(f"| {variant} | {' | '.join(shown(by_step[step]) for step in steps)} |")
-    return "\n".join(lines) + "\n"
-
-
-def settings_text(section: Section) -> str:
-    changed = {**section.settings, **{f"variants.*.{key}": value for key, value in section.variants.items()}}
-    if not changed:
-        return ""
-    return " with " + ", ".join(f"`{key}={json.dumps(value)}`" for key, value in changed.items())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def sampled_claims(found: Figures) -> Iterator[Claim]:
+    """The claims along ℓ, for the pool factors that were trained."""
+    pools = sorted(
+        {int(name.split("_l")[2].split("_")[0]) for name in found if name.startswith("sampled_squared_l2")}
     )
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
-    parser.add_argument("--synthetic-rows", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=None, help="the page; stdout when not given")
-    settings = parser.parse_args()
-    settings.runs.mkdir(parents=True, exist_ok=True)
-    for name in settings.only or SECTIONS:
-        cache_path = settings.cache
-        if name == "synthetic":
-            cache_path = settings.runs / f"synthetic-{settings.synthetic_rows}"
-            write_synthetic(SyntheticConfig(num_rows=settings.synthetic_rows), cache_path)
-        results = results_of(SECTIONS[name], open_cache(cache_path), settings.runs / name)
-        saved = {"results": results, "alive": alive_over_training(settings.runs / name)}
-        (settings.runs / f"{name}.json").write_text(json.dumps(saved, indent=1))
-    text = page(settings.runs)
-    if settings.out is None:
-        print(text)
-    else:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_text(text)
+    for pool in pools:
+        yield Claim(
+            where="section 5, figure 4",
+            text=f"Squared ℓ2, ℓ = {pool}: more latents fire on over 10 % of the rows than with BatchTopK",
+            figure="over_10",
+            lower="batch_topk",
+            higher=f"sampled_squared_l2_l{pool}",
+        )
+    for score in ("squared_l2", "entropy", "uniform"):
+        for low, high in pairwise(pools):
+            yield Claim(
+                where="figures 3 to 6",
+                text=f"FVU falls from ℓ = {low} to {high} ({score})",
+                figure="fvu",
+                lower=f"sampled_{score}_l{high}",
+                higher=f"sampled_{score}_l{low}",
+            )
+        if pools:
+            middle = pools[len(pools) // 2]
+            yield Claim(
+                where="section 5, table 1",
+                text=f"Seeds of BatchTopK agree more (MMCS) than those of {score}, ℓ = {middle}",
+                figure="mmcs",
+                lower=f"sampled_{score}_l{middle}",
+                higher="batch_topk",
+            )
 
 
-if __name__ == "__main__":
-    main()
+CLAIMS: Mapping[str, Callable[[Figures], Sequence[Claim]]] = {
+    "Mutual and Feature Choice": lambda found: CHOICE,
+    "Probabilistic TopK": lambda found: PROBABILISTIC,
+    "Sampled-SAE": lambda found: tuple(sampled_claims(found)),
+}

@@ -1,104 +1,96 @@
-"""The claims behind the tables of ``claims.py``, each put against its figures."""
+"""What the seeds of two arms say about a claim: paired differences against both standard deviations."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import log
 from statistics import mean, stdev
 
-Figures = Mapping[str, Mapping[str, list[float]]]  # variant -> figure -> value for each seed
+Figures = Mapping[str, Mapping[str, list[float]]]  # arm -> figure -> value for each seed
 
 
-def compared(found: Figures, claim: str, figure: str, lower: str, higher: str) -> str:
-    """Whether ``lower`` has less of ``figure`` than ``higher``."""
+class Outcome(StrEnum):
+    """What the seeds say about a claim."""
+
+    HOLDS = "holds here"
+    OPPOSITE = "the opposite holds here"
+    UNCERTAIN = "cannot be told here"
+    SATURATED = "cannot be told here: saturated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The outcome, and the figures of both arms that it rests on."""
+
+    outcome: Outcome
+    figure: str
+    one: str
+    other: str
+    values: tuple[list[float], list[float]]
+
+    def __str__(self) -> str:
+        a, b = self.values
+        if self.outcome is Outcome.SATURATED:
+            return f"**{self.outcome}** ({self.figure} is {a[0]:.4g} in every run of both)"
+        differences = [y - x for x, y in zip(a, b, strict=True)]
+        signs = "".join("+" if d > 0 else "−" if d < 0 else "0" for d in differences)
+        return (
+            f"**{self.outcome}** ({self.figure} {show(a)} of `{self.one}`, {show(b)} of `{self.other}`; "
+            f"signs by seed {signs})"
+        )
+
+
+def compare(found: Figures, figure: str, lower: str, higher: str) -> Verdict:
+    """Whether ``lower`` has less of ``figure`` than ``higher``: by both deviations, and for every seed."""
     a, b = found[lower][figure], found[higher][figure]
-    verdicts = {1: "comes out here", -1: "the opposite comes out here", 0: "no difference here"}
-    return _sentence(claim, figure, lower, higher, a, b, verdicts[_sign(a, b)])
+    by_sign = {1: Outcome.HOLDS, -1: Outcome.OPPOSITE, 0: Outcome.UNCERTAIN}
+    return _verdict(by_sign[_sign(a, b)], figure, lower, higher, a, b)
 
 
-def alike(found: Figures, claim: str, figure: str, one: str, other: str) -> str:
-    """Whether two variants have the same ``figure``."""
+def compare_alike(found: Figures, figure: str, one: str, other: str) -> Verdict:
+    """Whether two arms have the same ``figure`` as far as their seeds can tell."""
     a, b = found[one][figure], found[other][figure]
-    return _sentence(
-        claim, figure, one, other, a, b, "the opposite comes out here" if _sign(a, b) else "comes out here"
-    )
+    return _verdict(Outcome.OPPOSITE if _sign(a, b) else Outcome.HOLDS, figure, one, other, a, b)
+
+
+def at_equal_l0(
+    found: Figures, figure: str, arms: Mapping[int, str], k: int, slope_of: Mapping[int, str]
+) -> list[float]:
+    """``figure`` (a loss above 0) of the arm with ``k``, at a mean L0 of exactly k: one value for each seed.
+
+    Losses follow a power of L0 along k closely. The power is that of ``slope_of`` between its smallest and
+    largest k, for each seed; ``arms`` where they have more than one k.
+
+    Args:
+        arms: k -> name of the arm.
+    """
+    base = arms if len(arms) > 1 else slope_of
+    least, most = found[base[min(base)]], found[base[max(base)]]
+    values = []
+    for seed, (loss, l0) in enumerate(zip(found[arms[k]][figure], found[arms[k]]["l0"], strict=True)):
+        run = log(most["l0"][seed] / least["l0"][seed])
+        power = log(most[figure][seed] / least[figure][seed]) / run if run else 0.0
+        values.append(loss * (k / l0) ** power)
+    return values
+
+
+def show(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    largest = max(map(abs, values))
+    digits = 0 if largest >= 100 else 1 if largest >= 10 else 2 if largest >= 1 else 4
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}" if largest >= 1e-2 or largest == 0 else f"{mean(values):.2e}"
+
+
+def _verdict(outcome: Outcome, figure: str, one: str, other: str, a: list[float], b: list[float]) -> Verdict:
+    if len({*a, *b}) == 1:  # every latent, or none: both are at a limit of the figure
+        outcome = Outcome.SATURATED
+    return Verdict(outcome=outcome, figure=figure, one=one, other=other, values=(a, b))
 
 
 def _sign(a: list[float], b: list[float]) -> int:
     """1 if b is larger than a, -1 if it is smaller: by both standard deviations, and for every seed."""
     differences = [y - x for x, y in zip(a, b, strict=True)]
-    if abs(mean(differences)) <= stdev(a) + stdev(b):
+    if len(a) < 2 or abs(mean(differences)) <= stdev(a) + stdev(b):
         return 0
     return 1 if min(differences) > 0 else -1 if max(differences) < 0 else 0
-
-
-def _sentence(
-    claim: str, figure: str, one: str, other: str, a: list[float], b: list[float], verdict: str
-) -> str:
-    if len({*a, *b}) == 1:  # every latent, or none: both are at a limit of the figure
-        return f"{claim}: **cannot be told here** ({figure} {a[0]:.4g} in every run of both)."
-    return f"{claim}: **{verdict}** ({figure} {mean(a):.4g} of {one}, {mean(b):.4g} of {other})."
-
-
-def choice(found: Figures) -> Iterator[str]:
-    topk, mutual = "topk_k4_without_auxk", "mutual_choice_k4"
-    for feature in ("feature_choice_k4", "feature_choice_zipf_k4", "feature_choice_zipf_after_mutual_k4"):
-        yield compared(found, "Feature Choice ends with fewer dead latents than TopK", "dead", feature, topk)
-    without = "mutual_choice_k4_without_zipf"
-    for figure in ("dead", "dying"):
-        yield compared(
-            found, f"aux_zipf leaves fewer {figure} latents than AuxK alone", figure, mutual, without
-        )
-    yield compared(found, "Mutual Choice reconstructs better than TopK at equal L0", "fvu", mutual, "topk_k4")
-    yield compared(
-        found,
-        "Zipf's m_i reconstruct better than uniform ones",
-        "fvu",
-        "feature_choice_zipf_k4",
-        "feature_choice_k4",
-    )
-
-
-def probabilistic(found: Figures) -> Iterator[str]:
-    for k in (4, 8, 16, 32):
-        names = f"probabilistic_topk_k{k}", f"topk_k{k}"
-        yield compared(found, f"Probabilistic TopK has a lower MSE than TopK at K = {k}", "mse", *names)
-        yield compared(found, f"... and fewer dead latents at K = {k}", "dead", *names)
-    full = "probabilistic_topk_k8"
-    without = {name: f"{full}_{name}" for name in ("no_magnitude", "sigmoid", "no_layer_norm")}
-    yield compared(
-        found, "Scores without the magnitude are worse (section 5.1)", "mse", full, without["no_magnitude"]
-    )
-    yield compared(
-        found, "A sigmoid in place of the gate is worse (section 5.1)", "mse", full, without["sigmoid"]
-    )
-    yield alike(
-        found, "Without LayerNorm it is about as good (section 5.1)", "mse", full, without["no_layer_norm"]
-    )
-
-
-def sampled(found: Figures) -> Iterator[str]:
-    for pool in (10, 100):
-        name = f"sampled_squared_l2_l{pool}_k16"
-        yield compared(
-            found,
-            f"Squared-l2 with ℓ = {pool} has more latents active on over 10 % of the rows than BatchTopK",
-            "over_10",
-            "batch_topk_k16",
-            name,
-        )
-    for score in ("squared_l2", "entropy", "uniform"):
-        one, ten, hundred = (f"sampled_{score}_l{pool}_k16" for pool in (1, 10, 100))
-        yield compared(found, f"FVU falls with ℓ, {score}, from 1 to 10", "fvu", ten, one)
-        yield compared(found, f"... from 10 to 100, {score}", "fvu", hundred, ten)
-
-
-def synthetic(found: Figures) -> Iterator[str]:
-    yield "The paper gives no recovery; it reports an FVE of about 0.99 for BatchTopK, less for others."
-    for name in list(found)[1:]:
-        yield compared(found, f"{name} reconstructs worse than BatchTopK", "fvu", "batch_topk_k60", name)
-
-
-VERDICTS: dict[str, Callable[[Figures], Iterator[str]]] = {
-    "choice": choice,
-    "probabilistic": probabilistic,
-    "sampled": sampled,
-    "synthetic": synthetic,
-}

@@ -20,9 +20,7 @@ import numpy as np
 
 from ...common.errors import SaecacheError, UsageError
 from ...store.durable import write_bytes
-from ..latents.candidates import BINS
-from ..latents.contexts import NUM_FIFTHS, TOP
-from ..latents.table import Latents
+from ..latents.table import BINS, NUM_FIFTHS, TOP, Latents
 from .metadata import Provenance
 
 LATENTS_PER_BATCH = 256

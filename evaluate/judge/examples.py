@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contexts import LatentActivations
+from .activations import LatentActivations
 from .config import DECILES, CalibrationConfig, WindowsConfig
 from .windows import Ints, Windows, peaks_by_window
 

@@ -11,11 +11,11 @@ from ...common.errors import UsageError
 from ...common.outputs import check_file_output, check_folder_output, take_lock
 from ...store import ActivationCache
 from ...store.durable import make_folder
-from ..contexts import find_places
 from ..definitions import JUDGE_DEFINITIONS
 from ..results import Results, Uniqueness, read_results, write_results
 from ..rows import MeasuredRows
 from ..targets import Target, choose_output, find_targets_of
+from .activations import find_places
 from .answers import AnswerFolder
 from .calls import Caller
 from .config import FolderEmbeddings, InterpretConfig

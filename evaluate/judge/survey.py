@@ -15,10 +15,10 @@ from ...common.errors import UsageError
 from ...common.progress import progress_bar
 from ...store import ActivationCache
 from ...train import SAE
-from ..contexts import ActivationStream
 from ..measure import read_rows
 from ..results import SkippedLatent
 from ..rows import MeasuredRows
+from .activations import ActivationStream
 from .config import InterpretConfig
 from .examples import LatentExamples, TooFewWindows, choose_examples
 from .windows import Ints, WindowCounts, Windows

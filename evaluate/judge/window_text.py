@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store import ActivationCache
-from ..contexts import LatentActivations, Places
+from .activations import LatentActivations, Places
 from .windows import Windows
 
 Decode = Callable[[Sequence[int]], str]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store import ActivationCache
-from ..contexts import Places
+from .activations import Places
 
 Ints = NDArray[np.int64]
 

@@ -80,6 +80,29 @@ def test_a_rule_by_row_reconstructs_alike_in_batches(cache) -> None:
     assert torch.allclose(by_row(torch.empty(4, WIDTH), some), expected, atol=5e-3)
 
 
+def with_calibration(sae: SAE, first_row: object) -> SAE:
+    note = {"l0": 4.0, "rows": 10, "first_row": first_row}
+    cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
+    return SAE(cfg, dict(sae.named_buffers()))
+
+
+def test_rows_of_a_calibration_are_not_measured(cache, other_cache, tmp_path) -> None:
+    for name, first_row in (("a", 150), ("b", 201), ("c", None)):
+        sae = make_sae(cache, name, BatchTopK(k=4))
+        (sae if first_row is None else with_calibration(sae, first_row)).save(tmp_path / "run" / name / "sae")
+    settings = {"num_latents": 0, "show_progress": False}
+    results = run([tmp_path / "run"], cache, **settings)
+    assert {found.rows for found in results.saes} == {150}, "all SAEs are measured on the same rows"
+    sae = load_sae(tmp_path / "run" / "c" / "sae")
+    x = heldout(cache, np.arange(150))
+    assert results.saes[2].codes.l0 == pytest.approx(float((sae.encode(x) != 0).sum()) / 150)
+    (other,) = run([tmp_path / "run" / "a"], other_cache, other_cache=True, **settings).saes
+    assert other.rows == other_cache.num_rows("heldout") > 150, "there the rows are others"
+    with_calibration(sae, -3).save(tmp_path / "damaged" / "sae")
+    with pytest.raises(UsageError, match=r"calibration\.first_row=-3, expected a row"):
+        run([tmp_path / "damaged"], cache, **settings)
+
+
 def test_batches_use_every_row_once_or_leave_it_out() -> None:
     rows = MeasuredRows(split="heldout", first=7, count=95)
     batches = list(rows.batches(30, seed=1))

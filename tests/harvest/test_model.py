@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import UsageError
-from saecache.harvest import LanguageModel
+from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
+from saecache.harvest.config import ModelConfig
 from saecache.harvest.model_files import fetch_weights, locate_model, weights_sha256
+from saecache.harvest.runner import run
+from saecache.store import open_cache
 
 ModelFolder = Callable[[str], Path]
 
@@ -67,6 +71,53 @@ def test_ids_that_cannot_be(model_folder: ModelFolder) -> None:
 def test_no_such_model(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         locate_model(name)
+
+
+@pytest.fixture
+def package(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed package that ships a model and must not be imported."""
+    package = tmp_path / "packages" / "with_a_model"
+    shutil.copytree(copy, package / "models" / "neox")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(package.parent)
+    return package.name
+
+
+def test_a_model_that_a_package_ships(package: str, copy: Path) -> None:
+    name = f"package:{package}/models/neox"
+    found = LanguageModel.load(name, device="cpu", dtype="float32")
+    assert found.name == name, "a cache must name it so that another machine finds it"
+    assert found.weights_sha256 == load(copy).weights_sha256
+    assert package not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:", "expected 'package:<import name>/<path"),
+        ("package:with_a_model", "expected 'package:<import name>/<path"),
+        ("package:with_a_model/../copy", "expected 'package:<import name>/<path"),
+        ("package:with_a_model//etc", "expected 'package:<import name>/<path"),
+        ("package:with.a_model/models/neox", "expected 'package:<import name>/<path"),
+        ("package:no_such_package/model.gguf", "no package 'no_such_package'; install it with pip"),
+        ("package:json.py/model.gguf", "expected 'package:<import name>/<path"),
+        ("package:with_a_model/models/other", r"no models/other in .*with_a_model"),
+        ("package:with_a_model/models", r"without config\.json"),
+    ],
+)
+def test_no_such_model_in_a_package(name: str, message: str, package: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        locate_model(name)
+
+
+def test_a_cache_finds_the_model_of_its_package_again(
+    package: str, make_config: Callable[..., HarvestConfig], tmp_path: Path
+) -> None:
+    model = ModelConfig(name=f"package:{package}/models/neox", dtype="float32")
+    config = make_config(num_tokens=200, heldout_fraction=0).model_copy(update={"model": model})
+    cache = open_cache(run(config, tmp_path / "cache").path)
+    assert "model_folder" not in cache.provenance, "the package may lie elsewhere on the next machine"
+    assert load_model_of(cache, device="cpu").name == config.model.name
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

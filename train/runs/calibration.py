@@ -9,9 +9,10 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
 from ..backends.sources import Encoder
-from ..sae import SAE
+from ..sae import SAE, SAEConfig
 from ..selection.pre_activations import PreActivations
 
+SHARE = 0.25  # of the held-out rows, for calibration
 TINY = 1e-12  # replaces a threshold of 0, which no factor would change
 
 
@@ -56,19 +57,49 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
 
 
 def calibrated_on(sae: SAE, cache: ActivationCache, l0: float | None = None, num_rows: int = 16384) -> SAE:
-    """Call :func:`calibrated` with the first ``num_rows`` held-out rows, normalized as in training.
+    """Call :func:`calibrated` with :func:`rows_for_calibration`, normalized as in training.
 
     Raises:
         UsageError: as :func:`calibrated`, and when the cache has no held-out rows.
     """
-    num_rows = min(num_rows, cache.num_rows("heldout"))
-    if num_rows == 0:
-        raise UsageError(
-            "calibration needs held-out rows, but the cache has none: make it with a heldout_fraction"
-        )
-    rows = torch.arange(num_rows).numpy()
-    x = cache.rows(sae.cfg.hook, rows, "heldout", sae.cfg.normalization["kind"])
+    rows = rows_for_calibration(cache, num_rows)
+    x = cache.rows(sae.cfg.hook, torch.arange(rows.start, rows.stop).numpy(), "heldout", sae.normalizer.kind)
     return calibrated(sae, x.to(sae.W_enc.device), l0)
+
+
+def rows_for_calibration(cache: ActivationCache, num_rows: int) -> range:
+    """The held-out rows that thresholds are set on: at most ``num_rows`` of the documents at their end.
+
+    They begin with a document in the last quarter, and evaluation measures the rows before them. Where no
+    document begins there, that quarter is taken.
+
+    Raises:
+        UsageError: the cache has no held-out rows, or one.
+    """
+    heldout = cache.num_rows("heldout")
+    if heldout < 2:
+        raise UsageError(
+            f"calibration needs held-out rows beside those that are evaluated, but the cache has {heldout}: "
+            "make it with a heldout_fraction"
+        )
+    first = heldout - max(1, int(heldout * SHARE))
+    document = cache.locate(torch.arange(first - 1, heldout).numpy(), split="heldout")[2]
+    begins = (document[1:] != document[:-1]).nonzero()[0]
+    start = first + (int(begins[0]) if len(begins) else 0)
+    return range(start, min(start + num_rows, heldout))
+
+
+def first_row_of_calibration(cfg: SAEConfig) -> int | None:
+    """The first held-out row of its cache that the thresholds of an SAE were set on; None without any.
+
+    Raises:
+        UsageError: its config says something that no run writes.
+    """
+    note = cfg.training.get("calibration")
+    first = note.get("first_row") if isinstance(note, dict) else None
+    if first is not None and (not isinstance(first, int) or first < 1):
+        raise UsageError(f"SAE {cfg.name}: its cfg.json says calibration.first_row={first!r}, expected a row")
+    return first
 
 
 def target_l0(sae: SAE, l0: float | None) -> float:

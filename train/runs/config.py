@@ -46,7 +46,7 @@ class CalibrationConfig(FrozenModel):
     """Set inference thresholds on held-out rows at the end of a run; kinds without one do not change."""
 
     l0: PositiveFloat | None = None  # wanted mean of active latents a row; null: what the rule trained for
-    rows: PositiveCount = 16384  # the first held-out rows, or as many as there are
+    rows: PositiveCount = 16384  # at most so many, of the last quarter; evaluation measures the rows before
 
 
 class CheckpointConfig(FrozenModel):

@@ -16,7 +16,7 @@ from ..engine.metrics import METRICS_FILE, MetricsFile, heldout_metrics
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
 from ..sae import SAE, SAEConfig
-from .calibration import calibrated_on
+from .calibration import calibrated_on, rows_for_calibration
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .display import Display
@@ -141,8 +141,13 @@ class Recorder:
         sae, calibration = self.sae(trainee, self.plan.num_steps), self.config.calibration
         if calibration is None or not trainee.variant.has_threshold:
             return sae
-        note: dict[str, Any] = {"l0": calibration.l0 or sae.cfg.k, "rows": calibration.rows}
         try:
+            rows = rows_for_calibration(self.cache, calibration.rows)
+            note: dict[str, Any] = {
+                "l0": calibration.l0 or sae.cfg.k,
+                "rows": len(rows),
+                "first_row": rows.start,
+            }
             sae = calibrated_on(sae, self.cache, calibration.l0, calibration.rows)
         except UsageError as error:  # no reason to lose what was trained
             logger.error("%s; its threshold stays as training left it", error)

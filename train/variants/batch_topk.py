@@ -16,4 +16,4 @@ class BatchTopK(BatchRule):
     auxk: AuxK | None = AuxK()
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        train_selected(batch, codes, [] if self.auxk is None else [self.auxk])
+        train_selected(batch, codes, [] if self.auxk is None else [self.auxk.term(self.k)])

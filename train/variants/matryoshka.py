@@ -62,7 +62,7 @@ class MatryoshkaBatchTopK(BatchRule):
             error, squared_error = train_nested(part, part_codes, widths, weights)
             part.record(part_codes, squared_error)
             if self.auxk is not None:
-                self.auxk(part, error)
+                self.auxk.term(self.k)(part, error)
 
 
 def train_nested(

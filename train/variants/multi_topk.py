@@ -55,7 +55,7 @@ class MultiTopK(Variant):
             beside = reconstruct(part, wide, weight=self.weight, name="multi_topk")
             backpropagate(part, wide, beside.d_value, beside)
             if self.auxk is not None:
-                self.auxk(part, found.error)
+                self.auxk.term(self.k)(part, found.error)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)

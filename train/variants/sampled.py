@@ -77,7 +77,7 @@ class Sampled(BatchRule):
         return floor(self.pool_factor * self.k + 1e-6)
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        train_selected(batch, codes, [] if self.auxk is None else [self.auxk])
+        train_selected(batch, codes, [] if self.auxk is None else [self.auxk.term(self.k)])
 
     def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         if self.threshold_of == "pool" or self.pool_size() >= batch.num_latents:

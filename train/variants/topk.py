@@ -32,7 +32,7 @@ class TopK(Variant):
         return float(self.k)
 
     def forward_backward(self, batch: Batch) -> None:
-        train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk])
+        train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk.term(self.k)])
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)

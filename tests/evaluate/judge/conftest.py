@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from saecache.evaluate import run as evaluate
-from saecache.evaluate.contexts import Places, find_places
 from saecache.evaluate.judge import InterpretConfig, Interpreted, interpret
+from saecache.evaluate.judge.activations import Places, find_places
 from saecache.evaluate.judge.windows import Windows, cut_windows
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache

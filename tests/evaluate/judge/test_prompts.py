@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.contexts import LatentActivations, Places
+from saecache.evaluate.judge.activations import LatentActivations, Places
 from saecache.evaluate.judge.config import InterpretConfig
 from saecache.evaluate.judge.cost import load_counter
 from saecache.evaluate.judge.prompts import NAMES, Prompts

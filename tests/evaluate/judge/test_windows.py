@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.contexts import LatentActivations, Places, find_places
+from saecache.evaluate.judge.activations import LatentActivations, Places, find_places
 from saecache.evaluate.judge.config import CalibrationConfig, InterpretConfig, WindowsConfig
 from saecache.evaluate.judge.examples import TooFewWindows, choose_examples
 from saecache.evaluate.judge.runner import _heldout_rows

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
+from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, TrainConfig, load_sae, run
-from saecache.train.runs.calibration import calibrated, calibrated_on
+from saecache.train.runs.calibration import calibrated, calibrated_on, rows_for_calibration
 
 from ..conftest import sparse_rows
 from ..variant_contract import metrics
@@ -24,6 +25,16 @@ KINDS = {
     "matryoshka": {"kind": "matryoshka_batch_topk", "k": 4, "prefixes": [0.5, 1.0]},
     "jumprelu": {"kind": "jumprelu", "initial_threshold": 0.1},
 }
+
+
+def cache_of_documents(path: Path, num_documents: int, rows_each: int, seed: int = 0) -> ActivationCache:
+    """A cache of documents of equal length, about half of them held out."""
+    documents = torch.arange(num_documents).repeat_interleave(rows_each).numpy()
+    with CacheWriter(
+        path, hooks={"resid": 24}, identity={"source": "test"}, heldout_fraction=0.5, seed=seed
+    ) as writer:
+        writer.write_rows({"resid": sparse_rows(len(documents), 24, 0)}, documents=documents)
+    return open_cache(path)
 
 
 def heldout(cache: ActivationCache) -> torch.Tensor:
@@ -63,7 +74,8 @@ def test_a_run_can_calibrate_at_its_end(
     variants = [KINDS["batch_topk"], {"kind": "topk", "k": 4}, KINDS["feature_choice"]]
     plain = run(make_config(*variants), cache, tmp_path / "plain").saes
     result = run(make_config(*variants, calibration={}), cache, tmp_path / "run")
-    x = heldout(cache)
+    rows = rows_for_calibration(cache, 16384)
+    x = heldout(cache)[rows.start : rows.stop]
     for name, folder in result.saes.items():
         sae, uncalibrated = load_sae(folder), load_sae(plain[name])
         assert torch.equal(sae.W_enc, uncalibrated.W_enc)
@@ -71,9 +83,12 @@ def test_a_run_can_calibrate_at_its_end(
             assert "calibration" not in sae.cfg.training
             continue
         assert mean_l0(sae, x) == 4 and mean_l0(uncalibrated, x) != 4
-        assert sae.cfg.training["calibration"] == {"l0": 4.0, "rows": 16384}
+        note = {"l0": 4.0, "rows": len(rows), "first_row": rows.start}
+        assert sae.cfg.training["calibration"] == note
     last = {line["variant"]: line for line in metrics(tmp_path / "run")}
-    assert last["batch_topk_k4"]["heldout_l0"] == 4, "what is reported is what is saved"
+    saved = load_sae(result.saes["batch_topk_k4"])
+    reported = last["batch_topk_k4"]["heldout_l0"]
+    assert reported == pytest.approx(mean_l0(saved, heldout(cache)), rel=1e-6), "what is reported is saved"
     again = load_sae(plain["batch_topk_k4"])
     assert mean_l0(calibrated_on(again, cache), x) == 4
 
@@ -114,3 +129,20 @@ def test_an_l0_that_no_threshold_gives_is_reported(
     (topk,) = run(make_config({"kind": "topk", "k": 4}), cache, tmp_path / "topk").saes.values()
     with pytest.raises(UsageError, match="inference by topk has no threshold to calibrate"):
         calibrated(load_sae(topk), sparse_rows(10, 24, 0))
+
+
+def test_calibration_takes_the_last_documents(tmp_path: Path) -> None:
+    """It begins with a document in the last quarter of the held-out rows."""
+    cache = cache_of_documents(tmp_path / "many", 80, 7)
+    heldout = cache.num_rows("heldout")
+    rows = rows_for_calibration(cache, 10**6)
+    document = cache.locate(range(heldout), split="heldout")[2]
+    assert rows.stop == heldout and heldout * 0.75 <= rows.start < heldout * 0.75 + 7
+    assert set(document[: rows.start]).isdisjoint(document[rows.start :]), "no document is on both sides"
+    assert rows_for_calibration(cache, 3) == range(rows.start, rows.start + 3)
+
+
+def test_one_held_out_document_is_cut(tmp_path: Path) -> None:
+    cache = cache_of_documents(tmp_path / "cache", 2, 200)
+    assert (len(cache), cache.num_rows("heldout")) == (200, 200)
+    assert rows_for_calibration(cache, 10**6) == range(150, 200)

@@ -8,7 +8,15 @@ from saecache.configs import list_recipes, load_config
 from saecache.train import TrainConfig
 from saecache.train.variants.base.variant import Plan
 
-WIDTHS = {"synthetic": 256, "gpt2": 768, "qwen3": 1024, "ablations": 768, "sampled-sae": 768, "mutual": 768}
+WIDTHS = {
+    "2.8b": 2560,
+    "synthetic": 256,
+    "gpt2": 768,
+    "qwen3": 1024,
+    "ablations": 768,
+    "sampled-sae": 768,
+    "mutual": 768,
+}
 CACHE_ROWS = 25_000_000
 
 
@@ -76,3 +84,39 @@ def test_ablations_are_three_and_the_temperatures_four() -> None:
         (False, True, False),
         (False, False, True),
     }
+
+
+@pytest.mark.parametrize("name", ["mutual-and-feature-choice", "mutual-and-feature-choice-demo"])
+def test_uniform_and_zipf_both_follow_mutual_choice(name: str) -> None:
+    """Section 7.1 compares them so, with ranks by the prevalence at the end of Mutual Choice."""
+    after = [v for v in load(name).variants if v.kind == "feature_choice" and v.mutual_choice is not None]
+    for uniform in (v for v in after if v.zipf is None):
+        same = {"mutual_choice": uniform.mutual_choice, "k": uniform.k, "num_latents": uniform.num_latents}
+        assert any(v.zipf is not None and v == v.model_copy(update=same) for v in after)
+    assert any(v.zipf is None for v in after)
+
+
+def test_the_front_of_mutual_choice_has_one_grid_for_every_kind() -> None:
+    config = load("mutual-and-feature-choice-k")
+    names = Counter(v.default_name.rpartition("_k")[0] for v in config.variants)
+    assert names == dict.fromkeys(
+        ("topk", "mutual_choice", "feature_choice_zipf_after_mutual", "feature_choice_after_mutual"), 5
+    )
+
+
+def test_the_largest_runs_have_both_nfm_losses() -> None:
+    config = load("mutual-and-feature-choice-pythia-2.8b")
+    assert config.num_latents == 2**20 and config.expect.model == "EleutherAI/pythia-2.8b-deduped"
+    _, mutual, feature = config.variants
+    for terms in (mutual, feature.mutual_choice):
+        assert terms.nfm is not None and terms.nfm_inf is not None
+
+
+def test_both_readings_of_the_warmup_of_probabilistic_topk() -> None:
+    samples, steps = load("probabilistic-topk-gpt2"), load("probabilistic-topk-gpt2-warmup")
+    assert samples.num_rows == steps.num_rows and samples.batch_rows == steps.batch_rows
+    run = steps.num_rows // steps.batch_rows
+    gates = {v.warmup for v in steps.variants if v.kind == "probabilistic_topk"}
+    assert gates == {steps.schedule.warmup} == {20_000}
+    assert 0.53 < 20_000 / run < 0.54
+    assert {v.warmup for v in samples.variants if v.kind == "probabilistic_topk"} == {0.04}

@@ -270,3 +270,23 @@ def test_inference_is_as_dense_as_training(latents: int, k: int, zipf: dict[str,
 
 def test_another_momentum_leaves_the_counting_on() -> None:
     assert FeatureChoice.model_validate({"threshold": {"momentum": 0.5}}).threshold.counted_share == 1 / 16
+
+
+def test_the_rule_of_training_carries_rows_over_the_batches_that_are_encoded() -> None:
+    """No latent is left out for ever because its share of the first batch is below one row."""
+
+    class Carried(TestZipf):
+        settings: ClassVar[dict[str, Any]] = {
+            "kind": "feature_choice",
+            "k": 1,
+            "zipf": {"alpha": 1.5, "beta": 0.0, "rounding": "carry"},
+        }
+
+    sae, x = Carried().trained_sae()
+    codes = [sae.encode(x, as_trained=True, batch_number=number) for number in range(40)]
+    fired = torch.stack([(code > 0).sum(0) for code in codes])
+    law = ZipfAllotment(alpha=1.5, beta=0.0, rounding="carry")
+    wanted = torch.stack([law.rows_in_batch(1, PLAN.num_latents, len(x), n) for n in range(40)])
+    positive = ((x - sae.b_dec) @ sae.W_enc.T + sae.b_enc > 0).sum(0)
+    assert torch.equal(fired, wanted.minimum(positive))
+    assert int((fired[0] == 0).sum()) > 10 and bool((fired.sum(0) > 0).all())

@@ -20,3 +20,18 @@ class TestTopK(VariantContract):
         codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top).relu())
         error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, 4, 0.1)}, codes
+
+
+class TestTopKWithManyDeadLatents(VariantContract):
+    """By default AuxK trains D/2 latents a row until more are dead, then twice k."""
+
+    settings: ClassVar[dict[str, Any]] = {"kind": "topk", "k": 2, "auxk": {"coefficient": 0.1}}
+    has_dead_term = True
+
+    def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
+        pre = pre_activations(parameters, x)
+        top = pre.topk(2, dim=1).indices
+        codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top).relu())
+        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        k = 4 if int(dead.sum()) > 8 else 8
+        return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, k, 0.1)}, codes

@@ -47,12 +47,12 @@ class MutualTerms(FrozenModel):
 
     def train_with_terms(self, batch: Batch, codes: Pairs, k: int) -> None:
         """Train on the selected ``codes`` (values above 0 only) of a rule with ``k`` codes per row."""
-        terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk]
+        terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk.term(k)]
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
             dying = self.aux_zipf.dying(prevalence(batch.state), k, batch.num_rows)
             if self.aux_zipf.without_dead:
                 dying = dying[~batch.dead[dying]]
-            terms.append(self.aux_zipf.term(dying))
+            terms.append(self.aux_zipf.term(dying, k))
         train_selected(batch, codes, terms)
         observe_prevalence(batch, codes, self.window_rows)
         last = batch.number_in_step == batch.batches_of_step - 1

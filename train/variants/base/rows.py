@@ -38,7 +38,7 @@ class Rows:
         parameters: ``W_enc`` [F, D], ``W_dec`` [F, D], ``b_enc`` [F], ``b_dec`` [D], and the variant's own.
         state: the variant's running tensors during training, its inference tensors afterwards.
         first_row: the number of the first row in its batch, of which these rows may be a part.
-        number: the 0-based number of the batch in the run; 0 outside training.
+        number: the 0-based number of the batch in the run; outside training that of the batches encoded.
         seed: the variant's seed; 0 outside training.
     """
 

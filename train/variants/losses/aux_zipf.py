@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ....common.frozen import FrozenModel
 from ..base.gradients import AuxiliaryLoss
+from ..base.rows import Batch
 from ..base.zipf import Zipf
-from .auxk import reconstruct_leftover
+from .auxk import choose_k, reconstruct_leftover
 
 LAST_SHARE = 0.25  # only the least prevalent quarter of the latents can be dying
 LOW_RATIO = 0.6  # a dying latent is below this share of the prevalence that Zipf's law expects at its rank
@@ -26,15 +27,17 @@ class AuxZipf(FrozenModel):
     """
 
     coefficient: PositiveFloat = 1 / 32
-    k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
+    k: PositiveInt | None = None  # null: as in AuxK
     zipf: Zipf = Zipf()
     without_dead: bool = False  # leaves dead latents, which AuxK trains, out of the dying ones
 
-    def term(self, latents: Tensor) -> AuxiliaryLoss:
+    def term(self, latents: Tensor, codes_per_row: int) -> AuxiliaryLoss:
         """The loss as a function of a part of the rows, for dying ``latents`` (int64 [n])."""
-        return partial(
-            reconstruct_leftover, latents=latents, k=self.k, coefficient=self.coefficient, name="aux_zipf"
-        )
+        return partial(self._add, latents=latents, codes_per_row=codes_per_row)
+
+    def _add(self, part: Batch, error: Tensor, *, latents: Tensor, codes_per_row: int) -> None:
+        k = self.k or choose_k(error.shape[1], latents.numel(), codes_per_row)
+        reconstruct_leftover(part, error, latents, k=k, coefficient=self.coefficient, name="aux_zipf")
 
     def dying(self, prevalence: Tensor, k: float, num_rows: int) -> Tensor:
         """Find the dying latents by Definition 3.1: int64 [n], ascending.

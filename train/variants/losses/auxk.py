@@ -1,13 +1,16 @@
 """AuxK: dead latents learn to reconstruct what the others leave over. Gao et al. 2024, appendix A.2."""
 
+from functools import partial
+
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
 from ...backends.sources import block_bytes
-from ..base.gradients import backpropagate, reconstruct
+from ..base.gradients import AuxiliaryLoss, backpropagate, reconstruct
 from ..base.rows import Batch
 
+MULTIPLE = 2  # of the codes of a row, where more latents are dead than Gao et al. would train at a time
 PAIRS_PER_BYTE = 1 / 128  # of a block, at a time, as k is ten times that of the codes: 2**18 on a CPU
 
 
@@ -15,20 +18,25 @@ class AuxK(FrozenModel):
     """L_aux = coefficient / R * sum over rows |e - ê|², with e = x - reconstruction held fixed.
 
     ê decodes, without bias, the top ``k`` dead latents of each row after ReLU. The gradient reaches W_dec and
-    the encoder.
+    the encoder. By default (:func:`choose_k`) ``k`` is Gao et al.'s until more latents than that are dead.
     """
 
     coefficient: PositiveFloat = 1 / 32
-    k: PositiveInt | None = None  # null: the power of two nearest below half the width of the activations
+    k: PositiveInt | None = None  # null: see choose_k
 
-    def __call__(self, part: Batch, error: Tensor) -> None:
+    def term(self, codes_per_row: int) -> AuxiliaryLoss:
+        """The loss as a function of a part of the rows, for a rule with so many codes per row."""
+        return partial(self._add, codes_per_row=codes_per_row)
+
+    def _add(self, part: Batch, error: Tensor, *, codes_per_row: int) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
         dead = part.dead_latents()
-        reconstruct_leftover(part, error, dead, k=self.k, coefficient=self.coefficient, name="auxk")
+        k = self.k or choose_k(error.shape[1], dead.numel(), codes_per_row)
+        reconstruct_leftover(part, error, dead, k=k, coefficient=self.coefficient, name="auxk")
 
 
 def reconstruct_leftover(
-    part: Batch, error: Tensor, latents: Tensor, *, k: int | None, coefficient: float, name: str
+    part: Batch, error: Tensor, latents: Tensor, *, k: int, coefficient: float, name: str
 ) -> None:
     """Add coefficient / R * sum over rows |e - ê|²; ê decodes the row's top ``k`` of ``latents`` after ReLU.
 
@@ -38,7 +46,7 @@ def reconstruct_leftover(
     """
     if latents.numel() == 0:
         return
-    k = min(k or default_k(error.shape[1]), latents.numel())
+    k = min(k, latents.numel())
     pre = part.pre_activations(latents)
     some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
     for rows, some in part.split(max(some_pairs // k, 64)):
@@ -46,6 +54,21 @@ def reconstruct_leftover(
         codes = chosen.keep(chosen.value > 0)
         found = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
         backpropagate(some, codes, found.d_value, found)
+
+
+def choose_k(d_model: int, num_latents: int, codes_per_row: int) -> int:
+    """The default number of auxiliary latents of a row: :func:`default_k` until there are more to train.
+
+    Where there are more, each would learn a share of what hundreds of others learn at the same time, and most
+    stay dead. Then it is :data:`MULTIPLE` times ``codes_per_row``, so that they specialize as latents do (the
+    sweep is in docs/papers.md).
+
+    Args:
+        num_latents: the dead or dying latents.
+        codes_per_row: number of active latents of a row in the main reconstruction.
+    """
+    usual = default_k(d_model)
+    return usual if num_latents <= usual else min(usual, MULTIPLE * codes_per_row)
 
 
 def default_k(d_model: int) -> int:

@@ -1,0 +1,209 @@
+"""Trains a section of arms and measures its SAEs at inference: figures for each seed, and curves.
+
+Everything that the page shows is in the JSON whose content :func:`measure_section` returns.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from arms import ONE_SEED, SECTIONS, WITH_MODEL, Arms, Form, with_seeds
+
+from saecache import ActivationCache, load_sae
+from saecache.common.versions import software_versions
+from saecache.evaluate import run as evaluate
+from saecache.evaluate.metrics.overlap import measure_overlap
+from saecache.evaluate.results import Results, SaeResult, read_results
+from saecache.train import TrainConfig, run
+
+SHORT_OF_FORM = {"rates": 0.4, "auxiliary_k": 0.8}  # share of the form's steps
+CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
+SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
+
+
+def training_of(
+    section: str, form: Form, rates: Mapping[str, float], zipf: Mapping[str, float]
+) -> tuple[TrainConfig, Arms]:
+    """The settings of a section's training, and its arms. ``rates`` are peak learning rates by kind."""
+    arms = SECTIONS[section](form, zipf)
+    seeds = form.seeds[:1] if section in ONE_SEED else form.seeds
+    values = form.settings(round(form.steps * SHORT_OF_FORM.get(section, 1)))
+    values["variants"] = with_seeds(arms, seeds, rates)
+    config = TrainConfig.model_validate(values)
+    if any(variant.has_threshold for variant in config.variants):
+        l0 = (
+            form.ks[-1] if section == "others" else None
+        )  # kinds that have no k are set to that of the others
+        config = TrainConfig.model_validate({**values, "calibration": {"l0": l0}})
+    return config, arms
+
+
+def measure_section(
+    section: str,
+    form: Form,
+    rates: Mapping[str, float],
+    zipf: Mapping[str, float],
+    cache: ActivationCache,
+    model: Callable[[], Any],
+    runs: Path,
+) -> dict[str, Any]:
+    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules."""
+    config, arms = training_of(section, form, rates, zipf)
+    saes, failed, log = {}, {}, []
+    for seed in sorted({variant.seed for variant in config.variants}):
+        variants = tuple(variant for variant in config.variants if variant.seed == seed)
+        result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
+        saes |= result.saes
+        failed |= result.failed
+        log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
+    settings: dict[str, Any] = {
+        "num_latents": 0,
+        "overlap_latents": 1,
+        "match_latents": 0,
+        "ce_tokens": form.ce_tokens,
+        "max_rows": form.max_rows,
+        "show_progress": False,
+    }
+    folders = list(saes.values())
+    language_model = model() if section in WITH_MODEL else None
+    file = runs / "threshold.json"
+    found = (
+        read_results(file)
+        if file.is_file()
+        else evaluate(folders, cache, model=language_model, out=file, **settings)
+    )
+    by_batch = None
+    if having := [folder for folder in folders if load_sae(folder).threshold is not None]:
+        file = runs / "batch.json"
+        by_batch = (
+            read_results(file)
+            if file.is_file()
+            else evaluate(having, cache, rule="batch", out=file, **settings)
+        )
+    manifest = cache.manifest
+    return {
+        "section": section,
+        "settings": config.model_dump(mode="json", exclude={"variants"}),
+        "rates": dict(rates),
+        "zipf": dict(zipf),
+        "cache": {
+            "model": manifest.identity.get("model", {}).get("name"),
+            "tokens": manifest.counts.get("tokens"),
+            "train_rows": len(cache),
+            "measured_rows": found.cache.rows,
+            "width": cache.d_model(form.hook),
+        },
+        "software": software_versions(("saecache", "torch")),
+        "arms": {
+            name: {
+                "variant": arm,
+                "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, found)],
+                "figures": _figures(name, found, by_batch, log, saes),
+                "curves": _curves(name, found, log),
+            }
+            for name, arm in arms.items()
+            if _names(name, found)
+        },
+        "failed": failed,
+    }
+
+
+def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
+    """For each kind in section ``rates`` the learning rate of the lowest FVU."""
+    best: dict[str, tuple[float, float]] = {}
+    for arm in section["arms"].values():
+        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], arm["figures"]["fvu"]
+        kind = arm["variant"]["kind"]
+        best[kind] = min(best.get(kind, (fvu, rate)), (fvu, rate))
+    return {kind: rate for kind, (_, rate) in best.items()}
+
+
+def fitted_zipf(section: Mapping[str, Any]) -> dict[str, float]:
+    """Zipf's law as fitted to the densities of BatchTopK at the first k, the mean over the seeds.
+
+    Footnote 6 of Mutual and Feature Choice: alpha and beta come from a trained SAE of the same size.
+    """
+    name = next(name for name in section["arms"] if name.startswith("batch_topk"))
+    figures = section["arms"][name]["figures"]
+    return {key: round(mean(figures[f"zipf_{key}"]), 4) for key in ("alpha", "beta")}
+
+
+def _names(arm: str, results: Results) -> list[str]:
+    return sorted(sae.name for sae in results.saes if sae.name.rpartition("_seed")[0] == arm)
+
+
+def _saes(arm: str, results: Results) -> list[SaeResult]:
+    return sorted((s for s in results.saes if s.name.rpartition("_seed")[0] == arm), key=lambda s: s.name)
+
+
+def _figures(
+    arm: str,
+    found: Results,
+    by_batch: Results | None,
+    log: list[dict[str, Any]],
+    folders: Mapping[str, Path],
+) -> dict[str, list[float]]:
+    """Figure -> its value for each seed; a figure that is not defined for every seed is left out."""
+    figures: dict[str, list[float | None]] = defaultdict(list)
+    for sae in _saes(arm, found):
+        last = [line for line in log if line["variant"] == sae.name][-1]
+        costs, law = sae.language_model, sae.zipf
+        for figure, value in {
+            "fvu": sae.normalized.fvu,
+            "mse": sae.normalized.mse,
+            "l0": sae.codes.l0,
+            "ce_recovered": costs and costs.ce_recovered,
+            "kl": costs and costs.kl_sae,
+            "dead": last["dead"],
+            "silent": sae.codes.dead,
+            "dying": sae.codes.dying,
+            "over_10": sae.codes.dense_share,
+            "zipf_alpha": law and law.linear.alpha,
+            "zipf_beta": law and law.linear.beta,
+            "zipf_r2_log": law and law.log.r2,
+            "zipf_r2": law and law.linear.r2,
+            "l0_min": sae.codes.l0_min,
+            "l0_max": sae.codes.l0_max,
+            "rows_per_second": median(line["rows_per_second"] for line in log if line["variant"] == sae.name),
+            **{f"fvu_{step.kept}_kept": step.fvu for step in sae.progressive},
+            "nearest_cosine": sae.collapse and sae.collapse.nearest_cosine,
+        }.items():
+            figures[figure].append(value)
+    for sae in _saes(arm, by_batch) if by_batch else ():
+        figures["fvu_batch"].append(sae.normalized.fvu)
+        figures["mse_batch"].append(sae.normalized.mse)
+        figures["l0_batch"].append(sae.codes.l0)
+    names = _names(arm, found)
+    for one, other in zip(names, [*names[1:], names[0]], strict=True) if len(names) > 2 else ():
+        pair = [(name, load_sae(folders[name])) for name in (one, other)]
+        overlap = measure_overlap(*pair, num_sampled=SAMPLED_LATENTS, match_latents=0, seed=0)
+        figures["mmcs"].append((overlap.mmcs_a_in_b + overlap.mmcs_b_in_a) / 2)
+    return {
+        figure: [float(f"{value:.6g}") for value in values if value is not None]
+        for figure, values in figures.items()
+        if None not in values
+    }
+
+
+def _curves(arm: str, found: Results, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Alive latents over training for each seed; the other curves are of the first seed."""
+    alive: dict[int, list[float]] = defaultdict(list)
+    for name in _names(arm, found):
+        for line in log:
+            if line["variant"] == name:
+                alive[line["step"]].append(line["alive"])
+    first = _saes(arm, found)[0]
+    points = list(zip(first.density.rank, first.density.density, strict=True))
+    some = points[:: -max(1, len(points) // CURVE_POINTS)][::-1]
+    return {
+        "alive": {str(step): values for step, values in alive.items()},
+        "density": {
+            "rank": [rank for rank, _ in some],
+            "density": [float(f"{value:.3g}") for _, value in some],
+        },
+        "features_per_token": first.features_per_token.model_dump(),
+        "progressive": [[step.kept, step.l0, step.fvu] for step in first.progressive if step.fvu is not None],
+    }
