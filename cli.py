@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, doctor, export, inspect, recipes, sharing, stages
+from .commands import cache, doctor, export, inspect, recipes, sharing, stages, variants
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
@@ -37,6 +37,7 @@ add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
 add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
+add_command(app, "variants", variants.variants)
 add_command(app, "demo", stages.demo, interrupted=RESUMES)
 add_command(app, "doctor", doctor.doctor, interrupted=doctor.INTERRUPTED)
 app.add_typer(cache_app, name="cache")
