@@ -31,7 +31,7 @@ class KnownRows:
 
     @property
     def context(self) -> int:
-        return self.ids.shape[1]
+        return int(self.ids.shape[1])
 
     def raw(self, hook: str, token_index: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """The rows [n, D] of some token indices."""

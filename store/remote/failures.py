@@ -68,6 +68,7 @@ _NO_CREDENTIALS = re.compile(
 _VARIABLES = {  # of the environment, that decide for one kind of store: the endpoint, the credentials
     "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"),
     "gs": ("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
+    "hf": ("HF_ENDPOINT", "HF_TOKEN, or log in with 'hf auth login'"),
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
 }
 
