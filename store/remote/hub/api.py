@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ....common.errors import CorruptCacheError, UsageError
-from ..failures import MissingObjectError, RemoteError, UnreadableAnswerError
+from ..failures import MissingObjectError, RemoteError, UnreadableAnswerError, WrongBytesError
 from .address import HubRepository
 from .requests import BranchMovedError, HubRequests, origin
 
@@ -168,7 +168,12 @@ class HubApi:
         if "verify" in actions:
             verify = _action(actions, "verify", what)
             body = json.dumps({"oid": sha256, "size": size}).encode()
-            self.requests.ask("POST", verify["href"], what, body=body, headers=_JSON)
+            try:
+                self.requests.ask("POST", verify["href"], what, body=body, headers=_JSON)
+            except RemoteError as error:
+                if error.may_pass:
+                    raise
+                raise WrongBytesError(f"{what}: other bytes arrived than were sent") from None
 
     def _send_parts(
         self, href: str, header: dict[str, str], parts: Iterable[bytes], size: int, sha256: str, what: str

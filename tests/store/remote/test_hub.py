@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a place for caches, against a local server that speaks its API (``hub_server.py``)."""
+"""The Hugging Face Hub as a place for caches, against a local server (``hub_server.py``)."""
 
 import hashlib
 import json
@@ -207,7 +207,7 @@ def test_a_revision_is_another_place(pushed: HubServer, other_cache: Path, tmp_p
     assert open_cache(URL).fingerprint == open_cache(f"{URL}@{first}").fingerprint
     Removal(URL).run()
     Pull(f"{URL}@{first}", tmp_path / "copy").run()  # a commit stays as it is
-    with pytest.raises(AccessError, match="no such revision.*check the name after '@'"):
+    with pytest.raises(AccessError, match=r"no such revision.*check the name after '@'"):
         open_cache(f"{URL}@nowhere")
     with pytest.raises(AccessError, match="not allowed"):
         Push(other_cache, f"{URL}@{there.commits[0][0]}").run()
@@ -351,7 +351,7 @@ def test_what_never_passes_is_given_up(hub: HubServer, api_proxy: Proxy, cache_p
 def test_tokens_and_rights(pushed: HubServer, cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", READER)
     assert open_cache(URL).fingerprint
-    with pytest.raises(AccessError, match="not allowed.*the token lacks the right"):
+    with pytest.raises(AccessError, match=r"not allowed.*the token lacks the right"):
         Push(cache_path, f"{URL}/again").run()
     monkeypatch.setenv("HF_TOKEN", "hf_wrong9e3d")
     with pytest.raises(AccessError, match="the token was not accepted") as refused:
@@ -360,7 +360,7 @@ def test_tokens_and_rights(pushed: HubServer, cache_path: Path, monkeypatch: pyt
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent/token")
     with pytest.raises(
-        AccessError, match="no such repository, or it is private.*log in with 'hf auth login'"
+        AccessError, match=r"no such repository, or it is private.*log in with 'hf auth login'"
     ):
         open_cache(URL)
     repository(pushed).private = False
@@ -412,7 +412,8 @@ def test_huggingface_hub_reads_what_we_write(pushed: HubServer, cache_path: Path
 import sys
 from huggingface_hub import HfApi, hf_hub_download
 api = HfApi(endpoint={pushed.url!r}, token={WRITER!r})
-files = [f for f in api.list_repo_tree("team/rows", repo_type="dataset", recursive=True) if hasattr(f, "size")]
+tree = api.list_repo_tree("team/rows", repo_type="dataset", recursive=True)
+files = [f for f in tree if hasattr(f, "size")]
 for file in files[:20]:
     path = hf_hub_download("team/rows", file.path, repo_type="dataset", cache_dir=sys.argv[1],
                            endpoint={pushed.url!r}, token={WRITER!r})
