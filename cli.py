@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import cache, doctor, export, inspect, recipes, sharing, stages, variants
+from .commands import cache, doctor, export, inspect, publish, recipes, sharing, stages, variants
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
 
@@ -35,6 +35,7 @@ add_command(app, "synthetic", stages.synthetic)
 add_command(app, "evaluate", stages.evaluate, several=True)
 add_command(app, "report", stages.report)
 add_command(app, "export", export.export)
+add_command(app, "publish", publish.publish, interrupted=RESUMES)
 add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
 add_command(app, "variants", variants.variants)

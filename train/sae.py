@@ -21,6 +21,7 @@ from ..common.memory import check_memory
 from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.normalization import Normalizer
+from ..store.remote import is_url
 from ..store.untrusted_files import read_object
 from .backends.choice import backend_of
 from .backends.threads import torch_on_one_thread
@@ -220,12 +221,18 @@ def find_saes(folder: Path) -> list[Path]:
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
+    A URL (``hf://ORG/NAME``, or of a bucket) names a published SAE, which is downloaded once and checked.
+
     The files may come from anybody: no tensor is read before its type and shape were found to be right.
 
     Raises:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
+    if is_url(folder):
+        from ..store.remote.published import fetch_sae
+
+        folder = fetch_sae(str(folder))
     found = find_saes(Path(folder))
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
