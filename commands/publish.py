@@ -45,7 +45,7 @@ def publish(
         without_results=without_results,
         license_name=license_,
         replace=replace,
-        dry_run=preview,
+        preview=preview,
     )
     if as_json:
         print_json({**asdict(done), "preview": None if preview is None else str(preview)})

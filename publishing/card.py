@@ -82,8 +82,8 @@ def _usage(cfg: SAEConfig, url: str) -> list[str]:
         'reconstruction = sae(x, input="raw")',
         "```",
         "",
-        f'Rows are normalized as `{_code(str(cfg.normalization.get("kind")))}` inside; `input="normalized"` '
-        "takes rows that are normalized already.",
+        f"It normalizes rows by itself (`{_code(str(cfg.normalization.get('kind')))}`); with "
+        '`input="normalized"` it takes rows that are normalized already.',
         "",
     ]
 
@@ -97,7 +97,7 @@ def _results(result: SaeResult, results: Results) -> list[str]:
         ("cosine", normalized.cosine, ".4f", "cosine", normalized.intervals),
         ("dead latents", codes.dead, ",d", "dead", codes.intervals),
         (
-            "latents active on more than 10 % of rows",
+            "latents on over 10 % of rows",
             codes.dense_share,
             ".2%",
             "dense_share",

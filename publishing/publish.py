@@ -42,7 +42,7 @@ def publish_sae(
     without_results: bool = False,
     license_name: str | None = None,
     replace: bool = False,
-    dry_run: Path | None = None,
+    preview: Path | None = None,
     patience: Patience | None = None,
 ) -> Published:
     """Publish an SAE with a model card that has its results, its recipe, its fingerprint and a plot.
@@ -57,7 +57,7 @@ def publish_sae(
         without_results: publish without them.
         license_name: for the card's metadata, as ``mit``.
         replace: another SAE that is there may be replaced.
-        dry_run: a new folder that the files are written to; nothing is published.
+        preview: a new folder that the files are written to; nothing is published.
 
     Raises:
         UsageError: no SAE there, no results of it, another SAE at the URL, or no access.
@@ -72,13 +72,13 @@ def publish_sae(
     run = folder.parents[1] if folder.name == SAE_FOLDER else folder
     measured = None if without_results else _find_results(run, results, folder, sae)
     with tempfile.TemporaryDirectory(prefix="saecache-publish-") as temporary:
-        out = dry_run or Path(temporary)
+        out = preview or Path(temporary)
         notes = _write_files(out, folder, run, sae, str(parse_url(url)), measured, license_name)
         files = PublishedFiles.of(out, str(sae.cfg.cache.get("fingerprint", "")))
         write_bytes(out / MANIFEST_NAME, files.to_json())
         sizes = {name: (out / name).stat().st_size for name in [*files.files, MANIFEST_NAME]}
         place = open_remote_folder(url, patience, create=True)
-        sent = [] if dry_run else _send(place, out, files, replace=replace, notes=notes)
+        sent = [] if preview else _send(place, out, files, replace=replace, notes=notes)
     return Published(place.url, sae.cfg.name, files.fingerprint, sizes, sent, notes)
 
 

@@ -30,25 +30,10 @@ from saecache.store.remote.verify import verify_remote
 from saecache.testing.known_rows import cache_bytes
 
 from .conftest import HOOK, PASSING, QUICK
-from .hub_server import READER, WRITER, HubServer, running_hub
+from .hub_server import READER, WRITER, HubServer
 from .proxy import Proxy, running_proxy
 
 URL = "hf://datasets/team/rows"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """An empty Hub, and the environment of a user who may write there."""
-    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
-        monkeypatch.delenv(name)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
-    with running_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        yield server
-        assert server.leaks == [], "a token went to the other host"
 
 
 @pytest.fixture
