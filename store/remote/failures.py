@@ -11,11 +11,15 @@ from .redirects import is_refused_redirect
 
 
 class RemoteError(SaecacheError):
-    """The object store failed; the same command continues. ``may_pass``: whether asking again can help."""
+    """The object store failed; the same command continues.
 
-    def __init__(self, message: str, *, may_pass: bool = True) -> None:
+    ``may_pass``: whether asking again can help. ``wait_seconds``: how long the server wants us to wait first.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.may_pass = may_pass
+        self.wait_seconds = wait_seconds
 
 
 class UnreadableAnswerError(RemoteError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,66 +11,15 @@ from typing import Any
 
 import pytest
 
+import saecache
 from saecache.common.errors import UsageError
 from saecache.testing.sparse_rows import write_sparse_cache
 from saecache.train import TrainConfig
 from saecache.train.variants import VARIANTS, _discover, kind_of
 from saecache.train.variants.base.plugins import Kinds
 
-VARIANT = '''
-"""TopK whose codes may be negative."""
-
-from typing import ClassVar, Literal
-
-from pydantic import PositiveInt
-
-from saecache.train.pairs import Pairs
-from saecache.train.variants.base.gradients import train_selected
-from saecache.train.variants.base.rows import Batch, Rows
-from saecache.train.variants.base.variant import Variant
-
-
-class Wide(Variant):
-    """TopK without ReLU."""
-
-    kind: Literal["wide"] = "wide"
-    k: PositiveInt = 8
-    inference: ClassVar[str] = "wide"
-
-    @property
-    def default_name(self) -> str:
-        return f"wide_k{self.k}"
-
-    @property
-    def expected_l0(self) -> float:
-        return float(self.k)
-
-    def forward_backward(self, batch: Batch) -> None:
-        train_selected(batch, self.encode(batch), [])
-
-    def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
-        return rows.pre_activations().largest_per_row(self.k)
-'''
-
-CONTRACT = """
-from typing import ClassVar
-
-import torch
-
-from saecache.testing import VariantContract
-from saecache.testing.dense import mean_square, pre_activations
-
-
-class TestWide(VariantContract):
-    settings: ClassVar[dict] = {"kind": "wide", "k": 5}
-    heldout_fvu_below = 0.9
-
-    def reference(self, parameters, x, dead):
-        pre = pre_activations(parameters, x)
-        top = pre.topk(5, dim=1).indices
-        codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top))
-        return {"mse": mean_square(codes @ parameters["W_dec"] + parameters["b_dec"] - x)}, codes
-"""
+PAGE = Path(saecache.__file__).parent / "docs" / "plugins.md"
+VARIANT, CONTRACT, WRITER = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 def install(folder: Path, name: str, module: str, source: str, points: dict[str, str]) -> None:
@@ -144,11 +94,32 @@ def test_the_contract_runs_against_it(command: Any, tmp_path: Path) -> None:
     assert "5 failed" in failed.stdout
 
 
+def test_the_contract_of_caches_runs_against_a_writer_elsewhere(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "test_writer.py").write_text(WRITER)
+    done = command("pytest", "-q", "-p", "no:cacheprovider", "test_writer.py")
+    assert done.returncode == 0, done.stdout
+    forgetful = WRITER.replace("rows.batches(10, start", "rows.batches(30, start")  # leaves out ten sequences
+    forgetful = forgetful.replace("                writer.commit()\n", "                break\n")
+    (tmp_path / "test_forgetful.py").write_text(forgetful)
+    failed = command(
+        "pytest", "-q", "-p", "no:cacheprovider", "test_forgetful.py", "-k", "every_row or found_in"
+    )
+    assert failed.returncode == 1, failed.stdout
+    assert (
+        "FAILED test_forgetful.py::TestMyWriter::test_every_row_is_stored_once_under_every_hook"
+        in failed.stdout
+    )
+
+
 def test_kinds_are_listed_and_a_broken_package_is_named(command: Any) -> None:
     listed = command("saecache", "variants", "--json")
     assert listed.returncode == 0, listed.stderr
     found = json.loads(listed.stdout)
-    assert {"kind": "wide", "package": "wide_saes", "summary": "TopK without ReLU."} in found["variants"]
+    assert {
+        "kind": "wide",
+        "package": "wide_saes",
+        "summary": "TopK without ReLU: codes may be negative.",
+    } in found["variants"]
     assert {line["kind"] for line in found["variants"]} == {*_discover(), "wide"}
     assert found["problems"].keys() == {"broken"}
     assert (
@@ -156,7 +127,7 @@ def test_kinds_are_listed_and_a_broken_package_is_named(command: Any) -> None:
         in (found["problems"]["broken"])
     )
     lines = command("saecache", "variants")
-    assert "wide                   [wide_saes] TopK without ReLU." in lines.stdout
+    assert "wide                   [wide_saes] TopK without ReLU: codes may be negative." in lines.stdout
     assert "not usable: the kind 'broken' comes from the package broken-saes 1.2" in lines.stderr
 
 

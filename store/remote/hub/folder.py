@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found", bound=Iterable[object])
 COMMIT_FILES = 64  # files of one commit; the Hub allows some hundred commits an hour
+COMMIT_BYTES = 32 << 20  # of small files, whose content is in the commit itself
 _OWN_FILES = {".gitattributes", ".gitignore", "README.md"}  # of the repository itself, at its top
 
 
@@ -76,7 +77,8 @@ class Writing:
         """Commit a file with others, later; or all that wait, where they are enough."""
         with self._lock:
             self._waiting[file.path] = file
-            if len(self._waiting) >= COMMIT_FILES:
+            inside = sum(len(waiting.content or b"") for waiting in self._waiting.values())
+            if len(self._waiting) >= COMMIT_FILES or inside >= COMMIT_BYTES:
                 self.flush(repeat)
 
     def flush(self, repeat: Callable[[Callable[[], None]], None]) -> None:

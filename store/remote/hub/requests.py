@@ -3,10 +3,13 @@
 import http.client
 import json
 import re
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -68,7 +71,8 @@ class HubRequests:
         if token is not None:  # in a closure, so that nothing shows it
             value = f"Bearer {token}"
             self._authorize = lambda request: request.add_unredirected_header("Authorization", value)
-        self._opener = urllib.request.build_opener(_KeepMethod)
+        https = urllib.request.HTTPSHandler(context=_trust())
+        self._opener = urllib.request.build_opener(_KeepMethod, https)
         self.has_token = token is not None
 
     def __repr__(self) -> str:
@@ -128,15 +132,15 @@ class HubRequests:
     def _open(self, request: urllib.request.Request, *, large: bool) -> Answer:
         patience = self._bucket.patience
         wait = patience.upload_seconds if large else patience.stall_seconds
-        since, body = monotonic(), bytearray()
+        body = bytearray()
         with self._opener.open(request, timeout=wait) as answer:
-            self._bucket.has_answered = True
+            self._bucket.has_answered, since = True, monotonic()
             while block := answer.read1(1 << 20):
                 body += block
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise UnreadableAnswerError(f"{self._where}: an answer of more than 256 MiB")
                 if (past := monotonic() - since) > patience.upload_seconds or (
-                    past > patience.stall_seconds and not large and len(body) < LEAST_BODY_BYTES
+                    past > patience.stall_seconds and len(body) < LEAST_BODY_BYTES
                 ):
                     raise TimeoutError
             expected = answer.headers.get("Content-Length")
@@ -177,7 +181,8 @@ class HubRequests:
             return BranchMovedError(f"{what} at {self._where}: the branch keeps changing{name}; run again")
         if status == 429:
             return RemoteError(
-                f"{what} at {self._where}: the Hub wants fewer requests{name}; run again later, it continues"
+                f"{what} at {self._where}: the Hub wants fewer requests{name}; run again later, it continues",
+                wait_seconds=_wanted_wait(error.headers),
             )
         if status >= 500:
             return RemoteError(
@@ -205,6 +210,24 @@ class _KeepMethod(urllib.request.HTTPRedirectHandler):
         if new is not None and authorization and origin(new.full_url) == origin(req.full_url):
             new.add_unredirected_header("Authorization", authorization)
         return new
+
+
+def _wanted_wait(headers: Mapping[str, str]) -> float:
+    """Seconds to wait, by ``Retry-After`` or ``t`` in the Hub's ``RateLimit``; 0 where neither says it."""
+    found = re.fullmatch(r"\d{1,5}", headers.get("Retry-After", "").strip())
+    limit = re.search(r"\bt=(\d{1,5})\b", headers.get("RateLimit", ""))
+    return float(found[0] if found else limit[1] if limit else 0)
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    """The certificates that the system trusts, and those of certifi: some Pythons find no system ones."""
+    context = ssl.create_default_context()
+    with suppress(ImportError, OSError):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:

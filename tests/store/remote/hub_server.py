@@ -59,6 +59,7 @@ class HubServer:
         self.parts: dict[tuple[str, int], bytes] = {}
         self.leaks: list[str] = []  # requests that carried a token to the other address
         self.page_files = 5
+        self.wanting_fewer = 0  # so many requests to the API are answered with 429 and a time to wait
         self.multipart_over, self.chunk_bytes = 1 << 20, 300_000
         self.lock = threading.RLock()
         servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, kind)) for kind in (_Api, _Cdn)]
@@ -177,6 +178,10 @@ class _Api(_Handler):
         if token not in ("", WRITER, READER):
             raise _RefusedError(401, "", "Invalid credentials in Authorization header")
         self.token = token
+        if self.hub.wanting_fewer:
+            self.hub.wanting_fewer -= 1
+            header = {"Retry-After": "1"} if self.hub.wanting_fewer % 2 else {"RateLimit": '"api";r=0;t=1'}
+            return 429, header, b"{}"
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":

@@ -1,11 +1,15 @@
 """The Hugging Face Hub as a place for caches, against a local server (``hub_server.py``)."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from saecache.common.errors import CorruptCacheError, IncompleteCacheError, Usag
 from saecache.store import open_cache
 from saecache.store.manifest import load_manifest
 from saecache.store.remote import open_remote_folder
+from saecache.store.remote.cache_objects import UNFINISHED, read_root
 from saecache.store.remote.delivery import BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteError
 from saecache.store.remote.pull import Pull
@@ -31,7 +36,7 @@ from saecache.testing.known_rows import cache_bytes
 
 from .conftest import HOOK, PASSING, QUICK
 from .hub_server import READER, WRITER, HubServer
-from .proxy import Proxy, running_proxy
+from .proxy import Answer, Proxy, running_proxy
 
 URL = "hf://datasets/team/rows"
 
@@ -328,6 +333,141 @@ def test_what_never_passes_is_given_up(hub: HubServer, api_proxy: Proxy, cache_p
     api_proxy.add("page", times=10_000)
     with pytest.raises(RemoteError, match="answers with a page of text/html instead of JSON"):
         list_caches(URL, patience=QUICK)
+
+
+def test_a_hub_that_wants_fewer_requests_is_waited_for(hub: HubServer, cache_path: Path) -> None:
+    """For as long as it says, however short the patience with failures is."""
+    there = hub.make("dataset", "team/rows")
+    hub.wanting_fewer = 3
+    started = time.monotonic()
+    assert open_remote_folder(URL, replace(QUICK, retry_seconds=0.5, first_retry_seconds=0.5)).objects() == []
+    assert time.monotonic() - started >= 3 and hub.wanting_fewer == 0 and there.branches
+    hub.wanting_fewer = 1000
+    with pytest.raises(RemoteError, match="the Hub wants fewer requests"):
+        open_remote_folder(URL, replace(QUICK, max_wait_seconds=0.01)).objects()
+
+
+VERBS: dict[str, Callable[[Path], object]] = {
+    "ls": lambda _: [listed.state for listed in list_caches(URL, patience=PASSING)],
+    "verify": lambda _: verify_remote(URL, patience=PASSING).problems,
+    "read": lambda _: read_root(open_remote_folder(URL, PASSING)).manifest.fingerprint,
+    "second push": lambda cache: Push(cache, URL, patience=PASSING).run().moved_objects,
+    "rm": lambda _: Removal(URL, PASSING).run().state,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("fault", API_FAULTS, ids=lambda fault: f"{fault['kind']}{fault.get('status', '')}")
+def test_faults_do_not_show_in_what_commands_find(
+    pushed: HubServer,
+    cache_path: Path,
+    verb: str,
+    fault: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = {"ls": ["complete"], "verify": [], "second push": 0, "rm": "complete"}
+    expected["read"] = load_manifest(cache_path).fingerprint
+    with running_proxy(pushed.url) as proxy:
+        monkeypatch.setenv("HF_ENDPOINT", proxy.url)
+        added = [proxy.add(path=path, **fault) for path in ("/api/", "/resolve/")]
+        assert VERBS[verb](cache_path) == expected[verb]
+        assert all(fault.met for fault in added)
+    if verb == "rm":
+        assert repository(pushed).files("main").keys() == {".gitattributes"}
+
+
+# ---- meetings and kills
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["of the same cache", "of two caches"])
+def test_two_pushes_at_once(hub: HubServer, cache_path: Path, other_cache: Path, same: bool) -> None:
+    paths = [cache_path, cache_path if same else other_cache]
+    hub.make("dataset", "team/rows")
+    outcomes: list[object] = []
+
+    def push(path: Path) -> None:
+        try:
+            outcomes.append(Push(path, URL, patience=PASSING).run().fingerprint)
+        except UsageError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=push, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [outcome for outcome in outcomes if isinstance(outcome, UsageError)]
+    assert len(outcomes) == 2 and len(refused) == (0 if same else 1), outcomes
+    assert verify_remote(URL).ok
+    assert open_cache(URL).fingerprint in outcomes
+    assert UNFINISHED not in repository(hub).files("main")
+
+
+def test_killed_at_any_request_the_push_continues(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
+    script = Path(__file__).with_name("killed.py")
+    command = [sys.executable, str(script), "push", str(cache_path), URL, "0"]
+    for fatal in (2, 9, 40, 75, 120):
+        hub.repositories.clear()
+        hub.store.clear()
+        for deaths in range(2):
+            requests = itertools.count(1)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+
+            def die(_method: str, _path: str, process: Any = process, requests: Any = requests) -> None:
+                if next(requests) == fatal + 3 * deaths:  # noqa: B023
+                    process.kill()
+
+            api_proxy.before = die
+            with process:
+                process.wait()
+            api_proxy.before = None
+            assert process.returncode in (-9, 0)
+        Push(cache_path, URL, patience=PASSING).run()
+        assert verify_remote(URL).ok
+        assert UNFINISHED not in repository(hub).files("main")
+
+
+# ---- a Hub that lies
+
+
+def test_a_next_page_at_another_host_is_not_asked_for(
+    pushed: HubServer, api_proxy: Proxy, cdn_proxy: Proxy
+) -> None:
+    def elsewhere(_method: str, path: str, answer: Answer) -> Answer:
+        status, headers, content = answer
+        link = ("Link", f'<{cdn_proxy.url}/more>; rel="next"')
+        return status, [*headers, link] if "/tree/" in path else headers, content
+
+    api_proxy.rewrite = elsewhere
+    with pytest.raises(RemoteError, match="next page is said to be at another server"):
+        open_remote_folder(URL, QUICK).objects()
+    assert cdn_proxy.seen == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "file", "path": 3, "size": 1, "oid": "x"},
+        {"type": "file", "path": "a", "size": -1, "oid": "x"},
+        {"type": "file", "path": "a", "size": 1, "oid": "x", "lfs": {"oid": "../../x", "size": 1}},
+        "nonsense",
+        None,
+    ],
+)
+def test_listings_that_are_none_are_refused(pushed: HubServer, api_proxy: Proxy, entry: Any) -> None:
+    def lie(_method: str, path: str, answer: Answer) -> Answer:
+        status, headers, content = answer
+        return status, headers, json.dumps([entry]).encode() if "/tree/" in path else content
+
+    api_proxy.rewrite = lie
+    with pytest.raises(RemoteError, match="an entry of the listing is no file"):
+        open_remote_folder(URL, QUICK).objects()
+
+
+def test_an_upload_to_nowhere_is_refused(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
+    hub.cdn_shown = "file:///etc"
+    with pytest.raises(RemoteError, match="names a place that is no URL"):
+        Push(cache_path, URL, patience=QUICK).run()
 
 
 # ---- access
