@@ -3,13 +3,11 @@
 import http.client
 import json
 import re
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from email.message import Message
 from time import monotonic
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -71,8 +69,7 @@ class HubRequests:
         if token is not None:  # in a closure, so that nothing shows it
             value = f"Bearer {token}"
             self._authorize = lambda request: request.add_unredirected_header("Authorization", value)
-        https = urllib.request.HTTPSHandler(context=_trust())
-        self._opener = urllib.request.build_opener(_KeepMethod, https)
+        self._opener = urllib.request.build_opener(_KeepMethod)
         self.has_token = token is not None
 
     def __repr__(self) -> str:
@@ -212,22 +209,11 @@ class _KeepMethod(urllib.request.HTTPRedirectHandler):
         return new
 
 
-def _wanted_wait(headers: Mapping[str, str]) -> float:
+def _wanted_wait(headers: Message) -> float:
     """Seconds to wait, by ``Retry-After`` or ``t`` in the Hub's ``RateLimit``; 0 where neither says it."""
     found = re.fullmatch(r"\d{1,5}", headers.get("Retry-After", "").strip())
     limit = re.search(r"\bt=(\d{1,5})\b", headers.get("RateLimit", ""))
     return float(found[0] if found else limit[1] if limit else 0)
-
-
-@cache
-def _trust() -> ssl.SSLContext:
-    """The certificates that the system trusts, and those of certifi: some Pythons find no system ones."""
-    context = ssl.create_default_context()
-    with suppress(ImportError, OSError):
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
