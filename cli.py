@@ -15,9 +15,11 @@ from .commands import (
     import_sae,
     inspect,
     interpret,
+    publish,
     recipes,
     sharing,
     stages,
+    variants,
 )
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
 
@@ -49,8 +51,10 @@ add_command(app, "report", stages.report)
 add_command(app, "browse", browse.browse)
 add_command(app, "export", export.export)
 add_command(app, "import", import_sae.import_sae)
+add_command(app, "publish", publish.publish, interrupted=RESUMES)
 add_command(app, "inspect", inspect.inspect)
 add_command(app, "recipes", recipes.recipes)
+add_command(app, "variants", variants.variants)
 add_command(app, "demo", stages.demo, interrupted=RESUMES)
 add_command(app, "doctor", doctor.doctor, interrupted=doctor.INTERRUPTED)
 app.add_typer(cache_app, name="cache")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import UsageError
-from .printing import JsonFlag, print_json, print_next, print_pairs
+from .printing import JsonFlag, is_url, print_json, print_next, print_pairs
 
 
 def import_sae(
@@ -37,9 +37,9 @@ def import_sae(
     """
     from ..evaluate.export.new_folder import check_new, new_folder
     from ..train.foreign.formats import FORMATS, find_format
-    from ..train.foreign.hub import download_folder, is_hub_name
+    from ..train.foreign.hub import download_sae
 
-    source = download_folder(sae) if is_hub_name(sae) else Path(sae)
+    source = download_sae(sae) if is_url(sae) else Path(sae)
     name = find_format(source)
     if name is None:
         raise UsageError(f"no SAE of {', '.join(FORMATS)} in {sae}: give the folder that has its weights")

@@ -1,7 +1,6 @@
 """The command "saecache inspect": a text's tokens with their strongest latents."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    sae: Annotated[Path, typer.Argument(help="An SAE folder, or a run folder with one SAE in it.")],
+    sae: Annotated[
+        str, typer.Argument(help="An SAE folder, a run folder with one SAE in it, or hf://ORG/NAME.")
+    ],
     text: Annotated[str, typer.Argument(help="The text; quote it.")],
     top: Annotated[int, typer.Option(min=1, help="Latents shown of each token.")] = 5,
     model: Annotated[

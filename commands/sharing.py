@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from ..store.remote.transfer import TransferResult
 
 UrlArgument = Annotated[
-    str, typer.Argument(metavar="URL", help="s3://, gs:// or az://bucket/team/name, or file:///folder/name.")
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="s3://, gs:// or az://bucket/team/name, hf://datasets/ORG/NAME, or file:///folder/name.",
+    ),
 ]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 VerifyFlag = Annotated[

@@ -187,4 +187,5 @@ def _kinds_of(model: Any) -> tuple[Any, ...]:
 def _models_in(annotation: Any) -> list[Any]:
     if _is_model(annotation):
         return [annotation]
-    return [found for argument in get_args(annotation) for found in _models_in(argument)]
+    known: Iterable[Any] = getattr(annotation, "known_models", ())  # an open union's, see train/variants
+    return [*known, *(found for argument in get_args(annotation) for found in _models_in(argument))]

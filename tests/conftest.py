@@ -4,6 +4,6 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which other packages do too
 
-from .store.remote.conftest import proxy, s3_server, shared_proxy, team
+from .store.remote.conftest import hub, proxy, s3_server, shared_proxy, team
 
-__all__ = ["proxy", "s3_server", "shared_proxy", "team"]
+__all__ = ["hub", "proxy", "s3_server", "shared_proxy", "team"]

@@ -1,7 +1,8 @@
 """The README and the pages in docs/ are true: commands and Python run, figures are those of the scripts.
 
 Shell blocks are typed line by line, in the order of the page, in a folder of its own. Recipes of large models
-become the demo's model with a thousand tokens, and ``s3://team`` becomes a folder used as a bucket.
+become the demo's model with a thousand tokens, ``s3://team`` becomes a folder used as a bucket, and the Hub a
+local server.
 """
 
 import ast
@@ -204,7 +205,7 @@ PAGES_THAT_RUN = [page for page in PAGES if commands(page)]
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.name)
-def test_shell_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_blocks_run(page: Path, folder: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(page)
     for words in lines(page):
         if words[0] == "export":

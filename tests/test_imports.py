@@ -18,6 +18,8 @@ LAYERS = {  # package -> the packages of ours it may import
     "harvest": {"common", "store", "distributed"},
     "train": {"common", "store", "distributed"},
     "evaluate": {"common", "store", "train", "distributed"},
+    "publishing": {"common", "store", "train", "evaluate"},
+    "testing": {"common", "store", "train"},
     "doctor": {"common", "store", "harvest", "train"},
 }
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from obstore.exceptions import BaseError
-from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
+from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
 from ...common.errors import SaecacheError, UsageError
 from .credentials import s3_config
 from .failures import RemoteError, parse_failure, translate
+from .hub.address import hub_endpoint, hub_token, parse_hub_path
 from .redirects import refuse_redirects, sends_tokens
 from .retries import Patience
 from .urls import ObjectUrl, is_endpoint, redact_url
@@ -146,6 +147,13 @@ def _maker(
         endpoint = s3["config"].get("endpoint", "")
         allow_http = _is_set("AWS_ALLOW_HTTP") or endpoint.startswith("http://")
         variable = "AWS_ENDPOINT_URL"
+    elif url.scheme == "hf":
+        endpoint, variable = hub_endpoint(), "HF_ENDPOINT"
+        allow_http = endpoint.startswith("http://")
+        repository, _ = parse_hub_path(url.bucket)
+        files = f"{endpoint}{repository.files}/resolve/{repository.quoted_revision}"
+        token = hub_token()  # a redirect to another host, where large files are, does not carry it
+        headers = {"default_headers": {"authorization": f"Bearer {token}"}} if token else {}
     else:
         variable = "AZURE_ENDPOINT" if url.scheme == "az" else "GOOGLE_BASE_URL"
         endpoint = os.environ.get(variable, "")
@@ -168,6 +176,9 @@ def _maker(
             "retry_config": patience.library_retries(parts=purpose == "parts"),
         }
         try:
+            if url.scheme == "hf":
+                http["client_options"] |= headers
+                return HTTPStore(files, **http)
             if url.scheme == "s3":
                 config = s3["config"] | (
                     {"disable_bulk_delete": True} if purpose == "removing singly" else {}
@@ -177,7 +188,7 @@ def _maker(
         except Exception as error:  # noqa: BLE001 - whatever it is, it may quote credentials
             raise UsageError(
                 f"{url}: the settings in the environment do not make a valid {url.scheme}:// connection "
-                f"({type(error).__name__}); check its variables (AWS_*, GOOGLE_*, AZURE_*)"
+                f"({type(error).__name__}); check its variables (AWS_*, GOOGLE_*, AZURE_*, HF_*)"
             ) from None
 
     shown, address = redact_url(endpoint), None

@@ -27,6 +27,11 @@ class BucketDelivery:
 
     def __init__(self, folder: Path, url: str, patience: Patience | None = None) -> None:
         self.folder = folder
+        if url.startswith("hf://"):
+            raise UsageError(
+                f"a harvest cannot write to {url} while it runs: harvest into a folder or a bucket, and then "
+                "'saecache cache push' it"
+            )
         self._remote = open_remote_folder(url, patience)
         self.url = self._remote.url
         self._inventory = Inventory(self._remote)

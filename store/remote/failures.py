@@ -11,11 +11,15 @@ from .redirects import is_refused_redirect
 
 
 class RemoteError(SaecacheError):
-    """The object store failed; the same command continues. ``may_pass``: whether asking again can help."""
+    """The object store failed; the same command continues.
 
-    def __init__(self, message: str, *, may_pass: bool = True) -> None:
+    ``may_pass``: whether asking again can help. ``wait_seconds``: how long the server wants us to wait first.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.may_pass = may_pass
+        self.wait_seconds = wait_seconds
 
 
 class UnreadableAnswerError(RemoteError):
@@ -69,6 +73,7 @@ _NO_CREDENTIALS = re.compile(
 _VARIABLES = {  # of the environment, that decide for one kind of store: the endpoint, the credentials
     "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"),
     "gs": ("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
+    "hf": ("HF_ENDPOINT", "HF_TOKEN, or log in with 'hf auth login'"),
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
 }
 

@@ -38,7 +38,7 @@ class ObjectInfo:
 
     key: str
     size: int
-    modified: datetime
+    modified: datetime | None  # None where a listing does not say it
     etag: str | None
     sha256: str | None = None
 

@@ -46,7 +46,7 @@ class Push(Transfer):
         patience: Patience | None = None,
     ) -> None:
         root, objects = read_local(path)
-        super().__init__(open_remote_folder(url, patience), path, root, objects, traffic, verify)
+        super().__init__(open_remote_folder(url, patience, create=True), path, root, objects, traffic, verify)
         self._claim = claim_for_cache(self.folder, "push", root)
         self._inventory = Inventory(self.folder, verify=verify)
 

@@ -33,11 +33,15 @@ _IS_THERE = (AlreadyExistsError, PreconditionError)
 _UNSUPPORTED = (NotSupportedError, NotImplementedError)
 
 
-def open_remote_folder(url: str, patience: Patience | None = None) -> "RemoteFolder":
-    """The place a URL names: s3://, gs://, az://, file:// or memory:// (for this process only).
+def open_remote_folder(url: str, patience: Patience | None = None, *, create: bool = False) -> "RemoteFolder":
+    """The place a URL names: s3://, gs://, az://, hf://, file:// or memory:// (for this process only).
 
     Nothing is asked of the server yet. Credentials, region and endpoint come from the standard environment
     variables and, for s3://, from the AWS profiles.
+
+    Args:
+        create: a repository of the Hub that does not exist counts as empty, and writing makes it. Buckets
+            are never made.
 
     Raises:
         UsageError: not such a URL, or the environment's settings contradict each other.
@@ -46,6 +50,10 @@ def open_remote_folder(url: str, patience: Patience | None = None) -> "RemoteFol
     patience = patience or Patience()
     if parsed.scheme in ("file", "memory"):  # what a disk refuses, it refuses again
         patience = replace(patience, max_retries=min(patience.max_retries, 3))
+    if parsed.scheme == "hf":
+        from .hub.folder import open_hub_folder
+
+        return open_hub_folder(parsed, patience, create=create)
     return RemoteFolder(Bucket(parsed, patience), str(parsed), parsed.prefix)
 
 
@@ -255,6 +263,9 @@ class RemoteFolder(ObjectRequests):
             return info
 
         return self.repeat(once)
+
+    def flush(self) -> None:
+        """Make visible what was uploaded; places that collect uploads have something to do here."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are not missed."""

@@ -34,6 +34,7 @@ class Patience:
     first_retry_seconds: float = 15.0  # the same until the first answer: a wrong endpoint is reported soon
     first_backoff_seconds: float = 0.1  # between attempts; doubles each time
     max_backoff_seconds: float = 15.0
+    max_wait_seconds: float = 330.0  # where the server says for how long it wants no requests
     max_retries: int = 10  # of one request
     max_attempts: int = 4  # when wrong bytes come: reading again seldom helps more often
 
@@ -92,5 +93,9 @@ def repeat(work: Callable[[], T], patience: Patience, has_answered: Callable[[],
             ):
                 error.may_pass = False
                 raise
+            if (wait := getattr(error, "wait_seconds", 0.0)) > 0:
+                time.sleep(min(wait, patience.max_wait_seconds) * random.uniform(1, 1.1))
+                first_failure = None  # it was not a failure to wait
+                continue
             pause = min(patience.first_backoff_seconds * 2.0**attempt, patience.max_backoff_seconds)
             time.sleep(pause * random.uniform(0.5, 1))  # so that many readers do not come back together

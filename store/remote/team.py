@@ -85,7 +85,7 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
     return None, [place.child(name) for name in folders]
 
 
-def _describe(url: str, state: State, modified: datetime, manifest: Manifest) -> Listed:
+def _describe(url: str, state: State, modified: datetime | None, manifest: Manifest) -> Listed:
     identity = manifest.identity
     return Listed(
         url=url,

@@ -6,14 +6,18 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from ...common.errors import UsageError
+from .hub.address import parse_hub_path
 
-SCHEMES = ("s3", "gs", "az", "file", "memory")
+SCHEMES = ("s3", "gs", "az", "hf", "file", "memory")
 _URL = re.compile(rf"^([A-Za-z][A-Za-z0-9+.-]+)://|^({'|'.join(SCHEMES)}):/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ObjectUrl:
-    """``scheme://bucket/prefix``; for ``file`` the bucket is empty and the prefix an absolute path."""
+    """``scheme://bucket/prefix``; for ``file`` the bucket is empty and the prefix an absolute path.
+
+    For ``hf`` the bucket is a repository, ``datasets/ORG/NAME@REVISION``.
+    """
 
     scheme: str
     bucket: str
@@ -71,6 +75,9 @@ def parse_url(text: str) -> ObjectUrl:
         raise UsageError(f"{text!r}: '.', '..' and control characters cannot be part of a location's path")
     if scheme == "file" and not segments:
         raise UsageError(f"{text!r} names no folder; expected file:///folder/name")
+    if scheme == "hf":
+        repository, prefix = parse_hub_path("/".join([bucket, *segments]))
+        return ObjectUrl(scheme, str(repository), prefix)
     return ObjectUrl(scheme, bucket, "/".join(segments))
 
 

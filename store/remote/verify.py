@@ -58,7 +58,7 @@ def verify_remote(
         elif listed.size != wanted.size:
             problems = [f"{wanted.key}: {listed.size} bytes, expected {wanted.size}"]
         elif quick:
-            info = location.head(wanted.key)
+            info = listed if listed.sha256 else location.head(wanted.key)
             problems = []
             if info is not None and info.sha256 not in (None, wanted.sha256):
                 problems = [f"{wanted.key}: recorded sha256 is {info.sha256}, expected {wanted.sha256}"]

@@ -1,7 +1,6 @@
 """``verify`` finds every altered byte and names its file."""
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from saecache.store import CorruptCacheError, IncompleteCacheError, UsageError, verify_cache
+from saecache.store import IncompleteCacheError, UsageError, verify_cache
 from saecache.store.layout import metadata_bytes
 from saecache.store.manifest import load_manifest
 from saecache.store.writing.publish import root_metadata
@@ -28,27 +27,6 @@ def test_a_sound_cache(cache_path: Path) -> None:
     assert report.ok and report.problems == []
     assert report.files == len(manifest.files) == len(seen)
     assert report.bytes == sum(file.size for file in manifest.files) == seen[-1][0] == seen[-1][1]
-
-
-def test_one_flipped_bit_in_any_file(copy: Path) -> None:
-    chance = random.Random(0)
-    files = sorted(file for file in copy.rglob("*") if file.is_file() and "provenance" not in file.parts)
-    assert len(files) > 50
-    for file in files:
-        content = file.read_bytes()
-        altered = bytearray(content)
-        altered[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        file.write_bytes(altered)
-        name = str(file.relative_to(copy))
-        try:
-            problems = verify_cache(copy).problems
-        except (CorruptCacheError, UsageError) as error:  # the manifest itself
-            assert name == "zarr.json", error
-        else:
-            assert problems, name
-            assert all(name in problem for problem in problems), (name, problems)
-        file.write_bytes(content)
-    assert verify_cache(copy).ok
 
 
 def test_what_is_wrong_with_a_shard_is_said(copy: Path) -> None:

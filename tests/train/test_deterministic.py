@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from saecache.testing.stepping import take_step
 from saecache.train import TrainConfig
 from saecache.train.backends import sources
 from saecache.train.backends.choice import use_backend
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
-
-from .stepping import take_step
 
 B, F, D = 40, 64, 16
 PLAN = Plan(d_model=D, num_latents=F, batch_rows=B, num_steps=8)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import folder_bytes
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.tensor_file import read_header, read_tensors
 
@@ -30,7 +31,6 @@ from ..hostile import (
     replace_with,
     right_or_refused,
 )
-from .variant_contract import folder_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="FIFOs, and the peak of memory in /proc")
 

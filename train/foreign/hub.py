@@ -1,15 +1,36 @@
-"""SAEs of the Hugging Face Hub: ``hf://ORG/NAME[@REVISION][/FOLDER]`` to a folder on this machine.
+"""SAEs of the Hugging Face Hub and of buckets, downloaded to a folder on this machine.
 
-A plain download by huggingface_hub, into its own cache, of the files of one SAE and of no other.
+What ``saecache publish`` has written is fetched and checked by its list of files. Anything else of the Hub,
+``hf://ORG/NAME[@REVISION][/FOLDER]``, is a plain download by huggingface_hub, into its own cache, of the files
+of one SAE and of no other.
 """
 
 import re
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...store.remote.published import fetch_sae, read_published
+from ...store.remote.remote_folder import open_remote_folder
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
+
+
+def download_sae(url: str) -> Path:
+    """A folder here with the SAE at ``url``.
+
+    Raises:
+        UsageError: there is no SAE, or no access.
+    """
+    if is_hub_name(url):
+        _parse(url)  # before the Hub is asked
+        if not _is_published(url):
+            return download_folder(url)
+    return fetch_sae(url)
+
+
+def _is_published(url: str) -> bool:
+    return read_published(open_remote_folder(url)) is not None
 
 
 def is_hub_name(place: str | Path) -> bool:
@@ -23,10 +44,7 @@ def download_folder(name: str) -> Path:
     Raises:
         UsageError: the name is not of this form, there is no such folder, or the Hub cannot be reached.
     """
-    match = _NAME.fullmatch(name.rstrip("/"))
-    parts = [] if match is None else (match[3] or "").split("/")
-    if match is None or ".." in parts or any(set(part) & set("*?[]") for part in parts):
-        raise UsageError(f"{name!r:.200} names no SAE of the Hub: expected hf://ORG/NAME[@REVISION][/FOLDER]")
+    match = _parse(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -50,3 +68,11 @@ def download_folder(name: str) -> Path:
             f"{match[1]} has no folder {match[3]!r} with an SAE in it: look at its list of files"
         )
     return folder
+
+
+def _parse(name: str) -> re.Match[str]:
+    match = _NAME.fullmatch(name.rstrip("/"))
+    parts = [] if match is None else (match[3] or "").split("/")
+    if match is None or ".." in parts or any(set(part) & set("*?[]") for part in parts):
+        raise UsageError(f"{name!r:.200} names no SAE of the Hub: expected hf://ORG/NAME[@REVISION][/FOLDER]")
+    return match

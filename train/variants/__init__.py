@@ -1,13 +1,17 @@
-"""The kinds of SAE, one file each. Every file in this folder is discovered; there is no list to edit."""
+"""The kinds of SAE, one file each. Every file in this folder is discovered; there is no list to edit.
+
+Other installed packages may bring more, see :mod:`.base.plugins`.
+"""
 
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import isabstract
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Annotated, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
+from .base.plugins import Kinds
 from .base.variant import Variant
 
 
@@ -46,9 +50,33 @@ def kind_of(variant: type[Variant], others: Mapping[str, type[Variant]]) -> str:
     return str(kinds[0])
 
 
-VARIANTS = _discover()
+VARIANTS = Kinds(_discover(), lambda variant: kind_of(variant, {}))
+
+
+class _OfAnyPackage(WrapValidator):
+    """Validates settings of kinds that are not built in; ``known_models`` are those that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(self._validate)
+
+    @property
+    def known_models(self) -> list[type[Variant]]:
+        return [variant for kind, variant in VARIANTS.items() if kind not in VARIANTS.built_in]
+
+    def _validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+        if not isinstance(kind, str) or kind in VARIANTS.built_in:
+            return handler(value)
+        if kind not in VARIANTS:  # the error lists all kinds
+            VARIANTS.load_all()
+        return TypeAdapter(_union_of(VARIANTS)).validate_python(value)
+
+
+def _union_of(kinds: Mapping[str, type[Variant]]) -> Any:
+    return Annotated[Union[tuple(kinds.values())], Field(discriminator="kind")]  # noqa: UP007
+
 
 if TYPE_CHECKING:
     AnyVariant = Variant
 else:
-    AnyVariant = Annotated[Union[tuple(VARIANTS.values())], Field(discriminator="kind")]  # noqa: UP007
+    AnyVariant = SerializeAsAny[Annotated[_union_of(VARIANTS), _OfAnyPackage()]]

@@ -1,4 +1,4 @@
-"""A bucket on a real S3 server, reached directly (``team``) or through a proxy that breaks things."""
+"""A bucket on a real S3 server, reached directly (``team``) or through a proxy that breaks things; a Hub."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ import pytest
 
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 
+from .hub_server import WRITER, HubServer, running_hub
 from .proxy import Proxy, running_proxy
 from .server import BUCKET, S3Server, start_server, stop_server
 
@@ -90,6 +91,21 @@ def proxy(team: str, shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("AWS_ENDPOINT_URL", shared_proxy.url)
     yield shared_proxy
     shared_proxy.clear()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """An empty Hub, and the environment of a user who may write there."""
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
+    with running_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        yield server
+        assert server.leaks == [], "a token went to the other host"
 
 
 @pytest.fixture

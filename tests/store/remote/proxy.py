@@ -33,6 +33,10 @@ KINDS = (
 )
 
 
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers without the length, and body."""
+
+
 @dataclass
 class Fault:
     """What happens to the first ``times`` requests whose method and path match."""
@@ -69,6 +73,9 @@ class Proxy:
     seen: list[Seen] = field(default_factory=list)
     before: Callable[[str, str], None] | None = None
     after: Callable[[str, str], None] | None = None
+    rewrite: "Callable[[str, str, Answer], Answer] | None" = (
+        None  # what a server of another kind would answer
+    )
     under_way: int = 0
     url: str = ""
 
@@ -92,7 +99,7 @@ class Proxy:
         with self._lock:
             self.faults.clear()
             self.seen.clear()
-            self.before = self.after = None
+            self.before = self.after = self.rewrite = None
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -182,7 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _OWN]
         if self.command == "HEAD":
             headers += [("Content-Length", answer.headers["Content-Length"] or "0")]
-        self._answer(answer.status, headers, content, fault)
+        status = answer.status
+        if self.proxy.rewrite:
+            status, headers, content = self.proxy.rewrite(self.command, path, (status, headers, content))
+        self._answer(status, headers, content, fault)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_request  # noqa: N815
 

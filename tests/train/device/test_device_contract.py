@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import metrics, rewind, run_bytes
+from saecache.testing.stepping import take_step
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.backends.choice import use_backend
 from saecache.train.engine.metrics import heldout_metrics
@@ -21,8 +23,6 @@ from saecache.train.sae import SAE
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
-from ..stepping import take_step
-from ..variant_contract import metrics, rewind, run_bytes
 from .kinds import SETTINGS, settings_of
 from .kinds import test_all_kinds_are_here as test_all_kinds_are_here
 from .pretended_device import DEVICE, PretendedTensor, WrongDeviceError, pretended_device, to_host

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import metrics, rewind, run_bytes
+from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
@@ -15,9 +17,6 @@ from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.rows import Batch
 from saecache.train.variants.base.variant import Plan
-
-from ..conftest import sparse_rows
-from ..variant_contract import metrics, rewind, run_bytes
 
 TOPK = {"kind": "topk", "k": 4}
 BY_ROW = {

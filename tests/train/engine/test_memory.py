@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from saecache.testing.stepping import take_step
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
-
-from ..stepping import take_step
 
 PLAN = Plan(d_model=32, num_latents=4096, batch_rows=16_384, num_steps=10)
 ALL_PAIRS_BYTES = 4 * PLAN.batch_rows * PLAN.num_latents  # 256 MiB

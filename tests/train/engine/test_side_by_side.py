@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import run_bytes
 from saecache.train import TrainConfig, run
 from saecache.train.backends.choice import backend_of, load_backend, use_backend
 from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, num_side_by_side, run_each_variant
 from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
-
-from ..variant_contract import run_bytes
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
+from saecache.testing.stepping import take_step
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
 from saecache.train.variants.base.rows import Batch
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.topk import TopK
-
-from ..stepping import take_step
 
 
 def test_codes_that_were_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
         return str(tmp_path / "gemma-scope-2b-pt-res")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("saecache.train.foreign.hub._is_published", lambda _: False)
     return asked
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.remote.push import Push
+from saecache.testing.run_folders import TIMING, folder_bytes, metrics
+from saecache.testing.sparse_rows import D_MODEL, sparse_rows
 from saecache.train import TrainConfig, run
 
 from ...killing import killed_runs
 from ...store.remote.proxy import Proxy
-from ..conftest import D_MODEL, sparse_rows
-from ..variant_contract import TIMING, folder_bytes, metrics
 
 ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
 SETTINGS: dict[str, Any] = {

@@ -11,11 +11,10 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import metrics
+from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.runs.calibration import calibrated, calibrated_on, rows_for_calibration
-
-from ..conftest import sparse_rows
-from ..variant_contract import metrics
 
 KINDS = {
     "batch_topk": {"kind": "batch_topk", "k": 4},

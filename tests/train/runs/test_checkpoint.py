@@ -8,6 +8,7 @@ import torch
 
 from saecache.common.errors import SaecacheError
 from saecache.common.fvu import RowVariance
+from saecache.testing.stepping import take_step
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.checkpoint import (
@@ -24,8 +25,6 @@ from saecache.train.sae import SAE, SAEConfig, load_sae
 from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
-
-from ..stepping import take_step
 
 PLAN = Plan(d_model=6, num_latents=12, batch_rows=32, num_steps=9)
 

@@ -11,9 +11,8 @@ from saecache.common.errors import UsageError
 from saecache.common.validation import validate
 from saecache.configs import load_config
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import folder_bytes
 from saecache.train import TrainConfig, run
-
-from ..variant_contract import folder_bytes
 
 REST: dict[str, Any] = {"num_latents": 96, "steps": 5}
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import TIMING, folder_bytes, metrics
 from saecache.train import TrainConfig, run
 from saecache.train.runs.checkpoint import resume_steps, saved_steps
-
-from ..variant_contract import TIMING, folder_bytes, metrics
 
 NAMES = ("topk_k4", "batch_topk_k4", "feature_choice_k4")
 MOMENTS = {  # name -> (patched function of the package, before or after which of its calls, signal)

@@ -12,9 +12,8 @@ from saecache.common.errors import SaecacheError, UsageError
 from saecache.configs import list_recipes, load_config
 from saecache.store import CacheWriter
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import folder_bytes, metrics
 from saecache.train import TrainConfig, load_sae, run
-
-from ..variant_contract import folder_bytes, metrics
 
 TOPK, BATCH_TOPK = {"kind": "topk", "k": 4}, {"kind": "batch_topk", "k": 4}
 FEATURE_CHOICE = {"kind": "feature_choice", "k": 4}

@@ -10,12 +10,11 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
+from saecache.testing.run_folders import metrics, rewind, run_bytes
+from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import TrainConfig, run
 from saecache.train.engine.feed import batches
 from saecache.train.runs.planning import plan_run
-
-from ..conftest import sparse_rows
-from ..variant_contract import metrics, rewind, run_bytes
 
 TOPK = {"kind": "topk", "k": 4}
 CPU = torch.device("cpu")

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import metrics
 from saecache.train import TrainConfig, run
-
-from ..variant_contract import metrics
 
 TOPK = {"kind": "topk", "k": 4}
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.rows import Batch, Outcome, Rows
 from saecache.train.variants.base.running_threshold import SUM, WEIGHT, threshold_of
@@ -15,9 +17,6 @@ from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.base.zipf import ZipfAllotment
 from saecache.train.variants.feature_choice import FeatureChoice, ranks, uniform_counts
 from saecache.train.variants.mutual_choice import MutualChoice
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import mean_square, pre_activations
 
 NONE_DEAD = torch.zeros(PLAN.num_latents, dtype=torch.bool)
 

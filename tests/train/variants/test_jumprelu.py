@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
 from saecache.train import SAE
 from saecache.train.variants.jumprelu import JumpReLU
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import mean_square, pre_activations
-from .options import WithoutRuns
 
 WIDTH = 0.4
 

@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import auxk_loss, mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.matryoshka import MatryoshkaBatchTopK
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import auxk_loss, mean_square, pre_activations
-from .options import WithoutRuns
 
 
 class TestMatryoshka(VariantContract):

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import auxk_loss, mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract
 from saecache.train.variants.multi_topk import MultiTopK
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import auxk_loss, mean_square, pre_activations
 
 
 class TestMultiTopK(VariantContract):

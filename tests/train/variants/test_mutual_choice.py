@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import auxk_loss, mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.prevalence import SUM, WEIGHT
 from saecache.train.variants.base.rows import Batch, Outcome
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.mutual_choice import MutualChoice
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import auxk_loss, mean_square, pre_activations
 
 
 class TestMutualChoice(VariantContract):

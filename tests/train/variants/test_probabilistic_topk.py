@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.dense import mean_square, pre_activations
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.variants.base.rows import Batch, RandomStream, Rows
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.probabilistic_topk import ProbabilisticTopK
-
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import mean_square, pre_activations
-from .options import WithoutRuns
 
 
 class TestProbabilisticTopK(VariantContract):

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.dense import mean_square, pre_activations
+from saecache.testing.stepping import take_step
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract
 from saecache.train import TrainConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU
-
-from ..stepping import take_step
-from ..variant_contract import PLAN, Losses, VariantContract
-from .dense import mean_square, pre_activations
 
 
 class TestReLU(VariantContract):

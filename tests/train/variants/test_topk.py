@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..variant_contract import Losses, VariantContract
-from .dense import auxk_loss, mean_square, pre_activations
+from saecache.testing.dense import auxk_loss, mean_square, pre_activations
+from saecache.testing.variant_contract import Losses, VariantContract
 
 
 class TestTopK(VariantContract):

@@ -1,0 +1,192 @@
+"""The model card of a published SAE: README.md with the metadata that the Hub reads."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ..evaluate.results import Results, SaeResult
+from ..store.untrusted import printable
+from ..train.sae import SAEConfig
+
+PLOT_NAME, RECIPE_NAME = "results.svg", "config.yaml"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
+_MAX_RECIPE = 200  # lines shown in the card
+
+
+def make_card(
+    cfg: SAEConfig,
+    url: str,
+    *,
+    result: SaeResult | None,
+    results: Results | None,
+    recipe: str | None,
+    version: str,
+    license_name: str | None = None,
+) -> str:
+    """README.md.
+
+    Args:
+        cfg: of the SAE.
+        url: where it is published, for the lines that load it.
+        result, results: what was measured of it; None leaves that out.
+        recipe: the settings of its run, as YAML.
+        version: of saecache.
+        license_name: the Hub's name of a licence, as ``mit``; none is stated without it.
+    """
+    lines = [
+        "---",
+        yaml.safe_dump(_metadata(cfg, results, license_name), sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {_plain(cfg.name)}: a sparse autoencoder",
+        "",
+        f"{cfg.num_latents:,} latents of kind `{_code(cfg.kind)}` for the activations at `{_code(cfg.hook)}` "
+        f"(width {cfg.d_model:,}) of {_model_words(cfg)}, trained with saecache {version} from a cache of "
+        "activations.",
+        "",
+        *_usage(cfg, url),
+        *(_results(result, results) if result and results else ["No results were published with it.", ""]),
+        *_origin(cfg, results),
+        *(_recipe(recipe) if recipe else []),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _metadata(cfg: SAEConfig, results: Results | None, license_name: str | None) -> dict[str, Any]:
+    """What the Hub finds models by. Names that cannot be of the Hub (paths of a disk) are left out."""
+    values: dict[str, Any] = {"library_name": "saecache"}
+    if license_name is not None:
+        values["license"] = license_name
+    model = cfg.cache.get("model_name")
+    if isinstance(model, str) and _HUB_NAME.fullmatch(model):
+        values["base_model"] = model
+    text = results.cache.identity.get("text") if results else None
+    dataset = text.get("dataset") or text.get("name") if isinstance(text, Mapping) else None
+    if isinstance(text, Mapping) and text.get("kind") == "hub" and _HUB_NAME.fullmatch(str(dataset)):
+        values["datasets"] = [str(dataset)]
+    values["tags"] = ["saecache", "sparse-autoencoder", "mechanistic-interpretability", cfg.kind]
+    return values
+
+
+def _usage(cfg: SAEConfig, url: str) -> list[str]:
+    return [
+        "## Use it",
+        "",
+        "```python",
+        "import saecache",
+        "",
+        f'sae = saecache.load_sae("{url}")',
+        f'codes = sae.encode(x, input="raw")  # x [rows, {cfg.d_model}], the model\'s own activations',
+        'reconstruction = sae(x, input="raw")',
+        "```",
+        "",
+        f"It normalizes rows by itself (`{_code(str(cfg.normalization.get('kind')))}`); with "
+        '`input="normalized"` it takes rows that are normalized already.',
+        "",
+    ]
+
+
+def _results(result: SaeResult, results: Results) -> list[str]:
+    codes, normalized, cost = result.codes, result.normalized, result.language_model
+    rows: list[tuple[str, float | int | None, str, str, Mapping[str, tuple[float, float]]]] = [
+        ("active latents a row (L0)", codes.l0, ".2f", "l0", codes.intervals),
+        ("FVU, normalized rows", normalized.fvu, ".4f", "fvu", normalized.intervals),
+        ("FVU, raw rows", result.raw.fvu, ".4f", "fvu", result.raw.intervals),
+        ("cosine", normalized.cosine, ".4f", "cosine", normalized.intervals),
+        ("dead latents", codes.dead, ",d", "dead", codes.intervals),
+        (
+            "latents on over 10 % of rows",
+            codes.dense_share,
+            ".2%",
+            "dense_share",
+            codes.intervals,
+        ),
+    ]
+    if cost is not None:
+        rows += [
+            ("CE loss recovered", cost.ce_recovered, ".4f", "ce_recovered", cost.intervals),
+            ("KL score", cost.kl_score, ".4f", "kl_score", cost.intervals),
+            ("top-1 agreement", cost.top1_sae, ".4f", "top1_sae", cost.intervals),
+        ]
+    lines = [
+        "## Results",
+        "",
+        f"![Results]({PLOT_NAME})",
+        "",
+        "| figure | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for label, value, form, name, intervals in rows:
+        shown = "–" if value is None else format(value, form)
+        interval = intervals.get(name)
+        between = "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+        lines.append(f"| {label} | {shown} | {between} |")
+    scored = f"; {cost.num_tokens:,} tokens for CE and KL" if cost else ""
+    split = results.cache.split.replace("heldout", "held-out")
+    return [
+        *lines,
+        "",
+        f"Measured on {results.cache.rows:,} {split} rows{scored}. `results.json` has "
+        "every figure and its definition.",
+        "",
+    ]
+
+
+def _origin(cfg: SAEConfig, results: Results | None) -> list[str]:
+    model = cfg.cache.get("model")
+    facts = model if isinstance(model, Mapping) else {}
+    training = cfg.training
+    rows: Sequence[tuple[str, Any]] = [
+        ("model", cfg.cache.get("model_name")),
+        ("revision", facts.get("revision")),
+        ("sha256 of its weights", facts.get("weights_sha256")),
+        ("hook", cfg.hook),
+        ("fingerprint of the cache", cfg.cache.get("fingerprint")),
+        ("context", results.cache.context if results else None),
+        ("rows trained on", training.get("rows")),
+        ("steps", training.get("step")),
+        ("seed", training.get("seed")),
+    ]
+    known = [(label, value) for label, value in rows if value is not None]
+    shown = [
+        f"| {label} | `{_code(f'{v:,}' if isinstance(v, int) and v > 9999 else str(v))}` |"
+        for label, v in known
+    ]
+    return ["## Where it comes from", "", "| | |", "|---|---|", *shown, ""]
+
+
+def _recipe(recipe: str) -> list[str]:
+    lines = recipe.rstrip().splitlines()
+    more = (
+        [f"# ... {len(lines) - _MAX_RECIPE} more lines, see {RECIPE_NAME}"]
+        if len(lines) > _MAX_RECIPE
+        else []
+    )
+    shown = [printable(line).replace("```", "'''") for line in lines[:_MAX_RECIPE]]
+    return [
+        "## Recipe",
+        "",
+        f"The settings of its run, for `saecache train {RECIPE_NAME} --cache CACHE`:",
+        "",
+        "```yaml",
+        *shown,
+        *more,
+        "```",
+    ]
+
+
+def _model_words(cfg: SAEConfig) -> str:
+    name = cfg.cache.get("model_name")
+    return f"`{_code(str(name))}`" if name else "an unnamed source"
+
+
+def _plain(text: str) -> str:
+    """A name in a sentence of Markdown: nothing in it is markup, and it stays on its line."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|])", r"\\\1", printable(text))
+
+
+def _code(text: str) -> str:
+    """A name between backquotes, in a table too."""
+    return printable(text).replace("`", "'").replace("|", "\\|")
