@@ -66,7 +66,7 @@ def test_positions_are_those_of_one_sort(
     heldout = every % np.uint64(heldout_every) == 0
     expected = every[~heldout][np.argsort(row_keys(9, every[~heldout]))]
     shuffled = ShuffledSpill(
-        folder,
+        [folder],
         9,
         1 << bits,
         limit_bytes=limit_rows * layout.record_bytes,
