@@ -178,9 +178,7 @@ class SpillReader:
         drop_pages: bool = True,
     ) -> None:
         self._drop_pages = drop_pages
-        self._sources: list[
-            Path | _InOrder
-        ] = []  # of each block: the folder that it was spilled to, or itself
+        self._sources: list[Path | _InOrder] = []  # of each block: its folder, or itself
         starts, counts, heldout = [], [], []
         for folder in folders:
             spilled = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)

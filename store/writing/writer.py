@@ -220,8 +220,9 @@ class CacheWriter:
     def write_token_arrays(
         self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
     ) -> None:
-        """Append token arrays int32 [sequences, context]; their rows come by :meth:`write_records` afterwards,
-        or by :meth:`add_rows`.
+        """Append token arrays int32 [sequences, context].
+
+        Their rows come by :meth:`write_records`, afterwards, or by :meth:`add_rows`.
         """
         self._check_usable()
         self._check_goes_on(tokens)
@@ -242,14 +243,13 @@ class CacheWriter:
                 self._set_progress(progress)
             self._make_durable()
 
-    def spill_durably(self, progress: Mapping[str, Any]) -> Journal:
+    def spill_durably(self) -> Journal:
         """The first half of a commit that other processes take part in: what this one wrote is durable.
 
         Errors as in :meth:`commit`.
         """
         self._check_usable()
         with self._working():
-            self._set_progress(progress)
             return self._spill_durably()
 
     def record(self, durable: Journal, others: Sequence[SpillMark], progress: Mapping[str, Any]) -> None:
