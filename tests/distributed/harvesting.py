@@ -1,33 +1,155 @@
-"""What each process of test_harvest.py does: ``python harvesting.py CONFIG.json OUT [MISHAP]``."""
+"""Harvests of several processes, which are forked from one that has imported everything, and their mishaps."""
 
-import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("SAECACHE_TIMEOUT", "300")
-
-from saecache.common.errors import SaecacheError
-from saecache.distributed import join_world
 from saecache.harvest import HarvestConfig
-from saecache.harvest.runner import run
+
+from .processes import SECONDS, Ended, free_port
 
 
-def main() -> int:
-    config = HarvestConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))
+@dataclass(frozen=True)
+class Mishap:
+    """What goes wrong in process ``rank``: ``kind`` is kill, stop, nan or full.
+
+    It comes after ``steps`` forwards, after ``seconds``, or once there are shards of rows.
+    """
+
+    kind: str
+    rank: int
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def forkserver() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "saecache.harvest.job",
+            "saecache.distributed.launch",
+            "transformers.models.gpt_neox.modeling_gpt_neox",
+        ]
+    )
+    return context
+
+
+def start(
+    processes: ForkServerContext, size: int, config: HarvestConfig, out: Path, mishap: Mishap | None = None
+) -> list[BaseProcess]:
+    """Start a harvest of ``size`` processes; each writes what it says to a file beside ``out``."""
+    port = free_port()
+    started: list[BaseProcess] = []
+    for rank in range(size):
+        own = mishap if mishap is not None and mishap.rank == rank else None
+        process = processes.Process(target=_work, args=(rank, size, port, config, out, own))
+        process.start()
+        started.append(process)
+    return started
+
+
+def wait(started: list[BaseProcess], out: Path) -> list[Ended]:
+    """Wait for all, and return how each ended."""
+    deadline = time.monotonic() + SECONDS
+    ended = []
+    for rank, process in enumerate(started):
+        process.join(deadline - time.monotonic())
+        assert process.exitcode is not None, f"process {rank} hangs"
+        ended.append(Ended(process.exitcode, "", _said(out, rank).read_text()))
+    return ended
+
+
+def run(
+    processes: ForkServerContext, size: int, config: HarvestConfig, out: Path, mishap: Mishap | None = None
+) -> list[Ended]:
+    return wait(start(processes, size, config, out, mishap), out)
+
+
+def _said(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.name}.{rank}.txt")
+
+
+def _work(rank: int, size: int, port: int, config: HarvestConfig, out: Path, mishap: Mishap | None) -> None:
+    with _said(out, rank).open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    os.environ.update(_environment(rank, size, port))
+    import torch
+
+    from saecache.common.errors import SaecacheError
+    from saecache.distributed import join_world
+    from saecache.harvest.runner import run as harvest
+
+    torch.set_num_threads(1)
+    os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
+    if mishap is not None:
+        _provoke(mishap, out)
     try:
         with join_world():
-            result = run(config, sys.argv[2])
+            harvest(config, out)
     except KeyboardInterrupt:
-        return 130
+        sys.exit(130)
     except SaecacheError as error:
-        print(f"{type(error).__name__}: {error}")
-        return error.exit_status
-    print(json.dumps({"path": str(result.path), "reused": result.reused, "fingerprint": result.manifest.fingerprint}))
-    return 0
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_status)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _environment(rank: int, size: int, port: int) -> Mapping[str, str]:
+    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SAECACHE_TIMEOUT": 300}
+    return {name: str(value) for name, value in (values | meeting).items()}
+
+
+def _provoke(mishap: Mishap, out: Path) -> None:
+    from saecache.harvest import job
+    from saecache.store.writing import spill
+
+    def signal_oneself() -> None:
+        os.kill(os.getpid(), signal.SIGKILL if mishap.kind == "kill" else signal.SIGTERM)
+
+    if mishap.seconds is not None:
+        threading.Timer(mishap.seconds, signal_oneself).start()
+        return
+    if mishap.steps is None:
+        replace = Path.replace
+
+        def replaced(self: Path, target: Any) -> Path:
+            path = replace(self, target)
+            if path.is_relative_to(out / "rows"):
+                signal_oneself()
+            return path
+
+        Path.replace = replaced  # type: ignore[method-assign]
+        return
+    rows, taken = job.ActivationReader.rows, 0
+
+    def mishap_at_last(self: Any, *arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        found = rows(self, *arguments)
+        if taken != mishap.steps:
+            return found
+        if mishap.kind == "nan":
+            return {hook: x * float("nan") for hook, x in found.items()}
+        if mishap.kind == "full":
+            spill.write_all = _no_space  # type: ignore[assignment]
+            return found
+        signal_oneself()
+        return found
+
+    job.ActivationReader.rows = mishap_at_last  # type: ignore[method-assign]
+
+
+def _no_space(*_: Any) -> None:
+    import errno
+
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
