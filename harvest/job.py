@@ -263,6 +263,7 @@ class HarvestJob:
                     storage=config.storage,
                     planned_sequences=plan.full_sequences,
                     delivery=self._destination.delivery,
+                    shared=group.size > 1,
                 )
         journal = self._journal_of_first(writer)
         if writer is not None:
@@ -363,14 +364,15 @@ class HarvestJob:
                     writer.run_share(group, self._stop_asked, show)
                 else:
                     writer.run_share(journal, group, self._stop_asked)
+            manifest = None
             with group.together():
                 if isinstance(writer, CacheWriter):
-                    return_value = writer.finalize(
+                    manifest = writer.finalize(
                         counts=self._progress.counts(self._plan.config.num_tokens),
                         provenance=self._facts(),
                         on_progress=show_and_stop if group.size == 1 else show,
                     )
-            return return_value if group.is_first else read_manifest(self._plan.path)
+            return manifest or read_manifest(self._plan.path)
 
     @staticmethod
     def _shards_are_missing(writer: CacheWriter | HelperWriter) -> bool:

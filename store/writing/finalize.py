@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from ...common.errors import CorruptCacheError
 from ...common.untrusted_files import read_regular
 from ...distributed.group import Group
+from ..disk_space import disk_explained
 from ..durable import make_folders, write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.number_types import to_moment_words
@@ -132,10 +133,10 @@ class Finalizer:
         shares = [self._share(rank, group.size) for rank in range(group.size)]
         mine = shares[group.rank]
         try:
-            with group.together():
+            with group.together(), disk_explained(self.cache):
                 self._make_folders()
             for number in range(max(map(len, shares))):
-                with group.together():
+                with group.together(), disk_explained(self.cache):
                     if number < len(mine):
                         self._once(*mine[number])
                 answers = group.gather_values([stop_asked(), self.done_bytes])
@@ -143,7 +144,7 @@ class Finalizer:
                     self.on_progress(sum(done for _, done in answers), self.total_bytes)
                 if any(asked for asked, _ in answers):
                     raise KeyboardInterrupt
-            with group.together():
+            with group.together(), disk_explained(self.cache):
                 self._settle()
         finally:
             self.close()

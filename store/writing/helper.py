@@ -81,10 +81,9 @@ class HelperWriter:
         Raises:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
         """
-        with disk_explained(self.path):
-            with group.together():
-                finalizer = open_finalizer(self.path, journal, self._storage, drop_pages=False)
-            finalizer.run_share(group, stop_asked)
+        with group.together():
+            finalizer = open_finalizer(self.path, journal, self._storage, drop_pages=False)
+        finalizer.run_share(group, stop_asked)
 
     def close(self) -> None:
         """Stop. Rows since the last commit are lost."""

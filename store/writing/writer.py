@@ -77,6 +77,7 @@ class CacheWriter:
         provenance: Mapping[str, Any] = _NOTHING,
         planned_sequences: int | None = None,
         delivery: Delivery | None = None,
+        shared: bool = False,
     ) -> None:
         """Start a cache in a new folder, or continue the unfinished one that is there.
 
@@ -93,6 +94,8 @@ class CacheWriter:
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
                 fits in memory. The finished bytes do not depend on it.
             delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
+            shared: other processes write into ``path`` too (see ``helper.py``), perhaps still when this one
+                is closed: so nothing is removed before the first commit.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -104,7 +107,7 @@ class CacheWriter:
         self.seed = seed
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
-        self._delivery = delivery
+        self._delivery, self._shared = delivery, shared
         self._planned_rows = None if planned_sequences is None else planned_sequences * context
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
@@ -351,7 +354,8 @@ class CacheWriter:
         """Stop. The next writer continues from the last commit; before the first, nothing is left behind."""
         self._close_threads()
         if self._lock.is_locked:
-            if not self._journal.sequences and not (self.path / "zarr.json").is_file():
+            nothing = not self._journal.sequences and not (self.path / "zarr.json").is_file()
+            if nothing and not self._shared:
                 discard_work(self.path, self._lock, remove_folder=self._created)
             self._lock.release()
 

@@ -87,9 +87,11 @@ def _work(rank: int, size: int, port: int, config: HarvestConfig, out: Path, mis
 
     from saecache.common.errors import SaecacheError
     from saecache.distributed import join_world
+    from saecache.harvest import feed
     from saecache.harvest.runner import run as harvest
 
     torch.set_num_threads(1)
+    feed.ROUND_TOKENS = 1  # one step of each process
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
     if mishap is not None:
         _provoke(mishap, out)

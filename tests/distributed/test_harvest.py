@@ -17,7 +17,6 @@ from saecache.store.writing.journal import read_journal
 from .harvesting import Mishap, forkserver, run, start, wait
 
 MakeConfig = Callable[..., HarvestConfig]
-END_SECONDS = 30.0  # in which all processes must have ended after one has failed
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +28,16 @@ def processes() -> ForkServerContext:
 def config(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
     """Several hooks, documents of very different lengths, of which some are held out, and sinks left out."""
     folder = tmp_path_factory.mktemp("ragged")
-    lines = (json.dumps({"text": f"document {i} says " + "so it goes, " * (i % 90)}) for i in range(300))
+    lines = (json.dumps({"text": f"document {i} says " + "so it goes, " * (i % 90)}) for i in range(200))
     (folder / "a.jsonl").write_text("\n".join(lines))
     return make_config(
         text={"kind": "files", "paths": str(folder)},
         hooks=["resid_post.1", "mlp_out.2", "attn_out.0"],
-        num_tokens=60_000,
+        num_tokens=24_000,
         batch_size=32,
         commit_seconds=0.0,
         selection={"sink_ratio": 1.5},
+        storage={"chunk_rows": 64, "shard_bytes": 1 << 16},
     )
 
 
@@ -78,3 +78,101 @@ def test_the_bytes_are_those_of_one_process(
     assert "planned:" in said[0] and not any("planned:" in text for text in said[1:])
     complete(processes, size, config, path)  # a finished one is left as it is
     assert contents(path) == alone
+
+
+def test_killed_processes_are_taken_over_by_whoever_comes(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    mishaps = [(3, 2, 4), (2, 0, 6), (4, 3, 8), (3, 1, None), (2, 0, None)]
+    done = [0]
+    for size, rank, steps in mishaps:
+        ended = run(processes, size, config, path, Mishap("kill", rank, steps=steps))
+        assert ended[rank].status == -9
+        assert all(other.status != 0 for other in ended)
+        for other in ended[:rank] + ended[rank + 1 :]:
+            assert "LostProcessError: another process of this run is gone" in other.errors
+        assert inspect_output(path) == "incomplete"
+        journal = read_journal(path)
+        assert journal is not None
+        done.append(journal.sequences)
+    assert done == sorted(done) and 0 < done[2] < done[3] < done[4] == done[5]
+    complete(processes, 4, config, path)
+    assert contents(path) == alone
+
+
+def test_kills_at_random_moments(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path, moments = tmp_path / "cache", random.Random(int(time.time()))
+    began = time.monotonic()
+    complete(processes, 2, config, tmp_path / "undisturbed")
+    seconds = time.monotonic() - began
+    for _ in range(4):
+        size = moments.choice([2, 3, 4])
+        mishap = Mishap("kill", moments.randrange(size), seconds=moments.uniform(0.1, 1.0) * seconds)
+        run(processes, size, config, path, mishap)
+    complete(processes, moments.choice([1, 2, 3]), config, path)
+    assert contents(path) == alone
+
+
+@pytest.mark.parametrize(
+    ("mishap", "status", "said"),
+    [
+        (Mishap("nan", 1, steps=7), 2, "BadActivationError: hook attn_out.0, document"),
+        (Mishap("full", 2, steps=7), 1, "DiskFullError: the disk ran full while writing"),
+        (Mishap("full", 0, steps=7), 1, "DiskFullError: the disk ran full while writing"),
+    ],
+    ids=lambda value: f"{value.kind} at {value.rank}" if isinstance(value, Mishap) else "",
+)
+def test_one_failure_ends_all_and_is_said_once(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    mishap: Mishap,
+    status: int,
+    said: str,
+) -> None:
+    path = tmp_path / "cache"
+    ended = run(processes, 3, config, path, mishap)
+    assert [one.status for one in ended] == [status] * 3
+    assert said in ended[mishap.rank].errors
+    for rank, other in enumerate(ended):
+        if rank != mishap.rank:
+            assert f"OtherProcessError: process {mishap.rank} failed" in other.errors
+    journal = read_journal(path)
+    assert journal is not None and journal.sequences > 0  # what was committed is kept
+    complete(processes, 2, config, path)
+    assert contents(path) == alone
+
+
+@pytest.mark.parametrize("mishap", [Mishap("stop", 2, steps=5), Mishap("stop", 1), Mishap("stop", 0)])
+def test_a_stop_of_one_process_stops_all_at_one_point(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    mishap: Mishap,
+) -> None:
+    path = tmp_path / "cache"
+    seldom = config.model_copy(update={"commit_seconds": 1e6})
+    ended = run(processes, 3, seldom, path, mishap)
+    assert [one.status for one in ended] == [130] * 3
+    assert "stopping after this step" in ended[mishap.rank].errors
+    journal = read_journal(path)
+    assert journal is not None and journal.sequences > 0
+    assert journal.progress["phase"] == ("reading" if mishap.steps else "finishing")
+    complete(processes, 1, config, path)
+    assert contents(path) == alone
+
+
+def test_a_process_that_cannot_begin_ends_all(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    wrong = config.model_copy(update={"hooks": ("resid_post.9",)})
+    ended = run(processes, 2, wrong, path)
+    assert [one.status for one in ended] == [2, 2]
+    assert "UsageError: " in ended[0].errors and "OtherProcessError: process 0 failed" in ended[1].errors
+    assert not path.exists()
