@@ -28,7 +28,6 @@ from ..store import (
     SaecacheError,
     UsageError,
     check_disk_space,
-    read_manifest,
 )
 from ..store.encoding.device import encodes_rows
 from ..store.encoding.records import RecordLayout
@@ -81,8 +80,8 @@ def harvest(
     with group.together():
         destination = open_destination(config, out, scratch)
         base, base_facts = (None, None) if extend is None else open_base(extend)
-        if group.size > 1:
-            check_fits_several(destination, base)
+        if group.size > 1 and base is not None:
+            raise UsageError("--extend copies rows in one process: leave it out, or start one process")
     with closing(destination):
         plan = None
         with group.together():
@@ -95,7 +94,7 @@ def harvest(
             destination.clean()
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
         if settled is not None and settled["finished"]:
-            return HarvestResult(destination.name, read_manifest(destination.folder), reused=True)
+            return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
         with stop_on_signals() as stop_asked:
             job = HarvestJob(plan, destination, base, stop_asked, group)
             found = None if force else job.ask_team()
@@ -103,23 +102,6 @@ def harvest(
                 return found
             job.prepare()
             return job.run()
-
-
-def check_fits_several(destination: Destination, base: ActivationCache | None) -> None:
-    """Refuse what one process has to do alone.
-
-    Raises:
-        UsageError: with the way around it.
-    """
-    if destination.delivery is not None:
-        raise UsageError(
-            f"{destination.name}: several processes harvest into a folder that all of them see, not into a "
-            "bucket; give a folder as --out, then 'saecache cache push'"
-        )
-    if base is not None:
-        raise UsageError(
-            "--extend copies rows in one process: run this command without torchrun or srun, or leave it out"
-        )
 
 
 class HarvestJob:
@@ -224,7 +206,7 @@ class HarvestJob:
 
     def run(self) -> HarvestResult:
         """Go through the phases that are left. Where nothing was saved, nothing stays behind."""
-        plan, destination = self._plan, self._destination
+        plan, destination, group = self._plan, self._destination, self._group
         writer = self._open_writer()
         try:
             with closing(writer):
@@ -235,7 +217,7 @@ class HarvestJob:
                 harvested = monotonic()
                 manifest = self._finish(writer)
         except Exception:
-            if writer.sequences_done == 0 and destination.delivery is not None:
+            if group.is_first and writer.sequences_done == 0 and destination.delivery is not None:
                 destination.delivery.give_up()
             raise
         if plan.heldout_fraction > 0 and not manifest.heldout_rows:
@@ -243,14 +225,15 @@ class HarvestJob:
                 f"warning: none of the {self._progress.documents} documents that were read fell to the "
                 "held-out split; it is empty"
             )
-        destination.clean()
+        if group.is_first:
+            destination.clean()
         return HarvestResult(
             destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
         )
 
     def _open_writer(self) -> CacheWriter | HelperWriter:
         plan, config, group = self._plan, self._plan.config, self._group
-        writer = None
+        destination, writer = self._destination, None
         with group.together():
             if group.is_first:
                 writer = CacheWriter(
@@ -262,14 +245,20 @@ class HarvestJob:
                     heldout_fraction=plan.heldout_fraction,
                     storage=config.storage,
                     planned_sequences=plan.full_sequences,
-                    delivery=self._destination.delivery,
+                    delivery=destination.delivery,
                     shared=group.size > 1,
                 )
-        journal = self._journal_of_first(writer)
-        if writer is not None:
-            return writer
-        sequences = -(-plan.full_sequences // group.size)
-        return HelperWriter(plan.path, group.rank, journal, config.storage, sequences)
+        try:
+            journal = self._journal_of_first(writer)
+            sequences = -(-plan.full_sequences // group.size)
+            with group.together():
+                return writer or HelperWriter(
+                    plan.path, group.rank, journal, config.storage, sequences, destination.delivery
+                )
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
 
     def _journal_of_first(self, writer: CacheWriter | HelperWriter | None) -> Journal:
         """The last commit, in all processes."""
@@ -372,7 +361,7 @@ class HarvestJob:
                         provenance=self._facts(),
                         on_progress=show_and_stop if group.size == 1 else show,
                     )
-            return manifest or read_manifest(self._plan.path)
+            return manifest or read_manifest_at(self._destination.name)
 
     @staticmethod
     def _shards_are_missing(writer: CacheWriter | HelperWriter) -> bool:

@@ -55,6 +55,9 @@ class Delivery(Protocol):
     def take(self, file: FileInfo, *, keep: bool) -> None:
         """Copy a shard to its place; without ``keep`` it is then removed from the folder."""
 
+    def meet(self, group: Group) -> None:
+        """Wait for the copies of all processes of ``group``, and notice what is at the place then."""
+
     def finish(self) -> None:
         """Called once the manifest is written: wait for the copies, and copy what is left in the folder."""
 
@@ -135,6 +138,8 @@ class Finalizer:
         try:
             with group.together(), disk_explained(self.cache):
                 self._make_folders()
+            if self.delivery is not None:
+                self.delivery.meet(group)
             for number in range(max(map(len, shares))):
                 with group.together(), disk_explained(self.cache):
                     if number < len(mine):
@@ -146,6 +151,8 @@ class Finalizer:
                     raise KeyboardInterrupt
             with group.together(), disk_explained(self.cache):
                 self._settle()
+            if self.delivery is not None:
+                self.delivery.meet(group)
         finally:
             self.close()
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import UsageError
 from ...distributed.group import Group
 from ..config import StorageConfig
 from ..disk_space import disk_explained
 from .arguments import check_activations
-from .journal import Journal
+from .finalize import Delivery
+from .journal import Journal, read_journal
 from .part import SpillMark, SpillPart
 from .writer import open_finalizer
 
@@ -29,12 +31,29 @@ class HelperWriter:
         journal: the last commit, of the first process.
         storage: as in the first process.
         planned_sequences: how many this process may write.
+        delivery: as in the first process.
+
+    Raises:
+        UsageError: this process does not see the folder of the first one.
     """
 
     def __init__(
-        self, path: Path, number: int, journal: Journal, storage: StorageConfig, planned_sequences: int
+        self,
+        path: Path,
+        number: int,
+        journal: Journal,
+        storage: StorageConfig,
+        planned_sequences: int,
+        delivery: Delivery | None = None,
     ) -> None:
+        there = read_journal(path)
+        if there is None or there.identity != journal.identity:
+            raise UsageError(
+                f"process {number} does not see what process 0 has written into {path.absolute()}: expected "
+                "a folder on a disk that all machines share"
+            )
         self.path = path
+        self._delivery = delivery
         self.sequences_done = journal.sequences
         self._number, self._journal, self._storage = number, journal, storage
         self._planned_rows = planned_sequences * journal.identity["context"]
@@ -82,7 +101,9 @@ class HelperWriter:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
         """
         with group.together():
-            finalizer = open_finalizer(self.path, journal, self._storage, drop_pages=False)
+            finalizer = open_finalizer(
+                self.path, journal, self._storage, delivery=self._delivery, drop_pages=False
+            )
         finalizer.run_share(group, stop_asked)
 
     def close(self) -> None:

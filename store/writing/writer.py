@@ -299,7 +299,12 @@ class CacheWriter:
             with group.together():
                 self._check_rows_were_written()
                 finalizer = open_finalizer(
-                    self.path, self._journal, self.storage, on_progress=on_progress, drop_pages=False
+                    self.path,
+                    self._journal,
+                    self.storage,
+                    on_progress=on_progress,
+                    delivery=self._delivery,
+                    drop_pages=False,
                 )
             finalizer.run_share(group, stop_asked)
 

@@ -1,4 +1,4 @@
-"""Harvests of several processes, which are forked from one that has imported everything, and their mishaps."""
+"""Harvests of several processes, forked from one that has imported everything, and their mishaps."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,61 +43,77 @@ def forkserver() -> ForkServerContext:
     return context
 
 
+@dataclass(frozen=True)
+class Harvest:
+    """A harvest into ``out``, by way of ``scratch`` if that is a URL; each process writes what it says to a
+    file in ``said``. ``elsewhere`` is where the last process looks for the folder, if not there.
+    """
+
+    config: HarvestConfig
+    out: str
+    said: Path
+    scratch: Path | None = None
+    elsewhere: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def said_by(self, rank: int) -> Path:
+        return self.said / f"{rank}.txt"
+
+
+def into_folder(config: HarvestConfig, path: Path) -> Harvest:
+    said = path.with_name(f"{path.name}-said")
+    said.mkdir(exist_ok=True)
+    return Harvest(config, str(path), said)
+
+
 def start(
-    processes: ForkServerContext, size: int, config: HarvestConfig, out: Path, mishap: Mishap | None = None
+    processes: ForkServerContext, size: int, harvest: Harvest, mishap: Mishap | None = None
 ) -> list[BaseProcess]:
-    """Start a harvest of ``size`` processes; each writes what it says to a file beside ``out``."""
+    """Start a harvest of ``size`` processes."""
     port = free_port()
     started: list[BaseProcess] = []
     for rank in range(size):
         own = mishap if mishap is not None and mishap.rank == rank else None
-        process = processes.Process(target=_work, args=(rank, size, port, config, out, own))
+        process = processes.Process(target=_work, args=(rank, size, port, harvest, own))
         process.start()
         started.append(process)
     return started
 
 
-def wait(started: list[BaseProcess], out: Path) -> list[Ended]:
-    """Wait for all, and return how each ended."""
+def run(
+    processes: ForkServerContext, size: int, harvest: Harvest, mishap: Mishap | None = None
+) -> list[Ended]:
+    """Start one, wait for all processes, and return how each ended."""
     deadline = time.monotonic() + SECONDS
     ended = []
-    for rank, process in enumerate(started):
+    for rank, process in enumerate(start(processes, size, harvest, mishap)):
         process.join(deadline - time.monotonic())
         assert process.exitcode is not None, f"process {rank} hangs"
-        ended.append(Ended(process.exitcode, "", _said(out, rank).read_text()))
+        ended.append(Ended(process.exitcode, "", harvest.said_by(rank).read_text()))
     return ended
 
 
-def run(
-    processes: ForkServerContext, size: int, config: HarvestConfig, out: Path, mishap: Mishap | None = None
-) -> list[Ended]:
-    return wait(start(processes, size, config, out, mishap), out)
-
-
-def _said(out: Path, rank: int) -> Path:
-    return out.with_name(f"{out.name}.{rank}.txt")
-
-
-def _work(rank: int, size: int, port: int, config: HarvestConfig, out: Path, mishap: Mishap | None) -> None:
-    with _said(out, rank).open("w") as said:
+def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | None) -> None:
+    with harvest.said_by(rank).open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    os.environ.update(_environment(rank, size, port))
+    os.environ.update(_environment(rank, size, port) | harvest.environment)
     import torch
 
     from saecache.common.errors import SaecacheError
     from saecache.distributed import join_world
     from saecache.harvest import feed
-    from saecache.harvest.runner import run as harvest
+    from saecache.harvest.runner import run as run_harvest
 
     torch.set_num_threads(1)
     feed.ROUND_TOKENS = 1  # one step of each process
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
     if mishap is not None:
-        _provoke(mishap, out)
+        _provoke(mishap)
     try:
         with join_world():
-            harvest(config, out)
+            out = harvest.elsewhere if harvest.elsewhere and rank == size - 1 else harvest.out
+            run_harvest(harvest.config, out, scratch=harvest.scratch)
     except KeyboardInterrupt:
         sys.exit(130)
     except SaecacheError as error:
@@ -105,13 +121,13 @@ def _work(rank: int, size: int, port: int, config: HarvestConfig, out: Path, mis
         sys.exit(error.exit_status)
 
 
-def _environment(rank: int, size: int, port: int) -> Mapping[str, str]:
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SAECACHE_TIMEOUT": 300}
     return {name: str(value) for name, value in (values | meeting).items()}
 
 
-def _provoke(mishap: Mishap, out: Path) -> None:
+def _provoke(mishap: Mishap) -> None:
     from saecache.harvest import job
     from saecache.store.writing import spill
 
@@ -126,7 +142,7 @@ def _provoke(mishap: Mishap, out: Path) -> None:
 
         def replaced(self: Path, target: Any) -> Path:
             path = replace(self, target)
-            if path.is_relative_to(out / "rows"):
+            if "rows" in path.parts:
                 signal_oneself()
             return path
 

@@ -12,9 +12,11 @@ import pytest
 
 from saecache.harvest import HarvestConfig
 from saecache.store import inspect_output, verify_cache
+from saecache.store.remote import open_remote_folder
 from saecache.store.writing.journal import read_journal
 
-from .harvesting import Mishap, forkserver, run, start, wait
+from ..store.remote.server import S3Server
+from .harvesting import Harvest, Mishap, forkserver, into_folder, run
 
 MakeConfig = Callable[..., HarvestConfig]
 
@@ -46,7 +48,7 @@ def alone(
     processes: ForkServerContext, config: HarvestConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     path = tmp_path_factory.mktemp("alone") / "cache"
-    assert run(processes, 1, config, path)[0].status == 0
+    assert run(processes, 1, into_folder(config, path))[0].status == 0
     return contents(path)
 
 
@@ -62,7 +64,7 @@ def contents(cache: Path) -> dict[str, str]:
 
 
 def complete(processes: ForkServerContext, size: int, config: HarvestConfig, path: Path) -> None:
-    for rank, ended in enumerate(run(processes, size, config, path)):
+    for rank, ended in enumerate(run(processes, size, into_folder(config, path))):
         assert ended.status == 0, f"process {rank}: {ended.errors[-3000:]}"
 
 
@@ -74,7 +76,7 @@ def test_the_bytes_are_those_of_one_process(
     complete(processes, size, config, path)
     assert contents(path) == alone
     assert verify_cache(path).ok
-    said = [path.with_name(f"cache.{rank}.txt").read_text() for rank in range(size)]
+    said = [into_folder(config, path).said_by(rank).read_text() for rank in range(size)]
     assert "planned:" in said[0] and not any("planned:" in text for text in said[1:])
     complete(processes, size, config, path)  # a finished one is left as it is
     assert contents(path) == alone
@@ -87,7 +89,7 @@ def test_killed_processes_are_taken_over_by_whoever_comes(
     mishaps = [(3, 2, 4), (2, 0, 6), (4, 3, 8), (3, 1, None), (2, 0, None)]
     done = [0]
     for size, rank, steps in mishaps:
-        ended = run(processes, size, config, path, Mishap("kill", rank, steps=steps))
+        ended = run(processes, size, into_folder(config, path), Mishap("kill", rank, steps=steps))
         assert ended[rank].status == -9
         assert all(other.status != 0 for other in ended)
         for other in ended[:rank] + ended[rank + 1 :]:
@@ -111,7 +113,7 @@ def test_kills_at_random_moments(
     for _ in range(4):
         size = moments.choice([2, 3, 4])
         mishap = Mishap("kill", moments.randrange(size), seconds=moments.uniform(0.1, 1.0) * seconds)
-        run(processes, size, config, path, mishap)
+        run(processes, size, into_folder(config, path), mishap)
     complete(processes, moments.choice([1, 2, 3]), config, path)
     assert contents(path) == alone
 
@@ -135,7 +137,7 @@ def test_one_failure_ends_all_and_is_said_once(
     said: str,
 ) -> None:
     path = tmp_path / "cache"
-    ended = run(processes, 3, config, path, mishap)
+    ended = run(processes, 3, into_folder(config, path), mishap)
     assert [one.status for one in ended] == [status] * 3
     assert said in ended[mishap.rank].errors
     for rank, other in enumerate(ended):
@@ -157,7 +159,7 @@ def test_a_stop_of_one_process_stops_all_at_one_point(
 ) -> None:
     path = tmp_path / "cache"
     seldom = config.model_copy(update={"commit_seconds": 1e6})
-    ended = run(processes, 3, seldom, path, mishap)
+    ended = run(processes, 3, into_folder(seldom, path), mishap)
     assert [one.status for one in ended] == [130] * 3
     assert "stopping after this step" in ended[mishap.rank].errors
     journal = read_journal(path)
@@ -172,7 +174,42 @@ def test_a_process_that_cannot_begin_ends_all(
 ) -> None:
     path = tmp_path / "cache"
     wrong = config.model_copy(update={"hooks": ("resid_post.9",)})
-    ended = run(processes, 2, wrong, path)
+    ended = run(processes, 2, into_folder(wrong, path))
     assert [one.status for one in ended] == [2, 2]
     assert "UsageError: " in ended[0].errors and "OtherProcessError: process 0 failed" in ended[1].errors
     assert not path.exists()
+
+
+def test_a_process_that_does_not_see_the_folder_ends_all(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "b"))
+    ended = run(processes, 2, apart)
+    assert [one.status for one in ended] == [2, 2]
+    assert "process 1 does not see what process 0 has written" in ended[1].errors
+
+
+def test_into_a_bucket(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    s3_server: S3Server,
+    team: str,
+) -> None:
+    """By way of a scratch folder that all processes see; each uploads the shards that it has written."""
+    url = f"{team}/cache"
+    harvest = Harvest(config, url, tmp_path, tmp_path / "scratch", environment=s3_server.environment())
+    ended = run(processes, 3, harvest, Mishap("kill", 1))
+    assert [one.status for one in ended] == [1, -9, 1]
+    assert "LostProcessError" in ended[0].errors
+    ended = run(processes, 2, harvest)
+    assert [one.status for one in ended] == [0, 0], ended[0].errors + ended[1].errors
+    location = open_remote_folder(url)
+    found = {
+        info.key: hashlib.sha256(location.get(info.key, 1 << 24)).hexdigest() for info in location.objects()
+    }
+    assert found.pop("provenance/zarr.json")
+    assert found == alone
+    assert not (tmp_path / "scratch").exists()
+    assert [one.status for one in run(processes, 2, harvest)] == [0, 0]  # finished already
