@@ -39,6 +39,7 @@ from .spill import Block
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
 
+_MEETING_BYTES = 256 << 20  # that a process writes before it meets the others again
 _UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
 
 Written = tuple[str, Future[tuple[int, str]]]  # a file's path, and its size and sha256 once it is durable
@@ -127,26 +128,29 @@ class Finalizer:
     def run_share(self, group: Group, stop_asked: Callable[[], bool]) -> None:
         """Write the shards of rows, token indices and token arrays that fall to this process of ``group``.
 
-        All processes go from unit to unit together, so that they fail and stop together. Afterwards
-        :meth:`run`, of a new finalizer in one of them, finds everything recorded but the statistics.
+        They meet again and again, so that they fail and stop together. Afterwards :meth:`run`, of a new
+        finalizer in one of them, finds everything recorded but the statistics.
 
         Raises:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was recorded is kept.
         """
         shares = [self._share(rank, group.size) for rank in range(group.size)]
         mine = shares[group.rank]
+        specs = [self.layout.activations("train", hook) for hook in self.layout.hooks]
+        step = max(1, _MEETING_BYTES // max(spec.shard_rows * spec.row_bytes for spec in specs))
+        on_progress, self.on_progress = self.on_progress, None  # which is told of all processes at once
         try:
             with group.together(), disk_explained(self.cache):
                 self._make_folders()
             if self.delivery is not None:
                 self.delivery.meet(group)
-            for number in range(max(map(len, shares))):
+            for first in range(0, max(map(len, shares)), step):
                 with group.together(), disk_explained(self.cache):
-                    if number < len(mine):
-                        self._once(*mine[number])
+                    for name, write in mine[first : first + step]:
+                        self._once(name, write)
                 answers = group.gather_values([stop_asked(), self.done_bytes])
-                if self.on_progress:
-                    self.on_progress(sum(done for _, done in answers), self.total_bytes)
+                if on_progress:
+                    on_progress(sum(done for _, done in answers), self.total_bytes)
                 if any(asked for asked, _ in answers):
                     raise KeyboardInterrupt
             with group.together(), disk_explained(self.cache):
