@@ -3,6 +3,8 @@
 import hashlib
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -17,6 +19,7 @@ from saecache.store.writing.journal import read_journal
 
 from ..store.remote.server import S3Server
 from .harvesting import Harvest, Mishap, forkserver, into_folder, run
+from .processes import SECONDS, free_port
 
 MakeConfig = Callable[..., HarvestConfig]
 
@@ -213,3 +216,18 @@ def test_into_a_bucket(
     assert found == alone
     assert not (tmp_path / "scratch").exists()
     assert [one.status for one in run(processes, 2, harvest)] == [0, 0]  # finished already
+
+
+def test_torchrun_in_front_of_the_command(
+    config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path, recipe = tmp_path / "cache", tmp_path / "harvest.yaml"
+    recipe.write_text(json.dumps(config.model_dump(mode="json")))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = ["-m", "saecache", "harvest", str(recipe), "--out", str(path)]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *command], capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(path) == alone
+    assert done.stderr.count("planned:") == 1
