@@ -18,9 +18,9 @@ from .config import SelectionConfig
 from .packing import Sequences
 from .stream import TokenBatch, keep_by_role
 
-ROUND_TOKENS = (
-    1 << 14
-)  # of each process, at least: then its meeting with the others takes no time to speak of
+# Of each process, at least: then its meeting with the others takes no time to speak of. In larger rounds all
+# would only notice a failure or a stop later.
+ROUND_TOKENS = 1 << 12
 
 
 class Share(NamedTuple):

@@ -184,7 +184,7 @@ class HarvestJob:
             f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
             f"({plan.dtype} on {plan.device}) at {hooks}"
         )
-        here = destination.needed_here(planned, plan.config.storage)
+        here = destination.needed_here(planned, plan.config.storage, self._group.size)
         self._say(destination.describe(planned, here))
         work = plan.path / WORK_FOLDER
         files = work.rglob("*") if work.is_dir() else ()
