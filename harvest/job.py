@@ -29,20 +29,19 @@ from ..store import (
     UsageError,
     check_disk_space,
 )
-from ..store.encoding.device import encodes_rows
-from ..store.encoding.records import RecordLayout
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
 from ..store.writing.helper import HelperWriter
 from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
+from .batch_size import settle_batch_size
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
-from .extend import batch_size_of, match_base, open_base
+from .extend import match_base, open_base
 from .feed import Feed, Share
-from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
+from .forward import ActivationReader, block_sequences, step_sequences
 from .model import LanguageModel
-from .numerics import check_conditions, condition_differences, forward_conditions
+from .numerics import condition_differences
 from .plan import HarvestPlan, follow_plan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
 from .sinks import measure_first_block
@@ -145,8 +144,7 @@ class HarvestJob:
             with group.together():
                 self._model = plan.load_model()
                 self._widths = self._model.widths(plan.hooks)
-                batch_size = self._settle_batch_size(self._model) if group.is_first else None
-            self._share_batch_size(self._model, group.gather_values(batch_size)[0])
+            settle_batch_size(plan, self._model, self._progress, base, group)
         if not group.is_first:  # sums of this process, which the first one adds to its own
             self._progress.excluded, self._progress.energy = Progress().excluded, {}
 
@@ -366,45 +364,6 @@ class HarvestJob:
     @staticmethod
     def _shards_are_missing(writer: CacheWriter | HelperWriter) -> bool:
         return isinstance(writer, CacheWriter) and not writer.is_published
-
-    def _settle_batch_size(self, model: LanguageModel) -> int:
-        """The configured batch size, or the interrupted run's, or the fastest one measured."""
-        configured = self._plan.config.batch_size
-        if configured != "auto":
-            return configured
-        former = batch_size_of(self._base) if self._base is not None else None
-        plan = self._plan
-        return self._progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
-
-    def _share_batch_size(self, model: LanguageModel, batch_size: int) -> None:
-        """Note the batch size of all processes, and the conditions of their forwards.
-
-        Raises:
-            UsageError: rows of this run would differ in their last bits from those of the last one.
-        """
-        plan, progress, group = self._plan, self._progress, self._group
-        conditions = forward_conditions(model, batch_size) | {"encoder": self._choose_encoder(model)}
-        everywhere = group.gather_values(conditions)
-        with group.together():
-            if lines := condition_differences(everywhere[0], everywhere[group.rank]):
-                raise UsageError(
-                    f"process {group.rank} would make rows that differ in their last bits from those of "
-                    f"process 0 (there): {'; '.join(lines)}"
-                )
-            if progress.tokens:
-                check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
-        progress.batch_size, progress.conditions = batch_size, conditions
-
-    def _choose_encoder(self, model: LanguageModel) -> str:
-        """Who makes records of the rows. Both give the same bytes."""
-        storage, outputs = self._plan.config.storage, model.outputs(self._plan.hooks).values()
-        there = all(
-            encodes_rows(
-                x.device, x.dtype, RecordLayout(x.width, storage.dtype), storage.normalization == "unit"
-            )
-            for x in outputs
-        )
-        return "gpu" if there else "cpu"
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
         there = base.provenance.get("conditions")
