@@ -22,8 +22,8 @@ from .harvesting import Harvest, Mishap, forkserver, into_folder, run
 from .processes import SECONDS, free_port
 
 MakeConfig = Callable[..., HarvestConfig]
-# After so many forwards of a process a commit is recorded, however slow the disk: it is asked for in the first
-# round, no process is more than two steps ahead of its rows, and each of the halves of a commit takes a meeting.
+# After so many forwards of a process a commit is recorded, however slow the disk is: the first round asks for
+# it, rows are at most two steps behind, and each half of a commit takes one meeting.
 STEPS = 9
 
 
