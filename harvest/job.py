@@ -29,6 +29,7 @@ from ..store import (
     UsageError,
     check_disk_space,
 )
+from ..store.remote import is_url
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
@@ -156,9 +157,10 @@ class HarvestJob:
             place = find_cache(self._plan.fingerprint(self._widths), places) if places else None
             return None if place is None else str(place)
 
-        place = self._group.on_first(find)
-        if place is None:
+        found = self._group.on_first(find)
+        if found is None:
             return None
+        place = found if is_url(found) else Path(found)
         self._say(
             f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)"
         )
