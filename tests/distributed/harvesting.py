@@ -138,11 +138,13 @@ def _provoke(mishap: Mishap) -> None:
         threading.Timer(mishap.seconds, signal_oneself).start()
         return
     if mishap.steps is None:
-        replace = Path.replace
+        replace, done = Path.replace, False
 
         def replaced(self: Path, target: Any) -> Path:
+            nonlocal done
             path = replace(self, target)
-            if "rows" in path.parts:
+            if "rows" in path.parts and not done:  # a second signal would stop it at once
+                done = True
                 signal_oneself()
             return path
 
