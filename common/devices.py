@@ -8,19 +8,24 @@ if TYPE_CHECKING:
     import torch
 
 
-def choose_device(name: str, *, float64: bool = False) -> "torch.device":
+def choose_device(name: str, *, float64: bool = False, local_rank: int | None = None) -> "torch.device":
     """The torch device called ``name``: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``.
 
     ``auto`` is CUDA where there is one, then MPS, then the CPU.
 
     Args:
         float64: the stage keeps sums in float64, which MPS does not have: ``auto`` then passes over MPS.
+        local_rank: the number of this process among those of a run on this machine: ``auto`` and ``cuda`` are
+            then the GPU of that number, which becomes torch's current one. None for a process alone.
 
     Raises:
         UsageError: this machine, or this build of torch, has no such device, or it lacks float64.
     """
     import torch
 
+    if local_rank is not None and torch.cuda.is_available() and name in ("auto", "cuda"):
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"  # several processes may share one
+        torch.cuda.set_device(name)
     if name == "auto":
         return torch.device(next(one for one in _available() if one != "mps" or not float64))
     try:

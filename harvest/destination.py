@@ -52,11 +52,13 @@ class Destination:
             _remove_scratch(self.folder)
         return None
 
-    def needed_here(self, planned: PlannedSize, storage: StorageConfig) -> PlannedSize:
-        """What this machine's disk has to hold of ``planned``."""
+    def needed_here(self, planned: PlannedSize, storage: StorageConfig, processes: int = 1) -> PlannedSize:
+        """What this machine's disk has to hold of ``planned`` while so many processes write."""
         if self.delivery is None:
             return planned
-        shards = min(planned.final_bytes, (WAITING_AT_MOST + UPLOADS_AT_ONCE) * storage.shard_bytes)
+        shards = min(
+            planned.final_bytes, processes * (WAITING_AT_MOST + UPLOADS_AT_ONCE) * storage.shard_bytes
+        )
         return PlannedSize(planned.final_bytes, planned.peak_bytes - planned.final_bytes + shards)
 
     def describe(self, planned: PlannedSize, here: PlannedSize) -> str:

@@ -107,7 +107,7 @@ def match_base(
                     f"sequence {first} of {cache.path} is not what the text gives now: the text or the "
                     "tokenizer has changed; harvest again without --extend"
                 )
-            progress.add(known, keep, keep)
+            progress.add(known, keep)
             by_role += int(keep.sum())
             seen += len(known)
             bar.update(known.ids.size)

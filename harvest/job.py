@@ -6,8 +6,8 @@ over text, ``finishing`` shuffles and writes the arrays. A job that was stopped 
 
 import platform
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,20 +19,31 @@ from ..common.devices import device_name
 from ..common.interrupts import stop_on_signals
 from ..common.progress import progress_bar
 from ..common.versions import software_versions
-from ..store import ActivationCache, CacheWriter, Manifest, SaecacheError, UsageError, check_disk_space
-from ..store.encoding.device import encodes_rows
-from ..store.encoding.records import RecordLayout
+from ..distributed.group import ALONE, Group
+from ..distributed.launch import world
+from ..store import (
+    ActivationCache,
+    CacheWriter,
+    Manifest,
+    SaecacheError,
+    UsageError,
+    check_disk_space,
+)
+from ..store.remote import is_url
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
-from ..store.writing.journal import WORK_FOLDER, damaged_journal
+from ..store.writing.helper import HelperWriter
+from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
+from .batch_size import settle_batch_size
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
-from .extend import batch_size_of, match_base, open_base
-from .forward import ActivationReader, block_sequences, choose_batch_size, step_sequences
+from .extend import match_base, open_base
+from .feed import Feed, Share
+from .forward import ActivationReader, block_sequences, step_sequences
 from .model import LanguageModel
-from .numerics import check_conditions, condition_differences, describe_conditions, forward_conditions
-from .plan import HarvestPlan, make_plan
+from .numerics import condition_differences, describe_conditions
+from .plan import HarvestPlan, follow_plan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
 from .sinks import measure_first_block
 from .stages import run_overlapped
@@ -65,15 +76,27 @@ def harvest(
     force: bool,
 ) -> HarvestResult:
     """See :func:`saecache.harvest.runner.run`."""
-    destination = open_destination(config, out, scratch)
-    base, base_facts = (None, None) if extend is None else open_base(extend)
+    group = world().everyone
+    with group.together():
+        destination = open_destination(config, out, scratch)
+        base, base_facts = (None, None) if extend is None else open_base(extend)
+        if group.size > 1 and base is not None:
+            raise UsageError("--extend copies rows in one process: leave it out, or start one process")
     with closing(destination):
-        plan = make_plan(config, destination.folder, base_facts, destination.finished())
+        plan = None
+        with group.together():
+            if group.is_first:
+                plan = make_plan(config, destination.folder, base_facts, destination.finished())
+        settled = group.gather_values(plan.settled() if plan is not None and group.size > 1 else None)[0]
+        with group.together():
+            plan = plan or follow_plan(config, destination.folder, settled)
         if plan.existing is not None and plan.existing.manifest is not None:
             destination.clean()
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
+        if settled is not None and settled["finished"]:
+            return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
         with stop_on_signals() as stop_asked:
-            job = HarvestJob(plan, destination, base, stop_asked)
+            job = HarvestJob(plan, destination, base, stop_asked, group)
             found = None if force else job.ask_team()
             if found is not None:
                 return found
@@ -90,8 +113,9 @@ class HarvestJob:
         destination: Destination,
         base: ActivationCache | None,
         stop_asked: Callable[[], bool],
+        group: Group = ALONE,
     ) -> None:
-        """Load the model, unless all rows are read.
+        """Load the model, unless all rows are read. Every process of ``group`` has a job and a model.
 
         Raises:
             UsageError: the harvest cannot go on as it was begun.
@@ -101,6 +125,7 @@ class HarvestJob:
         self._destination = destination
         self._base = base
         self._stop_asked = stop_asked
+        self._group = group
         before = {} if plan.existing is None else plan.existing.progress
         try:
             self._progress = Progress.from_json(before)
@@ -108,25 +133,37 @@ class HarvestJob:
             raise damaged_journal(plan.path, describe_invalid(error)) from None
         if not before and base is not None:
             self._progress.phase = "copying"
-        if base is None and self._progress.phase == "copying":
-            raise UsageError(
-                f"{plan.path} was begun with --extend and has not copied all rows yet: give it again"
-            )
+        with group.together():
+            if base is None and self._progress.phase == "copying":
+                raise UsageError(
+                    f"{plan.path} was begun with --extend and has not copied all rows yet: give it again"
+                )
         self._model: LanguageModel | None = None
         if self._progress.phase == "finishing" and plan.existing is not None:
             self._widths: dict[str, int] = dict(plan.existing.identity["hooks"])
         else:
-            self._model = plan.load_model()
-            self._widths = self._model.widths(plan.hooks)
-            self._settle_batch_size(self._model)
+            with group.together():
+                self._model = plan.load_model()
+                self._widths = self._model.widths(plan.hooks)
+            settle_batch_size(plan, self._model, self._progress, base, group)
+        if not group.is_first:  # sums of this process, which the first one adds to its own
+            self._progress.excluded, self._progress.energy = Progress().excluded, {}
 
     def ask_team(self) -> HarvestResult | None:
         """A cache of the same identity that the team has."""
-        places = team_locations(self._plan.config.team)
-        place = find_cache(self._plan.fingerprint(self._widths), places) if places else None
-        if place is None:
+
+        def find() -> str | None:
+            places = team_locations(self._plan.config.team)
+            place = find_cache(self._plan.fingerprint(self._widths), places) if places else None
+            return None if place is None else str(place)
+
+        found = self._group.on_first(find)
+        if found is None:
             return None
-        _say(f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)")
+        place = found if is_url(found) else Path(found)
+        self._say(
+            f"the team has this cache: {place}; it is used instead of a harvest (--force harvests anyway)"
+        )
         return HarvestResult(place, read_manifest_at(place), reused=True)
 
     def prepare(self) -> None:
@@ -136,15 +173,19 @@ class HarvestJob:
             UsageError: too little room, a place that is taken, or text that gives no row.
             BadActivationError: NaN or Inf in the first block.
         """
+        self._progress.median_norms = self._group.on_first(self._prepare)
+
+    def _prepare(self) -> dict[str, float] | None:
+        """What one process does for all; returns the norms that attention sinks are judged by."""
         plan, destination = self._plan, self._destination
         planned = planned_size(plan, self._widths)
         hooks = ", ".join(f"{name} ({width})" for name, width in self._widths.items())
-        _say(
+        self._say(
             f"harvest {plan.config.num_tokens:,} tokens of {plan.source} with {plan.files.name} "
             f"({plan.dtype} on {plan.device}) at {hooks}"
         )
-        here = destination.needed_here(planned, plan.config.storage)
-        _say(destination.describe(planned, here))
+        here = destination.needed_here(planned, plan.config.storage, self._group.size)
+        self._say(destination.describe(planned, here))
         work = plan.path / WORK_FOLDER
         files = work.rglob("*") if work.is_dir() else ()
         already = sum(file.stat().st_size for file in files if file.is_file())
@@ -153,51 +194,80 @@ class HarvestJob:
             conditions = describe_conditions(self._progress.conditions)
             destination.delivery.claim(plan.fingerprint(self._widths), conditions)
         if self._model is None or self._progress.tokens:
-            return
+            return self._progress.median_norms
         medians = measure_first_block(plan, self._model)
-        self._progress.median_norms = medians
         if self._base is not None and self._progress.phase == "copying":
             assert self._progress.batch_size is not None
             self._prefix = match_base(self._base, plan, self._progress, medians)
             self._warn_of_other_conditions(self._base)
-            _say(
+            self._say(
                 f"extending {self._base.path}: {self._prefix.progress.tokens:,} tokens are copied from there"
             )
+        return medians
 
     def run(self) -> HarvestResult:
         """Go through the phases that are left. Where nothing was saved, nothing stays behind."""
-        plan, config, destination = self._plan, self._plan.config, self._destination
-        writer = CacheWriter(
-            plan.path,
-            hooks=self._widths,
-            context=plan.rule.context,
-            identity=plan.identity,
-            seed=config.seed,
-            heldout_fraction=plan.heldout_fraction,
-            storage=config.storage,
-            planned_sequences=plan.full_sequences,
-            delivery=destination.delivery,
-        )
+        plan, destination, group = self._plan, self._destination, self._group
+        writer = self._open_writer()
         try:
             with closing(writer):
-                if self._progress.phase == "copying":
+                if self._progress.phase == "copying" and isinstance(writer, CacheWriter):
                     self._copy(writer)
                 if self._progress.phase == "reading":
                     self._read(writer)
                 harvested = monotonic()
                 manifest = self._finish(writer)
         except Exception:
-            if writer.sequences_done == 0 and destination.delivery is not None:
+            if group.is_first and writer.sequences_done == 0 and destination.delivery is not None:
                 destination.delivery.give_up()
             raise
         if plan.heldout_fraction > 0 and not manifest.heldout_rows:
-            _say(
+            self._say(
                 f"warning: none of the {self._progress.documents} documents that were read fell to the "
                 "held-out split; it is empty"
             )
-        destination.clean()
+        if group.is_first:
+            destination.clean()
         return HarvestResult(
             destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
+        )
+
+    def _open_writer(self) -> CacheWriter | HelperWriter:
+        plan, config, group = self._plan, self._plan.config, self._group
+        destination, writer = self._destination, None
+        with group.together():
+            if group.is_first:
+                writer = CacheWriter(
+                    plan.path,
+                    hooks=self._widths,
+                    context=plan.rule.context,
+                    identity=plan.identity,
+                    seed=config.seed,
+                    heldout_fraction=plan.heldout_fraction,
+                    storage=config.storage,
+                    planned_sequences=plan.full_sequences,
+                    delivery=destination.delivery,
+                    shared=group.size > 1,
+                )
+        try:
+            journal = self._journal_of_first(writer)
+            sequences = -(-plan.full_sequences // group.size)
+            with group.together():
+                return writer or HelperWriter(
+                    plan.path, group.rank, journal, config.storage, sequences, destination.delivery
+                )
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
+
+    def _journal_of_first(self, writer: CacheWriter | HelperWriter | None) -> Journal:
+        """The last commit, in all processes."""
+        own = writer.journal if isinstance(writer, CacheWriter) else None
+        if own is not None and self._group.size == 1:
+            return own
+        return Journal.model_validate(
+            self._group.gather_values(None if own is None else own.model_dump(mode="json"))[0]
         )
 
     def _copy(self, writer: CacheWriter) -> None:
@@ -206,98 +276,108 @@ class HarvestJob:
         self._prefix.copy_rows(writer, self._stop_asked)
         self._progress = self._prefix.progress
 
-    def _read(self, writer: CacheWriter) -> None:
+    def _read(self, writer: CacheWriter | HelperWriter) -> None:
         """Text through the model, from where the last run stopped to the target."""
-        plan, progress = self._plan, self._progress
+        plan, progress, group = self._plan, self._progress, self._group
         assert self._model is not None and progress.batch_size is not None
         context, device = plan.rule.context, plan.device
         block = block_sequences(device, context, progress.batch_size)
         reader = ActivationReader(self._model, plan.hooks, block)
-        step = step_sequences(device, context, progress.batch_size)
-        stream = token_batches(plan, progress.cursor, progress.tokens, step)
+        feed = Feed(
+            group,
+            first=writer.sequences_done,
+            context=context,
+            block=block,
+            step=step_sequences(device, context, progress.batch_size),
+            selection=plan.config.selection,
+            stop_asked=self._stop_asked,
+        )
+        stream: Iterator[TokenBatch] = iter(())
+        if group.is_first:
+            stream = token_batches(plan, progress.cursor, progress.tokens, feed.round_sequences)
         wanted, resumed = plan.config.num_tokens, progress.tokens
         if resumed:
-            _say(f"continuing after {resumed:,} tokens")
+            self._say(f"continuing after {resumed:,} tokens")
 
-        def read(batch: TokenBatch) -> HarvestStep:
+        def read(share: Share) -> HarvestStep:
+            if share.batch is None:
+                return HarvestStep(share, {}, nullcontext())
             try:
-                return HarvestStep(batch, reader.rows(*batch), reader.beside())
+                return HarvestStep(share, reader.rows(*share.batch), reader.beside())
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(writer, error) from None
 
-        with progress_bar("harvest", "tok", max(wanted, resumed), done=resumed) as bar:
-            rows = RowWriter(writer, progress, plan.config, bar)
+        def hand_out(rounds: Iterator[TokenBatch]) -> Iterator[Share]:
+            return feed.shares(rounds, rows)
+
+        hidden = not group.is_first
+        with progress_bar("harvest", "tok", max(wanted, resumed), done=resumed, hidden=hidden) as bar:
+            rows = RowWriter(writer, progress, plan.config, bar, group)
             try:
-                run_overlapped(stream, read, rows.write, should_stop=self._stop_asked)
-            finally:
-                rows.save()
-        if self._stop_asked():
+                run_overlapped(stream, hand_out, read, rows.write)
+            except BaseException as error:
+                if group.size == 1:
+                    rows.save()
+                elif isinstance(error, Exception):
+                    feed.say_failed(error)
+                raise
+            rows.save()
+        if feed.stopped:
             raise KeyboardInterrupt
         if progress.tokens < wanted:
-            _say(
+            self._say(
                 f"warning: the text ended after {progress.tokens:,} tokens, {wanted - progress.tokens:,} "
                 f"short of num_tokens={wanted:,}; the cache holds what there is, no text is repeated"
             )
         progress.phase = "finishing"
 
-    def _finish(self, writer: CacheWriter) -> Manifest:
-        """Shuffle and write the final arrays."""
-        writer.commit(self._progress.to_json())
-        with progress_bar("shuffle", "B") as bar:
+    def _finish(self, writer: CacheWriter | HelperWriter) -> Manifest:
+        """Shuffle and write the final arrays: each process some shards, and the first one the manifest."""
+        group = self._group
+        with group.together():
+            if isinstance(writer, CacheWriter):
+                writer.commit(self._progress.to_json())
+        with progress_bar("shuffle", "B", hidden=not group.is_first) as bar:
 
-            def on_progress(done: int, total: int) -> None:
+            def show(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+
+            def show_and_stop(done: int, total: int) -> None:
+                show(done, total)
                 if self._stop_asked():  # shards that are finished stay so
                     raise KeyboardInterrupt
 
-            return writer.finalize(
-                counts=self._progress.counts(self._plan.config.num_tokens),
-                provenance=self._facts(),
-                on_progress=on_progress,
-            )
+            if group.size > 1 and group.on_first(lambda: self._shards_are_missing(writer)):
+                journal = self._journal_of_first(writer)
+                if isinstance(writer, CacheWriter):
+                    writer.run_share(group, self._stop_asked, show)
+                else:
+                    writer.run_share(journal, group, self._stop_asked)
+            manifest = None
+            with group.together():
+                if isinstance(writer, CacheWriter):
+                    manifest = writer.finalize(
+                        counts=self._progress.counts(self._plan.config.num_tokens),
+                        provenance=self._facts(),
+                        on_progress=show_and_stop if group.size == 1 else show,
+                    )
+            return manifest or read_manifest_at(self._destination.name)
 
-    def _settle_batch_size(self, model: LanguageModel) -> None:
-        """The configured batch size, or the interrupted run's, or the fastest one measured.
-
-        Raises:
-            UsageError: rows of this run would differ in their last bits from those of the last one.
-        """
-        plan, progress = self._plan, self._progress
-        configured = plan.config.batch_size
-        if configured != "auto":
-            batch_size = configured
-        else:
-            former = batch_size_of(self._base) if self._base is not None else None
-            batch_size = (
-                progress.batch_size or former or choose_batch_size(model, plan.hooks, plan.rule.context)
-            )
-        conditions = forward_conditions(model, batch_size) | {"encoder": self._choose_encoder(model)}
-        if progress.tokens:
-            check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
-        progress.batch_size, progress.conditions = batch_size, conditions
-
-    def _choose_encoder(self, model: LanguageModel) -> str:
-        """Who makes records of the rows. Both give the same bytes."""
-        storage, outputs = self._plan.config.storage, model.outputs(self._plan.hooks).values()
-        there = all(
-            encodes_rows(
-                x.device, x.dtype, RecordLayout(x.width, storage.dtype), storage.normalization == "unit"
-            )
-            for x in outputs
-        )
-        return "gpu" if there else "cpu"
+    @staticmethod
+    def _shards_are_missing(writer: CacheWriter | HelperWriter) -> bool:
+        return isinstance(writer, CacheWriter) and not writer.is_published
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
         there = base.provenance.get("conditions")
         here = self._progress.conditions
         if isinstance(there, dict) and here and (lines := condition_differences(there, here)):
-            _say(
+            self._say(
                 f"warning: {base.path} was harvested under other conditions, so the new rows may differ in "
                 f"the last bits from those of one longer harvest ({'; '.join(lines)})"
             )
 
-    def _out_of_memory(self, writer: CacheWriter, error: BaseException) -> SaecacheError:
+    def _out_of_memory(self, writer: CacheWriter | HelperWriter, error: BaseException) -> SaecacheError:
         device, batch_size = self._plan.device, self._progress.batch_size
         what = f"out of memory on {device} with batch_size={batch_size}"
         if not writer.sequences_done:
@@ -322,12 +402,14 @@ class HarvestJob:
             "device_name": device_name(plan.device),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": self._group.size,
             "batch_size": progress.batch_size,
             "median_norms": progress.median_norms,
             "harvest_seconds": round(seconds, 3),
             "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
         }
 
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    def _say(self, message: str) -> None:
+        """Once, however many processes there are."""
+        if self._group.is_first:
+            print(message, file=sys.stderr, flush=True)

@@ -89,7 +89,10 @@ class Sequences:
 
     def first(self, n: int) -> "Sequences":
         """The first ``n`` of them."""
-        return Sequences(self.ids[:n], self.documents[:n], self.roles[:n], self.cursors[:n])
+        return self[:n]
+
+    def __getitem__(self, part: slice) -> "Sequences":
+        return Sequences(self.ids[part], self.documents[part], self.roles[part], self.cursors[part])
 
 
 def pack(

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
 from .config import HarvestConfig
@@ -42,9 +43,24 @@ class HarvestPlan:
     how: Loading
     tokenizer: Any
     rule: PackingRule
-    source: TextSource
+    source: TextSource | None  # in a process that reads text
     identity: dict[str, Any]
     heldout_fraction: float
+
+    def settled(self) -> dict[str, Any]:
+        """What the other processes of the run take over, by :func:`follow_plan`. Plain JSON."""
+        existing = self.existing
+        return {
+            "finished": existing is not None and existing.manifest is not None,
+            "existing": None if existing is None else [existing.identity, existing.progress],
+            "hooks": self.hooks,
+            "dtype": self.dtype,
+            "device": self.device.type,
+            "attention": self.how.attention,
+            "rule": asdict(self.rule),
+            "identity": self.identity,
+            "heldout_fraction": self.heldout_fraction,
+        }
 
     @property
     def full_sequences(self) -> int:
@@ -148,6 +164,40 @@ def make_plan(
     )
 
 
+def follow_plan(config: HarvestConfig, path: Path, settled: Mapping[str, Any]) -> HarvestPlan:
+    """The plan of a process that works together with the one whose plan has settled this; no text is read.
+
+    Raises:
+        UsageError: the model or the device is not the same here.
+    """
+    existing = settled["existing"]
+    known = None if existing is None else Existing(existing[0], None, existing[1])
+    model = settled["identity"]["model"]
+    remote_code = config.model.trust_remote_code
+    files = locate_model(config.model.name, model["revision"], trust_remote_code=remote_code)
+    if world().local_rank == 0 and weights_sha256(fetch_weights(files)) != model["weights_sha256"]:
+        raise UsageError(f"{files.place} holds other weights on this machine than on that of process 0")
+    return HarvestPlan(
+        config=config,
+        path=path,
+        existing=known,
+        hooks=settled["hooks"],
+        files=files,
+        dtype=settled["dtype"],
+        device=_own_device(settled["device"] if config.device == "auto" else config.device),
+        how=Loading(
+            device_map=config.device_map,
+            quantization=config.model.quantization,
+            attention=settled["attention"],
+        ),
+        tokenizer=load_tokenizer(files, trust_remote_code=remote_code),
+        rule=PackingRule(**settled["rule"]),
+        source=None,
+        identity=settled["identity"],
+        heldout_fraction=settled["heldout_fraction"],
+    )
+
+
 def settle_device(name: str, existing: Existing | None) -> torch.device:
     """The configured device, or the interrupted run's, or the fastest one there is.
 
@@ -157,10 +207,15 @@ def settle_device(name: str, existing: Existing | None) -> torch.device:
     former = None if existing is None else recorded_device(existing.progress)
     if name == "auto" and former is not None:
         try:
-            return choose_device(former)
+            return _own_device(former)
         except UsageError:  # to be named with everything else that differs
             pass
-    return choose_device(name)
+    return _own_device(name)
+
+
+def _own_device(name: str) -> torch.device:
+    """Of several processes on a machine each takes a GPU of its own."""
+    return choose_device(name, local_rank=world().local_rank if world().size > 1 else None)
 
 
 def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing | None) -> float:

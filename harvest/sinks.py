@@ -88,6 +88,13 @@ class SinkEnergy:
         self.sinks += int(large.sum())
         self.carried += float(squares[large].sum())
 
+    def merge(self, other: "SinkEnergy") -> None:
+        """Add the sums of other rows."""
+        self.rows += other.rows
+        self.total += other.total
+        self.sinks += other.sinks
+        self.carried += other.carried
+
     def describe(self, hook: str) -> str | None:
         """One sentence when sinks carry much, with the setting that leaves them out; else None."""
         if not self.sinks or self.carried < REPORTED_SHARE * self.total:

@@ -18,6 +18,10 @@ class TokenBatch(NamedTuple):
     sequences: Sequences
     keep: NDArray[np.bool_]
 
+    def part(self, start: int, stop: int) -> "TokenBatch":
+        """The sequences ``start:stop`` of the batch."""
+        return TokenBatch(self.sequences[start:stop], self.keep[start:stop])
+
 
 def token_batches(
     plan: HarvestPlan, start: Cursor, tokens_done: int, batch_size: int
@@ -26,6 +30,7 @@ def token_batches(
 
     Ends earlier when the text does. The sequences do not depend on ``batch_size``.
     """
+    assert plan.source is not None
     documents = tokenized(plan.source.documents(start.document), plan.tokenizer)
     wanted = plan.config.num_tokens - tokens_done
     if wanted <= 0:

@@ -43,7 +43,8 @@ ROOT = Path(saecache.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE_LANGUAGES = {"bash", "python", "json"}
-OTHER_PROGRAMS = {"export", "make", "srun", "if", "pip"}  # what a shell block may begin a line with besides
+# What a shell block may begin a line with besides.
+OTHER_PROGRAMS = {"export", "make", "srun", "torchrun", "if", "pip"}
 
 # Small enough for a second each; they come after the page's own settings.
 SMALL = {

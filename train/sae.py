@@ -230,8 +230,8 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
     Folders of SAELens, dictionary_learning, sparsify, Gemma Scope and Llama Scope are loaded as well
-    (:mod:`.foreign`). A URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once. The files
-    may come from anybody: no tensor is read before its type and shape were found to be right.
+    (:mod:`.foreign`). A URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once. The
+    files may come from anybody: no tensor is read before its type and shape were found to be right.
 
     Raises:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...common.errors import SaecacheError, UsageError
+from ...distributed.group import Group
 from ..manifest import FileInfo
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
 from .claims import ELSEWHERE, Claim, HarvestedCache, claim_for_harvest, release_leftover
@@ -72,6 +73,12 @@ class BucketDelivery:
 
     def take(self, file: FileInfo, *, keep: bool) -> None:
         self._take(CacheObject.of(file), keep)
+
+    def meet(self, group: Group) -> None:
+        with group.together():
+            self._settle()
+        with group.together():
+            self._inventory.refresh()
 
     def finish(self) -> None:
         """Wait for the shards, upload metadata and provenance, and last the manifest.

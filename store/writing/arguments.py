@@ -84,6 +84,23 @@ def check_counts(counts: Any) -> None:
         raise UsageError(f"counts: expected whole numbers from 0, got {wrong}")
 
 
+def check_activations(activations: Mapping[str, Any], hooks: Mapping[str, int], rows: int) -> None:
+    """Activations of every hook as a caller gives them: hook -> [rows, D].
+
+    Raises:
+        UsageError: other hooks, shapes or types.
+    """
+    check_hooks(activations, hooks)
+    for hook, width in hooks.items():
+        check_rows(activations[hook], rows, width, hook)
+
+
+def check_hooks(activations: Mapping[str, Any], hooks: Mapping[str, int]) -> None:
+    """Refuse activations of other hooks."""
+    if set(activations) != set(hooks):
+        raise UsageError(f"activations: expected hooks {sorted(hooks)}, got {sorted(activations)}")
+
+
 def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) -> None:
     """Activations of one hook as a caller gives them: torch or numpy, [n, D], any float type and device.
 

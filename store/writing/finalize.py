@@ -1,7 +1,8 @@
 """From the spill to the finished arrays, shard by shard.
 
 Each unit of work writes the shards of one range of rows and then records, durably, what it wrote: a finalize
-that was killed does the units that have no record, and ends with the same bytes.
+that was killed does the units that have no record, and ends with the same bytes. Several processes share the
+units in the same way: each does some, and the first one then finds all records.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import chain
 from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,8 @@ from pydantic import ValidationError
 
 from ...common.errors import CorruptCacheError
 from ...common.untrusted_files import read_regular
+from ...distributed.group import Group
+from ..disk_space import disk_explained
 from ..durable import make_folders, write_bytes
 from ..encoding.codecs import encode_ahead
 from ..encoding.number_types import to_moment_words
@@ -35,10 +39,12 @@ from .spill import Block
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
 
+_MEETING_BYTES = 256 << 20  # that a process writes before it meets the others again
 _UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
 
 Written = tuple[str, Future[tuple[int, str]]]  # a file's path, and its size and sha256 once it is durable
 Unit = tuple[list[Written], Any]  # the files, and what else the record keeps (plain JSON)
+NamedUnit = tuple[str, Callable[[], Unit]]  # the record's name, and what writes the files
 
 
 class Delivery(Protocol):
@@ -49,6 +55,9 @@ class Delivery(Protocol):
 
     def take(self, file: FileInfo, *, keep: bool) -> None:
         """Copy a shard to its place; without ``keep`` it is then removed from the folder."""
+
+    def meet(self, group: Group) -> None:
+        """Wait for the copies of all processes of ``group``, and notice what is at the place then."""
 
     def finish(self) -> None:
         """Called once the manifest is written: wait for the copies, and copy what is left in the folder."""
@@ -65,6 +74,7 @@ class Finalizer:
         cache: Path,
         work: Path,
         layout: Layout,
+        spills: Sequence[Path],
         *,
         seed: int,
         num_buckets: int,
@@ -73,10 +83,10 @@ class Finalizer:
         on_progress: Callable[[int, int], None] | None = None,
         delivery: Delivery | None = None,
         in_memory: Sequence[Block] = (),
-        synced: bool = True,
+        drop_pages: bool = True,
     ) -> None:
         self.cache = cache
-        self.spill = work / "spill"
+        self.spill = spills[0]  # which has the token arrays
         self.done = work / "done"
         self.layout = layout
         self.unit = unit
@@ -85,13 +95,13 @@ class Finalizer:
         self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
         self.shards = ShardWriter()
         self.shuffled = ShuffledSpill(
-            self.spill,
+            spills,
             seed,
             num_buckets,
             limit_bytes=memory_bytes // 4,
             in_use=self.shards.under_way,
             in_memory=in_memory,
-            synced=synced,
+            drop_pages=drop_pages,
             record_bytes=max(
                 RecordLayout(width, layout.dtype).record_bytes for width in layout.hooks.values()
             ),
@@ -106,22 +116,81 @@ class Finalizer:
 
     def run(self) -> tuple[list[FileInfo], dict[str, HookInfo]]:
         """Write all shards; returns the table of files and the hooks with the scalars of their statistics."""
-        layout = self.layout
-        make_folders(sorted({(self.cache / path).parent for path in self._paths}))
+        self._make_folders()
         try:
-            for split in SPLITS:
-                for shard in range(layout.token(split).num_shards):
-                    self._once(f"{split}.token.{shard}", partial(self._tokens, split, shard))
-            for name, spec in layout.sequence_arrays().items():
-                for shard in range(spec.num_shards):
-                    self._once(f"tokens.{name}.{shard}", partial(self._sequences, name, shard))
-            hooks = {hook: self._hook(hook, number) for number, hook in enumerate(layout.hooks)}
+            for name, write in (*self._token_units(), *self._sequence_units()):
+                self._once(name, write)
+            hooks = {hook: self._hook(hook, number) for number, hook in enumerate(self.layout.hooks)}
         finally:
-            self.shuffled.close()
-            self._encoding.shutdown()
-            self.shards.close()
-            self._recording.shutdown()
+            self.close()
         return sorted(self.files, key=lambda file: file.path), hooks
+
+    def run_share(self, group: Group, stop_asked: Callable[[], bool]) -> None:
+        """Write the shards of rows, token indices and token arrays that fall to this process of ``group``.
+
+        They meet again and again, so that they fail and stop together. Afterwards :meth:`run`, of a new
+        finalizer in one of them, finds everything recorded but the statistics.
+
+        Raises:
+            KeyboardInterrupt: ``stop_asked()`` in any process; what was recorded is kept.
+        """
+        shares = [self._share(rank, group.size) for rank in range(group.size)]
+        mine = shares[group.rank]
+        specs = [self.layout.activations("train", hook) for hook in self.layout.hooks]
+        step = max(1, _MEETING_BYTES // max(spec.shard_rows * spec.row_bytes for spec in specs))
+        on_progress, self.on_progress = self.on_progress, None  # which is told of all processes at once
+        try:
+            with group.together(), disk_explained(self.cache):
+                self._make_folders()
+            if self.delivery is not None:
+                self.delivery.meet(group)
+            for first in range(0, max(map(len, shares)), step):
+                with group.together(), disk_explained(self.cache):
+                    for name, write in mine[first : first + step]:
+                        self._once(name, write)
+                answers = group.gather_values([stop_asked(), self.done_bytes])
+                if on_progress:
+                    on_progress(sum(done for _, done in answers), self.total_bytes)
+                if any(asked for asked, _ in answers):
+                    raise KeyboardInterrupt
+            with group.together(), disk_explained(self.cache):
+                self._settle()
+            if self.delivery is not None:
+                self.delivery.meet(group)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.shuffled.close()
+        self._encoding.shutdown()
+        self.shards.close()
+        self._recording.shutdown()
+
+    def _share(self, rank: int, size: int) -> list[NamedUnit]:
+        """The units of one of ``size`` processes: neighbouring ones, which read the same buckets."""
+        hooks = chain.from_iterable(self._hook_units(hook, i) for i, hook in enumerate(self.layout.hooks))
+        found: list[NamedUnit] = []
+        for units in map(list, (self._token_units(), self._sequence_units(), hooks)):
+            found += units[len(units) * rank // size : len(units) * (rank + 1) // size]
+        return found
+
+    def _make_folders(self) -> None:
+        make_folders(sorted({(self.cache / path).parent for path in self._paths}))
+
+    def _token_units(self) -> Iterator[NamedUnit]:
+        for split in SPLITS:
+            for shard in range(self.layout.token(split).num_shards):
+                yield f"{split}.token.{shard}", partial(self._tokens, split, shard)
+
+    def _sequence_units(self) -> Iterator[NamedUnit]:
+        for name, spec in self.layout.sequence_arrays().items():
+            for shard in range(spec.num_shards):
+                yield f"tokens.{name}.{shard}", partial(self._sequences, name, shard)
+
+    def _hook_units(self, hook: str, number: int) -> Iterator[NamedUnit]:
+        for split in SPLITS:
+            for shard in range(self.layout.activations(split, hook).num_shards):
+                yield f"{split}.hook.{number}.{shard}", partial(self._hook_shard, hook, number, split, shard)
 
     def _tokens(self, split: str, shard: int) -> Unit:
         spec = self.layout.token(split)
@@ -146,14 +215,12 @@ class Finalizer:
         """Write all rows of a hook, both splits, and its statistics."""
         layout = self.layout
         sums = np.zeros((2, layout.hooks[hook]))
-        for split in SPLITS:
-            for shard in range(layout.activations(split, hook).num_shards):
-                unit = partial(self._hook_shard, hook, number, split, shard)
-                partial_sums = self._once(f"{split}.hook.{number}.{shard}", unit)
-                if split == "train":
-                    if np.shape(partial_sums) != sums.shape:
-                        raise CorruptCacheError(f"{self.done}: a record of {hook} is damaged; remove it")
-                    sums += np.array(partial_sums)
+        for name, write in self._hook_units(hook, number):
+            partial_sums = self._once(name, write)
+            if name.startswith("train"):
+                if np.shape(partial_sums) != sums.shape:
+                    raise CorruptCacheError(f"{self.done}: a record of {hook} is damaged; remove it")
+                sums += np.array(partial_sums)
         moments = sums / max(layout.train_rows, 1)
         for name, values in (("mean", moments[0]), ("second_moment", moments[1])):
             unit = partial(self._statistic, layout.statistic(hook, name), values)

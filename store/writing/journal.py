@@ -1,9 +1,9 @@
 """The journal of an unfinished cache, replaced atomically after every file it refers to was synced."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...common.errors import CorruptCacheError
 from ...common.frozen import FrozenModel
@@ -16,24 +16,59 @@ from .spill import MAX_BUCKETS, SpillLengths
 
 WORK_FOLDER = ".writing"
 JOURNAL = "journal.json"
+MAX_PARTS = 1 << 16
+
+
+_Count = Annotated[int, Field(ge=0, le=2**48)]
+
+
+class PartLengths(FrozenModel):
+    """How far the spill of one more process goes."""
+
+    blocks: _Count = 0
+    rows: _Count = 0
 
 
 class Journal(FrozenModel):
-    """Everything that is needed to continue."""
+    """Everything that is needed to continue.
+
+    ``blocks`` are those of the first spill. ``train_rows`` and ``heldout_rows`` are in all spills together;
+    ``parts`` says how far the second and the further ones go, if several processes have written.
+    """
 
     version: Literal[1] = 1
     identity: dict[str, Any]
     num_buckets: int = Field(ge=1, le=MAX_BUCKETS)
     tokens: TokensKind | None = None  # which token arrays exist; None before the first write
-    sequences: int = Field(default=0, ge=0, le=2**48)
-    blocks: int = Field(default=0, ge=0, le=2**48)
-    train_rows: int = Field(default=0, ge=0, le=2**48)
-    heldout_rows: int = Field(default=0, ge=0, le=2**48)
+    sequences: _Count = 0
+    blocks: _Count = 0
+    train_rows: _Count = 0
+    heldout_rows: _Count = 0
+    parts: Annotated[tuple[PartLengths, ...], Field(max_length=MAX_PARTS)] = ()
     progress: dict[str, Any] = Field(default_factory=dict)
 
-    @property
-    def lengths(self) -> SpillLengths:
-        return SpillLengths(self.blocks, self.train_rows + self.heldout_rows, self.sequences)
+    @model_validator(mode="after")
+    def _parts_are_not_the_larger(self) -> "Journal":
+        if self.lengths().rows < 0:
+            raise ValueError("parts: more rows than in all")
+        return self
+
+    def lengths(self, part: int = 0) -> SpillLengths:
+        """How far the spill number ``part`` goes, of which nothing may be known yet."""
+        if part == 0:
+            rows = self.train_rows + self.heldout_rows - sum(other.rows for other in self.parts)
+            return SpillLengths(self.blocks, rows, self.sequences)
+        known = self.parts[part - 1] if part <= len(self.parts) else PartLengths()
+        return SpillLengths(known.blocks, known.rows)
+
+    def spills(self, cache: Path) -> list[Path]:
+        """The folders of all spills."""
+        return [spill_folder(cache, part) for part in range(1 + len(self.parts))]
+
+
+def spill_folder(cache: Path, part: int) -> Path:
+    """The spill of process number ``part``."""
+    return cache / WORK_FOLDER / (f"spill.{part}" if part else "spill")
 
 
 def journal_path(cache: Path) -> Path:

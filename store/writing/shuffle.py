@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +46,29 @@ class ShuffledSpill:
     """Reads the spill in stored order. A bucket that outgrew ``limit_bytes`` is read in several passes.
 
     Args:
-        folder: of the spill.
+        folders: of the spill, one for each process that wrote rows.
         seed: of the shuffle.
         num_buckets: of the spill.
         limit_bytes: bound on a buffer; there are two, or up to four where they are small.
         in_use: the work that must end before rows that were yielded earlier may be overwritten.
         in_memory: blocks of rows that were not spilled; they come after those that were.
         record_bytes: of the widest hook.
-        synced: whether the spill is on the disk; else it may be in the system's file cache only.
+        drop_pages: whether the system may drop pages of the spill once they were read.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         seed: int,
         num_buckets: int,
         limit_bytes: int,
         in_use: Callable[[], Iterable[futures.Future[Any]]] = lambda: (),
         in_memory: Sequence[Block] = (),
         record_bytes: int = SMALL_BUCKET_BYTES,
-        synced: bool = True,
+        drop_pages: bool = True,
     ) -> None:
         most_rows = min(limit_bytes, SMALL_BUCKET_BYTES) // record_bytes
-        self._spill = SpillReader(folder, num_buckets, in_memory, most_rows=most_rows, synced=synced)
+        self._spill = SpillReader(folders, num_buckets, in_memory, most_rows=most_rows, drop_pages=drop_pages)
         self._seed = seed
         self._heldout = num_buckets = self._spill.num_buckets
         self._limit_bytes = limit_bytes
@@ -75,6 +76,7 @@ class ShuffledSpill:
         self._bucket_rows = self._spill.bucket_rows()
         self._bucket_ends = np.cumsum(self._bucket_rows[:num_buckets])
         self._ranks: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._several = len(folders) > 1
         self._buffers: deque[_Buffer] = deque()  # the one that is handed out comes first
         self._thread = futures.ThreadPoolExecutor(1, "saecache-sort")  # all reading is done there
 
@@ -94,7 +96,7 @@ class ShuffledSpill:
         Yielded rows may be overwritten once the next are requested and the work that ``in_use`` then returns
         is done.
         """
-        if split == "heldout":  # stays in the order in which it arrived
+        if split == "heldout":  # stays in reading order
             step = max(1, min(self._limit_bytes, _HELDOUT_BYTES) // layout.record_bytes)
             for first in range(start, stop, step):
                 yield self._thread.submit(
@@ -182,16 +184,39 @@ class ShuffledSpill:
 
     def _heldout_rows(self, hook: int, layout: RecordLayout, start: int, stop: int) -> StoredRows:
         rows = StoredRows.empty(layout, stop - start)
-        arrived = 0
-        for records, picks in self._spill.records(hook, self._heldout, layout.record_bytes, start, stop):
-            rows.place(records, picks, np.arange(arrived, arrived + len(picks)))
-            arrived += len(picks)
+        for first, places in self._heldout_arrivals(start, stop):
+            arrived, last = 0, first + len(places)
+            for records, picks in self._spill.records(hook, self._heldout, layout.record_bytes, first, last):
+                rows.place(records, picks, places[arrived : arrived + len(picks)])
+                arrived += len(picks)
         return rows
+
+    def _heldout_arrivals(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Where the held-out rows ``start:stop`` arrived: pairs of a place among all that arrived, and the
+        places in ``start:stop`` of the rows that arrived from there on.
+
+        In one folder they arrived in reading order. So in each of several folders they lie side by side.
+        """
+        if not self._several:
+            yield start, np.arange(stop - start)
+            return
+        arrivals, first = self._heldout_order[start:stop], 0
+        for count in self._spill.heldout_rows:
+            places = np.flatnonzero((arrivals >= first) & (arrivals < first + count))
+            if len(places):
+                yield int(arrivals[places[0]]), places
+            first += count
+
+    @cached_property
+    def _heldout_order(self) -> NDArray[np.int64]:
+        """Held-out rows in reading order, each as its place among all that arrived."""
+        return np.argsort(self._spill.tokens(self._heldout))
 
     def _tokens(self, split: str, start: int, stop: int) -> NDArray[np.uint64]:
         pieces = [np.empty(0, np.uint64)]
         if split == "heldout":
-            return self._spill.tokens(self._heldout)[start:stop]
+            token = self._spill.tokens(self._heldout)
+            return (token[self._heldout_order] if self._several else token)[start:stop]
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
         while start < stop:
             first, end = self._first_row(bucket), int(self._bucket_ends[bucket])

@@ -9,6 +9,8 @@ read back.
     hook.<i>        record [rows]                   see ``records.py``
     segments        uint32 [blocks, buckets + 1]    rows per bucket; the last column is held out
     ids, document   int32 [sequences, context]      in reading order
+
+Of several processes that write one cache each has a folder of its own; the token arrays are in the first.
 """
 
 import os
@@ -154,37 +156,52 @@ class SpillWriter:
                 (append_early if self.early else write_all)(file, buffer[: len(picks)].data)
 
 
+_InOrder = tuple[Block, NDArray[np.int64]]  # a block in memory, and its rows by bucket
+
+
 class SpillReader:
     """Reads the rows of each bucket in their order of arrival. Not for several threads at once.
 
-    Rows come from the files of the spill, and then from blocks that are still in memory. Neighbouring
-    buckets are read as one, while that has at most ``most_rows`` rows: ``num_buckets`` says how many are
-    left. Where the spill is not ``synced``, the system is not told to drop its pages: it would write them.
+    Rows come from the files of one spill folder after the other, and then from blocks that are still in
+    memory. Neighbouring buckets are read as one, while that has at most ``most_rows`` rows: ``num_buckets``
+    says how many are left. Without ``drop_pages`` the system is not told to drop the pages that were read: it
+    would write those that no sync has written, and other processes may still want them.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         num_buckets: int,
         in_memory: Sequence[Block] = (),
         *,
         most_rows: int = 0,
-        synced: bool = True,
+        drop_pages: bool = True,
     ) -> None:
-        self._folder = folder
-        self._synced = synced
-        spilled = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
-        block_rows = spilled.sum(axis=1, dtype=np.int64)
-        if 8 * int(block_rows.sum()) != (folder / "token").stat().st_size:
-            raise CorruptCacheError(f"{folder / 'segments'}: not the numbers of the rows that were spilled")
-        self._in_memory = [(block, block.by_bucket()) for block in in_memory]
-        counts = np.vstack([spilled, *(block.count_buckets(num_buckets) for block in in_memory)])
-        self._counts = _merge_buckets(counts.astype(np.int64), most_rows).T.copy()  # [buckets + 1, blocks]
-        self.num_buckets = len(self._counts) - 1
-        starts = np.cumsum(block_rows) - block_rows
-        self._block_starts = np.concatenate([starts, np.zeros(len(in_memory), np.int64)])
+        self._drop_pages = drop_pages
+        self._sources: list[Path | _InOrder] = []  # of each block: its folder, or itself
+        starts, counts, heldout = [], [], []
+        for folder in folders:
+            spilled = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
+            rows = spilled.sum(axis=1, dtype=np.int64)
+            if 8 * int(rows.sum()) != (folder / "token").stat().st_size:
+                raise CorruptCacheError(
+                    f"{folder / 'segments'}: not the numbers of the rows that were spilled"
+                )
+            self._sources += [folder] * len(spilled)
+            starts.append(np.cumsum(rows) - rows)
+            counts.append(spilled)
+            heldout.append(int(spilled[:, -1].sum(dtype=np.int64)))
+        self._sources += [(block, block.by_bucket()) for block in in_memory]
+        starts.append(np.zeros(len(in_memory), np.int64))
+        counts += [block.count_buckets(num_buckets)[None] for block in in_memory]
+        heldout.append(sum(int(block.count_buckets(num_buckets)[-1]) for block in in_memory))
+        self.heldout_rows = heldout
+        """Held-out rows in each folder, and in memory: each in reading order."""
+        self._counts = _merge_buckets(np.vstack(counts).astype(np.int64), most_rows).T.copy()
+        self.num_buckets = len(self._counts) - 1  # _counts is [buckets + 1, blocks]
+        self._block_starts = np.concatenate(starts)
         self._before = 0, np.zeros_like(self._block_starts)  # a bucket, and each block's rows in those before
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[Path, BinaryIO] = {}
         self._buffer = np.empty(_READ_BYTES, np.uint8)
 
     def close(self) -> None:
@@ -198,16 +215,18 @@ class SpillReader:
 
     def tokens(self, bucket: int) -> NDArray[np.uint64]:
         """Token indices of the rows of a bucket."""
-        file, segments = self._open("token"), self._segments(bucket)
+        segments = self._segments(bucket)
         token = np.empty(sum(count for _, _, count in segments), np.uint64)
         arrived = 0
-        for block, start, count in segments:
+        for source, start, count in segments:
             target = token[arrived : arrived + count]
-            if block is None:
+            if isinstance(source, Path):
+                file = self._open(source / "token")
                 file.seek(start * token.itemsize)
                 _read_exactly(file, target.view(np.uint8))
             else:
-                target[:] = block[0].token[block[1][start : start + count]]
+                block, order = source
+                target[:] = block.token[order[start : start + count]]
             arrived += count
         return token
 
@@ -219,29 +238,33 @@ class SpillReader:
         Yields:
             records [m, record_bytes], and which of them are meant, in order, int64 [n].
         """
-        file = self._open(f"hook.{hook}")
         step = max(1, _READ_BYTES // record_bytes)
         if len(self._buffer) < step * record_bytes:
             self._buffer = np.empty(step * record_bytes, np.uint8)
         in_order = np.arange(step)
         seen = 0  # rows of the bucket in the segments before
-        for block, position, count in self._segments(bucket):
+        for source, position, count in self._segments(bucket):
             first, last = max(0, start - seen), count if stop is None else min(count, stop - seen)
-            if block is not None and first < last:
-                yield block[0].records[hook], block[1][position + first : position + last]
-            for row in range(first, last if block is None else 0, step):
+            seen += count
+            if first >= last:
+                continue
+            if not isinstance(source, Path):
+                block, order = source
+                yield block.records[hook], order[position + first : position + last]
+                continue
+            file = self._open(source / f"hook.{hook}")
+            for row in range(first, last, step):
                 file.seek((position + row) * record_bytes)
                 read = self._buffer[: min(step, last - row) * record_bytes]
                 _read_exactly(file, read)
                 found = read.reshape(-1, record_bytes)
                 yield found, in_order[: len(found)]
-            seen += count
 
     def will_need(self, hook: int, bucket: int, record_bytes: int) -> None:
         """Ask the system, where it can be asked, to read all segments of a bucket ahead."""
         if hasattr(os, "posix_fadvise"):
-            descriptor = self._open(f"hook.{hook}").fileno()
-            for start, count in self._spilled_segments(bucket):
+            for folder, _, start, count in self._spilled_segments(bucket):
+                descriptor = self._open(folder / f"hook.{hook}").fileno()
                 os.posix_fadvise(
                     descriptor, start * record_bytes, count * record_bytes, os.POSIX_FADV_WILLNEED
                 )
@@ -252,37 +275,44 @@ class SpillReader:
         The advice begins at the start of each block: the system frees pieces of its cache only as a whole,
         and one may hold the segments of several buckets.
         """
-        if self._synced and hasattr(os, "posix_fadvise"):
-            descriptor = self._open(f"hook.{hook}").fileno()
-            segments = self._spilled_segments(bucket)
-            starts = self._block_starts[: len(self._block_starts) - len(self._in_memory)]
-            blocks = starts[np.searchsorted(starts, [start for start, _ in segments], side="right") - 1]
-            for first, (start, count) in zip(blocks.tolist(), segments, strict=True):
-                offset, size = first * record_bytes, (start + count - first) * record_bytes
+        if self._drop_pages and hasattr(os, "posix_fadvise"):
+            for folder, block_start, start, count in self._spilled_segments(bucket):
+                descriptor = self._open(folder / f"hook.{hook}").fileno()
+                offset, size = block_start * record_bytes, (start + count - block_start) * record_bytes
                 os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
-    def _segments(self, bucket: int) -> list[tuple[tuple[Block, NDArray[np.int64]] | None, int, int]]:
-        """(block, first row, rows) of the bucket in each block that has some.
+    def _segments(self, bucket: int) -> list[tuple[Path | _InOrder, int, int]]:
+        """(source, first row, rows) of the bucket in each block that has some.
 
-        A block that was spilled is None, and its row is one of the files; of one in memory, with its rows in
-        order, it is a place in that order.
+        The first row of a block that was spilled is one of the folder's files; of one in memory it is a place
+        in the order of its rows.
         """
+        starts, counts = self._rows_of(bucket)
+        return [each for each in zip(self._sources, starts, counts, strict=True) if each[2]]
+
+    def _spilled_segments(self, bucket: int) -> list[tuple[Path, int, int, int]]:
+        """(folder, first row of the block, first row of the bucket, rows) in each block that was spilled."""
+        starts, counts = self._rows_of(bucket)
+        blocks = zip(self._sources, self._block_starts.tolist(), starts, counts, strict=True)
+        return [
+            (source, block_start, start, count)
+            for source, block_start, start, count in blocks
+            if count and isinstance(source, Path)
+        ]
+
+    def _rows_of(self, bucket: int) -> tuple[list[int], list[int]]:
+        """In each block: the first row of the bucket, and how many it has."""
         last, before = self._before
         if bucket < last:
             last, before = 0, np.zeros_like(before)
         before = before + self._counts[last:bucket].sum(axis=0, dtype=np.int64)
         self._before = bucket, before
-        starts, counts = (self._block_starts + before).tolist(), self._counts[bucket].tolist()
-        blocks = [None] * (len(starts) - len(self._in_memory)) + self._in_memory
-        return [each for each in zip(blocks, starts, counts, strict=True) if each[2]]
+        return (self._block_starts + before).tolist(), self._counts[bucket].tolist()
 
-    def _spilled_segments(self, bucket: int) -> list[tuple[int, int]]:
-        return [(start, count) for block, start, count in self._segments(bucket) if block is None]
-
-    def _open(self, name: str) -> BinaryIO:
-        if name not in self._files:
-            self._files[name] = (self._folder / name).open("rb", buffering=0)
-        return self._files[name]
+    def _open(self, path: Path) -> BinaryIO:
+        if path not in self._files:
+            self._files[path] = path.open("rb", buffering=0)
+        return self._files[path]
 
 
 def _merge_buckets(counts: NDArray[np.int64], most_rows: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Writing a cache: rows arrive in reading order and become one shuffled cache, despite interruptions."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -11,25 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ...common.errors import BadActivationError, UsageError
+from ...common.errors import UsageError
+from ...distributed.group import Group
 from ..config import StorageConfig
 from ..disk_space import disk_explained
 from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences, fingerprint, whole_identity
-from ..keys import is_heldout, row_keys
 from ..layout import TokensKind
 from ..manifest import Manifest, load_manifest
 from ..untrusted import describe_invalid
 from .arguments import (
     SequenceArrays,
+    check_activations,
     check_counts,
-    check_rows,
+    check_hooks,
     check_settings,
     row_arguments,
     sequence_arguments,
 )
 from .finalize import Delivery, Finalizer
-from .journal import WORK_FOLDER, Journal, damaged_journal, journal_path, read_journal, write_journal
+from .journal import (
+    WORK_FOLDER,
+    Journal,
+    PartLengths,
+    damaged_journal,
+    journal_path,
+    read_journal,
+    write_journal,
+)
 from .output import (
     claim_output,
     discard_results,
@@ -39,10 +48,10 @@ from .output import (
     remove_work,
     unmark_uncommitted,
 )
+from .part import SpillMark, SpillPart
 from .planned_size import plan_layout
 from .publish import publish
-from .spill import SpillWriter, bucket_of, choose_buckets
-from .staging import Staging
+from .spill import choose_buckets
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,6 +77,7 @@ class CacheWriter:
         provenance: Mapping[str, Any] = _NOTHING,
         planned_sequences: int | None = None,
         delivery: Delivery | None = None,
+        shared: bool = False,
     ) -> None:
         """Start a cache in a new folder, or continue the unfinished one that is there.
 
@@ -84,6 +94,8 @@ class CacheWriter:
             planned_sequences: how many will be written; chooses the number of shuffle buckets, so that each
                 fits in memory. The finished bytes do not depend on it.
             delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
+            shared: other processes write into ``path`` too (see ``helper.py``), perhaps still when this one
+                is closed: so nothing is removed before the first commit.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -95,14 +107,13 @@ class CacheWriter:
         self.seed = seed
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
-        self._delivery = delivery
+        self._delivery, self._shared = delivery, shared
         self._planned_rows = None if planned_sequences is None else planned_sequences * context
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
-        self._records = {hook: RecordLayout(width, self.storage.dtype) for hook, width in self.hooks.items()}
-        self._spill: SpillWriter | None = None
-        self._staging: Staging | None = None
+        self._part: SpillPart | None = None
+        self._others = SpillMark()  # what other processes wrote in this run, as far as it is recorded
         self._failed = False  # an error left rows half written: nothing more may be written or committed
         self._created = not self.path.exists()
         self._lock = claim_output(self.path)
@@ -115,6 +126,11 @@ class CacheWriter:
             self._lock.release()
             raise
         self._pending = self._journal  # what the next commit will make durable
+
+    @property
+    def journal(self) -> Journal:
+        """The last commit."""
+        return self._journal
 
     @property
     def sequences_done(self) -> int:
@@ -149,6 +165,24 @@ class CacheWriter:
         ids, documents, keep = sequence_arguments(ids, documents, keep, self.context)
         self._append("ids and documents", documents, keep, activations, {"ids": ids, "document": documents})
 
+    def add_rows(
+        self,
+        first: int,
+        documents: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+        activations: Mapping[str, Any],
+    ) -> None:
+        """Append the rows of the sequences from number ``first`` on; :meth:`write_token_arrays` has them.
+
+        Where several processes write one cache, each adds the rows of some sequences, in ascending order.
+        Arguments and errors as in :meth:`write_sequences`.
+        """
+        self._check_usable()
+        check_activations(activations, self.hooks, int(keep.sum()))
+        self._check_goes_on("ids and documents")
+        with self._working():
+            self._add_rows(self._begin_writing("ids and documents"), first, documents, keep, activations)
+
     def write_rows(self, activations: Mapping[str, Any], documents: Any = None) -> None:
         """Append rows that do not come from token sequences; such a cache has context 1 and no token ids.
 
@@ -161,7 +195,7 @@ class CacheWriter:
         """
         if self.context != 1:
             raise UsageError(f"write_rows needs context=1, this writer has context={self.context}")
-        self._check_hooks(activations)
+        check_hooks(activations, self.hooks)
         n = len(next(iter(activations.values())))
         kind, numbers, arrays = row_arguments(documents, n, self._pending.sequences)
         self._append(kind, numbers, np.ones((n, 1), dtype=np.bool_), activations, arrays)
@@ -179,21 +213,20 @@ class CacheWriter:
             records: hook -> uint8 [n, record_bytes], see ``records.py``.
         """
         self._check_usable()
-        self._check_hooks(records)
+        check_hooks(records, self.hooks)
         assert self._pending.tokens is not None and int(token.max(initial=0)) < self._written_tokens
         with self._working():
-            staging = self._begin_writing(self._pending.tokens)
-            bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
-            if split == "heldout":
-                bucket[:] = self._journal.num_buckets
-            staging.add_records([records[hook] for hook in self.hooks], token, bucket)
+            self._begin_writing(self._pending.tokens).add_records(split, token, records)
             count = f"{split}_rows"
             self._advance(**{count: getattr(self._pending, count) + len(token)})
 
     def write_token_arrays(
         self, tokens: TokensKind, sequences: int, arrays: Mapping[str, NDArray[np.int32]]
     ) -> None:
-        """Append token arrays int32 [sequences, context]; their rows follow by :meth:`write_records`."""
+        """Append token arrays int32 [sequences, context].
+
+        Their rows come by :meth:`write_records`, afterwards, or by :meth:`add_rows`.
+        """
         self._check_usable()
         self._check_goes_on(tokens)
         with self._working():
@@ -210,8 +243,75 @@ class CacheWriter:
         self._check_usable()
         with self._working():
             if progress is not None:
-                self._advance(progress=json.loads(canonical_json(dict(progress))))
+                self._set_progress(progress)
             self._make_durable()
+
+    def spill_durably(self) -> Journal:
+        """The first half of a commit that other processes take part in: what this one wrote is durable.
+
+        Errors as in :meth:`commit`.
+        """
+        self._check_usable()
+        with self._working():
+            return self._spill_durably()
+
+    def record(self, durable: Journal, others: Sequence[SpillMark], progress: Mapping[str, Any]) -> None:
+        """The second half: what all processes made durable at the same point becomes the last commit.
+
+        Args:
+            durable: what :meth:`spill_durably` returned here.
+            others: what it returned in the other processes, in the order of their numbers.
+            progress: that of all together.
+        """
+        self._check_usable()
+        with self._working():
+            parts = tuple(PartLengths(blocks=mark.blocks, rows=mark.rows) for mark in others)
+            parts += durable.parts[len(parts) :]
+            sums = SpillMark(
+                train_rows=sum(mark.train_rows for mark in others),
+                heldout_rows=sum(mark.heldout_rows for mark in others),
+            )
+            new = {
+                "train_rows": sums.train_rows - self._others.train_rows,
+                "heldout_rows": sums.heldout_rows - self._others.heldout_rows,
+            }
+
+            def with_others(journal: Journal) -> Journal:
+                counts = {name: getattr(journal, name) + count for name, count in new.items()}
+                return journal.model_copy(update={"parts": parts, **counts})
+
+            self._pending, self._others = with_others(self._pending), sums
+            self._set_progress(progress)
+            self._record(with_others(durable).model_copy(update={"progress": self._pending.progress}))
+
+    def run_share(
+        self,
+        group: Group,
+        stop_asked: Callable[[], bool],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write shards together with other processes, before :meth:`finalize`; all rows are committed.
+
+        Raises:
+            KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
+        """
+        with self._working():
+            with group.together():
+                self._check_rows_were_written()
+                finalizer = open_finalizer(
+                    self.path,
+                    self._journal,
+                    self.storage,
+                    on_progress=on_progress,
+                    delivery=self._delivery,
+                    drop_pages=False,
+                )
+            finalizer.run_share(group, stop_asked)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether a former run has written the manifest already, and only cleaning up is left."""
+        return self._is_published()
 
     def finalize(
         self,
@@ -259,7 +359,8 @@ class CacheWriter:
         """Stop. The next writer continues from the last commit; before the first, nothing is left behind."""
         self._close_threads()
         if self._lock.is_locked:
-            if not self._journal.sequences and not (self.path / "zarr.json").is_file():
+            nothing = not self._journal.sequences and not (self.path / "zarr.json").is_file()
+            if nothing and not self._shared:
                 discard_work(self.path, self._lock, remove_folder=self._created)
             self._lock.release()
 
@@ -277,13 +378,21 @@ class CacheWriter:
 
     def _make_durable(self) -> None:
         """Spill and sync what is staged, and then replace the journal."""
-        if self._staging is not None and self._spill is not None:
-            self._staging.flush()
-            self._spill.sync()
-            self._advance(blocks=self._journal_blocks + self._staging.blocks_submitted)
-        write_journal(self.path, self._pending)
-        self._journal = self._pending
+        self._record(self._spill_durably())
+
+    def _spill_durably(self) -> Journal:
+        if self._part is not None:
+            self._part.make_durable()
+            self._advance(blocks=self._part.blocks)
+        return self._pending
+
+    def _record(self, journal: Journal) -> None:
+        write_journal(self.path, journal)
+        self._journal = journal
         unmark_uncommitted(self.path)
+
+    def _set_progress(self, progress: Mapping[str, Any]) -> None:
+        self._advance(progress=json.loads(canonical_json(dict(progress))))
 
     def _is_published(self) -> bool:
         """Whether a former run, killed just before its end, wrote the manifest, and its shards still exist.
@@ -298,7 +407,7 @@ class CacheWriter:
     def _load_or_start(self) -> Journal:
         journal = read_journal(self.path)
         if journal is None:
-            widest = max(record.record_bytes for record in self._records.values())
+            widest = RecordLayout(max(self.hooks.values()), self.storage.dtype).record_bytes
             journal = Journal(
                 identity=self.identity, num_buckets=choose_buckets(self._planned_rows, widest, self.storage)
             )
@@ -314,29 +423,24 @@ class CacheWriter:
             journal = journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
         else:
             discard_uncommitted_results(self.path)
+            for number in range(1, 1 + len(journal.parts)):  # cut back to the last commit
+                SpillPart(self.path, number, journal, self.storage).close()
         return journal
 
-    def _open_spill(self, tokens: TokensKind) -> Staging:
-        """The staging area in front of the spill, cut back to the last commit when it is opened."""
-        if self._staging is None:
+    def _open_spill(self, tokens: TokensKind) -> SpillPart:
+        """The spill, cut back to the last commit when it is opened."""
+        if self._part is None:
             names = {"ids and documents": ("ids", "document"), "documents": ("document",), "none": ()}[tokens]
-            records = list(self._records.values())
-            spill = WORK_FOLDER + "/spill"
-            self._spill = SpillWriter(
-                self.path / spill, records, self._journal.num_buckets, names, self.context
-            )
-            self._spill.begin(self._journal.lengths)
-            unit = self.storage.normalization == "unit"
-            self._staging = Staging(
-                self._spill,
-                self._records,
-                unit=unit,
-                block_bytes=self.storage.memory_bytes // 4,
+            self._part = SpillPart(
+                self.path,
+                0,
+                self._journal,
+                self.storage,
+                sequence_arrays=names,
                 planned_rows=self._planned_rows,
             )
-            self._journal_blocks = self._journal.blocks
             self._advance(tokens=tokens)
-        return self._staging
+        return self._part
 
     @property
     def _written_tokens(self) -> int:
@@ -349,9 +453,9 @@ class CacheWriter:
         if (self.path / "zarr.json").is_file():
             raise UsageError(f"{self.path} is finished but for cleaning up: finalize, or close")
 
-    def _begin_writing(self, tokens: TokensKind) -> Staging:
-        """The staging area. The results of a former finalize are removed, because more rows follow."""
-        if self._staging is None:
+    def _begin_writing(self, tokens: TokensKind) -> SpillPart:
+        """The spill. The results of a former finalize are removed, because more rows follow."""
+        if self._part is None:
             discard_results(self.path)
         return self._open_spill(tokens)
 
@@ -364,70 +468,57 @@ class CacheWriter:
         sequence_arrays: SequenceArrays,
     ) -> None:
         self._check_usable()
-        self._check_hooks(activations)
-        where = np.flatnonzero(keep)
-        for hook, width in self.hooks.items():
-            check_rows(activations[hook], len(where), width, hook)
+        check_activations(activations, self.hooks, int(keep.sum()))
         self._check_goes_on(tokens)
         with self._working():
-            staging = self._begin_writing(tokens)
-            first = self._pending.sequences
-            token = where.astype(np.uint64) + np.uint64(first * self.context)
-            heldout = is_heldout(self.seed, documents.reshape(-1)[where], self.heldout_fraction)
-            bucket = bucket_of(row_keys(self.seed, token), self._journal.num_buckets)
-            bucket[heldout] = self._journal.num_buckets
-            bad = staging.add_rows(activations, token, bucket)
-            if bad is not None:
-                sequence, position = divmod(int(where[bad.row]), self.context)
-                document = int(documents[sequence, position])
-                place = f"document {document}, sequence {first + sequence}, position {position}"
-                raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self.storage.dtype)}")
-            staging.add_sequences(sequence_arrays)
-            num_heldout = int(heldout.sum())
-            self._advance(
-                sequences=first + len(keep),
-                train_rows=self._pending.train_rows + len(where) - num_heldout,
-                heldout_rows=self._pending.heldout_rows + num_heldout,
-            )
+            part, first = self._begin_writing(tokens), self._pending.sequences
+            self._add_rows(part, first, documents, keep, activations)
+            part.add_sequences(sequence_arrays)
+            self._advance(sequences=first + len(keep))
 
-    def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
-        """Write every shard; the manifest of them."""
+    def _add_rows(
+        self,
+        part: SpillPart,
+        first: int,
+        documents: NDArray[np.integer],
+        keep: NDArray[np.bool_],
+        activations: Mapping[str, Any],
+    ) -> None:
+        added = part.add_rows(first, documents, keep, activations)
+        self._advance(
+            train_rows=self._pending.train_rows + added.train,
+            heldout_rows=self._pending.heldout_rows + added.heldout,
+        )
+
+    def _check_rows_were_written(self) -> TokensKind:
         journal = self._pending
         if not journal.train_rows or journal.tokens is None:
             raise UsageError(
                 f"nothing to train on: {journal.sequences} sequences were written, with "
                 f"{journal.heldout_rows} held-out rows and no training rows"
             )
-        staging = self._open_spill(journal.tokens)  # cuts off what a killed run left after its last commit
-        layout = plan_layout(
-            self.hooks,
-            self.context,
-            self.storage,
-            train_rows=journal.train_rows,
-            heldout_rows=journal.heldout_rows,
-            sequences=journal.sequences,
-            tokens=journal.tokens,
-        )
-        in_memory, committed = staging.keep_in_memory(), journal == self._journal
+        return journal.tokens
+
+    def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
+        """Write every shard; the manifest of them."""
+        journal, tokens = self._pending, self._check_rows_were_written()
+        part = self._open_spill(tokens)  # cuts off what a killed run left after its last commit
+        in_memory, committed = part.keep_in_memory(), journal == self._journal
         if not committed:
             mark_uncommitted(self.path)
-        finalizer = Finalizer(
+        finalizer = open_finalizer(
             self.path,
-            self.path / WORK_FOLDER,
-            layout,
-            seed=self.seed,
-            num_buckets=journal.num_buckets,
-            unit=self.storage.normalization == "unit",
-            memory_bytes=self.storage.memory_bytes,
+            journal,
+            self.storage,
             on_progress=on_progress,
             delivery=self._delivery,
             in_memory=in_memory,
-            synced=committed,
+            drop_pages=committed,
         )
         files, hooks = finalizer.run()
         try:
             return Manifest.from_layout(
-                layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
+                finalizer.layout, self.identity, hooks, self.storage.normalization, counts=counts, files=files
             )
         except ValidationError as error:  # its numbers are not those of what was written
             raise damaged_journal(self.path, describe_invalid(error)) from None
@@ -435,10 +526,6 @@ class CacheWriter:
     def _advance(self, **changed: Any) -> None:
         """Note what the next commit will make durable."""
         self._pending = self._pending.model_copy(update=changed)
-
-    def _check_hooks(self, activations: Mapping[str, Any]) -> None:
-        if set(activations) != set(self.hooks):
-            raise UsageError(f"activations: expected hooks {sorted(self.hooks)}, got {sorted(activations)}")
 
     def _check_usable(self) -> None:
         if self._failed or not self._lock.is_locked:
@@ -456,7 +543,32 @@ class CacheWriter:
             raise
 
     def _close_threads(self) -> None:
-        for stage in (self._staging, self._spill):
-            if stage is not None:
-                stage.close()
-        self._spill = self._staging = None
+        if self._part is not None:
+            self._part.close()
+        self._part = None
+
+
+def open_finalizer(path: Path, journal: Journal, storage: StorageConfig, **how: Any) -> Finalizer:
+    """What makes the shards of the rows that ``journal`` counts; ``how`` is as in :class:`.Finalizer`."""
+    identity = journal.identity
+    assert journal.tokens is not None
+    layout = plan_layout(
+        identity["hooks"],
+        identity["context"],
+        storage,
+        train_rows=journal.train_rows,
+        heldout_rows=journal.heldout_rows,
+        sequences=journal.sequences,
+        tokens=journal.tokens,
+    )
+    return Finalizer(
+        path,
+        path / WORK_FOLDER,
+        layout,
+        journal.spills(path),
+        seed=identity["seed"],
+        num_buckets=journal.num_buckets,
+        unit=storage.normalization == "unit",
+        memory_bytes=storage.memory_bytes,
+        **how,
+    )

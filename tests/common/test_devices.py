@@ -1,5 +1,7 @@
 """One function picks the device of every stage."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -28,3 +30,26 @@ def test_auto_passes_over_mps_where_sums_are_kept_in_float64(monkeypatch: pytest
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto").type == "mps"
     assert choose_device("auto", float64=True).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    [
+        ("auto", 3, "cuda:1"),
+        ("cuda", 0, "cuda:0"),
+        ("cuda:0", 3, None),
+        ("cpu", 3, None),
+        ("auto", None, None),
+    ],
+)
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(
+    name: str, local_rank: int | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "empty", lambda _, device, dtype: SimpleNamespace(device=torch.device(device)))
+    chosen = choose_device(name, local_rank=local_rank)
+    assert chosen == torch.device(expected or {"auto": "cuda"}.get(name, name))
+    assert current == ([expected] if expected else [])

@@ -345,7 +345,7 @@ def test_a_harvest_of_the_same_cache_on_other_hardware_is_kept_out(
         return elsewhere(*arguments) | {"processor": "another one"}
 
     with monkeypatch.context() as patch:
-        patch.setattr("saecache.harvest.job.forward_conditions", other_processor)
+        patch.setattr("saecache.harvest.batch_size.forward_conditions", other_processor)
         with pytest.raises(
             UsageError, match=r"other conditions \(.*; here: .*processor another one.*cache rm"
         ):

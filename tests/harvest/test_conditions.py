@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
-from saecache.harvest import HarvestConfig, LanguageModel, job, numerics
+from saecache.harvest import HarvestConfig, LanguageModel, batch_size, numerics
 from saecache.harvest.identity import Existing
 from saecache.harvest.numerics import forward_conditions, recorded_attention, recorded_device
 from saecache.harvest.plan import settle_device
@@ -134,9 +134,9 @@ def test_a_batch_size_that_was_measured_is_measured_once(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(num_tokens=1500, batch_size="auto")
-    monkeypatch.setattr(job, "choose_batch_size", lambda *_: 32)
+    monkeypatch.setattr(batch_size, "choose_batch_size", lambda *_: 32)
     stopped_while_reading(config, tmp_path / "cache")
-    monkeypatch.setattr(job, "choose_batch_size", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(batch_size, "choose_batch_size", lambda *_: pytest.fail("measured again"))
     run(config, tmp_path / "cache")
     assert open_cache(tmp_path / "cache").provenance["batch_size"] == 32
 

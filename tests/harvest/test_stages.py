@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 
 import pytest
 
@@ -11,8 +12,8 @@ from saecache.harvest.stages import run_overlapped
 from ..killing import DEADLINE_SECONDS
 
 
-def never() -> bool:
-    return False
+def as_they_are(items: Iterator[int]) -> Iterator[int]:
+    return items
 
 
 def numbers(count: int, fail_at: int | None = None) -> Iterator[int]:
@@ -24,7 +25,7 @@ def numbers(count: int, fail_at: int | None = None) -> Iterator[int]:
 
 def test_everything_in_order() -> None:
     written: list[int] = []
-    run_overlapped(numbers(50), lambda i: i * i, written.append, should_stop=never)
+    run_overlapped(numbers(50), as_they_are, lambda i: i * i, written.append)
     assert written == [i * i for i in range(50)]
 
 
@@ -49,7 +50,7 @@ def test_stages_overlap() -> None:
         meet(number - 1)
         return number
 
-    run_overlapped(read(), transform, meet, should_stop=never)
+    run_overlapped(read(), as_they_are, transform, meet)
     assert sorted(met) == sorted(3 * list(range(count - 2)))
 
 
@@ -68,14 +69,14 @@ def test_reading_stays_only_a_little_ahead() -> None:
         most_ahead = max(most_ahead, len(read) - i)
         return i
 
-    run_overlapped(items(), transform, lambda _: None, should_stop=never, depth=2)
+    run_overlapped(items(), as_they_are, transform, lambda _: None, depth=2)
     assert most_ahead <= 4
 
 
 def test_a_failing_source_comes_after_what_it_gave() -> None:
     written: list[int] = []
     with pytest.raises(LookupError, match="no item 7"):
-        run_overlapped(numbers(20, fail_at=7), lambda i: i, written.append, should_stop=never)
+        run_overlapped(numbers(20, fail_at=7), as_they_are, lambda i: i, written.append)
     assert written == list(range(7))
 
 
@@ -93,7 +94,7 @@ def test_a_failing_transform_leaves_what_was_done_written(error: type[BaseExcept
         written.append(i)
 
     with pytest.raises(error):
-        run_overlapped(numbers(20), transform, consume, should_stop=never)
+        run_overlapped(numbers(20), as_they_are, transform, consume)
     assert written == list(range(9))
 
 
@@ -107,12 +108,14 @@ def test_nothing_is_written_after_a_failed_write() -> None:
         written.append(i)
 
     with pytest.raises(OSError, match="disk full"):
-        run_overlapped(numbers(100), lambda i: i, consume, should_stop=never)
+        run_overlapped(numbers(100), as_they_are, lambda i: i, consume)
     assert written == [0, 1, 2, 3]
 
 
 def test_a_stop_ends_between_items() -> None:
     written: list[int] = []
-    run_overlapped(numbers(100), lambda i: i, written.append, should_stop=lambda: len(written) >= 5)
+    run_overlapped(
+        numbers(100), lambda items: takewhile(lambda _: len(written) < 5, items), lambda i: i, written.append
+    )
     assert written == list(range(len(written)))
     assert 5 <= len(written) < 15

@@ -29,6 +29,7 @@ from saecache.store.writing.spill import (
     limit_rows=st.integers(1, 100),
     in_memory=st.integers(0, 6),
     merged=st.booleans(),
+    processes=st.integers(1, 3),
 )
 def test_positions_are_those_of_one_sort(
     tmp_path_factory: pytest.TempPathFactory,
@@ -39,11 +40,14 @@ def test_positions_are_those_of_one_sort(
     limit_rows: int,
     in_memory: int,
     merged: bool,
+    processes: int,
 ) -> None:
-    folder = tmp_path_factory.mktemp("spill") / "spill"
+    place = tmp_path_factory.mktemp("spill")
+    folders = [place / f"spill.{process}" for process in range(processes)]
     layout = RecordLayout(4, "float16")
-    spill = SpillWriter(folder, [layout], 1 << bits, (), 1)
-    spill.begin(SpillLengths())
+    spills = [SpillWriter(folder, [layout], 1 << bits, (), 1) for folder in folders]
+    for spill in spills:
+        spill.begin(SpillLengths())
     first = 0
     kept: list[Block] = []  # which are not spilled
     for number, count in enumerate(blocks):
@@ -57,16 +61,17 @@ def test_positions_are_those_of_one_sort(
         if number >= len(blocks) - in_memory:
             kept.append(block)
         else:
-            spill.submit(block)
+            spills[number % processes].submit(block)
         first += count
-    spill.sync()
-    spill.close()
+    for spill in spills:
+        spill.sync()
+        spill.close()
 
     every = np.arange(first, dtype=np.uint64) * np.uint64(3)
     heldout = every % np.uint64(heldout_every) == 0
     expected = every[~heldout][np.argsort(row_keys(9, every[~heldout]))]
     shuffled = ShuffledSpill(
-        folder,
+        folders,
         9,
         1 << bits,
         limit_bytes=limit_rows * layout.record_bytes,

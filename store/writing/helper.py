@@ -1,0 +1,120 @@
+"""Several processes that write one cache: each of them spills rows, and writes a share of the shards.
+
+The first process has the :class:`.CacheWriter`, with the lock, the journal and the token arrays; each of the
+others has a :class:`HelperWriter`. All commits are made by the first, once everybody's rows are durable.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import UsageError
+from ...distributed.group import Group
+from ..config import StorageConfig
+from ..disk_space import disk_explained
+from .arguments import check_activations
+from .finalize import Delivery
+from .journal import Journal, read_journal
+from .part import SpillMark, SpillPart
+from .writer import open_finalizer
+
+
+class HelperWriter:
+    """Writes rows of the cache in ``path`` as process ``number``, from 1 on, of those that write it.
+
+    Args:
+        path: the cache's folder, which all processes see.
+        number: of this process. Whatever the last commit does not know of its spill is cut off.
+        journal: the last commit, of the first process.
+        storage: as in the first process.
+        planned_sequences: how many this process may write.
+        delivery: as in the first process.
+
+    Raises:
+        UsageError: this process does not see the folder of the first one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        number: int,
+        journal: Journal,
+        storage: StorageConfig,
+        planned_sequences: int,
+        delivery: Delivery | None = None,
+    ) -> None:
+        there = read_journal(path)
+        if there is None or there.identity != journal.identity:
+            raise UsageError(
+                f"process {number} does not see what process 0 has written into {path.absolute()}: expected "
+                "a folder on a disk that all machines share"
+            )
+        self.path = path
+        self._delivery = delivery
+        self.sequences_done = journal.sequences
+        self._number, self._journal, self._storage = number, journal, storage
+        self._planned_rows = planned_sequences * journal.identity["context"]
+        self._part: SpillPart | None = None
+        self._mark = SpillMark(**journal.parts[number - 1].model_dump()) if self._is_known else SpillMark()
+
+    @property
+    def _is_known(self) -> bool:
+        return self._number <= len(self._journal.parts)
+
+    def add_rows(
+        self,
+        first: int,
+        documents: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+        activations: Mapping[str, Any],
+    ) -> None:
+        """As :meth:`.CacheWriter.add_rows`."""
+        check_activations(activations, self._journal.identity["hooks"], int(keep.sum()))
+        with disk_explained(self.path):
+            added = self._open().add_rows(first, documents, keep, activations)
+        self._mark = self._mark.model_copy(
+            update={
+                "rows": self._mark.rows + added.train + added.heldout,
+                "train_rows": self._mark.train_rows + added.train,
+                "heldout_rows": self._mark.heldout_rows + added.heldout,
+            }
+        )
+
+    def spill_durably(self) -> SpillMark:
+        """Make what was added durable, and return how far it goes, for the first process to record.
+
+        Raises:
+            DiskFullError: the last commit still stands.
+        """
+        with disk_explained(self.path):
+            self._open().make_durable()
+        self._mark = self._mark.model_copy(update={"blocks": self._open().blocks})
+        return self._mark
+
+    def run_share(self, journal: Journal, group: Group, stop_asked: Callable[[], bool]) -> None:
+        """Write shards together with the other processes, of the rows that ``journal`` counts.
+
+        Raises:
+            KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
+        """
+        with group.together():
+            finalizer = open_finalizer(
+                self.path, journal, self._storage, delivery=self._delivery, drop_pages=False
+            )
+        finalizer.run_share(group, stop_asked)
+
+    def close(self) -> None:
+        """Stop. Rows since the last commit are lost."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+    def _open(self) -> SpillPart:
+        if self._part is None:
+            self._part = SpillPart(
+                self.path, self._number, self._journal, self._storage, planned_rows=self._planned_rows
+            )
+        return self._part

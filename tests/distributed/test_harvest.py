@@ -1,0 +1,236 @@
+"""A harvest by several processes: the same bytes for any number of them, whatever happens to one."""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+from saecache.harvest import HarvestConfig
+from saecache.store import inspect_output, verify_cache
+from saecache.store.remote import open_remote_folder
+from saecache.store.writing.journal import read_journal
+
+from ..store.remote.server import S3Server
+from .harvesting import Harvest, Mishap, forkserver, into_folder, run
+from .processes import SECONDS, free_port
+
+MakeConfig = Callable[..., HarvestConfig]
+# After so many forwards of a process a commit is recorded, however slow the disk is: the first round asks for
+# it, rows are at most two steps behind, and each half of a commit takes one meeting.
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    return forkserver()
+
+
+@pytest.fixture(scope="module")
+def config(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> HarvestConfig:
+    """Several hooks, documents of very different lengths, of which some are held out, and sinks left out."""
+    folder = tmp_path_factory.mktemp("ragged")
+    lines = (json.dumps({"text": f"document {i} says " + "so it goes, " * (i % 90)}) for i in range(200))
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    return make_config(
+        text={"kind": "files", "paths": str(folder)},
+        hooks=["resid_post.1", "mlp_out.2", "attn_out.0"],
+        num_tokens=48_000,
+        batch_size=32,
+        commit_seconds=0.0,
+        selection={"sink_ratio": 1.5},
+        storage={"chunk_rows": 64, "shard_bytes": 1 << 16},
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    path = tmp_path_factory.mktemp("alone") / "cache"
+    assert run(processes, 1, into_folder(config, path))[0].status == 0
+    return contents(path)
+
+
+def contents(cache: Path) -> dict[str, str]:
+    """The digest of every file but those that hold times."""
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    names = {path.relative_to(cache).as_posix(): path for path in sorted(files)}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in names.items()
+        if not name.startswith("provenance/")
+    }
+
+
+def complete(processes: ForkServerContext, size: int, config: HarvestConfig, path: Path) -> None:
+    for rank, ended in enumerate(run(processes, size, into_folder(config, path))):
+        assert ended.status == 0, f"process {rank}: {ended.errors[-3000:]}"
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_bytes_are_those_of_one_process(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "cache"
+    complete(processes, size, config, path)
+    assert contents(path) == alone
+    assert verify_cache(path).ok
+    said = [into_folder(config, path).said_by(rank).read_text() for rank in range(size)]
+    assert "planned:" in said[0] and not any("planned:" in text for text in said[1:])
+    complete(processes, size, config, path)  # a finished one is left as it is
+    assert contents(path) == alone
+
+
+def test_killed_processes_are_taken_over_by_whoever_comes(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    mishaps = [(3, 2, STEPS), (2, 0, STEPS), (4, 3, STEPS), (3, 1, None), (2, 0, None)]
+    done = [0]
+    for size, rank, steps in mishaps:
+        ended = run(processes, size, into_folder(config, path), Mishap("kill", rank, steps=steps))
+        assert ended[rank].status == -9
+        assert all(other.status != 0 for other in ended)
+        for other in ended[:rank] + ended[rank + 1 :]:
+            assert "LostProcessError: another process of this run is gone" in other.errors
+        assert inspect_output(path) == "incomplete"
+        journal = read_journal(path)
+        assert journal is not None
+        done.append(journal.sequences)
+    assert done[0] < done[1] < done[2] < done[3] < done[4] == done[5]
+    complete(processes, 4, config, path)
+    assert contents(path) == alone
+
+
+def test_kills_at_random_moments(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path, moments = tmp_path / "cache", random.Random(int(time.time()))
+    began = time.monotonic()
+    complete(processes, 2, config, tmp_path / "undisturbed")
+    seconds = time.monotonic() - began
+    for _ in range(4):
+        size = moments.choice([2, 3, 4])
+        mishap = Mishap("kill", moments.randrange(size), seconds=moments.uniform(0.1, 1.0) * seconds)
+        run(processes, size, into_folder(config, path), mishap)
+    complete(processes, moments.choice([1, 2, 3]), config, path)
+    assert contents(path) == alone
+
+
+@pytest.mark.parametrize(
+    ("mishap", "status", "said"),
+    [
+        (Mishap("nan", 1, steps=STEPS), 2, "BadActivationError: hook attn_out.0, document"),
+        (Mishap("full", 2, steps=STEPS), 1, "DiskFullError: the disk ran full while writing"),
+        (Mishap("full", 0, steps=STEPS), 1, "DiskFullError: the disk ran full while writing"),
+    ],
+    ids=lambda value: f"{value.kind} at {value.rank}" if isinstance(value, Mishap) else "",
+)
+def test_one_failure_ends_all_and_is_said_once(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    mishap: Mishap,
+    status: int,
+    said: str,
+) -> None:
+    path = tmp_path / "cache"
+    ended = run(processes, 3, into_folder(config, path), mishap)
+    assert [one.status for one in ended] == [status] * 3
+    assert said in ended[mishap.rank].errors
+    for rank, other in enumerate(ended):
+        if rank != mishap.rank:
+            assert f"OtherProcessError: process {mishap.rank} failed" in other.errors
+    journal = read_journal(path)
+    assert journal is not None and journal.sequences > 0  # what was committed is kept
+    complete(processes, 2, config, path)
+    assert contents(path) == alone
+
+
+@pytest.mark.parametrize("mishap", [Mishap("stop", 2, steps=5), Mishap("stop", 1), Mishap("stop", 0)])
+def test_a_stop_of_one_process_stops_all_at_one_point(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    mishap: Mishap,
+) -> None:
+    path = tmp_path / "cache"
+    seldom = config.model_copy(update={"commit_seconds": 1e6})
+    ended = run(processes, 3, into_folder(seldom, path), mishap)
+    assert [one.status for one in ended] == [130] * 3
+    assert "stopping after this step" in ended[mishap.rank].errors
+    journal = read_journal(path)
+    assert journal is not None and journal.sequences > 0
+    assert journal.progress["phase"] == ("reading" if mishap.steps else "finishing")
+    complete(processes, 1, config, path)
+    assert contents(path) == alone
+
+
+def test_a_process_that_cannot_begin_ends_all(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    wrong = config.model_copy(update={"hooks": ("resid_post.9",)})
+    ended = run(processes, 2, into_folder(wrong, path))
+    assert [one.status for one in ended] == [2, 2]
+    assert "UsageError: " in ended[0].errors and "OtherProcessError: process 0 failed" in ended[1].errors
+    assert not path.exists()
+
+
+def test_a_process_that_does_not_see_the_folder_ends_all(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "b"))
+    ended = run(processes, 2, apart)
+    assert [one.status for one in ended] == [2, 2]
+    assert "process 1 does not see what process 0 has written" in ended[1].errors
+
+
+def test_into_a_bucket(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    tmp_path: Path,
+    s3_server: S3Server,
+    team: str,
+) -> None:
+    """By way of a scratch folder that all processes see; each uploads the shards that it has written."""
+    url = f"{team}/cache"
+    harvest = Harvest(config, url, tmp_path, tmp_path / "scratch", environment=s3_server.environment())
+    ended = run(processes, 3, harvest, Mishap("kill", 1))
+    assert [one.status for one in ended] == [1, -9, 1]
+    assert "LostProcessError" in ended[0].errors
+    ended = run(processes, 2, harvest)
+    assert [one.status for one in ended] == [0, 0], ended[0].errors + ended[1].errors
+    location = open_remote_folder(url)
+    found = {
+        info.key: hashlib.sha256(location.get(info.key, 1 << 24)).hexdigest() for info in location.objects()
+    }
+    assert found.pop("provenance/zarr.json")
+    assert found == alone
+    assert not (tmp_path / "scratch").exists()
+    assert [one.status for one in run(processes, 2, harvest)] == [0, 0]  # finished already
+
+
+def test_torchrun_in_front_of_the_command(
+    config: HarvestConfig, alone: dict[str, str], tmp_path: Path
+) -> None:
+    path, recipe = tmp_path / "cache", tmp_path / "harvest.yaml"
+    recipe.write_text(json.dumps(config.model_dump(mode="json")))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = ["-m", "saecache", "harvest", str(recipe), "--out", str(path)]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *command], capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(path) == alone
+    assert done.stderr.count("planned:") == 1
