@@ -1,8 +1,8 @@
 """SAEs of the Hugging Face Hub and of buckets, downloaded to a folder on this machine.
 
 What ``saecache publish`` has written is fetched and checked by its list of files. Anything else of the Hub,
-``hf://ORG/NAME[@REVISION][/FOLDER]``, is a plain download by huggingface_hub, into its own cache, of the files
-of one SAE and of no other.
+``hf://ORG/NAME[@REVISION][/FOLDER]``, is a plain download by huggingface_hub, into its own cache, of the
+files of one SAE and of no other.
 """
 
 import re
