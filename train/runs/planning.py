@@ -13,6 +13,7 @@ from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
+from .layout import Layout, layout_problems
 from .trackers import missing_trackers
 
 MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
@@ -20,7 +21,10 @@ MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``."""
+    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``.
+
+    ``layout`` says which of them this process trains.
+    """
 
     hook: str
     device: torch.device
@@ -28,6 +32,7 @@ class RunPlan:
     num_steps: int
     variants: tuple[Plan, ...]
     memory: "Memory"
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class Memory:
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> "Memory":
         """W_enc and W_dec [F, D], b_enc [F] and b_dec [D]; a kind's own tensors of [F] are not counted."""
-        weights = sum(4 * (2 * p.num_latents * p.d_model + p.num_latents + p.d_model) for p in plans)
+        weights = sum(4 * ((2 * p.d_model + 1) * p.shards.count + p.d_model) for p in plans)
         return cls(weights=weights, gradients=weights, moments=2 * weights)
 
     @property
@@ -55,12 +60,13 @@ class Memory:
         )
 
 
-def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
-    """Check ``config`` against ``cache``.
+def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
+    """Check ``config`` against ``cache``; ``layout`` is this process's place among several.
 
     Raises:
         UsageError: some settings cannot work; the message lists them all, and how to fix each.
     """
+    layout = layout or Layout()
     problems = unexpected(config.expect, cache)
     hook = choose_hook(config, cache)
     rows = usable_rows(config, cache, hook)
@@ -83,12 +89,15 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
             batch_rows=config.batch_rows,
             num_steps=steps,
             batches_of_step=config.accumulate_batches,
+            group=layout.group,
         )
         for variant in config.variants
     ]
     device = choose_device(config.device, float64=True)
-    memory = Memory.of(plans)
-    if too_large := memory_problems(memory, plans, device):
+    if unshared := layout_problems(layout, [plan.num_latents for plan in plans]):
+        raise UsageError(_listed([*problems, *unshared]))
+    memory = Memory.of(plans[layout.own])
+    if too_large := memory_problems(memory, plans[layout.own], device):
         raise UsageError(_listed([*problems, *too_large]))  # a variant's own check may take memory too
     for variant, plan in zip(config.variants, plans, strict=True):
         found = [*too_many_active(variant, plan), *variant.problems(plan)]
@@ -97,7 +106,15 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
     problems += missing_trackers(config.log)
     if problems:
         raise UsageError(_listed(problems))
-    return RunPlan(hook=hook, device=device, rows=rows, num_steps=steps, variants=tuple(plans), memory=memory)
+    return RunPlan(
+        hook=hook,
+        device=device,
+        rows=rows,
+        num_steps=steps,
+        variants=tuple(plans),
+        memory=memory,
+        layout=layout,
+    )
 
 
 def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
@@ -111,7 +128,7 @@ def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device)
     fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
     needs = [(memory.total, device, what)]
     if device.type != "cpu":
-        drawn = 2 * 4 * largest.num_latents * largest.d_model
+        drawn = 2 * 4 * largest.shards.count * largest.d_model
         needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
     problems = []
     for needed_bytes, place, who in needs:

@@ -11,12 +11,14 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ..engine.schedule import in_steps
+from ..latent_shards import LatentShards
 from ..pairs import Pairs
 from .base.gradients import train_selected
 from .base.rows import Batch, RandomStream, Rows
 from .base.variant import Plan, Variant
 
 BETA = "beta"
+EPSILON = 1e-5  # of LayerNorm
 
 
 class ProbabilisticTopK(Variant):
@@ -102,8 +104,26 @@ class ProbabilisticTopK(Variant):
     def rank(self, rows: Rows, noisy: bool, first_row: int, a: Tensor) -> Tensor:
         """Turn the block a [b, F], which begins at ``first_row`` of ``rows``, into s - 1, or t if λ = 0."""
         beta, weight = rows.state[BETA], self.magnitude_weight
-        t = torch.nn.functional.layer_norm(a, a.shape[1:]) if self.layer_norm else a.clone()
+        t = layer_norm(a, rows.shards) if self.layer_norm else a.clone()
         if noisy:
-            t += rows.random_uniform(RandomStream.GATES, rows.first_row + first_row, *a.shape).logit_()
+            first = rows.first_row + first_row, *a.shape, rows.shards.first
+            t += rows.random_uniform(RandomStream.GATES, *first).logit_()
         t /= beta
         return t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)
+
+
+def layer_norm(a: Tensor, shards: LatentShards) -> Tensor:
+    """(a - mean) / sqrt(variance + 1e-5) with the mean and the variance of a row's F latents: ``a`` is [b, n].
+
+    Sums over the latents of a unit are float32, sums over units float64: of all processes, in one order.
+    """
+    whole = shards.count // shards.unit * shards.unit
+    parts = [a[:, :whole].unflatten(1, (-1, shards.unit)), a[:, None, whole:]]
+    sums = torch.cat([part.sum(2) for part in parts if part.numel()], dim=1).double()
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=2) for part in parts if part.numel()], dim=1)
+    mean, square = (
+        shards.gather_units(of_units.T.contiguous()).sum(0).div_(shards.total)
+        for of_units in (sums, norms.double().square_())
+    )
+    scale = (square.sub_(mean.square()) + EPSILON).rsqrt_()
+    return torch.addcmul((-mean * scale).float()[:, None], a, scale.float()[:, None])

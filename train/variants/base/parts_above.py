@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backends.sources import block_bytes, block_rows
 from ...pairs import Pairs
-from .products import prefers_matrices
+from .products import count_pairs, prefers_matrices
 from .rows import PART_ROWS, Batch
 
 PAIR_SHARE = 1 / 16  # target pairs per byte of a block: about 60 MB of pairs and temporaries on a CPU
@@ -24,7 +24,7 @@ def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch
     :data:`PART_ROWS` rows.
     """
     device = batch.x_centered.device
-    least = min(block_rows(batch.num_latents, device), PART_ROWS)
+    least = min(block_rows(batch.shards.total, device), PART_ROWS)
     aim = int(PAIR_SHARE * block_bytes(device))
     start, rows, many = 0, least, True
     while start < batch.num_rows:
@@ -32,5 +32,5 @@ def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch
         pairs = part.pre_activations(screened=not many).above(threshold)
         yield part, pairs
         start += part.num_rows
-        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, len(pairs))))
-        many = prefers_matrices(pairs)
+        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, count_pairs(pairs, batch.shards))))
+        many = prefers_matrices(pairs, batch.shards)
