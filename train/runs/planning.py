@@ -1,7 +1,7 @@
 """Check a config against a cache and plan the run: all problems are found before the first step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,7 +32,7 @@ class RunPlan:
     num_steps: int
     variants: tuple[Plan, ...]
     memory: "Memory"
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,7 @@ class ProbabilisticTopK(Variant):
 
 
 def layer_norm(a: Tensor, shards: LatentShards) -> Tensor:
-    """(a - mean) / sqrt(variance + 1e-5) with the mean and the variance of a row's F latents: ``a`` is [b, n].
+    """(a - mean) / sqrt(variance + 1e-5), with mean and variance over a row's F latents; ``a`` is [b, n].
 
     Sums over the latents of a unit are float32, sums over units float64: of all processes, in one order.
     """
