@@ -30,8 +30,7 @@ def prefers_matrices(codes: Pairs, shards: LatentShards | None = None) -> bool:
     entries = codes.num_rows * shards.total
     if 4 * entries > DENSE_BLOCKS * block_bytes(codes.latent.device):
         return False
-    number = len(codes) if shards.is_whole else codes.once("of all", lambda: count_pairs(codes, shards))
-    return number > DENSE_SHARE * entries
+    return count_pairs(codes, shards) > DENSE_SHARE * entries
 
 
 def count_pairs(codes: Pairs, shards: LatentShards) -> int:
