@@ -39,7 +39,7 @@ def block_bytes(device: torch.device) -> int:
 
 def block_rows(num_latents: int, device: torch.device) -> int:
     """The rows of a block of pre-activations of at most :func:`block_bytes`: a power of 2 from 32 to 4096."""
-    fitting = block_bytes(device) // (4 * num_latents)
+    fitting = block_bytes(device) // (4 * max(1, num_latents))
     return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
 
 
