@@ -77,14 +77,15 @@ class NFMInf(FrozenModel):
             shuffled = batch.random_order(RandomStream.NFM_INF, num_latents)
             latents = shuffled[: self.sample].sort().values
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+        every_norm = batch.shards.gather(norms)
         weight = self.coefficient / latents.numel()
         rows = block_rows(num_latents, W_dec.device)
         for start in range(0, latents.numel(), rows):
             block = latents[start : start + rows]
-            unit = batch.shards.rows_of(W_dec / norms[:, None], block)
-            cosine, nearest = nearest_others(unit, W_dec, norms, block, batch.shards)
+            unit = batch.shards.rows_of(W_dec, block) / every_norm[block, None]
+            cosine, nearest = nearest_of_all(unit, W_dec, norms, block, batch.shards)
             batch.outcome.add_loss("nfm_inf", weight * total(cosine.double()))
-            other = batch.shards.rows_of(W_dec / norms[:, None], nearest)
+            other = batch.shards.rows_of(W_dec, nearest) / every_norm[nearest, None]
             add_cosine_gradient(batch, norms, (block, unit), (nearest, other), cosine, weight)
 
 
@@ -94,7 +95,13 @@ def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
     return weights / norms, norms
 
 
-def nearest_others(
+def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest cosine of each of ``latents`` (int64 [b]) with another latent: cosine [b], latent [b]."""
+    unit = W_dec[latents] / norms[latents, None]
+    return nearest_of_all(unit, W_dec, norms, latents, LatentShards.divide(len(W_dec)))
+
+
+def nearest_of_all(
     unit: Tensor, W_dec: Tensor, norms: Tensor, latents: Tensor, shards: LatentShards
 ) -> tuple[Tensor, Tensor]:
     """The largest cosine of each of ``latents`` (int64 [b], of all F) with another latent of any process.
