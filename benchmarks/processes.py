@@ -121,7 +121,7 @@ def main() -> None:
         )
         for rank in range(settings.processes)
     ]
-    if any([one.wait() for one in started]):
+    if max(one.wait() for one in started):
         raise SystemExit("a process failed: see above")
 
 
