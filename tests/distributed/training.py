@@ -46,6 +46,7 @@ def main(cache: str, out: str, config: str, deed: dict[str, Any]) -> dict[str, A
                 told.append(traffic.bytes)
             if settings["step"] == deed.get("step") and world.rank == deed["rank"]:
                 do(deed, trainee)
+                deed.clear()  # once, for the first variant
             original(trainee, *arguments, **settings)
 
         loop.train_on_batch = watched
