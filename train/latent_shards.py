@@ -119,6 +119,14 @@ class LatentShards:
         """The sum of whole numbers over all processes."""
         return self.group.sum(counts)
 
+    def add_up(self, number: int) -> int:
+        """The sum of a number that each process has."""
+        return number if self.is_whole else int(self.group.sum(torch.tensor(number)))
+
+    def least(self, number: Tensor) -> Tensor:
+        """The least of a number that each process has, []."""
+        return number if self.is_whole else -self.group.max(-number)
+
     def weighted_sum(self, weight: Tensor, rows: Tensor) -> Tensor:
         """weight @ rows over all latents: [n], [n, D] -> [D]."""
         if self.is_whole:

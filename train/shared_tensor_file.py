@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,9 +51,9 @@ def write_tensors(
         if group.is_first:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:
-                file.write(header)
-                file.truncate(size)
+            with temporary.open("xb") as new:
+                new.write(header)
+                new.truncate(size)
     with group.together(), temporary.open("rb+") as file:
         for name, tensor in tensors.items():
             start = offsets[name]
@@ -101,7 +102,8 @@ def whole_info(tensor: Tensor, shards: LatentShards, shared: bool) -> TensorInfo
 def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
     """The header of a file of such tensors, and where the bytes of each begin in the file."""
     names = sorted(infos, key=lambda name: (_ORDER.index(_CODES[infos[name].dtype]), name))
-    entries, at = {}, 0
+    entries: dict[str, dict[str, Any]] = {}
+    at = 0
     for name in names:
         info = infos[name]
         end = at + info.num_bytes
@@ -119,7 +121,7 @@ def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
 
 def _write_at(file: int, tensor: Tensor, start: int) -> None:
     values = tensor.detach().cpu().contiguous().reshape(-1)
-    view = memoryview(values.view(torch.uint8).numpy()) if values.numel() else memoryview(b"")
+    view = memoryview(values.view(torch.uint8).numpy().data if values.numel() else b"")
     while view:
         written = os.pwrite(file, view, start)
         view, start = view[written:], start + written

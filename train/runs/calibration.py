@@ -40,7 +40,7 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     bias = (sae.b_enc[usable, None] / base).flatten()
     encoder = Encoder(x_centered, sae.W_enc[usable] / base, bias)
     total = round(l0 * x.shape[0])
-    most = x.shape[0] * int(group.sum(torch.tensor(usable.numel())))
+    most = x.shape[0] * sae.shards.add_up(usable.numel())
     scores = PreActivations(encoder, sae.shards.count, latents=usable, latent_shards=sae.shards)
     chosen = torch.cat(group.gather_rows(scores.largest_of_batch(min(total + 1, most)).value))
     largest = chosen[chosen > 0].sort(descending=True).values

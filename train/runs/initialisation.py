@@ -59,7 +59,8 @@ def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator, kept:
 
     def rotation() -> Tensor:
         q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
-        return (q * r.diagonal().sign()).float()
+        rotated: Tensor = (q * r.diagonal().sign()).float()
+        return rotated
 
     return _unit_rows((rotation() for _ in range(0, num_rows, width)), kept)
 

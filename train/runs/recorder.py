@@ -169,8 +169,7 @@ class Recorder:
     def _figures(self, trainee: Trainee) -> dict[str, Any]:
         """Of the interval so far, and how many latents are dead now."""
         dead = dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum()
-        dead = int(trainee.shards.sum(dead))
-        return {**trainee.interval.summary(self.inputs), "dead": dead}
+        return {**trainee.interval.summary(self.inputs), "dead": int(trainee.shards.sum(dead))}
 
     def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)

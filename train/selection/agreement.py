@@ -7,6 +7,7 @@ Legend: B rows, F latents, k pairs per row, P pairs.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,8 +60,8 @@ def largest_of_batch(
         return shards.agreed(lambda: _own_largest(backend, source, 0)), None
     for guess in _guesses(source, total, hint, shards):
         each = torch.full((source.num_latents,), guess, device=source.device)
-        candidates = shards.agreed(lambda each=each: _above(backend, source, each))
-        if _number(candidates, shards) >= total:
+        candidates = shards.agreed(partial(_above, backend, source, each))
+        if shards.add_up(len(candidates)) >= total:
             break
     else:
         candidates = shards.agreed(lambda: _own_largest(backend, source, total))
@@ -97,10 +98,6 @@ def _own_largest(backend: Backend, source: Source, total: int) -> Pairs:
     """The largest pairs of this process; those of all processes are among them."""
     most = source.num_rows * source.num_latents
     return backend.largest_of_batch(source, min(total, most), None)[0] if most else nothing(source)
-
-
-def _number(pairs: Pairs, shards: LatentShards) -> int:
-    return int(shards.sum(torch.tensor(len(pairs))))
 
 
 def _kth_largest(values: Tensor, k: int) -> float:

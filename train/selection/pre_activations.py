@@ -153,10 +153,7 @@ class PreActivations:
 
     def _most_latents(self) -> int:
         """The number of latents of the encoder, in all processes."""
-        number = self.source.num_latents
-        if self.shards.is_whole:
-            return number
-        return self.shards.total if self.latents is None else int(self.shards.sum(torch.tensor(number)))
+        return self.shards.total if self.latents is None else self.shards.add_up(self.source.num_latents)
 
     def _over_all(self, pairs: Pairs) -> Pairs:
         if self.latents is None:

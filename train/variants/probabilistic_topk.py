@@ -2,7 +2,7 @@
 Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -117,13 +117,14 @@ def layer_norm(a: Tensor, shards: LatentShards) -> Tensor:
 
     Sums over the latents of a unit are float32, sums over units float64: of all processes, in one order.
     """
-    whole = shards.count // shards.unit * shards.unit
-    parts = [a[:, :whole].unflatten(1, (-1, shards.unit)), a[:, None, whole:]]
-    sums = torch.cat([part.sum(2) for part in parts if part.numel()], dim=1).double()
-    norms = torch.cat([torch.linalg.vector_norm(part, dim=2) for part in parts if part.numel()], dim=1)
-    mean, square = (
-        shards.gather_units(of_units.T.contiguous()).sum(0).div_(shards.total)
-        for of_units in (sums, norms.double().square_())
-    )
-    scale = (square.sub_(mean.square()) + EPSILON).rsqrt_()
-    return torch.addcmul((-mean * scale).float()[:, None], a, scale.float()[:, None])
+
+    def mean_of(of_unit: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """The mean of a row, float64 [b], from its sums over the latents of each unit, float32 [b, units]."""
+        whole = shards.count // shards.unit * shards.unit
+        parts = [values[:, :whole].view(len(values), -1, shards.unit), values[:, None, whole:]]
+        sums = torch.cat([of_unit(part) for part in parts if part.numel()], dim=1).double()
+        return shards.gather_units(sums.T.contiguous()).sum(0).div_(shards.total)
+
+    centered = a - mean_of(lambda part: part.sum(2), a).to(a.dtype)[:, None]
+    variance = mean_of(lambda part: torch.linalg.vector_norm(part, dim=2).square(), centered)
+    return centered.mul_((variance + EPSILON).rsqrt_().to(a.dtype)[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backends.sources import block_bytes, block_rows
 from ...pairs import Pairs
-from .products import count_pairs, prefers_matrices
+from .products import prefers_matrices
 from .rows import PART_ROWS, Batch
 
 PAIR_SHARE = 1 / 16  # target pairs per byte of a block: about 60 MB of pairs and temporaries on a CPU
@@ -32,5 +32,5 @@ def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch
         pairs = part.pre_activations(screened=not many).above(threshold)
         yield part, pairs
         start += part.num_rows
-        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, count_pairs(pairs, batch.shards))))
+        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, batch.shards.add_up(len(pairs)))))
         many = prefers_matrices(pairs, batch.shards)

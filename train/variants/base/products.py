@@ -7,7 +7,6 @@ the start; from about two fifths on matrix products are faster, on parts small e
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ...backends import composed
@@ -30,12 +29,7 @@ def prefers_matrices(codes: Pairs, shards: LatentShards | None = None) -> bool:
     entries = codes.num_rows * shards.total
     if 4 * entries > DENSE_BLOCKS * block_bytes(codes.latent.device):
         return False
-    return count_pairs(codes, shards) > DENSE_SHARE * entries
-
-
-def count_pairs(codes: Pairs, shards: LatentShards) -> int:
-    """The number of pairs in all processes."""
-    return len(codes) if shards.is_whole else int(shards.sum(torch.tensor(len(codes))))
+    return shards.add_up(len(codes)) > DENSE_SHARE * entries
 
 
 def reconstruct(

@@ -110,8 +110,7 @@ class RunningThreshold(FrozenModel):
         if step < self.start_step or (alone and len(codes) == 0):
             return
         if shared or state[SUM].dim() == 0:
-            own = codes.value.min() if len(codes) else codes.value.new_tensor(torch.inf)
-            least = own if shards is None else -shards.group.max(-own)
+            least = _least(codes.value) if shards is None else shards.least(_least(codes.value))
             if not alone and not bool(least.isfinite()):
                 return
             least = least.expand_as(state[SUM])
@@ -129,6 +128,11 @@ class CountedThreshold(RunningThreshold):
     """A running threshold that is corrected by counting unless ``counted_share`` is null."""
 
     counted_share: Share | None = 1 / 16
+
+
+def _least(values: Tensor) -> Tensor:
+    """The least of ``values`` [P], infinity if there is none: []."""
+    return values.min() if len(values) else values.new_tensor(torch.inf)
 
 
 def _sum(numbers: Tensor, shards: LatentShards) -> Tensor:

@@ -1,6 +1,5 @@
 """AuxK: dead latents learn to reconstruct what the others leave over. Gao et al. 2024, appendix A.2."""
 
-import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -37,10 +36,10 @@ def reconstruct_leftover(
         error: the error of the main reconstruction, -e [B, D].
         latents: int64 [n], ascending, those of this process; none in any process adds no loss.
     """
-    number = part.shards.sum(torch.tensor(latents.numel()))
+    number = part.shards.add_up(latents.numel())
     if number == 0:
         return
-    k = min(k or default_k(error.shape[1]), int(number))
+    k = min(k or default_k(error.shape[1]), number)
     pre = part.pre_activations(latents)
     some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
     for rows, some in part.split(max(some_pairs // k, 64)):
