@@ -23,10 +23,11 @@ from ..store.durable import write_bytes
 from ..store.normalization import Normalizer
 from ..store.remote import is_url
 from ..store.untrusted_files import read_object
-from .backends.choice import backend_of
 from .backends.threads import torch_on_one_thread
+from .latent_shards import LatentShards
 from .pairs import Pairs
-from .tensor_file import TensorInfo, check_header, read_tensors, write_tensors
+from .shared_tensor_file import write_tensors
+from .tensor_file import TensorInfo, check_header, read_tensors
 from .variants import VARIANTS, AnyVariant
 from .variants.base.rows import Rows
 from .variants.base.variant import Plan
@@ -70,14 +71,21 @@ class SAE(nn.Module):
     b_dec: Tensor
     threshold: Tensor | None  # [] or [F]; None when the inference rule has none
 
-    def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, cfg: SAEConfig, tensors: Mapping[str, Tensor], shards: LatentShards | None = None
+    ) -> None:
+        """``shards``: the latents that ``tensors`` have, if other processes hold the others.
+
+        Then every process must call the same methods, and gets the codes of its own latents.
+        """
         super().__init__()
         self.cfg = cfg
+        self.shards = shards or LatentShards.divide(cfg.num_latents)
         self.normalizer = Normalizer.from_dict(cfg.normalization)
         expected = {
-            "W_enc": (cfg.num_latents, cfg.d_model),
-            "W_dec": (cfg.num_latents, cfg.d_model),
-            "b_enc": (cfg.num_latents,),
+            "W_enc": (self.shards.count, cfg.d_model),
+            "W_dec": (self.shards.count, cfg.d_model),
+            "b_enc": (self.shards.count,),
             "b_dec": (cfg.d_model,),
         }
         for name, shape in expected.items():
@@ -133,7 +141,7 @@ class SAE(nn.Module):
         """Decode codes (dense [B, F] or pairs) into normalized rows [B, D]."""
         if isinstance(codes, Tensor):
             return codes @ self.W_dec + self.b_dec
-        return backend_of(self.W_dec).decode(codes, self.W_dec, self.b_dec)
+        return self.shards.decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
@@ -191,7 +199,13 @@ class SAE(nn.Module):
     @torch_on_one_thread()
     def _encode(self, x: Tensor, as_trained: bool, batch_number: int = 0) -> Pairs:
         tensors = dict(self.named_buffers())
-        rows = Rows(x_centered=x - self.b_dec, parameters=tensors, state=tensors, number=batch_number)
+        rows = Rows(
+            x_centered=x - self.b_dec,
+            parameters=tensors,
+            state=tensors,
+            number=batch_number,
+            latent_shards=self.shards,
+        )
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
     def save(self, folder: str | Path) -> str:
@@ -201,8 +215,9 @@ class SAE(nn.Module):
             The sha256 of the file of the weights.
         """
         folder = Path(folder)
-        checksum = write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()))
-        write_bytes(folder / CONFIG_FILE, (self.cfg.model_dump_json(indent=2) + "\n").encode("utf-8"))
+        checksum = write_tensors(folder / WEIGHTS_FILE, dict(self.named_buffers()), self.shards)
+        text = self.cfg.model_dump_json(indent=2) + "\n"
+        self.shards.group.on_first(lambda: write_bytes(folder / CONFIG_FILE, text.encode("utf-8")))
         return checksum
 
 

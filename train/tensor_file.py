@@ -23,7 +23,7 @@ from ..store.untrusted_files import open_file, parse_object
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -46,6 +46,10 @@ class TensorInfo:
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorInfo":
@@ -95,35 +99,35 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise _damaged(path, f"its header would end after the file, which has {size} bytes")
+            raise damaged(path, f"its header would end after the file, which has {size} bytes")
         if length > MAX_HEADER_BYTES:
-            raise _damaged(path, f"its header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
+            raise damaged(path, f"its header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
         header = file.read(length)
     try:
         entries = parse_object(header)
     except ValueError as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     entries.pop("__metadata__", None)
     found, ranges = {}, []
     for name, entry in entries.items():
         match entry:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-                dtype in _DTYPES
+                dtype in DTYPES
                 and len(shape) <= MAX_DIMENSIONS
                 and all(type(n) is int and 0 <= n <= size for n in shape)
-                and end - start == math.prod(shape) * _DTYPES[dtype].itemsize
+                and end - start == math.prod(shape) * DTYPES[dtype].itemsize
             ):
-                found[name] = TensorInfo(_DTYPES[dtype], tuple(shape))
+                found[name] = TensorInfo(DTYPES[dtype], tuple(shape))
                 ranges.append((start, end))
             case _:
-                raise _damaged(path, f"the entry of tensor {name[:80]!r} contradicts itself")
+                raise damaged(path, f"the entry of tensor {name[:80]!r} contradicts itself")
     at = 0
     for start, end in sorted(ranges):
         if start != at:
-            raise _damaged(path, f"its tensors overlap or leave a gap at byte {min(start, at)}")
+            raise damaged(path, f"its tensors overlap or leave a gap at byte {min(start, at)}")
         at = end
     if at != size - 8 - length:
-        raise _damaged(path, f"its tensors should take {at} bytes, and {size - 8 - length} follow the header")
+        raise damaged(path, f"its tensors should take {at} bytes, and {size - 8 - length} follow the header")
     return found
 
 
@@ -156,9 +160,10 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _damaged(path: Path, reason: str) -> UsageError:
+def damaged(path: Path, reason: str) -> UsageError:
+    """The error for a file that cannot be read."""
     return UsageError(f"{path} is not a readable safetensors file: {reason}")

@@ -49,8 +49,10 @@ def round_products(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], Non
     """
 
     def install(bits: int, cut: bool) -> None:
-        def rounded(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-            return matmul(with_fewer_bits(a, bits, cut=cut), with_fewer_bits(b, bits, cut=cut), out)
+        def rounded(
+            a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None, **slices: Any
+        ) -> torch.Tensor:
+            return matmul(with_fewer_bits(a, bits, cut=cut), with_fewer_bits(b, bits, cut=cut), out, **slices)
 
         for module in (sources, screening):
             monkeypatch.setattr(module, "matmul", rounded)

@@ -106,15 +106,16 @@ def check_finite_factors(x: RowNorms, W: RowNorms, b_enc: Tensor) -> None:
     """
     for values, what in (
         (x.norm, "row {} of the batch"),
-        (W.norm, "the encoder weights of latent {}"),
-        (b_enc, "the encoder bias of latent {}"),
+        (W.norm, "the encoder weights of latent {latent}"),
+        (b_enc, "the encoder bias of latent {latent}"),
     ):
         finite = values.isfinite()
         if not bool(finite.all()):
             place = int((~finite).nonzero()[0])
-            raise NonFiniteError(
-                f"pre-activations cannot be computed: {what.format(place)} is NaN or infinite"
+            message = (
+                f"pre-activations cannot be computed: {what.replace('{}', str(place))} is NaN or infinite"
             )
+            raise NonFiniteError(message, place if values is not x.norm else None)
     if len(x.norm) and len(W.norm):
         largest = float(x.norm.max()) * float(W.norm.max()) + float(b_enc.abs().max())
         if largest > LARGEST_PRE_ACTIVATION:

@@ -48,7 +48,7 @@ def largest_of_batch(
         if len(collected) >= total:
             break
     chosen = collected.keep(collector.mask_of_largest(collected.value, total))
-    return chosen, torch.tensor(_next_guess(collector, chosen.value)) if total else None
+    return chosen, torch.tensor(next_guess(collector.kth_largest, chosen.value)) if total else None
 
 
 def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | None) -> Iterator[float]:
@@ -57,27 +57,32 @@ def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | No
     if not isfinite(last):  # this is the first batch
         last = torch.inf
     if total:
-        sample, share = _sample(source)
+        values, share = sample(source)
         for margin in SAMPLE_MARGINS:
             rank = int(margin * total * share) + 1
-            if rank <= sample.numel():
-                yield min(last, collector.kth_largest(sample, rank))
+            if rank <= values.numel():
+                yield min(last, collector.kth_largest(values, rank))
     yield -torch.inf
 
 
-def _sample(source: Source) -> tuple[Tensor, float]:
-    """Some pre-activations, spread over rows and latents or a whole block, and their share of all."""
+def sample(source: Source, processes: int = 1) -> tuple[Tensor, float]:
+    """Some pre-activations, spread over rows and latents or a whole block, and their share of all.
+
+    ``processes`` that share the latents take as many together as one.
+    """
     if not isinstance(source, Encoder):
         first = next(source.blocks())[1].clone()
         return first, first.shape[0] / source.num_rows
     x, W, b = source.x_centered, source.W_enc, source.b_enc
-    some = torch.arange(0, len(W), -(-len(W) // SAMPLE_LATENTS), device=W.device)
+    if len(W) == 0:
+        return x.new_empty(0), 1.0
+    some = torch.arange(0, len(W), -(-len(W) * processes // SAMPLE_LATENTS), device=W.device)
     rows = torch.linspace(0, len(x) - 1, min(len(x), SAMPLE_ROWS), device=W.device).long()
-    sample = matmul(x[rows], W[some].T).add_(b[some])
-    return sample, len(rows) / len(x) * len(some) / len(W)
+    values = matmul(x[rows], W[some].T).add_(b[some])
+    return values, len(rows) / len(x) * len(some) / len(W)
 
 
-def _next_guess(collector: Collector, chosen: Tensor) -> float:
+def next_guess(kth_largest: Callable[[Tensor, int], float], chosen: Tensor) -> float:
     """Guess the threshold that about ``MARGIN`` times as many as the ``chosen`` values [n] reach.
 
     It is as far below their least value as that is below the (n / ``MARGIN``)-th. Only the chosen values are
@@ -85,4 +90,4 @@ def _next_guess(collector: Collector, chosen: Tensor) -> float:
     addresses of this process, and that must not get into checkpoints.
     """
     least = float(chosen.min())
-    return least - (collector.kth_largest(chosen, max(1, int(chosen.numel() / MARGIN))) - least)
+    return least - (kth_largest(chosen, max(1, int(chosen.numel() / MARGIN))) - least)

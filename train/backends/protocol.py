@@ -71,6 +71,13 @@ class Backend(Protocol):
     def decode(self, pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
         """bias + sum over a row's pairs of value * W[latent]: [B, D]."""
 
+    def add_decoded(self, pairs: Pairs, W: Tensor, sums: Tensor) -> None:
+        """sums[row] += value * W[latent] for a row's pairs, one after the other: ``sums`` is [B, D].
+
+        Two calls, with the pairs of some latents and then with those of higher ones, give the bits of
+        :meth:`decode` (without a bias, of both) from zeros: processes that share the latents add up so.
+        """
+
     def reconstruct(
         self, codes: Pairs, W_dec: Tensor, target: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,9 +120,18 @@ class Backend(Protocol):
         """The sum of ``values`` [P] over the pairs of each latent: [F], in a fixed order."""
 
     def random_uniform(
-        self, seed: int, batch: int, row0: int, rows: int, num_latents: int, device: torch.device | str
+        self,
+        seed: int,
+        batch: int,
+        row0: int,
+        rows: int,
+        num_latents: int,
+        device: torch.device | str,
+        first_latent: int = 0,
     ) -> Tensor:
         """Draw numbers in (0, 1) for rows ``row0`` to ``row0 + rows - 1`` of a batch: float32 [rows, F].
+
+        The columns are the ``num_latents`` latents from ``first_latent`` on.
 
         Each is a function of (``seed``, ``batch``, row, latent) alone, the same on every backend: the one of
         :mod:`.plain.random_numbers`. ``seed`` and ``batch`` are from 0 to 2**64 - 1.
@@ -126,6 +142,9 @@ class Backend(Protocol):
 
         With ``unit_rows_of`` [F, D] the part of each row along that row is removed first.
         """
+
+    def row_squares(self, gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+        """The squares whose sum :meth:`gradient_norm` takes the root of: of each row, float64 [F]."""
 
     def global_norm(self, gradients: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
         """The L2 norm of all ``gradients`` together, each with its ``unit_rows_of``: float64 []."""

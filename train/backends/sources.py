@@ -39,7 +39,7 @@ def block_bytes(device: torch.device) -> int:
 
 def block_rows(num_latents: int, device: torch.device) -> int:
     """The rows of a block of pre-activations of at most :func:`block_bytes`: a power of 2 from 32 to 4096."""
-    fitting = block_bytes(device) // (4 * num_latents)
+    fitting = block_bytes(device) // (4 * max(1, num_latents))
     return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
 
 
@@ -53,12 +53,15 @@ class Encoder:
     Attributes:
         x_centered: float32 [B, D]. W_enc: float32 [F, D]. b_enc: float32 [F].
         block_rows: rows of a block; None takes :func:`block_rows`.
+        slice_latents: latents whose pre-activations are one product; None: all, whose rounding can depend on
+            their number.
     """
 
     x_centered: Tensor
     W_enc: Tensor
     b_enc: Tensor
     block_rows: int | None = None
+    slice_latents: int | None = None
 
     def __post_init__(self) -> None:
         num_latents, width = self.W_enc.shape
@@ -103,7 +106,7 @@ class Encoder:
         with borrowed(min(size, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
             for first_row in range(0, len(x), size):
                 part = x[first_row : first_row + size]
-                yield first_row, matmul(part, W.T, buffer[: len(part)]).add_(b)
+                yield first_row, matmul(part, W.T, buffer[: len(part)], columns=self.slice_latents).add_(b)
 
 
 @dataclass(frozen=True, eq=False)

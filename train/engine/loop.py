@@ -24,7 +24,10 @@ class Events:
     log: Callable[[int, Sequence[Trainee], "Clock"], None]
     save: Callable[[int, Sequence[Trainee]], None]
     failed: Callable[[int, int, Trainee, DivergedError], None]  # gets the 0-based step and batch of the run
-    stop_asked: Callable[[], bool]
+    stop_asked: Callable[[], bool]  # and the next one: alike in all processes of a run
+    any_running: Callable[[Sequence[Trainee]], bool] = (
+        bool  # whether a variant still trains, here or elsewhere
+    )
 
 
 @dataclass
@@ -83,7 +86,7 @@ def train(
             clock = Clock()
         if saving:
             events.save(done, running)
-        if stopping or not running:
+        if stopping or not events.any_running(running):
             return not stopping
     return True
 

@@ -101,7 +101,7 @@ def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
     found, active = FVU(), 0
     for part in torch.split(x, HELDOUT_ROWS):
         codes = sae.encode_sparse(part)
-        active += int((codes.value != 0).sum())
+        active += int(sae.shards.sum((codes.value != 0).sum()))
         found.add(part, sae.decode(codes))
     return {"heldout_fvu": found.value() or 0.0, "heldout_l0": active / x.shape[0]}
 

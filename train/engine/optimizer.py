@@ -10,7 +10,9 @@ from torch import Tensor
 from ...common.frozen import FrozenModel
 from ..backends.choice import backend_of
 from ..backends.plain.adam import TINY
-from ..backends.protocol import AdamSettings
+from ..backends.plain.products import total
+from ..backends.protocol import AdamSettings, Backend
+from ..latent_shards import LatentShards
 
 LearningRate = Literal["auto"] | PositiveFloat
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
@@ -60,7 +62,10 @@ class Optimizer:
         *,
         unit_norm_decoder: bool,
         frozen: Iterable[str] = (),
+        shards: LatentShards | None = None,
     ) -> None:
+        """``shards``: who holds the other latents, if ``parameters`` are of some of them only."""
+        self.shards = shards
         self.config = config
         self.unit_norm = {"W_dec"} if unit_norm_decoder else set()
         self.parameters = {name: tensor for name, tensor in parameters.items() if name not in set(frozen)}
@@ -78,7 +83,10 @@ class Optimizer:
             (gradients[name], tensor if name in self.unit_norm else None)
             for name, tensor in self.parameters.items()
         ]
-        return backend_of(pairs[0][0]).global_norm(pairs)
+        backend = backend_of(pairs[0][0])
+        if self.shards is None or self.shards.is_whole:
+            return backend.global_norm(pairs)
+        return shared_norm(backend, dict(zip(self.parameters, pairs, strict=True)), self.shards)
 
     def step(
         self,
@@ -128,6 +136,22 @@ class Optimizer:
         averages = {f"exp_avg.{name}": tensor for name, tensor in self.exp_avg.items()}
         squares = {f"exp_avg_sq.{name}": tensor for name, tensor in self.exp_avg_sq.items()}
         return {"steps": self.steps, **averages, **squares}
+
+
+def shared_norm(
+    backend: Backend, gradients: Mapping[str, tuple[Tensor, Tensor | None]], shards: LatentShards
+) -> Tensor:
+    """:meth:`.Backend.global_norm` of gradients whose latents several processes share; all but b_dec's do."""
+    shared = {name: pair for name, pair in gradients.items() if name != "b_dec"}
+    columns = [g if g.dim() == 1 else backend.row_squares(g, rows) for g, rows in shared.values()]
+    norms = {}
+    for name, column in zip(shared, shards.gather_columns(columns), strict=True):
+        matrix = shared[name][0].dim() > 1
+        norms[name] = total(column).sqrt() if matrix else backend.gradient_norm(column.float())
+    every = [
+        norms[name] if name in norms else backend.gradient_norm(gradients[name][0]) for name in gradients
+    ]
+    return torch.stack(every).square().sum().sqrt()
 
 
 def normalize_rows(weights: Tensor) -> None:

@@ -62,11 +62,20 @@ class Trainee:
         optimizer: OptimizerConfig,
         parameters: dict[str, Tensor],
     ) -> None:
-        """``parameters``: the initial W_enc, W_dec, b_enc and b_dec; the variant's own ones are added."""
+        """``parameters``: the initial W_enc, W_dec, b_enc and b_dec; the variant's own ones are added.
+
+        All are of the latents of this process (``plan.shards``).
+        """
         device = parameters["b_dec"].device
         self.variant, self.plan, self.seed = variant, plan, seed
-        self.parameters = parameters | {n: t.to(device) for n, t in variant.extra_parameters(plan).items()}
-        self.state = {n: t.to(device) for n, t in variant.initial_state(plan).items()}
+        self.shards = plan.shards
+
+        def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            parts = {n: self.shards.part(t) if t.dim() else t for n, t in tensors.items()}
+            return {n: (t if self.shards.is_whole else t.clone()).to(device) for n, t in parts.items()}
+
+        self.parameters = parameters | own(variant.extra_parameters(plan))
+        self.state = own(variant.initial_state(plan))
         self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.optimizer_config = variant.optimizer.applied_to(optimizer)
         self.optimizer = Optimizer(
@@ -74,17 +83,21 @@ class Trainee:
             self.parameters,
             unit_norm_decoder=variant.unit_norm_decoder,
             frozen=variant.frozen_parameters,
+            shards=self.shards,
         )
         self.peak_learning_rate = peak_learning_rate(self.optimizer_config, plan.num_latents)
-        self.rows_since_active = torch.zeros(plan.num_latents, dtype=torch.int64, device=device)
+        self.rows_since_active = torch.zeros(self.shards.count, dtype=torch.int64, device=device)
         self.interval = Interval(plan.num_latents, device)
         self._applied: Applied | None = None
 
     def start_at(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take values of a trained SAE, by the names of parameters and state, before the first step."""
+        """Take values of a trained SAE, by the names of parameters and state, before the first step.
+
+        They are of all latents: [F, ...], or [].
+        """
         targets = {**self.parameters, **self.state}
         for name, tensor in tensors.items():
-            targets[name].copy_(tensor)
+            targets[name].copy_(self.shards.part(tensor) if tensor.dim() else tensor)
 
     @property
     def name(self) -> str:
@@ -114,7 +127,7 @@ class Trainee:
         dead = dead_latents(self.rows_since_active, dead_after_rows)
         if number_in_step == 0:
             torch._foreach_zero_(list(self.gradients.values()))
-            self._outcome = Outcome.empty(self.plan.num_latents, x_centered.device)
+            self._outcome = Outcome.empty(self.shards.count, x_centered.device)
         self._batch = batch = Batch(
             x_centered=x_centered,
             target_centered=target_centered,
@@ -129,6 +142,7 @@ class Trainee:
             num_steps=self.plan.num_steps,
             step_rows=x_centered.shape[0] * self.plan.batches_of_step,
             batches_of_step=self.plan.batches_of_step,
+            latent_shards=self.shards,
         )
         try:
             self.variant.forward_backward(batch)

@@ -33,16 +33,17 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     """
     l0 = target_l0(sae, l0)
     assert sae.threshold is not None, "target_l0 has checked that"
-    threshold = sae.threshold.expand(sae.cfg.num_latents)
+    threshold = sae.threshold.expand(sae.shards.count)
     usable = threshold.isfinite().nonzero().flatten()  # the others were never active and stay inactive
     base = threshold[usable].clamp_min(TINY)[:, None] if sae.threshold.dim() else 1.0
+    group = sae.shards.group
     x_centered = x.float() - sae.b_dec
     bias = (sae.b_enc[usable, None] / base).flatten()
     encoder = Encoder(x_centered, sae.W_enc[usable] / base, bias)
     total = round(l0 * x.shape[0])
-    most = x.shape[0] * usable.numel()
-    scores = PreActivations(encoder, num_latents=usable.numel())
-    chosen = scores.largest_of_batch(min(total + 1, most)).value
+    most = x.shape[0] * sae.shards.add_up(usable.numel())
+    scores = PreActivations(encoder, sae.shards.count, latents=usable, latent_shards=sae.shards)
+    chosen = torch.cat(group.gather_rows(scores.largest_of_batch(min(total + 1, most)).value))
     largest = chosen[chosen > 0].sort(descending=True).values
     if not 0 < total <= largest.numel():
         raise UsageError(
@@ -53,7 +54,7 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     updated = sae.threshold * factor if sae.threshold.dim() else factor.to(sae.threshold)
     if sae.threshold.dim():
         updated = torch.where(sae.threshold > 0, updated, TINY * factor)
-    return SAE(sae.cfg, {**dict(sae.named_buffers()), "threshold": updated})
+    return SAE(sae.cfg, {**dict(sae.named_buffers()), "threshold": updated}, sae.shards)
 
 
 def calibrated_on(sae: SAE, cache: ActivationCache, l0: float | None = None, num_rows: int = 16384) -> SAE:

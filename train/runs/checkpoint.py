@@ -14,7 +14,7 @@ the variant's. Version 0.1 wrote no checksums; its checkpoints are checked by ty
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +29,10 @@ from ...common.validation import validate
 from ...store.durable import fsync_folder, write_bytes
 from ...store.untrusted_files import read_file, read_object
 from ..engine.trainee import Trainee
+from ..latent_shards import LatentShards
 from ..sae import CONFIG_FILE, SAE, WEIGHTS_FILE
-from ..tensor_file import TensorInfo, check_header, read_header, read_tensors, sha256_of, write_tensors
+from ..shared_tensor_file import read_tensors, shared_names, whole_info, write_tensors
+from ..tensor_file import TensorInfo, check_header, read_header, sha256_of
 
 FOLDER, FAILURE_FILE = "checkpoints", "failed.json"
 TRAINING_FILE, PROGRESS_FILE = "training.safetensors", "progress.json"
@@ -57,21 +59,34 @@ class Failure(FrozenModel):
 
 
 def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: RowVariance) -> None:
-    """Write the state after ``step`` steps below a variant's ``folder``."""
-    final = _place(folder, step)
+    """Write the state after ``step`` steps below a variant's ``folder``.
+
+    Processes that share the latents call this together, and each writes its own rows.
+    """
+    group, final = trainee.shards.group, _place(folder, step)
     temporary = final.with_name(final.name + ".tmp")
-    for leftover in (temporary, final):  # left by a run that was killed, or that repeats these steps
-        _remove(leftover)
-    temporary.mkdir(parents=True)
+
+    def start() -> None:
+        for leftover in (temporary, final):  # left by a run that was killed, or that repeats these steps
+            _remove(leftover)
+        temporary.mkdir(parents=True)
+
+    group.on_first(start)
     weights = sae.save(temporary)
-    groups = {name: group for name, group in trainee.tensors().items() if name != "parameters"}
-    training = write_tensors(temporary / TRAINING_FILE, _named(groups | {"inputs": inputs.tensors()}))
-    config = sha256_of(temporary / CONFIG_FILE)
-    checksums = {CONFIG_FILE: config, WEIGHTS_FILE: weights, TRAINING_FILE: training}
-    progress = Progress(step=step, sha256=checksums)
-    write_bytes(temporary / PROGRESS_FILE, progress.model_dump_json().encode("utf-8"))
-    temporary.rename(final)
-    fsync_folder(final.parent)
+    groups = trainee.tensors()
+    del groups["parameters"]
+    tensors, shared = _named(groups | {"inputs": inputs.tensors()}), _shared(groups)
+    training = write_tensors(temporary / TRAINING_FILE, tensors, trainee.shards, shared)
+
+    def finish() -> None:
+        config = sha256_of(temporary / CONFIG_FILE)
+        checksums = {CONFIG_FILE: config, WEIGHTS_FILE: weights, TRAINING_FILE: training}
+        progress = Progress(step=step, sha256=checksums)
+        write_bytes(temporary / PROGRESS_FILE, progress.model_dump_json().encode("utf-8"))
+        temporary.rename(final)
+        fsync_folder(final.parent)
+
+    group.on_first(finish)
 
 
 def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
@@ -100,6 +115,8 @@ def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVaria
 def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
+    Processes that share the latents read their own rows, whoever wrote them.
+
     The checksums were compared by :func:`check_checkpoint`, which reads all bytes.
 
     Raises:
@@ -109,10 +126,14 @@ def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVarian
     _check_tensors(source, trainee, inputs)
     for key in _losses_in(source / TRAINING_FILE):
         trainee.interval.losses[key.removeprefix(_LOSSES)] = torch.zeros((), dtype=torch.float64)
-    targets = trainee.tensors()
+    targets, shards = trainee.tensors(), trainee.shards
     parameters = targets.pop("parameters")
-    _copy_into(parameters, read_tensors(source / WEIGHTS_FILE))
-    _copy_into(_named(targets | {"inputs": inputs.tensors()}), read_tensors(source / TRAINING_FILE))
+    weights = parameters | dict(trainee.variant.inference_tensors(trainee.state))
+    _copy_into(parameters, read_tensors(source / WEIGHTS_FILE, shared_names(weights), shards))
+    _copy_into(
+        _named(targets | {"inputs": inputs.tensors()}),
+        read_tensors(source / TRAINING_FILE, _shared(targets), shards),
+    )
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -193,10 +214,21 @@ def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _check_tensors(source: Path, trainee: Trainee, inputs: RowVariance) -> None:
     targets = trainee.tensors()
     weights = targets.pop("parameters") | dict(trainee.variant.inference_tensors(trainee.state))
-    training = _named(targets | {"inputs": inputs.tensors()})
-    expected = {name: TensorInfo.of(tensor) for name, tensor in training.items()}
+    training, shared = _named(targets | {"inputs": inputs.tensors()}), _shared(targets)
+    expected = _infos(training, shared, trainee.shards)
     check_header(source / TRAINING_FILE, expected | _losses_in(source / TRAINING_FILE))
-    check_header(source / WEIGHTS_FILE, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
+    check_header(source / WEIGHTS_FILE, _infos(weights, shared_names(weights), trainee.shards))
+
+
+def _infos(
+    tensors: Mapping[str, Tensor], shared: Collection[str], shards: LatentShards
+) -> dict[str, TensorInfo]:
+    return {name: whole_info(tensor, shards, name in shared) for name, tensor in tensors.items()}
+
+
+def _shared(groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The names of the tensors with a row for each latent; the sums of an interval have none."""
+    return shared_names(_named({name: group for name, group in groups.items() if name != "interval"}))
 
 
 def _losses_in(path: Path) -> dict[str, TensorInfo]:

@@ -20,6 +20,7 @@ from ..engine.schedule import ScheduleConfig
 from ..variants import AnyVariant
 from ..variants.base.variant import Variant
 from . import grid
+from .layout import ParallelConfig
 
 PositiveCount = Annotated[Count, Field(gt=0)]
 RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
@@ -107,6 +108,7 @@ class TrainConfig(FrozenModel):
     log: LogConfig = LogConfig()
     device: str = "auto"  # auto: cuda if there is a GPU, else cpu
     expect: ExpectedCache = ExpectedCache()
+    parallel: ParallelConfig = ParallelConfig()
 
     @field_validator("variants", mode="before")
     @classmethod

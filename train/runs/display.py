@@ -72,6 +72,8 @@ class Display:
     @staticmethod
     def _text(lines: list[dict[str, Any]]) -> str:
         """``loss 0.12/0.15  fvu ...``: the figures of the first variants, side by side."""
+        if not lines:
+            return ""
         parts = (f"{key} {'/'.join(format(one[key], form) for one in lines[:SHOWN])}" for key, form in FORMS)
         more = f"  (and {len(lines) - SHOWN} more variants)" if len(lines) > SHOWN else ""
         return "  ".join(parts) + more

@@ -138,5 +138,6 @@ def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
+    del settings["parallel"]  # the same run continues with another number of processes
     settings["log"] = {key: value for key, value in settings["log"].items() if key not in MAY_CHANGE}
     return settings

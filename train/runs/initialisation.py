@@ -3,6 +3,9 @@
 Legend: D model width, F latents.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from ..engine.optimizer import normalize_rows
 from ..variants.base.variant import Plan
 from .config import InitialisationConfig
 
+DRAWN_ROWS = 4096  # drawn at a time: a multiple of 16, of which torch draws normal numbers together
 MEDIAN_TOLERANCE = 1e-7  # the iteration ends with a step below this fraction of the mean distance
 MEDIAN_ITERATIONS = 1000
 
@@ -21,41 +25,55 @@ def initial_parameters(
     """Draw W_dec [F, D] with rows of norm 1; W_enc is ``encoder_norm`` times W_dec, or drawn independently.
 
     b_enc [F] is 0, b_dec [D] is as given. All are float32; training does not keep the two matrices tied.
+    Processes that share the latents (``plan.group``) get their own rows of what one process would draw.
     """
     config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
     draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
-    W_dec = draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
+    sizes, own = (plan.num_latents, plan.d_model, generator), plan.shards.own
+    W_dec = draw(*sizes, own).to(b_dec.device)
     tied = config.encoder == "tied"
-    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator).to(b_dec.device)
+    W_enc = W_dec if tied else draw(*sizes, own).to(b_dec.device)
     return {
         "W_enc": W_enc * config.encoder_norm,
         "W_dec": W_dec,
-        "b_enc": torch.zeros(plan.num_latents, device=b_dec.device),
+        "b_enc": torch.zeros(len(W_dec), device=b_dec.device),
         "b_dec": b_dec.clone(),
     }
 
 
-def isotropic_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """Draw rows of norm 1, all directions equally likely: float32 [num_rows, width]."""
-    rows = torch.randn(num_rows, width, generator=generator)
-    normalize_rows(rows)
-    return rows
+def isotropic_rows(num_rows: int, width: int, generator: torch.Generator, kept: slice) -> Tensor:
+    """Draw rows of norm 1, all directions equally likely; return those ``kept``: float32 [n, width]."""
+    size = DRAWN_ROWS if num_rows >= 2 * DRAWN_ROWS else num_rows  # the last set would be small otherwise
+    stops = [*range(size, num_rows - size + 1, size), num_rows]
+    drawn = (torch.randn(stop - start, width, generator=generator) for start, stop in pairwise([0, *stops]))
+    return _unit_rows(drawn, kept)
 
 
-def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """Draw rows of norm 1 in consecutive sets of ``width`` orthogonal ones: float32 [num_rows, width].
+def orthogonal_rows(num_rows: int, width: int, generator: torch.Generator, kept: slice) -> Tensor:
+    """Draw rows of norm 1 in consecutive sets of ``width`` orthogonal ones; return those ``kept``.
 
     Each set is a uniform random rotation: Q of a Gaussian matrix, with the signs of R's diagonal (Mezzadri
     2007).
     """
-    sets = []
-    for _ in range(0, num_rows, width):
+
+    def rotation() -> Tensor:
         q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
-        sets.append((q * r.diagonal().sign()).float())
-    rows = torch.cat(sets)[:num_rows]
-    normalize_rows(rows)
-    return rows
+        rotated: Tensor = (q * r.diagonal().sign()).float()
+        return rotated
+
+    return _unit_rows((rotation() for _ in range(0, num_rows, width)), kept)
+
+
+def _unit_rows(drawn: Iterable[Tensor], kept: slice) -> Tensor:
+    """The rows ``kept`` of all that are ``drawn`` set by set, with norm 1. All are drawn, some are held."""
+    held, first = [], 0
+    for rows in drawn:
+        held.append(rows[max(0, kept.start - first) : max(0, kept.stop - first)].clone())
+        first += len(rows)
+    whole = held[0] if len(held) == 1 else torch.cat(held)
+    normalize_rows(whole)
+    return whole
 
 
 def geometric_median(rows: Tensor) -> Tensor:

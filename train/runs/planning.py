@@ -1,7 +1,7 @@
 """Check a config against a cache and plan the run: all problems are found before the first step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
+from .layout import Layout, layout_problems
 from .starting import Start
 from .trackers import missing_trackers
 
@@ -24,7 +25,8 @@ MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 class RunPlan:
     """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``.
 
-    ``init`` is the identity of the SAE that they start from, if any.
+    ``init`` is the identity of the SAE that they start from, if any. ``layout`` says which of them this
+    process trains.
     """
 
     hook: str
@@ -34,6 +36,7 @@ class RunPlan:
     variants: tuple[Plan, ...]
     memory: "Memory"
     init: Mapping[str, Any] | None = None
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class Memory:
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> "Memory":
         """W_enc and W_dec [F, D], b_enc [F] and b_dec [D]; a kind's own tensors of [F] are not counted."""
-        weights = sum(4 * (2 * p.num_latents * p.d_model + p.num_latents + p.d_model) for p in plans)
+        weights = sum(4 * ((2 * p.d_model + 1) * p.shards.count + p.d_model) for p in plans)
         return cls(weights=weights, gradients=weights, moments=2 * weights)
 
     @property
@@ -61,12 +64,13 @@ class Memory:
         )
 
 
-def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
-    """Check ``config`` against ``cache``.
+def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
+    """Check ``config`` against ``cache``; ``layout`` is this process's place among several.
 
     Raises:
         UsageError: some settings cannot work; the message lists them all, and how to fix each.
     """
+    layout = layout or Layout()
     problems = unexpected(config.expect, cache)
     start = None if config.init is None else Start.load(config.init)
     hook = choose_hook(config, cache, None if start is None else start.sae.cfg.hook)
@@ -92,12 +96,15 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
             batch_rows=config.batch_rows,
             num_steps=steps,
             batches_of_step=config.accumulate_batches,
+            group=layout.group,
         )
         for variant in config.variants
     ]
     device = choose_device(config.device, float64=True)
-    memory = Memory.of(plans)
-    if too_large := memory_problems(memory, plans, device):
+    if unshared := layout_problems(layout, [plan.num_latents for plan in plans]):
+        raise UsageError(_listed([*problems, *unshared]))
+    memory = Memory.of(plans[layout.own])
+    if too_large := memory_problems(memory, plans[layout.own], device):
         raise UsageError(_listed([*problems, *too_large]))  # a variant's own check may take memory too
     for variant, plan in zip(config.variants, plans, strict=True):
         found = [*too_many_active(variant, plan), *variant.problems(plan)]
@@ -118,6 +125,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache) -> RunPlan:
         variants=tuple(plans),
         memory=memory,
         init=None if start is None else start.identity,
+        layout=layout,
     )
 
 
@@ -132,7 +140,7 @@ def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device)
     fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
     needs = [(memory.total, device, what)]
     if device.type != "cpu":
-        drawn = 2 * 4 * largest.num_latents * largest.d_model
+        drawn = 2 * 4 * largest.shards.count * largest.d_model
         needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
     problems = []
     for needed_bytes, place, who in needs:

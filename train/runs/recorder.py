@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,17 @@ class Recorder:
         self.heldout = _heldout_rows(config, cache, plan)
         self.step_rows = config.batch_rows * config.accumulate_batches
         self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
+        self.everyone, self.group = plan.layout.everyone, plan.layout.group
 
     @contextmanager
     def watching(
         self, stream: Iterator[Tensor], first_step: int, trainees: Sequence[Trainee]
     ) -> Iterator[Iterator[Tensor]]:
         """The batches from ``first_step`` on, with the progress shown; later metrics are cut off before."""
-        self.metrics.cut_after(first_step)
-        self.trackers = open_trackers(self.config, self.out, first_step)
-        steps, hidden = self.plan.num_steps, not self.config.log.progress
+        is_first = self.everyone.is_first
+        self.everyone.on_first(lambda: self.metrics.cut_after(first_step))
+        self.trackers = open_trackers(self.config, self.out, first_step) if is_first else []
+        steps, hidden = self.plan.num_steps, not (self.config.log.progress and is_first)
         self.display = Display(self.out, steps, first_step, self.step_rows, hidden=hidden)
         try:
             with self.display.shown():
@@ -63,6 +67,8 @@ class Recorder:
 
     def _advance(self, trainees: Sequence[Trainee]) -> None:
         def figures() -> list[dict[str, Any]]:
+            if self.everyone.size > 1:  # the processes do not ask at the same time
+                return self.shown
             running = (trainee for trainee in trainees if int(trainee.interval.steps))  # none that has failed
             return self.shown or [self._figures(trainee) for trainee in running]
 
@@ -77,8 +83,8 @@ class Recorder:
             "data_wait_fraction": round(clock.waiting / seconds, 4),
             "seconds": round(seconds, 3),
         }
-        lines = [self._line(step, trainee) | timing for trainee in trainees]
-        self.metrics.append(lines)
+        lines = self._of_all([self._line(step, trainee) | timing for trainee in trainees])
+        self.everyone.on_first(lambda: self.metrics.append(lines))
         for tracker in self.trackers:
             for line in lines:
                 tracker.write(line)
@@ -90,15 +96,18 @@ class Recorder:
         """Save a checkpoint of every variant; remove older ones only once all have the new one."""
         for trainee in trainees:
             save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
+        self.everyone.barrier()
         for trainee in trainees:
-            prune(self.out / trainee.name, self.config.checkpoint.keep, step)
+            folder = self.out / trainee.name
+            self.group.on_first(partial(prune, folder, self.config.checkpoint.keep, step))
 
     def failed(self, step: int, number: int, trainee: Trainee, error: DivergedError) -> None:
         """Record that a variant failed in the 0-based ``step``, at batch ``number`` of the run, and why."""
         epoch, batch = divmod(number, self.plan.rows // self.config.batch_rows)
         reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
-        record_failure(self.out / trainee.name, step, reason)
-        logger.error("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
+        self.group.on_first(lambda: record_failure(self.out / trainee.name, step, reason))
+        log = logger.error if self.group.is_first else logger.debug
+        log("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
 
     def sae(self, trainee: Trainee, step: int) -> SAE:
         """The SAE after ``step`` steps; it shares the trainee's tensors."""
@@ -134,7 +143,8 @@ class Recorder:
                 **({} if self.plan.init is None else {"init": dict(self.plan.init)}),
             },
         )
-        return SAE(cfg, {**trainee.parameters, **variant.inference_tensors(trainee.state)})
+        tensors = {**trainee.parameters, **variant.inference_tensors(trainee.state)}
+        return SAE(cfg, tensors, trainee.shards)
 
     def finished_sae(self, trainee: Trainee) -> SAE:
         """The SAE at the end of the run, with its threshold calibrated if the config says so."""
@@ -150,15 +160,22 @@ class Recorder:
             }
             sae = calibrated_on(sae, self.cache, calibration.l0, calibration.rows)
         except UsageError as error:  # no reason to lose what was trained
-            logger.error("%s; its threshold stays as training left it", error)
+            log = logger.error if self.group.is_first else logger.debug
+            log("%s; its threshold stays as training left it", error)
             note = {"failed": str(error)}
         cfg = sae.cfg.model_copy(update={"training": {**sae.cfg.training, "calibration": note}})
-        return SAE(cfg, dict(sae.named_buffers()))
+        return SAE(cfg, dict(sae.named_buffers()), sae.shards)
+
+    def _of_all(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The lines of all variants, in their order, whichever process trains them."""
+        every = self.everyone.gather_values(lines if self.group.is_first else [])
+        order = {variant.run_name: i for i, variant in enumerate(self.config.variants)}
+        return sorted(chain.from_iterable(every), key=lambda line: order[line["variant"]])
 
     def _figures(self, trainee: Trainee) -> dict[str, Any]:
         """Of the interval so far, and how many latents are dead now."""
-        dead = int(dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum())
-        return {**trainee.interval.summary(self.inputs), "dead": dead}
+        dead = dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum()
+        return {**trainee.interval.summary(self.inputs), "dead": int(trainee.shards.sum(dead))}
 
     def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
@@ -172,7 +189,8 @@ class Recorder:
         }
         sae = self.finished_sae(trainee) if step == self.plan.num_steps else self.sae(trainee, step)
         if sae.threshold is not None:
-            finite = sae.threshold[sae.threshold.isfinite()]
+            threshold = sae.shards.gather(sae.threshold) if sae.threshold.dim() else sae.threshold
+            finite = threshold[threshold.isfinite()]
             line["threshold"] = float(finite.mean()) if finite.numel() else None
         every = self.config.log.heldout_every_steps or self.plan.num_steps
         if self.heldout is not None and (step % every == 0 or step == self.plan.num_steps):

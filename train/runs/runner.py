@@ -3,8 +3,9 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ...common.errors import SaecacheError, UsageError
 from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
 from ...common.memory import explain_out_of_memory
+from ...distributed import world
+from ...distributed.group import ALONE, Group
 from ...store.reading.reader import ActivationCache, open_cache
 from ..engine.feed import batches
 from ..engine.loop import Events, train
@@ -33,9 +36,10 @@ from .checkpoint import (
 from .config import TrainConfig
 from .folder import claim, mark_finished
 from .initialisation import geometric_median, initial_parameters
+from .layout import Layout, choose_layout
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
-from .starting import SHARED_TENSORS, Start
+from .starting import OF_LATENTS, SHARED_TENSORS, Start
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +75,28 @@ def run(
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
     if config.cache_rows is not None:
         cache = cache.head(config.cache_rows)
-    plan = plan_run(config, cache)
+    everyone = world().everyone
+    with everyone.together():
+        layout = choose_layout(config.parallel, len(config.variants), world())
+    with everyone.together():
+        plan = plan_run(config, cache, layout)
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
+    if everyone.size > 1:
+        logger.info("%d processes: %s", everyone.size, layout)
     out = Path(out) if out is not None else default_folder(config, cache, plan.init)
+
+    def results() -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
+        reasons = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+        return reasons, MetricsFile(out / METRICS_FILE).last_lines()
+
     try:
-        with (
-            explain_out_of_memory(_how_to_save_memory(config)),
-            claim(out, config, cache.fingerprint, plan.init) as finished,
-        ):
+        with explain_out_of_memory(_how_to_save_memory(config)), ExitStack() as claims:
+            claimed = claim(out, config, cache.fingerprint, plan.init)
+            finished = everyone.on_first(lambda: claims.enter_context(claimed))
             if not finished:
                 _train(config, cache, plan, out)
-                mark_finished(out)
-            failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
-            last_lines = MetricsFile(out / METRICS_FILE).last_lines()
+                everyone.on_first(lambda: mark_finished(out))
+            failed, last_lines = everyone.on_first(results)
     except OSError as error:  # for example a full disk
         raise SaecacheError(
             f"{error}: fix this and run again; {out} continues from its last checkpoint"
@@ -114,26 +127,29 @@ def default_folder(
 
     ``init`` identifies the SAE that the run starts from, whose path does not matter.
     """
-    identity = cache.fingerprint + config.model_dump_json(exclude={"init"})
+    identity = cache.fingerprint + config.model_dump_json(exclude={"init", "parallel"})
     identity += "" if init is None else json.dumps(init, sort_keys=True)
     return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
 
 
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
+    everyone, group = plan.layout.everyone, plan.layout.group
     inputs = RowVariance(cache.d_model(plan.hook), plan.device)
-    steps = resume_steps([out / variant.run_name for variant in config.variants], plan.num_steps)
+    folders = [out / variant.run_name for variant in config.variants]
+    steps = everyone.on_first(lambda: resume_steps(folders, plan.num_steps))
     trainees = _make_trainees(config, cache, plan, fresh=not steps)
-    first_step = _last_good(steps, trainees, inputs, out) if steps else 0
-    running = _running(trainees, first_step, out)
+    first_step = _last_good(steps, trainees, inputs, out, plan.layout) if steps else 0
+    running = _running(trainees, first_step, out, group)
     for trainee in running:
-        forget_failure(out / trainee.name)
+        group.on_first(partial(forget_failure, out / trainee.name))
         if first_step:
-            load_checkpoint(out / trainee.name, first_step, trainee, inputs)
-    if first_step:
+            with group.together():
+                load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+    if first_step and everyone.is_first:
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
     used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
-    if used > 1:
+    if used > 1 and everyone.is_first:
         logger.warning("every training row is used %.1f times", used)
     recorder = Recorder(config, cache, plan, out, inputs)
     steps_to_go = (first_step, plan.num_steps)
@@ -143,40 +159,65 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
         stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step, running) as watched,
     ):
-        events = Events(log=recorder.log, save=recorder.save, failed=recorder.failed, stop_asked=stop_asked)
+        events = Events(
+            log=recorder.log,
+            save=recorder.save,
+            failed=recorder.failed,
+            stop_asked=lambda: everyone.any(stop_asked()),
+            any_running=lambda running: everyone.any(bool(running)),
+        )
         done = train(config, running, watched, inputs, first_step, plan.num_steps, events)
     if not done:
         raise KeyboardInterrupt
-    for trainee in running:
-        if failure_before(out / trainee.name, plan.num_steps) is None:
-            recorder.finished_sae(trainee).save(out / trainee.name / SAE_FOLDER)
+    for trainee in _running(running, plan.num_steps, out, group):
+        recorder.finished_sae(trainee).save(out / trainee.name / SAE_FOLDER)
+    everyone.barrier()
 
 
-def _running(trainees: Sequence[Trainee], step: int, out: Path) -> list[Trainee]:
+def _running(trainees: Sequence[Trainee], step: int, out: Path, group: Group) -> list[Trainee]:
     """Those that had not failed before ``step`` steps were done."""
-    return [trainee for trainee in trainees if failure_before(out / trainee.name, step) is None]
+    found = group.on_first(lambda: [failure_before(out / trainee.name, step) for trainee in trainees])
+    return [trainee for trainee, reason in zip(trainees, found, strict=True) if reason is None]
 
 
-def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVariance, out: Path) -> int:
+def _last_good(
+    steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVariance, out: Path, layout: Layout
+) -> int:
     """The first of ``steps`` whose checkpoints are whole; a warning names the damage in those before it.
 
     Raises:
         SaecacheError: none is whole. The message says how to start again.
     """
-    damages: list[str] = []
-    for step in steps:
+    everyone, group = layout.everyone, layout.group
+
+    def damage_of(step: int) -> str:
+        """What is damaged in the checkpoints of this group's variants; nothing: an empty string."""
         try:
-            for trainee in _running(trainees, step, out):
+            for trainee in _running(trainees, step, out, ALONE):
                 check_checkpoint(out / trainee.name, step, trainee, inputs)
         except UsageError as error:
-            damages.append(f"step {step}: {error}")
+            return f"step {step}: {error}"
+        return ""
+
+    damages: list[str] = []
+    for step in steps:
+        found = everyone.gather_values(damage_of(step) if group.is_first else "")
+        if any(found):
+            damages.append(next(filter(None, found)))
             continue
-        for damage in damages:
+        for damage in damages if everyone.is_first else []:
             logger.warning("a checkpoint is not used (%s); continuing from step %d instead", damage, step)
         return step
+    with everyone.together():
+        raise _nothing_whole(damages, trainees, out)
+    raise AssertionError
+
+
+def _nothing_whole(damages: Sequence[str], trainees: Sequence[Trainee], out: Path) -> SaecacheError:
+    """The error for a run all of whose checkpoints are damaged."""
     listed = "\n".join(f"  - {damage}" for damage in damages)
     folders = " ".join(str(out / trainee.name / FOLDER) for trainee in trainees)
-    raise SaecacheError(
+    return SaecacheError(
         f"no checkpoint of {out} can be used:\n{listed}\nPut whole ones back, continue with the version of "
         f"saecache that wrote them, or remove the folders {folders} to train from the start"
     )
@@ -194,7 +235,8 @@ def _make_trainees(
         )
         b_dec = geometric_median(next(sample))
     trainees = []
-    for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
+    own = plan.layout.own
+    for variant, variant_plan in zip(config.variants[own], plan.variants[own], strict=True):
         seed = config.seed if variant.seed is None else variant.seed
         if start is None:
             parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
@@ -203,6 +245,7 @@ def _make_trainees(
         normalizer = cache.normalizer(plan.hook, config.normalization)
         tensors = start.tensors(variant, variant_plan, normalizer)
         parameters = {name: tensors.pop(name).to(plan.device) for name in SHARED_TENSORS}
+        parameters |= {name: variant_plan.shards.part(parameters[name]).clone() for name in OF_LATENTS}
         trainee = Trainee(variant, variant_plan, seed, config.optimizer, parameters)
         trainee.start_at(tensors)
         trainees.append(trainee)

@@ -18,7 +18,8 @@ from ...store.normalization import Normalizer
 from ..sae import SAE, THRESHOLD, load_sae
 from ..variants.base.variant import Plan, Variant
 
-SHARED_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")  # of every kind
+OF_LATENTS = ("W_enc", "W_dec", "b_enc")
+SHARED_TENSORS = (*OF_LATENTS, "b_dec")  # of every kind
 IN_UNITS_OF_ROWS = ("b_enc", "b_dec", "b_mag", THRESHOLD)
 NORM_TOLERANCE = 1e-4  # decoder rows whose norms differ by less have the same norm
 OF_EACH_LATENT = ("relu", "gated")  # rules that look at one latent alone; so is one with a threshold for each

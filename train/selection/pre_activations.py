@@ -5,14 +5,17 @@ Legend: B rows, b rows of a block, F latents, P pairs.
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..backends.choice import backend_of
 from ..backends.protocol import Backend
-from ..backends.sources import Blocks, Encoder, Scores, Source
+from ..backends.sources import Blocks, Encoder, Scores, Source, block_rows
+from ..latent_shards import LatentShards
 from ..pairs import Pairs
+from . import agreement
 
 HINT = "selection_hint"  # the key of a state under which the guess of the next batch's threshold is kept
 
@@ -24,6 +27,8 @@ Ranking = Callable[[int, Tensor], Tensor]
 class PreActivations:
     """Pre-activations of B rows, which are not computed yet. Selections return :class:`Pairs` with values.
 
+    Processes that share the latents select together; each gets the pairs of its own latents.
+
     The values are those of :meth:`at`, bit for bit. :meth:`as_computed` gives the values of a plain matrix
     product instead.
 
@@ -31,13 +36,19 @@ class PreActivations:
         encoder: computes the pre-activations of the chosen latents.
         scores: numbers to compare instead of the pre-activations; None compares those.
         latents: int64 [n], ascending, the latents of the encoder; None means all F.
-        num_latents: F.
+        num_latents: F, of this process.
+        latent_shards: who holds the other latents; None: there are no others.
     """
 
     encoder: Encoder
     num_latents: int
     scores: Scores | None = None
     latents: Tensor | None = None
+    latent_shards: LatentShards | None = None
+
+    @property
+    def shards(self) -> LatentShards:
+        return self.latent_shards or LatentShards.divide(self.num_latents)
 
     @property
     def backend(self) -> Backend:
@@ -56,7 +67,7 @@ class PreActivations:
 
     def as_computed(self) -> "PreActivations":
         """The same with the values of the matrix product, which are not recomputed pair by pair."""
-        return self._compared_by(self.encoder.blocks)
+        return self._compared_by(Encoder.blocks)
 
     def ranked_by(self, ranking: Ranking) -> "PreActivations":
         """The same, but selections compare and return a function of the pre-activations.
@@ -66,8 +77,8 @@ class PreActivations:
                 Every pass over the blocks calls it again.
         """
 
-        def ranked() -> Blocks:
-            for first_row, pre in self.encoder.blocks():
+        def ranked(encoder: Encoder) -> Blocks:
+            for first_row, pre in encoder.blocks():
                 yield first_row, ranking(first_row, pre)
 
         return self._compared_by(ranked)
@@ -82,9 +93,10 @@ class PreActivations:
         Raises:
             NonFiniteError: a pre-activation is NaN or may overflow float32. All selections raise it.
         """
-        if not 1 <= k <= self.source.num_latents:
-            raise ValueError(f"k must be from 1 to the number of latents, {self.source.num_latents}, got {k}")
-        return self._over_all(self.backend.largest_per_row(self.source, k))
+        most = self._most_latents()
+        if not 1 <= k <= most:
+            raise ValueError(f"k must be from 1 to the number of latents, {most}, got {k}")
+        return self._over_all(agreement.largest_per_row(self.backend, self.source, k, self.shards))
 
     def largest_of_batch(self, total: int, state: MutableMapping[str, Tensor] | None = None) -> Pairs:
         """BatchTopK: select the ``total`` largest of all; ties go to the lowest (row, latent).
@@ -93,11 +105,11 @@ class PreActivations:
             state: keeps a guess of the next batch's threshold under :data:`HINT` (float32 []). The guess
                 changes the time, never the result.
         """
-        most = self.source.num_rows * self.source.num_latents
+        most = self.source.num_rows * self._most_latents()
         if not 0 <= total <= most:
             raise ValueError(f"total must be from 0 to {most}, the pairs of rows and latents, got {total}")
         hint = None if state is None else state.get(HINT)
-        chosen, guess = self.backend.largest_of_batch(self.source, total, hint)
+        chosen, guess = agreement.largest_of_batch(self.backend, self.source, total, hint, self.shards)
         if state is not None and guess is not None:
             state[HINT] = guess if hint is None else guess.to(hint)
         return self._over_all(chosen)
@@ -115,13 +127,15 @@ class PreActivations:
                 f"counts must be from 0 to the number of rows, {num_rows}, "
                 f"got {int(counts.min())} to {int(counts.max())}"
             )
-        return self._over_all(self.backend.largest_per_latent(self.source, counts.to(self.source.device)))
+        counts = counts.to(self.source.device)
+        chosen = self.shards.agreed(lambda: self.backend.largest_per_latent(self.source, counts))
+        return self._over_all(chosen)
 
     def above(self, threshold: Tensor | float) -> Pairs:
         """Select all pairs strictly above ``threshold``, a number or float32 [n]; infinity selects none."""
         each = torch.as_tensor(threshold, dtype=torch.float32, device=self.source.device)
         each = each.expand(self.source.num_latents).contiguous()
-        return self._over_all(self.backend.above(self.source, each))
+        return self._over_all(self.shards.agreed(lambda: self.backend.above(self.source, each)))
 
     def at(self, pairs: Pairs) -> Tensor:
         """The pre-activations at given pairs, float32 [P]; for rules that compare other scores."""
@@ -129,10 +143,17 @@ class PreActivations:
         dots = self.backend.sddmm(pairs, encoder.x_centered, encoder.W_enc)
         return dots + encoder.b_enc.index_select(0, pairs.latent)
 
-    def _compared_by(self, stream: Callable[[], Blocks]) -> "PreActivations":
-        encoder = self.encoder
+    def _compared_by(self, make: Callable[[Encoder], Blocks]) -> "PreActivations":
+        """The same with the values that ``make`` gives; who holds which latents changes none of them."""
+        size = block_rows(self.shards.total, self.encoder.device)
+        encoder = replace(self.encoder, block_rows=size, slice_latents=self.shards.unit)
+        stream = partial(make, encoder)
         scores = Scores(stream, encoder.num_rows, encoder.num_latents, encoder.device)
         return replace(self, scores=scores)
+
+    def _most_latents(self) -> int:
+        """The number of latents of the encoder, in all processes."""
+        return self.shards.total if self.latents is None else self.shards.add_up(self.source.num_latents)
 
     def _over_all(self, pairs: Pairs) -> Pairs:
         if self.latents is None:

@@ -97,7 +97,8 @@ class FeatureChoice(Variant):
             if batch.number == switch * batch.batches_of_step:
                 forget_thresholds(batch.state)
                 if self.zipf is not None:
-                    batch.state[RANK].copy_(ranks(prevalence(batch.state)))
+                    every = batch.shards.gather(prevalence(batch.state))
+                    batch.state[RANK].copy_(batch.shards.part(ranks(every)))
         codes = self._select(batch)
         self.threshold.observe_batch(batch, codes)
         train_selected(batch, codes)
@@ -114,8 +115,9 @@ class FeatureChoice(Variant):
     def _counts(self, rows: Rows) -> Tensor:
         """m_i of each latent for ``rows``, int64 [F]."""
         if self.zipf is None:
-            return uniform_counts(self.k * rows.num_rows, rows.num_latents, rows.num_rows)
-        by_rank = self.zipf.rows_in_batch(self.k, rows.num_latents, rows.num_rows, rows.number)
+            counts = uniform_counts(self.k * rows.num_rows, rows.shards.total, rows.num_rows)
+            return rows.shards.part(counts)
+        by_rank = self.zipf.rows_in_batch(self.k, rows.shards.total, rows.num_rows, rows.number)
         return by_rank[rows.state[RANK].cpu()]
 
 

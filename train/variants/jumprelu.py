@@ -10,7 +10,6 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from ..backends.plain.adam import TINY
-from ..backends.plain.products import total
 from ..engine.optimizer import Optimizer
 from ..pairs import Pairs
 from .base.gradients import backpropagate, reconstruct
@@ -139,12 +138,12 @@ class JumpReLU(Variant):
         """
         weight, penalty = self.penalty.weight(part), self.penalty
         if penalty.kind == "step":
-            part.outcome.add_loss("sparsity", weight * active.sum().double())
+            part.outcome.add_loss("sparsity", weight * part.shards.sum(active.sum()).double())
             return d_code, torch.full_like(d_code, weight), None
         W_dec = part.parameters["W_dec"]
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         tanh = torch.tanh(penalty.scale * codes.value * norms[codes.latent])
-        part.outcome.add_loss("sparsity", weight * total(tanh.double()))
+        part.outcome.add_loss("sparsity", weight * part.shards.sum_of_pairs(codes, tanh))
         d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
         d_norm = part.backend.sum_per_latent(codes, d_scaled * codes.value).div_(norms)
         return d_code + d_scaled * norms[codes.latent], torch.zeros_like(d_code), d_norm

@@ -55,7 +55,7 @@ class MatryoshkaBatchTopK(BatchRule):
         return [round(fraction * num_latents) for fraction in self.prefixes]
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        widths = self.sizes(batch.num_latents)
+        widths = self.sizes(batch.shards.total)
         weights = self.weights or (1.0,) * len(widths)
         for rows, part in batch.split(max(1, PART_ROWS // len(widths))):
             part_codes = codes.slice_rows(rows.start, rows.stop)
@@ -80,12 +80,12 @@ def train_nested(
     """
     W_dec, num_rings = part.parameters["W_dec"], len(sizes)
     bounds = torch.tensor(sizes, device=codes.latent.device)
-    ring, order = torch.bucketize(codes.latent, bounds, right=True).sort(stable=True)
+    ring, order = torch.bucketize(codes.latent + part.shards.first, bounds, right=True).sort(stable=True)
     rows = ring * part.num_rows + codes.rows()[order]
     rings = Pairs.from_rows(
         rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents
     )
-    errors = part.backend.decode(rings, W_dec).view(num_rings, part.num_rows, -1)
+    errors = part.shards.decode(rings, W_dec).view(num_rings, part.num_rows, -1)
     errors[0].sub_(part.target_centered)
     for g in range(1, num_rings):
         errors[g].add_(errors[g - 1])

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ..latent_shards import LatentShards
 from ..pairs import Pairs
+from ..selection.agreement import keep_largest_per_row
 from .base.gradients import backpropagate, reconstruct
 from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
@@ -47,7 +49,7 @@ class MultiTopK(Variant):
     def forward_backward(self, batch: Batch) -> None:
         for _, part in batch.split():
             wide = part.pre_activations().largest_per_row(self.multiple * self.k)
-            narrow = largest_per_row(wide, self.k)
+            narrow = largest_per_row(wide, self.k, part.shards)
             wide, narrow = wide.keep(wide.value > 0), narrow.keep(narrow.value > 0)
             found = reconstruct(part, narrow)
             backpropagate(part, narrow, found.d_value, found)
@@ -62,8 +64,10 @@ class MultiTopK(Variant):
         return chosen.keep(chosen.value > 0)
 
 
-def largest_per_row(pairs: Pairs, k: int) -> Pairs:
+def largest_per_row(pairs: Pairs, k: int, shards: LatentShards) -> Pairs:
     """The k largest of each row's pairs; ties go to the lowest latent. All rows must have equally many."""
+    if not shards.is_whole:  # the rows have equally many in all processes together
+        return keep_largest_per_row(pairs, k, shards)
     values = pairs.value.view(pairs.num_rows, -1)
     order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :k]
     return pairs.keep(torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True).flatten())

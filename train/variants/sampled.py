@@ -80,30 +80,30 @@ class Sampled(BatchRule):
         train_selected(batch, codes, [] if self.auxk is None else [self.auxk.term(self.k)])
 
     def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
-        if self.threshold_of == "pool" or self.pool_size() >= batch.num_latents:
+        if self.threshold_of == "pool" or self.pool_size() >= batch.shards.total:
             return codes
         return largest_of_batch(batch.of_rows(slice(0, THRESHOLD_ROWS)), self.k)
 
     def select(self, rows: Rows) -> Pairs:
-        if self.pool_size() >= rows.num_latents:
+        if self.pool_size() >= rows.shards.total:
             return largest_of_batch(rows, self.k, hint_of(rows))
         pool = self.choose_pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows
-        chosen = rows.pre_activations(pool).largest_of_batch(total, hint_of(rows))
+        chosen = rows.pre_activations(rows.shards.among_own(pool)).largest_of_batch(total, hint_of(rows))
         return chosen.keep(chosen.value > 0)
 
     def choose_pool(self, rows: Rows) -> Tensor:
-        """Choose the latents that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""
+        """Choose the latents, of all F, that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""
         if self.score == "uniform":
-            order = rows.random_order(RandomStream.POOL, rows.num_latents)
+            order = rows.random_order(RandomStream.POOL, rows.shards.total)
         else:
-            order = torch.sort(self.scores(rows), descending=True, stable=True).indices
+            order = torch.sort(rows.shards.gather(self.scores(rows)), descending=True, stable=True).indices
         return order[: self.pool_size()].sort().values
 
     def scores(self, rows: Rows) -> Tensor:
         """The score of each latent, float64 [F]; the pool takes the highest, ties go to the lowest latent."""
         total, moment = (rows.x_centered.new_zeros(rows.num_latents, dtype=torch.float64) for _ in range(2))
-        for _, pre in rows.pre_activations().blocks():
+        for _, pre in rows.pre_activations(screened=False).blocks():
             z = pre.clamp(min=0.0) if self.scored == "relu" else pre
             if self.score == "entropy":
                 total += z.sum(0)

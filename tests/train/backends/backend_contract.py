@@ -4,6 +4,7 @@ Products are compared with dense float64, optimizer steps with torch.optim.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -50,6 +51,31 @@ class BackendContract:
         expected = pairs.to_dense().double() @ W_dec.double()
         close(self.backend.decode(pairs, W_dec), expected)
         close(self.backend.decode(pairs, W_dec, bias), expected + bias)
+
+    def test_latents_in_two_parts_add_up_to_the_bits_of_all(self, pairs, normal):
+        """Processes that share the latents decode one after the other."""
+        W_dec, sums = normal(90, 20), torch.zeros(pairs.num_rows, 20)
+        for first, stop in ((0, 37), (37, 90)):
+            own = pairs.keep((pairs.latent >= first) & (pairs.latent < stop))
+            here = replace(own, latent=own.latent - first, num_latents=stop - first)
+            self.backend.add_decoded(here, W_dec[first:stop], sums)
+        assert torch.equal(sums, self.backend.decode(pairs, W_dec))
+
+    def test_row_squares_are_those_of_the_norm(self, normal):
+        gradient, weights = normal(90, 20), normal(90, 20)
+        for rows in (None, weights):
+            squares = self.backend.row_squares(gradient, rows)
+            assert squares.shape == (90,) and squares.dtype == torch.float64
+            close(squares.sum().sqrt(), self.backend.gradient_norm(gradient, rows))
+            assert torch.equal(squares[30:50], self.backend.row_squares(
+                gradient[30:50], None if rows is None else rows[30:50]))  # fmt: skip
+
+    @pytest.mark.parametrize("first", [4, 30, 63])
+    def test_latents_from_any_one_on_have_their_random_numbers(self, first):
+        every = self.backend.random_uniform(3, 1, 2, 5, 90, "cpu")
+        assert torch.equal(
+            self.backend.random_uniform(3, 1, 2, 5, 90 - first, "cpu", first), every[:, first:]
+        )
 
     def test_sddmm(self, pairs, normal):
         g, W_dec = normal(pairs.num_rows, 20), normal(90, 20)

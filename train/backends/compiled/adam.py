@@ -22,6 +22,11 @@ from .compile import compiled, compiled_sum
 
 def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
     """See :meth:`..protocol.Backend.gradient_norm`."""
+    return total(row_squares(gradient, unit_rows_of)).sqrt()
+
+
+def row_squares(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+    """See :meth:`..protocol.Backend.row_squares`."""
     weights = None if unit_rows_of is None else unit_rows_of.detach()
     g = gradient.detach().reshape(-1, gradient.shape[-1])
     squares = torch.empty(g.shape[0], dtype=torch.float64)
@@ -32,7 +37,7 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
         squares.numpy(),
     )
     run_parts(lambda first, last: _row_squares(*arrays, first, last), g.shape[0], even_part(g.shape[0]))
-    return total(squares).sqrt()
+    return squares
 
 
 def adam_step(

@@ -10,8 +10,10 @@ from .. import composed, guessing
 from ..sources import Source
 from .adam import adam_step as adam_step
 from .adam import gradient_norm
+from .adam import row_squares as row_squares
 from .bits import kth_largest, mask_of_largest
 from .pair_products import accumulate_by_latent, decode, sddmm, sum_per_latent
+from .pair_products import add_decoded as add_decoded
 from .random_numbers import random_uniform as random_uniform
 from .selection.collect import collect
 from .selection.per_latent import largest_per_latent as largest_per_latent

@@ -86,10 +86,15 @@ def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
         out.zero_()
     else:
         out.copy_(bias)
-    tensors = (pairs.latent, pairs.value.contiguous(), W.contiguous(), out)
+    add_decoded(pairs, W, out)
+    return out
+
+
+def add_decoded(pairs: Pairs, W: Tensor, sums: Tensor) -> None:
+    """See :meth:`..protocol.Backend.add_decoded`."""
+    tensors = (pairs.latent, pairs.value.contiguous(), W.contiguous(), sums)
     latent, value, *dense = (t.detach().numpy() for t in tensors)
     add_rows_in_tiles(row_cuts(pairs, dense[0].strides[0]), latent, value, *dense)
-    return out
 
 
 def add_rows_in_tiles(cuts: Any, index: Any, scale: Any, source: Any, out: Any) -> None:

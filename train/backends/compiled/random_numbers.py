@@ -23,24 +23,31 @@ _MIDDLE, _UNIT = np.float32(0.5), np.float32(2.0**-UNIT_BITS)
 
 
 def random_uniform(
-    seed: int, batch: int, row0: int, rows: int, num_latents: int, device: torch.device | str = "cpu"
+    seed: int,
+    batch: int,
+    row0: int,
+    rows: int,
+    num_latents: int,
+    device: torch.device | str = "cpu",
+    first_latent: int = 0,
 ) -> Tensor:
     """See :meth:`..protocol.Backend.random_uniform`; ``device`` is the CPU."""
     words = np.array(halves(seed, batch), np.uint32)
-    num_groups = -(-num_latents // 4)
+    group0, skipped = divmod(first_latent, 4)
+    num_groups = -(-(skipped + num_latents) // 4)
     padded = torch.empty(rows, 4 * num_groups)
     groups = padded.view(rows, num_groups, 4).numpy()
-    run_parts(lambda first, last: _fill(groups, words, row0, first, last), rows, even_part(rows, 1))
-    return padded[:, :num_latents]
+    run_parts(lambda first, last: _fill(groups, words, row0, group0, first, last), rows, even_part(rows, 1))
+    return padded[:, skipped : skipped + num_latents]
 
 
 @compiled
-def _fill(groups: Any, words: Any, row0: int, first: int, last: int) -> None:
-    """Write rows ``first`` to ``last - 1`` of ``groups``, float32 [rows, ceil(F / 4), 4]."""
+def _fill(groups: Any, words: Any, row0: int, group0: int, first: int, last: int) -> None:
+    """Write rows ``first`` to ``last - 1`` of ``groups``, float32 [rows, groups from ``group0`` on, 4]."""
     counter = np.empty((4, BLOCK), np.uint32)
     for row in range(first, last):
         for start in range(0, groups.shape[1], BLOCK):
-            _philox(np.uint32(start), np.uint32(row0 + row), words, counter)
+            _philox(np.uint32(group0 + start), np.uint32(row0 + row), words, counter)
             for j in range(min(BLOCK, groups.shape[1] - start)):
                 for i in range(4):
                     word = np.int32(counter[i, j] >> _DROPPED)

@@ -13,9 +13,14 @@ TINY = 1e-12  # keeps a row of zeros from becoming NaN
 
 def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
     """See :meth:`..protocol.Backend.gradient_norm`."""
+    return total(row_squares(gradient, unit_rows_of)).sqrt()
+
+
+def row_squares(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+    """See :meth:`..protocol.Backend.row_squares`."""
     left = gradient if unit_rows_of is None else gradient - _along(gradient, unit_rows_of) * unit_rows_of
     row_norms: Tensor = torch.linalg.vector_norm(left, dim=-1)
-    return total(row_norms.double().square()).sqrt()
+    return row_norms.double().square()
 
 
 def adam_step(

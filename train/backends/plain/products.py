@@ -20,20 +20,40 @@ GPU_CHUNK_PAIRS = 1 << 18  # a GPU needs far larger chunks to be busy
 FEW_COLUMNS = 32
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
-    """Write a @ b into ``out``, or ``add`` it to ``out``: [n, m], [m, p], [n, p]."""
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor | None = None,
+    *,
+    add: bool = False,
+    part_rows: int | None = None,
+    columns: int | None = None,
+    terms: int | None = None,
+) -> Tensor:
+    """Write a @ b into ``out``, or ``add`` it to ``out``: [n, m], [m, p], [n, p].
+
+    A library may round an entry of a product otherwise if the product has another size. In main memory
+    ``part_rows``, ``columns`` and ``terms`` therefore set the largest n, p and m of the products that it is
+    asked for: slices of the latents, whoever holds them. None takes :func:`part_of` n, all p and all m.
+    """
     if out is None:
         out = a.new_empty(a.shape[0], b.shape[1])
     if a.device.type != "cpu":
         return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    columns, terms = columns or max(1, b.shape[1]), terms or max(1, b.shape[0])
 
     def part(start: int, stop: int) -> None:
-        if add:
-            out[start:stop].addmm_(a[start:stop], b)
-        else:
-            torch.mm(a[start:stop], b, out=out[start:stop])
+        for first in range(0, b.shape[1], columns):
+            some = slice(first, first + columns)
+            sums = out[start:stop, some]
+            for m in range(0, b.shape[0], terms):
+                x, y = a[start:stop, m : m + terms], b[m : m + terms, some]
+                if add or m:
+                    sums.addmm_(x, y)
+                else:
+                    torch.mm(x, y, out=sums)
 
-    run_parts(part, a.shape[0], part_of(a.shape[0]))
+    run_parts(part, a.shape[0], part_rows or part_of(a.shape[0]))
     return out
 
 
@@ -41,14 +61,18 @@ def weighted_sum(weight: Tensor, rows: Tensor) -> Tensor:
     """weight @ rows: [n], [n, p] -> [p]."""
     if rows.device.type != "cpu":
         return weight @ rows
-    size = part_of(rows.shape[0])
+    return sums_of_parts(weight, rows, part_of(rows.shape[0])).sum(0)
+
+
+def sums_of_parts(weight: Tensor, rows: Tensor, size: int) -> Tensor:
+    """weight @ rows of every ``size`` consecutive rows: [n], [n, p] -> [ceil(n / size), p]."""
     sums = rows.new_empty(-(-rows.shape[0] // size), rows.shape[1])
 
     def part(start: int, stop: int) -> None:
         torch.mv(rows[start:stop].T, weight[start:stop], out=sums[start // size])
 
     run_parts(part, rows.shape[0], size)
-    return sums.sum(0)
+    return sums
 
 
 def total(x: Tensor) -> Tensor:
@@ -130,6 +154,20 @@ def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None) -> Tensor:
         pairs.latent, W, pairs.row_ptr[:-1], mode="sum", per_sample_weights=pairs.value
     )
     return decoded if bias is None else decoded.add_(bias)
+
+
+def add_decoded(pairs: Pairs, W: Tensor, sums: Tensor) -> None:
+    """See :meth:`..protocol.Backend.add_decoded`. The sums so far are a first pair of each row."""
+    shift = torch.arange(pairs.num_rows + 1, device=W.device)
+    first = pairs.row_ptr[:-1] + shift[:-1]
+    place = torch.arange(len(pairs), device=W.device) + pairs.rows() + 1
+    row = W.shape[0] + shift[:-1]
+    index = pairs.latent.new_empty(len(pairs) + pairs.num_rows)
+    scale = pairs.value.new_ones(len(index))
+    index[first], index[place] = row, pairs.latent
+    scale[place] = pairs.value
+    table = torch.cat([W, sums])
+    sums.copy_(torch.nn.functional.embedding_bag(index, table, first, mode="sum", per_sample_weights=scale))
 
 
 def accumulate_by_latent(pairs: Pairs, coefficient: Tensor, source: Tensor, out: Tensor) -> None:

@@ -16,18 +16,26 @@ UNIT_BITS = 23  # numbers are the middles of 2²³ equal parts of (0, 1), exact 
 
 
 def random_uniform(
-    seed: int, batch: int, row0: int, rows: int, num_latents: int, device: torch.device | str
+    seed: int,
+    batch: int,
+    row0: int,
+    rows: int,
+    num_latents: int,
+    device: torch.device | str,
+    first_latent: int = 0,
 ) -> Tensor:
     """See :meth:`..protocol.Backend.random_uniform`."""
     k0, k1, batch0, batch1 = halves(seed, batch)
-    c0 = torch.arange(-(-num_latents // 4), device=device)[None, :]
+    end = first_latent + num_latents
+    c0 = torch.arange(first_latent // 4, -(-end // 4), device=device)[None, :]
     c1 = torch.arange(row0, row0 + rows, device=device)[:, None]
     c2, c3 = (torch.full((1, 1), half, device=device) for half in (batch0, batch1))
     for _ in range(ROUNDS):  # the counters broadcast against each other in the first rounds
         (high0, low0), (high1, low1) = _product(c0, MULTIPLIERS[0]), _product(c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + KEY_STEPS[0]) & LOW, (k1 + KEY_STEPS[1]) & LOW
-    words = torch.stack([c0, c1, c2, c3], dim=2).flatten(1)[:, :num_latents]
+    skipped = first_latent % 4
+    words = torch.stack([c0, c1, c2, c3], dim=2).flatten(1)[:, skipped : skipped + num_latents]
     return (words >> (32 - UNIT_BITS)).float().add_(0.5).mul_(2.0**-UNIT_BITS)
 
 

@@ -136,6 +136,19 @@ def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tenso
     return global_norm([(gradient, unit_rows_of)])
 
 
+def row_squares(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
+    """See :meth:`..protocol.Backend.row_squares`."""
+    g = whole_rows("gradient", gradient.detach().reshape(-1, gradient.shape[-1]))
+    width = g.shape[1]
+    weights = g if unit_rows_of is None else whole_rows("unit_rows_of", unit_rows_of, width)
+    squares = torch.empty(len(g), dtype=torch.float64, device=g.device)
+    launch(
+        _squares_kernel, (len(g),), g, weights, squares, TANGENTIAL=unit_rows_of is not None, D=width,
+        DP=padded(width), num_warps=warps_of(width),
+    )  # fmt: skip
+    return squares
+
+
 def global_norm(gradients: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
     """The same of several gradients together, each with its ``unit_rows_of``."""
     sizes = [blocks(g.numel(), BLOCK) if rows is None else len(g) for g, rows in gradients]

@@ -16,8 +16,8 @@ from . import above as kernels_above
 from . import adam, gradients, largest
 from . import decode as kernels_decode
 from . import largest_of_batch as kernels_batch
-from .adam import clip, global_norm, gradient_norm
-from .decode import decode
+from .adam import clip, global_norm, gradient_norm, row_squares
+from .decode import add_decoded, decode
 from .exact import sddmm
 from .gradients import accumulate_by_latent
 from .kept_rows import kept_rows, rows_to_refresh
@@ -28,6 +28,7 @@ __all__ = [
     "above",
     "accumulate_by_latent",
     "adam_step",
+    "add_decoded",
     "clip",
     "count_active",
     "decode",
@@ -38,6 +39,7 @@ __all__ = [
     "largest_per_row",
     "random_uniform",
     "reconstruct",
+    "row_squares",
     "sddmm",
     "sum_per_latent",
     "weight_gradients",

@@ -42,7 +42,7 @@ def decoded_row(sums, index, scale, source, first, last, D: tl.constexpr, DP: tl
 @kernel
 def _decode_kernel(
     row_ptr, latent, value, W, bias, out,
-    D: tl.constexpr, DP: tl.constexpr, BIAS: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, BIAS: tl.constexpr, ONTO: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, DP)
@@ -50,6 +50,8 @@ def _decode_kernel(
     sums = tl.zeros((DP,), tl.float32)
     if BIAS:
         sums = tl.load(bias + column, mask=inside, other=0.0)
+    if ONTO:  # continues the sums that are there
+        sums = tl.load(out + r * D + column, mask=inside, other=0.0)
     first, last = tl.load(row_ptr + r), tl.load(row_ptr + r + 1)
     sums = decoded_row(sums, latent, value, W, first, last, D, DP)
     tl.store(out + r * D + column, sums, mask=inside)
@@ -77,12 +79,20 @@ def _reconstruct_kernel(
         tl.store(dots + p, dot * scale, mask=here)
 
 
-def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def decode(
+    pairs: Pairs,
+    W: Tensor,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    *,
+    onto: bool = False,
+) -> Tensor:
     """out[row] = bias + sum over the row's pairs of value * W[latent], in ascending order: float32 [B, D].
 
     Args:
         pairs: [B, F]. W: float32 [F, D]. bias: float32 [D]; None adds nothing.
         out: float32 [B, D] to write into; None allocates.
+        onto: start from what ``out`` has, instead of the bias.
     """
     W = whole_rows("W", W)
     width = W.shape[1]
@@ -92,9 +102,14 @@ def decode(pairs: Pairs, W: Tensor, bias: Tensor | None = None, out: Tensor | No
         launch(
             _decode_kernel, (pairs.num_rows,), pairs.row_ptr, pairs.latent, pairs.value.contiguous(), W,
             W if bias is None else bias.contiguous(), whole, D=width, DP=padded(width),
-            BIAS=bias is not None, num_warps=warps_of(width),
+            BIAS=bias is not None, ONTO=onto, num_warps=warps_of(width),
         )  # fmt: skip
     return out
+
+
+def add_decoded(pairs: Pairs, W: Tensor, sums: Tensor) -> None:
+    """See :meth:`..protocol.Backend.add_decoded`."""
+    decode(pairs, W, out=sums, onto=True)
 
 
 def reconstruct(

@@ -18,7 +18,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...backends.plain.products import weighted_sum
 from ...pairs import Pairs
 from . import products
 from .rows import Batch
@@ -78,7 +77,11 @@ def reconstruct(
     """
     scale = 2.0 * weight / batch.step_rows
     error, d_value, squared_error = products.reconstruct(
-        codes, batch.parameters["W_dec"], batch.target_centered if target is None else target, scale
+        codes,
+        batch.parameters["W_dec"],
+        batch.target_centered if target is None else target,
+        scale,
+        batch.shards,
     )
     batch.outcome.add_loss(name, squared_error * (weight / batch.step_rows))
     return Reconstruction(
@@ -108,12 +111,13 @@ def backpropagate(
     """
     gradients, sum_per_latent = batch.gradients, batch.backend.sum_per_latent
     if decoded is None:
-        products.accumulate_by_latent(codes, d_pre, batch.x_centered, gradients["W_enc"])
+        products.accumulate_by_latent(codes, d_pre, batch.x_centered, gradients["W_enc"], batch.shards)
         per_latent = sum_per_latent(codes, d_pre)
     else:
         assert decoded.codes.latent is codes.latent, "both are of the same pairs"
         inputs = d_pre, batch.x_centered, decoded.error, decoded.scale
-        per_latent = products.weight_gradients(decoded.codes, *inputs, gradients["W_enc"], gradients["W_dec"])
+        outputs = gradients["W_enc"], gradients["W_dec"]
+        per_latent = products.weight_gradients(decoded.codes, *inputs, *outputs, batch.shards)
         add_bias_gradient(batch, decoded)
     batch.outcome.through_encoder.add_(per_latent)
     gradients["b_enc"].add_(per_latent if d_bias is None else sum_per_latent(codes, d_bias))
@@ -122,7 +126,9 @@ def backpropagate(
 def backpropagate_decoder(batch: Batch, decoded: Reconstruction) -> None:
     """Give the decoder and its bias their gradient, if the encoder's comes from other pairs."""
     coefficient = decoded.codes.value * decoded.scale
-    products.accumulate_by_latent(decoded.codes, coefficient, decoded.error, batch.gradients["W_dec"])
+    products.accumulate_by_latent(
+        decoded.codes, coefficient, decoded.error, batch.gradients["W_dec"], batch.shards
+    )
     add_bias_gradient(batch, decoded)
 
 
@@ -134,4 +140,5 @@ def add_bias_gradient(batch: Batch, decoded: Reconstruction) -> None:
 
 def finish_gradients(batch: Batch) -> None:
     """Add the gradient that reaches ``b_dec`` through the pre-activations; call it after all parts."""
-    batch.gradients["b_dec"].sub_(weighted_sum(batch.outcome.through_encoder, batch.parameters["W_enc"]))
+    through = batch.shards.weighted_sum(batch.outcome.through_encoder, batch.parameters["W_enc"])
+    batch.gradients["b_dec"].sub_(through)

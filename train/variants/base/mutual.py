@@ -49,7 +49,8 @@ class MutualTerms(FrozenModel):
         """Train on the selected ``codes`` (values above 0 only) of a rule with ``k`` codes per row."""
         terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk.term(k)]
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
-            dying = self.aux_zipf.dying(prevalence(batch.state), k, batch.num_rows)
+            every = batch.shards.gather(prevalence(batch.state))
+            dying = batch.shards.among_own(self.aux_zipf.dying(every, k, batch.num_rows))
             if self.aux_zipf.without_dead:
                 dying = dying[~batch.dead[dying]]
             terms.append(self.aux_zipf.term(dying, k))

@@ -24,7 +24,7 @@ def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch
     :data:`PART_ROWS` rows.
     """
     device = batch.x_centered.device
-    least = min(block_rows(batch.num_latents, device), PART_ROWS)
+    least = min(block_rows(batch.shards.total, device), PART_ROWS)
     aim = int(PAIR_SHARE * block_bytes(device))
     start, rows, many = 0, least, True
     while start < batch.num_rows:
@@ -32,5 +32,5 @@ def parts_above(batch: Batch, threshold: Tensor | float) -> Iterator[tuple[Batch
         pairs = part.pre_activations(screened=not many).above(threshold)
         yield part, pairs
         start += part.num_rows
-        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, len(pairs))))
-        many = prefers_matrices(pairs)
+        rows = max(least, min(PART_ROWS, part.num_rows * aim // max(1, batch.shards.add_up(len(pairs)))))
+        many = prefers_matrices(pairs, batch.shards)

@@ -14,6 +14,7 @@ from ...backends.choice import backend_of
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder
 from ...engine.late import LateRead
+from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from ...selection.pre_activations import PreActivations
 
@@ -40,6 +41,7 @@ class Rows:
         first_row: the number of the first row in its batch, of which these rows may be a part.
         number: the 0-based number of the batch in the run; outside training that of the batches encoded.
         seed: the variant's seed; 0 outside training.
+        latent_shards: who holds the other latents, if these tensors hold some of F; None: they hold all.
     """
 
     x_centered: Tensor
@@ -48,6 +50,7 @@ class Rows:
     first_row: int = 0
     number: int = 0
     seed: int = 0
+    latent_shards: LatentShards | None = None
 
     @property
     def num_rows(self) -> int:
@@ -55,7 +58,13 @@ class Rows:
 
     @property
     def num_latents(self) -> int:
+        """The number of latents of this process."""
         return self.parameters["W_enc"].shape[0]
+
+    @property
+    def shards(self) -> LatentShards:
+        """The latents of this process among all F, and the way to the others."""
+        return self.latent_shards or LatentShards.divide(self.num_latents)
 
     @property
     def backend(self) -> Backend:
@@ -65,7 +74,8 @@ class Rows:
     def pre_activations(self, latents: Tensor | None = None, *, screened: bool = True) -> PreActivations:
         """x_centered @ W_enc.T + b_enc, which is not computed yet.
 
-        ``latents`` (int64 [n], ascending) restricts them; selections still number the latents among all F.
+        ``latents`` (int64 [n], ascending) restricts them; selections still number the latents among all that
+        this process holds.
         With ``screened=False`` the values are those of the matrix product: some rules keep so many pairs that
         recomputing each would cost more than the product.
         """
@@ -73,17 +83,23 @@ class Rows:
         if latents is not None:
             W_enc, b_enc = W_enc.index_select(0, latents), b_enc.index_select(0, latents)
         encoder = Encoder(self.x_centered, W_enc, b_enc)
-        pre = PreActivations(encoder, num_latents=self.num_latents, latents=latents)
+        pre = PreActivations(
+            encoder, num_latents=self.num_latents, latents=latents, latent_shards=self.latent_shards
+        )
         return pre if screened else pre.as_computed()
 
-    def random_uniform(self, stream: RandomStream, first_row: int, num_rows: int, num_columns: int) -> Tensor:
+    def random_uniform(
+        self, stream: RandomStream, first_row: int, num_rows: int, num_columns: int, first_column: int = 0
+    ) -> Tensor:
         """Numbers in (0, 1), float32 [num_rows, num_columns], for rows of the batch from ``first_row`` on.
 
         Each is a function of (seed, number of the batch, stream, row, column) alone, on every device.
         """
         batch = stream << 32 | self.number
         device = self.x_centered.device
-        return self.backend.random_uniform(self.seed % 2**64, batch, first_row, num_rows, num_columns, device)
+        return self.backend.random_uniform(
+            self.seed % 2**64, batch, first_row, num_rows, num_columns, device, first_column
+        )
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
@@ -195,5 +211,5 @@ class Batch(Rows):
         """
         row_l0, firing = self.backend.count_active(codes)
         self.outcome.firing += firing
-        self.outcome.row_l0.append(row_l0)
+        self.outcome.row_l0.append(self.shards.sum(row_l0))
         self.outcome.squared_error += squared_error

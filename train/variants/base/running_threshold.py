@@ -11,6 +11,7 @@ have the same mean, whatever the tails look like (Robbins & Monro 1951).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import ceil
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from .rows import Batch
 
@@ -62,7 +64,7 @@ class RunningThreshold(FrozenModel):
         counting = self.counted_share is not None and batch.number % COUNT_EVERY == 0
         if counting and batch.step >= self.start_step:
             self._count(batch, codes, shared)
-        self.observe(batch.state, codes, batch.step, shared=shared)
+        self.observe(batch.state, codes, batch.step, shared=shared, shards=batch.shards)
 
     def _count(self, batch: Batch, codes: Pairs, shared: bool) -> None:
         """Correct the factors by rows of a batch that the thresholds have not seen."""
@@ -75,29 +77,43 @@ class RunningThreshold(FrozenModel):
         active = above.count_per_latent().float()
         selected = codes.count_per_latent().float().mul_(num_rows / batch.num_rows)
         if threshold.dim() == 0:
-            active, selected = active.sum(), selected.sum()
+            active, selected = (batch.shards.gather(each).sum() for each in (active, selected))
         known = threshold.isfinite()  # the others were never selected, and are not active
         surplus = (active - selected).where(known, 0)
         state[BATCHES].add_(1)
         newest = (1 / state[BATCHES]).clamp_min(min(1.0, COUNT_EVERY * (1 - self.momentum)))
         state[SELECTED].lerp_(selected, newest)
-        expected = state[SELECTED].where(known, 0).sum()
+        over_all = partial(_sum, shards=batch.shards)
+        expected = over_all(state[SELECTED].where(known, 0))
         rate = torch.maximum(
             (COMMON_RATE * expected).clamp_max(MOST_COMMON_RATE), FIRST_COMMON_RATE / state[BATCHES]
         )
-        state[COMMON].add_(rate * surplus.sum() / expected.clamp_min(1))
+        state[COMMON].add_(rate * over_all(surplus) / expected.clamp_min(1))
         if not shared and threshold.dim():
             state[OWN].add_(OWN_RATE * surplus / state[SELECTED].clamp_min(1))
 
-    def observe(self, state: Mapping[str, Tensor], codes: Pairs, step: int, *, shared: bool = False) -> None:
+    def observe(
+        self,
+        state: Mapping[str, Tensor],
+        codes: Pairs,
+        step: int,
+        *,
+        shared: bool = False,
+        shards: LatentShards | None = None,
+    ) -> None:
         """Add the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
 
-        With ``shared`` every latent's threshold gets the least value of the whole batch.
+        With ``shared`` every latent's threshold gets the least value of the whole batch. ``shards`` has the
+        way to the processes that hold the codes of other latents.
         """
-        if step < self.start_step or len(codes) == 0:
+        alone = shards is None or shards.is_whole
+        if step < self.start_step or (alone and len(codes) == 0):
             return
         if shared or state[SUM].dim() == 0:
-            least = codes.value.min().expand_as(state[SUM])
+            least = _least(codes.value) if shards is None else shards.least(_least(codes.value))
+            if not alone and not bool(least.isfinite()):
+                return
+            least = least.expand_as(state[SUM])
             seen = torch.ones_like(least, dtype=torch.bool)
         else:
             least = torch.full_like(state[SUM], torch.inf)
@@ -126,6 +142,16 @@ def start_thresholds(tensors: Mapping[str, Tensor], num_latents: int | None) -> 
     start = threshold if num_latents is None else threshold.expand(num_latents)
     known = start.isfinite()  # the others were never active
     return {SUM: torch.where(known, start, 0.0), WEIGHT: known.to(start.dtype)}
+
+
+def _least(values: Tensor) -> Tensor:
+    """The least of ``values`` [P], infinity if there is none: []."""
+    return values.min() if len(values) else values.new_tensor(torch.inf)
+
+
+def _sum(numbers: Tensor, shards: LatentShards) -> Tensor:
+    """The sum over all latents, whoever holds them, or the number that all latents share: []."""
+    return shards.gather(numbers).sum() if numbers.dim() else numbers
 
 
 def forget_thresholds(state: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ....distributed.group import ALONE, Group
 from ...engine.optimizer import Optimizer, OptimizerOverrides
+from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from .rows import Batch, Rows
 
@@ -27,6 +29,12 @@ class Plan:
     batch_rows: int
     num_steps: int
     batches_of_step: int = 1
+    group: Group = ALONE  # the processes that share the latents
+
+    @property
+    def shards(self) -> LatentShards:
+        """The latents that this process holds."""
+        return LatentShards.divide(self.num_latents, self.group)
 
     @property
     def step_rows(self) -> int:
@@ -88,11 +96,17 @@ class Variant(FrozenModel, ABC):
         return []
 
     def extra_parameters(self, plan: Plan) -> Mapping[str, Tensor]:
-        """Trained tensors beside W_enc, W_dec, b_enc and b_dec, at their initial values."""
+        """Trained tensors beside W_enc, W_dec, b_enc and b_dec, at their initial values.
+
+        They are [F, ...]; processes that share the latents keep their own rows.
+        """
         return {}
 
     def initial_state(self, plan: Plan) -> Mapping[str, Tensor]:
-        """Running values that are not trained (thresholds, hints, densities), at their initial values."""
+        """Running values that are not trained (thresholds, hints, densities), at their initial values.
+
+        A tensor is [], or [F, ...], of which processes that share the latents keep their own rows.
+        """
         return {}
 
     def inference_tensors(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

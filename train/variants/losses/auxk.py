@@ -42,11 +42,12 @@ def reconstruct_leftover(
 
     Args:
         error: the error of the main reconstruction, -e [B, D].
-        latents: int64 [n], ascending; an empty one adds no loss.
+        latents: int64 [n], ascending, those of this process; none in any process adds no loss.
     """
-    if latents.numel() == 0:
+    number = part.shards.add_up(latents.numel())
+    if number == 0:
         return
-    k = min(k, latents.numel())
+    k = min(k, number)
     pre = part.pre_activations(latents)
     some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
     for rows, some in part.split(max(some_pairs // k, 64)):

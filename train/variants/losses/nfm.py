@@ -12,10 +12,10 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
-from ...backends.choice import backend_of
 from ...backends.plain.adam import TINY
-from ...backends.plain.products import matmul, total
+from ...backends.plain.products import matmul, part_of, total
 from ...backends.sources import block_rows
+from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from ..base.rows import Batch, RandomStream
 
@@ -29,19 +29,25 @@ class NFM(FrozenModel):
 
     def __call__(self, batch: Batch) -> None:
         """Add the term and its gradient, once per step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖."""
-        W_dec = batch.parameters["W_dec"]
+        W_dec, shards = batch.parameters["W_dec"], batch.shards
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
-        for start in range(0, W_dec.shape[0], GRAM_ROWS):
-            unit, _ = unit_rows(W_dec[start : start + GRAM_ROWS])
-            matmul(unit.T, unit, gram, add=True)
+        num_rows, part_rows = max(1, GRAM_ROWS // shards.unit) * shards.unit, part_of(len(gram))
+
+        def add(rows: slice) -> None:
+            for start in range(0, len(W_dec), num_rows):
+                unit, _ = unit_rows(W_dec[start : start + num_rows])
+                sums = gram[rows]
+                matmul(unit.T[rows], unit, sums, add=True, part_rows=part_rows, terms=shards.unit)
+
+        shards.chain(gram, add, part_rows)
         norm = total(gram.square()).sqrt()
         batch.outcome.add_loss("nfm", self.coefficient * norm.double())
         gram.mul_(2 * self.coefficient / norm)
-        for start in range(0, W_dec.shape[0], GRAM_ROWS):
-            unit, norms = unit_rows(W_dec[start : start + GRAM_ROWS])
-            d_unit = matmul(unit, gram)
+        for start in range(0, len(W_dec), num_rows):
+            unit, norms = unit_rows(W_dec[start : start + num_rows])
+            d_unit = matmul(unit, gram, part_rows=shards.unit)
             d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # Ŵ ignores a row's length
-            batch.gradients["W_dec"][start : start + GRAM_ROWS].add_(d_unit.div_(norms))
+            batch.gradients["W_dec"][start : start + num_rows].add_(d_unit.div_(norms))
 
 
 class NFMInf(FrozenModel):
@@ -65,19 +71,22 @@ class NFMInf(FrozenModel):
 
     def __call__(self, batch: Batch) -> None:
         """Add the term and its gradient, once per step. If c = <ŵ_i, ŵ_j>, dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
-        W_dec, num_latents = batch.parameters["W_dec"], batch.num_latents
+        W_dec, num_latents = batch.parameters["W_dec"], batch.shards.total
         latents = torch.arange(num_latents, device=W_dec.device)
         if self.sample is not None and self.sample < num_latents:
             shuffled = batch.random_order(RandomStream.NFM_INF, num_latents)
             latents = shuffled[: self.sample].sort().values
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+        every_norm = batch.shards.gather(norms)
         weight = self.coefficient / latents.numel()
         rows = block_rows(num_latents, W_dec.device)
         for start in range(0, latents.numel(), rows):
             block = latents[start : start + rows]
-            cosine, nearest = nearest_others(W_dec, norms, block)
+            unit = batch.shards.rows_of(W_dec, block) / every_norm[block, None]
+            cosine, nearest = nearest_of_all(unit, W_dec, norms, block, batch.shards)
             batch.outcome.add_loss("nfm_inf", weight * total(cosine.double()))
-            add_cosine_gradient(batch.gradients["W_dec"], W_dec, norms, block, nearest, cosine, weight)
+            other = batch.shards.rows_of(W_dec, nearest) / every_norm[nearest, None]
+            add_cosine_gradient(batch, norms, (block, unit), (nearest, other), cosine, weight)
 
 
 def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,18 +97,61 @@ def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
     """The largest cosine of each of ``latents`` (int64 [b]) with another latent: cosine [b], latent [b]."""
-    cosines = matmul(W_dec[latents] / norms[latents, None], W_dec.T)
+    unit = W_dec[latents] / norms[latents, None]
+    return nearest_of_all(unit, W_dec, norms, latents, LatentShards.divide(len(W_dec)))
+
+
+def nearest_of_all(
+    unit: Tensor, W_dec: Tensor, norms: Tensor, latents: Tensor, shards: LatentShards
+) -> tuple[Tensor, Tensor]:
+    """The largest cosine of each of ``latents`` (int64 [b], of all F) with another latent of any process.
+
+    Args:
+        unit: the rows of ``latents`` with norm 1, [b, D].
+        W_dec, norms: this process's rows [n, D] and their norms [n].
+
+    Returns:
+        The cosines [b] and the latents [b]; ties go to the lowest.
+    """
+    cosines = matmul(unit, W_dec.T, columns=shards.unit)
     cosines.div_(norms)
-    cosines[torch.arange(latents.numel(), device=latents.device), latents] = -torch.inf
+    own = latents - shards.first
+    here = (own >= 0) & (own < shards.count)
+    cosines[here, own[here]] = -torch.inf
     best = cosines.max(dim=1)
-    return best.values, best.indices
+    value, latent = best.values, best.indices + shards.first
+    others = shards.group.gather(value), shards.group.gather(latent)
+    value, latent = (every[0] for every in others)
+    for other, its_latent in zip(*others, strict=True):
+        better = other > value
+        value, latent = torch.where(better, other, value), torch.where(better, its_latent, latent)
+    return value, latent
 
 
 def add_cosine_gradient(
-    gradient: Tensor, W_dec: Tensor, norms: Tensor, i: Tensor, j: Tensor, cosine: Tensor, weight: float
+    batch: Batch,
+    norms: Tensor,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    cosine: Tensor,
+    weight: float,
 ) -> None:
-    """gradient += weight * d (sum of cosine(w_i, w_j)) / d W_dec. i, j: int64 [b]; i has no repeats."""
-    unit_i, unit_j, c = W_dec[i] / norms[i, None], W_dec[j] / norms[j, None], cosine[:, None]
-    gradient[i] += (unit_j - c * unit_i) * (weight / norms[i, None])
-    pairs = Pairs.from_rows(torch.arange(len(j), device=j.device), j, cosine, len(j), W_dec.shape[0])
-    backend_of(gradient).accumulate_by_latent(pairs, weight / norms[j], unit_i - c * unit_j, gradient)
+    """gradient += weight * d (sum of cosine(w_i, w_j)) / d W_dec, for the latents of this process.
+
+    Args:
+        norms: of the rows of W_dec, [n].
+        first, second: latents i and j, int64 [b], of all F, each with their rows of norm 1, [b, D]; i has no
+            repeats.
+    """
+    gradient, shards, c = batch.gradients["W_dec"], batch.shards, cosine[:, None]
+    (i, unit_i), (j, unit_j) = first, second
+    for latents, is_first in ((i, True), (j, False)):
+        own = latents - shards.first
+        here = ((own >= 0) & (own < shards.count)).nonzero().flatten()
+        own = own[here]
+        if is_first:
+            gradient[own] += (unit_j[here] - c[here] * unit_i[here]) * (weight / norms[own, None])
+        else:
+            pairs = Pairs.from_rows(here, own, cosine[here], len(j), len(gradient))
+            source = unit_i - c * unit_j
+            batch.backend.accumulate_by_latent(pairs, weight / norms[own], source, gradient)

@@ -6,7 +6,6 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
-from ...backends.plain.products import total
 from ...engine.schedule import in_steps
 from ...pairs import Pairs
 from ..base.rows import Batch
@@ -49,5 +48,5 @@ class L1(Penalty):
         d_value = (
             codes.value.new_full((len(codes),), weight) if norms is None else norms[codes.latent] * weight
         )
-        part.outcome.add_loss("l1", total((codes.value * d_value).double()))
+        part.outcome.add_loss("l1", part.shards.sum_of_pairs(codes, codes.value * d_value))
         return d_value

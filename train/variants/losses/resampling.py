@@ -61,19 +61,20 @@ class Resampling(FrozenModel):
         done = batch.step + 1
         if done % self.every_steps or done // self.every_steps > self.times or done == batch.num_steps:
             return
-        latents = (idle >= self.idle_steps).nonzero().flatten()
+        latents = (batch.shards.gather(idle) >= self.idle_steps).nonzero().flatten()
         if latents.numel() == 0:
             return
         loss = torch.cat([squared_error(part, encode(part)) for _, part in batch.split()])
         uniform = batch.random_uniform(RandomStream.RESAMPLING, 0, 2, latents.numel())
         restart(batch, latents, draw_rows(loss, uniform), self.encoder_scale)
-        optimizer.forget(latents)
-        idle[latents] = 0
+        own = batch.shards.among_own(latents)
+        optimizer.forget(own)
+        idle[own] = 0
 
 
 def squared_error(part: Batch, codes: Pairs) -> Tensor:
     """|x - x̂|² of each row: float64 [B]."""
-    error = part.backend.decode(codes, part.parameters["W_dec"]).sub_(part.target_centered)
+    error = part.shards.decode(codes, part.parameters["W_dec"]).sub_(part.target_centered)
     squares: Tensor = torch.linalg.vector_norm(error, dim=1).double().square()
     return squares
 
@@ -93,13 +94,15 @@ def draw_rows(loss: Tensor, uniform: Tensor) -> Tensor:
 
 
 def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -> None:
-    """Restart ``latents`` (int64 [n]) in the directions of ``rows`` (int64 [n]) of the batch."""
+    """Restart ``latents`` (int64 [n], of all F) in the directions of ``rows`` (int64 [n]) of the batch."""
     W_enc, W_dec, b_enc = (batch.parameters[name] for name in ("W_enc", "W_dec", "b_enc"))
-    others = torch.ones(batch.num_latents, dtype=torch.bool, device=latents.device)
+    norms = batch.shards.gather(torch.linalg.vector_norm(W_enc, dim=1))
+    others = torch.ones_like(norms, dtype=torch.bool)
     others[latents] = False
-    norms = torch.linalg.vector_norm(W_enc[others] if bool(others.any()) else W_enc, dim=1)
-    directions = batch.x_centered[rows]
+    norms = norms[others] if bool(others.any()) else norms
+    own = batch.shards.among_own(latents)
+    directions = batch.x_centered[rows[torch.isin(latents, own + batch.shards.first)]]
     normalize_rows(directions)
-    W_dec[latents] = directions
-    W_enc[latents] = directions * (encoder_scale * norms.mean())
-    b_enc[latents] = 0.0
+    W_dec[own] = directions
+    W_enc[own] = directions * (encoder_scale * norms.mean())
+    b_enc[own] = 0.0

@@ -1,0 +1,132 @@
+"""One safetensors file, written and read by processes that share its latents: each has its own rows.
+
+The bytes are those that one process writes: ``safetensors`` puts the tensors in the order of their types
+(those below, the first one first) and then of their names, behind a header of JSON that spaces fill up to a
+multiple of 8 bytes.
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
+from . import tensor_file
+from .latent_shards import LatentShards
+from .tensor_file import DTYPES, TensorInfo, damaged, read_header, sha256_of
+
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], shards: LatentShards, shared: Collection[str] | None = None
+) -> str:
+    """Create or replace ``path`` together, durably and atomically; every process must call it.
+
+    Args:
+        tensors: those named in ``shared`` are this process's rows [n, ...]; the others are alike in all
+            processes. None stands for :func:`shared_names`.
+
+    Returns:
+        The sha256 of the file, in hexadecimal.
+
+    Raises:
+        OSError: this process cannot write.
+        OtherProcessError: another one cannot.
+    """
+    if shards.is_whole:
+        return tensor_file.write_tensors(path, tensors)
+    shared = shared_names(tensors) if shared is None else shared
+    group, temporary = shards.group, path.with_name(path.name + TEMPORARY_SUFFIX)
+    infos = {name: whole_info(tensor, shards, name in shared) for name, tensor in tensors.items()}
+    header, offsets = lay_out(infos)
+    size = len(header) + sum(info.num_bytes for info in infos.values())
+    with group.together():
+        if group.is_first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as new:
+                new.write(header)
+                new.truncate(size)
+    with group.together(), temporary.open("rb+") as file:
+        for name, tensor in tensors.items():
+            start = offsets[name]
+            if name in shared:
+                start += shards.first * (infos[name].num_bytes // max(1, shards.total))
+            elif not group.is_first:
+                continue
+            _write_at(file.fileno(), tensor, start)
+        os.fsync(file.fileno())
+
+    def finish() -> str:
+        checksum = sha256_of(temporary)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+        return checksum
+
+    return group.on_first(finish)
+
+
+def read_tensors(path: Path, shared: Collection[str], shards: LatentShards) -> dict[str, Tensor]:
+    """Read the tensors of ``path``: this process's rows of those in ``shared``, and all of the others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: as :func:`.tensor_file.read_header`.
+    """
+    if shards.is_whole:
+        return tensor_file.read_tensors(path)
+    names = read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: file.get_slice(name)[shards.own] if name in shared else file.get_tensor(name)
+                for name in names
+            }
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from None
+
+
+def whole_info(tensor: Tensor, shards: LatentShards, shared: bool) -> TensorInfo:
+    """The type and the shape of a tensor of all latents, of which a process has its rows."""
+    info = TensorInfo.of(tensor)
+    return TensorInfo(info.dtype, (shards.total, *info.shape[1:])) if shared else info
+
+
+def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file of such tensors, and where the bytes of each begin in the file."""
+    names = sorted(infos, key=lambda name: (_ORDER.index(_CODES[infos[name].dtype]), name))
+    entries: dict[str, dict[str, Any]] = {}
+    at = 0
+    for name in names:
+        info = infos[name]
+        end = at + info.num_bytes
+        entries[name] = {
+            "dtype": _CODES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + entries[name]["data_offsets"][0] for name in names}
+
+
+def _write_at(file: int, tensor: Tensor, start: int) -> None:
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    view = memoryview(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    while view:
+        written = os.pwrite(file, view, start)
+        view, start = view[written:], start + written
+
+
+def shared_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with a row for each latent: all but single numbers and biases of [D]."""
+    return [name for name, tensor in tensors.items() if tensor.dim() and not name.endswith("b_dec")]
