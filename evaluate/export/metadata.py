@@ -9,6 +9,7 @@ from ...train import SAE
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
