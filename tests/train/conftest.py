@@ -15,7 +15,7 @@ from saecache.train.backends import sources
 from saecache.train.backends.plain import screening
 from saecache.train.backends.plain.products import matmul
 
-D_MODEL = 24
+from .shapes import D_MODEL, D_OUT
 
 
 def sparse_rows(num_rows: int, d_model: int, seed: int) -> torch.Tensor:
@@ -45,6 +45,24 @@ def write_cache(path: Path, num_rows: int = 3000, d_model: int = D_MODEL, seed: 
 def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     """3000 rows of width 24, about a tenth of them held out."""
     return write_cache(tmp_path_factory.mktemp("cache") / "cache")
+
+
+@pytest.fixture(scope="session")
+def cache_of_two_hooks(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
+    """The rows of ``cache`` under ``resid``, and under ``out`` [16] a function of them with some noise."""
+    rows = sparse_rows(3000, D_MODEL, 0)
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.randn(D_MODEL, D_OUT, generator=generator)
+    out = (rows @ weights).relu() + 0.05 * torch.randn(3000, D_OUT, generator=generator)
+    path = tmp_path_factory.mktemp("cache") / "two"
+    with CacheWriter(
+        path,
+        hooks={"resid": D_MODEL, "out": D_OUT},
+        identity={"source": "synthetic 0 and a function of it", "model": {"name": "toy"}},
+        heldout_fraction=0.1,
+    ) as writer:
+        writer.write_rows({"resid": rows, "out": out})
+    return open_cache(path)
 
 
 @pytest.fixture(scope="session")

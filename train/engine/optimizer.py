@@ -119,7 +119,7 @@ class Optimizer:
 
     def forget(self, latents: Tensor) -> None:
         """Set the moments of some latents (int64 [n]) to zero in all tensors."""
-        for name in self.parameters.keys() - {"b_dec"}:  # the one tensor without latents
+        for name in self.parameters.keys() - {"b_dec", "b_in", "W_skip"}:  # which have no latents
             self.exp_avg[name][latents] = 0
             self.exp_avg_sq[name][latents] = 0
 

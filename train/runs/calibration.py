@@ -9,7 +9,9 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
 from ..backends.sources import Encoder
+from ..engine.reading import input_bias
 from ..sae import SAE
+from ..sae_hooks import encoded_hooks
 from ..selection.pre_activations import PreActivations
 
 TINY = 1e-12  # replaces a threshold of 0, which no factor would change
@@ -35,7 +37,7 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     threshold = sae.threshold.expand(sae.cfg.num_latents)
     usable = threshold.isfinite().nonzero().flatten()  # the others were never active and stay inactive
     base = threshold[usable].clamp_min(TINY)[:, None] if sae.threshold.dim() else 1.0
-    x_centered = x.float() - sae.b_dec
+    x_centered = x.float() - input_bias(dict(sae.named_buffers()))
     bias = (sae.b_enc[usable, None] / base).flatten()
     encoder = Encoder(x_centered, sae.W_enc[usable] / base, bias)
     total = round(l0 * x.shape[0])
@@ -67,8 +69,8 @@ def calibrated_on(sae: SAE, cache: ActivationCache, l0: float | None = None, num
             "calibration needs held-out rows, but the cache has none: make it with a heldout_fraction"
         )
     rows = torch.arange(num_rows).numpy()
-    x = cache.rows(sae.cfg.hook, rows, "heldout", sae.cfg.normalization["kind"])
-    return calibrated(sae, x.to(sae.W_enc.device), l0)
+    x = [cache.rows(part.hook, rows, "heldout", part.normalizer.kind) for part in encoded_hooks(sae.cfg)]
+    return calibrated(sae, torch.cat(x, dim=1).to(sae.W_enc.device), l0)
 
 
 def target_l0(sae: SAE, l0: float | None) -> float:

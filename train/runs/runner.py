@@ -12,13 +12,13 @@ import torch
 
 from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
-from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
 from ...common.memory import explain_out_of_memory
 from ...store.reading.reader import ActivationCache, open_cache
-from ..engine.feed import batches
+from ..engine.feed import batches_of_sources
 from ..engine.loop import Events, train
 from ..engine.metrics import METRICS_FILE, MetricsFile
+from ..engine.reading import Inputs, Source
 from ..engine.trainee import Trainee
 from ..sae import SAE_FOLDER
 from .checkpoint import (
@@ -31,7 +31,7 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .folder import claim, mark_finished
-from .initialisation import geometric_median, initial_parameters
+from .initialisation import centre_of, initial_parameters
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
 
@@ -75,12 +75,12 @@ def run(
     try:
         with (
             explain_out_of_memory(_how_to_save_memory(config)),
-            claim(out, config, cache.fingerprint) as finished,
+            claim(out, config, cache.fingerprint, [job.name for job in plan.jobs]) as finished,
         ):
             if not finished:
                 _train(config, cache, plan, out)
                 mark_finished(out)
-            failed = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+            failed = {job.name: failure_before(out / job.name, plan.num_steps) for job in plan.jobs}
             last_lines = MetricsFile(out / METRICS_FILE).last_lines()
     except OSError as error:  # for example a full disk
         raise SaecacheError(
@@ -113,15 +113,15 @@ def default_folder(config: TrainConfig, cache: ActivationCache) -> Path:
 
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
-    inputs = RowVariance(cache.d_model(plan.hook), plan.device)
-    steps = resume_steps([out / variant.run_name for variant in config.variants], plan.num_steps)
+    inputs = Inputs([job.reading for job in plan.jobs], plan.device)
+    steps = resume_steps([out / job.name for job in plan.jobs], plan.num_steps)
     trainees = _make_trainees(config, cache, plan, fresh=not steps)
     first_step = _last_good(steps, trainees, inputs, out) if steps else 0
     running = _running(trainees, first_step, out)
     for trainee in running:
         forget_failure(out / trainee.name)
         if first_step:
-            load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+            load_checkpoint(out / trainee.name, first_step, trainee, inputs.of(trainee.reading))
     if first_step:
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
     used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
@@ -130,7 +130,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     recorder = Recorder(config, cache, plan, out, inputs)
     steps_to_go = (first_step, plan.num_steps)
     with (
-        closing(batches(config, cache, plan.hook, plan.device, *steps_to_go)) as stream,
+        closing(batches_of_sources(config, cache, plan.sources, plan.device, *steps_to_go)) as stream,
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step, running) as watched,
@@ -149,7 +149,7 @@ def _running(trainees: Sequence[Trainee], step: int, out: Path) -> list[Trainee]
     return [trainee for trainee in trainees if failure_before(out / trainee.name, step) is None]
 
 
-def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVariance, out: Path) -> int:
+def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: Inputs, out: Path) -> int:
     """The first of ``steps`` whose checkpoints are whole; a warning names the damage in those before it.
 
     Raises:
@@ -159,7 +159,7 @@ def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVar
     for step in steps:
         try:
             for trainee in _running(trainees, step, out):
-                check_checkpoint(out / trainee.name, step, trainee, inputs)
+                check_checkpoint(out / trainee.name, step, trainee, inputs.of(trainee.reading))
         except UsageError as error:
             damages.append(f"step {step}: {error}")
             continue
@@ -177,19 +177,28 @@ def _last_good(steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVar
 def _make_trainees(
     config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool
 ) -> list[Trainee]:
-    b_dec = torch.zeros(cache.d_model(plan.hook))
-    if fresh and config.initialisation.decoder_bias == "geometric_median":
-        rows = min(config.initialisation.median_rows, plan.rows)
-        sample = cache.batches(
-            plan.hook, rows, normalization=config.normalization, sink_ratio=config.sink_ratio
-        )
-        b_dec = geometric_median(next(sample))
+    centres = {source: torch.zeros(source.width) for source in plan.sources}
+    if fresh and config.initialisation.decoder_bias != "zeros":
+        centres = {source: _centre(config, cache, plan, source) for source in plan.sources}
     trainees = []
-    for variant, variant_plan in zip(config.variants, plan.variants, strict=True):
-        seed = config.seed if variant.seed is None else variant.seed
-        parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
-        trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
+    for job in plan.jobs:
+        seed = config.seed if job.variant.seed is None else job.variant.seed
+        b_in, b_dec = (
+            torch.cat([centres[source] for source in sources]).to(plan.device)
+            for sources in (job.reading.inputs, job.reading.targets)
+        )
+        parameters = initial_parameters(job.plan, seed, b_dec, config.initialisation, b_in)
+        trainees.append(Trainee(job.variant, job.plan, seed, config.optimizer, parameters, job.reading))
     return trainees
+
+
+def _centre(config: TrainConfig, cache: ActivationCache, plan: RunPlan, source: Source) -> torch.Tensor:
+    """The centre of the first training rows of ``source``, [width]."""
+    rows = min(config.initialisation.median_rows, plan.rows)
+    sample = cache.batches(
+        source.hook, rows, normalization=source.normalization, sink_ratio=config.sink_ratio
+    )
+    return centre_of(next(sample), config.initialisation.decoder_bias)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class TestReLU(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         first_of_four_steps = 0.02 / 4
         return {"mse": mean_square(error), "l1": first_of_four_steps * codes.sum(1).mean()}, codes
 
@@ -35,8 +35,8 @@ class TestFreeDecoder(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
-        weighted = codes * parameters["W_dec"].norm(dim=1)
+        error = self.error(parameters, codes, x)
+        weighted = codes * self.decoder_norms(parameters)
         return {"mse": mean_square(error), "l1": 0.02 * weighted.sum(1).mean()}, codes
 
     def example(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -62,7 +62,7 @@ class TestResampling(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), "l1": 0.02 * codes.sum(1).mean()}, codes
 
 

@@ -43,7 +43,7 @@ def weight_gradients(
 ) -> Tensor:
     """See :meth:`...backends.protocol.Backend.weight_gradients`."""
     backend, rest = backend_of(error), (codes, d_pre, x_centered, error, scale, W_enc_grad, W_dec_grad)
-    if prefers_matrices(codes):
+    if prefers_matrices(codes) or x_centered.shape[1] != error.shape[1]:  # fused kernels take one width
         return composed.weight_gradients(accumulate_by_latent, backend.sum_per_latent, *rest)
     return backend.weight_gradients(*rest)
 

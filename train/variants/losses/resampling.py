@@ -23,10 +23,10 @@ class Resampling(FrozenModel):
     """Every ``every_steps`` steps, ``times`` times, each idle latent gets the direction of a row.
 
     Rows are drawn with replacement; their probability is proportional to the square of their loss |x - x̂|².
-    The latent's decoder row becomes the row's x - b_dec at norm 1. Its encoder row has the same direction,
-    and ``encoder_scale`` times the mean norm of the other latents' encoder rows. Its bias and its Adam
-    moments become 0. The paper draws from 819,200 rows; we draw from the current batch, so large batches come
-    closer to the paper.
+    The latent's decoder row becomes the row's x - b_dec at norm 1 (a transcoder's: that of its target). Its
+    encoder row has the direction of the row that is encoded, and ``encoder_scale`` times the mean norm of
+    the other latents' encoder rows. Its bias and its Adam moments become 0. The paper draws from 819,200
+    rows; we draw from the current batch, so large batches come closer to the paper.
     """
 
     every_steps: PositiveInt = 25_000
@@ -100,6 +100,8 @@ def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -
     norms = torch.linalg.vector_norm(W_enc[others] if bool(others.any()) else W_enc, dim=1)
     directions = batch.x_centered[rows]
     normalize_rows(directions)
-    W_dec[latents] = directions
+    decoded = batch.target_centered[rows]
+    normalize_rows(decoded)
+    W_dec[latents] = decoded
     W_enc[latents] = directions * (encoder_scale * norms.mean())
     b_enc[latents] = 0.0

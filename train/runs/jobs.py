@@ -1,0 +1,159 @@
+"""The SAEs of a run: which hooks each reads, and what it reconstructs.
+
+A run has one SAE for each variant and hook; with ``target`` they are transcoders, and with ``crosscoder`` all
+hooks together have one SAE for each variant.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ...common.errors import UsageError
+from ...store.reading.reader import ActivationCache
+from ..engine.reading import Reading, Source
+from ..variants.base.variant import Plan, Variant
+from .config import TrainConfig
+
+ALL_HOOKS = "all"
+_BLOCK = re.compile(r"(?<=\.)\d+(?=\.|$)")  # the number of a block in a hook: resid_post.3, h.3.mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One SAE of a run: a variant with its name in the run, its sizes, and what it reads."""
+
+    variant: Variant
+    plan: Plan
+    reading: Reading
+
+    @property
+    def name(self) -> str:
+        return self.variant.run_name
+
+
+def choose_hooks(config: TrainConfig, cache: ActivationCache) -> list[str]:
+    """The hooks that the config names, in the order of the cache for patterns; without one the only hook.
+
+    Raises:
+        UsageError: the cache has no such hook, or several and the config names none.
+    """
+    if config.hook is None and len(cache.hooks) == 1:
+        return list(cache.hooks)
+    if config.hook is None:
+        raise UsageError(
+            f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}, or to all for an SAE "
+            "at each"
+        )
+    found: list[str] = []
+    for wanted in [config.hook] if isinstance(config.hook, str) else config.hook:
+        if wanted == ALL_HOOKS:
+            found += cache.hooks
+        elif "*" in wanted:
+            matching = [hook for hook in cache.hooks if fnmatchcase(hook, wanted)]
+            if not matching:
+                raise UsageError(f"no hook of the cache matches {wanted}; it has {', '.join(cache.hooks)}")
+            found += matching
+        else:
+            cache.d_model(wanted)  # says which hooks there are when this is none of them
+            found.append(wanted)
+    return list(dict.fromkeys(found))
+
+
+def choose_readings(config: TrainConfig, cache: ActivationCache) -> list[Reading]:
+    """What the SAEs of the run read: one reading for each hook, or one in all for crosscoders.
+
+    Raises:
+        UsageError: a hook or a target that is not in the cache, or hooks that do not go together.
+    """
+    hooks = choose_hooks(config, cache)
+    sources = [Source(hook=h, normalization=config.normalization, width=cache.d_model(h)) for h in hooks]
+    if config.crosscoder:
+        if len(sources) == 1:
+            raise UsageError(
+                f"a crosscoder needs two hooks or more, and hook gives {hooks[0]} alone; the cache has "
+                f"{', '.join(cache.hooks)}"
+            )
+        return [Reading.autoencoder(*sources)]
+    if config.target is None:
+        return [Reading.autoencoder(source) for source in sources]
+    return [
+        Reading(inputs=(source,), targets=(_target_of(config, cache, source.hook),)) for source in sources
+    ]
+
+
+def _target_of(config: TrainConfig, cache: ActivationCache, hook: str) -> Source:
+    assert config.target is not None, "the caller has checked that"
+    target, kind = config.target.hook, config.target.normalization
+    if "*" in target:
+        block = _BLOCK.search(hook)
+        if block is None:
+            raise UsageError(
+                f"target.hook={target}: * stands for the number of the block, and hook {hook} has none; name "
+                "the target in full"
+            )
+        target = target.replace("*", block[0])
+    if target not in cache.hooks:
+        raise UsageError(
+            f"target.hook={config.target.hook}: the cache has no hook {target} for {hook}; it has "
+            f"{', '.join(cache.hooks)}. Harvest both hooks into one cache: rows of two caches are not of the "
+            "same tokens"
+        )
+    if target == hook:
+        raise UsageError(
+            f"target.hook={config.target.hook} is the hook that is encoded, {hook}: leave target out for an "
+            "autoencoder, or name another"
+        )
+    return Source(hook=target, normalization=kind, width=cache.d_model(target))
+
+
+def make_jobs(
+    config: TrainConfig, cache: ActivationCache, readings: Sequence[Reading], num_steps: int
+) -> tuple[Job, ...]:
+    """One job for each reading and variant; with several readings the name begins with the hook."""
+    return tuple(
+        _make_job(config, variant, reading, num_steps, several=len(readings) > 1)
+        for reading in readings
+        for variant in config.variants
+    )
+
+
+def _make_job(
+    config: TrainConfig, variant: Variant, reading: Reading, num_steps: int, *, several: bool
+) -> Job:
+    d_model = sum(source.width for source in reading.inputs)
+    plan = Plan(
+        d_model=d_model,
+        num_latents=variant.num_latents
+        or config.num_latents
+        or (config.expansion_factor or 0) * max(source.width for source in reading.inputs),
+        batch_rows=config.batch_rows,
+        num_steps=num_steps,
+        batches_of_step=config.accumulate_batches,
+        d_target=None if config.target is None else sum(source.width for source in reading.targets),
+        skip=config.target is not None and config.target.skip,
+        free_decoder=config.initialisation.decoder == "zeros",
+        hook_widths=tuple(source.width for source in reading.inputs) if config.crosscoder else (),
+    )
+    if several:
+        hook = re.sub(r"[^A-Za-z0-9._=-]", "-", reading.inputs[0].hook)
+        variant = variant.model_copy(update={"name": f"{hook}-{variant.run_name}"})
+    return Job(variant=variant, plan=plan, reading=reading)
+
+
+def problems_of_reading(job: Job, config: TrainConfig) -> list[str]:
+    """The reasons why a variant cannot be what the config asks for, and how to fix them."""
+    problems = []
+    free = job.plan.free_decoder
+    if free and job.variant.needs_unit_decoder:
+        problems.append(
+            "initialisation.decoder=zeros frees the norms of W_dec, and its penalty would fade while they "
+            "grow: take decoder=free (relu), or initialisation.decoder=directions"
+        )
+    tied = config.initialisation.encoder == "tied" and not free
+    if tied and job.plan.d_decoded != job.plan.d_model:
+        problems.append(
+            f"W_enc of width {job.plan.d_model} cannot start as a multiple of W_dec of width "
+            f"{job.plan.d_decoded}: set initialisation.encoder=independent, or initialisation.decoder=zeros"
+        )
+    return problems
