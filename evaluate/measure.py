@@ -1,10 +1,10 @@
 """Measures one SAE on rows of a cache: fidelity, codes, density, and the contexts of sampled latents.
 
-Legend: B rows of a block, D model width, F latents.
+Legend: B rows of a block, D width of what is encoded, O width of what is reconstructed, F latents.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from ..common.memory import check_memory
 from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE, Pairs
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, read_hooks_side_by_side
 from .config import EvaluateConfig
 from .contexts import ActivationStream, DecodeToken, Places, describe_latent, sample_latents
+from .hook_measures import HookStreams
 from .metrics import CodeStream, ReconstructionStream, density_curve, l0_histogram
 from .metrics.collapse import measure_collapse
 from .metrics.progressive import ProgressiveStream
@@ -49,22 +51,26 @@ def measure_sae(
     cfg = sae.cfg
     normalized, raw = ReconstructionStream(groups.count), ReconstructionStream(groups.count)
     codes, progressive = CodeStream(cfg.num_latents, groups.count), ProgressiveStream(sae)
+    by_hook = HookStreams(sae, groups.count)
+    has_skip = cfg.target is not None and cfg.target.skip
     passes = 1 if places is None else 2
     with progress_bar(name, "row", passes * rows.count, hidden=not show_progress) as progress:
         for index_B in read_blocks(rows, sae, settings):
-            x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
-            pairs = encode(sae, x_BD, settings)
-            reconstruction_BD = sae.decode(pairs)
-            if not bool(torch.isfinite(reconstruction_BD).all()):
+            read = read_rows(sae, cache, rows.split, index_B)
+            pairs = encode(sae, read.x, settings)
+            decoded_BO = sae.predict(pairs, read.x)
+            if not bool(torch.isfinite(decoded_BO).all()):
                 raise UsageError(
                     f"SAE {name} reconstructs values that are not finite: its weights are damaged"
                 )
             group_B = groups.of(index_B - rows.first)
-            normalized.update(x_BD, reconstruction_BD, group_B)
-            _, removed = sae.normalizer.apply(raw_BD)
-            raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed), group_B)
+            normalized.update(read.target, decoded_BO, group_B)
+            raw_decoded_BO = sae.to_raw(decoded_BO, read.removed)
+            raw.update(read.raw, raw_decoded_BO, group_B)
+            by_hook.update(read.target, decoded_BO, read.raw, raw_decoded_BO, group_B)
             codes.update(pairs, group_B)
-            progressive.update(x_BD, pairs)
+            without_codes_BO = decoded_BO - sae.decode(pairs) + sae.b_dec if has_skip else None
+            progressive.update(read.target, pairs, without_codes_BO)
             progress.update(len(index_B))
         latents = []
         if places is not None:
@@ -94,6 +100,8 @@ def measure_sae(
         zipf=law,
         progressive=progressive.result(),
         collapse=measure_collapse(sae.W_dec, settings.overlap_latents, settings.seed),
+        target=None if cfg.target is None else cfg.target.hook,
+        hooks=by_hook.results(settings.seed, density_F),
     )
 
 
@@ -102,18 +110,29 @@ def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig) -> Pairs:
     return sae.encode_sparse(x_BD, as_trained=settings.rule == "batch")
 
 
-def read_rows(
-    sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
-    """Read rows in the SAE's own normalization, and raw: float32 [B, D] each, on the SAE's device.
+class SaeRows(NamedTuple):
+    """Rows of the cache for an SAE, on its device: float32.
 
-    A normalization by one number for all rows uses the number of the SAE's training, also on another cache.
+    ``x`` [B, D] are encoded and ``target`` [B, O] should come out, both normalized as in training; ``raw`` are
+    the latter raw, and ``removed`` is what :meth:`SAE.to_raw` needs.
     """
-    raw_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization="none").to(sae.W_dec.device)
-    if sae.normalizer.starts_from == "raw":
-        return sae.normalizer.apply(raw_BD)[0], raw_BD
-    x_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization=sae.normalizer.kind)
-    return x_BD.to(sae.W_dec.device), raw_BD
+
+    x: Tensor
+    target: Tensor
+    raw: Tensor
+    removed: Any
+
+
+def read_rows(sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.int64]) -> SaeRows:
+    """Read the rows that an SAE encodes and those that it should give, of the same tokens."""
+    device = sae.W_dec.device
+    x_BD, raw_BD = read_hooks_side_by_side(cache, encoded_hooks(sae.cfg), index_B, split, device)
+    _, removed = sae.normalizer.apply(raw_BD)
+    if sae.cfg.target is None:
+        return SaeRows(x_BD, x_BD, raw_BD, removed)
+    return SaeRows(
+        x_BD, *read_hooks_side_by_side(cache, decoded_hooks(sae.cfg), index_B, split, device), removed
+    )
 
 
 def reconstruct_in_batches(
@@ -125,20 +144,35 @@ def reconstruct_in_batches(
     runs at a time then does not matter.
 
     Returns:
-        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions.
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
     """
-    size = 4 * len(row_P) * sae.cfg.d_model
+    size = 4 * len(row_P) * sae.cfg.d_decoded
     check_memory(size, torch.device("cpu"), f"reconstructions of {len(row_P):,} rows", "lower ce_tokens")
-    whole_PD = torch.empty(len(row_P), sae.cfg.d_model)
+    whole_PO = torch.empty(len(row_P), sae.cfg.d_decoded)
     order = np.random.default_rng(settings.seed).permutation(len(row_P))
     for part in np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings))):
         place_B = np.sort(part)
-        x_BD, raw_BD = read_rows(sae, cache, split, row_P[place_B])
-        _, removed = sae.normalizer.apply(raw_BD)
-        reconstruction_BD = sae.decode(sae.encode_sparse(x_BD, as_trained=True))
-        whole_PD[torch.from_numpy(place_B)] = sae.normalizer.invert(reconstruction_BD, removed).cpu()
+        read = read_rows(sae, cache, split, row_P[place_B])
+        decoded_BO = sae.predict(sae.encode_sparse(read.x, as_trained=True), read.x)
+        whole_PO[torch.from_numpy(place_B)] = sae.to_raw(decoded_BO, read.removed).cpu()
     numbers_P = torch.from_numpy(row_P)
-    return lambda _, wanted_m: whole_PD[torch.searchsorted(numbers_P, wanted_m)]
+    return lambda _, wanted_m: whole_PO[torch.searchsorted(numbers_P, wanted_m)]
+
+
+def reconstruct_cached(sae: SAE, cache: ActivationCache, split: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruct rows from what the cache holds of them: for SAEs that read more than the hook they replace.
+
+    Returns:
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
+    """
+
+    def reconstruct(_: Tensor, row_m: Tensor) -> Tensor:
+        read = read_rows(sae, cache, split, row_m.cpu().numpy())
+        return sae.to_raw(sae.predict(sae.encode_sparse(read.x), read.x), read.removed)
+
+    return reconstruct
 
 
 def _latents(
@@ -155,8 +189,8 @@ def _latents(
     sampled = sample_latents(density, settings.num_latents, settings.seed)
     stream = ActivationStream(sampled)
     for index_B in read_blocks(rows, sae, settings):
-        x_BD, _ = read_rows(sae, cache, rows.split, index_B)
-        stream.update(encode(sae, x_BD, settings), index_B - rows.first)
+        read = read_rows(sae, cache, rows.split, index_B)
+        stream.update(encode(sae, read.x, settings), index_B - rows.first)
         progress.update(len(index_B))
     columns = stream.columns()
     by_rank = np.argsort(-density.numpy(), kind="stable")

@@ -103,7 +103,7 @@ def render(measured: Sequence[tuple[Path, Results]], entries: Sequence[ReportEnt
             f"These SAEs were trained from {len(caches)} different caches: compare their figures with care."
         )
     models = dict.fromkeys(model_name(results.cache) for _, results in measured)
-    hooks = dict.fromkeys(entry.result.hook for entry in entries)
+    hooks = dict.fromkeys(entry.result.place for entry in entries)
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
     columns, rows = make_table(entries)
     script = _resource("charts.js") + _resource("report.js")

@@ -12,6 +12,7 @@ from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE, load_sae
 from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
+from ..train.sae_hooks import all_hooks
 from .results import RESULTS_NAME
 
 
@@ -101,16 +102,17 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
             f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache, or "
             "allow another one of the same model with --other-cache."
         )
-    if sae.cfg.hook not in cache.hooks:
-        raise UsageError(
-            f"{target.sae_dir} was trained on hook {sae.cfg.hook!r:.80}; {cache.path} has "
-            f"{', '.join(cache.hooks)}"
-        )
-    if sae.cfg.d_model != cache.d_model(sae.cfg.hook):
-        raise UsageError(
-            f"{target.sae_dir} expects rows of width {sae.cfg.d_model}; {cache.path} holds width "
-            f"{cache.d_model(sae.cfg.hook)} at {sae.cfg.hook}"
-        )
+    for rows in all_hooks(sae.cfg):
+        if rows.hook not in cache.hooks:
+            raise UsageError(
+                f"{target.sae_dir} was trained on hook {rows.hook!r:.80}; {cache.path} has "
+                f"{', '.join(cache.hooks)}"
+            )
+        if rows.d_model != cache.d_model(rows.hook):
+            raise UsageError(
+                f"{target.sae_dir} expects rows of width {rows.d_model}; {cache.path} holds width "
+                f"{cache.d_model(rows.hook)} at {rows.hook}"
+            )
     if trained_on != cache.fingerprint:
         _check_same_model(sae.cfg.cache.get("model"), cache, target)
 

@@ -74,6 +74,16 @@ def read_hooks(
 
 
 @contextmanager
+def watched(model: nn.Module, point: HookPoint, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Within it every forward of ``model`` in this thread hands the activation at ``point`` to ``receive``.
+
+    It has the module's own shape, [..., D].
+    """
+    with _attached(model, [point], lambda p, value: receive(_activation(value, p, None))):
+        yield
+
+
+@contextmanager
 def _attached(
     model: nn.Module, points: Iterable[HookPoint], on_activation: Callable[[HookPoint, Any], None]
 ) -> Iterator[None]:

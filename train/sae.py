@@ -101,7 +101,7 @@ class SAE(nn.Module):
     def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.cfg = cfg
-        self.normalizer = make_normalizer(cfg)
+        self.normalizer: Any = make_normalizer(cfg)  # Normalizer, or of a crosscoder JoinedNormalizer
         for name, shape in _shapes(cfg).items():
             got = tuple(tensors[name].shape) if name in tensors else None
             if got != shape:
@@ -198,7 +198,8 @@ class SAE(nn.Module):
     def to_raw(self, reconstruction: Tensor, removed: Any) -> Tensor:
         """Normalized reconstructions [B, O] as raw rows, given what normalizing the rows x removed."""
         if self.cfg.target is None:
-            return self.normalizer.invert(reconstruction, removed)
+            raw: Tensor = self.normalizer.invert(reconstruction, removed)
+            return raw
         normalizer = self.cfg.target.normalizer
         return normalizer.invert(reconstruction, RowState(factor=normalizer.factor or 1.0))
 
@@ -207,7 +208,8 @@ class SAE(nn.Module):
         if x.dim() != 2:
             raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
         if space == "raw":
-            return self.normalizer.apply(x.float())
+            normalized: tuple[Tensor, Any] = self.normalizer.apply(x.float())
+            return normalized
         if space == "normalized":
             return x.float(), None
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")

@@ -62,14 +62,14 @@ class JoinedNormalizer:
         done = [part.apply(rows) for part, rows in zip(self.parts, self.split(x), strict=True)]
         return torch.cat([rows for rows, _ in done], dim=-1), [state for _, state in done]
 
-    def invert(self, y: Tensor, states: Sequence[RowState]) -> Tensor:
+    def invert(self, y: Tensor, states: Any) -> Tensor:
         """Normalized rows (or their reconstructions) back to raw rows."""
         parts = zip(self.parts, self.split(y), states, strict=True)
         return torch.cat([part.invert(rows, state) for part, rows, state in parts], dim=-1)
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """The rows of each hook, as views."""
-        return list(rows.split([part.d_model for part in self.parts], dim=-1))
+        return list(torch.split(rows, [part.d_model for part in self.parts], dim=-1))
 
 
 def normalization_of(hooks: Sequence[HookRows]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def split_by_hook(cfg: "SAEConfig", rows: Tensor) -> dict[str, Tensor]:
     return dict(
         zip(
             [part.hook for part in hooks],
-            rows.split([part.d_model for part in hooks], dim=-1),
+            torch.split(rows, [part.d_model for part in hooks], dim=-1),
             strict=True,
         )
     )

@@ -25,8 +25,14 @@ from .config import TrainConfig
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 # Settings with the value that says what a run did whose version did not have them, or no longer has them.
-FORMER = [("include_diagonal", False), ("counted_share", None), ("without_dead", False)]
-FORMER += [("target", None), ("crosscoder", False), ("decoder", "directions")]
+FORMER: list[tuple[str, bool | str | None]] = [
+    ("include_diagonal", False),
+    ("counted_share", None),
+    ("without_dead", False),
+    ("target", None),
+    ("crosscoder", False),
+    ("decoder", "directions"),
+]
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
 MAX_LINES, MAX_SHOWN = 20, 300  # differences that a message lists, and characters of each
 FIX = "put the file back, or give another --out"
