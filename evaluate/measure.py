@@ -113,7 +113,7 @@ def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig) -> Pairs:
 class SaeRows(NamedTuple):
     """Rows of the cache for an SAE, on its device: float32.
 
-    ``x`` [B, D] are encoded and ``target`` [B, O] should come out, both normalized as in training; ``raw`` are
+    ``x`` [B, D] are encoded, ``target`` [B, O] should come out, both normalized as in training; ``raw`` are
     the latter raw, and ``removed`` is what :meth:`SAE.to_raw` needs.
     """
 

@@ -33,7 +33,7 @@ class Job:
 
 
 def choose_hooks(config: TrainConfig, cache: ActivationCache) -> list[str]:
-    """The hooks that the config names, in the order of the cache for patterns; without one the only hook.
+    """The hooks that the config names, those of a pattern by layer; without a name the only hook.
 
     Raises:
         UsageError: the cache has no such hook, or several and the config names none.
@@ -46,11 +46,12 @@ def choose_hooks(config: TrainConfig, cache: ActivationCache) -> list[str]:
             "at each"
         )
     found: list[str] = []
+    in_order = sorted(cache.hooks, key=_by_number)
     for wanted in [config.hook] if isinstance(config.hook, str) else config.hook:
         if wanted == ALL_HOOKS:
-            found += cache.hooks
+            found += in_order
         elif "*" in wanted:
-            matching = [hook for hook in cache.hooks if fnmatchcase(hook, wanted)]
+            matching = [hook for hook in in_order if fnmatchcase(hook, wanted)]
             if not matching:
                 raise UsageError(f"no hook of the cache matches {wanted}; it has {', '.join(cache.hooks)}")
             found += matching
@@ -58,6 +59,11 @@ def choose_hooks(config: TrainConfig, cache: ActivationCache) -> list[str]:
             cache.d_model(wanted)  # says which hooks there are when this is none of them
             found.append(wanted)
     return list(dict.fromkeys(found))
+
+
+def _by_number(hook: str) -> list[tuple[int, str]]:
+    """Sorts resid_post.2 before resid_post.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", hook)]
 
 
 def choose_readings(config: TrainConfig, cache: ActivationCache) -> list[Reading]:
