@@ -95,7 +95,8 @@ class SAE(nn.Module):
     W_dec: Tensor
     b_enc: Tensor
     b_dec: Tensor
-    W_skip: Tensor  # only of a transcoder with a skip connection
+    b_in: Tensor  # only of a transcoder,
+    W_skip: Tensor  # and of one with a skip connection
     threshold: Tensor | None  # [] or [F]; None when the inference rule has none
 
     def __init__(self, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ class Provenance:
     context: int | None
     dataset: str | None
     prepend_bos: bool | None
+    target: str | None = None  # what a transcoder predicts
 
     @property
     def layer(self) -> int | None:
@@ -36,8 +37,17 @@ class Provenance:
     @property
     def transformer_lens_hook(self) -> str | None:
         """As ``blocks.3.hook_resid_post``; None for a module path, for which TransformerLens has no name."""
-        match = _NAMED_HOOK.fullmatch(self.hook)
-        return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
+        return _in_transformer_lens(self.hook)
+
+    @property
+    def transformer_lens_target(self) -> str | None:
+        """The same for the hook that a transcoder predicts."""
+        return None if self.target is None else _in_transformer_lens(self.target)
+
+
+def _in_transformer_lens(hook: str) -> str | None:
+    match = _NAMED_HOOK.fullmatch(hook)
+    return None if match is None else f"blocks.{match[2]}.{_TRANSFORMER_LENS[match[1]]}"
 
 
 def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
@@ -48,6 +58,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     return Provenance(
         model=sae.cfg.cache.get("model_name"),
         hook=sae.cfg.hook,
+        target=None if sae.cfg.target is None else sae.cfg.target.hook,
         context=None if cache is None else cache.manifest.context,
         dataset=dataset,
         prepend_bos=packing["bos_id"] is not None if "bos_id" in packing else None,

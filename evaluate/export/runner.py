@@ -146,6 +146,18 @@ def _only_one(folder: Path) -> Target:
 
 
 def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
+    if sae.cfg.hooks is not None:
+        raise UsageError(
+            f"SAE {sae.cfg.name} is a crosscoder of {sae.cfg.hook}, and none of the formats "
+            f"{', '.join(FORMATS)} holds crosscoders; share its own folder instead"
+        )
+    if sae.cfg.target is not None and rule.form not in chosen.transcoder_forms:
+        able = [name for name, each in FORMATS.items() if rule.form in each.transcoder_forms]
+        raise UsageError(
+            f"SAE {sae.cfg.name} is a transcoder that finds its codes by {sae.cfg.inference!r}, and "
+            f"{chosen.name} has no transcoders of that rule"
+            f"{': use --format ' + ' or '.join(able) if able else ', nor has another format'}"
+        )
     if rule.form in chosen.forms:
         return
     able = [name for name, each in FORMATS.items() if rule.form in each.forms]

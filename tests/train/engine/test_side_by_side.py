@@ -12,6 +12,7 @@ import torch
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.backends.choice import backend_of, load_backend, use_backend
+from saecache.train.engine.reading import Source
 from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, num_side_by_side, run_each_variant
 from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
@@ -73,7 +74,9 @@ def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) ->
             raise DivergedError(trainee.name, 0)
 
     with torch.no_grad(), use_backend("plain"):
-        failed = run_each_variant(trainees, work, torch.zeros(4, 3))
+        failed = run_each_variant(
+            trainees, work, {Source(hook="", normalization=None, width=3): torch.zeros(4, 3)}
+        )
     assert [(trainee.name, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
     assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
     assert seen["e"][0] == get_ident() and seen["e"][1] == 2
