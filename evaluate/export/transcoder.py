@@ -20,6 +20,7 @@ from ...common.errors import UsageError
 from ...train import SAE
 from .space import Space
 
+
 def fold_transcoder(sae: SAE, space: Space) -> dict[str, Tensor]:
     """W_enc [F, D], b_enc [F], W_dec [F, O], b_dec [O], and W_skip [O, D] and threshold [F] if it has them.
 
