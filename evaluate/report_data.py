@@ -8,6 +8,7 @@ from sys import float_info
 from typing import Any
 
 from ..common.errors import UsageError
+from ..common.hook_names import block_of
 from ..store.untrusted_files import read_object_lines
 from .results import CacheSummary, Results, SaeResult
 from .table import mean_accuracy
@@ -161,7 +162,27 @@ def make_script_data(entry: ReportEntry) -> dict[str, Any]:
         },
         "features_per_token": result.features_per_token.model_dump(),
         "latents": [latent.model_dump() for latent in result.latents],
+        "layers": _layers(result),
+        "across_layers": entry.name.removeprefix(f"{result.hook}-"),
+        "decoder_shares": {one.hook: one.decoder_shares.model_dump() for one in result.hooks},
     }
+
+
+def _layers(result: SaeResult) -> list[tuple[int, float | None, float | None]]:
+    """(block, FVU, CE recovered) at each block that an SAE reconstructs; none for hooks without a number."""
+    found = [(one.hook, one.normalized.fvu, one.language_model) for one in result.hooks]
+    if not found:
+        found = [(result.target or result.hook, result.normalized.fvu, result.language_model)]
+    return [
+        (int(block), fvu, None if cost is None else cost.ce_recovered)
+        for hook, fvu, cost in found
+        if (block := block_of(hook)) is not None
+    ]
+
+
+def covers_layers(entries: Sequence[ReportEntry]) -> bool:
+    """Whether the SAEs reconstruct more than one block, so that layers can be compared."""
+    return len({layer[0] for entry in entries for layer in _layers(entry.result)}) > 1
 
 
 def to_script_json(value: Any) -> str:

@@ -59,6 +59,13 @@ const seriesOf = (points) => saes.map((s, index) => ({ name: s.name, index, poin
 
 // ---- figures
 
+// The points [x, y, index of the SAE] of SAEs that have the same key, from left to right.
+function linked(pointsOf, keyOf) {
+  const groups = new Map();
+  saes.forEach((s, i) => groups.set(keyOf(s), [...(groups.get(keyOf(s)) ?? []), ...pointsOf(s, i)]));
+  return [...groups.values()].map((group) => group.sort((a, b) => a[0] - b[0]));
+}
+
 function spreadsWidely(values, factor) {
   const usable = values.filter((v) => v > 0);
   return usable.length > 0 && Math.max(...usable) / Math.min(...usable) > factor;
@@ -66,14 +73,7 @@ function spreadsWidely(values, factor) {
 
 function pareto() {
   const logL0 = spreadsWidely(saes.map((s) => s.l0), 4);
-  const links = (value) => {
-    const groups = new Map();
-    saes.forEach((s, i) => {
-      const key = familyOf(s);
-      if (value(s) !== null) groups.set(key, [...(groups.get(key) ?? []), [s.l0, value(s), i]]);
-    });
-    return [...groups.values()].map((group) => group.sort((a, b) => a[0] - b[0]));
-  };
+  const links = (value) => linked((s, i) => (value(s) === null ? [] : [[s.l0, value(s), i]]), familyOf);
   const spec = (title, note, value, y, better) => ({
     title, note, kind: "scatter", better, links: links(value), x: { label: "L0 (active latents per token)", log: logL0, pad: 0.12 }, y,
     series: seriesOf((s) => (value(s) === null ? [] : [[s.l0, value(s), [["alive latents", whole(s.alive)]]]])),
@@ -81,6 +81,27 @@ function pareto() {
   return [
     spec("L0 and FVU", "", (s) => s.fvu, { label: "fraction of variance unexplained", pad: 0.15 }, "↙ better"),
     spec("L0 and CE loss recovered", "", (s) => s.ce_recovered, { label: "CE loss recovered", pad: 0.15 }, "↖ better"),
+  ];
+}
+
+function layers() {
+  const spec = (title, column, y) => ({
+    title, kind: "scatter", y, x: { label: "block", pad: 0.12, say: (v) => `block ${whole(v)}` },
+    links: linked((s, i) => s.layers.filter((l) => l[column] !== null).map((l) => [l[0], l[column], i]), (s) => s.across_layers),
+    series: seriesOf((s) => s.layers.filter((l) => l[column] !== null).map((l) => [l[0], l[column], [["L0", short(s.l0)]]])),
+  });
+  const shares = [...new Set(saes.flatMap((s) => Object.keys(s.decoder_shares)))].map((hook) => {
+    const series = seriesOf((s) => (s.decoder_shares[hook]?.counts ?? []).map((c, i) => [s.decoder_shares[hook].edges[i], c]));
+    series.forEach((one) => { one.end = 1; });
+    return {
+      title: `Decoder norm at ${hook}`, note: "1: latents of this hook alone", kind: "step", series,
+      x: { label: "share of the decoder norm", pad: 0, say: (v) => `share ${trim(v, 3)} to ${trim(v + 0.05, 3)}` }, y: { label: "alive latents", zero: true, tell: short },
+    };
+  });
+  return [
+    spec("FVU by layer", 1, { label: "fraction of variance unexplained", pad: 0.15 }),
+    spec("CE loss recovered by layer", 2, { label: "CE loss recovered", pad: 0.15 }),
+    ...shares,
   ];
 }
 
@@ -288,6 +309,7 @@ setTheme(prefersDark.matches ? "dark" : "light");
 document.querySelectorAll("table.results").forEach(sortable);
 latents();
 group("pareto-figures", pareto());
+group("layers-figures", layers());
 group("training-figures", training());
 group("density-figures", density());
 group("features-figures", features());

@@ -40,7 +40,7 @@ def page(report, tmp_path):
 
 
 def test_every_figure_is_drawn_with_axes_and_series(page) -> None:
-    assert page.evaluate("document.documentElement.dataset.drawn") == "9"
+    assert page.evaluate("document.documentElement.dataset.drawn") == "11"
     figures = page.evaluate("""[...document.querySelectorAll("figure")].map(f => ({
         title: f.querySelector("b").textContent, series: f.querySelectorAll("g.series").length,
         ticks: [...f.querySelectorAll("svg text")].map(t => t.textContent),
@@ -49,6 +49,8 @@ def test_every_figure_is_drawn_with_axes_and_series(page) -> None:
     assert [figure["title"] for figure in figures] == [
         "L0 and FVU",
         "L0 and CE loss recovered",
+        "FVU by layer",
+        "CE loss recovered by layer",
         "FVU",
         "L0",
         "Dead latents",
@@ -61,7 +63,7 @@ def test_every_figure_is_drawn_with_axes_and_series(page) -> None:
         assert figure["series"] == 3
         assert len(figure["ticks"]) >= 6
         assert figure["wrong"] is None, figure
-    assert page.evaluate("document.querySelectorAll('.legend').length") == 4
+    assert page.evaluate("document.querySelectorAll('.legend').length") == 5
 
 
 def test_the_table_holds_the_results_and_sorts(page, run_dir) -> None:
@@ -107,7 +109,7 @@ def test_an_sae_can_be_hidden_everywhere(page) -> None:
     page.evaluate("document.querySelectorAll('#density .legend button')[1].click()")
     page.settle()
     shown = "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('g.series').length)"
-    assert page.evaluate(shown) == [2] * 9
+    assert page.evaluate(shown) == [2] * 11
     assert page.evaluate("document.querySelectorAll('.legend [aria-pressed=false]').length") == 4
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "false"
     for i in (0, 2):

@@ -17,6 +17,7 @@ from saecache.train import SAE, TrainConfig, load_sae
 from saecache.train import run as train
 from saecache.train.sae_hooks import split_by_hook
 
+from .browser import CHROMIUM, Page
 from .conftest import HOOK, OTHER_HOOK, WIDTH, TinyModel
 
 RULES = ["threshold", "batch"]
@@ -167,3 +168,24 @@ def test_a_cache_without_the_target_is_refused(
     SAE(sae.cfg.model_copy(update={"target": target}), dict(sae.named_buffers())).save(tmp_path / "sae")
     with pytest.raises(UsageError, match=r"was trained on hook 'resid_post.7'; .* has resid_post.0"):
         evaluate([tmp_path / "sae"], cache, out=tmp_path / "results.json", show_progress=False)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
+def test_the_report_draws_layers_and_shares_of_decoder_norms(
+    runs: dict[str, Path], cache: ActivationCache, tmp_path: Path
+) -> None:
+    evaluate(list(runs.values()), cache, out=tmp_path / "results.json", show_progress=False)
+    with Page(write_report([tmp_path], tmp_path / "page.html"), tmp_path / "profile") as page:
+        page.settle()
+        figures = page.evaluate("""[...document.querySelectorAll("#layers figure")].map(f => ({
+            title: f.querySelector("b").textContent, series: f.querySelectorAll("g.series").length,
+            points: f.querySelectorAll("g.series path").length,
+            wrong: f.querySelector("svg").outerHTML.match(/NaN|undefined|Infinity/),
+        }))""")
+        assert page.console == []
+    assert [(f["title"], f["series"], f["points"]) for f in figures] == [
+        ("FVU by layer", 3, 4),  # the crosscoder is at both layers
+        (f"Decoder norm at {HOOK}", 1, 1),
+        (f"Decoder norm at {OTHER_HOOK}", 1, 1),
+    ]
+    assert not any(f["wrong"] for f in figures)

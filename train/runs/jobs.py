@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ...common.errors import UsageError
+from ...common.hook_names import block_of
 from ...store.reading.reader import ActivationCache
 from ..engine.reading import Reading, Source
 from ..variants.base.variant import Plan, Variant
 from .config import TrainConfig
 
 ALL_HOOKS = "all"
-_BLOCK = re.compile(r"(?<=\.)\d+(?=\.|$)")  # the number of a block in a hook: resid_post.3, h.3.mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ def _target_of(config: TrainConfig, cache: ActivationCache, hook: str) -> Source
     assert config.target is not None, "the caller has checked that"
     target, kind = config.target.hook, config.target.normalization
     if "*" in target:
-        block = _BLOCK.search(hook)
+        block = block_of(hook)
         if block is None:
             raise UsageError(
                 f"target.hook={target}: * stands for the number of the block, and hook {hook} has none; name "
                 "the target in full"
             )
-        target = target.replace("*", block[0])
+        target = target.replace("*", block)
     if target not in cache.hooks:
         raise UsageError(
             f"target.hook={config.target.hook}: the cache has no hook {target} for {hook}; it has "
