@@ -79,6 +79,11 @@ def normalization_of(hooks: Sequence[HookRows]) -> dict[str, Any]:
     return {"kind": JOINED, "d_model": sum(part.d_model for part in hooks)}
 
 
+def name_of(hooks: Sequence[HookRows]) -> str:
+    """The ``hook`` in the config of an SAE that encodes these hooks."""
+    return "+".join(part.hook for part in hooks)
+
+
 def encoded_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
     """The hooks whose rows an SAE encodes, in the order in which they lie side by side."""
     if cfg.hooks is not None:
@@ -120,11 +125,12 @@ def check_hooks(cfg: "SAEConfig") -> None:
         len(cfg.hooks) < 2
         or cfg.target is not None
         or cfg.normalization != normalization_of(cfg.hooks)
+        or cfg.hook != name_of(cfg.hooks)
         or sum(part.d_model for part in cfg.hooks) != cfg.d_model
     ):
         raise UsageError(
-            f"its hooks should be two or more, without a target, of {cfg.d_model} dimensions in all, with "
-            f"normalization {JOINED}"
+            f"its hooks should be two or more, without a target, of {cfg.d_model} dimensions in all, named "
+            f"in hook with + between them, with normalization {JOINED}"
         )
     if cfg.target is not None and not is_invertible_alone(cfg.target.normalizer.kind):
         raise UsageError(

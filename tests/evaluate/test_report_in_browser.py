@@ -115,7 +115,7 @@ def test_an_sae_can_be_hidden_everywhere(page) -> None:
     for i in (0, 2):
         page.evaluate(f"document.querySelectorAll('#density .legend button')[{i}].click()")
     page.settle()
-    assert page.evaluate(shown) == [0] * 9
+    assert page.evaluate(shown) == [0] * 11
     assert "nothing to show" in page.evaluate("document.querySelector('figure svg').textContent")
 
 

@@ -17,7 +17,7 @@ from ..engine.reading import BatchRows, Inputs, Reading, Source
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
 from ..sae import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAE, SAEConfig
-from ..sae_hooks import HookRows, SAETarget, normalization_of
+from ..sae_hooks import HookRows, SAETarget, name_of, normalization_of
 from .calibration import calibrated_on
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
@@ -118,7 +118,7 @@ class Recorder:
             num_latents=plan.num_latents,
             k=variant.expected_l0,
             inference=variant.inference,
-            hook="+".join(part.hook for part in rows),
+            hook=name_of(rows),
             normalization=normalization_of(rows),
             hooks=tuple(rows) if plan.hook_widths else None,
             target=None
@@ -127,7 +127,7 @@ class Recorder:
             variant=variant,
             cache={
                 "fingerprint": self.cache.fingerprint,
-                "hook": "+".join(part.hook for part in rows),
+                "hook": name_of(rows),
                 "model": identity.get("model"),
                 "model_name": model_name(self.cache),
             },
