@@ -110,7 +110,7 @@ def test_an_sae_can_be_hidden_everywhere(page) -> None:
     page.settle()
     shown = "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('g.series').length)"
     assert page.evaluate(shown) == [2] * 11
-    assert page.evaluate("document.querySelectorAll('.legend [aria-pressed=false]').length") == 4
+    assert page.evaluate("document.querySelectorAll('.legend [aria-pressed=false]').length") == 5
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "false"
     for i in (0, 2):
         page.evaluate(f"document.querySelectorAll('#density .legend button')[{i}].click()")
