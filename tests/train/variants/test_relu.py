@@ -11,8 +11,9 @@ from saecache.train import TrainConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU
 
+from ..shapes import SHAPES
 from ..stepping import take_step
-from ..variant_contract import PLAN, Losses, VariantContract
+from ..variant_contract import PLAN, Losses, VariantContract, centered_rows
 from .dense import mean_square, pre_activations
 
 
@@ -110,3 +111,30 @@ def test_only_idle_latents_start_again_at_badly_reconstructed_rows() -> None:
 def test_resampling_that_cannot_happen_is_reported(resampling: dict[str, int], message: str) -> None:
     (problem,) = ReLU.model_validate({"resampling": resampling}).problems(PLAN)
     assert message in problem
+
+
+@torch.no_grad()
+def test_latents_of_a_transcoder_restart_between_a_row_and_its_target() -> None:
+    contract = TestReLU()
+    contract.shape = SHAPES["transcoder"]
+    parameters, x = contract.example()
+    idle = torch.tensor([3, 40, 95])
+    parameters["b_enc"][idle] = -50.0
+    target = contract.target(x)
+    target[7] *= 100  # its loss is so large that every draw is this row
+    variant = ReLU.model_validate(
+        {"l1": {"coefficient": 0.02}, "resampling": {"every_steps": 2, "idle_steps": 2}}
+    )
+    config = TrainConfig.model_validate({"variants": [{"kind": "topk"}], "num_latents": 96, "steps": 8})
+    trainee = Trainee(variant, contract.plan, 0, config.optimizer, parameters)
+    for step in range(2):
+        rows = centered_rows(trainee.parameters, x, target)
+        rows = {name: tensor.clone() for name, tensor in rows.items()}
+        trainee.add_batch(*rows.values(), step, 10**9)
+        trainee.update(1.0)
+    for name, row in (("W_enc", rows["x_centered"][7]), ("W_dec", rows["target_centered"][7])):
+        found = torch.nn.functional.normalize(trainee.parameters[name][idle], dim=1)
+        torch.testing.assert_close(found, (row / row.norm()).expand(3, -1), rtol=1e-4, atol=1e-4)
+    assert bool((trainee.parameters["b_enc"][idle] == 0).all())
+    for name in ("b_in", "b_dec"):
+        assert bool(trainee.optimizer.exp_avg_sq[name].any()), "biases have no latents to forget"
