@@ -62,7 +62,8 @@ def format_table(results: Results) -> str:
 
 def _hook_lines(results: Results) -> list[str]:
     """How well crosscoders do at each of their hooks, and the mean share of decoder norms there."""
-    rows = [("SAE", "at hook", "FVU", "MSE", "decoder share", "CE rec.", "KL score")]
+    heads = ("SAE", "at hook", "FVU", "MSE", "decoder share", "CE rec.", "KL score")
+    rows: list[tuple[str, ...]] = [heads]
     for sae in results.saes:
         for one in sae.hooks:
             cost = one.language_model
