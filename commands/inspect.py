@@ -77,14 +77,17 @@ def _describe_tokens(sae: "SAE", model: "LanguageModel", text: str, top: int) ->
     import torch
 
     from ..harvest.tokenizer import encode
+    from ..train.sae_hooks import encoded_hooks
 
     (ids,) = encode(model.tokenizer, [text])
     if len(ids) == 0:
         raise UsageError("the text has no tokens: give some words")
     bos = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
     whole = torch.from_numpy(np.concatenate([np.asarray(bos, dtype=np.int64), ids.astype(np.int64)]))
-    x_TD = model.activations(whole[None], [sae.cfg.hook])[sae.cfg.hook][0, len(bos) :]
-    codes = sae.encode_sparse(x_TD.cpu().float(), input="raw")
+    hooks = [part.hook for part in encoded_hooks(sae.cfg)]
+    found = model.activations(whole[None], hooks)
+    x_TD = torch.cat([found[hook][0, len(bos) :].cpu().float() for hook in hooks], dim=-1)
+    codes = sae.encode_sparse(x_TD, input="raw")
     tokens = []
     for position, token in enumerate(ids):
         own = slice(int(codes.row_ptr[position]), int(codes.row_ptr[position + 1]))

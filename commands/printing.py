@@ -12,7 +12,14 @@ import typer
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
 ]
-_HOOK_KINDS = ("resid_post", "resid_pre", "mlp_out", "attn_out")  # in the order in which they are suggested
+_HOOK_KINDS = (
+    "resid_post",
+    "resid_mid",
+    "resid_pre",
+    "mlp_out",
+    "mlp_in",
+    "attn_out",
+)  # in the order in which they are suggested
 
 
 def print_json(document: object) -> None:

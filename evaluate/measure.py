@@ -1,12 +1,13 @@
 """Measures one SAE on rows of a cache: fidelity, codes, density, and what can be seen of its latents.
 
-Legend: B rows of a block, D model width, F latents.
+Legend: B rows of a block, D width of what is encoded, O width of what is reconstructed, F latents.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from ..common.memory import check_memory
 from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE, Pairs
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, read_hooks_side_by_side
 from .config import EvaluateConfig
+from .hook_measures import HookStreams
 from .latents.codes import CodeSpill
 from .latents.collect import CollectSettings, collect_latents
 from .latents.contexts import DecodeToken, sample_latents
@@ -71,6 +74,8 @@ def measure_sae(
     cfg = sae.cfg
     normalized, raw = ReconstructionStream(groups.count), ReconstructionStream(groups.count)
     codes, progressive = CodeStream(cfg.num_latents, groups.count), ProgressiveStream(sae)
+    by_hook = HookStreams(sae, groups.count)
+    has_skip = cfg.target is not None and cfg.target.skip
     more = np.zeros(0, dtype=np.int64) if view is None else view.rows.more
     bar = progress_bar(name, "row", rows.count + len(more), hidden=not show_progress)
     with bar as progress, ExitStack() as stack:
@@ -80,20 +85,22 @@ def measure_sae(
             spill = CodeSpill(view.folder, cfg.num_latents, num_tokens, settings.codes_on_disk)
             stack.enter_context(spill)
         for number, index_B in enumerate(read_blocks(rows, sae, settings)):
-            x_BD, raw_BD = read_rows(sae, cache, rows.split, index_B)
-            pairs = encode(sae, x_BD, settings, number)
-            reconstruction_BD = sae.decode(pairs)
-            if not bool(torch.isfinite(reconstruction_BD).all()):
+            read = read_rows(sae, cache, rows.split, index_B)
+            pairs = encode(sae, read.x, settings, number)
+            decoded_BO = sae.predict(pairs, read.x)
+            if not bool(torch.isfinite(decoded_BO).all()):
                 raise UsageError(
                     f"SAE {name} reconstructs values that are not finite: its weights are damaged"
                 )
             place_B = index_B - rows.first
             group_B = groups.of(place_B)
-            normalized.update(x_BD, reconstruction_BD, group_B)
-            _, removed = sae.normalizer.apply(raw_BD)
-            raw.update(raw_BD, sae.normalizer.invert(reconstruction_BD, removed), group_B)
+            normalized.update(read.target, decoded_BO, group_B)
+            raw_decoded_BO = sae.to_raw(decoded_BO, read.removed)
+            raw.update(read.raw, raw_decoded_BO, group_B)
+            by_hook.update(read.target, decoded_BO, read.raw, raw_decoded_BO, group_B)
             codes.update(pairs, group_B)
-            progressive.update(x_BD, pairs)
+            without_codes_BO = decoded_BO - sae.decode(pairs) + sae.b_dec if has_skip else None
+            progressive.update(read.target, pairs, without_codes_BO)
             if spill is not None and view is not None:
                 spill.update(pairs, view.rows.offset[place_B])
             progress.update(len(index_B))
@@ -101,7 +108,7 @@ def measure_sae(
         if spill is not None and view is not None:
             parts = np.split(np.arange(len(more)), range(_MORE_ROWS, len(more), _MORE_ROWS))
             for number, part in enumerate(parts):
-                x_BD, _ = read_rows(sae, cache, "train", more[part])
+                x_BD = read_rows(sae, cache, "train", more[part]).x
                 spill.update(encode(sae, x_BD, settings, number), view.rows.more_offset[part])
                 progress.update(len(part))
             latents = _collect(sae, name, cache, view, spill, settings)
@@ -137,6 +144,8 @@ def measure_sae(
             sample_latents(density_F, settings.num_latents, settings.seed),
             density_F.numpy(),
         ),
+        target=None if cfg.target is None else cfg.target.hook,
+        hooks=by_hook.results(settings.seed, density_F),
     )
     return result, latents
 
@@ -173,18 +182,29 @@ def encode(sae: SAE, x_BD: Tensor, settings: EvaluateConfig, number: int) -> Pai
     return sae.encode_sparse(x_BD, as_trained=settings.rule == "batch", batch_number=number)
 
 
-def read_rows(
-    sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
-    """Read rows in the SAE's own normalization, and raw: float32 [B, D] each, on the SAE's device.
+class SaeRows(NamedTuple):
+    """Rows of the cache for an SAE, on its device: float32.
 
-    A normalization by one number for all rows uses the number of the SAE's training, also on another cache.
+    ``x`` [B, D] are encoded, ``target`` [B, O] should come out, both normalized as in training; ``raw`` are
+    the latter raw, and ``removed`` is what :meth:`SAE.to_raw` needs.
     """
-    raw_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization="none").to(sae.W_dec.device)
-    if sae.normalizer.starts_from == "raw":
-        return sae.normalizer.apply(raw_BD)[0], raw_BD
-    x_BD = cache.rows(sae.cfg.hook, index_B, split=split, normalization=sae.normalizer.kind)
-    return x_BD.to(sae.W_dec.device), raw_BD
+
+    x: Tensor
+    target: Tensor
+    raw: Tensor
+    removed: Any
+
+
+def read_rows(sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.int64]) -> SaeRows:
+    """Read the rows that an SAE encodes and those that it should give, of the same tokens."""
+    device = sae.W_dec.device
+    x_BD, raw_BD = read_hooks_side_by_side(cache, encoded_hooks(sae.cfg), index_B, split, device)
+    _, removed = sae.normalizer.apply(raw_BD)
+    if sae.cfg.target is None:
+        return SaeRows(x_BD, x_BD, raw_BD, removed)
+    return SaeRows(
+        x_BD, *read_hooks_side_by_side(cache, decoded_hooks(sae.cfg), index_B, split, device), removed
+    )
 
 
 def reconstruct_in_batches(
@@ -196,19 +216,33 @@ def reconstruct_in_batches(
     runs at a time then does not matter.
 
     Returns:
-        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions.
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
     """
-    size = 4 * len(row_P) * sae.cfg.d_model
+    size = 4 * len(row_P) * sae.cfg.d_decoded
     check_memory(size, torch.device("cpu"), f"reconstructions of {len(row_P):,} rows", "lower ce_tokens")
-    whole_PD = torch.empty(len(row_P), sae.cfg.d_model)
+    whole_PO = torch.empty(len(row_P), sae.cfg.d_decoded)
     order = np.random.default_rng(settings.seed).permutation(len(row_P))
     parts = np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings)))
     for number, part in enumerate(parts):
         place_B = np.sort(part)
-        x_BD, raw_BD = read_rows(sae, cache, split, row_P[place_B])
-        _, removed = sae.normalizer.apply(raw_BD)
-        codes = sae.encode_sparse(x_BD, as_trained=True, batch_number=number)
-        reconstruction_BD = sae.decode(codes)
-        whole_PD[torch.from_numpy(place_B)] = sae.normalizer.invert(reconstruction_BD, removed).cpu()
+        read = read_rows(sae, cache, split, row_P[place_B])
+        codes = sae.encode_sparse(read.x, as_trained=True, batch_number=number)
+        whole_PO[torch.from_numpy(place_B)] = sae.to_raw(sae.predict(codes, read.x), read.removed).cpu()
     numbers_P = torch.from_numpy(row_P)
-    return lambda _, wanted_m: whole_PD[torch.searchsorted(numbers_P, wanted_m)]
+    return lambda _, wanted_m: whole_PO[torch.searchsorted(numbers_P, wanted_m)]
+
+
+def reconstruct_cached(sae: SAE, cache: ActivationCache, split: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruct rows from what the cache holds of them: for SAEs that read more than the hook they replace.
+
+    Returns:
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
+    """
+
+    def reconstruct(_: Tensor, row_m: Tensor) -> Tensor:
+        read = read_rows(sae, cache, split, row_m.cpu().numpy())
+        return sae.to_raw(sae.predict(sae.encode_sparse(read.x), read.x), read.removed)
+
+    return reconstruct

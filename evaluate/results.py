@@ -361,13 +361,26 @@ class LatentResult(_Record):
     contexts: list[Context]
 
 
+class HookResult(_Record):
+    """A crosscoder at one of its hooks: fidelity there, and the share of its latents' decoder norms."""
+
+    hook: str
+    d_model: int
+    normalized: ReconstructionMetrics
+    raw: ReconstructionMetrics
+    mean_decoder_share: float
+    decoder_shares: Histogram
+    language_model: LanguageModelMetrics | None = None
+
+
 class SaeResult(_Record):
     """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible.
 
     ``rule`` says how its latents were selected: ``threshold`` (as at inference) or ``batch`` (as in
     training). ``rows`` are those that it was measured on; None in results of version 0.2.0. ``latents_dir``
     is the folder of all latents, relative to that of the results file; None if there is none. The report
-    draws ``calibration`` where a judge has filled it in.
+    draws ``calibration`` where a judge has filled it in. ``target`` is the hook that a transcoder predicts
+    from ``hook``; ``hooks`` are those of a crosscoder.
     """
 
     name: str
@@ -395,6 +408,13 @@ class SaeResult(_Record):
     absorption: AbsorptionResult | None = None
     latents_dir: str | None = None
     interpretation: Interpretation | None = None
+    target: str | None = None
+    hooks: list[HookResult] = []
+
+    @property
+    def place(self) -> str:
+        """The hook, or the hooks, as a reader is shown them."""
+        return self.hook if self.target is None else f"{self.hook} → {self.target}"
 
 
 class CacheSummary(_Record):

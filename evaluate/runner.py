@@ -23,14 +23,16 @@ from ..train import SAE
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
+from ..train.sae_hooks import decoded_hooks, place_of, split_by_hook
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
+from .hook_measures import with_costs
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
 from .latents.contexts import DecodeToken
 from .latents.folder import latents_folder, write_latents
 from .latents.logits import Unembedding
 from .latents.rows import find_latent_rows
-from .measure import LatentView, measure_sae, reconstruct_in_batches
+from .measure import LatentView, measure_sae, reconstruct_cached, reconstruct_in_batches
 from .metrics.overlap import measure_overlap
 from .probing.absorption import measure_absorption
 from .probing.labelled import LabelledTexts, load_labelled
@@ -117,6 +119,8 @@ def run(
             "probing and absorption read texts with the language model and its tokenizer, and there is none: "
             "leave out --no-model, or give run() a reader"
         )
+    if labelled or config.absorption:
+        _check_one_hook(configs, absorption=config.absorption)
     words = None
     if reader is not None:
         if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
@@ -128,7 +132,8 @@ def run(
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        check_model(model, cache, [cfg.hook for cfg in configs.values()], sequences, rows.split)
+        hooks = [part.hook for cfg in configs.values() for part in decoded_hooks(cfg)]
+        check_model(model, cache, hooks, sequences, rows.split)
     view = None
     if has_tokens and (config.num_latents or config.all_latents):
         view = LatentView(
@@ -162,8 +167,11 @@ def run(
             model,
             cache,
             [
-                _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
+                spliced
                 for target in some
+                for spliced in _spliced(
+                    target.name, target.load(device), cache, rows.split, sequences, config
+                )
             ],
             sequences,
             split=rows.split,
@@ -180,6 +188,14 @@ def run(
                 update={
                     "sae_dir": _relative(target.sae_dir, out.parent),
                     "language_model": costs.get(target.name),
+                    "hooks": with_costs(
+                        result.hooks,
+                        {
+                            h.hook: costs[at]
+                            for h in result.hooks
+                            if (at := _at(target.name, h.hook)) in costs
+                        },
+                    ),
                     "probing": [by_name[target.name] for by_name in probed],
                     "absorption": absorbed.get(target.name),
                 }
@@ -190,9 +206,7 @@ def run(
     everyone = world().everyone
     saes = _spread(everyone, found, measure_all, SaeResult)
     pairs = [
-        (a, b)
-        for a, b in combinations(found, 2)
-        if (configs[a.name].hook, configs[a.name].d_model) == (configs[b.name].hook, configs[b.name].d_model)
+        (a, b) for a, b in combinations(found, 2) if place_of(configs[a.name]) == place_of(configs[b.name])
     ]
     overlap = _spread(everyone, pairs, partial(_overlaps, config=config, device=device), Overlap)
     results = Results(
@@ -255,6 +269,25 @@ def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig
     return warnings
 
 
+def _check_one_hook(configs: Mapping[str, SAEConfig], *, absorption: bool) -> None:
+    """Refuse probing of crosscoders, and absorption of SAEs whose decoder is not in the space of the hook.
+
+    Raises:
+        UsageError: an SAE that cannot be measured so.
+    """
+    for name, cfg in configs.items():
+        if cfg.hooks is not None:
+            raise UsageError(
+                f"{name} is a crosscoder of {cfg.hook}: probing and absorption read one hook; measure it "
+                "without them"
+            )
+        if absorption and cfg.target is not None:
+            raise UsageError(
+                f"{name} is a transcoder: absorption compares decoder rows with a probe of {cfg.hook}, and "
+                f"its decoder writes to {cfg.target.hook}; measure it without --absorption"
+            )
+
+
 def _on_texts(
     reader: TextReader | None,
     targets: Sequence[Target],
@@ -298,6 +331,11 @@ def _overlaps(
     return found
 
 
+def _at(name: str, hook: str) -> str:
+    """The name of a crosscoder spliced in at one of its hooks."""
+    return f"{name} at {hook}"
+
+
 def _spliced(
     name: str,
     sae: SAE,
@@ -305,7 +343,11 @@ def _spliced(
     split: str,
     sequences: ScoredSequences,
     config: EvaluateConfig,
-) -> Spliced:
+) -> list[Spliced]:
+    """The SAE as the language model sees it: at the hook that it reconstructs; a crosscoder at one hook at a
+    time. Where it encodes other hooks than the one that is replaced, their rows come from the cache.
+    """
+
     def reconstruct(raw_PD: torch.Tensor) -> torch.Tensor:
         reconstruction: torch.Tensor = sae(raw_PD.to(sae.W_dec.device), input="raw")
         return reconstruction
@@ -313,7 +355,20 @@ def _spliced(
     by_row = None
     if config.rule == "batch":
         by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config)
-    return Spliced(name=name, hook=sae.cfg.hook, reconstruct=reconstruct, by_row=by_row)
+    parts = decoded_hooks(sae.cfg)
+    if by_row is None and (sae.cfg.target is not None or len(parts) > 1):
+        by_row = reconstruct_cached(sae, cache, split)
+    if by_row is None or len(parts) == 1:
+        return [Spliced(name=name, hook=parts[0].hook, reconstruct=reconstruct, by_row=by_row)]
+    whole = by_row
+
+    def at(hook: str) -> Spliced:
+        def replace(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            return split_by_hook(sae.cfg, whole(rows, numbers))[hook]
+
+        return Spliced(name=_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
+
+    return [at(part.hook) for part in parts]
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -31,8 +31,12 @@ def format_table(results: Results) -> str:
     """One line per SAE, and a last line that says on which rows and tokens they were measured."""
     probed = any(sae.probing for sae in results.saes)
     absorbed = any(sae.absorption is not None for sae in results.saes)
+    several = len({sae.place for sae in results.saes}) > 1
     heads = (*_COLUMNS, *(_PROBED if probed else ()), *(_ABSORBED if absorbed else ()))
     rows = [heads, *(_row(sae, probed, absorbed) for sae in results.saes)]
+    if several:
+        places = ("hook", *(sae.place for sae in results.saes))
+        rows = [(*row[:2], place, *row[2:]) for row, place in zip(rows, places, strict=True)]
     cache = results.cache
     measured = [f"{cache.rows:,} {'held-out' if cache.split == 'heldout' else 'TRAINING'} rows"]
     scored = results.saes[0].language_model
@@ -48,8 +52,26 @@ def format_table(results: Results) -> str:
         for sae in results.saes
         if sae.absorption is not None and sae.absorption.refused
     ]
-    lines = [format_columns(rows, num_text=2), f"measured on {'; '.join(measured)}", *dict.fromkeys(refused)]
-    return "\n".join([*lines, *_overlap_lines(results)])
+    lines = [
+        format_columns(rows, num_text=3 if several else 2),
+        f"measured on {'; '.join(measured)}",
+        *dict.fromkeys(refused),
+    ]
+    return "\n".join([*lines, *_hook_lines(results), *_overlap_lines(results)])
+
+
+def _hook_lines(results: Results) -> list[str]:
+    """How well crosscoders do at each of their hooks, and the mean share of decoder norms there."""
+    heads = ("SAE", "at hook", "FVU", "MSE", "decoder share", "CE rec.", "KL score")
+    rows: list[tuple[str, ...]] = [heads]
+    for sae in results.saes:
+        for one in sae.hooks:
+            cost = one.language_model
+            figures = (_number(one.normalized.fvu), f"{one.normalized.mse:.3g}")
+            costs = (cost.ce_recovered, cost.kl_score) if cost is not None else (None, None)
+            share = f"{100 * one.mean_decoder_share:.1f} %"
+            rows.append((sae.name, one.hook, *figures, share, *map(_number, costs)))
+    return ["", format_columns(rows, num_text=2)] if len(rows) > 1 else []
 
 
 def _overlap_lines(results: Results) -> list[str]:

@@ -15,6 +15,7 @@ from ..train.foreign.building import imported_from
 from ..train.foreign.formats import find_format
 from ..train.foreign.hook_names import same_activation
 from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
+from ..train.sae_hooks import all_hooks
 from .results import RESULTS_NAME
 
 
@@ -112,16 +113,17 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
             f"{cache.path} has {cache.fingerprint}. Name the cache it was trained from with --cache, or "
             "allow another one of the same model with --other-cache."
         )
-    if sae.cfg.hook not in cache.hooks:
-        raise UsageError(
-            f"{target.sae_dir} was trained on hook {sae.cfg.hook!r:.80}; {cache.path} has "
-            f"{', '.join(cache.hooks)}{_advise_on_hook(sae, target, cache) if foreign else ''}"
-        )
-    if sae.cfg.d_model != cache.d_model(sae.cfg.hook):
-        raise UsageError(
-            f"{target.sae_dir} expects rows of width {sae.cfg.d_model}; {cache.path} holds width "
-            f"{cache.d_model(sae.cfg.hook)} at {sae.cfg.hook}"
-        )
+    for rows in all_hooks(sae.cfg):
+        if rows.hook not in cache.hooks:
+            raise UsageError(
+                f"{target.sae_dir} was trained on hook {rows.hook!r:.80}; {cache.path} has "
+                f"{', '.join(cache.hooks)}{_advise_on_hook(sae, target, cache) if foreign else ''}"
+            )
+        if rows.d_model != cache.d_model(rows.hook):
+            raise UsageError(
+                f"{target.sae_dir} expects rows of width {rows.d_model}; {cache.path} holds width "
+                f"{cache.d_model(rows.hook)} at {rows.hook}"
+            )
     if not foreign and trained_on != cache.fingerprint:
         _check_same_model(sae.cfg.cache.get("model"), cache, target)
 

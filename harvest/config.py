@@ -136,7 +136,8 @@ class HarvestConfig(FrozenModel):
     tokens: TokensConfig
     selection: SelectionConfig = SelectionConfig()
     hooks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="resid_pre.L, resid_post.L, mlp_out.L, attn_out.L (L counts from 0), or module paths"
+        description="resid_pre.L, resid_mid.L, resid_post.L, attn_out.L, mlp_in.L, mlp_out.L (L counts "
+        "from 0), or module paths"
     )
     num_tokens: Annotated[Count, Field(ge=1)] = Field(
         description="tokens to read, as 500_000, 20k or 1e5 (BOS and separators included, padding not): the "

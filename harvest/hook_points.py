@@ -1,7 +1,8 @@
 """Hook names -> places in a model.
 
 ``resid_pre.L`` and ``resid_post.L`` are the residual stream before and after block L; ``attn_out.L`` and
-``mlp_out.L`` are what the two halves of block L add to it. Any module path
+``mlp_out.L`` are what the two halves of block L add to it. ``resid_mid.L`` is the stream between the halves
+(parallel blocks have none), and ``mlp_in.L`` is what the MLP reads, after its norm. Any module path
 (``gpt_neox.layers.3.mlp.dense_h_to_4h``) is that module's output. Blocks are counted from 0. Gemma 3n carries
 several streams side by side; its residual stream is the active one, which attention and MLP read.
 """
@@ -16,7 +17,7 @@ from torch import nn
 
 from ..common.errors import UsageError
 
-NAMED_HOOKS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+NAMED_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
 _NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.(\d+)")
 
 # Where blocks of different model classes keep their halves. Blocks that normalize a half's output before
@@ -30,19 +31,33 @@ _POST_NORMS = (  # (norm after attention, norm after the MLP)
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
     ("post_attention_layernorm", "post_feedforward_layernorm"),
 )
+# Norms that read the stream between attention and MLP. Probing makes sure that one of them really does.
+_MIDDLE_NORMS = (
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "ln_2",
+    "ln2",
+    "final_layer_norm",
+    "ffn_norm",
+    "norm_2",
+    "norm2",
+)
 
 
 @dataclass(frozen=True)
 class HookPoint:
     """``name`` as the user writes it, and the place: the input or the output of a module.
 
-    ``stream`` is which of several residual streams [streams, n, T, D] it is, None where there is one.
+    ``stream`` is which of several residual streams [streams, n, T, D] it is, None where there is one. A place
+    that other modules read beside this one (the stream between the halves of a block) is replaced by way of
+    ``sum_of``: the stream before, and the half that is added to it.
     """
 
     name: str
     module_path: str
     side: Literal["input", "output"]
     stream: int | None = None
+    sum_of: "tuple[HookPoint, HookPoint] | None" = None
 
 
 def parse_hook(name: str) -> tuple[str, int] | None:
@@ -96,13 +111,19 @@ def resolve_hook(model: nn.Module, name: str, num_layers: int, model_name: str) 
     if kind in ("resid_pre", "resid_post"):
         return HookPoint(name, path, "input" if kind == "resid_pre" else "output", _active_stream(model))
     half = _half(blocks[1][layer], kind)
+    if half is not None and kind == "resid_mid":
+        before, added = (
+            resolve_hook(model, f"{part}.{layer}", num_layers, model_name)
+            for part in ("resid_pre", "attn_out")
+        )
+        return HookPoint(name, f"{path}.{half}", "input", sum_of=(before, added))
     if half is None:
         children = ", ".join(child for child, _ in blocks[1][layer].named_children())
         raise UsageError(
             f"hook {name}: cannot tell which part of a {type(blocks[1][layer]).__name__} it is (it has "
             f"{children}); give the module path instead, such as {path}.<name>"
         )
-    return HookPoint(name, f"{path}.{half}", "output")
+    return HookPoint(name, f"{path}.{half}", "input" if kind == "mlp_in" else "output")
 
 
 def _active_stream(model: nn.Module) -> int | None:
@@ -113,10 +134,17 @@ def _active_stream(model: nn.Module) -> int | None:
 
 
 def _half(block: nn.Module, kind: str) -> str | None:
+    """The part of ``block`` whose output (of ``mlp_in`` and ``resid_mid``: whose input) a named hook is."""
     children = dict(block.named_children())
-    for norms in _POST_NORMS:
-        if all(norm in children for norm in norms):
-            return norms[0] if kind == "attn_out" else norms[1]
+    post_norms = next((norms for norms in _POST_NORMS if all(norm in children for norm in norms)), None)
+    if kind == "mlp_in":
+        mlp = next((child for child in _HALVES["mlp_out"] if child in children), None)
+        return "fc1" if mlp == "fc2" and "fc1" in children else mlp
+    if kind == "resid_mid":
+        middle = (norm for norm in _MIDDLE_NORMS if norm in children and norm not in (post_norms or ()))
+        return next(middle, None) or _half(block, "mlp_in")  # OLMo 2 has no norm before its MLP
+    if post_norms is not None:
+        return post_norms[0] if kind == "attn_out" else post_norms[1]
     return next((child for child in _HALVES[kind] if child in children), None)
 
 

@@ -74,6 +74,16 @@ def read_hooks(
 
 
 @contextmanager
+def watched(model: nn.Module, point: HookPoint, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Within it every forward of ``model`` in this thread hands the activation at ``point`` to ``receive``.
+
+    It has the module's own shape, [..., D].
+    """
+    with _attached(model, [point], lambda p, value: receive(_activation(value, p, None))):
+        yield
+
+
+@contextmanager
 def _attached(
     model: nn.Module, points: Iterable[HookPoint], on_activation: Callable[[HookPoint, Any], None]
 ) -> Iterator[None]:
@@ -119,6 +129,10 @@ def replaced(
     Raises:
         UsageError: ``replace`` gave another shape.
     """
+    if point.sum_of is not None:
+        with _sum_replaced(model, *point.sum_of, replace, shape):
+            yield
+        return
 
     def swap(value: Any) -> torch.Tensor:
         old = _activation(value, point, shape)
@@ -152,6 +166,28 @@ def replaced(
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _sum_replaced(
+    model: nn.Module,
+    before: HookPoint,
+    added: HookPoint,
+    replace: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...] | None,
+) -> Iterator[None]:
+    """Replace the sum of the stream ``before`` and what is ``added`` to it, by changing what is added."""
+    seen: list[torch.Tensor] = []
+
+    def add(added_value: torch.Tensor) -> torch.Tensor:
+        stream = seen.pop()
+        return replace(stream + added_value) - stream
+
+    def remember(point: HookPoint, value: Any) -> None:
+        seen[:] = [_activation(value, point, shape)]
+
+    with _attached(model, [before], remember), replaced(model, added, add, shape):
+        yield
 
 
 def _main(output: Any) -> Any:
@@ -189,8 +225,9 @@ def probe_hooks(
     """What each hook gives, found by running the model on a few tokens (on ``device``) before the long work.
 
     Raises:
-        UsageError: a hook that never fires, gives another shape than [sequences, positions, width], or an
-            ``attn_out`` or ``mlp_out`` that is not what its block adds to the residual stream.
+        UsageError: a hook that never fires, gives another shape than [sequences, positions, width], an
+            ``attn_out`` or ``mlp_out`` that is not what its block adds to the residual stream, or a
+            ``resid_mid`` that is not the stream with ``attn_out`` added.
     """
     points = list(points)
     wanted = {point.name: point for point in points}
@@ -219,6 +256,8 @@ def probe_hooks(
             )
     for layer in layers:
         _check_sum(seen, layer)
+        if f"resid_mid.{layer}" in seen:
+            _check_middle(seen, layer)
     return {
         point.name: HookOutput(int(x.shape[2]), x.dtype, x.device)
         for point in points
@@ -228,21 +267,42 @@ def probe_hooks(
 
 def _layer_of_half(name: str) -> list[int]:
     parsed = parse_hook(name)
-    return [parsed[1]] if parsed is not None and parsed[0] in ("attn_out", "mlp_out") else []
+    return [parsed[1]] if parsed is not None and parsed[0] in ("attn_out", "mlp_out", "resid_mid") else []
 
 
 def _check_sum(seen: dict[str, torch.Tensor], layer: int) -> None:
     """resid_post = resid_pre + attn_out + mlp_out, in sequential and in parallel blocks alike."""
-    rounding = torch.finfo(seen[f"resid_post.{layer}"].dtype).eps  # of the stream, which may be far larger
-    names = (f"{kind}.{layer}" for kind in ("resid_pre", "resid_post", "attn_out", "mlp_out"))
-    before, after, attention, mlp = (seen[name].float().cpu() for name in names)  # maybe of several devices
-    added = attention + mlp
+    error = _error_of_sum(seen, layer, "resid_post", ("attn_out", "mlp_out"))
+    if error is not None:
+        raise UsageError(
+            f"block {layer} of this model does not add up as resid_pre + attn_out + mlp_out = resid_post "
+            f"(relative error {error:.2g}), so attn_out.{layer} and mlp_out.{layer} have no "
+            "meaning here; give module paths instead"
+        )
+
+
+def _check_middle(seen: dict[str, torch.Tensor], layer: int) -> None:
+    """resid_mid = resid_pre + attn_out, which no place of a parallel block holds."""
+    error = _error_of_sum(seen, layer, "resid_mid", ("attn_out",))
+    if error is not None:
+        raise UsageError(
+            f"block {layer} of this model has no resid_mid.{layer}: nothing in it reads resid_pre + attn_out "
+            f"(relative error {error:.2g}), as where attention and MLP read the same stream in parallel; "
+            f"take resid_pre.{layer}, or mlp_in.{layer} for what the MLP reads"
+        )
+
+
+def _error_of_sum(
+    seen: dict[str, torch.Tensor], layer: int, total: str, halves: tuple[str, ...]
+) -> float | None:
+    """The relative error of ``total`` = resid_pre + ``halves`` at a layer; None where it is rounding."""
+    rounding = torch.finfo(seen[f"{total}.{layer}"].dtype).eps  # of the stream, which may be far larger
+    names = (f"{kind}.{layer}" for kind in ("resid_pre", total, *halves))
+    before, after, *parts = (seen[name].float().cpu() for name in names)  # maybe of several devices
+    added = torch.stack(parts).sum(0)
     difference = float((after - before - added).norm())
     scale = float(torch.maximum((after - before).norm(), added.norm()))
     # NaN passes here: it is reported later, with its document and position.
     if difference > _SUM_TOLERANCE * scale + rounding * float(before.norm() + after.norm()):
-        raise UsageError(
-            f"block {layer} of this model does not add up as resid_pre + attn_out + mlp_out = resid_post "
-            f"(relative error {difference / scale:.2g}), so attn_out.{layer} and mlp_out.{layer} have no "
-            "meaning here; give module paths instead"
-        )
+        return difference / scale
+    return None

@@ -54,6 +54,11 @@ else:
     NormalizationKind = Literal[NORMALIZATIONS]
 
 
+def is_invertible_alone(kind: str) -> bool:
+    """Whether a normalized row of this kind can be inverted without having seen the raw row."""
+    return KINDS[kind].starts_from == "raw" and KINDS[kind].row_factor is None
+
+
 @dataclass(frozen=True)
 class RowState:
     """What ``apply`` did to each row: mean and norm [..., 1] of kinds that start from u, and the factor."""

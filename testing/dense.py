@@ -8,7 +8,8 @@ from torch import Tensor
 
 def pre_activations(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """[B, F]"""
-    return (x - parameters["b_dec"]) @ parameters["W_enc"].T + parameters["b_enc"]
+    subtracted = parameters["b_in"] if "b_in" in parameters else parameters["b_dec"]
+    return (x - subtracted) @ parameters["W_enc"].T + parameters["b_enc"]
 
 
 def mean_square(error: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ..store.reading.reader import ActivationCache, open_cache
 from ..store.writing.writer import CacheWriter
 from ..train import TrainConfig
 
-D_MODEL = 24
+D_MODEL, D_OUT = 24, 16  # widths of the hooks resid and out
 
 
 def sparse_rows(num_rows: int, d_model: int, seed: int) -> torch.Tensor:
@@ -35,6 +35,22 @@ def write_sparse_cache(
         heldout_fraction=0.1,
     ) as writer:
         writer.write_rows({"resid": sparse_rows(num_rows, d_model, seed)})
+    return open_cache(path)
+
+
+def write_cache_of_two_hooks(path: Path, num_rows: int = 3000, seed: int = 0) -> ActivationCache:
+    """The rows of :func:`write_sparse_cache`, and under ``out`` [16] a function of them with some noise."""
+    rows = sparse_rows(num_rows, D_MODEL, seed)
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.randn(D_MODEL, D_OUT, generator=generator)
+    out = (rows @ weights).relu() + 0.05 * torch.randn(num_rows, D_OUT, generator=generator)
+    with CacheWriter(
+        path,
+        hooks={"resid": D_MODEL, "out": D_OUT},
+        identity={"source": f"synthetic {seed} and a function of it", "model": {"name": "toy"}},
+        heldout_fraction=0.1,
+    ) as writer:
+        writer.write_rows({"resid": rows, "out": out})
     return open_cache(path)
 
 

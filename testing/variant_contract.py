@@ -22,7 +22,8 @@ from ..train.variants.base.gradients import finish_gradients
 from ..train.variants.base.rows import Batch, Outcome
 from ..train.variants.base.variant import Plan, Variant
 from .run_folders import folder_bytes, metrics, rewind, run_bytes
-from .sparse_rows import small_run, write_sparse_cache
+from .shapes import SHAPES, Shape, skip_of
+from .sparse_rows import D_OUT, small_run, write_cache_of_two_hooks, write_sparse_cache
 from .stepping import take_step
 
 PLAN = Plan(d_model=24, num_latents=96, batch_rows=256, num_steps=8)
@@ -39,10 +40,36 @@ class VariantContract(ABC):
     """The step of ``PLAN.num_steps`` that is compared with the definition; a later one if steps differ."""
     heldout_fvu_below: ClassVar[float] = 0.6
     """The bound after 60 steps; it is higher for training rules that inference cannot follow."""
+    shape: Shape = SHAPES["autoencoder"]
+    """What the SAE reads and reconstructs; a parameter of some tests."""
 
     @abstractmethod
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
-        """A dense, differentiable definition in float64: weighted losses by name, and codes [B, F]."""
+        """A dense, differentiable definition in float64: weighted losses by name, and codes [B, F].
+
+        It takes the error of codes from :meth:`error`, and norms of decoder rows from :meth:`decoder_norms`:
+        they are those of :attr:`shape`.
+        """
+
+    def error(self, parameters: Mapping[str, Tensor], codes: Tensor, x: Tensor) -> Tensor:
+        """Reconstruction - target, [B, O]; ``codes`` may be those of the first latents only."""
+        decoded = codes @ parameters["W_dec"][: codes.shape[1]] + parameters["b_dec"]
+        return decoded + skip_of(dict(parameters), x) - self.target(x)
+
+    def target(self, x: Tensor) -> Tensor:
+        """What is to be reconstructed from ``x`` [B, D]: x itself, or a transcoder's rows [B, O]."""
+        if not self.shape.is_transcoder:
+            return x
+        return x[:, :D_OUT].flip(1).abs() + 0.3 * x[:, 1 : D_OUT + 1] ** 2
+
+    def decoder_norms(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The norm of each latent's decoder, [F], summed over a crosscoder's hooks."""
+        widths = self.plan.hook_widths or (self.plan.d_decoded,)
+        return torch.stack([w.norm(dim=1) for w in torch.split(parameters["W_dec"], list(widths), dim=1)]).sum(0)
+
+    @property
+    def plan(self) -> Plan:
+        return self.shape.plan_of(PLAN)
 
     @property
     def variant(self) -> Variant:
@@ -54,17 +81,24 @@ class VariantContract(ABC):
         return _shared_cache(tmp_path_factory.getbasetemp())
 
     @pytest.fixture
+    def cache_of_two_hooks(self, tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
+        """Those rows under ``resid``, and under ``out`` a function of them; one for all classes."""
+        return _shared_cache_of_two_hooks(tmp_path_factory.getbasetemp())
+
+    @pytest.fixture
     def make_config(self) -> Callable[..., TrainConfig]:
         """See :func:`small_run`."""
         return small_run
 
     # ---- gradients
 
+    @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dead_share", [0.0, 0.3])
     @pytest.mark.parametrize("part_rows", [64, 1000], ids=["in parts", "whole"])
     def test_gradients_match_dense_autograd(
-        self, dead_share: float, part_rows: int, monkeypatch: pytest.MonkeyPatch
+        self, dead_share: float, part_rows: int, shape: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        self.shape = SHAPES[shape]
         monkeypatch.setattr(Batch.split, "__defaults__", (part_rows,))
         parameters, x = self.example()
         dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(3)) < dead_share
@@ -82,8 +116,8 @@ class VariantContract(ABC):
             gradient = torch.zeros_like(exact[name]) if gradient is None else gradient
             error = (batch.gradients[name].double() - gradient).norm() / gradient.norm().clamp_min(1e-12)
             assert float(error) < 1e-5, f"{name}: relative error {float(error):.1e}"
-        error_BD = (codes @ exact["W_dec"] + exact["b_dec"] - x.double()).detach()
-        assert float(batch.outcome.squared_error) == pytest.approx(float(error_BD.square().sum()), rel=1e-5)
+        error_BO = self.error(exact, codes, x.double()).detach()
+        assert float(batch.outcome.squared_error) == pytest.approx(float(error_BO.square().sum()), rel=1e-5)
         assert torch.equal(batch.outcome.firing, (codes != 0).sum(0))
         assert torch.equal(torch.cat(batch.outcome.row_l0), (codes != 0).sum(1))
 
@@ -98,6 +132,19 @@ class VariantContract(ABC):
         assert all(torch.equal(before[name], trainee.parameters[name]) for name in before)
 
     # ---- codes
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_the_prediction_is_the_definition(self, shape: str) -> None:
+        self.shape = SHAPES[shape]
+        sae, x = self.trained_sae()
+        tensors = dict(sae.named_buffers())
+        codes = sae.encode(x)
+        torch.testing.assert_close(sae(x), self.error(tensors, codes, x) + self.target(x))
+        raw = sae.to_raw(sae(x), sae.normalizer.apply(x)[1])
+        assert raw.shape == (len(x), self.plan.d_decoded)
+        wanted = sae(sae.normalizer.apply(x)[0])
+        removed = sae.normalizer.apply(x)[1]
+        torch.testing.assert_close(sae(x, input="raw"), sae.to_raw(wanted, removed))
 
     def test_training_codes_are_the_definition(self) -> None:
         sae, x = self.trained_sae()
@@ -136,12 +183,14 @@ class VariantContract(ABC):
 
     # ---- files
 
-    def test_save_and_load(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_save_and_load(self, shape: str, tmp_path: Path) -> None:
+        self.shape = SHAPES[shape]
         sae, x = self.trained_sae()
         sae.save(tmp_path / "a")
         loaded = load_sae(tmp_path / "a")
         assert loaded.cfg == sae.cfg
-        assert torch.equal(loaded.encode(x), sae.encode(x))
+        assert torch.equal(loaded.encode(x), sae.encode(x)) and torch.equal(loaded(x), sae(x))
         loaded.save(tmp_path / "b")
         assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
         assert sorted(folder_bytes(tmp_path / "a")) == ["cfg.json", "weights.safetensors"]
@@ -156,10 +205,15 @@ class VariantContract(ABC):
 
     # ---- runs
 
+    @pytest.mark.parametrize("shape", SHAPES)
     def test_same_seed_same_bytes_and_resume_is_exact(
-        self, cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+        self,
+        shape: str,
+        cache_of_two_hooks: ActivationCache,
+        make_config: Callable[..., TrainConfig],
+        tmp_path: Path,
     ) -> None:
-        config = make_config(self.settings)
+        cache, config = cache_of_two_hooks, make_config(self.settings, **SHAPES[shape].run)
         name = config.variants[0].run_name
         first, again = tmp_path / "first", tmp_path / "again"
         assert run(config, cache, first).saes == {name: first / name / "sae"}
@@ -213,15 +267,25 @@ class VariantContract(ABC):
             "b_enc": normal(PLAN.num_latents, scale=0.05),
             "b_dec": normal(PLAN.d_model, scale=0.1),
         }
+        if self.shape.is_transcoder:
+            own = torch.Generator().manual_seed(5)
+            decoder = torch.randn(PLAN.num_latents, D_OUT, generator=own)
+            parameters["W_dec"] = decoder / decoder.norm(dim=1, keepdim=True)
+            parameters["b_in"] = parameters["b_dec"]
+            parameters["b_dec"] = 0.1 * torch.randn(D_OUT, generator=own)
+            if self.plan.skip:
+                parameters["W_skip"] = 0.2 * torch.randn(D_OUT, PLAN.d_model, generator=own)
         extra = self.variant.extra_parameters(PLAN)
         parameters |= {name: t + normal(*t.shape, scale=0.05) for name, t in extra.items()}
         return parameters, normal(PLAN.batch_rows, PLAN.d_model)
 
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:
         """Run forward and backward on one batch with the engine's parts."""
+        rows = centered_rows(parameters, x, self.target(x))
         batch = Batch(
-            x_centered=x - parameters["b_dec"],
-            target_centered=x - parameters["b_dec"],
+            x_centered=rows["x_centered"],
+            target_centered=rows["target_centered"],
+            hook_widths=self.plan.hook_widths,
             parameters=parameters,
             state=dict(self.variant.initial_state(PLAN)),
             gradients={name: torch.zeros_like(t) for name, t in parameters.items()},
@@ -254,12 +318,25 @@ class VariantContract(ABC):
             cache={"fingerprint": "0" * 64},
             training={"step": 1},
         )
+        cfg = cfg.model_copy(update=self.shape.config)
         return SAE(cfg, {**parameters, **self.variant.inference_tensors(batch.state)}), x
 
 
 @cache
 def _shared_cache(folder: Path) -> ActivationCache:
     return write_sparse_cache(folder / "variant-contract-cache")
+
+
+@cache
+def _shared_cache_of_two_hooks(folder: Path) -> ActivationCache:
+    return write_cache_of_two_hooks(folder / "variant-contract-two-hooks")
+
+
+def centered_rows(parameters: Mapping[str, Tensor], x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Rows and targets as the engine hands them to a variant, computed plainly."""
+    subtracted = parameters["b_in"] if "b_in" in parameters else parameters["b_dec"]
+    target_centered = target - parameters["b_dec"] - skip_of(dict(parameters), x)
+    return {"x_centered": x - subtracted, "target_centered": target_centered}
 
 
 class WithoutRuns:

@@ -60,7 +60,8 @@ SMALL = {
         *("cpu.rounds=1", "cpu.cache_mib=1", "cpu.tokens=1000"),
     ],
 }
-DEMO_HOOKS = ("resid_post.3", "mlp_out.3")
+DEMO_HOOKS = ("resid_post.3", "resid_post.2")  # in the place of blocks 6 and 8
+MLP_HOOKS = ("mlp_in.3", "mlp_out.3")
 
 
 class Block(NamedTuple):
@@ -276,14 +277,18 @@ def small_version(word: str) -> str:
     """A word of a command, with the names of this test's places."""
     word = word.replace("s3://team", bucket()).replace("$USER", "me").replace("$LAYER", "3")
     word = re.sub(r"^/(fast|shared|local)/", "disk/", word)
-    return re.sub(r"^hook=resid_post\.\d+$", f"hook={DEMO_HOOKS[0]}", word)
+    word = re.sub(r"^hook=\[resid_post\.6,resid_post\.8\]$", f"hook=[{','.join(DEMO_HOOKS)}]", word)
+    return re.sub(r"^hook=(resid_post|mlp_in)\.\d+$", r"hook=\1.3", word)
 
 
 def demo_settings(words: list[str]) -> list[str]:
     """Two hooks where a page harvests several, more tokens where it extends a cache, and a short text."""
     extends = "--extend" in words
     several = extends or any("," in word for word in words if word.startswith("hooks="))
-    settings = [f"hooks=[{', '.join(DEMO_HOOKS if several else DEMO_HOOKS[:1])}]"]
+    hooks = DEMO_HOOKS if several else DEMO_HOOKS[:1]
+    if any("mlp_in" in word for word in words):
+        hooks = MLP_HOOKS
+    settings = [f"hooks=[{', '.join(hooks)}]"]
     settings += ["num_tokens=2_500"] if extends else []
     has_text = any(word.startswith("text=") for word in words)
     return settings if has_text else [*settings, "text={kind: files, paths: [text.jsonl]}"]

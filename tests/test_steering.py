@@ -8,6 +8,7 @@ from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
 from saecache.train import SAE
 from saecache.train.sae import SAEConfig
+from saecache.train.sae_hooks import HookRows, SAETarget
 from saecache.train.variants.topk import TopK
 
 HOOK, LATENTS = "resid_post.3", 64
@@ -175,3 +176,66 @@ def test_inspect_refuses_another_model_and_an_sae_without_one(language_model, wi
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "b"), "x", "--device", "cpu"])
     assert result.exit_code == 2
     assert "is not the model of SAE made_up" in result.stderr
+
+
+def make_transcoder(language_model, *, skip: bool = False, encoded: str = "mlp_in.3") -> SAE:
+    random = torch.Generator().manual_seed(0)
+    D, out = (language_model.d_model(hook) for hook in (encoded, "mlp_out.3"))
+    variant = TopK(k=4)
+    normalization = {"kind": "unit_scale", "d_model": out, "scale": 0.5}
+    cfg = SAEConfig(
+        format_version=2, kind="topk", name="made_up", d_model=D, num_latents=LATENTS, k=4,
+        inference=variant.inference, hook=encoded,
+        normalization={"kind": "unit", "d_model": D, "scale": 1.0}, variant=variant, cache={}, training={},
+        target=SAETarget(hook="mlp_out.3", d_model=out, normalization=normalization, skip=skip),
+    )  # fmt: skip
+    shapes = {
+        "W_enc": (LATENTS, D),
+        "W_dec": (LATENTS, out),
+        "b_enc": (LATENTS,),
+        "b_dec": (out,),
+        "b_in": (D,),
+    }
+    shapes |= {"W_skip": (out, D)} if skip else {}
+    return SAE(cfg, {name: 0.3 * torch.randn(*shape, generator=random) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_replaces_what_the_mlp_adds_by_what_it_reads(language_model, skip: bool) -> None:
+    sae = make_transcoder(language_model, skip=skip)
+    read = language_model.activations(IDS, ["mlp_in.3"])["mlp_in.3"]
+    expected = language_model.logits_with(IDS, "mlp_out.3", lambda _: sae(read, input="raw"))
+    with sae.attach(language_model.model) as model, torch.no_grad():
+        assert torch.allclose(model(input_ids=IDS).logits, expected, atol=1e-4)
+    assert not torch.allclose(language_model.logits(IDS), expected, atol=1e-2)
+
+    def by_hand(y: torch.Tensor) -> torch.Tensor:
+        codes = sae.encode(read.flatten(0, 1), input="raw")
+        return y + ((3.0 - codes[:, 5:6]) * sae.W_dec[5] / 0.5).reshape(y.shape)
+
+    expected = language_model.logits_with(IDS, "mlp_out.3", by_hand)
+    with sae.attach(language_model.model, steer={5: 3.0}) as model, torch.no_grad():
+        assert torch.allclose(model(input_ids=IDS).logits, expected, atol=2e-3)
+
+
+def test_what_cannot_be_attached_of_several_hooks(language_model, width: int) -> None:
+    model = language_model.model
+    transcoder = make_transcoder(language_model)
+    with pytest.raises(UsageError, match="leave out hook"), transcoder.attach(model, hook="mlp_out.2"):
+        pass
+    late = make_transcoder(language_model, encoded="resid_post.3")
+    with late.attach(model), pytest.raises(UsageError, match=r"resid_post.3 comes after mlp_out.3"):
+        model(input_ids=IDS)
+    part = {"d_model": width, "normalization": {"kind": "unit", "d_model": width, "scale": 1.0}}
+    hooks = [HookRows(hook=f"resid_post.{i}", **part) for i in (2, 3)]
+    single = make_sae(2 * width)
+    cfg = single.cfg.model_copy(
+        update={
+            "hook": "resid_post.2+resid_post.3",
+            "hooks": tuple(hooks),
+            "normalization": {"kind": "joined"},
+        }
+    )
+    crosscoder = SAE(cfg, dict(single.named_buffers()))
+    with pytest.raises(UsageError, match="is a crosscoder"), crosscoder.attach(model):
+        pass

@@ -24,6 +24,7 @@ from .selection.errors import NonFiniteError
 
 Result = TypeVar("Result")
 
+WITHOUT_LATENTS = frozenset({"b_dec", "b_in", "W_skip"})  # parameters that have no row for each latent
 LEAST_CHUNK = 64  # rows of a running sum that travel together, at least
 CHUNKS_PER_PROCESS = 4  # pieces of a running sum: while one travels, the next is added up
 

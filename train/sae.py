@@ -1,7 +1,8 @@
 """A trained SAE: its weights, how it encodes and decodes, and which run it comes from.
 
 Its folder holds ``cfg.json`` and ``weights.safetensors``; loading never unpickles anything.
-Legend: B rows, D model width, F latents, P pairs.
+Legend: B rows, D width of what is encoded, O of what is reconstructed (D unless it is a transcoder), F
+latents, P pairs.
 """
 
 import warnings
@@ -12,7 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, SerializeAsAny
+from pydantic import (
+    NonNegativeFloat,
+    PositiveInt,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from ..common.errors import UsageError
@@ -20,12 +27,15 @@ from ..common.frozen import FrozenModel
 from ..common.memory import check_memory
 from ..common.validation import validate
 from ..store.durable import write_bytes
-from ..store.normalization import Normalizer
+from ..store.normalization import RowState
 from ..store.remote import is_url
 from ..store.untrusted_files import read_object
+from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
+from .engine.reading import input_bias
 from .latent_shards import LatentShards
 from .pairs import Pairs
+from .sae_hooks import HookRows, SAETarget, check_hooks, make_normalizer
 from .shared_tensor_file import write_tensors
 from .tensor_file import TensorInfo, check_header, read_tensors
 from .variants import VARIANTS, AnyVariant
@@ -33,6 +43,7 @@ from .variants.base.rows import Rows
 from .variants.base.variant import Plan
 
 FORMAT_VERSION = 1
+FORMAT_OF_SEVERAL_HOOKS = 2  # of transcoders and crosscoders
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
 SAE_FOLDER = "sae"  # of a variant, in a run
 THRESHOLD = "threshold"
@@ -50,25 +61,44 @@ class SAEConfig(FrozenModel):
     num_latents: PositiveInt
     k: NonNegativeFloat | None  # number of active latents per row set in training
     inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
-    hook: str
+    hook: str  # of what it encodes; the names of a crosscoder's hooks with + between them
     normalization: dict[str, Any]  # of store.normalization.Normalizer
     variant: SerializeAsAny[AnyVariant]
     cache: dict[str, Any]  # fingerprint, model, ... of the rows it was trained on
     training: dict[str, Any]  # steps, rows, seed, learning rate, ...
+    hooks: tuple[HookRows, ...] | None = None  # of a crosscoder, side by side in its rows
+    target: SAETarget | None = None  # what a transcoder predicts
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of autoencoders stay as they were before there were other kinds."""
+        values: dict[str, Any] = serialize(self)
+        return {k: v for k, v in values.items() if k not in ("hooks", "target") or v is not None}
+
+    @property
+    def d_decoded(self) -> int:
+        """O, the width of what is reconstructed."""
+        return self.d_model if self.target is None else self.target.d_model
 
 
 class SAE(nn.Module):
     """A sparse autoencoder: x ≈ codes @ W_dec + b_dec.
 
+    A transcoder (``cfg.target``) predicts rows of another hook from x: codes @ W_dec + b_dec, and with a skip
+    connection + W_skip (x - b_in). A crosscoder (``cfg.hooks``) is an autoencoder of rows that hold those of
+    several hooks side by side (:func:`.sae_hooks.join`, :func:`.sae_hooks.split_by_hook`).
+
     Attributes:
-        W_enc, W_dec: float32 [F, D]; b_enc: [F]; b_dec: [D]; threshold: [], [F] or None. The variant's own
-            tensors are beside them.
+        W_enc, W_dec: float32 [F, D] and [F, O]; b_enc: [F]; b_dec: [O]; threshold: [], [F] or None. The
+            variant's own tensors are beside them, and of a transcoder b_in [D], maybe W_skip [O, D].
     """
 
     W_enc: Tensor
     W_dec: Tensor
     b_enc: Tensor
     b_dec: Tensor
+    b_in: Tensor  # only of a transcoder,
+    W_skip: Tensor  # and of one with a skip connection
     threshold: Tensor | None  # [] or [F]; None when the inference rule has none
 
     def __init__(
@@ -81,14 +111,8 @@ class SAE(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.shards = shards or LatentShards.divide(cfg.num_latents)
-        self.normalizer = Normalizer.from_dict(cfg.normalization)
-        expected = {
-            "W_enc": (self.shards.count, cfg.d_model),
-            "W_dec": (self.shards.count, cfg.d_model),
-            "b_enc": (self.shards.count,),
-            "b_dec": (cfg.d_model,),
-        }
-        for name, shape in expected.items():
+        self.normalizer: Any = make_normalizer(cfg)  # Normalizer, or of a crosscoder JoinedNormalizer
+        for name, shape in _shapes(cfg, self.shards.count).items():
             got = tuple(tensors[name].shape) if name in tensors else None
             if got != shape:
                 raise UsageError(f"SAE {cfg.name}: tensor {name} should have shape {shape}, got {got}")
@@ -138,23 +162,31 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
-        """Decode codes (dense [B, F] or pairs) into normalized rows [B, D]."""
+        """Decode codes (dense [B, F] or pairs) into normalized rows [B, O], without a skip connection."""
         if isinstance(codes, Tensor):
             return codes @ self.W_dec + self.b_dec
         return self.shards.decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()
+    def predict(self, codes: Tensor | Pairs, x: Tensor) -> Tensor:
+        """What the SAE makes of normalized rows ``x`` [B, D] with these codes: normalized rows [B, O]."""
+        decoded = self.decode(codes)
+        if self.cfg.target is not None and self.cfg.target.skip:
+            decoded += matmul(x.float() - input_bias(dict(self.named_buffers())), self.W_skip.T)
+        return decoded
+
+    @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
-        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out.
+        """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out. Of a transcoder the
+        prediction of its target, [..., O].
 
         Raises:
             UsageError: rows of another width, or a tensor that does not hold floating-point numbers.
         """
         self._check(x)
         flat = x.reshape(-1, self.cfg.d_model)
-        return torch.cat([self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]).reshape(
-            x.shape
-        )
+        parts = [self._reconstruct(part, input) for part in torch.split(flat, ENCODE_ROWS)]
+        return torch.cat(parts).reshape(*x.shape[:-1], self.cfg.d_decoded)
 
     def attach(
         self,
@@ -172,17 +204,26 @@ class SAE(nn.Module):
 
     def _reconstruct(self, x: Tensor, space: Space) -> Tensor:
         normalized, removed = self._normalized(x, space)
-        reconstruction = self.decode(self._encode(normalized, as_trained=False))
+        reconstruction = self.predict(self._encode(normalized, as_trained=False), normalized)
         if space == "raw":
-            reconstruction = self.normalizer.invert(reconstruction, removed)
+            reconstruction = self.to_raw(reconstruction, removed)
         return reconstruction.to(x.dtype)
+
+    def to_raw(self, reconstruction: Tensor, removed: Any) -> Tensor:
+        """Normalized reconstructions [B, O] as raw rows, given what normalizing the rows x removed."""
+        if self.cfg.target is None:
+            raw: Tensor = self.normalizer.invert(reconstruction, removed)
+            return raw
+        normalizer = self.cfg.target.normalizer
+        return normalizer.invert(reconstruction, RowState(factor=normalizer.factor or 1.0))
 
     def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:
         self._check(x)
         if x.dim() != 2:
             raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
         if space == "raw":
-            return self.normalizer.apply(x.float())
+            normalized: tuple[Tensor, Any] = self.normalizer.apply(x.float())
+            return normalized
         if space == "normalized":
             return x.float(), None
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
@@ -200,7 +241,7 @@ class SAE(nn.Module):
     def _encode(self, x: Tensor, as_trained: bool, batch_number: int = 0) -> Pairs:
         tensors = dict(self.named_buffers())
         rows = Rows(
-            x_centered=x - self.b_dec,
+            x_centered=x - input_bias(tensors),
             parameters=tensors,
             state=tensors,
             number=batch_number,
@@ -284,8 +325,11 @@ def _read_config(folder: Path) -> SAEConfig:
     path = folder / CONFIG_FILE
     values = read_object(path, "copy the SAE again from where it was trained")
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UsageError(f"SAE format {version!r:.80}; this version of saecache reads {FORMAT_VERSION}")
+    if version not in (FORMAT_VERSION, FORMAT_OF_SEVERAL_HOOKS):
+        raise UsageError(
+            f"SAE format {version!r:.80}; this version of saecache reads {FORMAT_VERSION} and "
+            f"{FORMAT_OF_SEVERAL_HOOKS}"
+        )
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in VARIANTS:
         raise UsageError(
@@ -299,7 +343,9 @@ def _read_config(folder: Path) -> SAEConfig:
                 f"{path}: {name} holds characters that cannot be shown: {getattr(cfg, name)!r:.80}"
             )
     try:
-        Normalizer.from_dict(cfg.normalization)
+        check_hooks(cfg)
+    except UsageError as error:
+        raise UsageError(f"{path} contradicts itself: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{path}: normalization cannot be read ({error!r:.80})") from None
     for name, got, wanted in (
@@ -321,10 +367,8 @@ def _read_config(folder: Path) -> SAEConfig:
 def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo, ...]]:
     """The types and shapes of an SAE's tensors; nothing is allocated for them."""
     plan = Plan(d_model=cfg.d_model, num_latents=cfg.num_latents, batch_rows=1, num_steps=1)
-    F, D = cfg.num_latents, cfg.d_model
-    shapes = {"W_enc": (F, D), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
     expected: dict[str, TensorInfo | tuple[TensorInfo, ...]] = {
-        name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()
+        name: TensorInfo(torch.float32, shape) for name, shape in _shapes(cfg, cfg.num_latents).items()
     }
     with torch.device("meta"):
         own = {
@@ -333,8 +377,20 @@ def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo
         }
     expected |= {name: TensorInfo.of(tensor) for name, tensor in own.items()}
     if THRESHOLD in expected:
-        expected[THRESHOLD] = (TensorInfo(torch.float32, ()), TensorInfo(torch.float32, (F,)))
+        each = TensorInfo(torch.float32, (cfg.num_latents,))
+        expected[THRESHOLD] = (TensorInfo(torch.float32, ()), each)
     return expected
+
+
+def _shapes(cfg: SAEConfig, num_latents: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that every SAE of this config has, whatever its kind."""
+    F, D, O = num_latents, cfg.d_model, cfg.d_decoded  # noqa: E741 - as in the legend
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (F, D), "W_dec": (F, O), "b_enc": (F,), "b_dec": (O,)}
+    if cfg.target is not None:
+        shapes["b_in"] = (D,)
+        if cfg.target.skip:
+            shapes["W_skip"] = (O, D)
+    return shapes
 
 
 def check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
 from . import tensor_file
-from .latent_shards import LatentShards
+from .latent_shards import WITHOUT_LATENTS, LatentShards
 from .tensor_file import DTYPES, TensorInfo, damaged, read_header, sha256_of
 
 _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
@@ -128,5 +128,15 @@ def _write_at(file: int, tensor: Tensor, start: int) -> None:
 
 
 def shared_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors with a row for each latent: all but single numbers and biases of [D]."""
-    return [name for name, tensor in tensors.items() if tensor.dim() and not name.endswith("b_dec")]
+    """The names of the tensors with a row for each latent: all but single numbers and WITHOUT_LATENTS.
+
+    A checkpoint has moments as well, as ``optimizer/exp_avg.b_dec``.
+    """
+    return [
+        name for name, tensor in tensors.items() if tensor.dim() and _parameter(name) not in WITHOUT_LATENTS
+    ]
+
+
+def _parameter(name: str) -> str:
+    """The parameter that a tensor belongs to: the last part of its name."""
+    return name.rpartition("/")[2].rpartition(".")[2]

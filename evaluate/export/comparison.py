@@ -74,6 +74,8 @@ def compare(
         ours_BF = sae.encode(x_BD, input=space.rows)
         ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
         theirs_BF, theirs_BD = forward(x_BD)
+        if sae.cfg.target is not None:  # the rows to predict are not at hand: its own predictions stand in
+            x_BD = ours_BD
         active, in_export = ours_BF != 0, theirs_BF != 0
         one += int((active ^ in_export).sum())
         either += int((active | in_export).sum())
@@ -147,16 +149,17 @@ def make_random_rows(sae: SAE, space: Space) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     num_latents, d_model = sae.cfg.num_latents, sae.cfg.d_model
+    directions_FD, centre_D = (sae.W_dec, sae.b_dec) if sae.cfg.target is None else (sae.W_enc, sae.b_in)
     num_active = min(num_latents, max(1, round(sae.cfg.k or 8)))
     latent_BK = torch.randint(num_latents, (RANDOM_ROWS, num_active), generator=generator)
     amount_BK = torch.rand(latent_BK.shape, generator=generator)
-    row_BD = torch.einsum("bk,bkd->bd", amount_BK, sae.W_dec[latent_BK])
+    row_BD = torch.einsum("bk,bkd->bd", amount_BK, directions_FD[latent_BK])
     noise_BD = torch.randn(row_BD.shape, generator=generator)
     row_BD = row_BD / _norm(row_BD) + NOISE * noise_BD / _norm(noise_BD)
     normalizer = sae.normalizer
     unit = normalizer.starts_from == "unit"
     typical = normalizer.factor or 1.0 if unit else sqrt(d_model)
-    raw_BD = row_BD * typical + sae.b_dec
+    raw_BD = row_BD * typical + centre_D
     if unit:
         mean, spread = (torch.randn(RANDOM_ROWS, 1, generator=generator) for _ in range(2))
         raw_BD = raw_BD / raw_BD.std(1, keepdim=True).clamp_min(1e-6) * (0.5 * spread).exp() + mean

@@ -133,7 +133,7 @@ def _stream(
             progress.update(len(block))
             if len(inside) == 0:
                 continue
-            x_BD, _ = read_rows(sae, cache, rows.split, numbers[inside])
+            x_BD = read_rows(sae, cache, rows.split, numbers[inside]).x
             pairs = sae.encode_sparse(x_BD)
             value = pairs.value.float().cpu().numpy()
             with np.errstate(over="ignore"):  # which the next lines find
@@ -193,7 +193,7 @@ def _check(
     window, position = windows.find(index)
     own = np.flatnonzero(np.isin(window, chosen))
     if len(own):
-        x_BD, _ = read_rows(sae, cache, rows.split, rows.first + own)
+        x_BD = read_rows(sae, cache, rows.split, rows.first + own).x
         codes = sae.encode(x_BD).float().cpu().numpy().astype(np.float16)
         expected[np.searchsorted(chosen, window[own]), position[own]] = codes
     close = np.isclose(found.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=1e-6)

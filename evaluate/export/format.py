@@ -14,7 +14,7 @@ from .rules import Form, Rule
 from .space import Space
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Rows [B, D] to dense features [B, F] and the reconstruction [B, D]."""
+"""Rows [B, D] to dense features [B, F] and the reconstruction [B, D] (a transcoder's prediction [B, O])."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     forms: ClassVar[frozenset[Form]]
+    transcoder_forms: ClassVar[frozenset[Form]] = frozenset()  # rules that it has for transcoders
     standardizes: ClassVar[bool] = False  # the library can subtract each row's mean and divide by its std
 
     @abstractmethod

@@ -17,6 +17,7 @@ class Provenance:
     context: int | None
     dataset: str | None
     prepend_bos: bool | None
+    target: str | None = None  # what a transcoder predicts
 
     @property
     def layer(self) -> int | None:
@@ -29,6 +30,11 @@ class Provenance:
         """As ``blocks.3.hook_resid_post``; None for a module path, for which TransformerLens has no name."""
         return to_transformer_lens(self.hook)
 
+    @property
+    def transformer_lens_target(self) -> str | None:
+        """The same for the hook that a transcoder predicts."""
+        return None if self.target is None else to_transformer_lens(self.target)
+
 
 def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     """Collect what the SAE's config says, and what its cache says if one is given."""
@@ -38,6 +44,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     return Provenance(
         model=sae.cfg.cache.get("model_name") or _mapping(identity.get("model")).get("name"),
         hook=sae.cfg.hook,
+        target=None if sae.cfg.target is None else sae.cfg.target.hook,
         context=None if cache is None else cache.manifest.context,
         dataset=dataset,
         prepend_bos=packing["bos_id"] is not None if "bos_id" in packing else None,

@@ -104,6 +104,9 @@ def export_sae(
     if opened is not None:
         check_belongs(sae, target, opened)
     provenance = find_provenance(sae, opened)
+    origin = asdict(provenance)
+    if sae.cfg.target is None:
+        del origin["target"]
     what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
     with new_folder(path) as folder:
         written = chosen.write(what, folder)
@@ -123,12 +126,12 @@ def export_sae(
             features_times_decoder_norm=written.times_decoder_norm,
             limits=limits,
             comparisons=comparisons,
-            unknown=[key for key, value in asdict(provenance).items() if value is None],
+            unknown=[key for key, value in origin.items() if value is None],
             loading=chosen.loading(path),
         )
         report = {
             **{key: value for key, value in export.to_json().items() if key not in ("path", "loading")},
-            "provenance": asdict(provenance),
+            "provenance": origin,
             "cfg": sae.cfg.model_dump(mode="json"),
         }
         write_bytes(folder / REPORT_FILE, (json.dumps(report, indent=2) + "\n").encode("utf-8"))
@@ -151,6 +154,18 @@ def find_one(folder: Path) -> Target:
 
 
 def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
+    if sae.cfg.hooks is not None:
+        raise UsageError(
+            f"SAE {sae.cfg.name} is a crosscoder of {sae.cfg.hook}, and none of the formats "
+            f"{', '.join(FORMATS)} holds crosscoders; share its own folder instead"
+        )
+    if sae.cfg.target is not None and rule.form not in chosen.transcoder_forms:
+        able = [name for name, each in FORMATS.items() if rule.form in each.transcoder_forms]
+        raise UsageError(
+            f"SAE {sae.cfg.name} is a transcoder that finds its codes by {sae.cfg.inference!r}, and "
+            f"{chosen.name} has no transcoders of that rule"
+            f"{': use --format ' + ' or '.join(able) if able else ', nor has another format'}"
+        )
     if rule.form in chosen.forms:
         return
     able = [name for name, each in FORMATS.items() if rule.form in each.forms]

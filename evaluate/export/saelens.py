@@ -18,6 +18,7 @@ from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
 from .metadata import make_notes
 from .rules import Form, integer_k
+from .transcoder import fold_transcoder
 
 SAE_LENS_VERSION = "6.54.12"  # without it SAELens reads the files as those of version 5
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
@@ -30,22 +31,27 @@ _ARCHITECTURES: dict[Form, str] = {
 }
 
 
+_TRANSCODERS: dict[Form, str] = {"relu": "{}transcoder", "threshold": "jumprelu_{}transcoder"}
+
+
 class SAELens(Format):
     name: ClassVar[str] = "saelens"
     forms: ClassVar[frozenset[Form]] = frozenset(_ARCHITECTURES)
+    transcoder_forms: ClassVar[frozenset[Form]] = frozenset(_TRANSCODERS)
     standardizes: ClassVar[bool] = True
 
     def write(self, what: Exportable, folder: Path) -> Written:
-        architecture = _ARCHITECTURES[what.rule.form]
+        sae, target = what.sae, what.sae.cfg.target
+        architecture = _ARCHITECTURES[what.rule.form] if target is None else _transcoder(what)
         write_tensors(folder / WEIGHTS_FILE, _tensors(what))
-        sae = what.sae
         config = {
             "architecture": architecture,
             "d_in": sae.cfg.d_model,
             "d_sae": sae.cfg.num_latents,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": True,
+            "apply_b_dec_to_input": target is None,
+            **({} if target is None else {"d_out": target.d_model}),
             "normalize_activations": "layer_norm" if what.space.standardized else "none",
             "reshape_activations": "none",
             **(
@@ -66,6 +72,10 @@ class SAELens(Format):
                 mean = v.mean(-1, keepdim=True)
                 std = (v - mean).std(-1, keepdim=True)
                 v = (v - mean) / (std + EPS)
+            if "transcoder" in config["architecture"]:  # what it predicts is not scaled back
+                features = _features(config, tensors, v @ tensors["W_enc"])
+                skip = v @ tensors["W_skip"].T if "W_skip" in tensors else 0.0
+                return features, features @ tensors["W_dec"] + tensors["b_dec"] + skip
             a = (v - tensors["b_dec"] * config["apply_b_dec_to_input"]) @ tensors["W_enc"]
             features = _features(config, tensors, a)
             return features, (features @ tensors["W_dec"] + tensors["b_dec"]) * std + mean
@@ -76,8 +86,17 @@ class SAELens(Format):
         return f"from sae_lens import SAE; sae = SAE.load_from_disk({str(folder)!r})"
 
 
+def _transcoder(what: Exportable) -> str:
+    """SAELens's name for a transcoder of this rule."""
+    target = what.sae.cfg.target
+    return _TRANSCODERS[what.rule.form].format("skip_" if target is not None and target.skip else "")
+
+
 def _tensors(what: Exportable) -> dict[str, Tensor]:
     sae, scaled = what.sae, what.space.scaled
+    if sae.cfg.target is not None:
+        folded = fold_transcoder(sae, what.space)
+        return {**folded, "W_enc": folded["W_enc"].T}
     tensors = {"W_enc": sae.W_enc.T, "W_dec": sae.W_dec, "b_dec": scaled(sae.b_dec)}
     if what.rule.form == "gated":
         named = dict(sae.named_buffers())
@@ -104,6 +123,8 @@ def _metadata(what: Exportable) -> dict[str, Any]:
         "prepend_bos": provenance.prepend_bos,
         "saecache": notes,
     }
+    if sae.cfg.target is not None:
+        metadata["hook_name_out"] = provenance.transformer_lens_target or sae.cfg.target.hook
     if isinstance(sae.cfg.variant, MatryoshkaBatchTopK):
         metadata["matryoshka_widths"] = sae.cfg.variant.sizes(sae.cfg.num_latents)
     return metadata
@@ -115,7 +136,7 @@ def _features(config: dict[str, Any], tensors: dict[str, Tensor], a: Tensor) -> 
         magnitude = a * tensors["r_mag"].exp() + tensors["b_mag"]
         return torch.relu(magnitude) * (a + tensors["b_gate"] > 0)
     pre = a + tensors["b_enc"]
-    if config["architecture"] == "jumprelu":
+    if config["architecture"].startswith("jumprelu"):
         return torch.relu(pre) * (pre > tensors["threshold"])
     if config["architecture"] == "topk":
         top = pre.topk(config["k"], dim=-1, sorted=False)

@@ -11,10 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...common.errors import UsageError
 from ...store.durable import write_bytes
 from ...train.tensor_file import read_tensors, write_tensors
 from .format import Exportable, Format, Forward, Written
 from .rules import Form, integer_k
+from .transcoder import fold_transcoder
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 
@@ -22,25 +24,20 @@ CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 class Sparsify(Format):
     name: ClassVar[str] = "sparsify"
     forms: ClassVar[frozenset[Form]] = frozenset({"topk"})
+    transcoder_forms: ClassVar[frozenset[Form]] = frozenset({"topk"})
 
     def write(self, what: Exportable, folder: Path) -> Written:
-        sae, scaled = what.sae, what.space.scaled
-        tensors = {
-            "encoder.weight": sae.W_enc,
-            "encoder.bias": scaled(sae.b_enc),
-            "W_dec": sae.W_dec,
-            "b_dec": scaled(sae.b_dec),
-        }
-        write_tensors(folder / WEIGHTS_FILE, tensors)
+        sae, target = what.sae, what.sae.cfg.target
+        write_tensors(folder / WEIGHTS_FILE, _tensors(what))
         config = {
             "activation": "topk",
             "expansion_factor": max(1, sae.cfg.num_latents // sae.cfg.d_model),  # num_latents decides
-            "normalize_decoder": sae.cfg.variant.unit_norm_decoder,
+            "normalize_decoder": sae.cfg.variant.unit_norm_decoder and target is None,
             "num_latents": sae.cfg.num_latents,
             "k": integer_k(sae),
             "multi_topk": False,  # a loss of training; at inference it only costs time
-            "skip_connection": False,
-            "transcode": False,
+            "skip_connection": target is not None and target.skip,
+            "transcode": target is not None,
             "d_in": sae.cfg.d_model,
         }  # nothing else, because sparsify prints whatever it does not know
         write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
@@ -51,12 +48,36 @@ class Sparsify(Format):
         tensors = read_tensors(folder / WEIGHTS_FILE)
 
         def forward(v: Tensor) -> tuple[Tensor, Tensor]:
-            pre = torch.relu((v - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
+            x = v if config["transcode"] else v - tensors["b_dec"]
+            pre = torch.relu(x @ tensors["encoder.weight"].T + tensors["encoder.bias"])
             top = pre.topk(config["k"], dim=-1, sorted=False)
             features = torch.zeros_like(pre).scatter_(-1, top.indices, top.values)
-            return features, features @ tensors["W_dec"] + tensors["b_dec"]
+            skip = v @ tensors["W_skip"].T if config["skip_connection"] else 0.0
+            return features, features @ tensors["W_dec"] + tensors["b_dec"] + skip
 
         return forward
 
     def loading(self, folder: Path) -> str:
         return f"from sparsify import SparseCoder; sae = SparseCoder.load_from_disk({str(folder)!r})"
+
+
+def _tensors(what: Exportable) -> dict[str, Tensor]:
+    """sparsify's names; a transcoder's decoder has the shape of its encoder there.
+
+    Raises:
+        UsageError: a transcoder whose target has another width.
+    """
+    sae, scaled = what.sae, what.space.scaled
+    if sae.cfg.target is None:
+        weights = {"W_enc": sae.W_enc, "b_enc": scaled(sae.b_enc), "W_dec": sae.W_dec}
+        weights["b_dec"] = scaled(sae.b_dec)
+    elif sae.cfg.d_decoded != sae.cfg.d_model:
+        raise UsageError(
+            f"SAE {sae.cfg.name} predicts rows of width {sae.cfg.d_decoded} from rows of width "
+            f"{sae.cfg.d_model}, and sparsify has one width for both: use --format saelens, if its rule "
+            "allows it"
+        )
+    else:
+        weights = fold_transcoder(sae, what.space)
+    names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+    return {names.get(name, name): tensor for name, tensor in weights.items()}

@@ -63,7 +63,7 @@ def survey_latents(
     counts, active_rows = WindowCounts(windows, num_latents), np.zeros(num_latents, dtype=np.int64)
     with progress_bar(f"{name}: windows", "row", 2 * rows.count, hidden=not show_progress) as progress:
         for block in rows.blocks(config.rows_per_block):
-            codes = sae.encode_sparse(read_rows(sae, cache, rows.split, np.asarray(block))[0])
+            codes = sae.encode_sparse(read_rows(sae, cache, rows.split, np.asarray(block)).x)
             there = (codes.value != 0).cpu().numpy()
             latent = codes.latent.cpu().numpy()[there]
             counts.update(block.start - rows.first + codes.rows().cpu().numpy()[there], latent)
@@ -74,7 +74,8 @@ def survey_latents(
         stream = ActivationStream(wanted)
         for block in rows.blocks(config.rows_per_block):
             index = np.asarray(block)
-            stream.update(sae.encode_sparse(read_rows(sae, cache, rows.split, index)[0]), index - rows.first)
+            x_BD = read_rows(sae, cache, rows.split, index).x
+            stream.update(sae.encode_sparse(x_BD), index - rows.first)
             progress.update(len(block))
     columns = stream.columns()
     examples: list[LatentExamples] = []

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...train import SAE
+from ...train.sae_hooks import place_of
 from ...train.variants.losses.nfm import unit_rows
 from ..metrics.bootstrap import mean_interval
 from ..metrics.overlap import max_cosines
@@ -66,7 +67,7 @@ def compare_all(
     return [
         find_unique(a, b, encoder.name, seed)
         for a, b in permutations(explained, 2)
-        if (a.sae.cfg.hook, a.sae.cfg.d_model) == (b.sae.cfg.hook, b.sae.cfg.d_model)
+        if place_of(a.sae.cfg) == place_of(b.sae.cfg)
     ]
 
 

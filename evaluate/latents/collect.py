@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...train import SAE
+from ...train.sae_hooks import decoded_hooks
 from .candidates import ActivationHistograms, SmallestPerLatent, draw_priorities
 from .codes import StoredCodes
 from .contexts import DecodeToken, choose_contexts, decode_tokens, group_tokens, read_windows
@@ -16,6 +17,7 @@ from .passages import Passages
 from .relations import find_coactive, find_nearest
 from .table import Latents, LatentsInfo
 
+MLP_IN = "mlp_in."  # what the MLP of a block reads: the stream after a norm
 NO_MODEL = "No logit effects: the language model was not at hand."
 DEFINITIONS = {
     "contexts": (
@@ -142,10 +144,18 @@ def _logit_effects(sae: SAE, unembedding: Unembedding | None) -> tuple[dict[str,
     if unembedding is None:
         return {}, NO_MODEL
     width = unembedding.weight.shape[1]
-    if width != sae.cfg.d_model:
+    if sae.cfg.hooks is not None:
+        return {}, "No logit effects: a crosscoder's directions are of several hooks side by side."
+    (decoded,) = decoded_hooks(sae.cfg)
+    if decoded.d_model != width:
         return {}, (
-            f"No logit effects: the hook has width {sae.cfg.d_model}, and the unembedding reads a residual "
+            f"No logit effects: the hook has width {decoded.d_model}, and the unembedding reads a residual "
             f"stream of width {width}."
+        )
+    if decoded.hook.startswith(MLP_IN):
+        return {}, (
+            f"No logit effects: {decoded.hook} is behind a norm, and its directions are not those of the "
+            "residual stream."
         )
     centered = " Directions are centered first, as a layer norm does." if unembedding.centers else ""
     return find_logit_effects(sae.W_dec, unembedding), (

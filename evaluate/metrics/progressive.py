@@ -32,8 +32,10 @@ class ProgressiveStream:
         self._variance: RowVariance | None = None
         self._longest = 0
 
-    def update(self, x_BD: Tensor, codes: Pairs) -> None:
-        """Add a block: rows ``x_BD`` [B, D] float32, normalized, and their codes, on the SAE's device."""
+    def update(self, x_BD: Tensor, codes: Pairs, without_codes_BD: Tensor | None = None) -> None:
+        """Add a block: rows to reconstruct ``x_BD`` [B, D] float32, normalized, and the codes, on the SAE's
+        device. ``without_codes_BD`` is what an SAE with a skip connection gives without codes; else b_dec.
+        """
         if len(x_BD) == 0:
             return
         x = x_BD.cpu().double()
@@ -44,7 +46,8 @@ class ProgressiveStream:
         longest = int(codes.row_ptr.diff().max())
         self._longest = max(self._longest, longest)
         backend, W_dec = backend_of(self._sae.W_dec), self._sae.W_dec
-        reconstruction_BD, before, error = self._sae.b_dec.expand_as(x_BD).clone(), 0, None
+        start_BD = self._sae.b_dec.expand_as(x_BD) if without_codes_BD is None else without_codes_BD
+        reconstruction_BD, before, error = start_BD.clone(), 0, None
         for kept in KEPT:
             added = codes.keep((rank_P >= before) & (rank_P < kept)) if before < longest else None
             if added is not None:

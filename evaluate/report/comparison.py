@@ -88,7 +88,7 @@ def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[
     that is not always measured only if an SAE has it.
     """
     rows = [_table_row(entry) for entry in entries]
-    several_hooks = len({entry.result.hook for entry in entries}) > 1
+    several_hooks = len({entry.result.place for entry in entries}) > 1
     absent = {
         column.label
         for i, column in enumerate(_COLUMNS)
@@ -107,7 +107,7 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
     return [
         TableCell(text=entry.name, value=entry.name),
         TableCell(text=result.kind, value=result.kind),
-        TableCell(text=result.hook, value=result.hook),
+        TableCell(text=result.place, value=result.place),
         _cell(result.num_latents, ",d"),
         _cell(codes.l0, ".2f", interval=codes.intervals.get("l0")),
         _cell(normalized.fvu, ".4f", interval=normalized.intervals.get("fvu")),

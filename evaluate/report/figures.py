@@ -4,79 +4,17 @@ A figure is made of series, one for each SAE; coordinates are the numbers of the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from math import exp, isfinite, log
-from typing import Any, Literal
 
 from ...common.errors import UsageError
 from ..results import Histogram, SaeResult, ZipfFit
 from ..table import mean_accuracy
 from .comparison import ReportEntry
+from .figure import Axis, Figure, Point, Series, make_steps
+from .layers import make_layer_figures
 
-Unit = Literal["", "percent", "rows", "rank", "bin", "count"]
-Point = tuple[float, float]
 _DIGITS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """An axis. ``unit`` says how values are written; ``zero`` that it begins at 0; ``end`` where it ends."""
-
-    label: str
-    log: bool = False
-    zero: bool = False
-    pad: float = 0.04
-    end: float | None = None
-    unit: Unit = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """What one SAE has in a figure.
-
-    Attributes:
-        sae: number of the SAE in the report.
-        end: right edge of the last bin of a histogram, whose points are left edges and heights.
-        fit: points of a law that was fitted to these.
-        intervals: 95 % intervals of the points, [low x, high x, low y, high y] each; None where unknown.
-        facts: what else to say of the one point of a scatter plot: labels and texts.
-    """
-
-    sae: int
-    points: list[Point]
-    end: float | None = None
-    fit: list[Point] = field(default_factory=list)
-    intervals: list[list[float | None]] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of ``kind`` scatter, line, or step (a histogram; ``outline`` draws its upper edge only).
-
-    Attributes:
-        section: of the page.
-        links: SAEs (numbers) whose points are joined, by their x.
-        front: the points that no other point beats in both coordinates.
-        better: which corner is better, in words.
-    """
-
-    section: str
-    title: str
-    kind: Literal["scatter", "line", "step"]
-    x: Axis
-    y: Axis
-    series: list[Series]
-    note: str = ""
-    outline: bool = False
-    links: list[list[int]] = field(default_factory=list)
-    front: list[Point] = field(default_factory=list)
-    better: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """The figure as JSON values."""
-        return asdict(self)
 
 
 def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
@@ -88,6 +26,7 @@ def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
     try:
         figures = [
             *_pareto(entries),
+            *make_layer_figures(entries),
             *_training(entries),
             *_density(entries),
             *_features(entries),
@@ -103,8 +42,8 @@ def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
 
 
 def family_of(result: SaeResult) -> tuple[str, str, int]:
-    """SAEs of one family differ in sparsity only: hook, kind, size."""
-    return result.hook, result.kind, result.num_latents
+    """SAEs of one family differ in sparsity only: hook or hooks, kind, size."""
+    return result.place, result.kind, result.num_latents
 
 
 def pareto_front(points: Sequence[Point], *, high_y: bool) -> list[Point]:
@@ -259,7 +198,7 @@ def _density(entries: Sequence[ReportEntry]) -> list[Figure]:
         densities = zip(ranks, result.density.density, strict=False)
         points: list[Point] = [(rank, _short(value)) for rank, value in densities]
         curves.append(Series(sae=number, points=points, fit=fit))
-        histograms.append(_steps(number, result.density.log10_histogram))
+        histograms.append(make_steps(number, result.density.log10_histogram))
     return [
         Figure(
             section="density",
@@ -288,15 +227,6 @@ def _expected_density(fit: ZipfFit, rank: int) -> float:
         return float(fit.scale * exp(-fit.alpha * log(rank + fit.beta)))
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _steps(number: int, histogram: Histogram) -> Series:
-    end = histogram.edges[-1] if histogram.edges else None
-    return Series(
-        sae=number,
-        points=[(x, float(y)) for x, y in zip(histogram.edges, histogram.counts, strict=False)],
-        end=end,
-    )
 
 
 def _features(entries: Sequence[ReportEntry]) -> list[Figure]:

@@ -26,6 +26,7 @@ _SECTIONS = {
     "cache": "Cache",
     "results": "Results",
     "pareto": "Sparsity and fidelity",
+    "layers": "Layers",
     "training": "Training",
     "density": "Density",
     "features": "Features per token",
@@ -76,7 +77,7 @@ def render(data: ReportData, *, served: bool) -> str:
             f"These SAEs were trained from {len(caches)} different caches: compare their figures with care."
         )
     models = dict.fromkeys(model_name(results.cache) for _, results in measured)
-    hooks = dict.fromkeys(entry.result.hook for entry in entries)
+    hooks = dict.fromkeys(entry.result.place for entry in entries)
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
     columns, rows = make_table(entries)
     figures, overlap = make_figures(entries), make_overlap(data.measured, entries)

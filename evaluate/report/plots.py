@@ -12,7 +12,8 @@ from ...common.outputs import check_folder_output
 from ...store.durable import write_bytes
 from .comparison import OverlapMatrix, make_overlap
 from .data import gather
-from .figures import Figure, Series, make_figures
+from .figure import Figure, Series
+from .figures import make_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,9 +95,10 @@ def _draw(axes: "Axes", figure: Figure, names: Sequence[str]) -> None:
     for series in figure.series:
         if series.points:
             _draw_series(axes, figure, series, _plain(names[series.sae]))
-    place = {series.sae: series.points[0] for series in figure.series if series.points}
+    points = {series.sae: series.points for series in figure.series}
     for link in figure.links:
-        xs, ys = zip(*(place[sae] for sae in link), strict=True)
+        joined = sorted((point for sae in link for point in points[sae]), key=lambda point: point[0])
+        xs, ys = zip(*joined, strict=True) if joined else ((), ())
         axes.plot(xs, ys, color="#8b95a3", linestyle=(0, (3, 3)), linewidth=0.8, zorder=1)
     if len(figure.front) > 1:
         axes.plot(*zip(*figure.front, strict=True), color="#8b95a3", alpha=0.3, linewidth=4, zorder=0)

@@ -113,6 +113,6 @@ def test_flags_of_what_is_measured(run_dir: Path, cache) -> None:
 def test_the_table_shows_pairs_of_saes(run_dir: Path, cache) -> None:
     result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model")
     lines = result.stdout.splitlines()
-    assert lines[0].split()[9:12] == ["dying", ">10", "%"]
+    assert lines[0].split()[10:13] == ["dying", ">10", "%"]
     heads = next(i for i, line in enumerate(lines) if line.startswith("directions of"))
     assert lines[heads + 2].split()[:2] == ["batch_topk_k6", "topk_k4"]

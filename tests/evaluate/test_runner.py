@@ -107,7 +107,8 @@ def test_the_table_is_aligned_and_says_what_was_measured(run_dir, cache, model) 
     results = run([run_dir], cache, model=model, show_progress=False)
     lines = format_table(results).splitlines()
     assert len(lines) == 2 + 3 + 1 + 4  # heads, SAEs, what was measured, and one pair of SAEs at one hook
-    assert lines[0].split()[:6] == ["SAE", "kind", "latents", "L0", "FVU", "MSE"]
+    assert lines[0].split()[:7] == ["SAE", "kind", "hook", "latents", "L0", "FVU", "MSE"]
+    assert [line.split()[2] for line in lines[2:5]] == [sae.hook for sae in results.saes]
     ends = {len(line) for line in lines[:5]}
     assert len(ends) == 1
     assert f"{results.saes[0].normalized.fvu:.4f}" in lines[2]

@@ -28,6 +28,14 @@ HALVES = {  # class -> (module whose output is added after attention, and after 
     "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
 }
+# class -> (module whose input is the stream between attention and MLP, module whose input the MLP reads).
+MIDDLES = {
+    "gpt2": ("ln_2", "mlp"),
+    "opt": ("final_layer_norm", "fc1"),
+    "llama4": ("post_attention_layernorm", "feed_forward"),
+    "gemma2": ("pre_feedforward_layernorm", "mlp"),
+    "olmo2": ("mlp", "mlp"),
+}
 NUM_LAYERS = 4
 
 
@@ -45,12 +53,17 @@ def neox(model_folder: Callable[[str], Path]) -> LanguageModel:
 IDS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
-def by_hand(model: nn.Module, module_path: str) -> torch.Tensor:
-    """Output [n, T, D] of a module in a whole forward, by PyTorch's own hook. Some give rows [n * T, D]."""
+def by_hand(model: nn.Module, module_path: str, *, read_input: bool = False) -> torch.Tensor:
+    """Output (or input) [n, T, D] of a module in a whole forward, by PyTorch's own hook. Some give rows [n *
+    T, D].
+    """
     seen = []
-    handle = model.get_submodule(module_path).register_forward_hook(
-        lambda _m, _i, output: seen.append(output[0] if isinstance(output, tuple) else output)
-    )
+
+    def keep(_m: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
+        value = inputs if read_input else output
+        seen.append(value[0] if isinstance(value, tuple) else value)
+
+    handle = model.get_submodule(module_path).register_forward_hook(keep)
     with torch.no_grad():
         model(input_ids=IDS, use_cache=False)
     handle.remove()
@@ -90,6 +103,73 @@ def test_halves_are_what_the_block_adds(loaded: tuple[str, LanguageModel]) -> No
         assert torch.equal(ff, by_hand(lm.model, f"{blocks}.{layer}.{mlp}"))
         assert torch.equal(after, by_hand(lm.model, f"{blocks}.{layer}"))
         torch.testing.assert_close(before + attn + ff, after, rtol=1e-5, atol=1e-5)
+
+
+def test_the_middle_of_a_block_and_what_its_mlp_reads(loaded: tuple[str, LanguageModel]) -> None:
+    name, lm = loaded
+    blocks = BLOCKS.get(name, "model.layers")
+    middle, mlp = MIDDLES.get(name, ("post_attention_layernorm", "mlp"))
+    for layer in (0, 2, NUM_LAYERS - 1):
+        read = lm.activations(IDS, [f"mlp_in.{layer}"])[f"mlp_in.{layer}"]
+        assert torch.equal(read, by_hand(lm.model, f"{blocks}.{layer}.{mlp}", read_input=True))
+        if name == "neox":  # parallel: there is no place between the halves
+            with pytest.raises(UsageError, match=rf"has no resid_mid.{layer}: .* in parallel; take"):
+                lm.widths([f"resid_mid.{layer}"])
+            continue
+        assert lm.widths([f"resid_mid.{layer}"]) == {f"resid_mid.{layer}": 32}
+        names = [f"{kind}.{layer}" for kind in ("resid_pre", "attn_out", "resid_mid")]
+        before, attn, mid = lm.activations(IDS, names).values()
+        assert torch.equal(mid, by_hand(lm.model, f"{blocks}.{layer}.{middle}", read_input=True))
+        torch.testing.assert_close(before + attn, mid, rtol=1e-6, atol=1e-6)
+
+
+def test_what_the_mlp_reads_gives_what_it_adds(loaded: tuple[str, LanguageModel]) -> None:
+    name, lm = loaded
+    block = lm.model.get_submodule(f"{BLOCKS.get(name, 'model.layers')}.1")
+    found = lm.activations(IDS, ["mlp_in.1", "mlp_out.1"])
+    with torch.no_grad():
+        if name == "opt":
+            out = block.fc2(block.activation_fn(block.fc1(found["mlp_in.1"])))
+        else:
+            out = getattr(block, MIDDLES.get(name, ("", "mlp"))[1])(found["mlp_in.1"])
+        out = out[0] if isinstance(out, tuple) else out
+        if name in ("gemma2", "olmo2"):
+            out = block.post_feedforward_layernorm(out)
+    torch.testing.assert_close(out.reshape(found["mlp_out.1"].shape), found["mlp_out.1"])
+
+
+def test_replacing_the_middle_changes_both_branches(loaded: tuple[str, LanguageModel]) -> None:
+    """The stream goes to the MLP and past it: with no stream left, resid_post is what the MLP adds."""
+    name, lm = loaded
+    if name == "neox":
+        pytest.skip("a parallel block has no resid_mid")
+    clean = lm.logits(IDS)
+    same = lm.logits_with(IDS, "resid_mid.1", lambda x: x.clone())
+    torch.testing.assert_close(same, clean, rtol=1e-4, atol=1e-4)
+    seen = {}
+
+    def swap(x: torch.Tensor) -> torch.Tensor:
+        seen["mid"] = x
+        return 0.5 * x + 1
+
+    changed = lm.logits_with(IDS, "resid_mid.1", swap)
+    torch.testing.assert_close(seen["mid"], lm.activations(IDS, ["resid_mid.1"])["resid_mid.1"])
+    block = lm.model.get_submodule(f"{BLOCKS.get(name, 'model.layers')}.1")
+    # the same by hand: attention's output is moved so that the sum is as wanted
+    module = getattr(block, HALVES.get(name, ("self_attn", "mlp"))[0])
+    before = lm.activations(IDS, ["resid_pre.1"])["resid_pre.1"]
+
+    def move(_m: nn.Module, _i: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        attn = output[0] if isinstance(output, tuple) else output
+        new = 0.5 * (before + attn) + 1 - before
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(move)
+    wanted = lm.logits(IDS)
+    handle.remove()
+    torch.testing.assert_close(changed, wanted)
+    assert not torch.allclose(changed, clean, atol=1e-2)
+    assert not block._forward_pre_hooks
 
 
 def test_widths_and_the_block_list(loaded: tuple[str, LanguageModel]) -> None:
@@ -150,7 +230,7 @@ def test_no_hook_stays_attached(neox: LanguageModel) -> None:
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-@pytest.mark.parametrize("hook", ["resid_pre.1", "resid_post.1", "attn_out.2", "mlp_out.2"])
+@pytest.mark.parametrize("hook", ["resid_pre.1", "resid_post.1", "attn_out.2", "mlp_in.2", "mlp_out.2"])
 def test_replacing(loaded: tuple[str, LanguageModel], hook: str) -> None:
     _, lm = loaded
     clean = lm.logits(IDS)
@@ -181,7 +261,7 @@ def test_replacing_with_another_shape(neox: LanguageModel) -> None:
     [
         ("resid_post.4", r"tiny-neox has 4 blocks, numbered 0 to 3"),
         ("attn_out.17", r"4 blocks"),
-        ("resid_mid.1", r"expected resid_pre.L, .* Did you mean"),
+        ("resid_midd.1", r"expected resid_pre.L, .* Did you mean"),
         ("gpt_neox.layers.1.mpl", r"Did you mean 'gpt_neox.layers.1.mlp'"),
         ("gpt_neox.layers", r"never fires"),
         ("gpt_neox.rotary_emb", r"expected a float tensor \[sequences, positions, width\]"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saecache.store.reading.reader import ActivationCache
-from saecache.testing.sparse_rows import small_run, write_sparse_cache
+from saecache.testing.sparse_rows import small_run, write_cache_of_two_hooks, write_sparse_cache
 from saecache.train import TrainConfig
 from saecache.train.backends import sources
 from saecache.train.backends.plain import screening
@@ -19,6 +19,12 @@ from saecache.train.backends.plain.products import matmul
 def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     """3000 rows of width 24, about a tenth of them held out."""
     return write_sparse_cache(tmp_path_factory.mktemp("cache") / "cache")
+
+
+@pytest.fixture(scope="session")
+def cache_of_two_hooks(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
+    """The rows of ``cache`` under ``resid``, and under ``out`` [16] a function of them with some noise."""
+    return write_cache_of_two_hooks(tmp_path_factory.mktemp("cache") / "two")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import folder_bytes
+from saecache.testing.shapes import SHAPES
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.tensor_file import read_header, read_tensors
 
@@ -121,6 +122,68 @@ def test_any_value_in_the_config_of_an_sae(trained: Path, tmp_path: Path) -> Non
     for seed in range(3 * CASES):
         (folder / "cfg.json").write_bytes(damaged_json(content, seed))
         right_or_refused(lambda: use(folder))
+
+
+@pytest.fixture(scope="module")
+def several(cache_of_two_hooks: ActivationCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """SAEs of several hooks, by shape."""
+    found = {}
+    for shape in ("transcoder with skip", "crosscoder"):
+        settings = {"variants": [{"kind": "topk", "k": 3}], "num_latents": 48, "batch_rows": 128, "steps": 2}
+        config = TrainConfig.model_validate({**settings, "device": "cpu", **SHAPES[shape].run})
+        (found[shape],) = run(
+            config, cache_of_two_hooks, tmp_path_factory.mktemp("several") / "run"
+        ).saes.values()
+    return found
+
+
+@pytest.mark.parametrize("shape", ["transcoder with skip", "crosscoder"])
+def test_any_value_in_the_config_of_an_sae_of_several_hooks(
+    shape: str, several: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(several[shape], tmp_path / "sae")
+    content = (folder / "cfg.json").read_bytes()
+    for seed in range(CASES):
+        (folder / "cfg.json").write_bytes(damaged_json(content, seed))
+        right_or_refused(lambda: use(folder))
+
+
+@pytest.mark.parametrize(
+    ("shape", "key", "change", "message"),
+    [
+        (
+            "transcoder with skip",
+            "target",
+            {"d_model": 9},
+            r"normalization.d_model is 16, and the hook's width 9",
+        ),
+        ("transcoder with skip", "target", {"hook": "\x1b[2J"}, "hook holds characters that cannot be shown"),
+        ("transcoder with skip", "target", {"skip": False}, r"lacks the tensors \[\], and has \['W_skip'\]"),
+        (
+            "transcoder with skip",
+            "target",
+            {"normalization": {"kind": "unit", "d_model": 16, "scale": 1.0}},
+            "target.normalization is unit, which cannot be inverted",
+        ),
+        ("crosscoder", "hook", "resid", "its hooks should be two or more, .* of 40 dimensions in all"),
+        ("crosscoder", "hooks", [], "its hooks should be two or more"),
+        (
+            "crosscoder",
+            "normalization",
+            {"kind": "unit", "d_model": 40, "scale": 1.0},
+            "with normalization joined",
+        ),
+    ],
+)
+def test_a_config_of_several_hooks_that_contradicts_itself(
+    shape: str, key: str, change: Any, message: str, several: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(several[shape], tmp_path / "sae")
+    values = json.loads((folder / "cfg.json").read_text())
+    values[key] = {**values[key], **change} if key == "target" else change
+    (folder / "cfg.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=message):
+        load_sae(folder)
 
 
 def test_any_value_in_the_header_of_the_weights(trained: Path, tmp_path: Path) -> None:

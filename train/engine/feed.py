@@ -3,14 +3,15 @@
 On a GPU the cache's reader brings two batches there ahead of the step that uses them.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor
 
 from ...store.reading.reader import ActivationCache
 from ..runs.config import TrainConfig
+from .reading import BatchRows, Source
 
 PIECE_BYTES = 64 * 2**20  # the cache's reader alternates between buffers: it reads large batches in pieces
 BATCHES_AHEAD = 2
@@ -68,6 +69,35 @@ def batches(
                 number += 1
                 if number == last:
                     return
+
+
+def batches_of_sources(
+    config: TrainConfig,
+    cache: ActivationCache,
+    sources: Sequence[Source],
+    device: torch.device,
+    first_step: int,
+    last_step: int,
+) -> Generator[BatchRows, None, None]:
+    """Yield the :func:`batches` of several sources together: row b is the same token in all of them."""
+    with ExitStack() as open_streams:
+        streams = [
+            open_streams.enter_context(
+                closing(
+                    batches(
+                        config.model_copy(update={"normalization": source.normalization}),
+                        cache,
+                        source.hook,
+                        device,
+                        first_step,
+                        last_step,
+                    )
+                )
+            )
+            for source in sources
+        ]
+        for rows in zip(*streams, strict=True):
+            yield dict(zip(sources, rows, strict=True))
 
 
 def choose_piece_rows(batch_rows: int, d_model: int) -> int:

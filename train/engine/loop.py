@@ -6,12 +6,10 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from ...common.fvu import RowVariance
-from ..backends.scratch import borrowed
 from ..runs.config import TrainConfig
 from .metrics import reset
+from .reading import BatchRows, Inputs, centered
 from .schedule import learning_rate_factor
 from .side_by_side import run_each_variant
 from .trainee import DivergedError, Trainee
@@ -38,7 +36,7 @@ class Clock:
     waiting: float = 0.0  # seconds spent waiting for batches
     steps: int = 0
 
-    def next_batch(self, stream: Iterator[Tensor]) -> Tensor | None:
+    def next_batch(self, stream: Iterator[BatchRows]) -> BatchRows | None:
         """The next batch of ``stream``, or None at its end; adds the time it took to ``waiting``."""
         before = perf_counter()
         batch = next(stream, None)
@@ -55,8 +53,8 @@ class Clock:
 def train(
     config: TrainConfig,
     trainees: Sequence[Trainee],
-    stream: Iterator[Tensor],
-    inputs: RowVariance,
+    stream: Iterator[BatchRows],
+    inputs: Inputs,
     first_step: int,
     num_steps: int,
     events: Events,
@@ -66,13 +64,13 @@ def train(
     for step in range(first_step, num_steps):
         rate_factor = learning_rate_factor(config.schedule, step, num_steps)
         for number in range(config.accumulate_batches):
-            x = clock.next_batch(stream)
-            assert x is not None, "the feed yields exactly the planned batches"
-            inputs.add(x)
+            rows = clock.next_batch(stream)
+            assert rows is not None, "the feed yields exactly the planned batches"
+            inputs.add(rows)
             work = partial(
-                train_on_batch, x=x, step=step, number=number, rate_factor=rate_factor, config=config
+                train_on_batch, rows=rows, step=step, number=number, rate_factor=rate_factor, config=config
             )
-            drop_diverged(running, run_each_variant(running, work, x), config, events)
+            drop_diverged(running, run_each_variant(running, work, rows), config, events)
         clock.steps += 1
         done = step + 1
         stopping = events.stop_asked() and done < num_steps
@@ -115,11 +113,10 @@ def drop_diverged(
 
 
 def train_on_batch(
-    trainee: Trainee, x: Tensor, step: int, number: int, rate_factor: float, config: TrainConfig
+    trainee: Trainee, rows: BatchRows, step: int, number: int, rate_factor: float, config: TrainConfig
 ) -> None:
-    """Add the gradients of ``x`` [R, D], the 0-based batch ``number`` of a step; update after the last."""
-    with borrowed(*x.shape, dtype=x.dtype, device=x.device) as x_centered:
-        torch.sub(x, trainee.parameters["b_dec"], out=x_centered)
-        trainee.add_batch(x_centered, x_centered, step, config.dead_after_rows, number_in_step=number)
+    """Add the gradients of ``rows``, the 0-based batch ``number`` of a step; update after the last."""
+    with centered(rows, trainee.reading, trainee.parameters) as (x_centered, target_centered):
+        trainee.add_batch(x_centered, target_centered, step, config.dead_after_rows, number_in_step=number)
         if number == config.accumulate_batches - 1:
             trainee.update(rate_factor)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UsageError
-from ...common.fvu import FVU, RowVariance, fvu
+from ...common.fvu import FVU, fvu
 from ...store.durable import replacing, write_all
 from ...store.untrusted_files import read_object_lines
 from ..sae import SAE
 from ..variants.base.rows import Outcome
+from .reading import Inputs, TargetVariance
 
 METRICS_FILE = "metrics.jsonl"
 MAX_L0 = 4096  # rows with more active latents count as so many in the quantiles (not in the mean)
@@ -27,7 +28,7 @@ QUANTILES = {"l0_p05": 0.05, "l0_p50": 0.5, "l0_p95": 0.95}
 
 
 class Interval:
-    """Sums over the steps of an interval for one variant; all variants share the :class:`RowVariance`.
+    """Sums over the steps of an interval for one variant; all variants share the :class:`.reading.Inputs`.
 
     Numbers of active latents stay on the device of the rows, and are counted together now and then; their
     sums are whole numbers, so that it does not matter when. All else is in main memory.
@@ -61,7 +62,7 @@ class Interval:
         self.active += l0.sum()
         self.l0_histogram += torch.bincount(l0.clamp(max=largest), minlength=largest + 1)
 
-    def summary(self, inputs: RowVariance) -> dict[str, float]:
+    def summary(self, inputs: TargetVariance) -> dict[str, float]:
         """Means over steps (losses, gradient norm) and rows (L0); FVU = error / variance around the mean."""
         self._count()
         steps, rows = int(self.steps), int(inputs.rows)
@@ -88,21 +89,25 @@ class Interval:
         }
 
 
-def reset(inputs: RowVariance, intervals: Iterable[Interval]) -> None:
+def reset(inputs: Inputs, intervals: Iterable[Interval]) -> None:
     """Start the next interval."""
-    everything: list[RowVariance | Interval] = [inputs, *intervals]
+    everything: list[Inputs | Interval] = [inputs, *intervals]
     for sums in everything:
         for tensor in sums.tensors().values():
             tensor.zero_()
 
 
-def heldout_metrics(sae: SAE, x: Tensor) -> dict[str, float]:
-    """FVU and mean L0 of normalized held-out rows ``x`` [n, D] under the SAE's inference rule."""
+def heldout_metrics(sae: SAE, x: Tensor, target: Tensor | None = None) -> dict[str, float]:
+    """FVU and mean L0 of normalized held-out rows ``x`` [n, D] under the SAE's inference rule.
+
+    ``target`` [n, O] is what a transcoder predicts from them; None: the rows themselves.
+    """
     found, active = FVU(), 0
-    for part in torch.split(x, HELDOUT_ROWS):
+    targets = torch.split(x if target is None else target, HELDOUT_ROWS)
+    for part, wanted in zip(torch.split(x, HELDOUT_ROWS), targets, strict=True):
         codes = sae.encode_sparse(part)
         active += int(sae.shards.sum((codes.value != 0).sum()))
-        found.add(part, sae.decode(codes))
+        found.add(wanted, sae.predict(codes, part))
     return {"heldout_fvu": found.value() or 0.0, "heldout_l0": active / x.shape[0]}
 
 

@@ -12,7 +12,7 @@ from ..backends.choice import backend_of
 from ..backends.plain.adam import TINY
 from ..backends.plain.products import total
 from ..backends.protocol import AdamSettings, Backend
-from ..latent_shards import LatentShards
+from ..latent_shards import WITHOUT_LATENTS, LatentShards
 
 LearningRate = Literal["auto"] | PositiveFloat
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
@@ -127,7 +127,7 @@ class Optimizer:
 
     def forget(self, latents: Tensor) -> None:
         """Set the moments of some latents (int64 [n]) to zero in all tensors."""
-        for name in self.parameters.keys() - {"b_dec"}:  # the one tensor without latents
+        for name in self.parameters.keys() - WITHOUT_LATENTS:
             self.exp_avg[name][latents] = 0
             self.exp_avg_sq[name][latents] = 0
 
@@ -141,8 +141,8 @@ class Optimizer:
 def shared_norm(
     backend: Backend, gradients: Mapping[str, tuple[Tensor, Tensor | None]], shards: LatentShards
 ) -> Tensor:
-    """:meth:`.Backend.global_norm` of gradients whose latents several processes share; all but b_dec's do."""
-    shared = {name: pair for name, pair in gradients.items() if name != "b_dec"}
+    """:meth:`.Backend.global_norm` of gradients of which several processes have some latents each."""
+    shared = {name: pair for name, pair in gradients.items() if name not in WITHOUT_LATENTS}
     columns = [g if g.dim() == 1 else backend.row_squares(g, rows) for g, rows in shared.values()]
     norms = {}
     for name, column in zip(shared, shards.gather_columns(columns), strict=True):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends.threads import run_parts
+from .reading import BatchRows
 from .trainee import DivergedError, Trainee
 
 MOST_BYTES = 256 * 2**20  # for centered rows, of which each running variant has its own
@@ -21,9 +22,9 @@ MOST_WEIGHTS = 2**23  # of an encoder: here both ways take the same time on two 
 
 
 def run_each_variant(
-    running: Sequence[Trainee], work: Callable[[Trainee], None], x: Tensor
+    running: Sequence[Trainee], work: Callable[[Trainee], None], rows: BatchRows
 ) -> list[tuple[Trainee, DivergedError]]:
-    """Call ``work`` for each of ``running``, given their batch ``x`` [R, D]; return those that diverged."""
+    """Call ``work`` for each of ``running``, given their batch ``rows``; return those that diverged."""
     diverged: dict[int, DivergedError] = {}
 
     def run_one(i: int) -> None:
@@ -34,7 +35,8 @@ def run_each_variant(
 
     alone = all(trainee.shards.is_whole for trainee in running)  # else processes would not exchange in order
     largest = max((trainee.plan.num_latents * trainee.plan.d_model for trainee in running), default=0)
-    together = num_side_by_side(len(running), largest, x) if alone else 0
+    largest_rows = max(rows.values(), key=Tensor.numel)
+    together = num_side_by_side(len(running), largest, largest_rows) if alone else 0
     contexts = [copy_context() for _ in range(together)]  # a thread does not inherit its caller's
 
     def part(i: int, _: int) -> None:

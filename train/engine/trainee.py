@@ -18,6 +18,7 @@ from ..variants.base.variant import Plan, Variant
 from .late import LateRead
 from .metrics import Interval
 from .optimizer import Optimizer, OptimizerConfig
+from .reading import Reading, Source
 from .schedule import peak_learning_rate
 
 
@@ -61,11 +62,17 @@ class Trainee:
         seed: int,
         optimizer: OptimizerConfig,
         parameters: dict[str, Tensor],
+        reading: Reading | None = None,
     ) -> None:
-        """``parameters``: the initial W_enc, W_dec, b_enc and b_dec; the variant's own ones are added.
+        """All tensors are of the latents of this process (``plan.shards``).
 
-        All are of the latents of this process (``plan.shards``).
+        Args:
+            parameters: the initial W_enc, W_dec, b_enc and b_dec, of a transcoder also b_in and W_skip; the
+                variant's own ones are added.
+            reading: what it encodes and reconstructs; None: the rows of any one hook.
         """
+        any_hook = Source(hook="", normalization=None, width=plan.d_model)
+        self.reading = reading or Reading.autoencoder(any_hook)
         device = parameters["b_dec"].device
         self.variant, self.plan, self.seed = variant, plan, seed
         self.shards = plan.shards
@@ -81,7 +88,7 @@ class Trainee:
         self.optimizer = Optimizer(
             self.optimizer_config,
             self.parameters,
-            unit_norm_decoder=variant.unit_norm_decoder,
+            unit_norm_decoder=variant.unit_norm_decoder and not plan.free_decoder,
             frozen=variant.frozen_parameters,
             shards=self.shards,
         )
@@ -116,9 +123,9 @@ class Trainee:
         """Add the gradient of one of the ``plan.batches_of_step`` batches of a step.
 
         Args:
-            x_centered: float32 [R, D], the rows to encode, minus this SAE's ``b_dec``.
-            target_centered: float32 [R, D], the rows to reconstruct, minus ``b_dec``: the same tensor for an
-                autoencoder.
+            x_centered: float32 [R, D], the rows to encode, minus this SAE's ``b_dec`` (or ``b_in``).
+            target_centered: float32 [R, O], the rows to reconstruct, minus ``b_dec``: the same tensor for an
+                autoencoder. Both are as :func:`.reading.centered` lends them.
 
         Raises:
             DivergedError: a pre-activation is not finite, or the update before was not; the parameters did
@@ -143,6 +150,7 @@ class Trainee:
             step_rows=x_centered.shape[0] * self.plan.batches_of_step,
             batches_of_step=self.plan.batches_of_step,
             latent_shards=self.shards,
+            hook_widths=self.plan.hook_widths,
         )
         try:
             self.variant.forward_backward(batch)

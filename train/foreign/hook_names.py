@@ -11,11 +11,11 @@ TRANSFORMER_LENS = {
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
-    "mlp_in": "hook_mlp_in",
     "mlp_out": "hook_mlp_out",
 }
-_OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()}
-_NAMED = re.compile(rf"({'|'.join(TRANSFORMER_LENS)})\.([0-9]{{1,6}})")
+# mlp_in has none: the hook_mlp_in of TransformerLens is the stream before the norm, which is resid_mid here.
+_OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()} | {"hook_mlp_in": "resid_mid"}
+_NAMED = re.compile(rf"({'|'.join([*TRANSFORMER_LENS, 'mlp_in'])})\.([0-9]{{1,6}})")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.(\w+)")
 _MODULE = re.compile(r"(?:[\w.]+\.)?(?:layers|h|blocks)[._]([0-9]{1,6})(?:\.(.+))?")
 _HALVES = {  # modules of a block, as sparsify's hook points and Gemma Scope's configs name them
@@ -37,9 +37,10 @@ def parse_named_hook(hook: str) -> tuple[str, int] | None:
 
 
 def to_transformer_lens(hook: str) -> str | None:
-    """``resid_post.3`` -> ``blocks.3.hook_resid_post``; None for a module path, which has no such name."""
-    parsed = parse_named_hook(hook)
-    return None if parsed is None else f"blocks.{parsed[1]}.{TRANSFORMER_LENS[parsed[0]]}"
+    """``resid_post.3`` -> ``blocks.3.hook_resid_post``; None for module paths and mlp_in, which have none."""
+    kind, block = parse_named_hook(hook) or ("", 0)
+    theirs = TRANSFORMER_LENS.get(kind)
+    return None if theirs is None else f"blocks.{block}.{theirs}"
 
 
 def from_transformer_lens(name: str) -> str:

@@ -9,7 +9,9 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
 from ..backends.sources import Encoder
+from ..engine.reading import input_bias
 from ..sae import SAE, SAEConfig
+from ..sae_hooks import encoded_hooks
 from ..selection.pre_activations import PreActivations
 
 SHARE = 0.25  # of the held-out rows, for calibration
@@ -37,7 +39,7 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     usable = threshold.isfinite().nonzero().flatten()  # the others were never active and stay inactive
     base = threshold[usable].clamp_min(TINY)[:, None] if sae.threshold.dim() else 1.0
     group = sae.shards.group
-    x_centered = x.float() - sae.b_dec
+    x_centered = x.float() - input_bias(dict(sae.named_buffers()))
     bias = (sae.b_enc[usable, None] / base).flatten()
     encoder = Encoder(x_centered, sae.W_enc[usable] / base, bias)
     total = round(l0 * x.shape[0])
@@ -63,9 +65,10 @@ def calibrated_on(sae: SAE, cache: ActivationCache, l0: float | None = None, num
     Raises:
         UsageError: as :func:`calibrated`, and when the cache has no held-out rows.
     """
-    rows = rows_for_calibration(cache, num_rows)
-    x = cache.rows(sae.cfg.hook, torch.arange(rows.start, rows.stop).numpy(), "heldout", sae.normalizer.kind)
-    return calibrated(sae, x.to(sae.W_enc.device), l0)
+    chosen = rows_for_calibration(cache, num_rows)
+    rows = torch.arange(chosen.start, chosen.stop).numpy()
+    x = [cache.rows(part.hook, rows, "heldout", part.normalizer.kind) for part in encoded_hooks(sae.cfg)]
+    return calibrated(sae, torch.cat(x, dim=1).to(sae.W_enc.device), l0)
 
 
 def rows_for_calibration(cache: ActivationCache, num_rows: int) -> range:

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...common.frozen import FrozenModel
-from ...common.fvu import RowVariance
 from ...common.validation import validate
 from ...store.durable import fsync_folder, write_bytes
 from ...store.untrusted_files import read_file, read_object
+from ..engine.reading import TargetVariance
 from ..engine.trainee import Trainee
 from ..latent_shards import LatentShards
 from ..sae import CONFIG_FILE, SAE, WEIGHTS_FILE
@@ -58,7 +58,7 @@ class Failure(FrozenModel):
     reason: str
 
 
-def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: RowVariance) -> None:
+def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: TargetVariance) -> None:
     """Write the state after ``step`` steps below a variant's ``folder``.
 
     Processes that share the latents call this together, and each writes its own rows.
@@ -89,7 +89,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
     group.on_first(finish)
 
 
-def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
+def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVariance) -> None:
     """Make sure that ``trainee`` can continue from the checkpoint after ``step`` steps; nothing is changed.
 
     Raises:
@@ -112,7 +112,7 @@ def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVaria
         raise UsageError(f"{error.filename} is missing") from None
 
 
-def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: RowVariance) -> None:
+def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVariance) -> None:
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
     Processes that share the latents read their own rows, whoever wrote them.
@@ -211,7 +211,7 @@ def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _check_tensors(source: Path, trainee: Trainee, inputs: RowVariance) -> None:
+def _check_tensors(source: Path, trainee: Trainee, inputs: TargetVariance) -> None:
     targets = trainee.tensors()
     weights = targets.pop("parameters") | dict(trainee.variant.inference_tensors(trainee.state))
     training, shared = _named(targets | {"inputs": inputs.tensors()}), _shared(targets)

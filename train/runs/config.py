@@ -14,7 +14,7 @@ from pydantic import (
 
 from ...common.counts import Count
 from ...common.frozen import FrozenModel
-from ...store.normalization import NormalizationKind
+from ...store.normalization import NORMALIZATIONS, NormalizationKind, is_invertible_alone
 from ..engine.optimizer import OptimizerConfig
 from ..engine.schedule import ScheduleConfig
 from ..variants import AnyVariant
@@ -39,8 +39,31 @@ class InitialisationConfig(FrozenModel):
     directions: Literal["isotropic", "orthogonal"] = "isotropic"  # of W_dec's rows; orthogonal in sets of D
     encoder: Literal["tied", "independent"] = "tied"  # tied: W_enc starts as a multiple of W_dec
     encoder_norm: PositiveFloat = 0.5  # norm of the initial rows of W_enc; those of W_dec have norm 1
-    decoder_bias: Literal["geometric_median", "zeros"] = "geometric_median"
-    median_rows: PositiveCount = 16384  # normalized training rows that the median is taken of
+    # Of a transcoder. zeros: W_dec starts at 0, its rows may have any norm, and W_enc gets the directions.
+    decoder: Literal["directions", "zeros"] = "directions"
+    # Of the rows to reconstruct; a transcoder's b_in is that of the rows to encode.
+    decoder_bias: Literal["geometric_median", "mean", "zeros"] = "geometric_median"
+    median_rows: PositiveCount = 16384  # normalized training rows that median or mean are taken of
+
+
+class TargetConfig(FrozenModel):
+    """What a transcoder predicts from the rows that it encodes, for the same tokens."""
+
+    hook: str  # * stands for the block of the hook that is encoded: mlp_out.*
+    # A kind that divides each row by its own norm could not be inverted for a row that is only predicted.
+    normalization: NormalizationKind = "unit_scale"  # E|y|² = 1
+    skip: bool = False  # adds W_skip x, an affine skip connection
+
+    @field_validator("normalization")
+    @classmethod
+    def _can_be_inverted(cls, kind: str) -> str:
+        if not is_invertible_alone(kind):
+            able = ", ".join(name for name in NORMALIZATIONS if is_invertible_alone(name))
+            raise ValueError(
+                f"target.normalization {kind} divides every row by its own norm, which nobody knows of a row "
+                f"that is predicted: take one of {able}"
+            )
+        return kind
 
 
 class CalibrationConfig(FrozenModel):
@@ -81,8 +104,11 @@ class TrainConfig(FrozenModel):
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     # A trained SAE that every variant starts from: a folder of ours or of another library, or hf://ORG/NAME.
     init: str | None = None
-    hook: str | None = None  # null: the cache's only hook, or that of init
+    # null: the cache's only hook, or that of init. Several hooks get an SAE each: all, a list, resid_post.*
+    hook: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     normalization: NormalizationKind | None = None  # null: as the cache stores it
+    target: TargetConfig | None = None  # makes transcoders, which predict the rows of another hook
+    crosscoder: bool = False  # one SAE for all of the hooks, whose rows it reads side by side
     num_latents: PositiveCount | None = None  # give this
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
     batch_rows: PositiveCount = 4096
@@ -135,6 +161,12 @@ class TrainConfig(FrozenModel):
             raise ValueError(
                 "initialisation has no effect on a run that starts from a trained SAE (init): leave it out, "
                 "or set initialisation={}"
+            )
+        if self.crosscoder and self.target is not None:
+            raise ValueError("a crosscoder reconstructs what it encodes: leave out target, or crosscoder")
+        if self.initialisation.decoder == "zeros" and self.target is None:
+            raise ValueError(
+                "initialisation.decoder=zeros is for transcoders: set target.hook, or leave it out"
             )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
         if taken := sorted(RESERVED_NAMES.intersection(names)):

@@ -1,7 +1,7 @@
 """The folder of a run: which run it holds, whether that is finished, and a lock against a second process."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from .config import TrainConfig
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 # Settings with the value that says what a run did whose version did not have them, or no longer has them.
-FORMER = [("include_diagonal", False), ("counted_share", None), ("without_dead", False), ("init", None)]
+FORMER: list[tuple[str, bool | str | None]] = [
+    ("include_diagonal", False),
+    ("counted_share", None),
+    ("without_dead", False),
+    ("init", None),
+    ("target", None),
+    ("crosscoder", False),
+    ("decoder", "directions"),
+]
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
 MAX_LINES, MAX_SHOWN = 20, 300  # differences that a message lists, and characters of each
 FIX = "put the file back, or give another --out"
@@ -43,11 +51,16 @@ class RunRecord(FrozenModel):
 
 @contextmanager
 def claim(
-    out: Path, config: TrainConfig, cache_fingerprint: str, init: Mapping[str, Any] | None = None
+    out: Path,
+    config: TrainConfig,
+    cache_fingerprint: str,
+    names: Collection[str],
+    init: Mapping[str, Any] | None = None,
 ) -> Iterator[bool]:
     """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
 
-    ``init`` identifies the SAE that the run starts from: its path may change, its weights may not.
+    ``names`` are those of the folders of its SAEs. ``init`` identifies the SAE that the run starts from: its
+    path may change, its weights may not.
 
     Raises:
         UsageError: another process uses the folder, or it holds another run (the message lists what differs)
@@ -56,11 +69,11 @@ def claim(
     settings = _settings(config) | {"init": None if init is None else dict(init)}
     identity = {"config": settings, "cache": {"fingerprint": cache_fingerprint}}
     check_folder_output(out)
-    _check(out, config, identity)
+    _check(out, names, identity)
     out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / LOCK_FILE, out, "give another --out")
     try:
-        found = _check(out, config, identity)
+        found = _check(out, names, identity)
         if found is None:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_bytes(out / CONFIG_FILE, text.encode("utf-8"))
@@ -83,12 +96,11 @@ def _read(path: Path) -> RunRecord:
     return validate(RunRecord, found, f"{path} ({FIX})")
 
 
-def _check(out: Path, config: TrainConfig, identity: Mapping[str, Any]) -> RunRecord | None:
+def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> RunRecord | None:
     """What run.json says; None for a folder that is absent or as good as empty."""
-    own = {variant.run_name for variant in config.variants}
     files = {LOCK_FILE, CONFIG_FILE, CONFIG_FILE + TEMPORARY_SUFFIX, RUN_FILE, RUN_FILE + TEMPORARY_SUFFIX}
     _check_no_links(
-        out, [*sorted(files), METRICS_FILE, *(f"{name}/{place}" for name in own for place in PLACES)]
+        out, [*sorted(files), METRICS_FILE, *(f"{name}/{place}" for name in names for place in PLACES)]
     )
     if (out / RUN_FILE).exists():
         found = _read(out / RUN_FILE)

@@ -1,6 +1,6 @@
 """Initial parameters: a random unit-norm decoder, an encoder tied to it, a bias at the median of the rows.
 
-Legend: D model width, F latents.
+Legend: D width of what is encoded, O width of what is reconstructed (D for an autoencoder), F latents.
 """
 
 from collections.abc import Iterable
@@ -20,26 +20,43 @@ MEDIAN_ITERATIONS = 1000
 
 
 def initial_parameters(
-    plan: Plan, seed: int, b_dec: Tensor, config: InitialisationConfig | None = None
+    plan: Plan,
+    seed: int,
+    b_dec: Tensor,
+    config: InitialisationConfig | None = None,
+    b_in: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Draw W_dec [F, D] with rows of norm 1; W_enc is ``encoder_norm`` times W_dec, or drawn independently.
+    """Draw W_dec [F, O] with rows of norm 1; W_enc is ``encoder_norm`` times W_dec, or drawn independently.
 
-    b_enc [F] is 0, b_dec [D] is as given. All are float32; training does not keep the two matrices tied.
-    Processes that share the latents (``plan.group``) get their own rows of what one process would draw.
+    b_enc [F] is 0, b_dec [O] is as given, and so is a transcoder's b_in [D]; its W_skip [O, D] is 0. All are
+    float32; training does not keep the two matrices tied. With ``decoder: zeros`` W_dec is 0 instead, so that
+    training starts from the prediction b_dec (as sparsify's transcoders do). Processes that share the latents
+    (``plan.group``) get their own rows of what one process would draw.
     """
     config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
     draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
-    sizes, own = (plan.num_latents, plan.d_model, generator), plan.shards.own
-    W_dec = draw(*sizes, own).to(b_dec.device)
-    tied = config.encoder == "tied"
-    W_enc = W_dec if tied else draw(*sizes, own).to(b_dec.device)
-    return {
+    from_zeros, own = config.decoder == "zeros", plan.shards.own
+    width = plan.d_model if from_zeros else plan.d_decoded
+    W_dec = draw(plan.num_latents, width, generator, own).to(b_dec.device)
+    tied = from_zeros or config.encoder == "tied"
+    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator, own).to(b_dec.device)
+    parameters = {
         "W_enc": W_enc * config.encoder_norm,
-        "W_dec": W_dec,
+        "W_dec": W_dec.new_zeros(len(W_dec), plan.d_decoded) if from_zeros else W_dec,
         "b_enc": torch.zeros(len(W_dec), device=b_dec.device),
         "b_dec": b_dec.clone(),
     }
+    if plan.d_target is not None:
+        parameters["b_in"] = torch.zeros_like(W_enc[0]) if b_in is None else b_in.clone()
+    if plan.skip:
+        parameters["W_skip"] = torch.zeros(plan.d_decoded, plan.d_model, device=b_dec.device)
+    return parameters
+
+
+def centre_of(rows: Tensor, kind: str) -> Tensor:
+    """The centre of ``rows`` [n, D] as ``decoder_bias`` names it: float32 [D]."""
+    return geometric_median(rows) if kind == "geometric_median" else rows.double().mean(0).float()
 
 
 def isotropic_rows(num_rows: int, width: int, generator: torch.Generator, kept: slice) -> Tensor:

@@ -12,8 +12,10 @@ from ...common.errors import UsageError
 from ...common.memory import check_memory
 from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
+from ..engine.reading import Source
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
+from .jobs import Job, choose_readings, encoded_by, make_jobs, predicted_by, problems_of_reading
 from .layout import Layout, layout_problems
 from .starting import Start
 from .trackers import missing_trackers
@@ -23,20 +25,34 @@ MIN_FINGERPRINT = 8  # characters of a prefix that still tell caches apart
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run whose settings fit its cache. ``variants`` has a plan for each of ``config.variants``.
+    """A run whose settings fit its cache.
 
-    ``init`` is the identity of the SAE that they start from, if any. ``layout`` says which of them this
-    process trains.
+    ``jobs`` has every SAE that is trained, and ``layout`` says which of them this process trains. ``init`` is
+    the identity of the SAE that they start from, if any.
     """
 
-    hook: str
     device: torch.device
     rows: int  # training rows of an epoch
     num_steps: int
-    variants: tuple[Plan, ...]
+    jobs: tuple[Job, ...]
     memory: "Memory"
     init: Mapping[str, Any] | None = None
     layout: Layout = field(default_factory=Layout)
+
+    @property
+    def hook(self) -> str:
+        """The hook that the first SAE encodes: the only one unless the config names several."""
+        return self.jobs[0].reading.inputs[0].hook
+
+    @property
+    def own_jobs(self) -> tuple[Job, ...]:
+        """The SAEs that this process trains."""
+        return self.jobs[self.layout.own]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All rows that this process reads, each once."""
+        return sources_of(self.own_jobs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +62,37 @@ class Memory:
     weights: int
     gradients: int
     moments: int  # two for each weight
+    batches: int = 0  # the rows of all hooks of a run with several: one batch in use, one being read
 
     @classmethod
-    def of(cls, plans: Sequence[Plan]) -> "Memory":
-        """W_enc and W_dec [F, D], b_enc [F] and b_dec [D]; a kind's own tensors of [F] are not counted."""
-        weights = sum(4 * ((2 * p.d_model + 1) * p.shards.count + p.d_model) for p in plans)
-        return cls(weights=weights, gradients=weights, moments=2 * weights)
+    def of(cls, plans: Sequence[Plan], sources: Sequence[Source] = ()) -> "Memory":
+        """The matrices and biases of all SAEs; a kind's own tensors of [F] are not counted."""
+        weights = sum(4 * _num_weights(plan) for plan in plans)
+        batches = 0
+        if len(sources) > 1:
+            batches = 2 * 4 * plans[0].batch_rows * sum(source.width for source in sources)
+        return cls(weights=weights, gradients=weights, moments=2 * weights, batches=batches)
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments
+        return self.weights + self.gradients + self.moments + self.batches
 
     def __str__(self) -> str:
+        batches = f", batches of several hooks {format_bytes(self.batches)}" if self.batches else ""
         return (
             f"weights {format_bytes(self.weights)}, gradients {format_bytes(self.gradients)}, moments "
-            f"{format_bytes(self.moments)}"
+            f"{format_bytes(self.moments)}{batches}"
         )
+
+
+def _num_weights(plan: Plan) -> int:
+    """W_enc [F, D], W_dec [F, O], b_enc [F], b_dec [O]; b_in [D] and W_skip [O, D] of a transcoder.
+
+    Of the first three, those of the latents of this process.
+    """
+    encoded, decoded = plan.d_model, plan.d_decoded
+    transcoder = 0 if plan.d_target is None else encoded + encoded * decoded * plan.skip
+    return plan.shards.count * (encoded + decoded + 1) + decoded + transcoder
 
 
 def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
@@ -73,8 +104,11 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
     layout = layout or Layout()
     problems = unexpected(config.expect, cache)
     start = None if config.init is None else Start.load(config.init)
-    hook = choose_hook(config, cache, None if start is None else start.sae.cfg.hook)
-    rows = usable_rows(config, cache, hook)
+    readings = choose_readings(config, cache, None if start is None else start.sae.cfg.hook)
+    sources = list(dict.fromkeys(source for reading in readings for source in reading.sources))
+    if unaligned := problems_of_sinks(config, sources):
+        raise UsageError(_listed([*problems, *unaligned]))
+    rows = usable_rows(config, cache, sources[0].hook)
     if config.batch_rows > rows:
         kept = (
             "of the cache" if config.sink_ratio is None else f"that sink_ratio={config.sink_ratio:g} leaves"
@@ -87,46 +121,51 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
             f"the run would be shorter than one batch of {config.batch_rows} rows: "
             "raise epochs, num_rows or steps, or lower batch_rows"
         )
-    plans = [
-        Plan(
-            d_model=cache.d_model(hook),
-            num_latents=variant.num_latents
-            or config.num_latents
-            or _other_size(config, cache.d_model(hook), start),
-            batch_rows=config.batch_rows,
-            num_steps=steps,
-            batches_of_step=config.accumulate_batches,
-            group=layout.group,
-        )
-        for variant in config.variants
-    ]
-    device = choose_device(config.device, float64=True)
-    if unshared := layout_problems(layout, [plan.num_latents for plan in plans]):
+    like = None if start is None else start.sae.cfg.num_latents
+    jobs = make_jobs(config, readings, steps, layout.group, like)
+    if unshared := layout_problems(layout, [job.plan.num_latents for job in jobs]):
         raise UsageError(_listed([*problems, *unshared]))
-    memory = Memory.of(plans[layout.own])
-    if too_large := memory_problems(memory, plans[layout.own], device):
+    device = choose_device(config.device, float64=True)
+    plans = [job.plan for job in jobs[layout.own]]
+    memory = Memory.of(plans, sources_of(jobs[layout.own]))
+    if too_large := memory_problems(memory, plans, device):
         raise UsageError(_listed([*problems, *too_large]))  # a variant's own check may take memory too
-    for variant, plan in zip(config.variants, plans, strict=True):
-        found = [*too_many_active(variant, plan), *variant.problems(plan)]
-        problems += [f"variant {variant.run_name}: {problem}" for problem in found]
+    for job in jobs:
+        variant, plan = job.variant, job.plan
+        found = [*problems_of_reading(job, config), *too_many_active(variant, plan), *variant.problems(plan)]
         if start is not None:
-            normalizer = cache.normalizer(hook, config.normalization)
-            found = start.problems(variant, plan, hook, normalizer)
-            problems += [f"variant {variant.run_name}: {problem}" for problem in found]
+            found += start.problems(variant, plan, encoded_by(job, cache), predicted_by(job, cache))
+        problems += [f"variant {job.name}: {problem}" for problem in found]
     problems += calibration_problems(config, cache)
     problems += missing_trackers(config.log)
     if problems:
         raise UsageError(_listed(problems))
     return RunPlan(
-        hook=hook,
         device=device,
         rows=rows,
         num_steps=steps,
-        variants=tuple(plans),
+        jobs=jobs,
         memory=memory,
         init=None if start is None else start.identity,
         layout=layout,
     )
+
+
+def sources_of(jobs: Sequence[Job]) -> tuple[Source, ...]:
+    """All rows that ``jobs`` read, each once."""
+    return tuple(dict.fromkeys(source for job in jobs for source in job.reading.sources))
+
+
+def problems_of_sinks(config: TrainConfig, sources: Sequence[Source]) -> list[str]:
+    """A message if rows would be left out by their norm at one hook, where several must stay aligned."""
+    hooks = list(dict.fromkeys(source.hook for source in sources))
+    if config.sink_ratio is None or len(hooks) == 1:
+        return []
+    return [
+        f"sink_ratio={config.sink_ratio:g} leaves out other tokens at every hook, and the rows of "
+        f"{', '.join(hooks)} are read together: set it to null, and leave sinks out at harvest "
+        "(selection.sink_ratio)"
+    ]
 
 
 def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
@@ -140,7 +179,7 @@ def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device)
     fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
     needs = [(memory.total, device, what)]
     if device.type != "cpu":
-        drawn = 2 * 4 * largest.shards.count * largest.d_model
+        drawn = 4 * largest.shards.count * (largest.d_model + largest.d_decoded)
         needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
     problems = []
     for needed_bytes, place, who in needs:
@@ -178,22 +217,6 @@ def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[st
     return problems
 
 
-def choose_hook(config: TrainConfig, cache: ActivationCache, started_at: str | None = None) -> str:
-    """The configured hook, or the cache's only one, or the one of the SAE that the run starts from.
-
-    Raises:
-        UsageError: the cache has no such hook, or several and the config names none.
-    """
-    if config.hook is not None:
-        cache.d_model(config.hook)  # says which hooks there are when this is none of them
-        return config.hook
-    if len(cache.hooks) == 1:
-        return cache.hooks[0]
-    if started_at in cache.hooks:
-        return started_at
-    raise UsageError(f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}")
-
-
 def unexpected(expect: ExpectedCache, cache: ActivationCache) -> list[str]:
     """The ways in which the cache differs from the one that the config was written for."""
     problems = []
@@ -215,14 +238,6 @@ def model_name(cache: ActivationCache) -> str | None:
     """The name of the model that the cache was harvested from; None if the cache does not say."""
     model = cache.manifest.identity.get("model")
     return model.get("name") if isinstance(model, dict) else model
-
-
-def _other_size(config: TrainConfig, d_model: int, start: Start | None) -> int:
-    """The number of latents where the config does not name it: of the expansion factor, or of ``init``."""
-    if config.expansion_factor is not None:
-        return config.expansion_factor * d_model
-    assert start is not None, "the config gives one of the three"
-    return start.sae.cfg.num_latents
 
 
 def _listed(problems: list[str]) -> str:

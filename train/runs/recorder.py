@@ -8,20 +8,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...common.errors import UsageError
-from ...common.fvu import RowVariance
 from ...store.reading.reader import ActivationCache
 from ..engine.loop import Clock
 from ..engine.metrics import METRICS_FILE, MetricsFile, heldout_metrics
+from ..engine.reading import BatchRows, Inputs, Source
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
-from ..sae import SAE, SAEConfig
+from ..sae import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAE, SAEConfig
+from ..sae_hooks import name_of, normalization_of
 from .calibration import calibrated_on, rows_for_calibration
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .display import Display
+from .jobs import encoded_by, predicted_by
 from .planning import RunPlan, model_name
 from .trackers import open_trackers
 
@@ -32,19 +35,20 @@ class Recorder:
     """Receives the events of the training loop and writes them to the run folder ``out``."""
 
     def __init__(
-        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: RowVariance
+        self, config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path, inputs: Inputs
     ) -> None:
         self.config, self.cache, self.plan, self.out, self.inputs = config, cache, plan, out, inputs
         self.metrics = MetricsFile(out / METRICS_FILE)
         self.heldout = _heldout_rows(config, cache, plan)
+        self.jobs = {job.name: job for job in plan.own_jobs}
         self.step_rows = config.batch_rows * config.accumulate_batches
         self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
         self.everyone, self.group = plan.layout.everyone, plan.layout.group
 
     @contextmanager
     def watching(
-        self, stream: Iterator[Tensor], first_step: int, trainees: Sequence[Trainee]
-    ) -> Iterator[Iterator[Tensor]]:
+        self, stream: Iterator[BatchRows], first_step: int, trainees: Sequence[Trainee]
+    ) -> Iterator[Iterator[BatchRows]]:
         """The batches from ``first_step`` on, with the progress shown; later metrics are cut off before."""
         is_first = self.everyone.is_first
         self.everyone.on_first(lambda: self.metrics.cut_after(first_step))
@@ -58,12 +62,12 @@ class Recorder:
             for tracker in self.trackers:
                 tracker.close()
 
-    def _counted(self, stream: Iterator[Tensor], trainees: Sequence[Trainee]) -> Iterator[Tensor]:
+    def _counted(self, stream: Iterator[BatchRows], trainees: Sequence[Trainee]) -> Iterator[BatchRows]:
         """Hand on the batches; a step is done when the first batch of the next one is asked for."""
-        for number, x in enumerate(stream):
+        for number, rows in enumerate(stream):
             if number and number % self.config.accumulate_batches == 0:
                 self._advance(trainees)
-            yield x
+            yield rows
 
     def _advance(self, trainees: Sequence[Trainee]) -> None:
         def figures() -> list[dict[str, Any]]:
@@ -95,7 +99,8 @@ class Recorder:
     def save(self, step: int, trainees: Sequence[Trainee]) -> None:
         """Save a checkpoint of every variant; remove older ones only once all have the new one."""
         for trainee in trainees:
-            save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), self.inputs)
+            inputs = self.inputs.of(trainee.reading)
+            save_checkpoint(self.out / trainee.name, step, trainee, self.sae(trainee, step), inputs)
         self.everyone.barrier()
         for trainee in trainees:
             folder = self.out / trainee.name
@@ -112,20 +117,25 @@ class Recorder:
     def sae(self, trainee: Trainee, step: int) -> SAE:
         """The SAE after ``step`` steps; it shares the trainee's tensors."""
         variant, plan = trainee.variant, trainee.plan
+        job = self.jobs[trainee.name]
+        rows, target = encoded_by(job, self.cache), predicted_by(job, self.cache)
         identity = self.cache.manifest.identity
         cfg = SAEConfig(
+            format_version=FORMAT_VERSION if target is None and len(rows) == 1 else FORMAT_OF_SEVERAL_HOOKS,
             kind=variant.kind,
             name=trainee.name,
             d_model=plan.d_model,
             num_latents=plan.num_latents,
             k=variant.expected_l0,
             inference=variant.inference,
-            hook=self.plan.hook,
-            normalization=self.cache.normalizer(self.plan.hook, self.config.normalization).to_dict(),
+            hook=name_of(rows),
+            normalization=normalization_of(rows),
+            hooks=rows if plan.hook_widths else None,
+            target=target,
             variant=variant,
             cache={
                 "fingerprint": self.cache.fingerprint,
-                "hook": self.plan.hook,
+                "hook": name_of(rows),
                 "model": identity.get("model"),
                 "model_name": model_name(self.cache),
             },
@@ -169,13 +179,14 @@ class Recorder:
     def _of_all(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The lines of all variants, in their order, whichever process trains them."""
         every = self.everyone.gather_values(lines if self.group.is_first else [])
-        order = {variant.run_name: i for i, variant in enumerate(self.config.variants)}
+        order = {job.name: i for i, job in enumerate(self.plan.jobs)}
         return sorted(chain.from_iterable(every), key=lambda line: order[line["variant"]])
 
     def _figures(self, trainee: Trainee) -> dict[str, Any]:
         """Of the interval so far, and how many latents are dead now."""
         dead = dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum()
-        return {**trainee.interval.summary(self.inputs), "dead": int(trainee.shards.sum(dead))}
+        figures = trainee.interval.summary(self.inputs.of(trainee.reading))
+        return {**figures, "dead": int(trainee.shards.sum(dead))}
 
     def _line(self, step: int, trainee: Trainee) -> dict[str, Any]:
         factor = learning_rate_factor(self.config.schedule, step - 1, self.plan.num_steps)
@@ -194,24 +205,37 @@ class Recorder:
             line["threshold"] = float(finite.mean()) if finite.numel() else None
         every = self.config.log.heldout_every_steps or self.plan.num_steps
         if self.heldout is not None and (step % every == 0 or step == self.plan.num_steps):
-            line |= heldout_metrics(sae, self.heldout)
+            x, target = (
+                side_by_side([self.heldout[source] for source in sources])
+                for sources in (trainee.reading.inputs, trainee.reading.targets)
+            )
+            line |= heldout_metrics(sae, x, target)
         return line
 
 
-def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> Tensor | None:
-    """The first held-out rows, [n, D], normalized as for training; None if no row is to be measured."""
+def side_by_side(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of several hooks [n, d] as one, [n, sum of d]."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)
+
+
+def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> dict[Source, Tensor] | None:
+    """The first held-out rows, [n, width], normalized as for training; None if no row is to be measured."""
     usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
     rows = min(config.log.heldout_rows, usable)
     if rows == 0:
         if usable == 0 and config.log.heldout_every_steps is not None:
             logger.warning("the cache has no held-out rows: heldout_fvu and heldout_l0 are not measured")
         return None
-    stream = cache.batches(
-        plan.hook,
-        rows,
-        split="heldout",
-        normalization=config.normalization,
-        device=plan.device,
-        sink_ratio=config.sink_ratio,
-    )
-    return next(stream)
+    return {
+        source: next(
+            cache.batches(
+                source.hook,
+                rows,
+                split="heldout",
+                normalization=source.normalization,
+                device=plan.device,
+                sink_ratio=config.sink_ratio,
+            )
+        )
+        for source in plan.sources
+    }

@@ -14,15 +14,15 @@ import torch
 
 from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
-from ...common.fvu import RowVariance
 from ...common.interrupts import stop_on_signals
 from ...common.memory import explain_out_of_memory
 from ...distributed import world
 from ...distributed.group import ALONE, Group
 from ...store.reading.reader import ActivationCache, open_cache
-from ..engine.feed import batches
+from ..engine.feed import batches_of_sources
 from ..engine.loop import Events, train
 from ..engine.metrics import METRICS_FILE, MetricsFile
+from ..engine.reading import Inputs, Source
 from ..engine.trainee import Trainee
 from ..sae import SAE_FOLDER
 from .checkpoint import (
@@ -35,11 +35,12 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .folder import claim, mark_finished
-from .initialisation import geometric_median, initial_parameters
+from .initialisation import centre_of, initial_parameters
+from .jobs import encoded_by, num_jobs, predicted_by
 from .layout import Layout, choose_layout
 from .planning import RunPlan, plan_run
 from .recorder import Recorder
-from .starting import OF_LATENTS, SHARED_TENSORS, Start
+from .starting import Start
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def run(
         cache = cache.head(config.cache_rows)
     everyone = world().everyone
     with everyone.together():
-        layout = choose_layout(config.parallel, len(config.variants), world())
+        layout = choose_layout(config.parallel, num_jobs(config, cache), world())
     with everyone.together():
         plan = plan_run(config, cache, layout)
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
@@ -86,12 +87,12 @@ def run(
     out = Path(out) if out is not None else default_folder(config, cache, plan.init)
 
     def results() -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
-        reasons = {v.run_name: failure_before(out / v.run_name, plan.num_steps) for v in config.variants}
+        reasons = {job.name: failure_before(out / job.name, plan.num_steps) for job in plan.jobs}
         return reasons, MetricsFile(out / METRICS_FILE).last_lines()
 
     try:
         with explain_out_of_memory(_how_to_save_memory(config)), ExitStack() as claims:
-            claimed = claim(out, config, cache.fingerprint, plan.init)
+            claimed = claim(out, config, cache.fingerprint, [job.name for job in plan.jobs], plan.init)
             finished = everyone.on_first(lambda: claims.enter_context(claimed))
             if not finished:
                 _train(config, cache, plan, out)
@@ -135,8 +136,8 @@ def default_folder(
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
     everyone, group = plan.layout.everyone, plan.layout.group
-    inputs = RowVariance(cache.d_model(plan.hook), plan.device)
-    folders = [out / variant.run_name for variant in config.variants]
+    inputs = Inputs([job.reading for job in plan.own_jobs], plan.device)
+    folders = [out / job.name for job in plan.jobs]
     steps = everyone.on_first(lambda: resume_steps(folders, plan.num_steps))
     trainees = _make_trainees(config, cache, plan, fresh=not steps)
     first_step = _last_good(steps, trainees, inputs, out, plan.layout) if steps else 0
@@ -145,7 +146,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
         group.on_first(partial(forget_failure, out / trainee.name))
         if first_step:
             with group.together():
-                load_checkpoint(out / trainee.name, first_step, trainee, inputs)
+                load_checkpoint(out / trainee.name, first_step, trainee, inputs.of(trainee.reading))
     if first_step and everyone.is_first:
         logger.info("resuming %s after step %d of %d", out, first_step, plan.num_steps)
     used = plan.num_steps * config.accumulate_batches / (plan.rows // config.batch_rows)
@@ -154,7 +155,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     recorder = Recorder(config, cache, plan, out, inputs)
     steps_to_go = (first_step, plan.num_steps)
     with (
-        closing(batches(config, cache, plan.hook, plan.device, *steps_to_go)) as stream,
+        closing(batches_of_sources(config, cache, plan.sources, plan.device, *steps_to_go)) as stream,
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step, running) as watched,
@@ -181,7 +182,7 @@ def _running(trainees: Sequence[Trainee], step: int, out: Path, group: Group) ->
 
 
 def _last_good(
-    steps: Sequence[int], trainees: Sequence[Trainee], inputs: RowVariance, out: Path, layout: Layout
+    steps: Sequence[int], trainees: Sequence[Trainee], inputs: Inputs, out: Path, layout: Layout
 ) -> int:
     """The first of ``steps`` whose checkpoints are whole; a warning names the damage in those before it.
 
@@ -194,7 +195,7 @@ def _last_good(
         """What is damaged in the checkpoints of this group's variants; nothing: an empty string."""
         try:
             for trainee in _running(trainees, step, out, ALONE):
-                check_checkpoint(out / trainee.name, step, trainee, inputs)
+                check_checkpoint(out / trainee.name, step, trainee, inputs.of(trainee.reading))
         except UsageError as error:
             return f"step {step}: {error}"
         return ""
@@ -227,29 +228,37 @@ def _make_trainees(
     config: TrainConfig, cache: ActivationCache, plan: RunPlan, *, fresh: bool
 ) -> list[Trainee]:
     start = Start.load(config.init) if fresh and config.init is not None else None
-    b_dec = torch.zeros(cache.d_model(plan.hook))
-    if fresh and start is None and config.initialisation.decoder_bias == "geometric_median":
-        rows = min(config.initialisation.median_rows, plan.rows)
-        sample = cache.batches(
-            plan.hook, rows, normalization=config.normalization, sink_ratio=config.sink_ratio
-        )
-        b_dec = geometric_median(next(sample))
+    centres = {source: torch.zeros(source.width) for source in plan.sources}
+    if fresh and start is None and config.initialisation.decoder_bias != "zeros":
+        centres = {source: _centre(config, cache, plan, source) for source in plan.sources}
     trainees = []
-    own = plan.layout.own
-    for variant, variant_plan in zip(config.variants[own], plan.variants[own], strict=True):
-        seed = config.seed if variant.seed is None else variant.seed
+    for job in plan.own_jobs:
+        seed = config.seed if job.variant.seed is None else job.variant.seed
+        own: dict[str, torch.Tensor] = {}
         if start is None:
-            parameters = initial_parameters(variant_plan, seed, b_dec.to(plan.device), config.initialisation)
-            trainees.append(Trainee(variant, variant_plan, seed, config.optimizer, parameters))
-            continue
-        normalizer = cache.normalizer(plan.hook, config.normalization)
-        tensors = start.tensors(variant, variant_plan, normalizer)
-        parameters = {name: tensors.pop(name).to(plan.device) for name in SHARED_TENSORS}
-        parameters |= {name: variant_plan.shards.part(parameters[name]).clone() for name in OF_LATENTS}
-        trainee = Trainee(variant, variant_plan, seed, config.optimizer, parameters)
-        trainee.start_at(tensors)
+            b_in, b_dec = (
+                torch.cat([centres[source] for source in sources]).to(plan.device)
+                for sources in (job.reading.inputs, job.reading.targets)
+            )
+            parameters = initial_parameters(job.plan, seed, b_dec, config.initialisation, b_in)
+        else:
+            parameters, own = start.tensors(
+                job.variant, job.plan, encoded_by(job, cache), predicted_by(job, cache)
+            )
+            parameters = {name: tensor.to(plan.device) for name, tensor in parameters.items()}
+        trainee = Trainee(job.variant, job.plan, seed, config.optimizer, parameters, job.reading)
+        trainee.start_at(own)
         trainees.append(trainee)
     return trainees
+
+
+def _centre(config: TrainConfig, cache: ActivationCache, plan: RunPlan, source: Source) -> torch.Tensor:
+    """The centre of the first training rows of ``source``, [width]."""
+    rows = min(config.initialisation.median_rows, plan.rows)
+    sample = cache.batches(
+        source.hook, rows, normalization=source.normalization, sink_ratio=config.sink_ratio
+    )
+    return centre_of(next(sample), config.initialisation.decoder_bias)
 
 
 @contextmanager

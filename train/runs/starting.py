@@ -2,11 +2,13 @@
 
 Rows of the run may be scaled otherwise than the SAE's. If y' = c y with one c for all rows, then with biases
 and thresholds multiplied by c the pre-activations and codes become c times what they were, and so does the
-reconstruction: the same SAE in other units. Legend: D model width, F latents.
+reconstruction: the same SAE in other units. A transcoder's target may be scaled by another number, t. Then
+codes become t times what they were: biases and thresholds are multiplied by t, b_in by c, and W_enc and
+W_skip by t / c. Legend: D model width, F latents.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,13 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...store.normalization import Normalizer
+from ..latent_shards import WITHOUT_LATENTS
 from ..sae import SAE, THRESHOLD, load_sae
+from ..sae_hooks import HookRows, SAETarget, encoded_hooks, name_of
 from ..variants.base.variant import Plan, Variant
 
-OF_LATENTS = ("W_enc", "W_dec", "b_enc")
-SHARED_TENSORS = (*OF_LATENTS, "b_dec")  # of every kind
-IN_UNITS_OF_ROWS = ("b_enc", "b_dec", "b_mag", THRESHOLD)
+OF_EVERY_KIND = {"W_enc", "W_dec", "b_enc", *WITHOUT_LATENTS}
+IN_UNITS_OF_ROWS = ("b_enc", "b_dec", "b_mag", THRESHOLD)  # those that are reconstructed
 NORM_TOLERANCE = 1e-4  # decoder rows whose norms differ by less have the same norm
 OF_EACH_LATENT = ("relu", "gated")  # rules that look at one latent alone; so is one with a threshold for each
 
@@ -48,30 +51,80 @@ class Start:
             "weights_sha256": _hash_of(sae),
             "kind": cfg.kind,
             "hook": cfg.hook,
-            "normalization": sae.normalizer.to_dict(),
+            "normalization": cfg.normalization if cfg.hooks is not None else sae.normalizer.to_dict(),
         }
+        if cfg.hooks is not None or cfg.target is not None:
+            identity |= cfg.model_dump(mode="json", include={"hooks", "target"})
         return cls(sae=sae, identity=identity)
 
-    def problems(self, variant: Variant, plan: Plan, hook: str, normalizer: Normalizer) -> list[str]:
-        """The reasons why ``variant`` cannot start from the SAE, and how to fix them."""
-        cfg, found = self.sae.cfg, []
-        if cfg.hook != hook:
-            found.append(
-                f"init is an SAE of hook {cfg.hook}, and the run trains on {hook}: set hook={cfg.hook}, or "
-                "give an SAE of this hook (saecache import --hook renames the hook of another library's SAE)"
-            )
+    def problems(
+        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], target: SAETarget | None
+    ) -> list[str]:
+        """The reasons why ``variant`` cannot start from the SAE, and how to fix them.
+
+        Args:
+            encoded: the hooks whose rows the run's SAE encodes.
+            target: what it predicts, if it is a transcoder.
+        """
+        cfg = self.sae.cfg
+        found = self._problems_of_hooks(encoded, target)
         for what, theirs, ours in (
-            ("width", cfg.d_model, plan.d_model),
+            ("width", _widths(encoded_hooks(cfg)), _widths(encoded)),
+            ("target of width", *(_widths([to] if to else []) for to in (cfg.target, target))),
             ("num_latents", cfg.num_latents, plan.num_latents),
         ):
             if theirs != ours:
                 found.append(f"init has {what} {theirs}, the variant {ours}: they must be the same")
-        if self._factor(normalizer) is None:
+        return found or self._problems_of_rows(encoded, target) or self._problems_of_kind(variant)
+
+    def _problems_of_hooks(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[str]:
+        cfg = self.sae.cfg
+        mine = encoded_hooks(cfg)
+        if _describe(mine, cfg.target) == _describe(encoded, target):
+            return []
+        if len(mine) == len(encoded) == 1 and cfg.target is None and target is None:
+            return [
+                f"init is an SAE of hook {cfg.hook}, and the run trains on {encoded[0].hook}: set "
+                f"hook={cfg.hook}, or give an SAE of this hook (saecache import --hook renames the hook of "
+                "another library's SAE)"
+            ]
+        return [
+            f"init is {_describe(mine, cfg.target)}, and the run trains {_describe(encoded, target)}: set "
+            f"{_settings(mine, cfg.target)}, or give another init"
+        ]
+
+    def _problems_of_rows(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[str]:
+        found = []
+        for setting, mine, ours in self._pairs(encoded, target):
+            if _factor(mine.normalizer, ours.normalizer) is None:
+                found.append(
+                    f"init was trained on rows normalized by {mine.normalizer.kind!r}, which no factor turns "
+                    f"into the run's {ours.normalizer.kind!r}: set {setting}={mine.normalizer.kind}"
+                )
+        if not found and len(factors := {f"{f:.9g}" for f in self._factors(encoded, None)}) > 1:
             found.append(
-                f"init was trained on rows normalized by {self.sae.normalizer.kind!r}, which no factor turns "
-                f"into the run's {normalizer.kind!r}: set normalization={self.sae.normalizer.kind}"
+                f"init is a crosscoder, and the rows of its hooks are scaled by different factors here "
+                f"({', '.join(sorted(factors))}): train on a cache with the same statistics, or set "
+                "normalization to a kind that scales every row alike in both runs, and train it anew"
             )
-        return found or self._problems_of_kind(variant)
+        return found
+
+    def _pairs(
+        self, encoded: Sequence[HookRows], target: SAETarget | None
+    ) -> list[tuple[str, HookRows, HookRows]]:
+        """The rows of the SAE and those of the run, hook by hook, with the setting of their normalization."""
+        cfg = self.sae.cfg
+        pairs = [("normalization", *each) for each in zip(encoded_hooks(cfg), encoded, strict=True)]
+        if cfg.target is not None and target is not None:
+            pairs.append(("target.normalization", cfg.target, target))
+        return pairs
+
+    def _factors(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[float]:
+        """c of rows y' = c y, for each pair."""
+        factors = [
+            _factor(mine.normalizer, ours.normalizer) for _, mine, ours in self._pairs(encoded, target)
+        ]
+        return [factor for factor in factors if factor is not None]
 
     def _problems_of_kind(self, variant: Variant) -> list[str]:
         cfg, found = self.sae.cfg, []
@@ -99,30 +152,67 @@ class Start:
             variant.inference in OF_EACH_LATENT or variant.kind in ("jumprelu", "feature_choice")
         )
 
-    def _factor(self, normalizer: Normalizer) -> float | None:
-        """c of rows y' = c y; None if there is none."""
-        mine = self.sae.normalizer
-        if mine == normalizer:
-            return 1.0
-        if mine.starts_from != normalizer.starts_from or mine.factor is None or normalizer.factor is None:
-            return None
-        return normalizer.factor / mine.factor
-
     @torch.no_grad()
-    def tensors(self, variant: Variant, plan: Plan, normalizer: Normalizer) -> dict[str, Tensor]:
-        """The initial W_enc, W_dec, b_enc and b_dec, and tensors of the variant's own, float32 on the CPU."""
-        factor = self._factor(normalizer)
-        assert factor is not None, "problems() has said so"
+    def tensors(
+        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], target: SAETarget | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Where ``variant`` starts, float32 on the CPU.
+
+        Returns:
+            The initial W_enc, W_dec, b_enc, b_dec and, of a transcoder, b_in and W_skip, with the rows of
+            this process's latents; and tensors of the variant's own, with those of all latents.
+        """
+        factors = self._factors(encoded, target)
+        assert len(factors) == len(self._pairs(encoded, target)), "problems() has said so"
         found = {name: tensor.clone() for name, tensor in self.sae.named_buffers()}
-        if factor != 1:
-            for name in IN_UNITS_OF_ROWS:
-                if name in found:
-                    found[name] = (found[name].double() * factor).float()
+        _scale(found, factors[0], factors[0] if target is None else factors[-1])
         norms = _norms(self.sae)
         if variant.unit_norm_decoder and bool(((norms - 1).abs() > NORM_TOLERANCE).any()):
             _normalize_decoder(found, norms)
         own = variant.start_from(found, plan)
-        return {name: found[name] for name in SHARED_TENSORS} | dict(own)
+        whole = {name: tensor for name, tensor in found.items() if name in OF_EVERY_KIND}
+        shards = plan.shards
+        parts = {n: t if n in WITHOUT_LATENTS else shards.part(t).clone() for n, t in whole.items()}
+        return parts, dict(own)
+
+
+def _factor(mine: Normalizer, ours: Normalizer) -> float | None:
+    """c of rows y' = c y; None if there is none."""
+    if mine == ours:
+        return 1.0
+    if mine.starts_from != ours.starts_from or mine.factor is None or ours.factor is None:
+        return None
+    return ours.factor / mine.factor
+
+
+def _scale(tensors: dict[str, Tensor], encoded: float, decoded: float) -> None:
+    """Change the units of the rows that are encoded and of those that are reconstructed, by these factors."""
+    factors = dict.fromkeys(IN_UNITS_OF_ROWS, decoded)
+    factors |= {"b_in": encoded, "W_enc": decoded / encoded, "W_skip": decoded / encoded}
+    for name, factor in factors.items():
+        if name in tensors and factor != 1:
+            tensors[name] = (tensors[name].double() * factor).float()
+
+
+def _widths(hooks: Sequence[HookRows]) -> str:
+    return "+".join(str(part.d_model) for part in hooks)
+
+
+def _describe(encoded: Sequence[HookRows], target: SAETarget | None) -> str:
+    """What an SAE reads and reconstructs, in words."""
+    if target is not None:
+        skip = " with a skip connection" if target.skip else ""
+        return f"a transcoder from {encoded[0].hook} to {target.hook}{skip}"
+    return f"{'a crosscoder' if len(encoded) > 1 else 'an SAE'} of {name_of(encoded)}"
+
+
+def _settings(encoded: Sequence[HookRows], target: SAETarget | None) -> str:
+    """The settings of a run that trains such an SAE."""
+    if target is not None:
+        return f"hook={encoded[0].hook}, target.hook={target.hook} and target.skip={str(target.skip).lower()}"
+    if len(encoded) > 1:
+        return f"hook=[{', '.join(part.hook for part in encoded)}] and crosscoder=true"
+    return f"hook={encoded[0].hook}, target=null and crosscoder=false"
 
 
 def _normalize_decoder(tensors: dict[str, Tensor], norm_F: Tensor) -> None:

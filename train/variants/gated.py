@@ -40,6 +40,10 @@ class Gated(Variant):
     def expected_l0(self) -> None:
         return None
 
+    @property
+    def needs_unit_decoder(self) -> bool:
+        return True
+
     def problems(self, plan: Plan) -> list[str]:
         return self.l1.problems(plan.num_steps)
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from ..backends.plain.adam import TINY
 from ..engine.optimizer import Optimizer
 from ..pairs import Pairs
+from .base.decoder_norms import DecoderNorms, decoder_norms
 from .base.gradients import backpropagate, reconstruct
 from .base.parts_above import parts_above
 from .base.rows import Batch, Rows
@@ -109,6 +109,7 @@ class JumpReLU(Variant):
         threshold = self._threshold(batch.parameters)
         batch.state[THRESHOLD].copy_(threshold)
         d_threshold = torch.zeros_like(threshold)
+        norms = decoder_norms(batch) if self.penalty.kind == "tanh" else None
         for part, near in parts_above(batch, threshold - self.bandwidth / 2):
             z, at = near.value, threshold[near.latent]
             active = z > at
@@ -116,37 +117,36 @@ class JumpReLU(Variant):
             codes = near.with_value(z * active)
             found = reconstruct(part, codes)
             part.record(codes, found.squared_error)
-            d_code, d_active, d_norm = self._penalize(part, codes, active, found.d_value)
+            d_code, d_active, d_norm = self._penalize(part, codes, active, found.d_value, norms)
             d_jump = d_active.addcmul_(at, d_code).mul_(kernel)
             d_threshold -= batch.backend.sum_per_latent(near, d_jump)
             d_pre = d_code * active
             d_pre = d_pre + d_jump if self.jump_to == "threshold_and_input" else d_pre
             backpropagate(part, codes, d_pre, found)
-            if d_norm is not None:
-                batch.gradients["W_dec"].addcmul_(d_norm[:, None], batch.parameters["W_dec"])
+            if norms is not None and d_norm is not None:
+                norms.add_gradient(batch, d_norm)
         scale = threshold if self.threshold_scale == "log" else 1.0  # d θ / d log θ = θ
         batch.gradients[PARAMETER].add_(d_threshold * scale)
 
     def _penalize(
-        self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor
+        self, part: Batch, codes: Pairs, active: Tensor, d_code: Tensor, norms: DecoderNorms | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add the penalty.
 
         Returns:
             ``d_code`` [P] with the penalty's gradient by f added; its gradient by H(z - θ), [P]; and its
-            gradient by |W_dec_i|, divided by |W_dec_i|, [F], or None if it does not depend on the norms.
+            gradient by |W_dec_i|, [F], or None if it does not depend on the norms.
         """
         weight, penalty = self.penalty.weight(part), self.penalty
-        if penalty.kind == "step":
+        if penalty.kind == "step" or norms is None:
             part.outcome.add_loss("sparsity", weight * part.shards.sum(active.sum()).double())
             return d_code, torch.full_like(d_code, weight), None
-        W_dec = part.parameters["W_dec"]
-        norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
-        tanh = torch.tanh(penalty.scale * codes.value * norms[codes.latent])
+        norm = norms.total[codes.latent]
+        tanh = torch.tanh(penalty.scale * codes.value * norm)
         part.outcome.add_loss("sparsity", weight * part.shards.sum_of_pairs(codes, tanh))
         d_scaled = (1 - tanh.square()) * (weight * penalty.scale)
-        d_norm = part.backend.sum_per_latent(codes, d_scaled * codes.value).div_(norms)
-        return d_code + d_scaled * norms[codes.latent], torch.zeros_like(d_code), d_norm
+        d_norm = part.backend.sum_per_latent(codes, d_scaled * codes.value)
+        return d_code + d_scaled * norm, torch.zeros_like(d_code), d_norm
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         threshold = self._threshold(rows.parameters) if as_trained else rows.state[THRESHOLD]

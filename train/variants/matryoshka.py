@@ -12,7 +12,7 @@ from torch import Tensor
 from ...common.fvu import sum_of_squares
 from ..pairs import Pairs
 from .base.batch_rule import BatchRule
-from .base.gradients import backpropagate
+from .base.gradients import add_affine_gradient, backpropagate
 from .base.rows import PART_ROWS, Batch
 from .base.variant import Plan
 from .losses.auxk import AuxK
@@ -103,5 +103,5 @@ def train_nested(
     d_value = torch.empty_like(codes.value)
     d_value[order] = part.backend.sddmm(rings, summed, W_dec)
     backpropagate(part, codes, d_value)
-    part.gradients["b_dec"].add_(errors[0].sum(0))
+    add_affine_gradient(part, errors[0])
     return whole, squared_errors[-1]

@@ -5,12 +5,11 @@ Monosemanticity"; Conerly et al. 2024, "Update on how we train SAEs".
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..backends.plain.adam import TINY
 from ..engine.optimizer import Optimizer
 from ..pairs import Pairs
+from .base.decoder_norms import decoder_norms
 from .base.gradients import backpropagate, reconstruct
 from .base.parts_above import parts_above
 from .base.rows import Batch, Rows
@@ -23,9 +22,9 @@ class ReLU(Variant):
     """codes f = ReLU(W_enc (x - b_dec) + b_enc), loss = |x - reconstruction|² + l1 * sum of f.
 
     With ``decoder: unit_norm`` (2023) the decoder's rows keep norm 1; with ``free`` (2024) they may have any
-    norm, and the penalty multiplies f_i by |W_dec_i|. Other than the 2024 text we always subtract b_dec
-    before encoding; this shifts b_enc but the same codes can be reached. Resampling belongs to the 2023
-    recipe and is off by default.
+    norm, and the penalty multiplies f_i by |W_dec_i| (a crosscoder's: by the sum of its norms at the hooks).
+    Other than the 2024 text we always subtract b_dec before encoding; this shifts b_enc but the same codes
+    can be reached. Resampling belongs to the 2023 recipe and is off by default.
     """
 
     kind: Literal["relu"] = "relu"
@@ -38,6 +37,10 @@ class ReLU(Variant):
     @property
     def unit_norm_decoder(self) -> bool:
         return self.decoder == "unit_norm"
+
+    @property
+    def needs_unit_decoder(self) -> bool:
+        return self.unit_norm_decoder
 
     @property
     def default_name(self) -> str:
@@ -55,16 +58,16 @@ class ReLU(Variant):
         return {} if self.resampling is None else self.resampling.initial_state(plan.num_latents)
 
     def forward_backward(self, batch: Batch) -> None:
-        W_dec = batch.parameters["W_dec"]
-        norms = None if self.unit_norm_decoder else torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+        norms = None if self.unit_norm_decoder else decoder_norms(batch)
         for part, codes in parts_above(batch, 0.0):
             found = reconstruct(part, codes)
-            d_value = found.d_value.add_(self.l1(part, codes, norms))
+            d_value = found.d_value.add_(self.l1(part, codes, None if norms is None else norms.total))
             backpropagate(part, codes, d_value, found)
             part.record(codes, found.squared_error)
             if norms is not None:  # d (sum of f_i |w_i|) / d w_i = (sum of f_i) w_i / |w_i|
-                total = part.backend.sum_per_latent(codes, codes.value).mul_(self.l1.weight(part) / norms)
-                batch.gradients["W_dec"].addcmul_(total[:, None], W_dec)
+                norms.add_gradient(
+                    batch, part.backend.sum_per_latent(codes, codes.value), self.l1.weight(part)
+                )
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         return rows.pre_activations().above(0.0)

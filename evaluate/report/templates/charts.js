@@ -201,10 +201,10 @@ function drawChart(spec, plot, isShown, emphasis) {
     svg.append(shape("text", { x: left + 9, y: upper ? EDGE.top + 15 : height - EDGE.bottom - 9, fill: cssColor("--faint") }, spec.better));
   }
   if (!series.length) svg.append(shape("text", { x: width / 2, y: middle, "text-anchor": "middle", fill: text }, "nothing to show"));
-  const placeOf = (sae) => series.find((s) => s.index === sae)?.points[0];
+  const pointsOf = (sae) => series.find((s) => s.index === sae)?.points ?? [];
   if (spec.front?.length > 1) svg.append(shape("path", { d: linePath(spec.front, x, y), fill: "none", stroke: cssColor("--faint"), "stroke-width": 5, "stroke-opacity": 0.35, "stroke-linejoin": "round", class: "front" }));
   for (const link of spec.links ?? []) {
-    const shown = link.map(placeOf).filter((p) => p);
+    const shown = link.flatMap(pointsOf).sort((a, b) => a[0] - b[0]);
     const one = new Set(link.map((sae) => looks[sae].color)).size === 1;
     if (shown.length > 1) svg.append(shape("path", { d: linePath(shown, x, y), fill: "none", stroke: one ? seriesColor(link[0]) : cssColor("--faint"), "stroke-dasharray": "3 3", class: "link" }));
   }
@@ -325,7 +325,7 @@ function tellPoint(stop, spec) {
 }
 
 function intervalLines(stop, spec) {
-  const [x0, x1, y0, y1] = stop.s.intervals?.[0] ?? [null, null, null, null];
+  const [x0, x1, y0, y1] = stop.s.intervals?.[stop.s.points.indexOf(stop.p)] ?? [null, null, null, null];
   const line = (axis, low, high) => (low === null ? [] : [[`95 % of ${axis.label}`, `${short(low)} to ${short(high)}`]]);
   return [...line(spec.x, x0, x1), ...line(spec.y, y0, y1)];
 }

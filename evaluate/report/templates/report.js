@@ -60,6 +60,8 @@ const WRITTEN = {
   rows: { say: (v) => `${whole(v)} rows` },
   rank: { say: (v) => `rank ${whole(v)}` },
   bin: { say: (v) => `log₁₀ density ${trim(v, 3)} to ${trim(v + 0.25, 3)}` },
+  block: { say: (v) => `block ${whole(v)}` },
+  share: { say: (v) => `share ${trim(v, 3)} to ${trim(v + 0.05, 3)}` },
   count: { say: (v) => `${short(v)} active latents` },
 };
 const axis = (a) => ({ ...a, to: a.end, ...(WRITTEN[a.unit] ?? {}) });
@@ -100,6 +102,6 @@ function start() {
   document.querySelectorAll("table.results").forEach(sortable);
   paintMatrix();
   browseLatents();
-  for (const section of ["pareto", "training", "density", "features", "calibration"]) group(`${section}-figures`, figuresOf(section));
+  for (const section of ["pareto", "layers", "training", "density", "features", "calibration"]) group(`${section}-figures`, figuresOf(section));
   root.dataset.drawn = String(figures.length);
 }

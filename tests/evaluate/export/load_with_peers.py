@@ -1,7 +1,7 @@
 """Run by an interpreter that has the other libraries (see test_peers.py); prints what differs, as JSON.
 
 A case is a folder with ``export/`` and ``expected.safetensors``: rows x [B, D], and of our SAE features
-[B, F] (times the factor of the export) and reconstruction [B, D].
+[B, F] (times the factor of the export) and reconstruction [B, D]. Those of a transcoder have the target, too.
 """
 
 import contextlib
@@ -62,6 +62,7 @@ def differences(case: Path) -> dict[str, Any]:
     ours, x = expected["features"], expected["x"]
     active, there = ours != 0, features != 0
     same = (active == there).all(1)
+    x = expected.get("target", x)  # what a transcoder predicts may be of another size
     size = (x - x.mean(1, keepdim=True)).norm(dim=1).clamp_min(1e-30)
     error = (reconstruction - expected["reconstruction"]).norm(dim=1) / size
     return {

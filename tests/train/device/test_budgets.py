@@ -60,7 +60,7 @@ def cost_of_a_step(kind: str, scale: int, monkeypatch: pytest.MonkeyPatch) -> Co
         trainee = Trainee(config.variants[0], plan, 0, config.optimizer, on_device)
         for step, batch in enumerate(x.to(DEVICE)):
             counts.reset()
-            train_on_batch(trainee, batch, step, 0, 1.0, config)
+            train_on_batch(trainee, {trainee.reading.inputs[0]: batch}, step, 0, 1.0, config)
     sources.block_bytes.cache_clear()
     return counts
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import metrics, rewind, run_bytes
+from saecache.testing.shapes import SHAPES
 from saecache.testing.stepping import take_step
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.backends.choice import use_backend
@@ -31,7 +32,7 @@ Config = Callable[..., TrainConfig]
 TIMES = ("rows_per_second", "data_wait_fraction", "seconds")
 
 
-def config_of(make_config: Config, name: str, device: str) -> TrainConfig:
+def config_of(make_config: Config, name: str, shape: str, device: str) -> TrainConfig:
     """Five steps with dead latents from the third on; finished SAEs are calibrated where they can be."""
     settings = settings_of(name)
     calibration = {"rows": 64, "l0": 4} if VARIANTS[settings["kind"]].inference == "threshold" else None
@@ -41,6 +42,7 @@ def config_of(make_config: Config, name: str, device: str) -> TrainConfig:
         steps=5,
         calibration=calibration,
         log={"every_steps": 3, "progress": False, "heldout_rows": 64},
+        **SHAPES[shape].run,
     )
 
 
@@ -55,12 +57,14 @@ def error_between(got: Tensor, want: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("shape", ["autoencoder", "transcoder with skip", "crosscoder"])
 def test_a_run_is_the_cpus_and_resumes_exactly(
-    name: str, cache: ActivationCache, make_config: Config, tmp_path: Path
+    name: str, shape: str, cache_of_two_hooks: ActivationCache, make_config: Config, tmp_path: Path
 ) -> None:
+    cache = cache_of_two_hooks
     with use_backend("plain"):
-        (wanted,) = run(config_of(make_config, name, "cpu"), cache, tmp_path / "cpu").saes.values()
-    config = config_of(make_config, name, "gpu")
+        (wanted,) = run(config_of(make_config, name, shape, "cpu"), cache, tmp_path / "cpu").saes.values()
+    config = config_of(make_config, name, shape, "gpu")
     variant = config.variants[0].run_name
     with pretended_device() as counts:
         first = run(config, cache, tmp_path / "gpu")

@@ -13,6 +13,7 @@ from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import run_bytes
 from saecache.train import TrainConfig, run
 from saecache.train.backends.choice import backend_of, load_backend, use_backend
+from saecache.train.engine.reading import Source
 from saecache.train.engine.side_by_side import MOST_BYTES, MOST_WEIGHTS, num_side_by_side, run_each_variant
 from saecache.train.engine.trainee import DivergedError
 from saecache.train.variants import VARIANTS
@@ -63,7 +64,7 @@ def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) ->
     seen: dict[Any, tuple[int, int, Any]] = {}
 
     plan = Plan(d_model=3, num_latents=9, batch_rows=4, num_steps=1)
-    trainees: Any = [SimpleNamespace(name=name, plan=plan) for name in "abcde"]
+    trainees: Any = [SimpleNamespace(name=name, plan=plan, shards=plan.shards) for name in "abcde"]
 
     def work(trainee: Any) -> None:
         assert not torch.is_grad_enabled()
@@ -72,7 +73,9 @@ def test_variants_run_on_threads_of_their_own(threads: Callable[[int], None]) ->
             raise DivergedError(trainee.name, 0)
 
     with torch.no_grad(), use_backend("plain"):
-        failed = run_each_variant(trainees, work, torch.zeros(4, 3))
+        failed = run_each_variant(
+            trainees, work, {Source(hook="", normalization=None, width=3): torch.zeros(4, 3)}
+        )
     assert [(trainee.name, str(error)) for trainee, error in failed] == [("b", "b"), ("d", "d")]
     assert all(number == 1 for name, (_, number, _) in seen.items() if name != "e")
     assert seen["e"][0] == get_ident() and seen["e"][1] == 2

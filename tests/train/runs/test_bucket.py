@@ -24,6 +24,7 @@ from ...store.remote.proxy import Proxy
 
 ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
 SETTINGS: dict[str, Any] = {
+    "hook": "resid",
     "variants": [{"kind": "topk", "k": 4}, {"kind": "batch_topk", "k": 4}],
     "num_latents": 96,
     "batch_rows": 128,
@@ -53,10 +54,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of 3000 rows in shards of 128."""
     path = tmp_path_factory.mktemp("bucket") / "cache"
     storage = StorageConfig(chunk_rows=64, shard_bytes=128 * 2 * D_MODEL)
+    hooks, rows = {"resid": D_MODEL, "out": D_MODEL}, sparse_rows(3000, D_MODEL, 0)
     with CacheWriter(
-        path, hooks={"resid": D_MODEL}, identity={"source": "toy"}, heldout_fraction=0.1, storage=storage
+        path, hooks=hooks, identity={"source": "toy"}, heldout_fraction=0.1, storage=storage
     ) as writer:
-        writer.write_rows({"resid": sparse_rows(3000, D_MODEL, 0)})
+        writer.write_rows({"resid": rows, "out": rows.flip(1).abs()})
     return path
 
 
@@ -81,6 +83,20 @@ def _small_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: 
     monkeypatch.setenv("SAECACHE_CACHE_DIR", str(tmp_path / "downloads"))
     monkeypatch.setenv("SAECACHE_CACHE_BYTES", str(limit))
     yield
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hook": "all", "crosscoder": True}, {"hook": "resid", "target": {"hook": "out"}, "steps": 30}],
+    ids=["crosscoder", "transcoder"],
+)
+def test_several_hooks_stream_together(
+    changes: dict[str, Any], url: str, folder: Path, tmp_path: Path
+) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if not ("steps" in changes and key == "epochs")}
+    config = TrainConfig.model_validate({**settings, **changes})
+    wanted = outcome(run(config, folder, tmp_path / "local").run_dir)
+    assert outcome(run(config, url, tmp_path / "streamed").run_dir) == wanted
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_measuring_on_held_out_rows_is_off_where_there_are_none(
 def test_widths_come_from_the_cache(cache: ActivationCache, make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(TOPK, {**TOPK, "num_latents": 50}, num_latents=None, expansion_factor=3)
     plan = plan_run(config, cache)
-    assert [p.num_latents for p in plan.variants] == [72, 50]
-    assert {p.d_model for p in plan.variants} == {24}
+    assert [job.plan.num_latents for job in plan.jobs] == [72, 50]
+    assert {job.plan.d_model for job in plan.jobs} == {24}
     expected = make_config(TOPK, expect={"fingerprint": cache.fingerprint[:8], "model": "toy"})
     assert plan_run(expected, cache).hook == "resid"

@@ -130,6 +130,8 @@ def test_a_run_of_version_0_1_is_still_the_same_run(
     mutual["nfm_inf"]["include_diagonal"] = False
     del mutual["aux_zipf"]["without_dead"], mutual["threshold"]["counted_share"]
     del feature["threshold"]["counted_share"]
+    del former["config"]["target"], former["config"]["crosscoder"]
+    del former["config"]["initialisation"]["decoder"]
     path.write_text(json.dumps(former))
     assert run(config, cache, tmp_path / "run").reused
 
@@ -138,15 +140,27 @@ def test_a_run_of_version_0_1_is_still_the_same_run(
 def test_shipped_recipes_train_from_a_cache_without_heldout_rows(
     recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with CacheWriter(tmp_path / "cache", hooks={"h": 16}, identity={}) as writer:
-        writer.write_rows({"h": torch.randn(300, 16, generator=torch.Generator().manual_seed(0))})
+    rows = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    hooks = [f"{kind}.{layer}" for kind in ("mlp_in", "mlp_out", "resid_post") for layer in (0, 1)]
+    with CacheWriter(tmp_path / "cache", hooks=dict.fromkeys(hooks, 16), identity={}) as writer:
+        writer.write_rows({hook: rows + i for i, hook in enumerate(hooks)})
     settings = ["num_latents=48", "batch_rows=128", "steps=2", "variants.0.k=4", "log.progress=false"]
     config = load_config(TrainConfig, recipe, settings, kinds=("train",))
+    if config.hook is None:
+        config = config.model_copy(update={"hook": "resid_post.1"})
     assert config.log.heldout_every_steps is not None
     result = run(config, tmp_path / "cache", tmp_path / "run")
     assert result.saes and not result.failed
     assert "no held-out rows: heldout_fvu and heldout_l0 are not measured" in caplog.text
     assert all("heldout_fvu" not in line for line in result.last_lines.values())
+    saes = [load_sae(folder).cfg for folder in result.saes.values()]
+    if recipe == "transcoder":
+        hooks_of = [(cfg.hook, cfg.target and cfg.target.hook) for cfg in saes]
+        assert hooks_of == [("mlp_in.0", "mlp_out.0"), ("mlp_in.1", "mlp_out.1")]
+    elif recipe == "crosscoder":
+        assert [cfg.hook for cfg in saes] == ["resid_post.0+resid_post.1"]
+    else:
+        assert [cfg.hook for cfg in saes] == ["resid_post.1"]
 
 
 @pytest.mark.parametrize("content", ["a file", "a folder with a file"])

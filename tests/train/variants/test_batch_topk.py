@@ -18,7 +18,7 @@ class TestBatchTopK(VariantContract):
         pre = pre_activations(parameters, x)
         top = pre.flatten().topk(5 * x.shape[0]).indices
         codes = torch.zeros_like(pre).flatten().scatter(0, top, pre.flatten()[top].relu()).view_as(pre)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, 4, 0.1)}, codes
 
     def test_threshold_is_the_least_selected_value_of_the_first_batch(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract, centered_rows
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.rows import Batch, Outcome, Rows
 from saecache.train.variants.base.running_threshold import SUM, WEIGHT, threshold_of
@@ -32,7 +32,7 @@ class TestFeatureChoice(VariantContract):
             m = 5 * rows // latents + (latent < 5 * rows % latents)
             top = pre[:, latent].topk(m).indices
             codes[top, latent] = pre[top, latent].relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error)}, codes
 
     def test_each_latent_has_its_own_threshold(self) -> None:
@@ -64,7 +64,7 @@ class TestZipf(VariantContract):
             m = min(int(5 * rows / total / (i + 3)), 60)
             top = pre[:, i - 1].topk(m).indices
             codes[top, i - 1] = pre[top, i - 1].relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error)}, codes
 
     def test_the_cap_is_reached_and_no_latent_is_left_out(self) -> None:
@@ -83,7 +83,8 @@ class TestPhases(TestFeatureChoice):
     }
 
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor, step: int = 2) -> Batch:
-        return step_from(self.variant, dict(self.variant.initial_state(PLAN)), parameters, x, dead, step)
+        state = dict(self.variant.initial_state(PLAN))
+        return step_from(self.variant, state, parameters, x, dead, step, self.target(x))
 
     def test_the_first_phase_is_mutual_choice(self) -> None:
         parameters, x = self.example()
@@ -127,7 +128,7 @@ class TestZipfPhases(TestPhases):
         for latent, m in enumerate(law.rows_in_batch(5, 96, x.shape[0], self.step).tolist()):
             top = pre[:, latent].topk(m).indices
             codes[top, latent] = pre[top, latent].relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error)}, codes
 
     def test_training_codes_are_the_definition(self) -> None:
@@ -167,11 +168,11 @@ def step_from(
     x: Tensor,
     dead: Tensor,
     step: int,
+    target: Tensor | None = None,
 ) -> Batch:
     """Take one step at any point of the run, from any state."""
     batch = Batch(
-        x_centered=x - parameters["b_dec"],
-        target_centered=x - parameters["b_dec"],
+        **centered_rows(parameters, x, x if target is None else target),
         parameters=parameters,
         state=state,
         gradients={name: torch.zeros_like(t) for name, t in parameters.items()},

@@ -15,12 +15,12 @@ class TestGated(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         W_mag = parameters["r_mag"].exp()[:, None] * parameters["W_enc"]
-        magnitude = (x - parameters["b_dec"]) @ W_mag.T + parameters["b_mag"]
+        magnitude = pre_activations({**parameters, "W_enc": W_mag, "b_enc": parameters["b_mag"]}, x)
         gate = pre_activations(parameters, x)
         codes = (gate > 0) * magnitude.relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
-        frozen_W_dec, frozen_b_dec = parameters["W_dec"].detach(), parameters["b_dec"].detach()
-        gate_error = gate.relu() @ frozen_W_dec + frozen_b_dec - x
+        error = self.error(parameters, codes, x)
+        frozen = {name: tensor.detach() for name, tensor in parameters.items()}
+        gate_error = self.error(frozen, gate.relu(), x)
         return {
             "mse": mean_square(error),
             "gate": mean_square(gate_error),

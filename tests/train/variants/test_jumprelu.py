@@ -50,7 +50,7 @@ class TestStep(VariantContract):
         z, theta = pre_activations(parameters, x), self.theta(parameters["threshold_parameter"])
         to_z = self.settings.get("jump_to") == "threshold_and_input"
         codes = jump_relu(z, theta, to_z)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         count = Jump.apply(z, theta, torch.ones_like(z), to_z).sum(1).mean()
         return {"mse": mean_square(error), "sparsity": 0.01 * count}, codes
 
@@ -91,8 +91,8 @@ class TestTanh(TestStep):
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         z, theta = pre_activations(parameters, x), self.theta(parameters["threshold_parameter"])
         codes = jump_relu(z, theta, to_z=True)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
-        price = torch.tanh(2.0 * codes * parameters["W_dec"].norm(dim=1)).sum(1).mean()
+        error = self.error(parameters, codes, x)
+        price = torch.tanh(2.0 * codes * self.decoder_norms(parameters)).sum(1).mean()
         return {"mse": mean_square(error), "sparsity": 0.01 * price}, codes
 
     def example(self) -> tuple[dict[str, Tensor], Tensor]:

@@ -27,7 +27,7 @@ class TestMultiTopK(VariantContract):
         def error_with(k: int) -> tuple[Tensor, Tensor]:
             top = pre.topk(k, dim=1).indices
             codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top).relu())
-            return codes @ parameters["W_dec"] + parameters["b_dec"] - x, codes
+            return self.error(parameters, codes, x), codes
 
         error, codes = error_with(5)
         wide = error_with(15)[0]

@@ -33,7 +33,7 @@ class TestMutualChoice(VariantContract):
         pre = pre_activations(parameters, x)
         top = pre.flatten().topk(5 * x.shape[0]).indices
         codes = torch.zeros_like(pre).flatten().scatter(0, top, pre.flatten()[top].relu()).view_as(pre)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         matrix = torch.nn.functional.normalize(parameters["W_dec"], dim=1)
         matrix = matrix @ matrix.T
         losses = {

@@ -36,7 +36,7 @@ class TestProbabilisticTopK(VariantContract):
         score = torch.sigmoid(logit / 5.0) + weight * a.detach().abs()
         mask = torch.zeros_like(a).scatter(1, score.topk(5, dim=1).indices, 1.0)
         codes = mask * a
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error)}, codes
 
     def step_on(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> Batch:

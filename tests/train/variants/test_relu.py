@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import mean_square, pre_activations
+from saecache.testing.shapes import SHAPES
 from saecache.testing.stepping import take_step
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract
+from saecache.testing.variant_contract import PLAN, Losses, VariantContract, centered_rows
 from saecache.train import TrainConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU
@@ -20,7 +21,7 @@ class TestReLU(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         first_of_four_steps = 0.02 / 4
         return {"mse": mean_square(error), "l1": first_of_four_steps * codes.sum(1).mean()}, codes
 
@@ -34,8 +35,8 @@ class TestFreeDecoder(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
-        weighted = codes * parameters["W_dec"].norm(dim=1)
+        error = self.error(parameters, codes, x)
+        weighted = codes * self.decoder_norms(parameters)
         return {"mse": mean_square(error), "l1": 0.02 * weighted.sum(1).mean()}, codes
 
     def example(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -61,7 +62,7 @@ class TestResampling(VariantContract):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         codes = pre_activations(parameters, x).relu()
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), "l1": 0.02 * codes.sum(1).mean()}, codes
 
 
@@ -109,3 +110,30 @@ def test_only_idle_latents_start_again_at_badly_reconstructed_rows() -> None:
 def test_resampling_that_cannot_happen_is_reported(resampling: dict[str, int], message: str) -> None:
     (problem,) = ReLU.model_validate({"resampling": resampling}).problems(PLAN)
     assert message in problem
+
+
+@torch.no_grad()
+def test_latents_of_a_transcoder_restart_between_a_row_and_its_target() -> None:
+    contract = TestReLU()
+    contract.shape = SHAPES["transcoder"]
+    parameters, x = contract.example()
+    idle = torch.tensor([3, 40, 95])
+    parameters["b_enc"][idle] = -50.0
+    target = contract.target(x)
+    target[7] *= 100  # its loss is so large that every draw is this row
+    variant = ReLU.model_validate(
+        {"l1": {"coefficient": 0.02}, "resampling": {"every_steps": 2, "idle_steps": 2}}
+    )
+    config = TrainConfig.model_validate({"variants": [{"kind": "topk"}], "num_latents": 96, "steps": 8})
+    trainee = Trainee(variant, contract.plan, 0, config.optimizer, parameters)
+    for step in range(2):
+        rows = centered_rows(trainee.parameters, x, target)
+        rows = {name: tensor.clone() for name, tensor in rows.items()}
+        trainee.add_batch(*rows.values(), step, 10**9)
+        trainee.update(1.0)
+    for name, row in (("W_enc", rows["x_centered"][7]), ("W_dec", rows["target_centered"][7])):
+        found = torch.nn.functional.normalize(trainee.parameters[name][idle], dim=1)
+        torch.testing.assert_close(found, (row / row.norm()).expand(3, -1), rtol=1e-4, atol=1e-4)
+    assert bool((trainee.parameters["b_enc"][idle] == 0).all())
+    for name in ("b_in", "b_dec"):
+        assert bool(trainee.optimizer.exp_avg_sq[name].any()), "biases have no latents to forget"

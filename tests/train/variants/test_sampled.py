@@ -31,7 +31,7 @@ class TestSampled(VariantContract):
         masked = pre.relu() * candidates
         top = masked.flatten().topk(5 * x.shape[0]).indices
         codes = torch.zeros_like(pre).flatten().scatter(0, top, masked.flatten()[top]).view_as(pre)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, 4, 0.1)}, codes
 
     def score(self, pre: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class TestUniform(VariantContract):
         masked = pre.relu() * candidates
         top = masked.flatten().topk(5 * x.shape[0]).indices
         codes = torch.zeros_like(pre).flatten().scatter(0, top, masked.flatten()[top]).view_as(pre)
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, 4, 0.1)}, codes
 
     drawn: Tensor

@@ -18,7 +18,7 @@ class TestTopK(VariantContract):
         pre = pre_activations(parameters, x)
         top = pre.topk(5, dim=1).indices
         codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top).relu())
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, 4, 0.1)}, codes
 
 
@@ -32,6 +32,6 @@ class TestTopKWithManyDeadLatents(VariantContract):
         pre = pre_activations(parameters, x)
         top = pre.topk(2, dim=1).indices
         codes = torch.zeros_like(pre).scatter(1, top, pre.gather(1, top).relu())
-        error = codes @ parameters["W_dec"] + parameters["b_dec"] - x
+        error = self.error(parameters, codes, x)
         k = 4 if int(dead.sum()) > 8 else 8
         return {"mse": mean_square(error), **auxk_loss(parameters, pre, error, dead, k, 0.1)}, codes

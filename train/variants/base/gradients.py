@@ -9,7 +9,13 @@ With codes c = pre-activations at the selected pairs, x' = x - b_dec, e = c W_de
     d loss / d b_enc[latent] = sum over its pairs  d loss / d pre
     d loss / d b_dec         = 2 weight / R * sum over rows e  -  (sum over pairs d loss / d pre) W_enc
 
-Legend: R rows of the step, B rows of a part, D model width, F latents, P pairs.
+A transcoder has x' = x - b_in and e = c W_dec + b_dec + x' W_skipᵀ - y for another target y. Then b_dec gets
+the first term of its gradient alone, and with E = 2 weight / R * e of the reconstruction (without AuxK):
+
+    d loss / d W_skip        = Eᵀ x'
+    d loss / d b_in          = -(sum over pairs d loss / d pre) W_enc - (sum over rows E) W_skip
+
+Legend: R rows of the step, B rows of a part, D model width, O width of the target, F latents, P pairs.
 """
 
 from collections.abc import Iterable
@@ -18,6 +24,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...backends.plain.products import matmul, weighted_sum
 from ...pairs import Pairs
 from . import products
 from .rows import Batch
@@ -35,10 +42,10 @@ class Reconstruction:
 
     Attributes:
         codes: [B, F].
-        error: reconstruction - target, [B, D]; d loss / d reconstruction is ``scale`` * error.
+        error: reconstruction - target, [B, O]; d loss / d reconstruction is ``scale`` * error.
         d_value: d loss / d value at the pairs of ``codes``, [P].
         squared_error: the sum of the squares of ``error``, float64 [].
-        has_bias: the decoder's bias is part of the reconstruction.
+        has_bias: the decoder's bias (and a skip connection) is part of the reconstruction.
     """
 
     codes: Pairs
@@ -133,12 +140,22 @@ def backpropagate_decoder(batch: Batch, decoded: Reconstruction) -> None:
 
 
 def add_bias_gradient(batch: Batch, decoded: Reconstruction) -> None:
-    """Give ``b_dec`` its gradient as a part of the reconstruction."""
+    """Give ``b_dec`` and ``W_skip`` their gradients as parts of the reconstruction."""
     if decoded.has_bias:
-        batch.gradients["b_dec"].add_(decoded.error.sum(0), alpha=decoded.scale)
+        add_affine_gradient(batch, decoded.error, decoded.scale)
+
+
+def add_affine_gradient(batch: Batch, error: Tensor, scale: float = 1.0) -> None:
+    """Give ``b_dec`` and ``W_skip`` their gradients; d loss / d reconstruction is scale * error [B, O]."""
+    batch.gradients["b_dec"].add_(error.sum(0), alpha=scale)
+    if "W_skip" in batch.parameters:
+        batch.gradients["W_skip"].add_(matmul(error.T, batch.x_centered), alpha=scale)
 
 
 def finish_gradients(batch: Batch) -> None:
-    """Add the gradient that reaches ``b_dec`` through the pre-activations; call it after all parts."""
-    through = batch.shards.weighted_sum(batch.outcome.through_encoder, batch.parameters["W_enc"])
-    batch.gradients["b_dec"].sub_(through)
+    """Add the gradients that reach ``b_dec``, or ``b_in``, through x'; call it after all parts."""
+    gradients, parameters = batch.gradients, batch.parameters
+    through_encoder = batch.shards.weighted_sum(batch.outcome.through_encoder, parameters["W_enc"])
+    gradients["b_in" if "b_in" in parameters else "b_dec"].sub_(through_encoder)
+    if "W_skip" in parameters:  # its reconstruction has the gradient of b_dec, summed over the rows
+        gradients["b_in"].sub_(weighted_sum(gradients["b_dec"], parameters["W_skip"]))

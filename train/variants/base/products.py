@@ -58,7 +58,8 @@ def weight_gradients(
 ) -> Tensor:
     """See :meth:`...backends.protocol.Backend.weight_gradients`."""
     backend, rest = backend_of(error), (codes, d_pre, x_centered, error, scale, W_enc_grad, W_dec_grad)
-    if prefers_matrices(codes, shards):
+    one_width = x_centered.shape[1] == error.shape[1]  # which the fused kernels ask for
+    if prefers_matrices(codes, shards) or not one_width:
         accumulate = partial(accumulate_by_latent, shards=shards)
         return composed.weight_gradients(accumulate, backend.sum_per_latent, *rest)
     return backend.weight_gradients(*rest)

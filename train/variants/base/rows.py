@@ -35,8 +35,10 @@ class Rows:
     """Rows of activations and the SAE that encodes them. Inference rules see nothing else.
 
     Attributes:
-        x_centered: float32 [B, D], normalized rows minus ``b_dec``.
-        parameters: ``W_enc`` [F, D], ``W_dec`` [F, D], ``b_enc`` [F], ``b_dec`` [D], and the variant's own.
+        x_centered: float32 [B, D], normalized rows minus ``b_dec`` (a transcoder's: minus ``b_in``).
+        parameters: ``W_enc`` [F, D], ``W_dec`` [F, O], ``b_enc`` [F], ``b_dec`` [O], and the variant's own. O
+            is D unless a transcoder's target has another width; it also has ``b_in`` [D], and ``W_skip``
+            [O, D] if it has a skip connection.
         state: the variant's running tensors during training, its inference tensors afterwards.
         first_row: the number of the first row in its batch, of which these rows may be a part.
         number: the 0-based number of the batch in the run; outside training that of the batches encoded.
@@ -151,8 +153,8 @@ class Batch(Rows):
     """A batch of a variant's training step, or a part of its rows.
 
     Attributes:
-        target_centered: float32 [B, D], the rows to reconstruct, minus ``b_dec``; for an autoencoder it is
-            the tensor ``x_centered``.
+        target_centered: float32 [B, O], the rows to reconstruct, minus ``b_dec`` and what a skip connection
+            predicts; for an autoencoder it is the tensor ``x_centered``.
         gradients: one tensor per parameter; variants add to it.
         outcome: collects losses and statistics.
         dead: bool [F], latents that have not been active for ``dead_after_rows``.
@@ -161,6 +163,7 @@ class Batch(Rows):
         step_rows: R, the rows of the step, over which every loss is averaged. A part, or one of several
             batches of a step, has fewer rows.
         batches_of_step: number of batches whose gradients make one step.
+        hook_widths: the widths of the hooks whose rows are side by side in a row of a crosscoder; else empty.
     """
 
     target_centered: Tensor
@@ -171,6 +174,7 @@ class Batch(Rows):
     step_rows: int
     batches_of_step: int = 1
     num_dead: LateRead | None = None
+    hook_widths: tuple[int, ...] = ()
 
     @property
     def step(self) -> int:

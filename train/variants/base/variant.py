@@ -22,19 +22,35 @@ from .rows import Batch, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The sizes of a run for one variant, against which its settings are checked before the first step."""
+    """The sizes of a run for one variant, against which its settings are checked before the first step.
+
+    Attributes:
+        d_target: the width of what a transcoder predicts; None for an autoencoder.
+        skip: the transcoder has a skip connection.
+        free_decoder: the rows of W_dec may have any norm, whatever the variant says.
+        hook_widths: of a crosscoder, whose sum is ``d_model``; else empty.
+    """
 
     d_model: int
     num_latents: int
     batch_rows: int
     num_steps: int
     batches_of_step: int = 1
+    d_target: int | None = None
+    skip: bool = False
+    free_decoder: bool = False
+    hook_widths: tuple[int, ...] = ()
     group: Group = ALONE  # the processes that share the latents
 
     @property
     def shards(self) -> LatentShards:
         """The latents that this process holds."""
         return LatentShards.divide(self.num_latents, self.group)
+
+    @property
+    def d_decoded(self) -> int:
+        """The width of what is reconstructed."""
+        return self.d_model if self.d_target is None else self.d_target
 
     @property
     def step_rows(self) -> int:
@@ -69,6 +85,11 @@ class Variant(FrozenModel, ABC):
     def unit_norm_decoder(self) -> bool:
         """Whether the rows of W_dec keep norm 1."""
         return True
+
+    @property
+    def needs_unit_decoder(self) -> bool:
+        """Whether a penalty on the size of codes would fade if the rows of W_dec could grow instead."""
+        return False
 
     @property
     @abstractmethod

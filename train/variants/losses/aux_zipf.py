@@ -12,7 +12,7 @@ from ....common.frozen import FrozenModel
 from ..base.gradients import AuxiliaryLoss
 from ..base.rows import Batch
 from ..base.zipf import Zipf
-from .auxk import choose_k, reconstruct_leftover
+from .auxk import reconstruct_leftover
 
 LAST_SHARE = 0.25  # only the least prevalent quarter of the latents can be dying
 LOW_RATIO = 0.6  # a dying latent is below this share of the prevalence that Zipf's law expects at its rank
@@ -36,7 +36,7 @@ class AuxZipf(FrozenModel):
         return partial(self._add, latents=latents, codes_per_row=codes_per_row)
 
     def _add(self, part: Batch, error: Tensor, *, latents: Tensor, codes_per_row: int) -> None:
-        k = self.k or choose_k(error.shape[1], latents.numel(), codes_per_row)
+        k = self.k, codes_per_row
         reconstruct_leftover(part, error, latents, k=k, coefficient=self.coefficient, name="aux_zipf")
 
     def dying(self, prevalence: Tensor, k: float, num_rows: int) -> Tensor:

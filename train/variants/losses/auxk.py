@@ -30,28 +30,28 @@ class AuxK(FrozenModel):
 
     def _add(self, part: Batch, error: Tensor, *, codes_per_row: int) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
-        dead = part.dead_latents()
-        k = self.k or choose_k(error.shape[1], dead.numel(), codes_per_row)
+        k, dead = (self.k, codes_per_row), part.dead_latents()
         reconstruct_leftover(part, error, dead, k=k, coefficient=self.coefficient, name="auxk")
 
 
 def reconstruct_leftover(
-    part: Batch, error: Tensor, latents: Tensor, *, k: int, coefficient: float, name: str
+    part: Batch, error: Tensor, latents: Tensor, *, k: tuple[int | None, int], coefficient: float, name: str
 ) -> None:
-    """Add coefficient / R * sum over rows |e - ê|²; ê decodes the row's top ``k`` of ``latents`` after ReLU.
+    """Add coefficient / R * sum over rows |e - ê|²; ê decodes the row's top k of ``latents`` after ReLU.
 
     Args:
         error: the error of the main reconstruction, -e [B, D].
         latents: int64 [n], ascending, those of this process; none in any process adds no loss.
+        k: the setting, None for :func:`choose_k`; and the codes of a row in the main reconstruction.
     """
     number = part.shards.add_up(latents.numel())
     if number == 0:
         return
-    k = min(k, number)
+    k_latents = min(k[0] or choose_k(error.shape[1], number, k[1]), number)
     pre = part.pre_activations(latents)
     some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
-    for rows, some in part.split(max(some_pairs // k, 64)):
-        chosen = pre.of_rows(rows).largest_per_row(k)
+    for rows, some in part.split(max(some_pairs // k_latents, 64)):
+        chosen = pre.of_rows(rows).largest_per_row(k_latents)
         codes = chosen.keep(chosen.value > 0)
         found = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
         backpropagate(some, codes, found.d_value, found)
@@ -65,7 +65,7 @@ def choose_k(d_model: int, num_latents: int, codes_per_row: int) -> int:
     sweep is in docs/papers.md).
 
     Args:
-        num_latents: the dead or dying latents.
+        num_latents: the dead or dying latents, of all processes.
         codes_per_row: number of active latents of a row in the main reconstruction.
     """
     usual = default_k(d_model)

@@ -23,10 +23,10 @@ class Resampling(FrozenModel):
     """Every ``every_steps`` steps, ``times`` times, each idle latent gets the direction of a row.
 
     Rows are drawn with replacement; their probability is proportional to the square of their loss |x - x̂|².
-    The latent's decoder row becomes the row's x - b_dec at norm 1. Its encoder row has the same direction,
-    and ``encoder_scale`` times the mean norm of the other latents' encoder rows. Its bias and its Adam
-    moments become 0. The paper draws from 819,200 rows; we draw from the current batch, so large batches come
-    closer to the paper.
+    The latent's decoder row becomes the row's x - b_dec at norm 1 (a transcoder's: that of its target). Its
+    encoder row has the direction of the row that is encoded, and ``encoder_scale`` times the mean norm of
+    the other latents' encoder rows. Its bias and its Adam moments become 0. The paper draws from 819,200
+    rows; we draw from the current batch, so large batches come closer to the paper.
     """
 
     every_steps: PositiveInt = 25_000
@@ -101,8 +101,10 @@ def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -
     others[latents] = False
     norms = norms[others] if bool(others.any()) else norms
     own = batch.shards.among_own(latents)
-    directions = batch.x_centered[rows[torch.isin(latents, own + batch.shards.first)]]
+    own_rows = rows[torch.isin(latents, own + batch.shards.first)]
+    directions, decoded = batch.x_centered[own_rows], batch.target_centered[own_rows]
     normalize_rows(directions)
-    W_dec[own] = directions
+    normalize_rows(decoded)
+    W_dec[own] = decoded
     W_enc[own] = directions * (encoder_scale * norms.mean())
     b_enc[own] = 0.0

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from saecache.testing.shapes import SHAPES
 from saecache.train import TrainConfig
 from saecache.train.backends.choice import use_backend
+from saecache.train.engine.reading import input_bias
 from saecache.train.engine.trainee import DivergedError, Trainee
 from saecache.train.pairs import Pairs
 from saecache.train.selection.pre_activations import HINT
@@ -44,25 +46,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 Step = tuple[Trainee, list[Pairs]]
 
 
-def trainee_of(kind: str, *, whole: bool) -> Trainee:
+def trainee_of(kind: str, *, whole: bool, shape: str = "autoencoder") -> Trainee:
     """With every fourth latent dead from the start."""
+    plan = SHAPES[shape].plan_of(PLAN)
     settings = {"kind": kind, **SETTINGS[kind]}
     config = TrainConfig.model_validate({"variants": [settings], "num_latents": F, "steps": 8})
     parameters = {
         "W_enc": numbers(F, D, seed=1, whole=whole),
-        "W_dec": numbers(F, D, seed=2, whole=whole),
+        "W_dec": numbers(F, plan.d_decoded, seed=2, whole=whole),
         "b_enc": numbers(F, seed=3, whole=whole),
-        "b_dec": numbers(D, seed=4, whole=whole),
+        "b_dec": numbers(plan.d_decoded, seed=4, whole=whole),
     }
+    if plan.d_target is not None:
+        parameters["b_in"] = numbers(D, seed=5, whole=whole)
+    if plan.skip:
+        parameters["W_skip"] = numbers(plan.d_decoded, D, seed=6, whole=whole)
     if not whole:
         parameters["W_dec"] /= parameters["W_dec"].norm(dim=1, keepdim=True)
-    trainee = Trainee(config.variants[0], PLAN, 0, config.optimizer, parameters)
+    trainee = Trainee(config.variants[0], plan, 0, config.optimizer, parameters)
     trainee.rows_since_active[::4] = DEAD_AFTER
     return trainee
 
 
 def centered(trainee: Trainee, *, seed: int, whole: bool) -> Tensor:
-    return numbers(B, D, seed=seed, whole=whole) - trainee.parameters["b_dec"]
+    return numbers(B, D, seed=seed, whole=whole) - input_bias(trainee.parameters)
 
 
 @pytest.fixture
@@ -81,7 +88,8 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         found = []
         for backend, trainee in trainees.items():
             with use_backend(backend):
-                trainee.add_batch(x, x, step, DEAD_AFTER)
+                target = x if trainee.plan.d_target is None else x[:, : trainee.plan.d_decoded].square()
+                trainee.add_batch(x, target, step, DEAD_AFTER)
             found.append((trainee, recorded.copy()))
             recorded.clear()
         return found
@@ -90,8 +98,8 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield add
 
 
-def pair_of(kind: str, *, whole: bool) -> dict[str, Trainee]:
-    return {name: trainee_of(kind, whole=whole) for name in ("triton", "compiled")}
+def pair_of(kind: str, *, whole: bool, shape: str = "autoencoder") -> dict[str, Trainee]:
+    return {name: trainee_of(kind, whole=whole, shape=shape) for name in ("triton", "compiled")}
 
 
 def assert_near(got: Tensor, want: Tensor, what: str) -> None:
@@ -138,8 +146,9 @@ def test_all_kinds_are_here() -> None:
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_steps_are_those_of_the_compiled_loops(kind: str, both: Any) -> None:
-    trainees = pair_of(kind, whole=False)
+@pytest.mark.parametrize("shape", ["autoencoder", "transcoder with skip", "crosscoder"])
+def test_steps_are_those_of_the_compiled_loops(kind: str, shape: str, both: Any) -> None:
+    trainees = pair_of(kind, whole=False, shape=shape)
     for step in range(2):
         ours, theirs = both(trainees, centered(trainees["triton"], seed=10 + step, whole=False), step)
         assert_same_step(ours, theirs)

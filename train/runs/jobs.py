@@ -1,0 +1,221 @@
+"""The SAEs of a run: which hooks each reads, and what it reconstructs.
+
+A run has one SAE for each variant and hook; with ``target`` they are transcoders, and with ``crosscoder`` all
+hooks together have one SAE for each variant.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ...common.errors import UsageError
+from ...common.hook_names import block_of
+from ...distributed.group import ALONE, Group
+from ...store.reading.reader import ActivationCache
+from ..engine.reading import Reading, Source
+from ..sae_hooks import HookRows, SAETarget
+from ..variants.base.variant import Plan, Variant
+from .config import TrainConfig
+
+ALL_HOOKS = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One SAE of a run: a variant with its name in the run, its sizes, and what it reads."""
+
+    variant: Variant
+    plan: Plan
+    reading: Reading
+
+    @property
+    def name(self) -> str:
+        return self.variant.run_name
+
+
+def choose_hooks(config: TrainConfig, cache: ActivationCache, started_at: str | None = None) -> list[str]:
+    """The hooks that the config names, those of a pattern by layer.
+
+    Without a name it is the only hook, or ``started_at``, that of the SAE that the run starts from.
+
+    Raises:
+        UsageError: the cache has no such hook, or several and the config names none.
+    """
+    if config.hook is None and len(cache.hooks) == 1:
+        return list(cache.hooks)
+    if config.hook is None and started_at in cache.hooks:
+        return [started_at]
+    if config.hook is None:
+        raise UsageError(
+            f"the cache has several hooks; set hook to one of {', '.join(cache.hooks)}, or to all for an SAE "
+            "at each"
+        )
+    found: list[str] = []
+    in_order = sorted(cache.hooks, key=_by_number)
+    for wanted in [config.hook] if isinstance(config.hook, str) else config.hook:
+        if wanted == ALL_HOOKS:
+            found += in_order
+        elif "*" in wanted:
+            matching = [hook for hook in in_order if fnmatchcase(hook, wanted)]
+            if not matching:
+                raise UsageError(f"no hook of the cache matches {wanted}; it has {', '.join(cache.hooks)}")
+            found += matching
+        else:
+            cache.d_model(wanted)  # says which hooks there are when this is none of them
+            found.append(wanted)
+    return list(dict.fromkeys(found))
+
+
+def _by_number(hook: str) -> list[tuple[int, str]]:
+    """Sorts resid_post.2 before resid_post.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", hook)]
+
+
+def num_jobs(config: TrainConfig, cache: ActivationCache) -> int:
+    """The number of SAEs that a run of ``config`` trains.
+
+    Raises:
+        UsageError: the cache does not have the hooks.
+    """
+    one = config.hook is None or config.crosscoder
+    return len(config.variants) * (1 if one else len(choose_hooks(config, cache)))
+
+
+def choose_readings(
+    config: TrainConfig, cache: ActivationCache, started_at: str | None = None
+) -> list[Reading]:
+    """What the SAEs of the run read: one reading for each hook, or one in all for crosscoders.
+
+    ``started_at`` is as for :func:`choose_hooks`.
+
+    Raises:
+        UsageError: a hook or a target that is not in the cache, or hooks that do not go together.
+    """
+    hooks = choose_hooks(config, cache, started_at)
+    sources = [Source(hook=h, normalization=config.normalization, width=cache.d_model(h)) for h in hooks]
+    if config.crosscoder:
+        if len(sources) == 1:
+            raise UsageError(
+                f"a crosscoder needs two hooks or more, and hook gives {hooks[0]} alone; the cache has "
+                f"{', '.join(cache.hooks)}"
+            )
+        return [Reading.autoencoder(*sources)]
+    if config.target is None:
+        return [Reading.autoencoder(source) for source in sources]
+    return [
+        Reading(inputs=(source,), targets=(_target_of(config, cache, source.hook),)) for source in sources
+    ]
+
+
+def _target_of(config: TrainConfig, cache: ActivationCache, hook: str) -> Source:
+    assert config.target is not None, "the caller has checked that"
+    target, kind = config.target.hook, config.target.normalization
+    if "*" in target:
+        block = block_of(hook)
+        if block is None:
+            raise UsageError(
+                f"target.hook={target}: * stands for the number of the block, and hook {hook} has none; name "
+                "the target in full"
+            )
+        target = target.replace("*", block)
+    if target not in cache.hooks:
+        raise UsageError(
+            f"target.hook={config.target.hook}: the cache has no hook {target} for {hook}; it has "
+            f"{', '.join(cache.hooks)}. Harvest both hooks into one cache: rows of two caches are not of the "
+            "same tokens"
+        )
+    if target == hook:
+        raise UsageError(
+            f"target.hook={config.target.hook} is the hook that is encoded, {hook}: leave target out for an "
+            "autoencoder, or name another"
+        )
+    return Source(hook=target, normalization=kind, width=cache.d_model(target))
+
+
+def make_jobs(
+    config: TrainConfig,
+    readings: Sequence[Reading],
+    num_steps: int,
+    group: Group = ALONE,
+    num_latents: int | None = None,
+) -> tuple[Job, ...]:
+    """One job for each reading and variant; with several readings the name begins with the hook.
+
+    Args:
+        group: the processes that share the latents of each SAE.
+        num_latents: of an SAE for which the config names no number.
+    """
+    return tuple(
+        _make_job(config, variant, reading, num_steps, group, num_latents, several=len(readings) > 1)
+        for reading in readings
+        for variant in config.variants
+    )
+
+
+def _make_job(
+    config: TrainConfig,
+    variant: Variant,
+    reading: Reading,
+    num_steps: int,
+    group: Group,
+    num_latents: int | None,
+    *,
+    several: bool,
+) -> Job:
+    chosen = variant.num_latents or config.num_latents
+    if chosen is None and config.expansion_factor is not None:
+        chosen = config.expansion_factor * max(source.width for source in reading.inputs)
+    chosen = num_latents if chosen is None else chosen
+    assert chosen is not None, "the config gives one of the three"
+    plan = Plan(
+        d_model=sum(source.width for source in reading.inputs),
+        num_latents=chosen,
+        batch_rows=config.batch_rows,
+        num_steps=num_steps,
+        batches_of_step=config.accumulate_batches,
+        d_target=None if config.target is None else sum(source.width for source in reading.targets),
+        skip=config.target is not None and config.target.skip,
+        free_decoder=config.initialisation.decoder == "zeros",
+        hook_widths=tuple(source.width for source in reading.inputs) if config.crosscoder else (),
+        group=group,
+    )
+    if several:
+        hook = re.sub(r"[^A-Za-z0-9._=-]", "-", reading.inputs[0].hook)
+        variant = variant.model_copy(update={"name": f"{hook}-{variant.run_name}"})
+    return Job(variant=variant, plan=plan, reading=reading)
+
+
+def problems_of_reading(job: Job, config: TrainConfig) -> list[str]:
+    """The reasons why a variant cannot be what the config asks for, and how to fix them."""
+    problems = []
+    free = job.plan.free_decoder
+    if free and job.variant.needs_unit_decoder:
+        problems.append(
+            "initialisation.decoder=zeros frees the norms of W_dec, and its penalty would fade while they "
+            "grow: take decoder=free (relu), or initialisation.decoder=directions"
+        )
+    tied = config.initialisation.encoder == "tied" and not free
+    if tied and job.plan.d_decoded != job.plan.d_model:
+        problems.append(
+            f"W_enc of width {job.plan.d_model} cannot start as a multiple of W_dec of width "
+            f"{job.plan.d_decoded}: set initialisation.encoder=independent, or initialisation.decoder=zeros"
+        )
+    return problems
+
+
+def encoded_by(job: Job, cache: ActivationCache) -> tuple[HookRows, ...]:
+    """The hooks whose rows the SAE encodes, as its config names them."""
+    return tuple(_rows_of(source, cache) for source in job.reading.inputs)
+
+
+def predicted_by(job: Job, cache: ActivationCache) -> SAETarget | None:
+    """What a transcoder predicts, as its config names it; None for other SAEs."""
+    if job.plan.d_target is None:
+        return None
+    return SAETarget(**_rows_of(job.reading.targets[0], cache).model_dump(), skip=job.plan.skip)
+
+
+def _rows_of(source: Source, cache: ActivationCache) -> HookRows:
+    normalizer = cache.normalizer(source.hook, source.normalization)
+    return HookRows(hook=source.hook, d_model=source.width, normalization=normalizer.to_dict())
