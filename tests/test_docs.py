@@ -44,7 +44,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE_LANGUAGES = {"bash", "python", "json"}
 # What a shell block may begin a line with besides.
-OTHER_PROGRAMS = {"torchrun", "export", "make", "srun", "torchrun", "if", "pip"}
+OTHER_PROGRAMS = {"torchrun", "export", "make", "srun", "if", "pip"}
 
 # Small enough for a second each; they come after the page's own settings.
 SMALL = {
