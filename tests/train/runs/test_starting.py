@@ -12,15 +12,15 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import folder_bytes
+from saecache.testing.sparse_rows import D_MODEL
 from saecache.train import SAE, TrainConfig, load_sae, run
 from saecache.train.engine.metrics import heldout_metrics
 from saecache.train.runs.folder import RUN_FILE
 from saecache.train.runs.planning import plan_run
 from saecache.train.variants import VARIANTS
 
-from ..conftest import D_MODEL
 from ..foreign.layouts import D, layouts, parts, rows
-from ..variant_contract import folder_bytes
 
 MakeConfig = Callable[..., TrainConfig]
 TINY_RATE = {"learning_rate": 1e-30}  # no float32 weight moves
