@@ -71,9 +71,11 @@ bench: $(VENV)/.installed
 bench-docs: $(VENV)/.installed
 	$(BIN)/python benchmarks/shared/page.py
 
-# The tables of docs/devices.md from the reports of "saecache doctor" in docs/devices/, and from docs/predictions.py.
+# The tables of docs/devices.md from the reports of "saecache doctor" in docs/devices/, and from docs/predictions.py; the
+# predicted table of docs/cluster.md.
 device-docs: $(VENV)/.installed
 	$(BIN)/python docs/fill_devices.py
+	$(BIN)/python docs/cluster_predictions.py
 
 # ruff and mypy before every commit; see .pre-commit-config.yaml.
 hooks: $(VENV)/.installed

@@ -79,7 +79,7 @@ def describe_cache(place: str | Path) -> list[tuple[str, str]]:
     if is_url(place):
         from ..store.remote.cache_objects import read_root
         from ..store.remote.opening import read_remote_provenance
-        from ..store.remote.remote_folder import open_remote_folder
+        from ..store.remote.places import open_remote_folder
 
         manifest = read_root(open_remote_folder(str(place))).manifest
         return describe(manifest, read_remote_provenance(str(place)), largest_rows(place, manifest))
@@ -91,7 +91,7 @@ def cache_facts(place: str | Path) -> dict[str, Any]:
     """The manifest of the cache in a folder or at a URL, as JSON values."""
     if is_url(place):
         from ..store.remote.cache_objects import read_root
-        from ..store.remote.remote_folder import open_remote_folder
+        from ..store.remote.places import open_remote_folder
 
         return read_root(open_remote_folder(str(place))).manifest.model_dump(mode="json")
     from ..store.info import read_manifest

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ..common.counts import format_bytes
 from .printing import JsonFlag, print_json, print_next, print_pairs
 
 
@@ -36,6 +35,7 @@ def publish(
     A repository of the Hub that does not exist is made, private. Run the same command again after an
     interruption: it continues. The token comes from HF_TOKEN, or from 'hf auth login'.
     """
+    from ..common.counts import format_bytes
     from ..publishing import publish_sae
 
     done = publish_sae(

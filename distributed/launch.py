@@ -8,6 +8,7 @@ from hashlib import sha256
 from time import monotonic, sleep
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from .environment import check_meeting_point, find_placement, timeout_seconds
@@ -100,7 +101,7 @@ def join_world() -> Iterator[World]:
             )
         )
         ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=ours, rank=rank, world_size=size, timeout=timeout)
+        dist.init_process_group(_backend(local_size), store=ours, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(f"the {size} processes did not meet: {error}") from error
     connection = Connection(dist.group.WORLD)
@@ -115,6 +116,11 @@ def join_world() -> Iterator[World]:
             one.handle = None
         _current = before
         dist.destroy_process_group()
+
+
+def _backend(local_size: int) -> str:
+    """Who carries what is in main memory, and what is on a GPU if there is one for each process."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= local_size else "gloo"
 
 
 def _leave(store: Any, rank: int, size: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 PREDICTIONS: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("predictions.py")))
 B, K = PREDICTIONS["B"], PREDICTIONS["K"]
+PAGE = Path(__file__).with_name("cluster.md")
 H100 = next(gpu for gpu in PREDICTIONS["GPUS"] if gpu.name == "H100")
 
 WIDTHS = (768, 4096)
@@ -101,5 +102,13 @@ def cell(F: int, D: int, W: int) -> str:
     return f"{PREDICTIONS['format_ms'](step_seconds(F, D, W))} ({memory:.2g})"
 
 
+def fill(page: str) -> str:
+    """The text of ``cluster.md`` with the table of today between its marks."""
+    begin, end = "<!-- predicted -->", "<!-- end of predicted -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+
+
 if __name__ == "__main__":
-    print(table())
+    PAGE.write_text(fill(PAGE.read_text("utf-8")), "utf-8")
+    print(f"wrote {PAGE}")

@@ -249,7 +249,7 @@ def test_ctrl_c_is_a_message_even_within_an_import(body: str) -> None:
 def test_only_commands_that_resume_say_that_they_do() -> None:
     named = {info.name: info.callback for group in (app, cache_app) for info in group.registered_commands}
     saying = {name for name, callback in named.items() if callback.interrupted == RESUMES}
-    stages = {"harvest", "train", "interpret", "demo"}
+    stages = {"harvest", "train", "interpret", "publish", "demo"}
     assert saying == stages | {"slice", "merge", "convert", "push", "pull", "rm"}
 
 

@@ -44,7 +44,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE_LANGUAGES = {"bash", "python", "json"}
 # What a shell block may begin a line with besides.
-OTHER_PROGRAMS = {"export", "make", "srun", "torchrun", "if", "pip"}
+OTHER_PROGRAMS = {"torchrun", "export", "make", "srun", "if", "pip"}
 
 # Small enough for a second each; they come after the page's own settings.
 SMALL = {
@@ -376,6 +376,26 @@ def test_predictions_by_hand() -> None:
         times = [module["seconds"](step, F, gpu) for F in module["LATENTS"] for gpu in module["GPUS"]]
         assert times[1] >= times[2] > 0, f"{kind}: an H200 has the memory's speed more than an H100"
         assert all(more > less for less, more in zip(times[:4], times[4:], strict=True)), kind
+
+
+def test_cluster_page_is_made_from_predictions() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    module = runpy.run_path(str(ROOT / "docs" / "cluster_predictions.py"))
+    assert module["fill"](page) == page, "run: make device-docs"
+    assert page.index("**These are predictions, not measurements.**") < page.index("| predicted ms of a TopK")
+
+
+def test_cluster_predictions_by_hand() -> None:
+    """One process exchanges nothing; several exchange the bytes that a test of training counts."""
+    module = runpy.run_path(str(ROOT / "docs" / "cluster_predictions.py"))
+    one = runpy.run_path(str(ROOT / "docs" / "predictions.py"))
+    alone = one["seconds"](one["STEPS"]["topk"], 24_576, one["GPUS"][1])
+    assert module["step_seconds"](24_576, 768, 1) == pytest.approx(alone)
+    assert module["bytes_of_memory"](24_576, 768, 8) * 8 == (2 * 16 + 2) * 24_576 * 768
+    to_each_other = 4 * 4096 * 32 + 8 * 4096 + (4 * 768 + 8 * 3 * 64) * 8
+    assert module["exchanged_bytes"](768, 8) == 7 * to_each_other + 4 * 4096 * 768
+    large = [module["step_seconds"](1 << 20, 768, processes) for processes in (1, 8)]
+    assert large[1] < large[0] / 4
 
 
 def test_predictions_are_called_so() -> None:

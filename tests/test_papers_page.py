@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
 import page
 from arms import FORMS, SECTIONS, with_seeds
 from charts import Series, draw
-from measuring import best_rates, fitted_zipf, training_of
+from sections import best_rates, fitted_zipf, training_of
 
 from saecache.train.variants.base.variant import Plan
 

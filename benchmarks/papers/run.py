@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import BY_K, FORMS, SECTIONS, Form
-from measuring import best_rates, fitted_zipf, measure_section
+from sections import best_rates, fitted_zipf, measure_section
 
 from saecache import open_cache
 from saecache.harvest import load_model_of

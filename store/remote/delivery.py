@@ -16,7 +16,7 @@ from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, f
 from .claims import ELSEWHERE, Claim, HarvestedCache, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
 from .inventory import Inventory
-from .remote_folder import open_remote_folder
+from .places import open_remote_folder
 from .retries import Patience
 
 UPLOADS_AT_ONCE = 4

@@ -12,7 +12,8 @@ from .cache_objects import changes_explained, read_root
 from .download_cache import DownloadCache
 from .download_cache_settings import check_limit, open_download_cache
 from .object_requests import OnBytes
-from .remote_folder import RemoteFolder, open_remote_folder
+from .places import open_remote_folder
+from .remote_folder import RemoteFolder
 from .retries import Patience
 from .shards import RemoteShards
 from .urls import is_url

@@ -15,7 +15,8 @@ from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ..untrusted import parse_json
 from .download_cache_settings import default_folder
 from .failures import MissingObjectError
-from .remote_folder import RemoteFolder, open_remote_folder
+from .places import open_remote_folder
+from .remote_folder import RemoteFolder
 from .retries import Patience
 
 MANIFEST_NAME = "saecache.json"

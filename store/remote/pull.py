@@ -22,7 +22,7 @@ from ..untrusted import check_no_links
 from ..writing.output import inspect_output
 from .cache_objects import PROVENANCE, ROOT, CacheObject, Root, changes_explained, read_metadata, read_root
 from .failures import MissingObjectError
-from .remote_folder import open_remote_folder
+from .places import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer, TransferResult
 

@@ -13,7 +13,7 @@ from .cache_objects import HARVEST_CLAIM, CacheObject, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
 from .failures import MissingObjectError
 from .inventory import Inventory
-from .remote_folder import open_remote_folder
+from .places import open_remote_folder
 from .retries import Patience
 from .transfer import Traffic, Transfer
 

@@ -3,16 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
 from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ..durable import replacing
-from .bucket import Bucket
 from .failures import (
     AccessError,
     MissingObjectError,
@@ -24,7 +22,6 @@ from .file_blocks import WRITE_BYTES, BlockWriter, HashedParts, part_size
 from .listing import foreign_listing
 from .object_requests import ObjectInfo, ObjectRequests, OnBytes, ignore_bytes
 from .retries import Patience
-from .urls import parse_url
 
 T = TypeVar("T")
 Found = TypeVar("Found", bound=Iterable[object])
@@ -33,44 +30,25 @@ _IS_THERE = (AlreadyExistsError, PreconditionError)
 _UNSUPPORTED = (NotSupportedError, NotImplementedError)
 
 
-def open_remote_folder(url: str, patience: Patience | None = None, *, create: bool = False) -> "RemoteFolder":
-    """The place a URL names: s3://, gs://, az://, hf://, file:// or memory:// (for this process only).
-
-    Nothing is asked of the server yet. Credentials, region and endpoint come from the standard environment
-    variables and, for s3://, from the AWS profiles.
-
-    Args:
-        create: a repository of the Hub that does not exist counts as empty, and writing makes it. Buckets
-            are never made.
-
-    Raises:
-        UsageError: not such a URL, or the environment's settings contradict each other.
-    """
-    parsed = parse_url(url)
-    patience = patience or Patience()
-    if parsed.scheme in ("file", "memory"):  # what a disk refuses, it refuses again
-        patience = replace(patience, max_retries=min(patience.max_retries, 3))
-    if parsed.scheme == "hf":
-        from .hub.folder import open_hub_folder
-
-        return open_hub_folder(parsed, patience, create=create)
-    return RemoteFolder(Bucket(parsed, patience), str(parsed), parsed.prefix)
-
-
 class RemoteFolder(ObjectRequests):
-    """See :func:`open_remote_folder`. Every method raises, beside what it says:
+    """See :func:`.places.open_remote_folder`. Every method raises, beside what it says:
 
     AccessError: credentials, rights or the bucket are wrong; at once, without retries.
     MissingObjectError: no such object.
     RemoteError: the store kept failing although the request was repeated.
     """
 
+    reopen: "ClassVar[Callable[[str, Patience], RemoteFolder] | None]" = None
+    """Opens the place of a URL; :mod:`.places` sets it, which knows all kinds of places."""
+
     def __repr__(self) -> str:
         return f"RemoteFolder({self.url!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens it for itself, with its own credentials."""
-        return open_remote_folder, (self.url, self.bucket.patience)
+        reopen = type(self).reopen
+        assert reopen is not None, f"{self!r} was not opened by open_remote_folder"
+        return reopen, (self.url, self.bucket.patience)
 
     def child(self, name: str) -> "RemoteFolder":
         """The place ``name`` below this one."""

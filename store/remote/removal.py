@@ -9,7 +9,7 @@ from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
 from .claims import CLAIMS, HarvestedCache, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
 from .object_requests import ObjectInfo
-from .remote_folder import open_remote_folder
+from .places import open_remote_folder
 from .retries import Patience
 
 _MAX_ROUNDS = 5

@@ -18,7 +18,8 @@ from ...common.tables import align_columns
 from ..manifest import Manifest
 from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root
-from .remote_folder import RemoteFolder, open_remote_folder
+from .places import open_remote_folder
+from .remote_folder import RemoteFolder
 from .retries import Patience
 from .transfer import DEFAULT_CONCURRENCY
 from .urls import is_url

@@ -13,7 +13,8 @@ from .download_cache import DownloadCache
 from .failures import MissingObjectError
 from .object_requests import OnBytes, ignore_bytes
 from .opening import fetch_from
-from .remote_folder import RemoteFolder, open_remote_folder
+from .places import open_remote_folder
+from .remote_folder import RemoteFolder
 from .retries import Patience
 from .shard_stream import open_shard_stream
 from .shards import RemoteShards

@@ -47,15 +47,15 @@ def test_an_evaluation_is_the_same_for_any_number_of_processes(
     cache, run_dir = demo
     command = ["-m", "saecache", "evaluate", str(run_dir), "--cache", str(cache), "--set", "ce_tokens=500"]
     for size in (1, 2, 3, 4):
-        ended = run(size, [*command, "--out", f"{size}.json"], tmp_path)
+        ended = run(size, [*command, "--out", f"{size}/results.json"], tmp_path)
         assert "topk_k4" in ended[0].output
         assert [(one.output, one.errors) for one in ended[1:]] == [("", "")] * (size - 1)
-    expected = measured(tmp_path / "1.json")
+    expected = measured(tmp_path / "1" / "results.json")
     assert len(expected["saes"]) == 3
     assert len(expected["overlap"]) == 3
     assert all(sae["language_model"] for sae in expected["saes"])
     for size in (2, 3, 4):
-        assert measured(tmp_path / f"{size}.json") == expected
+        assert measured(tmp_path / str(size) / "results.json") == expected
 
 
 def test_a_mistake_is_said_once_and_ends_all(demo: tuple[Path, Path], tmp_path: Path) -> None:

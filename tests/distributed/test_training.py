@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.run_folders import folder_bytes
+from saecache.testing.sparse_rows import D_MODEL, write_sparse_cache
 from saecache.train import TrainConfig, run
 
-from ..train.conftest import D_MODEL, write_cache
 from ..train.device.kinds import SETTINGS, settings_of
-from ..train.variant_contract import folder_bytes
 from . import processes
 
 PROGRAM = str(Path(__file__).with_name("training.py"))
@@ -22,7 +22,7 @@ Make = Callable[..., TrainConfig]
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
-    return write_cache(tmp_path_factory.mktemp("cache") / "cache")
+    return write_sparse_cache(tmp_path_factory.mktemp("cache") / "cache")
 
 
 def config_of(*variants: dict[str, Any], **settings: Any) -> TrainConfig:

@@ -32,7 +32,7 @@ def test_all_pass(notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert moves.why_not(CPU) == ""
     moves.check_moves(notes, (70,), CPU, tmp_path)
     assert [check for check in notes.checks if not check.passed] == []
-    assert len(notes.checks) == 3 + 2 + 80
+    assert len(notes.checks) == 3 + 2 + 96
     assert [left.name for left in notes.left_out] == ["rows are encoded there"]
 
 

@@ -238,7 +238,7 @@ def test_an_sae_that_was_copied_by_hand_loads(hub: Any, measured: Path) -> None:
     assert load_sae("hf://me/copied").cfg.name == "topk_k4"
     folder.delete(["weights.safetensors"])
     with pytest.raises(UsageError, match=r"no SAE at hf://me/copied: it has no weights\.safetensors"):
-        load_sae("hf://me/copied")
+        fetch_sae("hf://me/copied")
 
 
 def test_names_cannot_break_the_card(measured: Path) -> None:

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...store.remote.places import open_remote_folder
 from ...store.remote.published import fetch_sae, read_published
-from ...store.remote.remote_folder import open_remote_folder
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
@@ -30,7 +30,11 @@ def download_sae(url: str) -> Path:
 
 
 def _is_published(url: str) -> bool:
-    return read_published(open_remote_folder(url)) is not None
+    """Whether the place has what ``saecache publish`` writes, or the weights of an SAE as we write them."""
+    from ..sae import WEIGHTS_FILE
+
+    place = open_remote_folder(url)
+    return read_published(place) is not None or place.head(WEIGHTS_FILE) is not None
 
 
 def is_hub_name(place: str | Path) -> bool:

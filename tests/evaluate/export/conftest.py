@@ -8,10 +8,9 @@ import pytest
 
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.variants import VARIANTS
-
-from ...train.conftest import sparse_rows
 
 D_MODEL, LATENTS = 24, 96
 HOOK = "resid_post.3"

@@ -16,12 +16,12 @@ from saecache.evaluate.export.rules import choose_rule
 from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.sparse_rows import write_sparse_cache
 from saecache.train import SAE, Pairs, load_sae
 from saecache.train.tensor_file import read_tensors, write_tensors
 from saecache.train.variants.base.rows import Rows
 from saecache.train.variants.topk import TopK
 
-from ...train.conftest import write_cache
 from .conftest import Trained
 
 
@@ -77,7 +77,7 @@ def test_a_url_and_a_full_disk(trained: Trained, tmp_path: Path, monkeypatch: py
 
 
 def test_another_cache_is_refused(trained: Trained, tmp_path: Path) -> None:
-    other = write_cache(tmp_path / "other", num_rows=500)
+    other = write_sparse_cache(tmp_path / "other", num_rows=500)
     with pytest.raises(UsageError, match="was trained from another cache: expected fingerprint"):
         export_sae(trained("topk", "scale"), "saelens", tmp_path / "out", cache=other)
     assert not (tmp_path / "out").exists()

@@ -22,9 +22,9 @@ from saecache.store.remote.cache_objects import (
     read_root,
 )
 from saecache.store.remote.failures import RemoteChangedError, RemoteError
+from saecache.store.remote.places import open_remote_folder
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
-from saecache.store.remote.remote_folder import open_remote_folder
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.transfer import Traffic
 from saecache.store.remote.verify import verify_remote

@@ -10,8 +10,8 @@ import pytest
 from saecache.store import open_cache
 from saecache.store.remote.cache_objects import ROOT, UNFINISHED
 from saecache.store.remote.failures import AccessError
+from saecache.store.remote.places import open_remote_folder
 from saecache.store.remote.push import Push
-from saecache.store.remote.remote_folder import open_remote_folder
 from saecache.store.remote.team import Listed, format_listing, list_caches
 
 from .conftest import PASSING
