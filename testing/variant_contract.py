@@ -65,7 +65,8 @@ class VariantContract(ABC):
     def decoder_norms(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The norm of each latent's decoder, [F], summed over a crosscoder's hooks."""
         widths = self.plan.hook_widths or (self.plan.d_decoded,)
-        return torch.stack([w.norm(dim=1) for w in torch.split(parameters["W_dec"], list(widths), dim=1)]).sum(0)
+        per_hook = torch.split(parameters["W_dec"], list(widths), dim=1)
+        return torch.stack([w.norm(dim=1) for w in per_hook]).sum(0)
 
     @property
     def plan(self) -> Plan:
