@@ -113,10 +113,16 @@ def _check_products(notes: Notes, backend: Backend, problem: Problem, codes: Pai
         one.accumulate_by_latent(pairs, coefficient, x, out)
         return out
 
+    def add_decoded(one: Backend, pairs: Pairs, W: Tensor, sums: Tensor) -> Tensor:
+        one.add_decoded(pairs, W, sums)
+        return sums
+
     products: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
         ("decode", lambda: backend.decode(codes, weights), lambda: plain.decode(there, weights64)),
         ("decode with a bias", lambda: backend.decode(codes, weights, bias),
          lambda: plain.decode(there, weights64, bias.cpu().double())),
+        ("add_decoded", lambda: add_decoded(backend, codes, weights, problem.x.clone()),
+         lambda: add_decoded(plain, there, weights64, x64.clone())),
         ("accumulate_by_latent",
          lambda: accumulate(backend, codes, value, problem.x, target.clone()),
          lambda: accumulate(plain, there, value64, x64, target.cpu().double())),
@@ -128,6 +134,12 @@ def _check_products(notes: Notes, backend: Backend, problem: Problem, codes: Pai
             got = ours()
             notes.check(f"{problem.label}: {name}", *compare(got, definition(), whole=whole))
             notes.check(f"{problem.label}: {name}, again", same_bits((got, ours())))
+    name = f"{problem.label}: add_decoded in two calls has the bits of decode"
+    with notes.attempt(name):
+        low, sums = codes.latent < len(weights) // 2, torch.zeros_like(problem.x)
+        for part in (low, ~low):
+            add_decoded(backend, codes.keep(part), weights, sums)
+        notes.check(name, same_bits((sums, backend.decode(codes, weights))))
 
 
 def _check_optimizer(notes: Notes, backend: Backend, problem: Problem) -> None:
@@ -151,10 +163,11 @@ def _check_optimizer(notes: Notes, backend: Backend, problem: Problem) -> None:
     ours = [t.to(device) for t in (weights, gradient, *moments)]
     theirs = [t.double() for t in (weights, gradient, *moments)]
     for unit_rows, of in ((False, ""), (True, ", rows of norm 1")):
-        with notes.attempt(f"{label}: gradient_norm{of}"):
-            norm = backend.gradient_norm(ours[1], ours[0] if unit_rows else None)
-            want = plain.gradient_norm(theirs[1], theirs[0] if unit_rows else None)
-            notes.check(f"{label}: gradient_norm{of}", *compare(norm, want))
+        for name in ("row_squares", "gradient_norm"):
+            with notes.attempt(f"{label}: {name}{of}"):
+                got_norm = getattr(backend, name)(ours[1], ours[0] if unit_rows else None)
+                want_norm = getattr(plain, name)(theirs[1], theirs[0] if unit_rows else None)
+                notes.check(f"{label}: {name}{of}", *compare(got_norm, want_norm))
         with notes.attempt(f"{label}: adam_step{of}"):
             got, wanted = step(backend, ours, unit_rows), step(plain, theirs, unit_rows)
             results = [compare(a, b) for a, b in zip(got, wanted, strict=True)]

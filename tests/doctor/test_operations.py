@@ -69,7 +69,12 @@ def spoiled(operation: str, right: Any) -> Any:
     def changed(*arguments: Any, **options: Any) -> Any:
         result = right(*arguments, **options)
         target = result[0] if isinstance(result, tuple) else result
-        if operation in ("accumulate_by_latent", "weight_gradients", "adam_step"):  # which write
+        if operation in (
+            "accumulate_by_latent",
+            "add_decoded",
+            "weight_gradients",
+            "adam_step",
+        ):  # which write
             target = arguments[0 if operation == "adam_step" else -1]
         place = target.abs().argmax()
         target.view(-1)[place] += target.view(-1)[place] * 1e-4 if target.is_floating_point() else 1
