@@ -101,11 +101,15 @@ def all_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
     return encoded_hooks(cfg) + (() if cfg.target is None else (cfg.target,))
 
 
-def place_of(cfg: "SAEConfig") -> tuple[tuple[str, int], ...]:
-    """The hooks and widths that an SAE encodes, and a transcoder's target: SAEs of one place have comparable
-    directions.
+def place_of(cfg: "SAEConfig") -> tuple[tuple[tuple[str, int], ...], ...]:
+    """The hooks and widths that an SAE encodes, and those that it reconstructs.
+
+    SAEs of one place have comparable directions.
     """
-    return tuple((part.hook, part.d_model) for part in all_hooks(cfg))
+    return tuple(
+        tuple((part.hook, part.d_model) for part in parts)
+        for parts in (encoded_hooks(cfg), decoded_hooks(cfg))
+    )
 
 
 def make_normalizer(cfg: "SAEConfig") -> Normalizer | JoinedNormalizer:

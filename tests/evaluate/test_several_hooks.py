@@ -17,8 +17,8 @@ from saecache.train import SAE, TrainConfig, load_sae
 from saecache.train import run as train
 from saecache.train.sae_hooks import split_by_hook
 
-from .browser import CHROMIUM, Page
 from .conftest import HOOK, OTHER_HOOK, WIDTH, TinyModel
+from .report.browser import CHROMIUM, Page
 
 RULES = ["threshold", "batch"]
 
@@ -179,7 +179,7 @@ def test_the_report_draws_layers_and_shares_of_decoder_norms(
         page.settle()
         figures = page.evaluate("""[...document.querySelectorAll("#layers figure")].map(f => ({
             title: f.querySelector("b").textContent, series: f.querySelectorAll("g.series").length,
-            points: f.querySelectorAll("g.series path").length,
+            points: f.querySelectorAll("g.series path:not(.interval)").length,
             wrong: f.querySelector("svg").outerHTML.match(/NaN|undefined|Infinity/),
         }))""")
         assert page.console == []

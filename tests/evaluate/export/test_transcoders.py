@@ -16,9 +16,8 @@ from saecache.evaluate.export import export_sae
 from saecache.evaluate.export.runner import FORMATS
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
+from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import TrainConfig, load_sae, run
-
-from ...train.conftest import sparse_rows
 
 PEER_PYTHON = os.environ.get("SAECACHE_PEER_PYTHON")
 WIDTH = 24

@@ -14,7 +14,7 @@ from .test_page import HOSTILE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
 
-NUM_FIGURES = 11
+NUM_FIGURES = 13
 TOKENS = ["plain", " word", "\n", "    ", "\t", "", "a\r\n  b", "\u202egnol", "\x00", "é", "�", HOSTILE]
 
 
@@ -64,6 +64,8 @@ def test_every_figure_is_drawn_with_axes_and_series(page) -> None:
         "L0 and FVU",
         "L0 and MSE",
         "L0 and CE loss recovered",
+        "FVU by layer",
+        "CE loss recovered by layer",
         "FVU",
         "L0",
         "Alive latents",
@@ -77,7 +79,7 @@ def test_every_figure_is_drawn_with_axes_and_series(page) -> None:
         assert figure["series"] == 3
         assert len(figure["ticks"]) >= 6
         assert figure["wrong"] is None, figure
-    assert page.evaluate("document.querySelectorAll('.legend').length") == 4
+    assert page.evaluate("document.querySelectorAll('.legend').length") == 5
 
 
 def test_the_table_holds_the_results_and_sorts(page, run_dir) -> None:
@@ -124,7 +126,7 @@ def test_an_sae_can_be_hidden_everywhere(page) -> None:
     page.settle()
     shown = "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('g.series').length)"
     assert page.evaluate(shown) == [2] * NUM_FIGURES
-    assert page.evaluate("document.querySelectorAll('.legend [aria-pressed=false]').length") == 4
+    assert page.evaluate("document.querySelectorAll('.legend [aria-pressed=false]').length") == 5
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "false"
     for i in (0, 2):
         page.evaluate(f"document.querySelectorAll('#density .legend button')[{i}].click()")
