@@ -34,8 +34,8 @@ from ..reading.sharded_array import ShardedArray
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import add_moments, exact_quantiles
 from ..untrusted import parse_json
+from .blocks import Block
 from .shuffle import ShuffledSpill
-from .spill import Block
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
 

@@ -12,7 +12,8 @@ from ..durable import write_bytes
 from ..layout import TokensKind
 from ..manifest import MAX_MANIFEST_BYTES
 from ..untrusted import check_depth, describe_invalid, parse_json
-from .spill import MAX_BUCKETS, SpillLengths
+from .blocks import MAX_BUCKETS
+from .spill import SpillLengths
 
 WORK_FOLDER = ".writing"
 JOURNAL = "journal.json"

@@ -12,8 +12,9 @@ from ..config import StorageConfig
 from ..encoding.records import RecordLayout
 from ..keys import is_heldout, row_keys
 from .arguments import SequenceArrays
+from .blocks import Block, bucket_of
 from .journal import Journal, PartLengths, spill_folder
-from .spill import Block, SpillWriter, bucket_of
+from .spill import SpillWriter
 from .staging import Staging
 
 

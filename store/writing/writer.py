@@ -29,6 +29,7 @@ from .arguments import (
     row_arguments,
     sequence_arguments,
 )
+from .blocks import choose_buckets
 from .finalize import Delivery, Finalizer
 from .journal import (
     WORK_FOLDER,
@@ -51,7 +52,6 @@ from .output import (
 from .part import SpillMark, SpillPart
 from .planned_size import plan_layout
 from .publish import publish
-from .spill import choose_buckets
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
