@@ -16,10 +16,10 @@ from ...distributed.group import Group
 from ..config import StorageConfig
 from ..disk_space import disk_explained
 from .arguments import check_activations
-from .finalize import Delivery
+from .finalize import Finalizer
 from .journal import Journal, read_journal
 from .part import SpillMark, SpillPart
-from .writer import open_finalizer
+from .unit_records import Delivery
 
 
 class HelperWriter:
@@ -101,7 +101,7 @@ class HelperWriter:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
         """
         with group.together():
-            finalizer = open_finalizer(
+            finalizer = Finalizer(
                 self.path, journal, self._storage, delivery=self._delivery, drop_pages=False
             )
         finalizer.run_share(group, stop_asked)

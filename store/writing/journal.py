@@ -54,6 +54,10 @@ class Journal(FrozenModel):
             raise ValueError("parts: more rows than in all")
         return self
 
+    def with_more(self, **counts: int) -> "Journal":
+        """A copy that counts so many more ``sequences``, ``train_rows`` or ``heldout_rows``."""
+        return self.model_copy(update={name: getattr(self, name) + more for name, more in counts.items()})
+
     def lengths(self, part: int = 0) -> SpillLengths:
         """How far the spill number ``part`` goes, of which nothing may be known yet."""
         if part == 0:
