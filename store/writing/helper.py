@@ -75,13 +75,7 @@ class HelperWriter:
         check_activations(activations, self._journal.identity["hooks"], int(keep.sum()))
         with disk_explained(self.path):
             added = self._open().add_rows(first, documents, keep, activations)
-        self._mark = self._mark.model_copy(
-            update={
-                "rows": self._mark.rows + added.train + added.heldout,
-                "train_rows": self._mark.train_rows + added.train,
-                "heldout_rows": self._mark.heldout_rows + added.heldout,
-            }
-        )
+        self._mark = self._mark.with_more(rows=sum(added.values()), **added)
 
     def spill_durably(self) -> SpillMark:
         """Make what was added durable, and return how far it goes, for the first process to record.

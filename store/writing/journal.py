@@ -1,7 +1,7 @@
 """The journal of an unfinished cache, replaced atomically after every file it refers to was synced."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,14 +23,20 @@ MAX_PARTS = 1 << 16
 _Count = Annotated[int, Field(ge=0, le=2**48)]
 
 
-class PartLengths(FrozenModel):
+class _Counts(FrozenModel):
+    def with_more(self, **counts: int) -> Self:
+        """A copy in which these counts are so much larger."""
+        return self.model_copy(update={name: getattr(self, name) + more for name, more in counts.items()})
+
+
+class PartLengths(_Counts):
     """How far the spill of one more process goes."""
 
     blocks: _Count = 0
     rows: _Count = 0
 
 
-class Journal(FrozenModel):
+class Journal(_Counts):
     """Everything that is needed to continue.
 
     ``blocks`` are those of the first spill. ``train_rows`` and ``heldout_rows`` are in all spills together;
@@ -53,10 +59,6 @@ class Journal(FrozenModel):
         if self.lengths().rows < 0:
             raise ValueError("parts: more rows than in all")
         return self
-
-    def with_more(self, **counts: int) -> "Journal":
-        """A copy that counts so many more ``sequences``, ``train_rows`` or ``heldout_rows``."""
-        return self.model_copy(update={name: getattr(self, name) + more for name, more in counts.items()})
 
     def lengths(self, part: int = 0) -> SpillLengths:
         """How far the spill number ``part`` goes, of which nothing may be known yet."""

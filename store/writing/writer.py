@@ -145,8 +145,7 @@ class CacheWriter:
         """
         check_activations(activations, self.hooks, int(keep.sum()))
         with self._unfinished.appending("ids and documents") as part:
-            added = part.add_rows(first, documents, keep, activations)
-            self._unfinished.count(train_rows=added.train, heldout_rows=added.heldout)
+            self._unfinished.count(**part.add_rows(first, documents, keep, activations))
 
     def write_rows(self, activations: Mapping[str, Any], documents: Any = None) -> None:
         """Append rows that do not come from token sequences; such a cache has context 1 and no token ids.
@@ -328,10 +327,9 @@ class CacheWriter:
     ) -> None:
         check_activations(activations, self.hooks, int(keep.sum()))
         with self._unfinished.appending(tokens) as part:
-            added = part.add_rows(self._unfinished.pending.sequences, documents, keep, activations)
-            self._unfinished.count(train_rows=added.train, heldout_rows=added.heldout)
+            first = self._unfinished.pending.sequences
+            self._unfinished.count(**part.add_rows(first, documents, keep, activations), sequences=len(keep))
             part.add_sequences(sequence_arrays)
-            self._unfinished.count(sequences=len(keep))
 
     def _check_rows_were_written(self) -> TokensKind:
         pending = self._unfinished.pending
