@@ -34,7 +34,11 @@ class ShardedChunks:
     """
 
     is_finite = staticmethod(is_finite)
-    crc32c_and_finite = staticmethod(crc32c_and_finite)
+
+    @staticmethod
+    def crc32c_and_finite(payload: NDArray[np.uint8], spec: ArraySpec) -> tuple[int, bool]:
+        """The crc32c of a chunk, and whether its numbers are finite."""
+        return crc32c_and_finite(payload, spec)
 
     def __init__(
         self,
