@@ -44,11 +44,7 @@ def write_all(file: BinaryIO, block: bytes | memoryview) -> None:
 
 def fsync_file(path: Path) -> None:
     """Make the content of ``path`` durable."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(path, os.O_RDWR)
 
 
 def append_early(file: BinaryIO, block: bytes | memoryview) -> None:
@@ -88,7 +84,11 @@ def fsync_folder(path: Path) -> None:
     """Make names created, renamed or removed in ``path`` durable."""
     if os.name == "nt":  # folders cannot be opened there; NTFS journals names itself
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    _fsync(path, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

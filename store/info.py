@@ -15,7 +15,8 @@ from ..common.errors import SaecacheError
 from .layout import ArraySpec
 from .manifest import Manifest, load_manifest
 from .provenance import read_provenance as read_provenance
-from .reading.chunks import ShardedChunks, ShardFiles
+from .reading.chunks import ShardedChunks
+from .reading.mapped_shards import ShardFiles
 from .remote.opening import open_remote
 from .remote.urls import is_url
 from .untrusted import check_no_links, printable

@@ -131,24 +131,31 @@ def _check_metadata(path: Path, manifest: Manifest) -> Iterator[str]:
                 yield f"{name}: not the metadata that follows from the manifest"
 
 
+def _token_blocks(
+    layout: Layout, open_array: OpenArray
+) -> Iterator[tuple[str, ArraySpec, int, NDArray[np.uint64]]]:
+    """(split, array, first row, token indices of some rows), of all rows in turn."""
+    for split in SPLITS:
+        spec = layout.token(split)
+        array = open_array(spec)
+        for start in range(0, spec.shape[0], _BLOCK_ROWS):
+            yield split, spec, start, array[start : start + _BLOCK_ROWS]
+
+
 def _check_tokens(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
     """Rows are distinct positions of the sequences: training rows by shuffle key, held-out rows ascending."""
     layout, seed = manifest.layout, manifest.identity.get("seed")
-    for split in SPLITS:
-        spec: ArraySpec = layout.token(split)
-        array = open_array(spec)
-        last: int | None = None
-        for start in range(0, spec.shape[0], _BLOCK_ROWS):
-            tokens = array[start : start + _BLOCK_ROWS]
-            keys = row_keys(seed, tokens) if split == "train" and isinstance(seed, int) else tokens
-            joined = keys if last is None else np.concatenate([np.array([last], np.uint64), keys])
-            if tokens.max() >= layout.sequences * layout.context:
-                yield f"{spec.path}: token {tokens.max()} is beyond the {layout.sequences} sequences"
-                return
-            if (joined[1:] <= joined[:-1]).any():
-                yield f"{spec.path}: rows are not in the order that follows from the seed"
-                return
-            last = int(keys[-1])
+    last = np.empty(0, np.uint64)
+    for split, spec, start, tokens in _token_blocks(layout, open_array):
+        keys = row_keys(seed, tokens) if split == "train" and isinstance(seed, int) else tokens
+        joined = np.concatenate([last, keys]) if start else keys
+        if tokens.max() >= layout.sequences * layout.context:
+            yield f"{spec.path}: token {tokens.max()} is beyond the {layout.sequences} sequences"
+            return
+        if (joined[1:] <= joined[:-1]).any():
+            yield f"{spec.path}: rows are not in the order that follows from the seed"
+            return
+        last = keys[-1:]
 
 
 def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
@@ -156,8 +163,12 @@ def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
     layout = manifest.layout
     if not isinstance(manifest.identity.get("seed"), int):
         return  # without a seed there is nothing to compare with
-    if manifest.tokens == "none":
-        yield from _find_misplaced_single_rows(manifest, open_array)
+    if manifest.tokens == "none":  # every row is its own document; a slice may name billions that it lacks
+
+        def of_rows(tokens: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+            return np.arange(len(tokens)), find_heldout_positions(manifest, tokens[:, None], tokens)[:, 0]
+
+        yield from _find_misplaced(layout, open_array, of_rows)
         return
     array = open_array(layout.documents())
     sequences = max(1, _RANGE_TOKENS // layout.context)
@@ -171,42 +182,31 @@ def _check_heldout(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
             heldout[start - first : stop - first] = find_heldout_positions(
                 manifest, array[start:stop], numbers
             )
-        yield from _find_misplaced(layout, open_array, heldout.reshape(-1), first * layout.context)
+        positions, before = heldout.reshape(-1), first * layout.context
 
+        def of_range(
+            tokens: NDArray[np.int64], positions: NDArray[np.bool_] = positions, before: int = before
+        ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+            inside = np.flatnonzero((tokens >= before) & (tokens < before + len(positions)))
+            return inside, positions[tokens[inside] - before]
 
-def _find_misplaced_single_rows(manifest: Manifest, open_array: OpenArray) -> Iterator[str]:
-    """As :func:`_find_misplaced`, where every row is its own document.
-
-    This walks the rows: a slice of a few of them may name billions of sequences that it does not hold.
-    """
-    for split in SPLITS:
-        spec = manifest.layout.token(split)
-        array = open_array(spec)
-        for start in range(0, spec.shape[0], _BLOCK_ROWS):
-            numbers = array[start : start + _BLOCK_ROWS].astype(np.int64)
-            heldout = find_heldout_positions(manifest, numbers[:, None], numbers)[:, 0]
-            wrong = np.flatnonzero(heldout != (split == "heldout"))
-            if len(wrong):
-                yield _describe_misplaced(spec, split, start + int(wrong[0]))
-                return
+        yield from _find_misplaced(layout, open_array, of_range)
 
 
 def _find_misplaced(
-    layout: Layout, open_array: OpenArray, heldout: NDArray[np.bool_], first: int
+    layout: Layout,
+    open_array: OpenArray,
+    find_heldout: Callable[[NDArray[np.int64]], tuple[NDArray[np.intp], NDArray[np.bool_]]],
 ) -> Iterator[str]:
-    """Rows whose token is among those from ``first`` on and which ``heldout`` puts into the other split."""
-    for split in SPLITS:
-        spec = layout.token(split)
-        array = open_array(spec)
-        for start in range(0, spec.shape[0], _BLOCK_ROWS):
-            places = array[start : start + _BLOCK_ROWS].astype(np.int64) - first
-            inside = (places >= 0) & (places < len(heldout))
-            wrong = np.flatnonzero(inside)[heldout[places[inside]] != (split == "heldout")]
-            if len(wrong):
-                yield _describe_misplaced(spec, split, start + int(wrong[0]))
-                return
+    """The first row on the wrong side of the split.
 
-
-def _describe_misplaced(spec: ArraySpec, split: str, row: int) -> str:
-    side = "held out" if split == "train" else "not held out"
-    return f"{spec.path}: row {row} is of a document that is {side}"
+    ``find_heldout`` gets token indices [n]. It returns the places [m] of those that it knows, and which of
+    these are held out, [m].
+    """
+    for split, spec, start, tokens in _token_blocks(layout, open_array):
+        known, heldout = find_heldout(tokens.astype(np.int64))
+        wrong = known[heldout != (split == "heldout")]
+        if len(wrong):
+            side = "held out" if split == "train" else "not held out"
+            yield f"{spec.path}: row {start + int(wrong[0])} is of a document that is {side}"
+            return

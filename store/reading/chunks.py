@@ -1,61 +1,25 @@
-"""The inner chunks of one array, read through memory maps of its shard files."""
+"""The inner chunks of one array: checked when they are first used, and decoded if they are compressed."""
 
-import errno
 import mmap
-import os
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-from weakref import ref
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import CorruptCacheError, SaecacheError
-from ...common.untrusted_files import open_regular
+from ...common.errors import CorruptCacheError
 from ..finite import NotFiniteError, check_finite, crc32c_and_finite, is_finite
-from ..layout import ArraySpec, index_size
-from ..shard_file import CRC_BYTES, check_all_stored, check_crc, decode_chunk, parse_index
+from ..layout import ArraySpec
+from ..shard_file import check_crc, decode_chunk
+from .mapped_shards import MappedShards, ShardFiles
 
-MAX_OPEN_SHARDS = 32
 # Maps all pages of a chunk at once: with a page fault for every few of them, a later epoch is slower.
 _POPULATE_READ = 22 if sys.platform == "linux" else getattr(mmap, "MADV_WILLNEED", None)
-
-
-class HeldFile(Protocol):
-    """A file that stays where it is while this object lives.
-
-    ``verified``: all its bytes were compared with the manifest's sha256 when this process downloaded it.
-    """
-
-    path: Path
-    verified: bool
-
-
-class ShardFiles(Protocol):
-    """Downloads the files of a cache that is not in a folder of this machine."""
-
-    def hold(self, path: str, let_go: Callable[[], None]) -> HeldFile:
-        """The file ``path`` of the cache; ``let_go`` is called when the reader should release it."""
-
-    def discard(self, path: str) -> bool:
-        """Drop the damaged copy of ``path``; return whether downloading it again can help."""
-
-
-@dataclass
-class _Shard:
-    where: str  # for messages
-    mapped: mmap.mmap
-    offsets: NDArray[np.int64]  # of each inner chunk, -1 = absent
-    sizes: NDArray[np.int64]  # stored bytes of each, crc32c included
-    held: HeldFile | None = None
+_WILL_NEED, _DONT_NEED = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)
 
 
 class ShardedChunks:
@@ -94,13 +58,8 @@ class ShardedChunks:
         self.spec = spec
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
         self.dtype = np.dtype(spec.dtype)
-        self._root = root
-        self._files = files
         self._strict = strict
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._checked: dict[int, NDArray[np.bool_]] = {}  # shard -> its chunks
-        self._discarded: dict[int, int] = {}  # shard -> how many damaged copies of it were thrown away
+        self._shards = MappedShards(root, spec, files, strict)
         self.keep_decoded = keep_decoded or spec.codec is None
         self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None
 
@@ -114,12 +73,8 @@ class ShardedChunks:
         except NotFiniteError:
             raise
         except CorruptCacheError:
-            shard = number // self.spec.chunks_per_shard
-            if self._files is None or not self._files.discard(self.spec.shard_path(shard)):
+            if not self._shards.discard(number // self.spec.chunks_per_shard):
                 raise
-            with self._lock:
-                self._discarded[shard] = self._discarded.get(shard, 0) + 1
-            self._forget(shard)
             return self._chunk(number)
 
     def _chunk(self, number: int) -> NDArray[Any]:
@@ -129,36 +84,31 @@ class ShardedChunks:
     def _payload(self, number: int) -> NDArray[np.uint8]:
         """The bytes of an inner chunk, uint8 [chunk_bytes]: of the file, or decoded."""
         shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-        shard, checked = self._shard(shard_number)
+        shard = self._shards.get(shard_number)
         offset = int(shard.offsets[slot])
         if offset < 0:
             return np.zeros(self.spec.chunk_bytes, np.uint8)
         stored = np.frombuffer(shard.mapped, np.uint8, int(shard.sizes[slot]), offset)
-        if checked[slot]:
+        if shard.checked[slot]:
             return decode_chunk(stored, self.spec, slot, shard.where)
-        if shard.held is not None and shard.held.verified:
-            payload = decode_chunk(stored, self.spec, slot, shard.where)
-            finite = self.is_finite(payload, self.spec)
-        elif self.spec.codec is None:
+        verified = shard.held is not None and shard.held.verified
+        if self.spec.codec is None and not verified:
             payload = decode_chunk(stored, self.spec, slot, shard.where)
             value, finite = self.crc32c_and_finite(payload, self.spec)
             check_crc(stored, slot, shard.where, value)
         else:
-            check_crc(stored, slot, shard.where)
+            if not verified:
+                check_crc(stored, slot, shard.where)
             payload = decode_chunk(stored, self.spec, slot, shard.where)
             finite = self.is_finite(payload, self.spec)
         if self._strict and not finite:
             check_finite(payload, self.spec, number, shard.where)
-        checked[slot] = True
+        shard.checked[slot] = True
         return payload
 
     def is_checked(self, number: int) -> bool:
         """Whether this object has checked inner chunk ``number``, and would not decode it ahead either."""
-        if self._decoded is not None:
-            return False
-        shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-        checked = self._checked.get(shard_number)
-        return checked is not None and bool(checked[slot])
+        return self._decoded is None and self._shards.is_checked(*divmod(number, self.spec.chunks_per_shard))
 
     def prepare(self, number: int, *, read_ahead: bool = True, threads: Executor | None = None) -> None:
         """Check inner chunk ``number``, which reads it; of a compressed array let ``threads`` decode it.
@@ -176,83 +126,16 @@ class ShardedChunks:
         """Free the memory behind inner chunks; the system's file cache keeps them while it has room."""
         for number in numbers:
             if self._decoded is not None:
-                self._decoded.drop([number])
-            self._advise(number, getattr(mmap, "MADV_DONTNEED", None))
+                self._decoded.drop(number)
+            self._advise(number, _DONT_NEED)
 
     def will_need(self, number: int) -> None:
         """Ask the system to read inner chunk ``number``, if it was checked before, without waiting for it."""
         if self.is_checked(number):
-            self._advise(number, getattr(mmap, "MADV_WILLNEED", None))
+            self._advise(number, _WILL_NEED)
 
     def _advise(self, number: int, advice: int | None) -> None:
-        """Advise the system about the memory of an inner chunk, if its shard is open."""
-        shard_number, slot = divmod(number, self.spec.chunks_per_shard)
-        with self._lock:
-            shard = self._open.get(shard_number)
-        offset = -1 if shard is None else int(shard.offsets[slot])
-        if shard is not None and offset >= 0 and advice is not None:
-            start = offset - offset % mmap.PAGESIZE
-            end = offset + int(shard.sizes[slot]) - CRC_BYTES
-            with suppress(OSError):  # an older system does not know it
-                shard.mapped.madvise(advice, start, end - start)
-
-    def _shard(self, number: int) -> tuple[_Shard, NDArray[np.bool_]]:
-        """Open a shard, or find it among those that are; and which of its chunks were checked."""
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number], self._checked[number]
-            discarded = self._discarded.get(number, 0)
-        mapped = self._map(number)  # without the lock: it may have to come over a network first
-        with self._lock:
-            if self._discarded.get(number, 0) == discarded:
-                shard = self._open.setdefault(number, mapped)
-                checked = self._checked.setdefault(number, np.zeros(self.spec.chunks_per_shard, np.bool_))
-                if len(self._open) > MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)  # views of it that are still in use keep their memory
-                return shard, checked
-        return self._shard(number)  # another thread threw this copy away meanwhile
-
-    def _forget(self, number: int) -> None:
-        """Close a shard, if it is open."""
-        with self._lock:
-            self._open.pop(number, None)
-
-    def _map(self, number: int) -> _Shard:
-        """Map a shard file and read its index."""
-        name, expected = self.spec.shard_path(number), self.spec.shard_size(number)
-        held = None if self._files is None else self._files.hold(name, partial(_let_go, ref(self), number))
-        path = Path(self._root) / name if held is None else held.path
-        where = f"{self._root}/{name}"
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if not size or (self._strict and not self.spec.may_have_size(number, size)):
-                    raise CorruptCacheError(
-                        f"{where}: {size} bytes, expected {expected}: truncated or altered"
-                    )
-                # A private map: torch wants memory that looks writable; nothing written would reach the file.
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except FileNotFoundError:
-            if self._strict:
-                raise CorruptCacheError(f"{where}: the shard is missing") from None
-            nothing = np.full(self.spec.chunks_per_shard, -1)
-            return _Shard(where, mmap.mmap(-1, 1), nothing, nothing)
-        except OSError as error:  # of the bytes only if they are none: the disk, or rights, may be mended
-            kind = CorruptCacheError if error.errno == errno.EINVAL else SaecacheError
-            raise kind(f"{where} cannot be read: {error.strerror}") from None
-        tail = mapped[max(0, size - index_size(self.spec.chunks_per_shard)) :]
-        offsets, sizes = parse_index(tail, self.spec, where, size).T
-        if self._strict:
-            check_all_stored(offsets[: self.spec.chunks_of_shard(number)], where)
-        return _Shard(where, mapped, offsets, sizes, held)
-
-
-def _let_go(array: "ref[ShardedChunks]", number: int) -> None:
-    """Close a shard of an array that may be gone: a callback that does not keep the array."""
-    still = array()
-    if still is not None:
-        still._forget(number)
+        self._shards.advise(*divmod(number, self.spec.chunks_per_shard), advice)
 
 
 class DecodedChunks:
@@ -284,14 +167,13 @@ class DecodedChunks:
                     future.set_exception(error)
             return future.result()
         except CancelledError:  # the threads were stopped before its turn came
-            self.drop([number])
+            self.drop(number)
             return self._load(number)
         except BaseException:
-            self.drop([number])
+            self.drop(number)
             raise
 
-    def drop(self, numbers: Iterable[int]) -> None:
-        """Forget chunks; views of them that are in use keep their memory."""
+    def drop(self, number: int) -> None:
+        """Forget a chunk; views of it that are in use keep their memory."""
         with self._lock:
-            for number in numbers:
-                self._chunks.pop(number, None)
+            self._chunks.pop(number, None)

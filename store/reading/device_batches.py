@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from ...common.transfers import Slot, Transfers
+from ...common.transfers import Slot, Transfers, transfers_of
 from .batches import BatchPlan, iter_batches
 from .row_reader import BufferPool, RowReader
 from .sharded_array import RowNumbers
@@ -85,6 +85,30 @@ class Load:
         columns = iter(beside)
         self.reader.normalize(rows, *(a if a is None else next(columns) for a in self.reader.beside_rows))
         return rows.to(self.dtype)
+
+
+def iter_batches_on(
+    device: torch.device,
+    reader: RowReader,
+    plan: BatchPlan,
+    dtype: torch.dtype,
+    batches_ahead: int,
+    around: AbstractContextManager[None],
+) -> Generator[Tensor, None, None]:
+    """The batches of ``plan``, of type ``dtype``, on any device; see :func:`iter_device_batches`."""
+    transfers = transfers_of(device)
+    if transfers is not None:
+        yield from iter_device_batches(Load(reader, dtype), plan, transfers, batches_ahead, around)
+        return
+    pool, width = BufferPool(), reader.normalizer.d_model
+
+    def make(numbers: RowNumbers, threads: Executor) -> Tensor:
+        batch = pool.take(len(numbers), width, dtype)
+        reader.fill(batch, numbers, pool, release=False, threads=threads)
+        return batch.to(device)
+
+    with around:
+        yield from iter_batches(reader.activations, plan, make)
 
 
 def iter_device_batches(

@@ -1,36 +1,29 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...common.devices import choose_device
-from ...common.errors import CorruptCacheError, UsageError
-from ...common.transfers import transfers_of
-from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
-from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
-from ..normalization import KINDS, Normalizer
-from ..provenance import read_provenance
+from ...common.errors import UsageError
+from ..layout import SPLITS, ArraySpec
+from ..manifest import check_files, load_manifest
+from ..normalization import KINDS
 from ..remote.urls import is_url
-from ..statistics import HookStatistics
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
-from .batches import BatchPlan, iter_batches
-from .device_batches import Load, iter_device_batches
+from .batches import BatchPlan
+from .contents import CacheContents
+from .device_batches import iter_batches_on
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
-from .sharded_array import RowNumbers, ShardedArray
-
-if TYPE_CHECKING:
-    from ..remote.shards import RemoteShards
 
 _COUNTED_ROWS = 1 << 16
-_TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 
 
 def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
@@ -61,7 +54,7 @@ def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
     return cache if rows is None else cache.head(rows)
 
 
-class ActivationCache:
+class ActivationCache(CacheContents):
     """A finished cache, see :func:`open_cache`. Safe to use from several threads.
 
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
@@ -69,46 +62,9 @@ class ActivationCache:
     gives rows as they are stored.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        manifest: Manifest,
-        files: "RemoteShards | None" = None,
-        rows: int | None = None,
-    ) -> None:
-        self.path = path  # the folder, or the URL
-        self._files = files
-        self._rows = rows  # training rows that are used; None: all
-        self.manifest = manifest
-        self.fingerprint = manifest.fingerprint
-        self.hooks = list(manifest.hooks)
-        self.context = manifest.context
-        self.normalization: str = manifest.normalization
-        self._layout = manifest.layout
-        self._kept: dict[tuple[str, str, float, int], int] = {}
-        growing = find_growing_arrays(manifest)
-        self._arrays = {
-            spec.path: ShardedArray(
-                path,
-                spec,
-                files=files,
-                rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None,
-                keep_decoded=spec.path not in growing,
-            )
-            for spec in self._layout.arrays()
-        }
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache for itself."""
         return open_cache, (self.path, self._rows)
-
-    def __len__(self) -> int:
-        """Training rows."""
-        return self.num_rows("train")
-
-    def num_rows(self, split: str = "train") -> int:
-        check_one_of("split", split, SPLITS)
-        return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
 
     def head(self, rows: int) -> "ActivationCache":
         """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
@@ -124,24 +80,6 @@ class ActivationCache:
                 f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"
             )
         return ActivationCache(self.path, self.manifest, self._files, rows)
-
-    def stored(self, spec: ArraySpec) -> ShardedArray:
-        """An array of ``manifest.layout`` as it is stored."""
-        return self._arrays[spec.path]
-
-    def d_model(self, hook: str) -> int:
-        """Width of the rows of ``hook``."""
-        self._check_hook(hook)
-        return self.manifest.hooks[hook].d_model
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Facts that are not part of the identity: when, by which software and how fast it was made."""
-        if self._files is None:
-            return read_provenance(self.path)
-        from ..remote.opening import read_remote_provenance
-
-        return read_remote_provenance(str(self.path))
 
     def batches(
         self,
@@ -201,13 +139,14 @@ class ActivationCache:
         target = choose_device(str(device))
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
+        shard_chunks = self._layout.shard_rows // self._layout.chunk_rows
         plan = BatchPlan(
             order=EpochOrder(
                 num_rows=rows,
                 chunk_rows=self._layout.chunk_rows,
                 seed=seed,
                 epoch=epoch if split == "train" else 0,
-                shard_chunks=self._layout.shard_rows // self._layout.chunk_rows,
+                shard_chunks=shard_chunks,
             ),
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
@@ -220,26 +159,14 @@ class ActivationCache:
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        around: AbstractContextManager[None] = nullcontext()
-        if self._files is not None:
-            specs = {array.spec.path: array.spec for array in reader.arrays}
-            if plan.keep is not None:
-                norm = self._layout.norm(split, hook)
-                specs[norm.path] = norm
-            shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
-            around = self._downloading(specs.values(), shards)
-        transfers = transfers_of(target)
-        if transfers is not None:
-            return iter_device_batches(Load(reader, dtype), plan, transfers, batches_ahead, around)
-        pool, width = BufferPool(), self.d_model(hook)
-
-        def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
-            batch = pool.take(len(numbers), width, dtype)
-            reader.fill(batch, numbers, pool, release=False, threads=threads)
-            return batch.to(target)
-
-        iterator = iter_batches(reader.activations, plan, make)
-        return iterator if self._files is None else _iter_within(around, iterator)
+        specs = {array.spec.path: array.spec for array in reader.arrays}
+        if plan.keep is not None:
+            norm = self._layout.norm(split, hook)
+            specs[norm.path] = norm
+        shards = () if self._files is None else plan.shards(shard_chunks)
+        return iter_batches_on(
+            target, reader, plan, dtype, batches_ahead, self._downloading(specs.values(), shards)
+        )
 
     def num_batches(
         self,
@@ -284,70 +211,6 @@ class ActivationCache:
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
-    @property
-    def tokens(self) -> ShardedArray:
-        """Token ids int32 [S, context], -1 = padding."""
-        if self.manifest.tokens != "ids and documents":
-            raise UsageError(f"{self.path} has no token ids: its rows do not come from text")
-        return self._arrays["tokens/ids"]
-
-    @property
-    def documents(self) -> ShardedArray:
-        """Document of each position, int32 [S, context], -1 = padding."""
-        if self.manifest.tokens == "none":
-            raise UsageError(f"{self.path} stores no documents: every row is its own")
-        return self._arrays["tokens/document"]
-
-    def token_index(self, split: str = "train") -> ShardedArray:
-        """uint64 [N]: sequence * context + position of each row."""
-        check_one_of("split", split, SPLITS)
-        return self._arrays[self._layout.token(split).path]
-
-    def locate(
-        self, rows: Any, split: str = "train"
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where rows come from: (sequence, position, document), int64 [n] each.
-
-        Raises:
-            IndexError, TypeError: there are no rows of these numbers.
-            CorruptCacheError: a row says that it comes from a sequence that the cache does not have.
-        """
-        tokens = self.token_index(split)
-        numbers = check_row_numbers(tokens, rows)
-        stored = tokens.gather(numbers)
-        beyond = np.flatnonzero(stored >= self._layout.sequences * self.context)
-        if len(beyond):
-            raise CorruptCacheError(
-                f"{self.path}/{tokens.spec.path}: row {numbers[beyond[0]]} is of token {stored[beyond[0]]}, "
-                f"expected less than {self._layout.sequences} sequences x {self.context} positions; see "
-                "'saecache cache verify'"
-            )
-        token = stored.astype(np.int64)
-        sequence, position = np.divmod(token, self.context)
-        if self.manifest.tokens == "none":
-            return sequence, position, token
-        distinct, places = np.unique(sequence, return_inverse=True)
-        document = self.documents.gather(distinct)[places, position]
-        return sequence, position, document.astype(np.int64)
-
-    def statistics(self, hook: str) -> HookStatistics:
-        """Statistics over all training rows."""
-        self._check_hook(hook)
-        info = self.manifest.hooks[hook]
-        return HookStatistics(
-            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
-            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
-            mean_square_norm=info.mean_square_norm,
-            norm_quantiles=dict(info.norm_quantiles),
-            rows=self.manifest.train_rows,
-        )
-
-    def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
-        """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        kind = self.normalization if kind is None else kind
-        check_one_of("normalization", kind, list(KINDS))
-        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
-
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
         self._check_hook(hook)
         check_one_of("split", split, SPLITS)
@@ -360,6 +223,11 @@ class ActivationCache:
             normalizer=self.normalizer(hook, normalization),
             row_scale=self._arrays.get(layout.scale(split, hook).path),
         )
+
+    @cached_property
+    def _kept_rows(self) -> dict[tuple[str, str, float, int], int]:
+        """Counted by :meth:`_count_kept`."""
+        return {}
 
     def _sink_filter(
         self, hook: str, split: str, ratio: float
@@ -379,15 +247,15 @@ class ActivationCache:
         if ratio is None:
             return rows
         key = (hook, split, ratio, rows)
-        if key not in self._kept:
+        if key not in self._kept_rows:
             keep = self._sink_filter(hook, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
             norm = self._layout.norm(split, hook)
             with self._downloading([norm], range(-(-rows // norm.shard_rows))):
-                self._kept[key] = sum(
+                self._kept_rows[key] = sum(
                     int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
                 )
-        return self._kept[key]
+        return self._kept_rows[key]
 
     def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
         """A context in which these shards of some arrays are downloaded in order, ahead of the reader."""
@@ -395,22 +263,3 @@ class ActivationCache:
             return nullcontext()
         specs = list(specs)
         return self._files.ahead([spec.shard_path(shard) for shard in shards for spec in specs])
-
-    def _limit_rows(self, split: str, num_rows: int | None) -> int:
-        rows = self.num_rows(split)
-        if num_rows is None:
-            return rows
-        (num_rows,) = check_whole_numbers(num_rows=num_rows)
-        if not 0 < num_rows <= rows:
-            raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
-        return num_rows
-
-    def _check_hook(self, hook: str) -> None:
-        check_one_of("hook", hook, self.hooks)
-
-
-def _iter_within(
-    context: AbstractContextManager[None], batches: Iterator[torch.Tensor]
-) -> Generator[torch.Tensor, None, None]:
-    with context:
-        yield from batches

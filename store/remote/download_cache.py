@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from ...common.errors import DiskFullError, SaecacheError
-from ...common.untrusted_files import open_regular_descriptor
+from ...common.untrusted_files import open_regular_descriptor, read_regular
 from ..disk_space import is_full
 from ..durable import write_all
 from .pinned_file import PinnedFile, pin_file, remove_unless_pinned, rename_and_pin
@@ -25,6 +25,7 @@ Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes che
 
 _SLACK = 0.05  # of the limit
 _STRIPE_DIGITS = 3
+_LONGEST_NUMBER = 32  # bytes of the file ``room``
 
 
 class DownloadCache:
@@ -212,12 +213,13 @@ class DownloadCache:
 
     def _read_used(self) -> int | None:
         try:
-            text = (self.folder / "room").read_bytes()
-        except FileNotFoundError:
+            text = read_regular(self.folder / "room", _LONGEST_NUMBER)
+        except (FileNotFoundError, ValueError):  # ValueError: larger than any number is
             return None
         return int(text) if text.isdigit() else None
 
     def _write_used(self, used: int) -> None:
+        """After :meth:`_read_used`, which refuses what is no file."""
         with (self.folder / "room").open("wb", buffering=0) as file:
             write_all(file, str(used).encode())
 

@@ -16,10 +16,10 @@ from ...distributed.group import Group
 from ..config import StorageConfig
 from ..disk_space import disk_explained
 from .arguments import check_activations
-from .finalize import Delivery
+from .finalize import Finalizer
 from .journal import Journal, read_journal
 from .part import SpillMark, SpillPart
-from .writer import open_finalizer
+from .unit_records import Delivery
 
 
 class HelperWriter:
@@ -75,13 +75,7 @@ class HelperWriter:
         check_activations(activations, self._journal.identity["hooks"], int(keep.sum()))
         with disk_explained(self.path):
             added = self._open().add_rows(first, documents, keep, activations)
-        self._mark = self._mark.model_copy(
-            update={
-                "rows": self._mark.rows + added.train + added.heldout,
-                "train_rows": self._mark.train_rows + added.train,
-                "heldout_rows": self._mark.heldout_rows + added.heldout,
-            }
-        )
+        self._mark = self._mark.with_more(rows=sum(added.values()), **added)
 
     def spill_durably(self) -> SpillMark:
         """Make what was added durable, and return how far it goes, for the first process to record.
@@ -101,7 +95,7 @@ class HelperWriter:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
         """
         with group.together():
-            finalizer = open_finalizer(
+            finalizer = Finalizer(
                 self.path, journal, self._storage, delivery=self._delivery, drop_pages=False
             )
         finalizer.run_share(group, stop_asked)

@@ -1,7 +1,7 @@
 """The journal of an unfinished cache, replaced atomically after every file it refers to was synced."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,8 @@ from ..durable import write_bytes
 from ..layout import TokensKind
 from ..manifest import MAX_MANIFEST_BYTES
 from ..untrusted import check_depth, describe_invalid, parse_json
-from .spill import MAX_BUCKETS, SpillLengths
+from .blocks import MAX_BUCKETS
+from .spill import SpillLengths
 
 WORK_FOLDER = ".writing"
 JOURNAL = "journal.json"
@@ -22,14 +23,20 @@ MAX_PARTS = 1 << 16
 _Count = Annotated[int, Field(ge=0, le=2**48)]
 
 
-class PartLengths(FrozenModel):
+class _Counts(FrozenModel):
+    def with_more(self, **counts: int) -> Self:
+        """A copy in which these counts are so much larger."""
+        return self.model_copy(update={name: getattr(self, name) + more for name, more in counts.items()})
+
+
+class PartLengths(_Counts):
     """How far the spill of one more process goes."""
 
     blocks: _Count = 0
     rows: _Count = 0
 
 
-class Journal(FrozenModel):
+class Journal(_Counts):
     """Everything that is needed to continue.
 
     ``blocks`` are those of the first spill. ``train_rows`` and ``heldout_rows`` are in all spills together;

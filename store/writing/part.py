@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from ..config import StorageConfig
 from ..encoding.records import RecordLayout
 from ..keys import is_heldout, row_keys
 from .arguments import SequenceArrays
+from .blocks import Block, bucket_of
 from .journal import Journal, PartLengths, spill_folder
-from .spill import Block, SpillWriter, bucket_of
+from .spill import SpillWriter
 from .staging import Staging
 
 
@@ -22,13 +23,6 @@ class SpillMark(PartLengths):
 
     train_rows: int = 0
     heldout_rows: int = 0
-
-
-class RowCounts(NamedTuple):
-    """How many rows went to each split."""
-
-    train: int
-    heldout: int
 
 
 class SpillPart:
@@ -89,7 +83,7 @@ class SpillPart:
         documents: NDArray[np.integer],
         keep: NDArray[np.bool_],
         activations: Mapping[str, Any],
-    ) -> RowCounts:
+    ) -> dict[str, int]:
         """Add the rows of the sequences from number ``first`` on.
 
         Args:
@@ -97,6 +91,9 @@ class SpillPart:
             documents: int [n, context].
             keep: bool [n, context], which positions are rows.
             activations: hook -> [keep.sum(), D].
+
+        Returns:
+            How many there are: ``train_rows`` and ``heldout_rows``.
 
         Raises:
             BadActivationError: a row that cannot be stored.
@@ -113,7 +110,7 @@ class SpillPart:
             place = f"document {document}, sequence {first + sequence}, position {position}"
             raise BadActivationError(f"hook {bad.hook}, {place}: {bad.reason(self._dtype)}")
         num_heldout = int(heldout.sum())
-        return RowCounts(len(where) - num_heldout, num_heldout)
+        return {"train_rows": len(where) - num_heldout, "heldout_rows": num_heldout}
 
     def add_records(
         self, split: str, token: NDArray[np.uint64], records: Mapping[str, NDArray[np.uint8]]

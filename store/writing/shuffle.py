@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..encoding.records import RecordLayout
 from ..encoding.stored_rows import StoredRows
 from ..keys import row_keys
-from .spill import SMALL_BUCKET_BYTES, Block, SpillReader
+from .blocks import SMALL_BUCKET_BYTES, Block
+from .spill_reader import SpillReader
 
 _MOST_BUFFERS = 4
 _HELDOUT_BYTES = 8 << 20

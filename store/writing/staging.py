@@ -13,7 +13,8 @@ from ..encoding.device import DeviceEncoder
 from ..encoding.encode import encode_rows
 from ..encoding.records import RecordLayout
 from .arguments import as_float32
-from .spill import Block, SpillWriter
+from .blocks import Block
+from .spill import SpillWriter
 
 _FIRST_BLOCK_BYTES = 32 << 20
 _STAGED_SEQUENCE_BYTES = 32 << 20

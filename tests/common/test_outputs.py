@@ -1,6 +1,9 @@
 """Places that cannot be written to are refused before the work; one process writes at a time."""
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,14 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
         take_lock(tmp_path / ".lock", tmp_path / "out", "give another --out")
     lock.release()
     take_lock(tmp_path / ".lock", tmp_path / "out", "give another --out").release()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs")
+def test_a_fifo_as_a_lock_file_makes_nobody_wait(tmp_path: Path) -> None:
+    """Opening one without care waits until another process opens its other end."""
+    os.mkfifo(tmp_path / ".lock")
+    code = (
+        "import sys; from pathlib import Path; from saecache.common.outputs import take_lock;"
+        "take_lock(Path(sys.argv[1]), Path('out'), 'give another --out').release()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], timeout=60, check=True)

@@ -13,7 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from saecache.store import CorruptCacheError, ShardedArray, open_cache
 from saecache.store.layout import ArraySpec, metadata_bytes
 from saecache.store.shard_file import ShardWriter
-from saecache.store.writing.finalize import chunks_of
+from saecache.store.writing.shard_units import chunks_of
 
 SHAPES = [(1, 3), (64, 3), (65, 3), (256, 3), (257, 3), (700, 3), (0, 3), (300,), (256,)]
 CHUNK, SHARD = 64, 256

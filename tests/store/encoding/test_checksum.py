@@ -1,5 +1,8 @@
 """crc32c by carry-less multiplication, and the check for finite numbers, against the plain ways."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import crc32c as crc32c_library
@@ -87,3 +90,24 @@ def test_registers_of_every_width(bits: int, monkeypatch: pytest.MonkeyPatch) ->
         assert fold(payload.view(np.uint16), remainder) == 0x7BFF
         value = crc32c_library.crc32c(remainder, checksum._FROM_ZERO)
         assert value == google_crc32c.value(payload.tobytes())
+
+
+def test_a_processor_without_any_of_the_instructions() -> None:
+    """Neither carry-less multiplication nor the crc32c of SSE 4.2: tables, and code for any x86-64."""
+    code = """if True:
+        import sys, crc32c, numpy as np
+        from saecache.store.encoding import checksum
+        from saecache.store.layout import ArraySpec
+        assert checksum.REGISTER_BITS == 0 and not crc32c.hardware_based
+        payload = np.frombuffer(sys.stdin.buffer.read(), np.uint8)
+        for dtype, bits_of in (("float16", None), ("uint16", "bfloat16"), ("float32", None), ("int8", None)):
+            spec = ArraySpec("x", (1,), dtype, 1, 1, ("row",), bits_of=bits_of)
+            print(checksum.crc32c(payload), *checksum.crc32c_and_finite(payload, spec))
+    """
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "CRC32C_SW_MODE": "force"}
+    payload = np.random.default_rng(0).integers(0, 256, (1 << 20) + 24, np.uint8)  # all kinds of NaN too
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=payload.tobytes(), env=environment, capture_output=True, check=True)
+    value = google_crc32c.value(payload.tobytes())
+    expected = [f"{value} {value} {name == 'int8'}" for name in ("float16", "bfloat16", "float32", "int8")]
+    assert done.stdout.decode().splitlines() == expected

@@ -39,7 +39,8 @@ def test_a_discarded_copy_does_not_come_back(cache_path: Path, tmp_path: Path) -
 
     array = ShardedArray("cache", spec, files=TwoCopies(damaged, cache_path))
     mapped, forgotten, opened, done = (threading.Event() for _ in range(4))
-    map_shard, open_shard, forget = array._map, array._shard, array._forget
+    shards = array._shards
+    map_shard, open_shard, forget = shards._map, shards.get, shards.forget
 
     def slow_map(number: int) -> Any:
         found = map_shard(number)
@@ -61,7 +62,7 @@ def test_a_discarded_copy_does_not_come_back(cache_path: Path, tmp_path: Path) -
             forgotten.set()
             assert opened.wait(60)
 
-    array._map, array._shard, array._forget = slow_map, slow_open, watched_forget  # type: ignore[method-assign]
+    shards._map, shards.get, shards.forget = slow_map, slow_open, watched_forget  # type: ignore[method-assign]
     read: list[Any] = []
     other = threading.Thread(target=lambda: read.append(array.chunk(0).copy()))
     other.start()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from saecache.common.errors import DiskFullError
 from saecache.store import SaecacheError, UsageError
@@ -297,3 +298,31 @@ def test_a_fifo_in_the_folder_does_not_make_anybody_wait(local: DownloadCache, p
     with no_waiting(), pytest.raises(SaecacheError, match=r"cannot be used .not a regular file but a FIFO"):
         for number in (4, 2, 3):
             hold(local, number)
+
+
+def test_a_fifo_in_place_of_the_record_of_bytes(local: DownloadCache) -> None:
+    """Reading it waited for ever, with the lock that all processes want."""
+    hold(local, 1)
+    (local.folder / "room").unlink()
+    os.mkfifo(local.folder / "room")
+    with no_waiting(), pytest.raises(SaecacheError, match=r"not a regular file but a FIFO: .*room\)"):
+        hold(local, 4)
+
+
+@pytest.mark.parametrize("name", ["room.lock", f"locks/{digest(4)[:3]}"])
+def test_a_fifo_as_a_lock_is_a_lock(local: DownloadCache, name: str) -> None:
+    (local.folder / name).unlink(missing_ok=True)
+    os.mkfifo(local.folder / name)
+    with no_waiting():
+        assert hold(local, 4) == content(4)
+        with pytest.raises(Timeout), FileLock(local.folder / name), FileLock(local.folder / name, timeout=0):
+            pass
+
+
+def test_a_record_of_bytes_that_is_no_number(local: DownloadCache) -> None:
+    hold(local, 1)
+    for damaged in (b"", b"many", b"1" * 5000):
+        (local.folder / "room").write_bytes(damaged)
+        local.discard(digest(4))
+        hold(local, 4)
+        assert (local.folder / "room").read_bytes() == str(2 * SIZE).encode()

@@ -15,8 +15,9 @@ from saecache.store import (
     inspect_output,
     open_cache,
 )
-from saecache.store.writing import writer as writer_module
+from saecache.store.writing import unfinished
 from saecache.store.writing.spill import SpillWriter
+from saecache.store.writing.unfinished import UnfinishedCache
 
 STORAGE = StorageConfig(chunk_rows=64, shard_bytes=8192, memory_bytes=1 << 20)
 Contents = Callable[[Path], dict[str, bytes]]
@@ -105,7 +106,7 @@ def test_a_killed_finalize_leaves_no_results_of_rows_that_were_lost(
             for arrays in batches[4:]:
                 writer.write_sequences(**arrays)
             with monkeypatch.context() as patch, pytest.raises(StopError):
-                patch.setattr(writer, "_make_durable", lambda: None)  # a process that is killed does nothing
+                patch.setattr(UnfinishedCache, "make_durable", lambda self: None)  # as a killed process
                 writer.finalize(on_progress=stop_half_way)
             assert len(list((tmp_path / name / ".writing" / "done").iterdir())) > 3
             writer.close()
@@ -127,7 +128,7 @@ def test_killed_between_the_manifest_and_its_cleaning(
     for _, arrays in source.batches(10):
         writer.write_sequences(**arrays)
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(writer_module, "remove_work", killed)
+        patch.setattr(unfinished, "remove_work", killed)
         writer.finalize()
     writer.close()
     assert inspect_output(tmp_path / "c") == "incomplete"

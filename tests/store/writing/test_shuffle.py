@@ -9,15 +9,9 @@ from hypothesis import strategies as st
 
 from saecache.store import StorageConfig, row_keys
 from saecache.store.encoding.records import RecordLayout
+from saecache.store.writing.blocks import MAX_BUCKETS, Block, bucket_of, choose_buckets
 from saecache.store.writing.shuffle import ShuffledSpill
-from saecache.store.writing.spill import (
-    MAX_BUCKETS,
-    Block,
-    SpillLengths,
-    SpillWriter,
-    bucket_of,
-    choose_buckets,
-)
+from saecache.store.writing.spill import SpillLengths, SpillWriter
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

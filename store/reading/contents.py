@@ -1,0 +1,155 @@
+"""What a finished cache holds besides batches: its arrays by name, where rows come from, statistics."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import CorruptCacheError, UsageError
+from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
+from ..manifest import Manifest, find_growing_arrays
+from ..normalization import KINDS, Normalizer
+from ..provenance import read_provenance
+from ..statistics import HookStatistics
+from .arguments import check_one_of, check_row_numbers, check_whole_numbers
+from .sharded_array import ShardedArray
+
+if TYPE_CHECKING:
+    from ..remote.shards import RemoteShards
+
+_TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
+
+
+class CacheContents:
+    """The part of :class:`.ActivationCache` that reads arrays as they are stored."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        files: "RemoteShards | None" = None,
+        rows: int | None = None,
+    ) -> None:
+        self.path = path  # the folder, or the URL
+        self._files = files
+        self._rows = rows  # training rows that are used; None: all
+        self.manifest = manifest
+        self.fingerprint = manifest.fingerprint
+        self.hooks = list(manifest.hooks)
+        self.context = manifest.context
+        self.normalization: str = manifest.normalization
+        self._layout = manifest.layout
+        growing = find_growing_arrays(manifest)
+        self._arrays = {
+            spec.path: ShardedArray(
+                path,
+                spec,
+                files=files,
+                rows=rows if spec.path.startswith(_TRAIN_ARRAYS) else None,
+                keep_decoded=spec.path not in growing,
+            )
+            for spec in self._layout.arrays()
+        }
+
+    def __len__(self) -> int:
+        """Training rows."""
+        return self.num_rows("train")
+
+    def num_rows(self, split: str = "train") -> int:
+        check_one_of("split", split, SPLITS)
+        return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
+
+    def stored(self, spec: ArraySpec) -> ShardedArray:
+        """An array of ``manifest.layout`` as it is stored."""
+        return self._arrays[spec.path]
+
+    def d_model(self, hook: str) -> int:
+        """Width of the rows of ``hook``."""
+        self._check_hook(hook)
+        return self.manifest.hooks[hook].d_model
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Facts that are not part of the identity: when, by which software and how fast it was made."""
+        if self._files is None:
+            return read_provenance(self.path)
+        from ..remote.opening import read_remote_provenance
+
+        return read_remote_provenance(str(self.path))
+
+    @property
+    def tokens(self) -> ShardedArray:
+        """Token ids int32 [S, context], -1 = padding."""
+        if self.manifest.tokens != "ids and documents":
+            raise UsageError(f"{self.path} has no token ids: its rows do not come from text")
+        return self._arrays["tokens/ids"]
+
+    @property
+    def documents(self) -> ShardedArray:
+        """Document of each position, int32 [S, context], -1 = padding."""
+        if self.manifest.tokens == "none":
+            raise UsageError(f"{self.path} stores no documents: every row is its own")
+        return self._arrays["tokens/document"]
+
+    def token_index(self, split: str = "train") -> ShardedArray:
+        """uint64 [N]: sequence * context + position of each row."""
+        check_one_of("split", split, SPLITS)
+        return self._arrays[self._layout.token(split).path]
+
+    def locate(
+        self, rows: Any, split: str = "train"
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where rows come from: (sequence, position, document), int64 [n] each.
+
+        Raises:
+            IndexError, TypeError: there are no rows of these numbers.
+            CorruptCacheError: a row says that it comes from a sequence that the cache does not have.
+        """
+        tokens = self.token_index(split)
+        numbers = check_row_numbers(tokens, rows)
+        stored = tokens.gather(numbers)
+        beyond = np.flatnonzero(stored >= self._layout.sequences * self.context)
+        if len(beyond):
+            raise CorruptCacheError(
+                f"{self.path}/{tokens.spec.path}: row {numbers[beyond[0]]} is of token {stored[beyond[0]]}, "
+                f"expected less than {self._layout.sequences} sequences x {self.context} positions; see "
+                "'saecache cache verify'"
+            )
+        token = stored.astype(np.int64)
+        sequence, position = np.divmod(token, self.context)
+        if self.manifest.tokens == "none":
+            return sequence, position, token
+        distinct, places = np.unique(sequence, return_inverse=True)
+        document = self.documents.gather(distinct)[places, position]
+        return sequence, position, document.astype(np.int64)
+
+    def statistics(self, hook: str) -> HookStatistics:
+        """Statistics over all training rows."""
+        self._check_hook(hook)
+        info = self.manifest.hooks[hook]
+        return HookStatistics(
+            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
+            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
+            mean_square_norm=info.mean_square_norm,
+            norm_quantiles=dict(info.norm_quantiles),
+            rows=self.manifest.train_rows,
+        )
+
+    def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
+        """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
+        kind = self.normalization if kind is None else kind
+        check_one_of("normalization", kind, list(KINDS))
+        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
+
+    def _limit_rows(self, split: str, num_rows: int | None) -> int:
+        rows = self.num_rows(split)
+        if num_rows is None:
+            return rows
+        (num_rows,) = check_whole_numbers(num_rows=num_rows)
+        if not 0 < num_rows <= rows:
+            raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
+        return num_rows
+
+    def _check_hook(self, hook: str) -> None:
+        check_one_of("hook", hook, self.hooks)

@@ -1,0 +1,166 @@
+"""The units of work that make the shards of a cache: each writes one range of rows of some arrays."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..encoding.codecs import encode_ahead
+from ..encoding.number_types import to_moment_words
+from ..encoding.records import RecordLayout
+from ..encoding.stored_rows import StoredRows
+from ..layout import SPLITS, ArraySpec, Layout
+from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
+from ..statistics import add_moments
+from .shuffle import ShuffledSpill
+from .unit_records import Unit, Written
+
+NamedUnit = tuple[str, Callable[[], Unit]]  # the record's name, and what writes the files
+
+
+class ShardUnits:
+    """Makes the units of one cache; :meth:`close` ends the threads that do them.
+
+    Args:
+        cache: the folder of the cache.
+        layout: of the cache.
+        token_arrays: the folder of the spill that has them.
+        shuffled: the rows in stored order.
+        shards: writes the files.
+        unit: whether stored rows are u rather than x.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        layout: Layout,
+        token_arrays: Path,
+        shuffled: ShuffledSpill,
+        shards: ShardWriter,
+        *,
+        unit: bool,
+    ) -> None:
+        self._cache, self._layout, self._token_arrays = cache, layout, token_arrays
+        self._shuffled, self._shards, self._unit = shuffled, shards, unit
+        self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
+        self._ring: list[NDArray[Any]] = []
+
+    def close(self) -> None:
+        self._shuffled.close()
+        self._encoding.shutdown()
+        self._shards.close()
+
+    def of_tokens(self) -> Iterator[NamedUnit]:
+        """Of the token index of each row, in both splits."""
+        for split in SPLITS:
+            for shard in range(self._layout.token(split).num_shards):
+                yield f"{split}.token.{shard}", partial(self._tokens, split, shard)
+
+    def of_sequences(self) -> Iterator[NamedUnit]:
+        """Of the token arrays."""
+        for name, spec in self._layout.sequence_arrays().items():
+            for shard in range(spec.num_shards):
+                yield f"tokens.{name}.{shard}", partial(self._sequences, name, shard)
+
+    def of_hook(self, hook: str, number: int) -> Iterator[NamedUnit]:
+        """Of the rows of a hook, the hook of this number, in both splits.
+
+        The records of training rows keep their partial sums of x and x * x, [2, D].
+        """
+        for split in SPLITS:
+            for shard in range(self._layout.activations(split, hook).num_shards):
+                yield f"{split}.hook.{number}.{shard}", partial(self._rows, hook, number, split, shard)
+
+    def of_statistics(self, hook: str, number: int, moments: NDArray[np.float64]) -> Iterator[NamedUnit]:
+        """Of the mean and the second moment of a hook, float64 [2, D]."""
+        for name, values in zip(("mean", "second_moment"), moments, strict=True):
+            unit = partial(self._statistic, self._layout.statistic(hook, name), values)
+            yield f"stats.{number}.{name}", unit
+
+    def _tokens(self, split: str, shard: int) -> Unit:
+        spec = self._layout.token(split)
+        start = shard * spec.shard_rows
+        tokens = self._shuffled.tokens(split, start, start + spec.rows_of_shard(shard))
+        return [self._write(spec, shard, chunks_of(tokens, spec))], None
+
+    def _sequences(self, name: str, shard: int) -> Unit:
+        spec = self._layout.sequence_arrays()[name]
+        rows = np.fromfile(
+            self._token_arrays / name,
+            "<i4",
+            count=spec.rows_of_shard(shard) * spec.shape[1],
+            offset=shard * spec.shard_rows * spec.row_bytes,
+        )
+        return [self._write(spec, shard, chunks_of(rows.reshape(-1, spec.shape[1]), spec))], None
+
+    def _statistic(self, spec: ArraySpec, values: NDArray[np.float64]) -> Unit:
+        return [self._write(spec, 0, chunks_of(values, spec))], None
+
+    def _rows(self, hook: str, number: int, split: str, shard: int) -> Unit:
+        """Write all arrays of one range of rows; the result holds the partial sums [2, D] of the moments."""
+        layout = self._layout
+        spec = layout.activations(split, hook)
+        record = RecordLayout(layout.hooks[hook], layout.dtype)
+        start, rows = shard * spec.shard_rows, spec.rows_of_shard(shard)
+        columns = [np.empty(rows, np.float32) for _ in range(3 if record.has_scale else 2)]
+        sums = np.zeros((2, spec.shape[1]))
+        ring = self._chunk_buffers((spec.chunk_rows, spec.shape[1]), record.word)
+
+        def collect(stored: StoredRows, first: int) -> None:
+            for column, values in zip(columns, (stored.norm, stored.mean, stored.scale), strict=False):
+                column[first : first + len(stored)] = values
+            if split == "train":
+                numbers = to_moment_words(stored.words, layout.dtype, stored.scale)
+                add_moments(numbers, stored.norm, stored.mean, self._unit, sums)
+
+        def chunks() -> Iterator[NDArray[Any]]:
+            slot = used = done = 0
+            for stored in self._shuffled.rows(number, record, split, start, start + rows):
+                first = 0
+                while first < len(stored):
+                    count = min(spec.chunk_rows - used, len(stored) - first)
+                    piece = stored[first : first + count]
+                    collect(piece, done)
+                    first, done = first + count, done + count
+                    if count == spec.chunk_rows and spec.codec is None:
+                        yield piece.words  # it stays where it is until it is written: see ``in_use``
+                        continue
+                    chunk = ring[slot]
+                    chunk[used : used + count] = piece.words
+                    used += count
+                    if used == spec.chunk_rows or done == rows:
+                        chunk[used:] = 0  # Zarr stores the last chunk at full size
+                        yield chunk
+                        slot, used = (slot + 1) % len(ring), 0
+
+        files = [self._write(spec, shard, chunks())]
+        for column, other in zip(columns, layout.beside(split, hook), strict=True):
+            files.append(self._write(other, shard, chunks_of(column, other)))
+        return files, sums.tolist()
+
+    def _chunk_buffers(self, shape: tuple[int, int], word: np.dtype[Any]) -> list[NDArray[Any]]:
+        """Buffers for all chunks in use at the same time; every shard uses them again."""
+        if not self._ring or (self._ring[0].shape, self._ring[0].dtype) != (shape, word):
+            self._ring = [np.empty(shape, word) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+        return self._ring
+
+    def _write(self, spec: ArraySpec, shard: int, chunks: Iterator[NDArray[Any]]) -> Written:
+        path = spec.shard_path(shard)
+        if spec.codec is not None:
+            chunks = encode_ahead(spec.codec, chunks, self._encoding, CHUNKS_IN_FLIGHT)
+        return path, self._shards.write(self._cache / path, chunks, spec.chunks_per_shard)
+
+
+def chunks_of(rows: NDArray[Any], spec: ArraySpec) -> Iterator[NDArray[Any]]:
+    """Inner chunks of ``rows``; the last one is padded with zeros, as Zarr requires."""
+    for first in range(0, len(rows), spec.chunk_rows):
+        block = np.ascontiguousarray(rows[first : first + spec.chunk_rows], dtype=spec.dtype)
+        if len(block) < spec.chunk_rows:
+            whole = np.zeros((spec.chunk_rows, *spec.shape[1:]), dtype=spec.dtype)
+            whole[: len(block)] = block
+            block = whole
+        yield block
