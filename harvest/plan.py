@@ -23,7 +23,8 @@ from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .numerics import recorded_attention, recorded_device, resolve_dtype
 from .packing import PackingRule
-from .sources import TextSource, open_source
+from .sources import ModelSide, TextSource, open_source
+from .text_config import needs_no_special_tokens
 from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
 
 HELDOUT_FRACTIONS = (0.01, 0.02, 0.05, 0.1)  # what 'auto' tries, until a document is held out
@@ -116,8 +117,10 @@ def make_plan(
     settings = read_model_settings(files, trust_remote_code=remote_code)
     check_model(files, settings, config.hooks, config.tokens.context)
     tokenizer = load_tokenizer(files, trust_remote_code=remote_code)
-    rule = packing_rule(config.tokens, tokenizer)
-    source = open_source(config.text, settled_facts(known, "text"))
+    rule = packing_rule(config.tokens, tokenizer, as_it_is=needs_no_special_tokens(config.text))
+    known_tokenizer = tokenizer_sha256(files, tokenizer)
+    side = ModelSide(tokenizer, known_tokenizer, int(settings.get_text_config().vocab_size))
+    source = open_source(config.text, settled_facts(known, "text"), model=side, seed=config.seed)
     heldout_fraction = resolve_heldout(config, source, known)
     dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
@@ -133,7 +136,7 @@ def make_plan(
             "dtype": dtype,
             **({} if quantization is None else {"quantization": quantization}),
         },
-        "tokenizer": {"sha256": tokenizer_sha256(files, tokenizer)},
+        "tokenizer": {"sha256": known_tokenizer},
         "text": source.identity(),
         "packing": rule.identity(),
         "selection": config.selection.model_dump(mode="json"),

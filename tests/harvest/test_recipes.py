@@ -8,7 +8,7 @@ import pytest
 
 from saecache.configs import list_recipes, load_config
 from saecache.harvest import HarvestConfig
-from saecache.harvest.config import HubText
+from saecache.harvest.text_config import HubText
 from saecache.harvest.runner import run
 from saecache.store import open_cache
 
