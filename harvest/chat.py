@@ -148,10 +148,10 @@ class ChatTemplate:
         return pieces
 
     def _apply(self, messages: Sequence[dict[str, Any]], where: str) -> str:
+        roles = ", ".join(message["role"] for message in messages)
         with files_explained(
             f"{where}: the chat template cannot write this conversation",
-            f"; its roles are {', '.join(message['role'] for message in messages)}. Remove or change it, or set "
-            "text.chat.template to a template that can",
+            f"; its roles are {roles}. Remove or change it, or set text.chat.template to a template that can",
         ):
             text: str = self._tokenizer.apply_chat_template(
                 list(messages),
@@ -249,8 +249,8 @@ def _with_fixed_date(template: str, day: date) -> str:
     formats = {double or single for double, single in _DATE_FORMAT.findall(template)}
     if template.count("strftime_now(") != len(_DATE_FORMAT.findall(template)):
         raise UsageError(
-            "text.chat: the chat template writes the current date in a way that cannot be fixed, so the cache "
-            "would differ from day to day; set text.chat.template to a copy with a date of its own"
+            "text.chat: the chat template writes the current date in a way that cannot be fixed, so the "
+            "cache would differ from day to day; set text.chat.template to a copy with a date of its own"
         )
     cases = "".join(
         f'{{%- if format == "{each}" -%}}{day.strftime(each)}{{%- endif -%}}' for each in sorted(formats)

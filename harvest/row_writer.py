@@ -124,7 +124,7 @@ class Progress:
 def _count_chat_tokens(roles: NDArray[np.uint8]) -> dict[str, int]:
     """``tokens_user``, ``excluded_user``, ... of roles [n, context]; nothing without chats."""
     counts = np.bincount(roles.ravel(), minlength=256).tolist()
-    found = {}
+    found: dict[str, int] = {}
     for role, name in enumerate(("template", *MESSAGE_ROLES), Role.TEMPLATE):
         kept, excluded = counts[role], counts[role + EXCLUDED]
         if kept + excluded:

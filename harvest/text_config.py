@@ -38,7 +38,7 @@ class ChatConfig(FrozenModel):
     )
     date: datetime.date = Field(
         default=datetime.date(2024, 7, 26),
-        description="the date that templates write as the current one, so that the cache is the same every day",
+        description="the date that templates write as today's, so that the cache is the same every day",
     )
 
     @field_validator("roles")

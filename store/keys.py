@@ -42,7 +42,7 @@ def is_heldout(seed: int, documents: NDArray[np.integer], fraction: float) -> ND
 def mixture_draws(seed: int, numbers: NDArray[np.integer]) -> NDArray[np.float64]:
     """A random draw in [0, 1) for each number, which decides the part of a mixture that a document is of."""
     keys = _hash(seed, _MIXTURE_STREAM, np.asarray(numbers).astype(np.int64).view(np.uint64))
-    draws: NDArray[np.float64] = (keys >> np.uint64(11)) * 2.0**-53
+    draws: NDArray[np.float64] = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return draws
 
 

@@ -115,15 +115,15 @@ class ChatColumn:
         if settings.role_key not in found:
             raise UsageError(
                 f"{where} has no {settings.role_key!r}; it has: "
-                f"{', '.join(sorted(map(str, found))) or 'nothing'}. Set text.chat.role_key and text.chat.content_key to the names "
-                "that these messages use"
+                f"{', '.join(sorted(map(str, found))) or 'nothing'}. Set "
+                "text.chat.role_key and text.chat.content_key to the names that these messages use"
             )
         role, content = found.pop(settings.role_key), found.pop(settings.content_key, "")
         role = settings.rename_roles.get(role, role) if isinstance(role, str) else role
         if role not in MESSAGE_ROLES:
             raise UsageError(
-                f"{where}: unknown role {role!r:.80}; expected one of {', '.join(MESSAGE_ROLES)}. If the data "
-                "call one of these otherwise, set text.chat.rename_roles, as {human: user, gpt: assistant}"
+                f"{where}: unknown role {role!r:.80}; expected one of {', '.join(MESSAGE_ROLES)}. If the "
+                "data call one of these otherwise, set text.chat.rename_roles, as {human: user, gpt: assistant}"
             )
         if not isinstance(content, str):
             raise UsageError(
