@@ -50,15 +50,13 @@ def locate_adapter(config: AdapterConfig) -> AdapterFiles:
         UsageError: peft is not installed, or there is no adapter that can be used.
     """
     if find_spec("peft") is None:
-        raise UsageError(
-            f"model.adapter={config.name!r} needs 'pip install \"saecache[peft]\"' (the package peft)"
-        )
+        raise UsageError(f"model.adapter={config.name!r} needs peft: pip install 'saecache[peft]'")
     folder, revision = Path(config.name).expanduser(), None
     if folder.is_dir():
         if config.revision is not None:
             raise UsageError(
-                f"model.adapter.revision={config.revision!r} has no effect on {config.name!r}, which is a folder: "
-                "leave it out"
+                f"model.adapter.revision={config.revision!r} has no effect on {config.name!r}, which is a "
+                "folder: leave it out"
             )
         folder = folder.resolve()
         name = folder.name
@@ -79,8 +77,8 @@ def _check_files(name: str, folder: Path) -> str:
     for file in (_CONFIG, _WEIGHTS):
         if not (folder / file).is_file():
             raise UsageError(
-                f"adapter {name!r} has no {file} in {folder}; expected what save_pretrained(...) of peft writes. "
-                "Pickled weights (.bin) are not loaded, because they can run code"
+                f"adapter {name!r} has no {file} in {folder}; expected what save_pretrained(...) of peft "
+                "writes. Pickled weights (.bin) are not loaded, because they can run code"
             )
     with files_explained(f"adapter {name!r}: its {_CONFIG} cannot be used", f": {folder / _CONFIG}"):
         settings = parse_json(read_regular(folder / _CONFIG, _MOST_CONFIG_BYTES))
@@ -88,8 +86,8 @@ def _check_files(name: str, folder: Path) -> str:
         kind = settings["peft_type"]
     if kind in _PROMPT_KINDS:
         raise UsageError(
-            f"adapter {name!r} is of the kind {kind}, which adds positions or prompts instead of changing weights; "
-            "expected one that can be merged into them, such as LORA"
+            f"adapter {name!r} is of the kind {kind}, which adds positions or prompts instead of changing "
+            "weights; expected one that can be merged into them, such as LORA"
         )
     check_safetensors(folder / _WEIGHTS)
     lines = []
@@ -111,9 +109,8 @@ def put_in(model: nn.Module, adapter: AdapterFiles, *, quantized: bool) -> nn.Mo
     with files_explained(what, ". Is it an adapter of this model?"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # peft leaves them random
         wrapped: Any = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=False)
-        changed: nn.Module
-        if quantized:  # merging would round the sum to the few bits of the weights
-            changed = wrapped.get_base_model()
-        else:
-            changed = wrapped.merge_and_unload(safe_merge=True)
+        # Merging into quantized weights would round the sum to their few bits.
+        changed: nn.Module = (
+            wrapped.get_base_model() if quantized else wrapped.merge_and_unload(safe_merge=True)
+        )
     return changed

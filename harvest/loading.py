@@ -69,8 +69,8 @@ def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context:
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are loaded: what ``from_pretrained`` of transformers is told besides their type, and what is
-    put into them."""
+    """How weights are loaded: what ``from_pretrained`` of transformers gets besides their type, and the
+    adapter that is put into them."""
 
     device_map: DeviceMap | None = None  # None: all of the model is on one device
     quantization: Quantization | None = None  # None: as the weights are saved

@@ -92,7 +92,7 @@ class Progress:
             "tokens_missing": max(0, num_tokens - self.tokens),
             "padding": self.padding,
             **{f"excluded_{reason}": count for reason, count in self.excluded.items()},
-            **self.chat,
+            **{name: self.chat[name] for name in _chat_counts() if name in self.chat},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -116,20 +116,26 @@ class Progress:
         progress = TypeAdapter(cls).validate_python(values)
         if min(progress.cursor) < 0:
             raise ValueError(f"cursor: expected numbers from 0, got {list(progress.cursor)}")
+        if unknown := progress.chat.keys() - set(_chat_counts()):
+            raise ValueError(f"chat: {min(unknown)[:80]!r} is nothing that is counted")
         if progress.excluded.keys() != cls().excluded.keys():
             raise ValueError(f"excluded: expected counts of {', '.join(cls().excluded)}")
         return progress
 
 
+def _chat_counts() -> list[str]:
+    """Names of all counts of chats, in the order of the manifest."""
+    return [f"{what}_{name}" for name in ("template", *MESSAGE_ROLES) for what in ("tokens", "excluded")]
+
+
 def _count_chat_tokens(roles: NDArray[np.uint8]) -> dict[str, int]:
     """``tokens_user``, ``excluded_user``, ... of roles [n, context]; nothing without chats."""
-    counts = np.bincount(roles.ravel(), minlength=256).tolist()
-    found: dict[str, int] = {}
-    for role, name in enumerate(("template", *MESSAGE_ROLES), Role.TEMPLATE):
-        kept, excluded = counts[role], counts[role + EXCLUDED]
-        if kept + excluded:
-            found |= {f"tokens_{name}": kept + excluded, f"excluded_{name}": excluded}
-    return found
+    counts = np.bincount(roles.ravel(), minlength=256)
+    excluded = counts[Role.TEMPLATE + EXCLUDED :][: 1 + len(MESSAGE_ROLES)]
+    seen = counts[Role.TEMPLATE :][: 1 + len(MESSAGE_ROLES)] + excluded
+    values = np.stack([seen, excluded], axis=1).ravel().tolist()
+    there = np.repeat(seen > 0, 2)
+    return {name: value for name, value, any_ in zip(_chat_counts(), values, there, strict=True) if any_}
 
 
 class HarvestStep(NamedTuple):

@@ -123,7 +123,7 @@ class ChatColumn:
         if role not in MESSAGE_ROLES:
             raise UsageError(
                 f"{where}: unknown role {role!r:.80}; expected one of {', '.join(MESSAGE_ROLES)}. If the "
-                "data call one of these otherwise, set text.chat.rename_roles, as {human: user, gpt: assistant}"
+                "data have other names, set text.chat.rename_roles, as {human: user, gpt: assistant}"
             )
         if not isinstance(content, str):
             raise UsageError(

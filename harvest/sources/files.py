@@ -36,7 +36,7 @@ class FilesSource:
         if "text" in self._kinds and (config.chat is not None or config.pretokenized is not None):
             raise UsageError(
                 f"text.{other} has no effect on text files, such as "
-                f"{self._paths[self._kinds.index('text')]}: leave it out, or give only .jsonl and .parquet files"
+                f"{self._paths[self._kinds.index('text')]}: leave it out, or give only .jsonl or .parquet"
             )
         if "column" in config.model_fields_set and set(self._kinds) == {"text"}:
             raise UsageError("text.column has no effect on text files: leave it out")

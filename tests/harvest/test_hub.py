@@ -295,8 +295,8 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     import datasets
 
     from saecache.common.errors import UsageError
-    from saecache.harvest.text_config import HubText
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.text_config import HubText
 
     def load_dataset(*_: object, **__: object) -> None:
         raise ValueError("Compression type zstd not supported")
@@ -311,8 +311,8 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
     import datasets
 
     from saecache.common.errors import SaecacheError
-    from saecache.harvest.text_config import HubText
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.text_config import HubText
 
     def broken() -> Iterator[dict[str, str]]:
         yield {"text": "one"}

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from saecache.common.errors import UsageError
-from saecache.harvest.text_config import BuiltinText, FilesText
 from saecache.harvest.sources import TextSource, open_source
 from saecache.harvest.sources.stdlib import StdlibSource
+from saecache.harvest.text_config import BuiltinText, FilesText
 
 TEXTS = ["one", "", "three\nlines\r\nhere", "vier – fünf", "6" * 5000, "seven", "eight"]
 
