@@ -161,7 +161,7 @@ def test_only_the_chosen_roles_are_rows(make_chat: MakeConfig, tmp_path: Path, p
     left_out = sum(count for name, count in counts.items() if name.startswith("excluded_"))
     assert num_rows(cache) == counts["tokens"] - left_out == counts["tokens_assistant"]
     assert counts["excluded_bos"] == counts["documents"]
-    ids = cache.tokens.reshape(-1)[row_places(cache)]
+    ids = cache.tokens[:].reshape(-1)[row_places(cache)]
     words = tokenizer_with(Path(config.model.name), None).decode(ids[:40])
     assert words.startswith("It holds 0 rows.\n\n  Each of them once. A quick brown fox")
 

@@ -59,7 +59,7 @@ def test_every_document_once_in_its_order(tmp_path: Path) -> None:
         "a 2",
         "a 3",
         "a 4",
-    ]  # pinned: an order is for ever
+    ]  # pinned
 
 
 @pytest.mark.parametrize("ends", ["continue", "stop"])
