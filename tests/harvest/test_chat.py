@@ -163,7 +163,7 @@ def test_only_the_chosen_roles_are_rows(make_chat: MakeConfig, tmp_path: Path, p
     assert counts["excluded_bos"] == counts["documents"]
     ids = cache.tokens[:].reshape(-1)[row_places(cache)]
     words = tokenizer_with(Path(config.model.name), None).decode(ids[:40])
-    assert words.startswith("It holds 0 rows.\n\n  Each of them once. A quick brown fox")
+    assert words.startswith("It holds 0 rows.\n\n  Each")
 
 
 def num_rows(cache: ActivationCache) -> int:
