@@ -53,7 +53,7 @@ class PretokenizedConfig(FrozenModel):
     column: str = Field(default="input_ids", min_length=1, description="a list of token ids per document")
     tokenizer: str = Field(
         pattern=r"^(unknown|[0-9a-f]{64})$",
-        description="sha256 of the tokenizer that made the ids, as 'saecache info' of a cache shows it; "
+        description="sha256 of the tokenizer that made the ids, as 'saecache cache info' shows it; "
         "'unknown' if nobody knows",
     )
 
