@@ -7,12 +7,23 @@ from pydantic import Field, field_validator, model_validator
 from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..store.config import StorageConfig
+from .text_config import TextConfig
 
 DeviceMap = (
     Literal["auto", "balanced", "balanced_low_0", "sequential"]
     | dict[str, Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]]
 )
 Quantization = Literal["8bit", "4bit"]
+
+
+class AdapterConfig(FrozenModel):
+    """A PEFT adapter (LoRA and the like), which is put into the model's weights; needs the package peft."""
+
+    name: str = Field(min_length=1, description="hub name (org/adapter) or a local folder")
+    revision: str | None = Field(
+        default=None,
+        description="hub branch, tag or commit; None is the default branch, pinned by the first run",
+    )
 
 
 class ModelConfig(FrozenModel):
@@ -36,48 +47,7 @@ class ModelConfig(FrozenModel):
         description="make the weights smaller when they are loaded, by bitsandbytes; leave it out for models "
         "that are saved so",
     )
-
-
-class HubText(FrozenModel):
-    """A dataset of the Hugging Face hub, streamed."""
-
-    kind: Literal["hub"] = "hub"
-    dataset: str = Field(min_length=1, description="hub name (org/dataset)")
-    subset: str | None = Field(default=None, description="the dataset's configuration, when it has several")
-    split: str = Field(default="train", min_length=1)
-    revision: str | None = Field(
-        default=None,
-        description="branch, tag or commit; None is the default branch, pinned by the first run",
-    )
-    column: str = Field(default="text", min_length=1)
-
-
-class FilesText(FrozenModel):
-    """Local files, in the order of their paths."""
-
-    kind: Literal["files"] = "files"
-    paths: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="files, folders (searched through) or globs ('data/**/*.jsonl')"
-    )
-    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
-        default="auto", description="'auto' goes by the extension; a text file is one document"
-    )
-    column: str = Field(default="text", min_length=1, description="of jsonl and parquet files")
-
-    @field_validator("paths", mode="before")
-    @classmethod
-    def _one_path_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-
-class BuiltinText(FrozenModel):
-    """Text that needs no download."""
-
-    kind: Literal["builtin"] = "builtin"
-    name: Literal["stdlib"] = Field(default="stdlib", description="the running Python's own library")
-
-
-TextConfig = Annotated[HubText | FilesText | BuiltinText, Field(discriminator="kind")]
+    adapter: AdapterConfig | None = Field(default=None, description="a PEFT adapter of the model")
 
 
 class TokensConfig(FrozenModel):
@@ -90,13 +60,15 @@ class TokensConfig(FrozenModel):
         "sequence, cut or padded",
     )
     bos: Literal["auto", "always", "never"] = Field(
-        default="auto", description="begin every sequence with BOS; 'auto': if the tokenizer has one"
+        default="auto",
+        description="begin every sequence with BOS; 'auto': if the tokenizer has one, and not where all text "
+        "is chats or token ids, which have their own",
     )
     separator: str = Field(
         default="auto",
         min_length=1,
         description="after each packed document: 'eos', 'bos', 'none' or the text of one token; "
-        "'auto': 'eos' when packed",
+        "'auto': 'eos' when packed, 'none' where all text is chats or token ids",
     )
     min_document_tokens: Count = Field(default=1, ge=1, description="shorter documents are left out")
     max_document_tokens: Count | None = Field(
@@ -117,7 +89,7 @@ class TokensConfig(FrozenModel):
 class SelectionConfig(FrozenModel):
     """Which positions become rows. Padding never does."""
 
-    exclude_bos: bool = Field(default=True, description="leave out the BOS that begins a sequence")
+    exclude_bos: bool = Field(default=True, description="leave out the BOS that begins a sequence or a chat")
     exclude_separator: bool = Field(default=True, description="leave out the tokens between documents")
     sink_ratio: float | None = Field(
         default=None,
@@ -148,7 +120,9 @@ class HarvestConfig(FrozenModel):
         description="share of documents kept for evaluation; 'auto' is 0.01, more where the text has few "
         "documents, none where it has too few",
     )
-    seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the shuffle and the held-out split")
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 63, description="of the shuffle, the held-out split and mixtures"
+    )
     storage: StorageConfig = StorageConfig()
     batch_size: Annotated[Count, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",

@@ -390,13 +390,14 @@ class HarvestJob:
     def _facts(self) -> dict[str, Any]:
         """Facts about the run that do not make it another cache, for its provenance group. Plain JSON."""
         plan, progress = self._plan, self._progress
-        files, seconds = plan.files, progress.seconds
+        files, seconds, adapter = plan.files, progress.seconds, plan.how.adapter
         local = not files.from_hub and not files.name.startswith(("builtin:", "package:"))
         return {
             # A cache names a local model only by the last part of its path.
             **({"model_folder": str(files.place)} if local else {}),
+            **({"adapter_folder": str(adapter.folder)} if adapter and adapter.revision is None else {}),
             **({"derived": {"by": "extend", "from": [progress.extends]}} if progress.extends else {}),
-            "software": software_versions(_PACKAGES),
+            "software": software_versions([*_PACKAGES, *(["peft"] if adapter else [])]),
             "conditions": progress.conditions,
             "device": plan.device.type,
             "device_name": device_name(plan.device),

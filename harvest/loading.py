@@ -13,6 +13,7 @@ from torch import nn
 
 from ..common.errors import UsageError
 from ..store.layout import MAX_WIDTH
+from .adapter import AdapterFiles, put_in
 from .config import DeviceMap, Quantization
 from .hook_points import check_layers
 from .model_files import ModelFiles, check_small_files, files_explained
@@ -68,11 +69,13 @@ def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context:
 
 @dataclass(frozen=True)
 class Loading:
-    """How weights are loaded: what ``from_pretrained`` of transformers is told besides their type."""
+    """How weights are loaded: what ``from_pretrained`` of transformers gets besides their type, and the
+    adapter that is put into them."""
 
     device_map: DeviceMap | None = None  # None: all of the model is on one device
     quantization: Quantization | None = None  # None: as the weights are saved
     attention: str | None = None  # None: what transformers prefers
+    adapter: AdapterFiles | None = None
 
     def arguments(self, device: torch.device, *, saved_quantized: bool) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained``.
@@ -137,6 +140,8 @@ def load_weights(
             f"or of another shape, such as {', '.join(wrong[:3])}"
         )
     loaded: nn.Module = model if "device_map" in placed else model.to(device)
+    if how.adapter is not None:
+        loaded = put_in(loaded, how.adapter, quantized=saved_quantized or how.quantization is not None)
     return loaded.eval().requires_grad_(False)
 
 

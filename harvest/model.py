@@ -1,6 +1,6 @@
 """A language model to read activations from, and to run with activations replaced."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -8,7 +8,8 @@ from torch import nn
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
-from .config import DeviceMap, Quantization
+from .adapter import AdapterFiles, locate_adapter
+from .config import AdapterConfig, DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
 from .hooks import HookOutput, probe_hooks, read_hooks, replaced
 from .loading import Loading, load_weights, max_positions_of, num_layers_of, read_model_settings
@@ -47,6 +48,7 @@ class LanguageModel:
         trust_remote_code: bool = False,
         device_map: DeviceMap | None = None,
         quantization: Quantization | None = None,
+        adapter: AdapterConfig | None = None,
     ) -> Self:
         """Load by hub name, local folder, GGUF file, ``package:<package>/<path>`` or ``builtin:demo``.
 
@@ -59,7 +61,11 @@ class LanguageModel:
         settings = read_model_settings(files, trust_remote_code=trust_remote_code)
         place = choose_device(device)
         dtype = resolve_dtype(dtype, place, settings.get_text_config().hidden_size)
-        how = Loading(device_map=device_map, quantization=quantization)
+        how = Loading(
+            device_map=device_map,
+            quantization=quantization,
+            adapter=None if adapter is None else locate_adapter(adapter),
+        )
         return cls.from_files(files, dtype=dtype, device=place, trust_remote_code=trust_remote_code, how=how)
 
     @classmethod
@@ -213,14 +219,16 @@ def load_model_of(
     cache: "ActivationCache",
     *,
     name: str | None = None,
+    adapter: str | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """The model that a cache was harvested from, checked by the hash of its weights.
+    """The model that a cache was harvested from, checked by the hashes of its weights and of its adapter.
 
     Args:
         cache: an open cache.
         name: where the model is now, when it was a local folder that has moved.
+        adapter: where its adapter is now, likewise.
         device: where it shall run.
         trust_remote_code: run Python code that comes with the model.
 
@@ -233,7 +241,7 @@ def load_model_of(
         dtype=str(facts["dtype"]),
         device=choose_device(device),
         trust_remote_code=trust_remote_code,
-        how=Loading(quantization=facts.get("quantization")),
+        how=Loading(quantization=facts.get("quantization"), adapter=_adapter_of(cache, facts, adapter)),
     )
     if model.weights_sha256 != facts["weights_sha256"]:
         raise UsageError(
@@ -241,3 +249,24 @@ def load_model_of(
             f"{model.weights_sha256}, the cache was harvested from {facts['weights_sha256']}"
         )
     return model
+
+
+def _adapter_of(cache: "ActivationCache", facts: Mapping[str, Any], place: str | None) -> AdapterFiles | None:
+    """The adapter that a cache names.
+
+    Raises:
+        UsageError: it is not there, or it is another one.
+    """
+    known = facts.get("adapter")
+    if not isinstance(known, Mapping):
+        if place is not None:
+            raise UsageError(f"{cache.path} was harvested without an adapter: leave out adapter={place!r}")
+        return None
+    name = place or str(cache.provenance.get("adapter_folder") or known["name"])
+    files = locate_adapter(AdapterConfig(name=name, revision=None if place else known.get("revision")))
+    if files.sha256 != known.get("sha256"):
+        raise UsageError(
+            f"{files.folder} is not the adapter of {cache.path}: it has sha256 {files.sha256}, the cache was "
+            f"harvested with {known.get('sha256')}. If it is elsewhere now, give its place as adapter=..."
+        )
+    return files

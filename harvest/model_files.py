@@ -130,7 +130,7 @@ def fetch_weights(files: ModelFiles) -> list[Path]:
             "save_pretrained(...), or choose another revision"
         )
     for path in paths:
-        _check_safetensors(path)
+        check_safetensors(path)
     return paths
 
 
@@ -212,7 +212,7 @@ def _weight_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
     """Compare the file's header with its size; reads no weights."""
     from safetensors import safe_open
 

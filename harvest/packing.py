@@ -24,6 +24,11 @@ class Role(IntEnum):
     BOS = 1
     SEPARATOR = 2
     PADDING = 3
+    TEMPLATE = 4  # markup that a chat template adds
+
+
+MESSAGE_ROLE = 5  # of the first of MESSAGE_ROLES; the others follow
+EXCLUDED = 0x80  # added to the role of a chat's position that gives no row
 
 
 class Cursor(NamedTuple):
@@ -34,10 +39,21 @@ class Cursor(NamedTuple):
 
 
 class TokenDocument(NamedTuple):
-    """Token ids int32 [n] of document ``number``."""
+    """Token ids int32 [n] of document ``number``, and their roles uint8 [n]; None means that all are text."""
 
     number: int
     ids: NDArray[np.int32]
+    roles: NDArray[np.uint8] | None = None
+
+    def part(self, start: int | None, stop: int | None) -> "TokenDocument":
+        """The tokens ``start:stop``."""
+        return TokenDocument(self.number, self.ids[start:stop], _cut_roles(self.roles, start, stop))
+
+
+def _cut_roles(
+    roles: NDArray[np.uint8] | None, start: int | None, stop: int | None
+) -> NDArray[np.uint8] | None:
+    return None if roles is None else roles[start:stop]
 
 
 @dataclass(frozen=True)
@@ -120,9 +136,8 @@ def pack(
 class _Segment(NamedTuple):
     """Tokens of one document that stand together; ``offset`` is that of the first."""
 
-    number: int
     offset: int
-    ids: NDArray[np.int32]
+    tokens: TokenDocument
     ends_with_separator: bool
 
 
@@ -136,19 +151,19 @@ class _Piece(NamedTuple):
 def _long_enough(documents: Iterator[TokenDocument], rule: PackingRule) -> Iterator[TokenDocument]:
     for document in documents:
         if len(document.ids) >= rule.min_document_tokens:
-            yield TokenDocument(document.number, document.ids[: rule.max_document_tokens])
+            yield document.part(None, rule.max_document_tokens)
 
 
 def _cut_packed(documents: Iterator[TokenDocument], rule: PackingRule, start: Cursor) -> Iterator[_Piece]:
     waiting: deque[_Segment] = deque()
     waiting_tokens = 0
-    for number, ids in documents:
+    for document in documents:
         if rule.separator_id is not None:
-            ids = np.append(ids, np.int32(rule.separator_id))
-        offset = start.offset if number == start.document else 0
-        if offset < len(ids):
-            waiting.append(_Segment(number, offset, ids[offset:], rule.separator_id is not None))
-            waiting_tokens += len(ids) - offset
+            document = _with_separator(document, rule.separator_id)
+        offset = start.offset if document.number == start.document else 0
+        if offset < len(document.ids):
+            waiting.append(_Segment(offset, document.part(offset, None), rule.separator_id is not None))
+            waiting_tokens += len(document.ids) - offset
         while waiting_tokens >= rule.text_positions:
             yield _take(waiting, rule.text_positions)
             waiting_tokens -= rule.text_positions
@@ -161,25 +176,34 @@ def _take(waiting: deque[_Segment], count: int) -> _Piece:
     taken = []
     while True:
         segment = waiting.popleft()
-        size = len(segment.ids)
+        tokens, size = segment.tokens, len(segment.tokens.ids)
         if size > count:
-            head = _Segment(segment.number, segment.offset, segment.ids[:count], ends_with_separator=False)
-            tail = segment._replace(offset=segment.offset + count, ids=segment.ids[count:])
-            waiting.appendleft(tail)
+            head = _Segment(segment.offset, tokens.part(None, count), ends_with_separator=False)
+            offset = segment.offset + count
+            waiting.appendleft(segment._replace(offset=offset, tokens=tokens.part(count, None)))
             taken.append(head)
-            return _Piece(taken, Cursor(tail.number, tail.offset))
+            return _Piece(taken, Cursor(tokens.number, offset))
         taken.append(segment)
         count -= size
         if count == 0:
-            return _Piece(taken, Cursor(segment.number + 1, 0))
+            return _Piece(taken, Cursor(tokens.number + 1, 0))
+
+
+def _with_separator(document: TokenDocument, separator_id: int) -> TokenDocument:
+    ids = np.append(document.ids, np.int32(separator_id))
+    roles = None if document.roles is None else np.append(document.roles, np.uint8(Role.SEPARATOR))
+    return TokenDocument(document.number, ids, roles)
 
 
 def _cut_per_document(
     documents: Iterator[TokenDocument], rule: PackingRule, start: Cursor
 ) -> Iterator[_Piece]:
-    for number, ids in documents:
-        segment = _Segment(number, 0, ids[: rule.text_positions], ends_with_separator=False)
-        yield _Piece([segment], Cursor(number + 1, 0))
+    for document in documents:
+        roles = document.roles
+        if rule.bos_id is not None and roles is not None and len(roles) and roles[0] == Role.BOS:
+            document = document.part(1, None)  # every sequence gets one
+        segment = _Segment(0, document.part(None, rule.text_positions), ends_with_separator=False)
+        yield _Piece([segment], Cursor(document.number + 1, 0))
 
 
 def _assemble(pieces: list[_Piece], rule: PackingRule) -> Sequences:
@@ -191,14 +215,15 @@ def _assemble(pieces: list[_Piece], rule: PackingRule) -> Sequences:
         position = 0
         if rule.bos_id is not None:
             ids[row, 0] = rule.bos_id
-            documents[row, 0] = piece.segments[0].number
+            documents[row, 0] = piece.segments[0].tokens.number
             roles[row, 0] = Role.BOS
             position = 1
         for segment in piece.segments:
-            end = position + len(segment.ids)
-            ids[row, position:end] = segment.ids
-            documents[row, position:end] = segment.number
-            roles[row, position:end] = Role.TEXT
+            tokens = segment.tokens
+            end = position + len(tokens.ids)
+            ids[row, position:end] = tokens.ids
+            documents[row, position:end] = tokens.number
+            roles[row, position:end] = Role.TEXT if tokens.roles is None else tokens.roles
             if segment.ends_with_separator:
                 roles[row, end - 1] = Role.SEPARATOR
             position = end

@@ -16,14 +16,16 @@ from ..common.errors import UsageError
 from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
-from .config import HarvestConfig
+from .adapter import AdapterFiles, locate_adapter
+from .config import AdapterConfig, HarvestConfig
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
 from .loading import Loading, check_model, read_model_settings
 from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .numerics import recorded_attention, recorded_device, resolve_dtype
 from .packing import PackingRule
-from .sources import TextSource, open_source
+from .sources import ModelSide, TextSource, open_source
+from .text_config import needs_no_special_tokens
 from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
 
 HELDOUT_FRACTIONS = (0.01, 0.02, 0.05, 0.1)  # what 'auto' tries, until a document is held out
@@ -116,8 +118,11 @@ def make_plan(
     settings = read_model_settings(files, trust_remote_code=remote_code)
     check_model(files, settings, config.hooks, config.tokens.context)
     tokenizer = load_tokenizer(files, trust_remote_code=remote_code)
-    rule = packing_rule(config.tokens, tokenizer)
-    source = open_source(config.text, settled_facts(known, "text"))
+    rule = packing_rule(config.tokens, tokenizer, as_it_is=needs_no_special_tokens(config.text))
+    adapter = _locate_adapter(config, before)
+    known_tokenizer = tokenizer_sha256(files, tokenizer)
+    side = ModelSide(tokenizer, known_tokenizer, int(settings.get_text_config().vocab_size))
+    source = open_source(config.text, settled_facts(known, "text"), model=side, seed=config.seed)
     heldout_fraction = resolve_heldout(config, source, known)
     dtype: str = config.model.dtype
     if dtype == "auto" and before.get("name") == files.name and "dtype" in before:
@@ -132,8 +137,9 @@ def make_plan(
             "class": _class_name(settings),
             "dtype": dtype,
             **({} if quantization is None else {"quantization": quantization}),
+            **({} if adapter is None else {"adapter": adapter.identity()}),
         },
-        "tokenizer": {"sha256": tokenizer_sha256(files, tokenizer)},
+        "tokenizer": {"sha256": known_tokenizer},
         "text": source.identity(),
         "packing": rule.identity(),
         "selection": config.selection.model_dump(mode="json"),
@@ -155,6 +161,7 @@ def make_plan(
             device_map=config.device_map,
             quantization=quantization,
             attention=None if existing is None else recorded_attention(existing.progress),
+            adapter=adapter,
         ),
         tokenizer=tokenizer,
         rule=rule,
@@ -177,6 +184,9 @@ def follow_plan(config: HarvestConfig, path: Path, settled: Mapping[str, Any]) -
     files = locate_model(config.model.name, model["revision"], trust_remote_code=remote_code)
     if world().local_rank == 0 and weights_sha256(fetch_weights(files)) != model["weights_sha256"]:
         raise UsageError(f"{files.place} holds other weights on this machine than on that of process 0")
+    adapter = _locate_adapter(config, model)
+    if adapter is not None and adapter.sha256 != model["adapter"]["sha256"]:
+        raise UsageError(f"{adapter.folder} holds another adapter on this machine than on that of process 0")
     return HarvestPlan(
         config=config,
         path=path,
@@ -189,6 +199,7 @@ def follow_plan(config: HarvestConfig, path: Path, settled: Mapping[str, Any]) -
             device_map=config.device_map,
             quantization=config.model.quantization,
             attention=settled["attention"],
+            adapter=adapter,
         ),
         tokenizer=load_tokenizer(files, trust_remote_code=remote_code),
         rule=PackingRule(**settled["rule"]),
@@ -196,6 +207,16 @@ def follow_plan(config: HarvestConfig, path: Path, settled: Mapping[str, Any]) -
         identity=settled["identity"],
         heldout_fraction=settled["heldout_fraction"],
     )
+
+
+def _locate_adapter(config: HarvestConfig, known: Mapping[str, Any]) -> AdapterFiles | None:
+    """The configured adapter; a revision left open stays that of ``known``, the model of a former run."""
+    adapter, before = config.model.adapter, known.get("adapter")
+    if adapter is None:
+        return None
+    if adapter.revision is None and isinstance(before, Mapping) and before.get("name") == adapter.name:
+        adapter = AdapterConfig(name=adapter.name, revision=before.get("revision"))
+    return locate_adapter(adapter)
 
 
 def settle_device(name: str, existing: Existing | None) -> torch.device:

@@ -21,9 +21,10 @@ from ..store.writing.journal import Journal
 from ..store.writing.part import SpillMark
 from .config import HarvestConfig
 from .feed import Share
-from .packing import Cursor, Role, Sequences
+from .packing import EXCLUDED, Cursor, Role, Sequences
 from .sinks import CALIBRATION_TOKENS, SinkEnergy, centered_norms, rows_within
 from .stream import TokenBatch
+from .text_config import MESSAGE_ROLES
 
 _Count = Annotated[int, Field(ge=0, le=2**48)]
 Phase = Literal["copying", "reading", "finishing"]
@@ -37,7 +38,8 @@ class Progress:
 
     ``phase`` is ``copying`` (rows of a cache that is extended), ``reading`` (text through the model) or
     ``finishing`` (shuffled shards). ``conditions`` are those of :func:`.numerics.forward_conditions`,
-    ``extends`` says which cache was copied.
+    ``extends`` says which cache was copied. ``chat`` counts the tokens of the template and of each role, and
+    those of them that give no row.
     """
 
     phase: Phase = "reading"
@@ -53,6 +55,7 @@ class Progress:
     conditions: dict[str, Any] | None = None
     extends: dict[str, Any] | None = None
     energy: dict[str, SinkEnergy] = field(default_factory=dict)
+    chat: dict[str, _Count] = field(default_factory=dict)
 
     def add(self, sequences: Sequences, by_role: NDArray[np.bool_]) -> None:
         """Take note of written sequences: ``by_role`` [n, context] is what roles keep."""
@@ -62,6 +65,8 @@ class Progress:
         self.padding += int((roles == Role.PADDING).sum())
         self.excluded["bos"] += int(((roles == Role.BOS) & ~by_role).sum())
         self.excluded["separator"] += int(((roles == Role.SEPARATOR) & ~by_role).sum())
+        for name, count in _count_chat_tokens(roles).items():
+            self.chat[name] = self.chat.get(name, 0) + count
         seen = np.unique(sequences.documents)
         new = seen[seen > self.last_document]
         self.documents += len(new)
@@ -87,6 +92,7 @@ class Progress:
             "tokens_missing": max(0, num_tokens - self.tokens),
             "padding": self.padding,
             **{f"excluded_{reason}": count for reason, count in self.excluded.items()},
+            **{name: self.chat[name] for name in _chat_counts() if name in self.chat},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -110,9 +116,26 @@ class Progress:
         progress = TypeAdapter(cls).validate_python(values)
         if min(progress.cursor) < 0:
             raise ValueError(f"cursor: expected numbers from 0, got {list(progress.cursor)}")
+        if unknown := progress.chat.keys() - set(_chat_counts()):
+            raise ValueError(f"chat: {min(unknown)[:80]!r} is nothing that is counted")
         if progress.excluded.keys() != cls().excluded.keys():
             raise ValueError(f"excluded: expected counts of {', '.join(cls().excluded)}")
         return progress
+
+
+def _chat_counts() -> list[str]:
+    """Names of all counts of chats, in the order of the manifest."""
+    return [f"{what}_{name}" for name in ("template", *MESSAGE_ROLES) for what in ("tokens", "excluded")]
+
+
+def _count_chat_tokens(roles: NDArray[np.uint8]) -> dict[str, int]:
+    """``tokens_user``, ``excluded_user``, ... of roles [n, context]; nothing without chats."""
+    counts = np.bincount(roles.ravel(), minlength=256)
+    excluded = counts[Role.TEMPLATE + EXCLUDED :][: 1 + len(MESSAGE_ROLES)]
+    seen = counts[Role.TEMPLATE :][: 1 + len(MESSAGE_ROLES)] + excluded
+    values = np.stack([seen, excluded], axis=1).ravel().tolist()
+    there = np.repeat(seen > 0, 2)
+    return {name: value for name, value, any_ in zip(_chat_counts(), values, there, strict=True) if any_}
 
 
 class HarvestStep(NamedTuple):

@@ -44,6 +44,11 @@ def measure_first_block(plan: HarvestPlan, model: LanguageModel) -> dict[str, fl
     rows = ActivationReader(model, plan.hooks, block).rows(batch.sequences, batch.keep)
     for hook, x in rows.items():
         _check_finite(hook, x, batch)
+    if plan.config.selection.sink_ratio is not None and not batch.keep.any():
+        raise UsageError(
+            f"the first {batch.sequences.ids.size} positions give no row, so attention sinks cannot be told "
+            "from others: leave out selection.sink_ratio, or choose more of the text (text.chat.roles)"
+        )
     return {hook: float(centered_norms(x).median()) for hook, x in rows.items() if len(x)}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SelectionConfig
-from .packing import Cursor, Role, Sequences, pack
+from .packing import EXCLUDED, Cursor, Role, Sequences, pack
 from .plan import HarvestPlan
 from .tokenizer import tokenized
 
@@ -48,7 +48,7 @@ def token_batches(
 
 def keep_by_role(roles: NDArray[np.uint8], selection: SelectionConfig) -> NDArray[np.bool_]:
     """Positions that become rows as far as roles go. bool, shape of ``roles``."""
-    keep: NDArray[np.bool_] = roles != Role.PADDING
+    keep: NDArray[np.bool_] = (roles != Role.PADDING) & (roles < EXCLUDED)
     if selection.exclude_bos:
         keep &= roles != Role.BOS
     if selection.exclude_separator:

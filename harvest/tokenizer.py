@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import SaecacheError, UsageError
+from .chat import ChatTemplate
 from .config import TokensConfig
 from .model_files import ModelFiles, check_small_files, files_explained, locate_model_of
-from .packing import PackingRule, TokenDocument
-from .sources import Document
+from .packing import PackingRule, Role, TokenDocument
+from .sources import Content, Conversation, Document
 
 if TYPE_CHECKING:
     from ..store import ActivationCache
@@ -119,10 +121,9 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
             document, failure = None, error
         if document is not None:
             group.append(document)
-            characters += len(document.text)
+            characters += _num_characters(document.content)
         if document is None or characters >= enough or len(group) >= _BATCH_DOCUMENTS:
-            for (number, _), ids in zip(group, encode(tokenizer, [d.text for d in group]), strict=True):
-                yield TokenDocument(number, ids)
+            yield from _encode_group(group, tokenizer)
             group, characters, enough = [], 0, min(2 * enough, _BATCH_CHARACTERS)
         if document is None:
             break
@@ -130,8 +131,59 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
         raise failure
 
 
-def packing_rule(config: TokensConfig, tokenizer: Any) -> PackingRule:
+def _num_characters(content: Content) -> int:
+    if isinstance(content, Conversation):
+        return sum(len(message["content"]) for message in content.messages)
+    return len(content)
+
+
+def _encode_group(group: list[Document], tokenizer: Any) -> Iterator[TokenDocument]:
+    """Consecutive documents of one kind are encoded together."""
+    for kind, documents in groupby(group, lambda document: _kind_of(document.content)):
+        part = list(documents)
+        numbers = [number for number, _ in part]
+        if kind is None:
+            encoded = encode(tokenizer, [str(content) for _, content in part])
+            yield from map(TokenDocument, numbers, encoded)
+        elif isinstance(kind, ChatTemplate):
+            chats = [(f"conversation {n}", c.messages) for n, c in part if isinstance(c, Conversation)]
+            for number, (ids, roles) in zip(numbers, kind.encode(chats), strict=True):
+                yield TokenDocument(number, ids, roles)
+        else:
+            for number, content in part:
+                assert isinstance(content, np.ndarray)
+                yield _with_roles(number, content, tokenizer)
+
+
+def _kind_of(content: Content) -> ChatTemplate | type | None:
+    """What ``content`` is: None is plain text; of a chat its template; else token ids."""
+    if isinstance(content, Conversation):
+        return content.template
+    return None if isinstance(content, str) else np.ndarray
+
+
+def _with_roles(number: int, ids: NDArray[np.int32], tokenizer: Any) -> TokenDocument:
+    """Ids as they are, with the roles of the tokenizer's special tokens; padding at the end is dropped."""
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    if pad is not None and pad not in (bos, eos):
+        ids = ids[: int(np.flatnonzero(ids != pad)[-1]) + 1] if (ids != pad).any() else ids[:0]
+    roles = np.full(len(ids), Role.TEXT, dtype=np.uint8)
+    if bos is not None:
+        roles[ids == bos] = Role.BOS
+    if eos is not None:
+        roles[ids == eos] = Role.SEPARATOR
+    if len(ids) and ids[0] == bos:
+        roles[0] = Role.BOS
+    return TokenDocument(number, ids, roles)
+
+
+def packing_rule(config: TokensConfig, tokenizer: Any, *, as_it_is: bool = False) -> PackingRule:
     """``config`` with every 'auto' and token name resolved for ``tokenizer``.
+
+    Args:
+        config: how documents become sequences.
+        tokenizer: of the model.
+        as_it_is: the documents bring their own BOS and ends, so that 'auto' adds none.
 
     Raises:
         UsageError: a token that the tokenizer does not have.
@@ -139,7 +191,7 @@ def packing_rule(config: TokensConfig, tokenizer: Any) -> PackingRule:
     bos_id = tokenizer.bos_token_id
     if config.bos == "always" and bos_id is None:
         raise UsageError("tokens.bos=always, but this model's tokenizer has no BOS token; use auto or never")
-    if config.bos == "never":
+    if config.bos == "never" or (config.bos == "auto" and as_it_is):
         bos_id = None
     if bos_id is not None and config.context < 2:
         raise UsageError(
@@ -149,14 +201,18 @@ def packing_rule(config: TokensConfig, tokenizer: Any) -> PackingRule:
         context=config.context,
         packing=config.packing,
         bos_id=bos_id,
-        separator_id=_separator_id(config, tokenizer),
+        separator_id=_separator_id(config, tokenizer, as_it_is),
         min_document_tokens=config.min_document_tokens,
         max_document_tokens=config.max_document_tokens,
     )
 
 
-def _separator_id(config: TokensConfig, tokenizer: Any) -> int | None:
-    if config.separator == "none" or config.packing == "per_document":
+def _separator_id(config: TokensConfig, tokenizer: Any, as_it_is: bool) -> int | None:
+    if (
+        config.separator == "none"
+        or (config.separator == "auto" and as_it_is)
+        or config.packing == "per_document"
+    ):
         return None
     if config.separator in ("auto", "eos", "bos"):
         role = "bos" if config.separator == "bos" else "eos"

@@ -14,6 +14,7 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 # Streams keep the uses of one seed apart: the same number hashes differently in each.
 _ROW_STREAM, _DOCUMENT_STREAM, _CHUNK_STREAM, _WINDOW_STREAM = range(4)
+_MIXTURE_STREAM = -1
 _SHARD_STREAM = 0  # of epochs from 1 on: epoch e adds 4 * e to its streams
 
 
@@ -36,6 +37,13 @@ def is_heldout(seed: int, documents: NDArray[np.integer], fraction: float) -> ND
         return np.zeros(np.shape(documents), dtype=np.bool_)
     keys = _hash(seed, _DOCUMENT_STREAM, np.asarray(documents).astype(np.int64).view(np.uint64))
     return keys < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
+
+
+def mixture_draws(seed: int, numbers: NDArray[np.integer]) -> NDArray[np.float64]:
+    """A random draw in [0, 1) for each number, which decides the part of a mixture that a document is of."""
+    keys = _hash(seed, _MIXTURE_STREAM, np.asarray(numbers).astype(np.int64).view(np.uint64))
+    draws: NDArray[np.float64] = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return draws
 
 
 def epoch_permutation(

@@ -23,6 +23,7 @@ import click
 import pytest
 import torch
 import typer
+import yaml
 from typer.testing import CliRunner
 
 import saecache
@@ -42,7 +43,7 @@ from tests.evaluate.judge.judge_server import Judge, serve
 ROOT = Path(saecache.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-CODE_LANGUAGES = {"bash", "python", "json"}
+CODE_LANGUAGES = {"bash", "python", "json", "yaml"}
 # What a shell block may begin a line with besides.
 OTHER_PROGRAMS = {"torchrun", "export", "make", "srun", "if", "pip"}
 
@@ -125,6 +126,18 @@ def test_recipes_and_settings_of_the_pages_exist(page: Path, words: list[str]) -
         load_config(HarvestConfig, words[1], settings, kinds=("harvest",))
     elif words[0] == "train":
         load_config(TrainConfig, words[1], settings, kinds=("train", "papers"))
+
+
+def test_texts_of_the_guide_are_texts() -> None:
+    found = [yaml.safe_load(block.text) for block in blocks(ROOT / "docs" / "guide.md", "yaml")]
+    base = {
+        "model": {"name": "builtin:demo"},
+        "tokens": {"context": 8},
+        "hooks": "resid_post.0",
+        "num_tokens": 9,
+    }
+    kinds = [HarvestConfig.model_validate({**base, **each}).text.kind for each in found]
+    assert kinds == ["files", "mixture"]
 
 
 @EACH_PAGE

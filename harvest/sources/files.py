@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UsageError
-from ..config import FilesText
+from ..text_config import FilesText
+from .columns import Column
 from .formats import FileFormat, JsonLinesFormat, ParquetFormat, TextFormat
 from .source import Document
 
@@ -24,13 +25,19 @@ _READ_BYTES = 1 << 22
 class FilesSource:
     """Documents of the files that match ``config.paths``; numbers run on from file to file."""
 
-    def __init__(self, config: FilesText, checked: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: FilesText, column: Column, checked: Mapping[str, Any] | None = None) -> None:
         """``checked``: the identity of the text of a former run, whose lines need not be parsed again."""
+        self._column = column
         self._paths = _matching(config)
         self._checked = checked
         self._counts: list[int] | None = None  # documents of each file
-        self._config = config
         self._kinds = [_format_of(path, config.format) for path in self._paths]
+        other = "chat" if config.chat is not None else "pretokenized"
+        if "text" in self._kinds and (config.chat is not None or config.pretokenized is not None):
+            raise UsageError(
+                f"text.{other} has no effect on text files, such as "
+                f"{self._paths[self._kinds.index('text')]}: leave it out, or give only .jsonl or .parquet"
+            )
         if "column" in config.model_fields_set and set(self._kinds) == {"text"}:
             raise UsageError("text.column has no effect on text files: leave it out")
         self._identity: dict[str, Any] | None = None
@@ -71,15 +78,15 @@ class FilesSource:
             if skip and count <= skip:
                 skip -= count
                 continue
-            for text in self._reader(kind).texts(path, skip):
-                yield Document(number, text)
+            for content in self._reader(kind).contents(path, skip):
+                yield Document(number, content)
                 number += 1
             skip = 0
 
     def _reader(self, kind: str) -> FileFormat:
         if kind == "text":
             return TextFormat()
-        return JsonLinesFormat(self._config.column) if kind == "jsonl" else ParquetFormat(self._config.column)
+        return JsonLinesFormat(self._column) if kind == "jsonl" else ParquetFormat(self._column)
 
     def _make_identity(self) -> dict[str, Any]:
         common = Path(os.path.commonpath([path.parent for path in self._paths]))
@@ -90,7 +97,7 @@ class FilesSource:
             name = path.relative_to(common).as_posix()
             digest.update(f"{sha256} {size} {kind} {name}\n".encode())
             num_bytes += size
-        columns = {} if set(self._kinds) == {"text"} else {"column": self._config.column}
+        columns = {} if set(self._kinds) == {"text"} else self._column.identity()
         facts = {"files": len(self._paths), "bytes": num_bytes, "sha256": digest.hexdigest()}
         return {"kind": "files", **columns, **facts}
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...common.errors import UsageError
+from .columns import Column, missing_column
+from .source import Content
 
 
 class FileFormat(Protocol):
@@ -23,8 +25,8 @@ class FileFormat(Protocol):
         """
         ...
 
-    def texts(self, path: Path, skip: int) -> Iterator[str]:
-        """Texts of the documents from number ``skip`` of the file on."""
+    def contents(self, path: Path, skip: int) -> Iterator[Content]:
+        """Contents of the documents from number ``skip`` of the file on."""
         ...
 
 
@@ -37,7 +39,7 @@ class TextFormat:
     def check(self, path: Path) -> None:
         pass
 
-    def texts(self, path: Path, skip: int) -> Iterator[str]:
+    def contents(self, path: Path, skip: int) -> Iterator[Content]:
         if skip == 0:
             yield path.read_text("utf-8-sig")
 
@@ -45,37 +47,37 @@ class TextFormat:
 class JsonLinesFormat:
     """One JSON object per line; blank lines do not count."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: Column) -> None:
         self.column = column
 
     def count(self, path: Path) -> int:
         return sum(1 for _ in _lines(path))
 
     def check(self, path: Path) -> None:
-        for _ in self.texts(path, 0):
+        for _ in self.contents(path, 0):
             pass
 
-    def texts(self, path: Path, skip: int) -> Iterator[str]:
+    def contents(self, path: Path, skip: int) -> Iterator[Content]:
         for position, (number, line) in enumerate(_lines(path)):
             if position >= skip:
-                yield self._text(line, f"{path}:{number}")
+                yield self._read(line, f"{path}:{number}")
 
-    def _text(self, line: str, where: str) -> str:
+    def _read(self, line: str, where: str) -> Content:
         try:
             record = json.loads(line)
         except ValueError as error:
             raise UsageError(f"{where} is not valid JSON: {error}; mend or remove this line") from None
         if not isinstance(record, dict):
             raise UsageError(f"{where}: expected a JSON object, got {type(record).__name__}")
-        if self.column not in record:
+        if self.column.name not in record:
             raise missing_column(where, self.column, record)
-        return text_value(record[self.column], self.column, where)
+        return self.column.read(record[self.column.name], where)
 
 
 class ParquetFormat:
     """One document per row."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: Column) -> None:
         self.column = column
 
     def count(self, path: Path) -> int:
@@ -83,10 +85,10 @@ class ParquetFormat:
 
     def check(self, path: Path) -> None:
         names = self._open(path).schema_arrow.names
-        if self.column not in names:
+        if self.column.name not in names:
             raise missing_column(str(path), self.column, names)
 
-    def texts(self, path: Path, skip: int) -> Iterator[str]:
+    def contents(self, path: Path, skip: int) -> Iterator[Content]:
         self.check(path)
         file = self._open(path)
         row = 0
@@ -95,10 +97,10 @@ class ParquetFormat:
             if row + group_rows <= skip:
                 row += group_rows
                 continue
-            for batch in file.iter_batches(1024, row_groups=[group], columns=[self.column]):
+            for batch in file.iter_batches(1024, row_groups=[group], columns=[self.column.name]):
                 for value in batch.column(0).to_pylist():
                     if row >= skip:
-                        yield text_value(value, self.column, f"{path}, row {row}")
+                        yield self.column.read(value, f"{path}, row {row}")
                     row += 1
 
     def _open(self, path: Path) -> Any:
@@ -109,25 +111,6 @@ class ParquetFormat:
             return pyarrow.parquet.ParquetFile(path)
         except pyarrow.ArrowException as error:
             raise UsageError(f"{path} is not a Parquet file: {error}") from None
-
-
-def missing_column(where: str, column: str, found: Any) -> UsageError:
-    """The error for data without the configured column."""
-    names = ", ".join(sorted(map(str, found))) or "none"
-    return UsageError(f"{where} has no column {column!r}; it has: {names}. Set text.column to one of them")
-
-
-def text_value(value: object, column: str, where: str) -> str:
-    """A document's text; a missing value is an empty document.
-
-    Raises:
-        UsageError: the column holds something else than text.
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: column {column!r} holds {type(value).__name__}, expected text")
-    return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...common.errors import SaecacheError, UsageError
-from ..config import HubText
 from ..hub import network_errors, resolve_commit
-from .formats import missing_column, text_value
+from ..text_config import HubText
+from .columns import Column, missing_column
 from .source import Document
 
 
 class HubSource:
     """Documents in the order of the dataset's files, at one commit."""
 
-    def __init__(self, config: HubText, pinned: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: HubText, column: Column, pinned: dict[str, Any] | None = None) -> None:
         """``pinned``: the text identity of a harvest to be continued; it settles a revision left open."""
-        self._config = config
+        self._config, self._column = config, column
         same = pinned is not None and pinned.get("dataset") == config.dataset
         revision = pinned.get("revision") if same and pinned and config.revision is None else config.revision
         self._commit = resolve_commit(config.dataset, revision)
@@ -32,23 +32,23 @@ class HubSource:
             "subset": config.subset,
             "split": config.split,
             "revision": self._commit,
-            "column": config.column,
+            **self._column.identity(),
         }
 
     def num_documents(self) -> int | None:
         return None  # the hub's own figure is not always there, and not always right
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        column = self._config.column
+        column = self._column
         stream = self._load()
         if start:
             stream = stream.skip(start)
         number = start
         try:
             for record in stream:
-                if column not in record:
+                if column.name not in record:
                     raise missing_column(str(self), column, record)
-                yield Document(number, text_value(record[column], column, f"{self}, document {number}"))
+                yield Document(number, column.read(record[column.name], f"{self}, document {number}"))
                 number += 1
         except UsageError:
             raise

@@ -3,12 +3,30 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..chat import ChatTemplate
+
+
+class Conversation(NamedTuple):
+    """Messages with a known role and a content that is text, and the template that writes them out."""
+
+    messages: list[dict[str, Any]]
+    template: ChatTemplate
+
+
+Content = str | Conversation | NDArray[np.int32]  # plain text, a chat, or token ids [n]
+
 
 class Document(NamedTuple):
-    """One document; ``number`` counts from 0 in the source's fixed order, empty documents included."""
+    """One document. ``number`` grows in the source's fixed order, empty documents included.
+
+    Numbers are 0, 1, 2, ..., but a mixture leaves out those of a part that has ended.
+    """
 
     number: int
-    text: str
+    content: Content
 
 
 class TextSource(Protocol):
@@ -27,5 +45,5 @@ class TextSource(Protocol):
         ...
 
     def num_documents(self) -> int | None:
-        """How many documents there are, None where nobody knows before reading them all."""
+        """One more than the last document's number, None where nobody knows before reading them all."""
         ...

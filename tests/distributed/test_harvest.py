@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from saecache.harvest import HarvestConfig
-from saecache.store import inspect_output, verify_cache
+from saecache.store import inspect_output, open_cache, verify_cache
 from saecache.store.remote import open_remote_folder
 from saecache.store.writing.journal import read_journal
 
@@ -234,3 +234,37 @@ def test_torchrun_in_front_of_the_command(
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(path) == alone
     assert done.stderr.count("planned:") == 1
+
+
+def test_chats_and_mixtures_have_the_bytes_of_one_process(
+    processes: ForkServerContext,
+    make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    """Which tokens become rows travels with the sequences."""
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    chats = (
+        [
+            {"role": "user", "content": f"question {i}"},
+            {"role": "assistant", "content": f"yes, {i}. " * (i % 20)},
+        ]
+        for i in range(300)
+    )
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"text {i} " * 9}) + "\n" for i in range(50))
+    )
+    chat = {"roles": ["assistant"], "template": str(tmp_path / "chat.jinja")}
+    parts = [
+        {"weight": 3, "text": {"kind": "files", "paths": str(tmp_path / "chats.jsonl"), "chat": chat}},
+        {"weight": 1, "text": {"kind": "files", "paths": str(tmp_path / "text.jsonl")}},
+    ]
+    mixed = make_config(text={"kind": "mixture", "parts": parts}, num_tokens=12_000, commit_seconds=0.0)
+    found = []
+    for size in (1, 3):
+        complete(processes, size, mixed, tmp_path / str(size))
+        found.append(contents(tmp_path / str(size)))
+    assert found[0] == found[1]
+    counts = open_cache(tmp_path / "3").manifest.counts
+    assert counts["excluded_user"] == counts["tokens_user"] > 0
+    assert 0 == counts["excluded_assistant"] < counts["tokens_assistant"]

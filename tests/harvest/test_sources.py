@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from saecache.common.errors import UsageError
-from saecache.harvest.config import BuiltinText, FilesText
 from saecache.harvest.sources import TextSource, open_source
 from saecache.harvest.sources.stdlib import StdlibSource
+from saecache.harvest.text_config import BuiltinText, FilesText
 
 TEXTS = ["one", "", "three\nlines\r\nhere", "vier – fünf", "6" * 5000, "seven", "eight"]
 
@@ -119,7 +119,7 @@ def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_text("text")
     bad(tmp_path, r"cannot tell the format of .*a\.dat", paths=str(tmp_path / "a.dat"))
     config = FilesText(paths=(str(tmp_path / "a.dat"),), format="text")
-    assert [d.text for d in open_source(config).documents()] == ["text"]
+    assert [d.content for d in open_source(config).documents()] == ["text"]
 
 
 def test_missing_column_lists_the_columns(tmp_path: Path) -> None:
