@@ -114,13 +114,17 @@ def open_destination(config: HarvestConfig, out: str | Path | None, scratch: Pat
     return Destination(folder, BucketDelivery(folder, str(out)))
 
 
+_NEW_IN_0_3 = (("model", "quantization"), ("model", "adapter"), ("text", "chat"), ("text", "pretokenized"))
+
+
 def default_path(config: HarvestConfig) -> Path:
     """``caches/<model>-<hash of the settings>``."""
     settings = config.model_dump(mode="json", exclude=_OPERATIONAL)
     if settings["heldout_fraction"] == "auto":
         settings["heldout_fraction"] = 0.0  # the default of version 0.1, whose caches are found again
-    if settings["model"]["quantization"] is None:  # a setting that came with version 0.3
-        del settings["model"]["quantization"]
+    for part, name in _NEW_IN_0_3:
+        if settings[part].get(name) is None:
+            settings[part].pop(name, None)
     digest = _short_hash(canonical_json(settings))
     name = config.model.name.rstrip("/").replace(":", "-").rsplit("/", 1)[-1]
     return Path("caches") / f"{name}-{digest}"

@@ -166,6 +166,7 @@ def ask(hub: Hub, home: Path, code: str, *arguments: object) -> Any:
 
 
 READ_DATASETS = """
+from saecache.harvest.sources.columns import TextColumn
 from saecache.harvest.text_config import HubText
 from saecache.harvest.sources import open_source
 from saecache.common.errors import SaecacheError
@@ -304,7 +305,7 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub_source, "resolve_commit", lambda *_: FIRST)
     with pytest.raises(UsageError, match="pip install zstandard"):
-        list(hub_source.HubSource(HubText(dataset="org/packed")).documents())
+        list(hub_source.HubSource(HubText(dataset="org/packed"), TextColumn("text")).documents())
 
 
 def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +321,7 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: broken())
     monkeypatch.setattr(hub_source, "resolve_commit", lambda *_: FIRST)
-    documents = hub_source.HubSource(HubText(dataset="org/far")).documents()
+    documents = hub_source.HubSource(HubText(dataset="org/far"), TextColumn("text")).documents()
     assert next(documents).content == "one"
     with pytest.raises(
         SaecacheError, match=r"stopped at document 1: reset by peer; run the same command again"
