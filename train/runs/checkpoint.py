@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
 
 
 def save_sae(sae: SAE, trainee: Trainee, folder: Path) -> str:
-    """Call ``sae.save(folder)`` in the processes that have the first rows of a batch; others have the same SAE.
+    """Call ``sae.save(folder)`` in the processes with the first rows of a batch: the others have the same.
 
     Returns:
         The sha256 of the weights, in hexadecimal; in the other processes nothing.

@@ -24,9 +24,7 @@ CODES = 32  # active latents of a row, for the choice of rows: auto
 class ParallelConfig(FrozenModel):
     """How the processes that torchrun or srun starts share a run. Only ``rows`` changes its last bits."""
 
-    latents: Literal["auto"] | PositiveInt = (
-        "auto"  # processes that share the latents of an SAE; auto: the rest
-    )
+    latents: Literal["auto"] | PositiveInt = "auto"  # processes that share an SAE's latents; auto: the rest
     variants: PositiveInt = 1  # groups of processes, each of which trains some of the SAEs
     rows: Literal["auto"] | PositiveInt = 1  # processes that share the rows of a batch; auto: least traffic
 
@@ -77,40 +75,47 @@ def choose_layout(
         UsageError: the config asks for another number of processes.
     """
     groups = min(config.variants, world.size)
-    together, reason = world.size // groups, ""
-    rows, latents = config.rows, config.latents
-    if rows == "auto" and latents == "auto":
-        rows, reason = choose_rows(plans(), together)
-    elif rows == "auto":
-        assert isinstance(latents, int), "the other case is above"
-        rows = max(1, together // latents)
-    per_group = together // rows if latents == "auto" else latents
-    if world.size > 1 and per_group * rows * groups != world.size:
+    latents, rows, reason = _divide(config, world.size // groups, plans)
+    size = latents * rows
+    if (world.size > 1 or rows > 1) and size * groups != world.size:
         raise UsageError(
-            f"parallel.latents={latents}, parallel.rows={rows} and parallel.variants={config.variants} need "
-            f"{max(1, per_group) * rows * config.variants} processes, and there are {world.size}: start as "
-            "many, or set parallel.latents to auto, and parallel.rows and parallel.variants to divisors of "
-            "their number"
+            f"parallel.latents={config.latents}, parallel.rows={config.rows} and parallel.variants="
+            f"{config.variants} need {size * config.variants} processes, and there are {world.size}: start "
+            "as many, or set parallel.latents to auto, and parallel.rows and parallel.variants to divisors "
+            "of their number"
         )
     if groups > num_variants:
         raise UsageError(
             f"parallel.variants={config.variants} is more than the {num_variants} SAEs of the run: lower it"
         )
     if world.size == 1:
-        return Layout()
+        return Layout(reason=reason)
     if groups == rows == 1:
-        return Layout(world.everyone, world.everyone, grid=world.everyone)
-    size = per_group * rows
-    group = world.split([range(first, first + per_group) for first in range(0, world.size, per_group)])
-    row_group = grid = ALONE
-    starts = range(0, world.size, size)
+        return Layout(world.everyone, world.everyone, grid=world.everyone, reason=reason)
+    grids = [range(start, start + size) for start in range(0, world.size, size)]
+    group = world.split([grid[i : i + latents] for grid in grids for i in range(0, size, latents)])
+    row_group, everyone_of_sae = ALONE, group
     if rows > 1:
-        columns = [[range(start + i, start + size, per_group) for i in range(per_group)] for start in starts]
+        columns = [[grid[i::latents] for i in range(latents)] for grid in grids]
         row_group = world.split([column for several in columns for column in several])
-        grid = world.split([[rank for column in several for rank in column] for several in columns])
-    else:
-        grid = group
-    return Layout(world.everyone, group, row_group, grid, reason, world.rank // size, groups)
+        everyone_of_sae = world.split(
+            [[rank for column in several for rank in column] for several in columns]
+        )
+    return Layout(world.everyone, group, row_group, everyone_of_sae, reason, world.rank // size, groups)
+
+
+def _divide(
+    config: ParallelConfig, processes: int, plans: Callable[[], Sequence[Plan]]
+) -> tuple[int, int, str]:
+    """How many of the ``processes`` of an SAE share its latents, how many the rows; and why, if chosen."""
+    if config.rows == "auto" and config.latents == "auto":
+        rows, reason = choose_rows(plans(), processes)
+        return processes // rows, rows, reason
+    if config.latents == "auto":
+        assert config.rows != "auto", "the case above"
+        return max(1, processes // config.rows), config.rows, ""
+    rows = max(1, processes // config.latents) if config.rows == "auto" else config.rows
+    return config.latents, rows, ""
 
 
 def choose_rows(plans: Sequence[Plan], processes: int) -> tuple[int, str]:

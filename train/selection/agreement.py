@@ -133,7 +133,7 @@ def keep_largest_per_latent(pairs: Pairs, counts: Tensor, row_group: Group) -> P
     values = pairs.value[order.pair] + 0.0  # by latents, then rows; no -0.0, which would differ from 0.0
     lengths = torch.stack(row_group.gather(order.latent_ptr.diff()))
     block = lengths.sum(0).cumsum(0).sub_(1).clamp_(min=0).div_(CANDIDATES, rounding_mode="floor")
-    stops = block.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+    stops = [*(block.diff().nonzero().flatten() + 1).tolist(), len(block)]
     chosen = torch.zeros(len(pairs), dtype=torch.bool, device=values.device)
     for first, last in pairwise([0, *stops]):
         own = slice(int(order.latent_ptr[first]), int(order.latent_ptr[last]))

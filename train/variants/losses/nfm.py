@@ -90,9 +90,8 @@ class NFMInf(FrozenModel):
 
 
 def share_of(coefficient: float, batch: Batch) -> float:
-    """The coefficient for one of the processes that divide the rows: each adds the same term of the weights.
-    """
-    return coefficient / batch.row_group.size
+    """The coefficient in the process with the first rows, 0 in the others: the term is of the weights alone."""
+    return coefficient if batch.row_group.is_first else 0.0
 
 
 def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
