@@ -19,6 +19,7 @@ from saecache.train.selection import agreement
 
 NUM_ROWS, NUM_LATENTS = 11, 200
 TOTAL = 137
+CANDIDATES = 60
 
 
 def numbers() -> Tensor:
@@ -32,9 +33,16 @@ def counts() -> Tensor:
     return torch.arange(NUM_LATENTS) % (NUM_ROWS + 1)
 
 
-def main(row_groups: int, first_rows: int) -> dict[str, list[list[int]]]:
+def main(row_groups: int, first_rows: int) -> dict[str, object]:
     """Select in a grid whose first row group has ``first_rows`` of the rows."""
-    agreement.CANDIDATES = 60  # so that the latents are compared in several blocks
+    agreement.CANDIDATES = CANDIDATES  # so that the latents are compared in several blocks
+    compare, compared = agreement._largest_of_each, [0]
+
+    def watched(values: Tensor, *arguments: Tensor) -> Tensor:
+        compared.append(len(values))
+        return compare(values, *arguments)
+
+    agreement._largest_of_each = watched
     with join_world() as world:
         size = world.size // row_groups
         group = world.split([range(size * r, size * (r + 1)) for r in range(row_groups)])
@@ -58,10 +66,12 @@ def main(row_groups: int, first_rows: int) -> dict[str, list[list[int]]]:
         hints = None, torch.tensor(2.5), torch.tensor(-2.5)
         found = [agreement.largest_of_batch(backend, scores, TOTAL, hint, sharers) for hint in hints]
         assert len({float(guess) for _, guess in found if guess is not None}) == 1
+        own_counts = shards.part(counts())
         return {
             "batch": places(found[0][0]),
-            "same": [[len(pairs), int(places(pairs) == places(found[0][0]))] for pairs, _ in found],
-            "latent": places(agreement.largest_per_latent(backend, scores, shards.part(counts()), sharers)),
+            "same": [places(pairs) == places(found[0][0]) for pairs, _ in found],
+            "latent": places(agreement.largest_per_latent(backend, scores, own_counts, sharers)),
+            "compared": max(compared),
         }
 
 

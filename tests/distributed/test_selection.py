@@ -9,7 +9,7 @@ import torch
 from saecache.train.selection import reference
 
 from .processes import run
-from .selecting import NUM_LATENTS, NUM_ROWS, TOTAL, counts, numbers
+from .selecting import CANDIDATES, NUM_LATENTS, NUM_ROWS, TOTAL, counts, numbers
 
 PROGRAM = str(Path(__file__).with_name("selecting.py"))
 
@@ -25,6 +25,8 @@ def test_a_grid_of_processes_selects_exactly(
             for row, one in places:
                 assert not mask[row, one], "two processes have the same pair"
                 mask[row, one] = True
-        assert all(same for _, same in found["same"])
+        assert all(found["same"])
+        assert (found["compared"] > 0) == (row_groups > 1)
+        assert found["compared"] <= CANDIDATES + row_groups * NUM_ROWS  # docs/cluster.md: memory
     assert torch.equal(batch, reference.per_batch(numbers(), TOTAL))
     assert torch.equal(latent, reference.per_latent(numbers(), counts()))

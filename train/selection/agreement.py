@@ -23,7 +23,7 @@ from ..backends.sources import Source
 from ..latent_shards import LatentShards, agreed
 from ..pairs import Pairs
 
-CANDIDATES = 1 << 22  # of all processes, compared at a time by largest_per_latent: about 100 MB
+CANDIDATES = 1 << 20  # of all processes, compared at a time by largest_per_latent: about 80 MB
 
 
 @dataclass(frozen=True)

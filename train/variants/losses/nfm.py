@@ -90,7 +90,7 @@ class NFMInf(FrozenModel):
 
 
 def share_of(coefficient: float, batch: Batch) -> float:
-    """The coefficient in the process with the first rows, 0 in the others: the term is of the weights alone."""
+    """The coefficient in the process with the first rows, 0 in the others: the term is of weights alone."""
     return coefficient if batch.row_group.is_first else 0.0
 
 
