@@ -199,7 +199,7 @@ class LatentShards:
         if self.is_whole:
             return whole
         counts = [last - first for first, last in pairwise(self.bounds)]
-        return sum_in_order(self.group.exchange(whole, counts))
+        return sum_in_order(self.group.exchange(whole, counts)).clone()  # frees what the others sent
 
     def _gather(self, part: Tensor, counts: Sequence[int]) -> Tensor:
         """Join parts [count, ...] of known lengths."""
