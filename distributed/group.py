@@ -45,11 +45,10 @@ class Connection:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Processes ``ranks`` of the world, of which this one is number ``rank``.
+    """Processes ``ranks`` of the world, of which this one is number ``rank``; they may be in any order.
 
     Every process of the group must call the same methods in the same order. They raise
     :class:`LostProcessError` if another one is gone.
-
     """
 
     rank: int = 0
@@ -76,8 +75,9 @@ class Group:
             return [tensor]
         tensor = tensor.contiguous()
         found = [torch.empty_like(tensor) for _ in self.ranks]
+        ascending = sorted(range(self.size), key=self.ranks.__getitem__)  # the order of torch.distributed
         with self._exchange(tensor, self.size - 1):
-            dist.all_gather(found, tensor, group=self.connection.handle)
+            dist.all_gather([found[i] for i in ascending], tensor, group=self.connection.handle)
         return found
 
     def gather_rows(self, tensor: Tensor) -> list[Tensor]:
@@ -92,14 +92,44 @@ class Group:
         padded[: len(tensor)] = tensor
         return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
 
+    def exchange(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Send each process its rows of ``tensor``; return what all send to this one, in their order.
+
+        Args:
+            tensor: [sum of counts, ...]; the first ``counts[0]`` rows are for the first process, and so on.
+            counts: the same in all processes.
+        """
+        if self.size == 1:
+            return [tensor]
+        assert list(self.ranks) == sorted(self.ranks), "torch.distributed has ascending ranks"
+        row = tensor[0].numel()
+        found = tensor.new_empty(self.size, counts[self.rank], *tensor.shape[1:])
+        with self._exchange(tensor[counts[self.rank] :], 1):
+            dist.all_to_all_single(
+                found.view(-1),
+                tensor.contiguous().view(-1),
+                [found[0].numel()] * self.size,
+                [count * row for count in counts],
+                group=self.connection.handle,
+            )
+        return list(found)
+
     def sum(self, counts: Tensor) -> Tensor:
         """The sum of whole numbers over all processes. ``counts`` is not changed."""
         assert not counts.is_floating_point(), "float sums depend on the order"
         return self._reduce(counts, dist.ReduceOp.SUM)
 
+    def add_up(self, number: int) -> int:
+        """The sum of a whole number that each process has."""
+        return number if self.size == 1 else int(self.sum(torch.tensor(number)))
+
     def max(self, numbers: Tensor) -> Tensor:
         """The largest number over all processes, for each entry. ``numbers`` is not changed."""
         return self._reduce(numbers, dist.ReduceOp.MAX)
+
+    def least(self, numbers: Tensor) -> Tensor:
+        """The smallest number over all processes, for each entry. ``numbers`` is not changed."""
+        return numbers if self.size == 1 else -self.max(-numbers)
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any of the processes."""

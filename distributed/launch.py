@@ -49,14 +49,22 @@ class World:
         return self.everyone.is_first
 
     def split(self, groups: Sequence[Sequence[int]]) -> Group:
-        """The one of ``groups`` that this process is in. They are lists of ranks, alike in every process."""
+        """The one of ``groups`` that this process is in. They are lists of ranks, alike in every process.
+
+        A group numbers its processes in the order of its list, and counts its traffic with everyone's.
+        """
         mine = ALONE
         for ranks in groups:
             handle = dist.new_group(list(ranks)) if len(ranks) > 1 else None
             if self.rank in ranks:
                 connection = Connection(handle)
                 self.connections.append(connection)
-                mine = Group(rank=list(ranks).index(self.rank), ranks=tuple(ranks), connection=connection)
+                mine = Group(
+                    rank=list(ranks).index(self.rank),
+                    ranks=tuple(ranks),
+                    connection=connection,
+                    traffic=self.everyone.traffic,
+                )
         return mine
 
     def who_says(self, text: str) -> int:

@@ -122,11 +122,7 @@ class LatentShards:
 
     def add_up(self, number: int) -> int:
         """The sum of a number that each process has."""
-        return number if self.is_whole else int(self.group.sum(torch.tensor(number)))
-
-    def least(self, number: Tensor) -> Tensor:
-        """The least of a number that each process has, []."""
-        return number if self.is_whole else -self.group.max(-number)
+        return self.group.add_up(number)
 
     def weighted_sum(self, weight: Tensor, rows: Tensor) -> Tensor:
         """weight @ rows over all latents: [n], [n, D] -> [D]."""
@@ -183,17 +179,27 @@ class LatentShards:
         Raises:
             NonFiniteError: of the process with the lowest latents; it numbers the latent among all.
         """
+        return agreed(self.group, select, self.first)
+
+    def divided(self, owners: "LatentShards", row_group: Group) -> "LatentShards":
+        """This process's latents, divided among the processes of ``row_group``, which all have them.
+
+        ``owners`` divide all latents among more processes: each of these has one process in every row group.
+        The result numbers the latents as this process does.
+        """
+        start = self.group.rank * row_group.size
+        bounds = owners.bounds[start : start + row_group.size + 1]
+        return LatentShards(tuple(bound - self.first for bound in bounds), row_group)
+
+    def scatter_sum(self, whole: Tensor) -> Tensor:
+        """This process's rows of the sum of the tensors [F, ...] that all processes have: [n, ...].
+
+        The processes' terms are added up in the order of their ranks.
+        """
         if self.is_whole:
-            return select()
-        failure: NonFiniteError | None = None
-        try:
-            found = select()
-        except NonFiniteError as error:
-            failure = error.among_all(self.first)
-        if self.group.any(failure is not None):
-            messages = self.group.gather_values("" if failure is None else str(failure))
-            raise NonFiniteError(next(filter(None, messages))) from failure
-        return found
+            return whole
+        counts = [last - first for first, last in pairwise(self.bounds)]
+        return sum_in_order(self.group.exchange(whole, counts)).clone()  # frees what the others sent
 
     def _gather(self, part: Tensor, counts: Sequence[int]) -> Tensor:
         """Join parts [count, ...] of known lengths."""
@@ -208,6 +214,33 @@ class LatentShards:
             padded[: len(part)] = part
         found = self.group.gather(padded)
         return torch.cat([one[:count] for one, count in zip(found, counts, strict=True)])
+
+
+def agreed(group: Group, select: Callable[[], Result], first: int = 0) -> Result:
+    """The result of ``select``, which succeeds in all processes of ``group`` or raises in all.
+
+    Raises:
+        NonFiniteError: of the first process that failed, whose latents begin with ``first``.
+    """
+    if group.size == 1:
+        return select()
+    failure: NonFiniteError | None = None
+    try:
+        found = select()
+    except NonFiniteError as error:
+        failure = error.among_all(first)
+    if group.any(failure is not None):
+        messages = group.gather_values("" if failure is None else str(failure))
+        raise NonFiniteError(next(filter(None, messages))) from failure
+    return found
+
+
+def sum_in_order(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of ``terms``, added to the first one in place, one after the other."""
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total
 
 
 def unit_of(num_latents: int) -> int:

@@ -73,20 +73,24 @@ def write_tensors(
     return group.on_first(finish)
 
 
-def read_tensors(path: Path, shared: Collection[str], shards: LatentShards) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, shared: Collection[str], shards: LatentShards, wanted: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Read the tensors of ``path``: this process's rows of those in ``shared``, and all of the others.
+
+    ``wanted`` names those to read; None reads every tensor.
 
     Raises:
         FileNotFoundError: there is no such file.
         UsageError: as :func:`.tensor_file.read_header`.
     """
-    if shards.is_whole:
-        return tensor_file.read_tensors(path)
-    names = read_header(path)
+    names = [name for name in read_header(path) if wanted is None or name in wanted]
     try:
         with safe_open(path, framework="pt") as file:
             return {
-                name: file.get_slice(name)[shards.own] if name in shared else file.get_tensor(name)
+                name: file.get_slice(name)[shards.own]
+                if name in shared and not shards.is_whole
+                else file.get_tensor(name)
                 for name in names
             }
     except SafetensorError as error:

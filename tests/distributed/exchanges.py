@@ -16,7 +16,19 @@ def exchange() -> dict[str, object]:
         answers: dict[str, object] = {
             "gather": [t.tolist() for t in group.gather(torch.tensor([rank, 10 * rank]))],
             "ragged": [t.tolist() for t in group.gather_rows(torch.full((rank, 2), float(rank)))],
+            "exchange": [
+                t.tolist()
+                for t in group.exchange(
+                    torch.arange(2 * group.size).view(-1, 1) + 10 * rank, [2] * group.size
+                )
+            ],
+            "uneven": [
+                t.tolist()
+                for t in group.exchange(torch.full((group.size + 1,), rank), [2, *[1] * (group.size - 1)])
+            ],
             "sum": group.sum(torch.tensor([1, rank])).tolist(),
+            "least": group.least(torch.tensor([1.5, -float(rank)])).tolist(),
+            "added": group.add_up(rank),
             "max": group.max(torch.tensor([1.5, -float(rank)])).tolist(),
             "any": [group.any(rank == 1), group.any(False)],
             "broadcast": group.broadcast(torch.tensor([rank]), group.size - 1).tolist(),
@@ -31,6 +43,8 @@ def exchange() -> dict[str, object]:
             group.wait([group.send(running, rank + 1)])
         answers["chain"] = running.tolist()
         pairs = world.split([[0, 1], list(range(2, world.size))] if world.size > 2 else [[0, 1]])
+        backwards = world.split([list(reversed(range(world.size)))])
+        answers["backwards"] = [backwards.rank, *(int(t) for t in backwards.gather(torch.tensor(rank)))]
         answers["split"] = [pairs.rank, pairs.size, int(pairs.sum(torch.tensor(rank)))]
         try:
             with group.together():

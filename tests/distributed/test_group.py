@@ -22,6 +22,12 @@ def test_processes_exchange(size: int, tmp_path: Path) -> None:
         found = json.loads(ended.output)
         assert found["gather"] == [[r, 10 * r] for r in ranks]
         assert found["ragged"] == [[[float(r)] * 2] * r for r in ranks]
+        own = [2 * rank, 2 * rank + 1]
+        assert found["exchange"] == [[[10 * r + row] for row in own] for r in ranks]
+        assert found["uneven"] == [[r] * (2 if rank == 0 else 1) for r in ranks]
+        assert found["least"] == [1.5, float(1 - size)]
+        assert found["added"] == sum(ranks)
+        assert found["backwards"] == [size - 1 - rank, *reversed(ranks)]
         assert found["sum"] == [size, sum(ranks)]
         assert found["max"] == [1.5, 0.0]
         assert found["any"] == [True, False]

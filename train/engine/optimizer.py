@@ -126,7 +126,8 @@ class Optimizer:
         return figures
 
     def forget(self, latents: Tensor) -> None:
-        """Set the moments of some latents (int64 [n]) to zero in all tensors."""
+        """Set the moments of some latents (int64 [n], of all F) to zero in all tensors."""
+        latents = latents if self.shards is None else self.shards.among_own(latents)
         for name in self.parameters.keys() - WITHOUT_LATENTS:
             self.exp_avg[name][latents] = 0
             self.exp_avg_sq[name][latents] = 0

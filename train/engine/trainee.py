@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...common.errors import SaecacheError
 from ..backends.threads import torch_on_one_thread
+from ..latent_shards import agreed
 from ..selection.errors import NonFiniteError
 from ..variants.base.gradients import finish_gradients
 from ..variants.base.rows import Batch, Outcome
@@ -19,6 +20,7 @@ from .late import LateRead
 from .metrics import Interval
 from .optimizer import Optimizer, OptimizerConfig
 from .reading import Reading, Source
+from .row_sums import Owners
 from .schedule import peak_learning_rate
 
 
@@ -85,12 +87,13 @@ class Trainee:
         self.state = own(variant.initial_state(plan))
         self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         self.optimizer_config = variant.optimizer.applied_to(optimizer)
+        self.owners = Owners(plan)
         self.optimizer = Optimizer(
             self.optimizer_config,
-            self.parameters,
+            self.owners.part(self.parameters),
             unit_norm_decoder=variant.unit_norm_decoder and not plan.free_decoder,
             frozen=variant.frozen_parameters,
-            shards=self.shards,
+            shards=self.owners.latents,
         )
         self.peak_learning_rate = peak_learning_rate(self.optimizer_config, plan.num_latents)
         self.rows_since_active = torch.zeros(self.shards.count, dtype=torch.int64, device=device)
@@ -123,7 +126,8 @@ class Trainee:
         """Add the gradient of one of the ``plan.batches_of_step`` batches of a step.
 
         Args:
-            x_centered: float32 [R, D], the rows to encode, minus this SAE's ``b_dec`` (or ``b_in``).
+            x_centered: float32 [R, D], the rows to encode (``plan.own_rows`` of a batch), minus this SAE's
+                ``b_dec`` (or ``b_in``).
             target_centered: float32 [R, O], the rows to reconstruct, minus ``b_dec``: the same tensor for an
                 autoencoder. Both are as :func:`.reading.centered` lends them.
 
@@ -147,13 +151,15 @@ class Trainee:
             number=step * self.plan.batches_of_step + number_in_step,
             seed=self.seed,
             num_steps=self.plan.num_steps,
-            step_rows=x_centered.shape[0] * self.plan.batches_of_step,
+            step_rows=self._step_rows(x_centered),
             batches_of_step=self.plan.batches_of_step,
             latent_shards=self.shards,
+            row_group=self.plan.row_group,
+            first_row=self.plan.own_rows.start,
             hook_widths=self.plan.hook_widths,
         )
         try:
-            self.variant.forward_backward(batch)
+            agreed(self.plan.row_group, lambda: self.variant.forward_backward(batch))
         except NonFiniteError as error:
             self.settle()
             raise DivergedError(str(error), batch.number) from error
@@ -174,11 +180,12 @@ class Trainee:
         """
         batch = self._batch
         del self._batch  # frees the memory of its rows
-        finish_gradients(batch)
-        outcome, norm = batch.outcome, self.optimizer.global_norm(self.gradients)
+        summed = self.owners.sum_over_rows(batch, self.owners.part(self.parameters))
+        finish_gradients(summed)
+        outcome, norm = batch.outcome, self.optimizer.global_norm(summed.gradients)
         self.settle()
         figures = self.optimizer.step(
-            self.gradients,
+            summed.gradients,
             norm,
             self.peak_learning_rate * rate_factor,
             [*outcome.losses.values(), outcome.squared_error],
@@ -186,8 +193,14 @@ class Trainee:
         self._applied = Applied(outcome=outcome, number=batch.number, figures=LateRead(figures))
         if norm.device.type == "cpu":
             self.settle()
+        self.owners.give_back(self.parameters, self.optimizer.parameters)
         self.variant.after_step(batch, self.optimizer)
         count_rows(self.rows_since_active, outcome.firing, batch.step_rows)
+
+    def _step_rows(self, x_centered: Tensor) -> int:
+        """The rows of a step, of all processes that share them."""
+        alone = self.plan.row_group.size == 1
+        return self.plan.batches_of_step * (len(x_centered) if alone else self.plan.batch_rows)
 
     def settle(self) -> None:
         """Look at the figures of the last update, and add them to the metrics of the interval.

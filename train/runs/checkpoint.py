@@ -36,6 +36,7 @@ from ..tensor_file import TensorInfo, check_header, read_header, sha256_of
 
 FOLDER, FAILURE_FILE = "checkpoints", "failed.json"
 TRAINING_FILE, PROGRESS_FILE = "training.safetensors", "progress.json"
+HELD = ("state", "dead")  # tensors of all latents that a process holds; moments are of those it updates
 CHECKED_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE)
 MAX_RECORD_BYTES = 1 << 16  # of progress.json and failed.json
 
@@ -61,9 +62,10 @@ class Failure(FrozenModel):
 def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs: TargetVariance) -> None:
     """Write the state after ``step`` steps below a variant's ``folder``.
 
-    Processes that share the latents call this together, and each writes its own rows.
+    Processes that share the SAE call this together, and each writes the rows of its latents.
     """
-    group, final = trainee.shards.group, _place(folder, step)
+    owners, final = trainee.owners, _place(folder, step)
+    group = owners.latents.group
     temporary = final.with_name(final.name + ".tmp")
 
     def start() -> None:
@@ -72,11 +74,12 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
         temporary.mkdir(parents=True)
 
     group.on_first(start)
-    weights = sae.save(temporary)
+    weights = save_sae(sae, trainee, temporary)
     groups = trainee.tensors()
     del groups["parameters"]
+    groups |= {name: owners.part(groups[name]) for name in HELD}
     tensors, shared = _named(groups | {"inputs": inputs.tensors()}), _shared(groups)
-    training = write_tensors(temporary / TRAINING_FILE, tensors, trainee.shards, shared)
+    training = write_tensors(temporary / TRAINING_FILE, tensors, owners.latents, shared)
 
     def finish() -> None:
         config = sha256_of(temporary / CONFIG_FILE)
@@ -87,6 +90,21 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, sae: SAE, inputs:
         fsync_folder(final.parent)
 
     group.on_first(finish)
+
+
+def save_sae(sae: SAE, trainee: Trainee, folder: Path) -> str:
+    """Call ``sae.save(folder)`` in the processes with the first rows of a batch: the others have the same.
+
+    Returns:
+        The sha256 of the weights, in hexadecimal; in the other processes nothing.
+    """
+    weights = ""
+    if trainee.plan.row_group.size == 1:
+        return sae.save(folder)
+    with trainee.plan.grid.together():
+        if trainee.plan.row_group.is_first:
+            weights = sae.save(folder)
+    return weights
 
 
 def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVariance) -> None:
@@ -115,7 +133,7 @@ def check_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVa
 def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVariance) -> None:
     """Put the state after ``step`` steps into ``trainee`` and ``inputs``, tensor by tensor.
 
-    Processes that share the latents read their own rows, whoever wrote them.
+    Processes that share the SAE read the rows of their latents, whoever wrote them.
 
     The checksums were compared by :func:`check_checkpoint`, which reads all bytes.
 
@@ -130,10 +148,11 @@ def load_checkpoint(folder: Path, step: int, trainee: Trainee, inputs: TargetVar
     parameters = targets.pop("parameters")
     weights = parameters | dict(trainee.variant.inference_tensors(trainee.state))
     _copy_into(parameters, read_tensors(source / WEIGHTS_FILE, shared_names(weights), shards))
-    _copy_into(
-        _named(targets | {"inputs": inputs.tensors()}),
-        read_tensors(source / TRAINING_FILE, _shared(targets), shards),
-    )
+    shared = _shared(targets)
+    held = _named({name: targets.pop(name) for name in HELD})
+    _copy_into(held, read_tensors(source / TRAINING_FILE, shared, shards, held))
+    updated = _named(targets | {"inputs": inputs.tensors()})
+    _copy_into(updated, read_tensors(source / TRAINING_FILE, shared, trainee.owners.latents, updated))
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -56,17 +56,20 @@ def claim(
     cache_fingerprint: str,
     names: Collection[str],
     init: Mapping[str, Any] | None = None,
+    row_groups: int = 1,
 ) -> Iterator[bool]:
     """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
 
     ``names`` are those of the folders of its SAEs. ``init`` identifies the SAE that the run starts from: its
-    path may change, its weights may not.
+    path may change, its weights may not. ``row_groups`` is the number of processes that share the rows of a
+    batch, on which the last bits depend.
 
     Raises:
         UsageError: another process uses the folder, or it holds another run (the message lists what differs)
             or something else.
     """
     settings = _settings(config) | {"init": None if init is None else dict(init)}
+    settings |= parallel_identity(row_groups)
     identity = {"config": settings, "cache": {"fingerprint": cache_fingerprint}}
     check_folder_output(out)
     _check(out, names, identity)
@@ -148,8 +151,13 @@ def _by_name(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: named(value) for key, value in identity.items()}
 
 
+def parallel_identity(row_groups: int) -> dict[str, Any]:
+    """What is part of a run's identity of how processes share it; nothing unless they share rows."""
+    return {} if row_groups == 1 else {"parallel": {"rows": row_groups}}
+
+
 def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
-    del settings["parallel"]  # the same run continues with another number of processes
+    del settings["parallel"]  # the same run continues with another number of processes, but for rows
     settings["log"] = {key: value for key, value in settings["log"].items() if key not in MAY_CHANGE}
     return settings

@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 
 from ...common.errors import UsageError
 from ...common.hook_names import block_of
-from ...distributed.group import ALONE, Group
 from ...store.reading.reader import ActivationCache
 from ..engine.reading import Reading, Source
 from ..sae_hooks import HookRows, SAETarget
 from ..variants.base.variant import Plan, Variant
 from .config import TrainConfig
+from .layout import Layout
 
 ALL_HOOKS = "all"
 
@@ -137,17 +137,19 @@ def make_jobs(
     config: TrainConfig,
     readings: Sequence[Reading],
     num_steps: int,
-    group: Group = ALONE,
+    layout: Layout | None = None,
     num_latents: int | None = None,
 ) -> tuple[Job, ...]:
     """One job for each reading and variant; with several readings the name begins with the hook.
 
     Args:
-        group: the processes that share the latents of each SAE.
+        layout: this process's place among those that share the SAEs; None: it is alone.
         num_latents: of an SAE for which the config names no number.
     """
     return tuple(
-        _make_job(config, variant, reading, num_steps, group, num_latents, several=len(readings) > 1)
+        _make_job(
+            config, variant, reading, num_steps, layout or Layout(), num_latents, several=len(readings) > 1
+        )
         for reading in readings
         for variant in config.variants
     )
@@ -158,7 +160,7 @@ def _make_job(
     variant: Variant,
     reading: Reading,
     num_steps: int,
-    group: Group,
+    layout: Layout,
     num_latents: int | None,
     *,
     several: bool,
@@ -178,7 +180,9 @@ def _make_job(
         skip=config.target is not None and config.target.skip,
         free_decoder=config.initialisation.decoder == "zeros",
         hook_widths=tuple(source.width for source in reading.inputs) if config.crosscoder else (),
-        group=group,
+        group=layout.group,
+        row_group=layout.row_group,
+        grid=layout.grid,
     )
     if several:
         hook = re.sub(r"[^A-Za-z0-9._=-]", "-", reading.inputs[0].hook)

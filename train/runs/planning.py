@@ -13,6 +13,7 @@ from ...common.memory import check_memory
 from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..engine.reading import Source
+from ..latent_shards import LatentShards
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
 from .jobs import Job, choose_readings, encoded_by, make_jobs, predicted_by, problems_of_reading
@@ -67,11 +68,12 @@ class Memory:
     @classmethod
     def of(cls, plans: Sequence[Plan], sources: Sequence[Source] = ()) -> "Memory":
         """The matrices and biases of all SAEs; a kind's own tensors of [F] are not counted."""
-        weights = sum(4 * _num_weights(plan) for plan in plans)
+        weights = sum(4 * _num_weights(plan, plan.shards) for plan in plans)
+        updated = sum(4 * _num_weights(plan, plan.owners) for plan in plans)
         batches = 0
         if len(sources) > 1:
             batches = 2 * 4 * plans[0].batch_rows * sum(source.width for source in sources)
-        return cls(weights=weights, gradients=weights, moments=2 * weights, batches=batches)
+        return cls(weights=weights, gradients=weights, moments=2 * updated, batches=batches)
 
     @property
     def total(self) -> int:
@@ -85,14 +87,14 @@ class Memory:
         )
 
 
-def _num_weights(plan: Plan) -> int:
+def _num_weights(plan: Plan, shards: LatentShards) -> int:
     """W_enc [F, D], W_dec [F, O], b_enc [F], b_dec [O]; b_in [D] and W_skip [O, D] of a transcoder.
 
-    Of the first three, those of the latents of this process.
+    Of the first three, those of the latents of this process in ``shards``.
     """
     encoded, decoded = plan.d_model, plan.d_decoded
     transcoder = 0 if plan.d_target is None else encoded + encoded * decoded * plan.skip
-    return plan.shards.count * (encoded + decoded + 1) + decoded + transcoder
+    return shards.count * (encoded + decoded + 1) + decoded + transcoder
 
 
 def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
@@ -122,8 +124,8 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
             "raise epochs, num_rows or steps, or lower batch_rows"
         )
     like = None if start is None else start.sae.cfg.num_latents
-    jobs = make_jobs(config, readings, steps, layout.group, like)
-    if unshared := layout_problems(layout, [job.plan.num_latents for job in jobs]):
+    jobs = make_jobs(config, readings, steps, layout, like)
+    if unshared := layout_problems(layout, [job.plan for job in jobs]):
         raise UsageError(_listed([*problems, *unshared]))
     device = choose_device(config.device, float64=True)
     plans = [job.plan for job in jobs[layout.own]]
@@ -132,7 +134,8 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
         raise UsageError(_listed([*problems, *too_large]))  # a variant's own check may take memory too
     for job in jobs:
         variant, plan = job.variant, job.plan
-        found = [*problems_of_reading(job, config), *too_many_active(variant, plan), *variant.problems(plan)]
+        found = [*problems_of_reading(job, config), *problems_of_rows(variant, plan)]
+        found += [*too_many_active(variant, plan), *variant.problems(plan)]
         if start is not None:
             found += start.problems(variant, plan, encoded_by(job, cache), predicted_by(job, cache))
         problems += [f"variant {job.name}: {problem}" for problem in found]
@@ -198,6 +201,29 @@ def too_many_active(variant: Variant, plan: Plan) -> list[str]:
     return [
         f"k={k} must be smaller than the number of latents, {plan.num_latents}: lower k, or raise num_latents"
     ]
+
+
+def problems_of_rows(variant: Variant, plan: Plan) -> list[str]:
+    """A message if processes would share the rows of a batch, which the variant's rule does not expect."""
+    if plan.row_group.size == 1 or variant.shares_rows:
+        return []
+    return [
+        f"parallel.rows={plan.row_group.size} gives each process some rows of a batch, and the kind "
+        f"{variant.kind} does not say that its rule is the same then (Variant.shares_rows): set "
+        "parallel.rows to 1"
+    ]
+
+
+def plans_of(config: TrainConfig, cache: ActivationCache) -> list[Plan]:
+    """The sizes of the SAEs of a run, before anything is known of its processes or its length.
+
+    Raises:
+        UsageError: the cache does not have the hooks, or there is no SAE to start from.
+    """
+    start = None if config.init is None else Start.load(config.init).sae.cfg
+    readings = choose_readings(config, cache, None if start is None else start.hook)
+    like = None if start is None else start.num_latents
+    return [job.plan for job in make_jobs(config, readings, num_steps=1, num_latents=like)]
 
 
 def calibration_problems(config: TrainConfig, cache: ActivationCache) -> list[str]:

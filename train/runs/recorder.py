@@ -24,6 +24,7 @@ from .calibration import calibrated_on, rows_for_calibration
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .display import Display
+from .folder import parallel_identity
 from .jobs import encoded_by, predicted_by
 from .planning import RunPlan, model_name
 from .trackers import open_trackers
@@ -43,7 +44,7 @@ class Recorder:
         self.jobs = {job.name: job for job in plan.own_jobs}
         self.step_rows = config.batch_rows * config.accumulate_batches
         self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
-        self.everyone, self.group = plan.layout.everyone, plan.layout.group
+        self.everyone, self.group = plan.layout.everyone, plan.layout.grid
 
     @contextmanager
     def watching(
@@ -151,6 +152,7 @@ class Recorder:
                 "optimizer": trainee.optimizer_config.model_dump(mode="json"),
                 "schedule": self.config.schedule.model_dump(mode="json"),
                 **({} if self.plan.init is None else {"init": dict(self.plan.init)}),
+                **parallel_identity(plan.row_group.size),
             },
         )
         tensors = {**trainee.parameters, **variant.inference_tensors(trainee.state)}

@@ -32,13 +32,14 @@ from .checkpoint import (
     forget_failure,
     load_checkpoint,
     resume_steps,
+    save_sae,
 )
 from .config import TrainConfig
-from .folder import claim, mark_finished
+from .folder import claim, mark_finished, parallel_identity
 from .initialisation import centre_of, initial_parameters
 from .jobs import encoded_by, num_jobs, predicted_by
 from .layout import Layout, choose_layout
-from .planning import RunPlan, plan_run
+from .planning import RunPlan, plan_run, plans_of
 from .recorder import Recorder
 from .starting import Start
 
@@ -78,13 +79,15 @@ def run(
         cache = cache.head(config.cache_rows)
     everyone = world().everyone
     with everyone.together():
-        layout = choose_layout(config.parallel, num_jobs(config, cache), world())
+        sizes = partial(plans_of, config, cache)
+        layout = choose_layout(config.parallel, num_jobs(config, cache), world(), sizes)
     with everyone.together():
         plan = plan_run(config, cache, layout)
     logger.info("the run takes %s of memory: %s", format_bytes(plan.memory.total), plan.memory)
     if everyone.size > 1:
         logger.info("%d processes: %s", everyone.size, layout)
-    out = Path(out) if out is not None else default_folder(config, cache, plan.init)
+    row_groups = layout.row_group.size
+    out = Path(out) if out is not None else default_folder(config, cache, plan.init, row_groups)
 
     def results() -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
         reasons = {job.name: failure_before(out / job.name, plan.num_steps) for job in plan.jobs}
@@ -92,7 +95,8 @@ def run(
 
     try:
         with explain_out_of_memory(_how_to_save_memory(config)), ExitStack() as claims:
-            claimed = claim(out, config, cache.fingerprint, [job.name for job in plan.jobs], plan.init)
+            names = [job.name for job in plan.jobs]
+            claimed = claim(out, config, cache.fingerprint, names, plan.init, row_groups)
             finished = everyone.on_first(lambda: claims.enter_context(claimed))
             if not finished:
                 _train(config, cache, plan, out)
@@ -122,20 +126,25 @@ def _how_to_save_memory(config: TrainConfig) -> str:
 
 
 def default_folder(
-    config: TrainConfig, cache: ActivationCache, init: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    cache: ActivationCache,
+    init: Mapping[str, Any] | None = None,
+    row_groups: int = 1,
 ) -> Path:
     """``runs/<first variant>-<hash>`` with a hash of config and cache, so that running again resumes.
 
-    ``init`` identifies the SAE that the run starts from, whose path does not matter.
+    ``init`` identifies the SAE that the run starts from, whose path does not matter. ``row_groups`` is as for
+    :func:`.folder.claim`.
     """
     identity = cache.fingerprint + config.model_dump_json(exclude={"init", "parallel"})
     identity += "" if init is None else json.dumps(init, sort_keys=True)
+    identity += json.dumps(parallel_identity(row_groups)) if row_groups > 1 else ""
     return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
 
 
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
-    everyone, group = plan.layout.everyone, plan.layout.group
+    everyone, group = plan.layout.everyone, plan.layout.grid
     inputs = Inputs([job.reading for job in plan.own_jobs], plan.device)
     folders = [out / job.name for job in plan.jobs]
     steps = everyone.on_first(lambda: resume_steps(folders, plan.num_steps))
@@ -171,7 +180,7 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     if not done:
         raise KeyboardInterrupt
     for trainee in _running(running, plan.num_steps, out, group):
-        recorder.finished_sae(trainee).save(out / trainee.name / SAE_FOLDER)
+        save_sae(recorder.finished_sae(trainee), trainee, out / trainee.name / SAE_FOLDER)
     everyone.barrier()
 
 
@@ -189,7 +198,7 @@ def _last_good(
     Raises:
         SaecacheError: none is whole. The message says how to start again.
     """
-    everyone, group = layout.everyone, layout.group
+    everyone, group = layout.everyone, layout.grid
 
     def damage_of(step: int) -> str:
         """What is damaged in the checkpoints of this group's variants; nothing: an empty string."""

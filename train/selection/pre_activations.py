@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...distributed.group import ALONE, Group
 from ..backends.choice import backend_of
 from ..backends.protocol import Backend
 from ..backends.sources import Blocks, Encoder, Scores, Source, block_rows
@@ -27,7 +28,7 @@ Ranking = Callable[[int, Tensor], Tensor]
 class PreActivations:
     """Pre-activations of B rows, which are not computed yet. Selections return :class:`Pairs` with values.
 
-    Processes that share the latents select together; each gets the pairs of its own latents.
+    Processes that share the latents, or the rows of a batch, select together; each gets its own pairs.
 
     The values are those of :meth:`at`, bit for bit. :meth:`as_computed` gives the values of a plain matrix
     product instead.
@@ -38,6 +39,7 @@ class PreActivations:
         latents: int64 [n], ascending, the latents of the encoder; None means all F.
         num_latents: F, of this process.
         latent_shards: who holds the other latents; None: there are no others.
+        row_group: the processes that hold the other rows of the batch.
     """
 
     encoder: Encoder
@@ -45,6 +47,7 @@ class PreActivations:
     scores: Scores | None = None
     latents: Tensor | None = None
     latent_shards: LatentShards | None = None
+    row_group: Group = ALONE
 
     @property
     def shards(self) -> LatentShards:
@@ -105,11 +108,11 @@ class PreActivations:
             state: keeps a guess of the next batch's threshold under :data:`HINT` (float32 []). The guess
                 changes the time, never the result.
         """
-        most = self.source.num_rows * self._most_latents()
+        most = self.row_group.add_up(self.source.num_rows) * self._most_latents()
         if not 0 <= total <= most:
             raise ValueError(f"total must be from 0 to {most}, the pairs of rows and latents, got {total}")
         hint = None if state is None else state.get(HINT)
-        chosen, guess = agreement.largest_of_batch(self.backend, self.source, total, hint, self.shards)
+        chosen, guess = agreement.largest_of_batch(self.backend, self.source, total, hint, self._sharers)
         if state is not None and guess is not None:
             state[HINT] = guess if hint is None else guess.to(hint)
         return self._over_all(chosen)
@@ -117,9 +120,9 @@ class PreActivations:
     def largest_per_latent(self, counts: Tensor) -> Pairs:
         """Feature Choice: select the ``counts[i]`` largest rows of latent i; ties go to the lowest row.
 
-        ``counts`` is int64 [n], each from 0 to B.
+        ``counts`` is int64 [n], each from 0 to B of all processes.
         """
-        num_latents, num_rows = self.source.num_latents, self.source.num_rows
+        num_latents, num_rows = self.source.num_latents, self.row_group.add_up(self.source.num_rows)
         if counts.shape != (num_latents,) or counts.dtype != torch.int64:
             raise ValueError(f"counts must be int64 [{num_latents}], got {counts.dtype} {list(counts.shape)}")
         if num_latents and not (int(counts.min()) >= 0 and int(counts.max()) <= num_rows):
@@ -128,14 +131,15 @@ class PreActivations:
                 f"got {int(counts.min())} to {int(counts.max())}"
             )
         counts = counts.to(self.source.device)
-        chosen = self.shards.agreed(lambda: self.backend.largest_per_latent(self.source, counts))
+        chosen = agreement.largest_per_latent(self.backend, self.source, counts, self._sharers)
         return self._over_all(chosen)
 
     def above(self, threshold: Tensor | float) -> Pairs:
         """Select all pairs strictly above ``threshold``, a number or float32 [n]; infinity selects none."""
         each = torch.as_tensor(threshold, dtype=torch.float32, device=self.source.device)
         each = each.expand(self.source.num_latents).contiguous()
-        return self._over_all(self.shards.agreed(lambda: self.backend.above(self.source, each)))
+        select = partial(agreement.above, self.backend, self.source, each)
+        return self._over_all(self.shards.agreed(select))
 
     def at(self, pairs: Pairs) -> Tensor:
         """The pre-activations at given pairs, float32 [P]; for rules that compare other scores."""
@@ -150,6 +154,10 @@ class PreActivations:
         stream = partial(make, encoder)
         scores = Scores(stream, encoder.num_rows, encoder.num_latents, encoder.device)
         return replace(self, scores=scores)
+
+    @property
+    def _sharers(self) -> agreement.Sharers:
+        return agreement.Sharers(self.shards, self.row_group)
 
     def _most_latents(self) -> int:
         """The number of latents of the encoder, in all processes."""

@@ -47,6 +47,7 @@ class FeatureChoice(Variant):
     threshold: CountedThreshold = CountedThreshold()
 
     inference: ClassVar[str] = "threshold"
+    shares_rows: ClassVar[bool] = True
 
     @property
     def default_name(self) -> str:
@@ -114,10 +115,11 @@ class FeatureChoice(Variant):
 
     def _counts(self, rows: Rows) -> Tensor:
         """m_i of each latent for ``rows``, int64 [F]."""
+        num_rows = rows.num_rows_of_all
         if self.zipf is None:
-            counts = uniform_counts(self.k * rows.num_rows, rows.shards.total, rows.num_rows)
+            counts = uniform_counts(self.k * num_rows, rows.shards.total, num_rows)
             return rows.shards.part(counts)
-        by_rank = self.zipf.rows_in_batch(self.k, rows.shards.total, rows.num_rows, rows.number)
+        by_rank = self.zipf.rows_in_batch(self.k, rows.shards.total, num_rows, rows.number)
         return by_rank[rows.state[RANK].cpu()]
 
 

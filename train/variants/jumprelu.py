@@ -61,6 +61,7 @@ class JumpReLU(Variant):
     jump_to: Literal["threshold", "threshold_and_input"] = "threshold"
 
     inference: ClassVar[str] = "threshold"
+    shares_rows: ClassVar[bool] = True
 
     @property
     def unit_norm_decoder(self) -> bool:

@@ -29,6 +29,7 @@ class MultiTopK(Variant):
     auxk: AuxK | None = AuxK()
 
     inference: ClassVar[str] = "topk"
+    shares_rows: ClassVar[bool] = True
 
     @property
     def default_name(self) -> str:

@@ -51,6 +51,7 @@ class ProbabilisticTopK(Variant):
     gate: Literal["concrete", "sigmoid"] = "concrete"
 
     inference: ClassVar[str] = "probabilistic_topk"
+    shares_rows: ClassVar[bool] = True
     frozen_parameters: ClassVar[frozenset[str]] = frozenset({"b_enc"})
 
     @property

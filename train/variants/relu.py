@@ -33,6 +33,7 @@ class ReLU(Variant):
     resampling: Resampling | None = None
 
     inference: ClassVar[str] = "relu"
+    shares_rows: ClassVar[bool] = True
 
     @property
     def unit_norm_decoder(self) -> bool:

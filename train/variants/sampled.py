@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..latent_shards import sum_in_order
 from ..pairs import Pairs
 from .base.batch_rule import BatchRule, hint_of, largest_of_batch
 from .base.gradients import train_selected
@@ -82,13 +83,13 @@ class Sampled(BatchRule):
     def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         if self.threshold_of == "pool" or self.pool_size() >= batch.shards.total:
             return codes
-        return largest_of_batch(batch.of_rows(slice(0, THRESHOLD_ROWS)), self.k)
+        return largest_of_batch(batch.leading_rows(THRESHOLD_ROWS), self.k)
 
     def select(self, rows: Rows) -> Pairs:
         if self.pool_size() >= rows.shards.total:
             return largest_of_batch(rows, self.k, hint_of(rows))
         pool = self.choose_pool(rows)
-        total = min(self.k, pool.numel()) * rows.num_rows
+        total = min(self.k, pool.numel()) * rows.num_rows_of_all
         chosen = rows.pre_activations(rows.shards.among_own(pool)).largest_of_batch(total, hint_of(rows))
         return chosen.keep(chosen.value > 0)
 
@@ -110,6 +111,7 @@ class Sampled(BatchRule):
                 moment += torch.xlogy(z, z).sum(0)
             else:
                 moment += z.square().sum(0)
+        total, moment = (sum_in_order(rows.row_group.gather(each)) for each in (total, moment))
         if self.score != "entropy":
             return moment  # monotone in |Z_j|
         fires = total > 0

@@ -22,6 +22,7 @@ class TopK(Variant):
     auxk: AuxK | None = AuxK()
 
     inference: ClassVar[str] = "topk"
+    shares_rows: ClassVar[bool] = True
 
     @property
     def default_name(self) -> str:

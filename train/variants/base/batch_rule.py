@@ -26,6 +26,7 @@ class BatchRule(Variant):
     threshold: RunningThreshold = RunningThreshold()
 
     inference: ClassVar[str] = "threshold"
+    shares_rows: ClassVar[bool] = True
 
     @abstractmethod
     def train(self, batch: Batch, codes: Pairs) -> None:
@@ -81,5 +82,5 @@ def largest_of_batch(rows: Rows, k: int, state: dict[str, Tensor] | None = None)
 
     ``state`` keeps a guess of the next batch's threshold (``HINT``), which saves time; results are the same.
     """
-    chosen = rows.pre_activations().largest_of_batch(k * rows.num_rows, state)
+    chosen = rows.pre_activations().largest_of_batch(k * rows.num_rows_of_all, state)
     return chosen.keep(chosen.value > 0)

@@ -50,7 +50,7 @@ class MutualTerms(FrozenModel):
         terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk.term(k)]
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
             every = batch.shards.gather(prevalence(batch.state))
-            dying = batch.shards.among_own(self.aux_zipf.dying(every, k, batch.num_rows))
+            dying = batch.shards.among_own(self.aux_zipf.dying(every, k, batch.num_rows_of_all))
             if self.aux_zipf.without_dead:
                 dying = dying[~batch.dead[dying]]
             terms.append(self.aux_zipf.term(dying, k))

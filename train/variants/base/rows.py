@@ -10,6 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from ....distributed.group import ALONE, Group
 from ...backends.choice import backend_of
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder
@@ -44,6 +45,7 @@ class Rows:
         number: the 0-based number of the batch in the run; outside training that of the batches encoded.
         seed: the variant's seed; 0 outside training.
         latent_shards: who holds the other latents, if these tensors hold some of F; None: they hold all.
+        row_group: the processes that hold the other rows of the batch, with the same latents.
     """
 
     x_centered: Tensor
@@ -53,10 +55,16 @@ class Rows:
     number: int = 0
     seed: int = 0
     latent_shards: LatentShards | None = None
+    row_group: Group = ALONE
 
     @property
     def num_rows(self) -> int:
         return self.x_centered.shape[0]
+
+    @property
+    def num_rows_of_all(self) -> int:
+        """The number of rows of all processes of the row group, which must all ask."""
+        return self.row_group.add_up(self.num_rows)
 
     @property
     def num_latents(self) -> int:
@@ -86,7 +94,11 @@ class Rows:
             W_enc, b_enc = W_enc.index_select(0, latents), b_enc.index_select(0, latents)
         encoder = Encoder(self.x_centered, W_enc, b_enc)
         pre = PreActivations(
-            encoder, num_latents=self.num_latents, latents=latents, latent_shards=self.latent_shards
+            encoder,
+            num_latents=self.num_latents,
+            latents=latents,
+            latent_shards=self.latent_shards,
+            row_group=self.row_group,
         )
         return pre if screened else pre.as_computed()
 
@@ -207,6 +219,23 @@ class Batch(Rows):
             target_centered=self.target_centered[rows],
             first_row=self.first_row + rows.indices(self.num_rows)[0],
         )
+
+    def leading_rows(self, count: int) -> "Batch":
+        """Those of the first ``count`` rows of a whole batch that this process has, maybe none."""
+        return self.of_rows(slice(0, max(0, count - self.first_row)))
+
+    def rows_of_all(self, source: Tensor, numbers: Tensor) -> Tensor:
+        """Rows ``numbers`` (int64 [m], of the batch) of a tensor whose part [B, ...] each process has."""
+        if self.row_group.size == 1:
+            return source[numbers]
+        firsts = torch.stack(self.row_group.gather(numbers.new_tensor(self.first_row)))
+        own = numbers - self.first_row
+        here = (own >= 0) & (own < self.num_rows)
+        found = source.new_zeros(len(numbers), *source.shape[1:])
+        found[here] = source[own[here]]
+        holder = torch.bucketize(numbers, firsts[1:], right=True)
+        every = torch.stack(self.row_group.gather(found))
+        return every[holder, torch.arange(len(numbers), device=numbers.device)]
 
     def record(self, codes: Pairs, squared_error: Tensor) -> None:
         """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.

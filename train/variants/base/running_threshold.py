@@ -22,6 +22,7 @@ from torch import Tensor
 from ....common.frozen import FrozenModel
 from ...latent_shards import LatentShards
 from ...pairs import Pairs
+from ...selection.agreement import Sharers
 from .rows import Batch
 
 SUM, WEIGHT = "threshold_sum", "threshold_weight"
@@ -64,18 +65,20 @@ class RunningThreshold(FrozenModel):
         counting = self.counted_share is not None and batch.number % COUNT_EVERY == 0
         if counting and batch.step >= self.start_step:
             self._count(batch, codes, shared)
-        self.observe(batch.state, codes, batch.step, shared=shared, shards=batch.shards)
+        sharers = Sharers(batch.shards, batch.row_group)
+        self.observe(batch.state, codes, batch.step, shared=shared, sharers=sharers)
 
     def _count(self, batch: Batch, codes: Pairs, shared: bool) -> None:
         """Correct the factors by rows of a batch that the thresholds have not seen."""
         assert self.counted_share is not None
         state = batch.state
-        num_rows = ceil(COUNT_EVERY * self.counted_share * batch.num_rows)
+        all_rows, over_rows = batch.num_rows_of_all, batch.row_group.sum
+        num_rows = ceil(COUNT_EVERY * self.counted_share * all_rows)
         threshold = threshold_of(state)["threshold"]
-        part = batch.of_rows(slice(0, num_rows))
+        part = batch.leading_rows(num_rows)
         above = part.pre_activations().above(threshold.expand(batch.num_latents))
-        active = above.count_per_latent().float()
-        selected = codes.count_per_latent().float().mul_(num_rows / batch.num_rows)
+        active = over_rows(above.count_per_latent()).float()
+        selected = over_rows(codes.count_per_latent()).float().mul_(num_rows / all_rows)
         if threshold.dim() == 0:
             active, selected = (batch.shards.gather(each).sum() for each in (active, selected))
         known = threshold.isfinite()  # the others were never selected, and are not active
@@ -99,18 +102,20 @@ class RunningThreshold(FrozenModel):
         step: int,
         *,
         shared: bool = False,
-        shards: LatentShards | None = None,
+        sharers: Sharers | None = None,
     ) -> None:
         """Add the codes of a batch, all above 0; a latent that was not selected keeps its threshold.
 
-        With ``shared`` every latent's threshold gets the least value of the whole batch. ``shards`` has the
-        way to the processes that hold the codes of other latents.
+        With ``shared`` every latent's threshold gets the least value of the whole batch. ``sharers`` has the
+        way to the processes that hold the codes of other latents and rows.
         """
-        alone = shards is None or shards.is_whole
+        alone = sharers is None or sharers.is_alone
         if step < self.start_step or (alone and len(codes) == 0):
             return
         if shared or state[SUM].dim() == 0:
-            least = _least(codes.value) if shards is None else shards.least(_least(codes.value))
+            least = _least(codes.value)
+            if sharers is not None:
+                least = sharers.row_group.least(sharers.shards.group.least(least))
             if not alone and not bool(least.isfinite()):
                 return
             least = least.expand_as(state[SUM])
@@ -118,6 +123,7 @@ class RunningThreshold(FrozenModel):
         else:
             least = torch.full_like(state[SUM], torch.inf)
             least.scatter_reduce_(0, codes.latent, codes.value, "amin")
+            least = least if sharers is None else sharers.row_group.least(least)
             seen = least.isfinite()
         weight = torch.where(seen, 1 - self.momentum, 0.0)
         state[SUM].copy_(torch.where(seen, state[SUM] + weight * (least - state[SUM]), state[SUM]))

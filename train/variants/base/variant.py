@@ -29,6 +29,9 @@ class Plan:
         skip: the transcoder has a skip connection.
         free_decoder: the rows of W_dec may have any norm, whatever the variant says.
         hook_widths: of a crosscoder, whose sum is ``d_model``; else empty.
+        group: the processes that share the latents, and have the same rows of a batch as this one.
+        row_group: those that share the rows of a batch, and have the same latents as this one.
+        grid: all that train the SAE, by latents and then by rows; only if rows are shared.
     """
 
     d_model: int
@@ -40,12 +43,25 @@ class Plan:
     skip: bool = False
     free_decoder: bool = False
     hook_widths: tuple[int, ...] = ()
-    group: Group = ALONE  # the processes that share the latents
+    group: Group = ALONE
+    row_group: Group = ALONE
+    grid: Group = ALONE
 
     @property
     def shards(self) -> LatentShards:
         """The latents that this process holds."""
         return LatentShards.divide(self.num_latents, self.group)
+
+    @property
+    def owners(self) -> LatentShards:
+        """The latents that this process updates: some of those that it holds, where rows are shared."""
+        return self.shards if self.row_group.size == 1 else LatentShards.divide(self.num_latents, self.grid)
+
+    @property
+    def own_rows(self) -> slice:
+        """The rows of every batch that this process trains on."""
+        rank, size = self.row_group.rank, self.row_group.size
+        return slice(self.batch_rows * rank // size, self.batch_rows * (rank + 1) // size)
 
     @property
     def d_decoded(self) -> int:
@@ -75,6 +91,9 @@ class Variant(FrozenModel, ABC):
     """The rule outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the tensor
     ``threshold``), or a name of the variant's own."""
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
+    shares_rows: ClassVar[bool] = False
+    """Whether processes may share the rows of a batch: then all that the rule counts or compares over a batch
+    is of the rows of ``Batch.row_group``, for example by ``Batch.num_rows_of_all``."""
 
     @property
     def has_threshold(self) -> bool:

@@ -40,9 +40,9 @@ class NFM(FrozenModel):
                 matmul(unit.T[rows], unit, sums, add=True, part_rows=part_rows, terms=shards.unit)
 
         shards.chain(gram, add, part_rows)
-        norm = total(gram.square()).sqrt()
-        batch.outcome.add_loss("nfm", self.coefficient * norm.double())
-        gram.mul_(2 * self.coefficient / norm)
+        norm, coefficient = total(gram.square()).sqrt(), share_of(self.coefficient, batch)
+        batch.outcome.add_loss("nfm", coefficient * norm.double())
+        gram.mul_(2 * coefficient / norm)
         for start in range(0, len(W_dec), num_rows):
             unit, norms = unit_rows(W_dec[start : start + num_rows])
             d_unit = matmul(unit, gram, part_rows=shards.unit)
@@ -78,7 +78,7 @@ class NFMInf(FrozenModel):
             latents = shuffled[: self.sample].sort().values
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         every_norm = batch.shards.gather(norms)
-        weight = self.coefficient / latents.numel()
+        weight = share_of(self.coefficient, batch) / latents.numel()
         rows = block_rows(num_latents, W_dec.device)
         for start in range(0, latents.numel(), rows):
             block = latents[start : start + rows]
@@ -87,6 +87,11 @@ class NFMInf(FrozenModel):
             batch.outcome.add_loss("nfm_inf", weight * total(cosine.double()))
             other = batch.shards.rows_of(W_dec, nearest) / every_norm[nearest, None]
             add_cosine_gradient(batch, norms, (block, unit), (nearest, other), cosine, weight)
+
+
+def share_of(coefficient: float, batch: Batch) -> float:
+    """The coefficient in the process with the first rows, 0 in the others: the term is of weights alone."""
+    return coefficient if batch.row_group.is_first else 0.0
 
 
 def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:

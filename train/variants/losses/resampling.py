@@ -64,12 +64,12 @@ class Resampling(FrozenModel):
         latents = (batch.shards.gather(idle) >= self.idle_steps).nonzero().flatten()
         if latents.numel() == 0:
             return
-        loss = torch.cat([squared_error(part, encode(part)) for _, part in batch.split()])
+        own_loss = torch.cat([squared_error(part, encode(part)) for _, part in batch.split()])
+        loss = torch.cat(batch.row_group.gather_rows(own_loss))
         uniform = batch.random_uniform(RandomStream.RESAMPLING, 0, 2, latents.numel())
         restart(batch, latents, draw_rows(loss, uniform), self.encoder_scale)
-        own = batch.shards.among_own(latents)
-        optimizer.forget(own)
-        idle[own] = 0
+        optimizer.forget(latents)
+        idle[batch.shards.among_own(latents)] = 0
 
 
 def squared_error(part: Batch, codes: Pairs) -> Tensor:
@@ -102,7 +102,8 @@ def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -
     norms = norms[others] if bool(others.any()) else norms
     own = batch.shards.among_own(latents)
     own_rows = rows[torch.isin(latents, own + batch.shards.first)]
-    directions, decoded = batch.x_centered[own_rows], batch.target_centered[own_rows]
+    directions = batch.rows_of_all(batch.x_centered, own_rows)
+    decoded = batch.rows_of_all(batch.target_centered, own_rows)
     normalize_rows(directions)
     normalize_rows(decoded)
     W_dec[own] = decoded
