@@ -166,7 +166,6 @@ def ask(hub: Hub, home: Path, code: str, *arguments: object) -> Any:
 
 
 READ_DATASETS = """
-from saecache.harvest.sources.columns import TextColumn
 from saecache.harvest.text_config import HubText
 from saecache.harvest.sources import open_source
 from saecache.common.errors import SaecacheError
@@ -297,6 +296,7 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     from saecache.common.errors import UsageError
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.sources.columns import TextColumn
     from saecache.harvest.text_config import HubText
 
     def load_dataset(*_: object, **__: object) -> None:
@@ -313,6 +313,7 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
 
     from saecache.common.errors import SaecacheError
     from saecache.harvest.sources import hub as hub_source
+    from saecache.harvest.sources.columns import TextColumn
     from saecache.harvest.text_config import HubText
 
     def broken() -> Iterator[dict[str, str]]:
