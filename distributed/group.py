@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.errors import SaecacheError
 from .errors import LostProcessError, OtherProcessError
+from .heartbeat import Heartbeat, describe_lost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,10 +38,12 @@ class Traffic:
 class Connection:
     """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
 
-    A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
+    A handle that outlives its connection aborts the process at its end, so nobody else keeps one. ``heartbeat``
+    knows which processes are gone.
     """
 
     handle: "dist.ProcessGroup | None" = None
+    heartbeat: Heartbeat | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,13 +219,17 @@ class Group:
     @contextmanager
     def _exchange(self, tensor: Tensor, receivers: int) -> Iterator[None]:
         self.traffic.add(tensor, receivers)
-        try:
+        heartbeat = self.connection.heartbeat
+        if heartbeat is None:  # alone
             yield
+            return
+        if heartbeat.lost:
+            raise LostProcessError(describe_lost(heartbeat.lost))
+        try:
+            with heartbeat.exchange():
+                yield
         except RuntimeError as error:  # gloo and nccl have no errors of their own
-            raise LostProcessError(
-                f"another process of this run is gone or does not answer ({_first_line(error)}); see its "
-                "message. The same command continues"
-            ) from error
+            raise LostProcessError(describe_lost(heartbeat.find_lost(), _first_line(error))) from error
 
 
 ALONE = Group()

@@ -18,8 +18,8 @@ from ..disk_space import disk_explained
 from .arguments import check_activations
 from .finalize import Delivery
 from .journal import Journal, read_journal
-from .part import SpillMark, SpillPart
-from .writer import open_finalizer
+from .part import RowCounts, SpillMark, SpillPart
+from .writer import CacheWriter, open_finalizer
 
 
 class HelperWriter:
@@ -55,14 +55,26 @@ class HelperWriter:
         self.path = path
         self._delivery = delivery
         self.sequences_done = journal.sequences
-        self._number, self._journal, self._storage = number, journal, storage
-        self._planned_rows = planned_sequences * journal.identity["context"]
+        self.hooks: dict[str, int] = journal.identity["hooks"]
+        self.context: int = journal.identity["context"]
+        self.storage = storage
+        self._number, self._journal = number, journal
+        self._planned_rows = planned_sequences * self.context
         self._part: SpillPart | None = None
         self._mark = SpillMark(**journal.parts[number - 1].model_dump()) if self._is_known else SpillMark()
 
     @property
     def _is_known(self) -> bool:
         return self._number <= len(self._journal.parts)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The first process's ``progress`` of the commit from which this one continues."""
+        return dict(self._journal.progress)
+
+    def go_on_from(self, journal: Journal) -> None:
+        """Take over what the first process has committed meanwhile, of the rows of this one too."""
+        self._journal, self.sequences_done = journal, journal.sequences
 
     def add_rows(
         self,
@@ -72,16 +84,17 @@ class HelperWriter:
         activations: Mapping[str, Any],
     ) -> None:
         """As :meth:`.CacheWriter.add_rows`."""
-        check_activations(activations, self._journal.identity["hooks"], int(keep.sum()))
+        check_activations(activations, self.hooks, int(keep.sum()))
         with disk_explained(self.path):
-            added = self._open().add_rows(first, documents, keep, activations)
-        self._mark = self._mark.model_copy(
-            update={
-                "rows": self._mark.rows + added.train + added.heldout,
-                "train_rows": self._mark.train_rows + added.train,
-                "heldout_rows": self._mark.heldout_rows + added.heldout,
-            }
-        )
+            self._count(self._open().add_rows(first, documents, keep, activations))
+
+    def write_records(
+        self, split: str, token: NDArray[np.uint64], records: Mapping[str, NDArray[np.uint8]]
+    ) -> None:
+        """As :meth:`.CacheWriter.write_records`."""
+        with disk_explained(self.path):
+            self._open().add_records(split, token, records)
+        self._count(RowCounts(len(token), 0) if split == "train" else RowCounts(0, len(token)))
 
     def spill_durably(self) -> SpillMark:
         """Make what was added durable, and return how far it goes, for the first process to record.
@@ -102,7 +115,7 @@ class HelperWriter:
         """
         with group.together():
             finalizer = open_finalizer(
-                self.path, journal, self._storage, delivery=self._delivery, drop_pages=False
+                self.path, journal, self.storage, delivery=self._delivery, drop_pages=False
             )
         finalizer.run_share(group, stop_asked)
 
@@ -112,9 +125,38 @@ class HelperWriter:
             self._part.close()
             self._part = None
 
+    def _count(self, added: RowCounts) -> None:
+        self._mark = self._mark.model_copy(
+            update={
+                "rows": self._mark.rows + added.train + added.heldout,
+                "train_rows": self._mark.train_rows + added.train,
+                "heldout_rows": self._mark.heldout_rows + added.heldout,
+            }
+        )
+
     def _open(self) -> SpillPart:
         if self._part is None:
             self._part = SpillPart(
-                self.path, self._number, self._journal, self._storage, planned_rows=self._planned_rows
+                self.path, self._number, self._journal, self.storage, planned_rows=self._planned_rows
             )
         return self._part
+
+
+def commit_together(
+    writer: CacheWriter | HelperWriter, group: Group, progress: Mapping[str, Any] | None = None
+) -> None:
+    """A commit of all processes of ``group``, which call this at the same point.
+
+    ``progress`` is that of all together, of the first process; None keeps the last.
+    """
+    if group.size == 1 and isinstance(writer, CacheWriter):
+        writer.commit(progress)
+        return
+    durable: Journal | SpillMark | None = None
+    with group.together():
+        durable = writer.spill_durably()
+    marks = group.gather_values(durable.model_dump() if isinstance(durable, SpillMark) else None)
+    with group.together():
+        if isinstance(writer, CacheWriter) and isinstance(durable, Journal):
+            others = [SpillMark.model_validate(mark) for mark in marks[1:]]
+            writer.record(durable, others, writer.progress if progress is None else progress)
