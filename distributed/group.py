@@ -38,8 +38,8 @@ class Traffic:
 class Connection:
     """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
 
-    A handle that outlives its connection aborts the process at its end, so nobody else keeps one. ``heartbeat``
-    knows which processes are gone.
+    A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
+    ``heartbeat`` knows which processes are gone.
     """
 
     handle: "dist.ProcessGroup | None" = None

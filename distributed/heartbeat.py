@@ -1,8 +1,8 @@
 """Signs of life: how long the other processes are silent, so that nobody waits for one that is gone.
 
-Each process counts in the shared store, from a thread of its own, so that it shows life while it works alone for
-hours. A process that shows life is waited for without limit. One that is frozen, or whose machine is lost, is
-silent: who waits for it then ends.
+Each process counts in the shared store, from a thread of its own, so that it shows life while it works alone
+for hours. A process that shows life is waited for without limit. One that is frozen, or whose machine is
+lost, is silent: who waits for it then ends.
 """
 
 import os
@@ -55,9 +55,9 @@ class Silence:
 class Heartbeat:
     """Shows that process ``rank`` of ``size`` lives, and watches the others.
 
-    ``lost`` are the processes that were found to be gone, and ``store_is_lost`` says whether nobody can look any
-    more. Where this process waits for them in an exchange, which no exception reaches, it ends at once, with exit
-    status 1 and a message: for what is on the disk this is like ``kill -9``.
+    ``lost`` are the processes that were found to be gone, and ``store_is_lost`` says whether nobody can look
+    any more. Where this process waits for them in an exchange, which no exception reaches, it ends at once,
+    with exit status 1 and a message: for what is on the disk this is like ``kill -9``.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
@@ -138,7 +138,9 @@ class Heartbeat:
             if (self.lost or self.store_is_lost) and since and woke - since >= _LEAVING_SECONDS:
                 stream = sys.__stderr__
                 if stream is not None:
-                    print(f"error in process {self.rank}: {describe_lost(self.lost)}", file=stream, flush=True)
+                    print(
+                        f"error in process {self.rank}: {describe_lost(self.lost)}", file=stream, flush=True
+                    )
                 os._exit(1)
 
     def _nobody_silent(self) -> Silence:
@@ -165,4 +167,6 @@ def describe_lost(ranks: Sequence[int], why: str = "") -> str:
         who = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
     verbs = "are gone or do not answer" if len(ranks) > 1 else "is gone or does not answer"
     detail = f" ({why})" if why else f" for {SILENCE_SECONDS:g} seconds"
-    return f"{who} of this run {verbs}{detail}; see its message, if it has left one. The same command continues"
+    return (
+        f"{who} of this run {verbs}{detail}; see its message, if it has left one. The same command continues"
+    )

@@ -56,7 +56,7 @@ class BasePrefix:
     def copy_rows(
         self, writer: CacheWriter | HelperWriter, group: Group, stop_asked: Callable[[], bool]
     ) -> None:
-        """Copy the rows, from where the last run stood, and commit ``progress``. All processes do this together.
+        """Copy the rows, from where the last run stood, and commit ``progress``; all processes together.
 
         Raises:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was committed is kept.

@@ -45,6 +45,7 @@ from .model import LanguageModel
 from .numerics import condition_differences, describe_conditions
 from .plan import HarvestPlan, follow_plan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
+from .shared_folder import check_all_see
 from .sinks import measure_first_block
 from .stages import run_overlapped
 from .stream import TokenBatch, token_batches
@@ -93,6 +94,7 @@ def harvest(
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
         if settled is not None and settled["finished"]:
             return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
+        check_all_see(plan.path, group)
         with stop_on_signals() as stop_asked:
             job = HarvestJob(plan, destination, base, stop_asked, group)
             found = None if force else job.ask_team()
@@ -104,6 +106,8 @@ def harvest(
 
 class HarvestJob:
     """One harvest on its way through its phases."""
+
+    _prefix: BasePrefix  # of a cache that is extended, from :meth:`prepare` on
 
     def __init__(
         self,
@@ -176,7 +180,7 @@ class HarvestJob:
             self._prefix = BasePrefix.from_json(self._base, self._group.gather_values(own)[0])
 
     def _count_own_rows(self) -> None:
-        """What is known from rows alone are sums of this process; the first one adds those of others to its own."""
+        """Let sums over rows be those of this process; the first one adds those of the others to its own."""
         if not self._group.is_first:
             self._progress.excluded, self._progress.energy = Progress().excluded, {}
 

@@ -2,8 +2,8 @@
 
 Sequences come first, then training rows in stored order, then held-out rows in reading order. The writer's
 journal says how far it got, so a copy that was killed goes on, and the finished bytes are those of a cache
-that was written from the model: the shuffle puts rows in order by their keys, however they arrived. So several
-processes may copy: each of them some rows in every round, and the first one also the sequences.
+that was written from the model: the shuffle puts rows in order by their keys, however they arrived. So
+several processes may copy: each of them some rows in every round, and the first one also the sequences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import BadActivationError
+from ...distributed.group import ALONE, Group
 from ..encoding.number_types import decode_words, encode_words
 from ..encoding.records import RecordLayout
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache
 from ..reading.sharded_array import ShardedArray
-from ...distributed.group import ALONE, Group
 from ..writing.helper import HelperWriter, commit_together
 from ..writing.journal import damaged_journal
 from ..writing.writer import CacheWriter

@@ -22,8 +22,8 @@ from .processes import SECONDS, Ended, free_port
 class Mishap:
     """What goes wrong in process ``rank``: ``kind`` is kill, stop, nan or full.
 
-    It comes after ``steps`` forwards, after ``copied`` blocks of a cache that is extended, after ``seconds``, or
-    once there are shards of rows.
+    It comes after ``steps`` forwards, after ``copied`` blocks of a cache that is extended, after ``seconds``,
+    or once there are shards of rows.
     """
 
     kind: str

@@ -187,13 +187,30 @@ def test_a_process_that_cannot_begin_ends_all(
     assert not path.exists()
 
 
-def test_a_process_that_does_not_see_the_folder_ends_all(
+def test_processes_with_folders_of_their_own_are_refused_at_once(
     processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
 ) -> None:
-    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "b"))
+    apart = Harvest(config, str(tmp_path / "a" / "b"), tmp_path, elsewhere=str(tmp_path / "c"))
     ended = run(processes, 2, apart)
     assert [one.status for one in ended] == [2, 2]
-    assert "process 1 does not see what process 0 has written" in ended[1].errors
+    assert "does not see what process 0, on " in ended[1].errors
+    assert "planned:" not in ended[0].errors  # before the model is loaded
+    assert not (tmp_path / "a").exists() and not (tmp_path / "c").exists()
+
+
+def test_an_older_part_of_the_same_harvest_is_another_folder(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    """As after a requeue on other machines, whose own disks have what they had written before."""
+    for name in ("a", "c"):
+        run(processes, 1, into_folder(config, tmp_path / name), Mishap("kill", 0, steps=STEPS))
+        assert inspect_output(tmp_path / name) == "incomplete"
+    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "c"))
+    ended = run(processes, 2, apart)
+    assert [one.status for one in ended] == [2, 2]
+    assert "does not see what process 0, on " in ended[1].errors
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {".writing"}
+    assert not list((tmp_path / "a" / ".writing").glob("seen-by-all*"))
 
 
 @pytest.fixture(scope="module")
