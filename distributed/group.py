@@ -139,7 +139,7 @@ class Group:
             return [value]
         text = json.dumps(value).encode("utf-8")
         texts = self.gather_rows(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return [json.loads(bytes(found.tolist())) for found in texts]
+        return [json.loads(found.numpy().tobytes()) for found in texts]
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
@@ -157,7 +157,10 @@ class Group:
         with self.together():
             if self.is_first:
                 found.append(function())
-        result: Result = self.gather_values(found)[0][0]
+        content = json.dumps(found[0]).encode("utf-8") if self.is_first else b""
+        length = int(self.broadcast(torch.tensor([len(content)])))
+        text = torch.frombuffer(bytearray(content or length), dtype=torch.uint8)
+        result: Result = json.loads(self.broadcast(text).numpy().tobytes())
         return result
 
     def spread(
