@@ -23,7 +23,8 @@ BEAT_SECONDS = 0.5
 _LOOK_SECONDS = 2.0  # between two looks at the others
 SILENCE_SECONDS = 20.0  # after which a process counts as lost
 _LEAVING_SECONDS = 3.0  # for an exception to end a process in order, once another one is lost
-_SURE_SECONDS = 2.5  # of silence are enough once a connection broke: some process is gone then
+_SURE_SECONDS = 2.5  # of silence are enough once a connection broke: then some process is gone. Twice as many
+# if several are silent, because a busy machine may keep one from showing life.
 _LEFT = b"left"
 
 
@@ -93,13 +94,20 @@ class Heartbeat:
 
     def find_lost(self) -> list[int]:
         """The processes that are gone, after a connection broke; none if all show life."""
-        silence, end = self._nobody_silent(), monotonic() + _SURE_SECONDS
+        began, silence = monotonic(), self._nobody_silent()
         with self.exchange():
-            while not self.lost and not self.store_is_lost and silence.since and monotonic() < end:
-                self._look(silence)
+            self._look(silence)
+            first = silence.looked
+            still: list[int] = []
+            while not self.lost and not self.store_is_lost:
                 sleep(BEAT_SECONDS / 2)
-        if not self.lost:
-            self.lost = silence.silent(_SURE_SECONDS - 2 * BEAT_SECONDS)
+                self._look(silence)
+                still = [rank for rank, since in silence.since.items() if since <= first]
+                seconds = monotonic() - began
+                if not still or seconds > (_SURE_SECONDS if len(still) == 1 else 2 * _SURE_SECONDS):
+                    break
+        if not self.lost and not self.store_is_lost:
+            self.lost = still
         return self.lost
 
     def leave(self) -> None:
@@ -128,14 +136,17 @@ class Heartbeat:
     def _watch(self) -> None:
         """Notice that the store stands still, and end a process that waits for one that is lost."""
         woke = monotonic()
+        lost_since: float | None = None
         while not self._leaving.wait(BEAT_SECONDS):
             before, woke = woke, monotonic()
             if woke - before > SILENCE_SECONDS / 2:  # as in Silence
                 self._answered = woke
             elif woke - self._answered >= SILENCE_SECONDS:
                 self._lose_store()
+            if lost_since is None and (self.lost or self.store_is_lost):
+                lost_since = woke
             since = self._waiting_since
-            if (self.lost or self.store_is_lost) and since and woke - since >= _LEAVING_SECONDS:
+            if lost_since and since and woke - max(since, lost_since) >= _LEAVING_SECONDS:
                 stream = sys.__stderr__
                 if stream is not None:
                     print(
