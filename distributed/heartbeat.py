@@ -115,6 +115,9 @@ class Heartbeat:
         self._leaving.set()
         for thread in self._threads:
             thread.join(_LEAVING_SECONDS)
+        self._say_left()
+
+    def _say_left(self) -> None:
         if not self.store_is_lost:
             with suppress(RuntimeError):
                 self.store.set(str(self.rank), _LEFT.decode())
@@ -146,12 +149,15 @@ class Heartbeat:
             if lost_since is None and (self.lost or self.store_is_lost):
                 lost_since = woke
             since = self._waiting_since
-            if lost_since and since and woke - max(since, lost_since) >= _LEAVING_SECONDS:
+            # The first process may hold the store: the others find out for themselves before it goes.
+            patience = _LEAVING_SECONDS + (0 if self.rank else _LOOK_SECONDS)
+            if lost_since and since and woke - max(since, lost_since) >= patience:
                 stream = sys.__stderr__
                 if stream is not None:
                     print(
                         f"error in process {self.rank}: {describe_lost(self.lost)}", file=stream, flush=True
                     )
+                self._say_left()
                 os._exit(1)
 
     def _nobody_silent(self) -> Silence:
@@ -168,7 +174,7 @@ class Heartbeat:
     def _lose_store(self) -> None:
         self.store_is_lost = True
         if store_is_in_first_process() and self.rank:
-            self.lost = [0]
+            self.lost = self.lost or [0]
 
 
 def describe_lost(ranks: Sequence[int], why: str = "") -> str:
