@@ -41,6 +41,7 @@ def evaluate(
 ) -> "Results":
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
     from .common.outputs import check_file_output
+    from .distributed import world
     from .evaluate import run
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
@@ -51,7 +52,7 @@ def evaluate(
     find_targets(targets)  # this and the rest is looked at before minutes are spent on loading a model
     out = out or choose_output(targets)
     check_file_output(out)
-    cache = open_cache(cache_path)
+    cache = open_cache(cache_path, group=world().everyone)
     find_targets_of(targets, cache, other_cache=config.other_cache)
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)

@@ -41,8 +41,13 @@ def check_meeting_point() -> None:
         )
 
 
+def store_is_in_first_process() -> bool:
+    """Whether the first process holds what all share; else torchrun does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+
 def timeout_seconds() -> float:
-    """The longest that one process may keep the others waiting."""
+    """How long a process waits for the others to start."""
     text = os.environ.get(TIMEOUT_VARIABLE, "")
     try:
         seconds = float(text) if text else TIMEOUT_SECONDS

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.errors import SaecacheError
 from .errors import LostProcessError, OtherProcessError
+from .heartbeat import Heartbeat, describe_lost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,9 +39,11 @@ class Connection:
     """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
 
     A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
+    ``heartbeat`` knows which processes are gone.
     """
 
     handle: "dist.ProcessGroup | None" = None
+    heartbeat: Heartbeat | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +169,7 @@ class Group:
             return [value]
         text = json.dumps(value).encode("utf-8")
         texts = self.gather_rows(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return [json.loads(bytes(found.tolist())) for found in texts]
+        return [json.loads(found.numpy().tobytes()) for found in texts]
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
@@ -184,7 +187,10 @@ class Group:
         with self.together():
             if self.is_first:
                 found.append(function())
-        result: Result = self.gather_values(found)[0][0]
+        content = json.dumps(found[0]).encode("utf-8") if self.is_first else b""
+        length = int(self.broadcast(torch.tensor([len(content)])))
+        text = torch.frombuffer(bytearray(content or length), dtype=torch.uint8)
+        result: Result = json.loads(self.broadcast(text).numpy().tobytes())
         return result
 
     def spread(
@@ -246,13 +252,17 @@ class Group:
     @contextmanager
     def _exchange(self, tensor: Tensor, receivers: int) -> Iterator[None]:
         self.traffic.add(tensor, receivers)
-        try:
+        heartbeat = self.connection.heartbeat
+        if heartbeat is None:  # alone
             yield
+            return
+        if heartbeat.lost:
+            raise LostProcessError(describe_lost(heartbeat.lost))
+        try:
+            with heartbeat.exchange():
+                yield
         except RuntimeError as error:  # gloo and nccl have no errors of their own
-            raise LostProcessError(
-                f"another process of this run is gone or does not answer ({_first_line(error)}); see its "
-                "message. The same command continues"
-            ) from error
+            raise LostProcessError(describe_lost(heartbeat.find_lost(), _first_line(error))) from error
 
 
 ALONE = Group()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from time import monotonic, sleep
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +13,11 @@ import torch.distributed as dist
 from .environment import check_meeting_point, find_placement, timeout_seconds
 from .errors import LostProcessError
 from .group import ALONE, Connection, Group
+from .heartbeat import Heartbeat
 
-LEAVING_SECONDS = 10.0  # at most, if another process was killed
+LEAVING_SECONDS = 10.0  # at most, for the others to say their last
+# An exchange has no limit of its own: who is waited for shows that it lives, see heartbeat.py.
+_NO_LIMIT = timedelta(days=365)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +29,14 @@ class World:
         local_rank: the number of this process on its machine.
         local_size: the number of processes on this machine.
         connections: those of all groups, which are closed together.
-        store: shared by all processes; None for one alone.
+        heartbeat: shows that this process lives, and has the store that all share; None for one alone.
     """
 
     everyone: Group = field(default_factory=lambda: ALONE)
     local_rank: int = 0
     local_size: int = 1
     connections: list[Connection] = field(default_factory=list)
-    store: Any = None  # of torch.distributed
+    heartbeat: Heartbeat | None = None
 
     @property
     def rank(self) -> int:
@@ -55,9 +57,9 @@ class World:
         """
         mine = ALONE
         for ranks in groups:
-            handle = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+            handle = dist.new_group(list(ranks), timeout=_NO_LIMIT) if len(ranks) > 1 else None
             if self.rank in ranks:
-                connection = Connection(handle)
+                connection = Connection(handle, self.heartbeat)
                 self.connections.append(connection)
                 mine = Group(
                     rank=list(ranks).index(self.rank),
@@ -69,11 +71,11 @@ class World:
 
     def who_says(self, text: str) -> int:
         """The rank of the first process that asks to say ``text``; it need not wait for the others."""
-        if self.store is None:
+        if self.heartbeat is None or self.heartbeat.store_is_lost:
             return self.rank
         key = sha256(text.encode("utf-8")).hexdigest()
         try:
-            return int(self.store.compare_set(f"said/{key}", "", str(self.rank)))
+            return int(self.heartbeat.store.compare_set(f"said/{key}", "", str(self.rank)))
         except (RuntimeError, ValueError):  # the process that held the store is gone
             return self.rank
 
@@ -108,18 +110,22 @@ def join_world() -> Iterator[World]:
                 "env://", rank, size, timeout=timeout
             )
         )
-        ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
-        dist.init_process_group(_backend(local_size), store=ours, rank=rank, world_size=size, timeout=timeout)
+        heartbeat = Heartbeat(store, rank, size, timeout)
+        with heartbeat.exchange():
+            ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
+            dist.init_process_group(
+                _backend(local_size), store=ours, rank=rank, world_size=size, timeout=_NO_LIMIT
+            )
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(f"the {size} processes did not meet: {error}") from error
-    connection = Connection(dist.group.WORLD)
+    connection = Connection(dist.group.WORLD, heartbeat)
     everyone = Group(rank=rank, ranks=tuple(range(size)), connection=connection)
     before = _current
-    _current = World(everyone, local_rank, local_size, [connection], store)
+    _current = World(everyone, local_rank, local_size, [connection], heartbeat)
     try:
         yield _current
     finally:
-        _leave(store, rank, size)
+        _leave(heartbeat)
         for one in _current.connections:
             one.handle = None
         _current = before
@@ -131,11 +137,12 @@ def _backend(local_size: int) -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= local_size else "gloo"
 
 
-def _leave(store: Any, rank: int, size: int) -> None:
+def _leave(heartbeat: Heartbeat) -> None:
     """The first process, which may hold the store, waits a moment for the others to say their last."""
-    deadline = monotonic() + LEAVING_SECONDS
+    deadline, store = monotonic() + LEAVING_SECONDS, heartbeat.store
+    heartbeat.leave()
     with suppress(RuntimeError):
-        left = store.add("left", 1)
-        while rank == 0 and left < size and monotonic() < deadline:
+        left = 0 if heartbeat.store_is_lost else store.add("left", 1)
+        while heartbeat.rank == 0 and left < heartbeat.size - len(heartbeat.lost) and monotonic() < deadline:
             sleep(0.02)
             left = store.add("left", 0)

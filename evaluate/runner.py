@@ -100,7 +100,7 @@ def run(
     out = choose_output(folders) if out is None else Path(out)
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
-        cache = open_cache(cache)
+        cache = open_cache(cache, group=world().everyone)
     found = find_targets_of(folders, cache, other_cache=config.other_cache)
     configs = {target.name: target.load().cfg for target in found}
     rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))

@@ -4,16 +4,19 @@ The new cache is the one that a single longer harvest makes, byte for byte. Only
 copied (see :mod:`.forward`); the text is read again up to there, without the model, and compared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from ..common.progress import progress_bar
+from ..distributed.group import Group
 from ..store import ActivationCache, UsageError, open_cache
 from ..store.derived.derive import describe_origin
 from ..store.derived.replay import Part, replay
+from ..store.writing.helper import HelperWriter, commit_together
 from ..store.writing.writer import CacheWriter
 from .forward import block_sequences, whole_blocks
 from .identity import Existing
@@ -50,11 +53,13 @@ class BasePrefix:
     sequences: int
     progress: Progress
 
-    def copy_rows(self, writer: CacheWriter, stop_asked: Callable[[], bool]) -> None:
-        """Copy the rows, from where the last run stood, and commit ``progress``.
+    def copy_rows(
+        self, writer: CacheWriter | HelperWriter, group: Group, stop_asked: Callable[[], bool]
+    ) -> None:
+        """Copy the rows, from where the last run stood, and commit ``progress``; all processes together.
 
         Raises:
-            KeyboardInterrupt: ``stop_asked()``; what was committed is kept.
+            KeyboardInterrupt: ``stop_asked()`` in any process; what was committed is kept.
         """
         if self.sequences:
             manifest = self.cache.manifest
@@ -64,16 +69,29 @@ class BasePrefix:
                 train_rows=manifest.train_rows,
                 heldout_rows=manifest.heldout_rows,
             )
-            with progress_bar("copy", "row") as bar:
+            with progress_bar("copy", "row", hidden=not group.is_first) as bar:
 
                 def on_progress(done: int, total: int) -> None:
                     bar.total = total
                     bar.update(done - bar.n)
-                    if stop_asked():
-                        raise KeyboardInterrupt
 
-                replay(writer, [part], on_progress=on_progress)
-        writer.commit(self.progress.to_json())
+                replay(
+                    writer,
+                    [part],
+                    on_progress=on_progress,
+                    stop_asked=lambda: group.any(stop_asked()),
+                    group=group,
+                )
+        commit_together(writer, group, self.progress.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """What the other processes of the harvest take over, by :meth:`from_json`."""
+        return {"sequences": self.sequences, "progress": self.progress.to_json()}
+
+    @classmethod
+    def from_json(cls, cache: ActivationCache, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`, for the same ``cache``."""
+        return cls(cache, values["sequences"], Progress.from_json(values["progress"]))
 
 
 def match_base(

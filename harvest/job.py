@@ -33,18 +33,19 @@ from ..store.remote import is_url
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
-from ..store.writing.helper import HelperWriter
+from ..store.writing.helper import HelperWriter, commit_together
 from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
 from .batch_size import settle_batch_size
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
-from .extend import match_base, open_base
+from .extend import BasePrefix, match_base, open_base
 from .feed import Feed, Share
 from .forward import ActivationReader, block_sequences, step_sequences
 from .model import LanguageModel
 from .numerics import condition_differences, describe_conditions
 from .plan import HarvestPlan, follow_plan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
+from .shared_folder import check_all_see
 from .sinks import measure_first_block
 from .stages import run_overlapped
 from .stream import TokenBatch, token_batches
@@ -80,8 +81,6 @@ def harvest(
     with group.together():
         destination = open_destination(config, out, scratch)
         base, base_facts = (None, None) if extend is None else open_base(extend)
-        if group.size > 1 and base is not None:
-            raise UsageError("--extend copies rows in one process: leave it out, or start one process")
     with closing(destination):
         plan = None
         with group.together():
@@ -95,6 +94,7 @@ def harvest(
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
         if settled is not None and settled["finished"]:
             return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
+        check_all_see(plan.path, group)
         with stop_on_signals() as stop_asked:
             job = HarvestJob(plan, destination, base, stop_asked, group)
             found = None if force else job.ask_team()
@@ -106,6 +106,8 @@ def harvest(
 
 class HarvestJob:
     """One harvest on its way through its phases."""
+
+    _prefix: BasePrefix  # of a cache that is extended, from :meth:`prepare` on
 
     def __init__(
         self,
@@ -146,8 +148,7 @@ class HarvestJob:
                 self._model = plan.load_model()
                 self._widths = self._model.widths(plan.hooks)
             settle_batch_size(plan, self._model, self._progress, base, group)
-        if not group.is_first:  # sums of this process, which the first one adds to its own
-            self._progress.excluded, self._progress.energy = Progress().excluded, {}
+        self._count_own_rows()
 
     def ask_team(self) -> HarvestResult | None:
         """A cache of the same identity that the team has."""
@@ -174,6 +175,14 @@ class HarvestJob:
             BadActivationError: NaN or Inf in the first block.
         """
         self._progress.median_norms = self._group.on_first(self._prepare)
+        if self._base is not None and self._progress.phase == "copying":
+            own = self._prefix.to_json() if self._group.is_first else None
+            self._prefix = BasePrefix.from_json(self._base, self._group.gather_values(own)[0])
+
+    def _count_own_rows(self) -> None:
+        """Let sums over rows be those of this process; the first one adds those of the others to its own."""
+        if not self._group.is_first:
+            self._progress.excluded, self._progress.energy = Progress().excluded, {}
 
     def _prepare(self) -> dict[str, float] | None:
         """What one process does for all; returns the norms that attention sinks are judged by."""
@@ -211,7 +220,7 @@ class HarvestJob:
         writer = self._open_writer()
         try:
             with closing(writer):
-                if self._progress.phase == "copying" and isinstance(writer, CacheWriter):
+                if self._progress.phase == "copying":
                     self._copy(writer)
                 if self._progress.phase == "reading":
                     self._read(writer)
@@ -270,11 +279,15 @@ class HarvestJob:
             self._group.gather_values(None if own is None else own.model_dump(mode="json"))[0]
         )
 
-    def _copy(self, writer: CacheWriter) -> None:
+    def _copy(self, writer: CacheWriter | HelperWriter) -> None:
         """Rows of the cache that is extended."""
-        writer.commit(writer.progress | {"phase": "copying"})
-        self._prefix.copy_rows(writer, self._stop_asked)
+        commit_together(writer, self._group, writer.progress | {"phase": "copying"})
+        self._prefix.copy_rows(writer, self._group, self._stop_asked)
+        journal = self._journal_of_first(writer)
+        if isinstance(writer, HelperWriter):
+            writer.go_on_from(journal)
         self._progress = self._prefix.progress
+        self._count_own_rows()
 
     def _read(self, writer: CacheWriter | HelperWriter) -> None:
         """Text through the model, from where the last run stopped to the target."""

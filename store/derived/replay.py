@@ -2,7 +2,8 @@
 
 Sequences come first, then training rows in stored order, then held-out rows in reading order. The writer's
 journal says how far it got, so a copy that was killed goes on, and the finished bytes are those of a cache
-that was written from the model: the shuffle puts rows in order by their keys, however they arrived.
+that was written from the model: the shuffle puts rows in order by their keys, however they arrived. So
+several processes may copy: each of them some rows in every round, and the first one also the sequences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import BadActivationError
+from ...distributed.group import ALONE, Group
 from ..encoding.number_types import decode_words, encode_words
 from ..encoding.records import RecordLayout
 from ..layout import SPLITS
 from ..reading.reader import ActivationCache
 from ..reading.sharded_array import ShardedArray
+from ..writing.helper import HelperWriter, commit_together
 from ..writing.journal import damaged_journal
 from ..writing.writer import CacheWriter
 
@@ -56,15 +59,31 @@ class Part:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One stretch of the work, of ``total`` items: it can continue from any of them."""
+    """One stretch of the work, of ``total`` items: it can continue from any of them.
+
+    With ``shared`` each process writes some of them, otherwise the first one writes all.
+    """
 
     total: int
     step: int
     write: Callable[[int, int], int]  # (first, last) -> bytes
+    shared: bool
+
+    def write_share(self, group: Group, first: int, last: int) -> int:
+        """Write what falls to this process of the items ``first:last``; returns its bytes."""
+        if not self.shared:
+            return self.write(first, last) if group.is_first else 0
+        start = first + group.rank * self.step
+        return self.write(start, min(last, start + self.step)) if start < last else 0
 
 
 def replay(
-    writer: CacheWriter, parts: Sequence[Part], *, on_progress: Callable[[int, int], None] | None = None
+    writer: CacheWriter | HelperWriter,
+    parts: Sequence[Part],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> None:
     """Write ``parts`` one after the other, from where the writer's last commit stands, and commit.
 
@@ -72,10 +91,13 @@ def replay(
         writer: of the hooks to take (each part has them) and of the parts' context and seed.
         parts: what to take.
         on_progress: called with (rows done, rows in all).
+        stop_asked: whether to stop, with the same answer in all processes.
+        group: the processes that write the cache; all call this. What fails in one of them fails in all.
 
     Raises:
         CorruptCacheError: naming a damaged file of a source.
         DiskFullError: the same call continues once there is room.
+        KeyboardInterrupt: ``stop_asked()``; what was committed is kept.
     """
     stages = [stage for part in parts for stage in _stages(writer, part)]
     total_rows = sum(part.train_rows + part.heldout_rows for part in parts)
@@ -84,19 +106,22 @@ def replay(
     while number < len(stages):
         stage = stages[number]
         while done < stage.total:
-            last = min(done + stage.step, stage.total)
-            uncommitted += stage.write(done, last)
+            last = min(done + stage.step * (group.size if stage.shared else 1), stage.total)
+            with group.together():
+                uncommitted += stage.write_share(group, done, last)
             done = last
-            if uncommitted >= COMMIT_BYTES:
-                writer.commit(writer.progress | {"replayed": [number, done]})
+            if group.any(uncommitted >= COMMIT_BYTES):
+                commit_together(writer, group, writer.progress | {"replayed": [number, done]})
                 uncommitted = 0
             if on_progress:
                 on_progress(_rows_done(stages, number, done), total_rows)
+            if stop_asked():
+                raise KeyboardInterrupt
         number, done = number + 1, 0
-    writer.commit(writer.progress | {"replayed": [number, 0]})
+    commit_together(writer, group, writer.progress | {"replayed": [number, 0]})
 
 
-def _read_place(writer: CacheWriter, stages: Sequence[_Stage]) -> tuple[int, int]:
+def _read_place(writer: CacheWriter | HelperWriter, stages: Sequence[_Stage]) -> tuple[int, int]:
     """(stage, items of it that are done), according to the journal."""
     match writer.progress.get("replayed", [0, 0]):
         case [int(number), int(done)] if 0 <= number <= len(stages) and done >= 0:
@@ -111,7 +136,7 @@ def _rows_done(stages: Sequence[_Stage], number: int, done: int) -> int:
     return sum(before) + (done if number % 3 else 0)
 
 
-def _stages(writer: CacheWriter, part: Part) -> Iterator[_Stage]:
+def _stages(writer: CacheWriter | HelperWriter, part: Part) -> Iterator[_Stage]:
     context = writer.context
     arrays = _token_arrays(part)
 
@@ -120,19 +145,20 @@ def _stages(writer: CacheWriter, part: Part) -> Iterator[_Stage]:
         if "document" in block:
             documents = block["document"]
             documents[documents >= 0] += np.int32(part.first_document)
+        assert isinstance(writer, CacheWriter)
         writer.write_token_arrays(part.cache.manifest.tokens, last - first, block)
         return sum(array.nbytes for array in block.values())
 
-    yield _Stage(part.sequences, max(1, _BLOCK_BYTES // (4 * context)), write_sequences)
+    yield _Stage(part.sequences, max(1, _BLOCK_BYTES // (4 * context)), write_sequences, shared=False)
     for split in SPLITS:
         rows = part.train_rows if split == "train" else part.heldout_rows
-        yield _Stage(rows, _rows_of_block(writer, part), _RowCopy(writer, part, split))
+        yield _Stage(rows, _rows_of_block(writer, part), _RowCopy(writer, part, split), shared=True)
 
 
 class _RowCopy:
     """Copies rows ``first:last`` of one split."""
 
-    def __init__(self, writer: CacheWriter, part: Part, split: str) -> None:
+    def __init__(self, writer: CacheWriter | HelperWriter, part: Part, split: str) -> None:
         cache, layout = part.cache, part.cache.manifest.layout
         self._writer, self._part, self._split = writer, part, split
         self._token = cache.stored(layout.token(split))
@@ -183,7 +209,7 @@ class _RowCopy:
         return records
 
 
-def _rows_of_block(writer: CacheWriter, part: Part) -> int:
+def _rows_of_block(writer: CacheWriter | HelperWriter, part: Part) -> int:
     layout = part.cache.manifest.layout
     block_bytes = min(_BLOCK_BYTES, writer.storage.memory_bytes // 8)
     rows = max(1, block_bytes // (4 * max(writer.hooks.values())))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...common.devices import choose_device
 from ...common.errors import UsageError
+from ...distributed.group import ALONE, Group
 from ..layout import SPLITS, ArraySpec
 from ..manifest import check_files, load_manifest
 from ..normalization import KINDS
@@ -26,10 +27,11 @@ from .row_reader import BufferPool, RowReader
 _COUNTED_ROWS = 1 << 16
 
 
-def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
+def open_cache(path: Path | str, rows: int | None = None, group: Group = ALONE) -> "ActivationCache":
     """Open a finished cache: a folder, or a URL such as ``s3://bucket/team/name``.
 
     With ``rows`` only the first training rows are used, a uniform sample (:meth:`ActivationCache.head`).
+    Processes of a ``group`` that all open it together read the manifest from a URL once.
 
     Opening a folder reads the manifest and the sizes of all files. Opening a URL reads the manifest only:
     shards are downloaded as they are read, and some ahead of that, into a folder that all processes of this
@@ -44,7 +46,7 @@ def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
     if is_url(path):
         from ..remote.opening import open_remote
 
-        url, manifest, files = open_remote(str(path))
+        url, manifest, files = open_remote(str(path), group=group)
         cache = ActivationCache(url, manifest, files)
     else:
         path = Path(path)

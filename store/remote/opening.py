@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import SaecacheError
+from ...distributed.group import ALONE, Group
 from ..manifest import FileInfo, Manifest, load_manifest
 from ..provenance import PROVENANCE, provenance_facts
 from ..untrusted import MAX_METADATA_BYTES, parse_json
-from .cache_objects import changes_explained, read_root
+from .cache_objects import Root, changes_explained, read_root
 from .download_cache import DownloadCache
 from .download_cache_settings import check_limit, open_download_cache
 from .object_requests import OnBytes
@@ -20,9 +21,15 @@ from .urls import is_url
 
 
 def open_remote(
-    url: str, *, local: DownloadCache | None = None, patience: Patience | None = None
+    url: str,
+    *,
+    local: DownloadCache | None = None,
+    patience: Patience | None = None,
+    group: Group = ALONE,
 ) -> tuple[str, Manifest, RemoteShards]:
     """The tidy URL of the cache at ``url``, its manifest, and its files as they are wanted.
+
+    The first process of ``group`` reads the manifest, and all others get it from there.
 
     Raises:
         UsageError: no cache there, a newer format, no access, or a local cache that is too small.
@@ -31,7 +38,11 @@ def open_remote(
         RemoteError: the object store does not answer.
     """
     location = open_remote_folder(url, patience)
-    manifest = read_root(location).manifest
+    if group.size == 1:
+        manifest = read_root(location).manifest
+    else:
+        content = group.on_first(lambda: read_root(location).content.decode("utf-8"))
+        manifest = Root.parse(content.encode("utf-8"), location.url).manifest
     local = local or open_download_cache()
     check_limit(local, max((file.size for file in manifest.files), default=0), location.url)
     return location.url, manifest, RemoteShards(fetch_from(location, manifest), manifest, local)

@@ -1,7 +1,10 @@
 """What each process of test_group.py does; it prints its answers as one line of JSON."""
 
 import json
+import os
+import signal
 import sys
+import time
 
 import torch
 
@@ -66,11 +69,8 @@ def exchange() -> dict[str, object]:
 
 
 def lose() -> dict[str, object]:
-    import os
-    import signal
-
     with join_world() as world:
-        if world.rank == 1:
+        if world.rank == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             for _ in range(1000):
@@ -80,4 +80,32 @@ def lose() -> dict[str, object]:
     return {}
 
 
-print(json.dumps({"exchange": exchange, "lose": lose}[sys.argv[1]]()))
+def work_alone() -> dict[str, object]:
+    """The first process works alone for longer than the others' timeout, at an operation of each kind."""
+    with join_world() as world:
+        group = world.everyone
+        pair = world.split([[0, 1], [2]])
+        if world.rank < 2:
+            pair.on_first(lambda: time.sleep(4 * TIMEOUT / 3))
+        if group.is_first:
+            time.sleep(4 * TIMEOUT / 3)
+            group.wait([group.send(torch.tensor([7]), 1)])
+        received = int(group.receive(torch.zeros(1, dtype=torch.int64), 0)) if group.rank == 1 else 7
+        return {"first": group.on_first(lambda: time.sleep(4 * TIMEOUT / 3) or 3), "received": received}
+
+
+def freeze() -> dict[str, object]:
+    """A process stands still, as on a machine that is lost: its connections stay open."""
+    with join_world() as world:
+        world.everyone.barrier()
+        if world.rank == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            world.everyone.barrier()
+        except LostProcessError as error:
+            return {"lost": str(error)}
+    return {}
+
+
+TIMEOUT = float(os.environ.get("SAECACHE_TIMEOUT", "0"))
+print(json.dumps(globals()[sys.argv[1]]()))

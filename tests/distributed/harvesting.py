@@ -22,12 +22,14 @@ from .processes import SECONDS, Ended, free_port
 class Mishap:
     """What goes wrong in process ``rank``: ``kind`` is kill, stop, nan or full.
 
-    It comes after ``steps`` forwards, after ``seconds``, or once there are shards of rows.
+    It comes after ``steps`` forwards, after ``copied`` blocks of a cache that is extended, after ``seconds``,
+    or once there are shards of rows.
     """
 
     kind: str
     rank: int
     steps: int | None = None
+    copied: int | None = None
     seconds: float | None = None
 
 
@@ -54,6 +56,7 @@ class Harvest:
     said: Path
     scratch: Path | None = None
     elsewhere: str | None = None
+    extend: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def said_by(self, rank: int) -> Path:
@@ -104,16 +107,18 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     from saecache.distributed import join_world
     from saecache.harvest import feed
     from saecache.harvest.runner import run as run_harvest
+    from saecache.store.derived import replay
 
     torch.set_num_threads(1)
     feed.ROUND_TOKENS = 1  # one step of each process
+    replay._BLOCK_BYTES, replay.COMMIT_BYTES = 1 << 16, 1 << 17  # many rounds of copying, with commits
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
     if mishap is not None:
         _provoke(mishap)
     try:
         with join_world():
             out = harvest.elsewhere if harvest.elsewhere and rank == size - 1 else harvest.out
-            run_harvest(harvest.config, out, scratch=harvest.scratch)
+            run_harvest(harvest.config, out, scratch=harvest.scratch, extend=harvest.extend)
     except KeyboardInterrupt:
         sys.exit(130)
     except SaecacheError as error:
@@ -129,6 +134,7 @@ def _environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 def _provoke(mishap: Mishap) -> None:
     from saecache.harvest import job
+    from saecache.store.derived import replay
     from saecache.store.writing import spill
 
     def signal_oneself() -> None:
@@ -136,6 +142,18 @@ def _provoke(mishap: Mishap) -> None:
 
     if mishap.seconds is not None:
         threading.Timer(mishap.seconds, signal_oneself).start()
+        return
+    if mishap.copied is not None:
+        left, encode = mishap.copied, replay._RowCopy.__call__
+
+        def copy(self: Any, first: int, last: int) -> int:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                signal_oneself()
+            return encode(self, first, last)
+
+        replay._RowCopy.__call__ = copy  # type: ignore[method-assign]
         return
     if mishap.steps is None:
         replace, done = Path.replace, False

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,20 @@ def free_port() -> int:
 
 
 def start(
-    size: int, arguments: Sequence[str], folder: Path, **environment: str
+    size: int,
+    arguments: Sequence[str],
+    folder: Path,
+    own: Sequence[Mapping[str, str]] | None = None,
+    **environment: str,
 ) -> list[subprocess.Popen[str]]:
-    """Start ``size`` processes ``python <arguments>`` in ``folder`` that meet each other."""
+    """Start ``size`` processes ``python <arguments>`` in ``folder`` that meet each other.
+
+    ``own`` has what each of them finds in its environment beside ``environment``.
+    """
     port = str(free_port())
     processes = []
     for rank in range(size):
-        own = {
+        placement = {
             "RANK": str(rank),
             "WORLD_SIZE": str(size),
             "LOCAL_RANK": str(rank),
@@ -47,7 +54,7 @@ def start(
             subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=folder,
-                env=os.environ | own | environment,
+                env=os.environ | placement | environment | (dict(own[rank]) if own else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

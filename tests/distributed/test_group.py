@@ -10,7 +10,7 @@ from saecache.common.errors import UsageError
 from saecache.distributed import join_world, world
 from saecache.distributed.group import ALONE
 
-from .processes import run, start, wait
+from .processes import SECONDS, run, start, wait
 
 PROGRAM = str(Path(__file__).with_name("exchanges.py"))
 
@@ -43,11 +43,36 @@ def test_processes_exchange(size: int, tmp_path: Path) -> None:
         assert found["messages"]
 
 
-def test_a_killed_process_ends_the_others_with_words(tmp_path: Path) -> None:
-    first, killed = wait(start(2, [PROGRAM, "lose"], tmp_path))
-    assert killed.status == -9
-    assert first.status == 0, first.errors
-    assert "another process of this run is gone" in json.loads(first.output)["lost"]
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_a_killed_process_ends_the_others_with_words(killed: int, tmp_path: Path) -> None:
+    ended = wait(start(3, [PROGRAM, "lose", str(killed)], tmp_path))
+    assert ended[killed].status == -9
+    for rank in {0, 1, 2} - {killed}:
+        assert ended[rank].status == 0, ended[rank].errors
+        assert f"process {killed} of this run is gone" in json.loads(ended[rank].output)["lost"]
+
+
+def test_a_process_that_works_alone_is_waited_for(tmp_path: Path) -> None:
+    """However short the timeout is."""
+    for ended in run(3, [PROGRAM, "work_alone"], tmp_path, SAECACHE_TIMEOUT="15"):
+        assert json.loads(ended.output) == {"first": 3, "received": 7}
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_frozen_process_ends_the_others_with_words(frozen: int, tmp_path: Path) -> None:
+    processes = start(3, [PROGRAM, "freeze", str(frozen)], tmp_path)
+    try:
+        for rank in {0, 1, 2} - {frozen}:
+            output, errors = processes[rank].communicate(timeout=SECONDS)
+            said = f"process {frozen} of this run is gone or does not answer"
+            if processes[rank].returncode == 0:  # another one ended first, which breaks the connection
+                assert said in json.loads(output)["lost"]
+            else:
+                assert processes[rank].returncode == 1
+                assert f"error in process {rank}: {said}" in errors
+    finally:
+        processes[frozen].kill()
+        processes[frozen].communicate()
 
 
 def test_a_process_alone_exchanges_nothing() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_killed_processes_are_taken_over_by_whoever_comes(
         assert ended[rank].status == -9
         assert all(other.status != 0 for other in ended)
         for other in ended[:rank] + ended[rank + 1 :]:
-            assert "LostProcessError: another process of this run is gone" in other.errors
+            assert f"LostProcessError: process {rank} of this run is gone" in other.errors
         assert inspect_output(path) == "incomplete"
         journal = read_journal(path)
         assert journal is not None
@@ -186,13 +187,82 @@ def test_a_process_that_cannot_begin_ends_all(
     assert not path.exists()
 
 
-def test_a_process_that_does_not_see_the_folder_ends_all(
+def test_processes_with_folders_of_their_own_are_refused_at_once(
     processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
 ) -> None:
-    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "b"))
+    apart = Harvest(config, str(tmp_path / "a" / "b"), tmp_path, elsewhere=str(tmp_path / "c"))
     ended = run(processes, 2, apart)
     assert [one.status for one in ended] == [2, 2]
-    assert "process 1 does not see what process 0 has written" in ended[1].errors
+    assert "does not see what process 0, on " in ended[1].errors
+    assert "planned:" not in ended[0].errors  # before the model is loaded
+    assert not (tmp_path / "a").exists() and not (tmp_path / "c").exists()
+
+
+def test_an_older_part_of_the_same_harvest_is_another_folder(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path: Path
+) -> None:
+    """As after a requeue on other machines, whose own disks have what they had written before."""
+    for name in ("a", "c"):
+        run(processes, 1, into_folder(config, tmp_path / name), Mishap("kill", 0, steps=STEPS))
+        assert inspect_output(tmp_path / name) == "incomplete"
+    apart = Harvest(config, str(tmp_path / "a"), tmp_path, elsewhere=str(tmp_path / "c"))
+    ended = run(processes, 2, apart)
+    assert [one.status for one in ended] == [2, 2]
+    assert "does not see what process 0, on " in ended[1].errors
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {".writing"}
+    assert not list((tmp_path / "a" / ".writing").glob("seen-by-all*"))
+
+
+@pytest.fixture(scope="module")
+def base(
+    processes: ForkServerContext, config: HarvestConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The first half of the harvest, and a little more, which ends inside a block."""
+    path = tmp_path_factory.mktemp("base") / "cache"
+    half = config.model_copy(update={"num_tokens": config.num_tokens // 2 + 77})
+    complete(processes, 2, half, path)
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_an_extended_cache_has_the_bytes_of_one_process(
+    processes: ForkServerContext,
+    config: HarvestConfig,
+    alone: dict[str, str],
+    base: Path,
+    tmp_path: Path,
+    size: int,
+) -> None:
+    path = tmp_path / "cache"
+    extending = replace(into_folder(config, path), extend=base)
+    for rank, ended in enumerate(run(processes, size, extending)):
+        assert ended.status == 0, f"process {rank}: {ended.errors[-3000:]}"
+    assert contents(path) == alone
+    assert "tokens are copied from there" in extending.said_by(0).read_text()
+
+
+def test_copying_goes_on_after_kills_and_stops_with_other_processes(
+    processes: ForkServerContext, config: HarvestConfig, alone: dict[str, str], base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache"
+    extending = replace(into_folder(config, path), extend=base)
+    copied = []
+    for size, mishap in (
+        (3, Mishap("kill", 1, copied=4)),
+        (2, Mishap("kill", 0, copied=3)),
+        (3, Mishap("stop", 2, copied=2)),
+    ):
+        ended = run(processes, size, extending, mishap)
+        assert all(one.status != 0 for one in ended)
+        journal = read_journal(path)
+        assert journal is not None and journal.progress["phase"] == "copying"
+        copied.append(journal.train_rows + journal.heldout_rows)
+    assert 0 < copied[0] <= copied[1] <= copied[2]
+    ended = run(processes, 2, into_folder(config, path))
+    assert [one.status for one in ended] == [2, 2]
+    assert "was begun with --extend" in ended[0].errors
+    assert [one.status for one in run(processes, 4, extending)] == [0] * 4
+    assert contents(path) == alone
 
 
 def test_into_a_bucket(

@@ -74,7 +74,7 @@ def run(
         UsageError: the settings do not fit the cache, or ``out`` holds something else. Nothing is written.
         SaecacheError: the disk is full or gone. The same call continues once it is back.
     """
-    cache = cache if isinstance(cache, ActivationCache) else open_cache(cache)
+    cache = cache if isinstance(cache, ActivationCache) else open_cache(cache, group=world().everyone)
     if config.cache_rows is not None:
         cache = cache.head(config.cache_rows)
     everyone = world().everyone
