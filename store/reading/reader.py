@@ -1,8 +1,9 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ...common.devices import choose_device
 from ...common.errors import CorruptCacheError, UsageError
 from ...common.transfers import transfers_of
+from ..identity import fingerprint
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, check_files, find_growing_arrays, load_manifest
 from ..normalization import KINDS, Normalizer
@@ -24,6 +26,7 @@ from .batches import BatchPlan, iter_batches
 from .device_batches import Load, iter_device_batches
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
+from .same_tokens import check_same_tokens
 from .sharded_array import RowNumbers, ShardedArray
 
 if TYPE_CHECKING:
@@ -33,10 +36,15 @@ _COUNTED_ROWS = 1 << 16
 _TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 
 
-def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
+def open_cache(
+    path: Path | str,
+    rows: int | None = None,
+    beside: "Mapping[str, Path | str | ActivationCache] | None" = None,
+) -> "ActivationCache":
     """Open a finished cache: a folder, or a URL such as ``s3://bucket/team/name``.
 
     With ``rows`` only the first training rows are used, a uniform sample (:meth:`ActivationCache.head`).
+    ``beside`` names further caches of the same tokens (:meth:`ActivationCache.with_beside`).
 
     Opening a folder reads the manifest and the sizes of all files. Opening a URL reads the manifest only:
     shards are downloaded as they are read, and some ahead of that, into a folder that all processes of this
@@ -58,6 +66,7 @@ def open_cache(path: Path | str, rows: int | None = None) -> "ActivationCache":
         manifest = load_manifest(path)
         check_files(path, manifest)
         cache = ActivationCache(path, manifest)
+    cache = cache.with_beside(beside or {})
     return cache if rows is None else cache.head(rows)
 
 
@@ -67,6 +76,9 @@ class ActivationCache:
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
     (rows of held-out documents, in reading order). ``normalization`` is one of ``normalization.KINDS``; None
     gives rows as they are stored.
+
+    ``beside`` has other caches of the same tokens by name (:meth:`with_beside`). Their hooks are called
+    ``NAME:HOOK``; the manifest, the token ids and everything that is not of a hook are this cache's own.
     """
 
     def __init__(
@@ -75,17 +87,23 @@ class ActivationCache:
         manifest: Manifest,
         files: "RemoteShards | None" = None,
         rows: int | None = None,
+        beside: "Mapping[str, ActivationCache] | None" = None,
     ) -> None:
         self.path = path  # the folder, or the URL
         self._files = files
         self._rows = rows  # training rows that are used; None: all
         self.manifest = manifest
+        self.beside = dict(beside or {})
         self.fingerprint = manifest.fingerprint
+        if self.beside:
+            others = {name: other.fingerprint for name, other in self.beside.items()}
+            self.fingerprint = fingerprint({"cache": manifest.fingerprint, "beside": others})
         self.hooks = list(manifest.hooks)
+        self.hooks += [f"{name}:{hook}" for name, other in self.beside.items() for hook in other.hooks]
         self.context = manifest.context
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
-        self._kept: dict[tuple[str, str, float, int], int] = {}
+        self._kept: dict[tuple[tuple[str, ...], str, float, int], int] = {}
         growing = find_growing_arrays(manifest)
         self._arrays = {
             spec.path: ShardedArray(
@@ -100,7 +118,7 @@ class ActivationCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache for itself."""
-        return open_cache, (self.path, self._rows)
+        return open_cache, (self.path, self._rows, self.beside)
 
     def __len__(self) -> int:
         """Training rows."""
@@ -123,7 +141,40 @@ class ActivationCache:
             raise UsageError(
                 f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"
             )
-        return ActivationCache(self.path, self.manifest, self._files, rows)
+        beside = {name: other.head(rows) for name, other in self.beside.items()}
+        return ActivationCache(self.path, self.manifest, self._files, rows, beside)
+
+    def with_beside(self, caches: "Mapping[str, Path | str | ActivationCache]") -> "ActivationCache":
+        """The same cache with the hooks of others, ``NAME:HOOK``: row r is the same token under all of them.
+
+        The others hold the activations of other models on the same text, harvested with the same settings.
+
+        Raises:
+            UsageError: a cache does not hold the same tokens in the same order, or a name is taken or is not
+                made of letters, digits, ``_`` and ``-``. As :func:`open_cache` for one that cannot be opened.
+        """
+        beside = dict(self.beside)
+        for name, place in caches.items():
+            if name in beside and place is not beside[name] and str(place) != str(beside[name].path):
+                raise UsageError(f"two caches are called {name}: {beside[name].path} and {place}")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise UsageError(f"expected letters, digits, _ and - as the name of a cache, got {name!r}")
+            if name in beside:
+                continue
+            other = place if isinstance(place, ActivationCache) else open_cache(place)
+            if other.beside:
+                raise UsageError(f"the cache {name} has caches beside it: name them beside {self.path} too")
+            check_same_tokens(self, other, name)
+            beside[name] = other if self._rows is None else other.head(self._rows)
+        if beside == self.beside:
+            return self
+        return ActivationCache(self.path, self.manifest, self._files, self._rows, beside)
+
+    def _holder(self, hook: str) -> "tuple[ActivationCache, str]":
+        """The cache that holds a hook, and the hook's name there."""
+        check_one_of("hook", hook, self.hooks)
+        name, colon, own = hook.partition(":")
+        return (self.beside[name], own) if colon else (self, hook)
 
     def stored(self, spec: ArraySpec) -> ShardedArray:
         """An array of ``manifest.layout`` as it is stored."""
@@ -131,8 +182,8 @@ class ActivationCache:
 
     def d_model(self, hook: str) -> int:
         """Width of the rows of ``hook``."""
-        self._check_hook(hook)
-        return self.manifest.hooks[hook].d_model
+        holder, own = self._holder(hook)
+        return holder.manifest.hooks[own].d_model
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -158,6 +209,7 @@ class ActivationCache:
         device: str | torch.device = "cpu",
         num_rows: int | None = None,
         sink_ratio: float | None = None,
+        sink_hooks: Sequence[str] | None = None,
         batches_ahead: int = 2,
     ) -> Generator[torch.Tensor, None, None]:
         """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
@@ -178,8 +230,9 @@ class ActivationCache:
             device: where the batches go, as :func:`.choose_device` names it.
             num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
             sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
-                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
-                and batches of two hooks no longer hold the same tokens.
+                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`).
+            sink_hooks: with ``sink_ratio``, leave out the rows that are sinks at any of these hooks. Batches
+                of several hooks hold the same tokens if all are read with the same ``sink_hooks``.
             batches_ahead: how many batches are brought to a GPU before they are asked for, at least 2. They
                 lie there as they are stored, in up to a GiB. On a CPU it has no effect.
 
@@ -212,25 +265,24 @@ class ActivationCache:
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
-            keep=None if sink_ratio is None else self._sink_filter(hook, split, sink_ratio),
+            keep=None if sink_ratio is None else self._sink_filter(sink_hooks or [hook], split, sink_ratio),
         )
-        available = self._count_kept(hook, split, sink_ratio, rows)
+        available = self._count_kept(sink_hooks or [hook], split, sink_ratio, rows)
         if not 0 < rows_per_batch <= available:
             raise UsageError(
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        around: AbstractContextManager[None] = nullcontext()
-        if self._files is not None:
-            specs = {array.spec.path: array.spec for array in reader.arrays}
-            if plan.keep is not None:
-                norm = self._layout.norm(split, hook)
-                specs[norm.path] = norm
-            shards = plan.shards(self._layout.shard_rows // self._layout.chunk_rows)
-            around = self._downloading(specs.values(), shards)
+        shard_chunks = self._layout.shard_rows // self._layout.chunk_rows
+        read = [(self._holder(hook)[0], array.spec) for array in reader.arrays]
+        if plan.keep is not None:
+            read += self._norms(sink_hooks or [hook], split)
+        around = _downloading_all(read, lambda: plan.shards(shard_chunks))
         transfers = transfers_of(target)
         if transfers is not None:
-            return iter_device_batches(Load(reader, dtype), plan, transfers, batches_ahead, around)
+            return iter_device_batches(
+                Load(reader, dtype), plan, transfers, batches_ahead, around or nullcontext()
+            )
         pool, width = BufferPool(), self.d_model(hook)
 
         def make(numbers: RowNumbers, threads: Executor) -> torch.Tensor:
@@ -239,7 +291,7 @@ class ActivationCache:
             return batch.to(target)
 
         iterator = iter_batches(reader.activations, plan, make)
-        return iterator if self._files is None else _iter_within(around, iterator)
+        return iterator if around is None else _iter_within(around, iterator)
 
     def num_batches(
         self,
@@ -250,14 +302,18 @@ class ActivationCache:
         num_rows: int | None = None,
         hook: str | None = None,
         sink_ratio: float | None = None,
+        sink_hooks: Sequence[str] | None = None,
     ) -> int:
-        """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
-        if sink_ratio is not None and hook is None:
+        """How many batches an epoch has. With ``sink_ratio`` it needs ``hook`` or ``sink_hooks``, whose norms
+        it reads.
+        """
+        hooks = sink_hooks or ([] if hook is None else [hook])
+        if sink_ratio is not None and not hooks:
             raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
         (rows_per_batch,) = check_whole_numbers(rows_per_batch=rows_per_batch)
         if rows_per_batch < 1:
             raise UsageError(f"rows_per_batch: expected at least 1, got {rows_per_batch}")
-        rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
+        rows = self._count_kept(hooks, split, sink_ratio, self._limit_rows(split, num_rows))
         return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
     def rows(
@@ -280,7 +336,7 @@ class ActivationCache:
         numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         shards = np.unique(numbers // self._layout.shard_rows).tolist()
-        with self._downloading((array.spec for array in reader.arrays), shards):
+        with self._holder(hook)[0]._downloading((array.spec for array in reader.arrays), shards):
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
@@ -332,11 +388,11 @@ class ActivationCache:
 
     def statistics(self, hook: str) -> HookStatistics:
         """Statistics over all training rows."""
-        self._check_hook(hook)
-        info = self.manifest.hooks[hook]
+        holder, own = self._holder(hook)
+        info, layout = holder.manifest.hooks[own], holder.manifest.layout
         return HookStatistics(
-            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
-            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
+            mean=holder.stored(layout.statistic(own, "mean"))[:],
+            second_moment=holder.stored(layout.statistic(own, "second_moment"))[:],
             mean_square_norm=info.mean_square_norm,
             norm_quantiles=dict(info.norm_quantiles),
             rows=self.manifest.train_rows,
@@ -344,46 +400,63 @@ class ActivationCache:
 
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        kind = self.normalization if kind is None else kind
+        holder, own = self._holder(hook)
+        kind = holder.normalization if kind is None else kind
         check_one_of("normalization", kind, list(KINDS))
-        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
+        info = holder.manifest.hooks[own]
+        return Normalizer.of_mean_square(kind, info.d_model, info.mean_square_norm)
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
-        self._check_hook(hook)
+        holder, own = self._holder(hook)
         check_one_of("split", split, SPLITS)
-        layout = self._layout
+        layout, arrays = holder._layout, holder._arrays
         return RowReader(
-            activations=self._arrays[layout.activations(split, hook).path],
-            norm=self._arrays[layout.norm(split, hook).path],
-            mean=self._arrays[layout.mean(split, hook).path],
-            stored=KINDS[self.normalization].starts_from,
+            activations=arrays[layout.activations(split, own).path],
+            norm=arrays[layout.norm(split, own).path],
+            mean=arrays[layout.mean(split, own).path],
+            stored=KINDS[holder.normalization].starts_from,
             normalizer=self.normalizer(hook, normalization),
-            row_scale=self._arrays.get(layout.scale(split, hook).path),
+            row_scale=arrays.get(layout.scale(split, own).path),
         )
 
+    def _norms(self, hooks: Sequence[str], split: str) -> "list[tuple[ActivationCache, ArraySpec]]":
+        """The arrays of norms at some hooks, each with the cache that holds it."""
+        return [
+            (holder, holder._layout.norm(split, own))
+            for holder, own in (self._holder(hook) for hook in hooks)
+        ]
+
     def _sink_filter(
-        self, hook: str, split: str, ratio: float
+        self, hooks: Sequence[str], split: str, ratio: float
     ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """A function that tells which of some row numbers are not attention sinks."""
-        self._check_hook(hook)
+        """A function that tells which of some row numbers are attention sinks at none of ``hooks``."""
         if not isinstance(ratio, int | float | np.number):
             raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
         if not ratio > 0:
             raise UsageError(f"sink_ratio must be positive, got {ratio}")
-        norms = self._arrays[self._layout.norm(split, hook).path]
-        limit = np.float32(ratio * self.manifest.hooks[hook].norm_quantiles["0.5"])
-        return lambda numbers: norms.gather(numbers) <= limit
+        medians = [self.statistics(hook).norm_quantiles["0.5"] for hook in hooks]
+        limits = [np.float32(ratio * median) for median in medians]
+        norms = [holder.stored(spec) for holder, spec in self._norms(hooks, split)]
 
-    def _count_kept(self, hook: str, split: str, ratio: float | None, rows: int) -> int:
-        """How many of the first ``rows`` rows are not attention sinks; counted once."""
+        def keep(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+            kept = np.ones(len(numbers), dtype=bool)
+            for norm, limit in zip(norms, limits, strict=True):
+                kept &= norm.gather(numbers) <= limit
+            return kept
+
+        return keep
+
+    def _count_kept(self, hooks: Sequence[str], split: str, ratio: float | None, rows: int) -> int:
+        """How many of the first ``rows`` rows are attention sinks at none of ``hooks``; counted once."""
         if ratio is None:
             return rows
-        key = (hook, split, ratio, rows)
+        key = (tuple(hooks), split, ratio, rows)
         if key not in self._kept:
-            keep = self._sink_filter(hook, split, ratio)
+            keep = self._sink_filter(hooks, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
-            norm = self._layout.norm(split, hook)
-            with self._downloading([norm], range(-(-rows // norm.shard_rows))):
+            shards = range(-(-rows // self._layout.shard_rows))
+            around = _downloading_all(self._norms(hooks, split), lambda: shards)
+            with around or nullcontext():
                 self._kept[key] = sum(
                     int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
                 )
@@ -405,8 +478,27 @@ class ActivationCache:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
 
-    def _check_hook(self, hook: str) -> None:
-        check_one_of("hook", hook, self.hooks)
+
+def _downloading_all(
+    read: Iterable[tuple[ActivationCache, ArraySpec]], shards: Callable[[], Sequence[int]]
+) -> AbstractContextManager[None] | None:
+    """A context in which shards of arrays of several caches are downloaded ahead; None if all are local."""
+    by_cache: dict[int, tuple[ActivationCache, dict[str, ArraySpec]]] = {}
+    for cache, spec in read:
+        if cache._files is not None:
+            by_cache.setdefault(id(cache), (cache, {}))[1][spec.path] = spec
+    if not by_cache:
+        return None
+
+    @contextmanager
+    def downloading() -> Iterator[None]:
+        numbers = shards()
+        with ExitStack() as stack:
+            for cache, specs in by_cache.values():
+                stack.enter_context(cache._downloading(specs.values(), numbers))
+            yield
+
+    return downloading()
 
 
 def _iter_within(
