@@ -273,11 +273,10 @@ class ActivationCache:
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        shard_chunks = self._layout.shard_rows // self._layout.chunk_rows
         read = [(self._holder(hook)[0], array.spec) for array in reader.arrays]
         if plan.keep is not None:
             read += self._norms(sink_hooks or [hook], split)
-        around = _downloading_all(read, lambda: plan.shards(shard_chunks))
+        around = _downloading_all(read, plan.shards)
         transfers = transfers_of(target)
         if transfers is not None:
             return iter_device_batches(
@@ -454,8 +453,8 @@ class ActivationCache:
         if key not in self._kept:
             keep = self._sink_filter(hooks, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
-            shards = range(-(-rows // self._layout.shard_rows))
-            around = _downloading_all(self._norms(hooks, split), lambda: shards)
+            chunks = -(-rows // self._layout.chunk_rows)
+            around = _downloading_all(self._norms(hooks, split), lambda size: range(-(-chunks // size)))
             with around or nullcontext():
                 self._kept[key] = sum(
                     int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
@@ -480,9 +479,12 @@ class ActivationCache:
 
 
 def _downloading_all(
-    read: Iterable[tuple[ActivationCache, ArraySpec]], shards: Callable[[], Sequence[int]]
+    read: Iterable[tuple[ActivationCache, ArraySpec]], shards: Callable[[int], Sequence[int]]
 ) -> AbstractContextManager[None] | None:
-    """A context in which shards of arrays of several caches are downloaded ahead; None if all are local."""
+    """A context in which shards of arrays of several caches are downloaded ahead; None if all are local.
+
+    ``shards`` gives the numbers of the shards in order, from how many chunks each has.
+    """
     by_cache: dict[int, tuple[ActivationCache, dict[str, ArraySpec]]] = {}
     for cache, spec in read:
         if cache._files is not None:
@@ -492,9 +494,9 @@ def _downloading_all(
 
     @contextmanager
     def downloading() -> Iterator[None]:
-        numbers = shards()
         with ExitStack() as stack:
             for cache, specs in by_cache.values():
+                numbers = shards(cache._layout.shard_rows // cache._layout.chunk_rows)
                 stack.enter_context(cache._downloading(specs.values(), numbers))
             yield
 

@@ -56,8 +56,7 @@ def _problems_of_sizes(cache: "ActivationCache", other: "ActivationCache") -> li
             "training rows": c.manifest.train_rows,
             "held-out rows": c.manifest.heldout_rows,
             "tokens": c.manifest.tokens,
-            "chunk_rows": c.manifest.cut.chunk_rows,  # later epochs permute chunks, a few shards at a time
-            "rows of a shard": c.manifest.cut.shard_rows,
+            "storage.chunk_rows": c.manifest.cut.chunk_rows,  # rows are read by chunk
         }
         for c in (cache, other)
     )
@@ -105,7 +104,4 @@ def _how_to_fix(cache: "ActivationCache", other: "ActivationCache") -> str:
             "harvest both with selection.sink_ratio=null, and set sink_ratio of the training run instead, "
             "which leaves a row out of all hooks"
         )
-    return (
-        "Harvest it again with the recipe and the settings of the other cache, and change model.name alone "
-        "(the widest hook decides the rows of a shard: harvest the same hooks, or set storage.shard_bytes)"
-    )
+    return "Harvest it again with the recipe and the settings of the other cache, and change model.name alone"
