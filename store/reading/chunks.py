@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,9 @@ class ShardFiles(Protocol):
 
     def discard(self, path: str) -> bool:
         """Drop the damaged copy of ``path``; return whether downloading it again can help."""
+
+    def ahead(self, paths: Iterable[str]) -> AbstractContextManager[None]:
+        """Within it files are downloaded ahead, in the order in which they will be needed."""
 
 
 @dataclass
@@ -95,7 +98,7 @@ class ShardedChunks:
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
         self.dtype = np.dtype(spec.dtype)
         self._root = root
-        self._files = files
+        self.files = files
         self._strict = strict
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Shard] = OrderedDict()
@@ -115,7 +118,7 @@ class ShardedChunks:
             raise
         except CorruptCacheError:
             shard = number // self.spec.chunks_per_shard
-            if self._files is None or not self._files.discard(self.spec.shard_path(shard)):
+            if self.files is None or not self.files.discard(self.spec.shard_path(shard)):
                 raise
             with self._lock:
                 self._discarded[shard] = self._discarded.get(shard, 0) + 1
@@ -221,7 +224,7 @@ class ShardedChunks:
     def _map(self, number: int) -> _Shard:
         """Map a shard file and read its index."""
         name, expected = self.spec.shard_path(number), self.spec.shard_size(number)
-        held = None if self._files is None else self._files.hold(name, partial(_let_go, ref(self), number))
+        held = None if self.files is None else self.files.hold(name, partial(_let_go, ref(self), number))
         path = Path(self._root) / name if held is None else held.path
         where = f"{self._root}/{name}"
         try:

@@ -1,9 +1,9 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,12 @@ from ..statistics import HookStatistics
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
 from .batches import BatchPlan, iter_batches
 from .device_batches import Load, iter_device_batches
+from .downloads import download_ahead
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
 from .same_tokens import check_same_tokens
 from .sharded_array import RowNumbers, ShardedArray
+from .sinks import make_sink_filter
 
 if TYPE_CHECKING:
     from ..remote.shards import RemoteShards
@@ -273,10 +275,8 @@ class ActivationCache:
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        read = [(self._holder(hook)[0], array.spec) for array in reader.arrays]
-        if plan.keep is not None:
-            read += self._norms(sink_hooks or [hook], split)
-        around = _downloading_all(read, plan.shards)
+        norms = [] if plan.keep is None else self._norms(sink_hooks or [hook], split)
+        around = download_ahead([*reader.arrays, *norms], plan.shards)
         transfers = transfers_of(target)
         if transfers is not None:
             return iter_device_batches(
@@ -334,8 +334,9 @@ class ActivationCache:
         check_floating(dtype)
         numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
-        shards = np.unique(numbers // self._layout.shard_rows).tolist()
-        with self._holder(hook)[0]._downloading((array.spec for array in reader.arrays), shards):
+        chunks = numbers // self._layout.chunk_rows
+        around = download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist())
+        with around or nullcontext():
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
@@ -418,32 +419,18 @@ class ActivationCache:
             row_scale=arrays.get(layout.scale(split, own).path),
         )
 
-    def _norms(self, hooks: Sequence[str], split: str) -> "list[tuple[ActivationCache, ArraySpec]]":
-        """The arrays of norms at some hooks, each with the cache that holds it."""
-        return [
-            (holder, holder._layout.norm(split, own))
-            for holder, own in (self._holder(hook) for hook in hooks)
-        ]
+    def _norms(self, hooks: Sequence[str], split: str) -> list[ShardedArray]:
+        """The norms of the rows at some hooks."""
+        held = [self._holder(hook) for hook in hooks]
+        return [holder.stored(holder._layout.norm(split, own)) for holder, own in held]
 
     def _sink_filter(
         self, hooks: Sequence[str], split: str, ratio: float
     ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
         """A function that tells which of some row numbers are attention sinks at none of ``hooks``."""
-        if not isinstance(ratio, int | float | np.number):
-            raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
-        if not ratio > 0:
-            raise UsageError(f"sink_ratio must be positive, got {ratio}")
-        medians = [self.statistics(hook).norm_quantiles["0.5"] for hook in hooks]
-        limits = [np.float32(ratio * median) for median in medians]
-        norms = [holder.stored(spec) for holder, spec in self._norms(hooks, split)]
-
-        def keep(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-            kept = np.ones(len(numbers), dtype=bool)
-            for norm, limit in zip(norms, limits, strict=True):
-                kept &= norm.gather(numbers) <= limit
-            return kept
-
-        return keep
+        held = [self._holder(hook) for hook in hooks]
+        medians = [holder.manifest.hooks[own].norm_quantiles["0.5"] for holder, own in held]
+        return make_sink_filter(self._norms(hooks, split), medians, ratio)
 
     def _count_kept(self, hooks: Sequence[str], split: str, ratio: float | None, rows: int) -> int:
         """How many of the first ``rows`` rows are attention sinks at none of ``hooks``; counted once."""
@@ -454,19 +441,12 @@ class ActivationCache:
             keep = self._sink_filter(hooks, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
             chunks = -(-rows // self._layout.chunk_rows)
-            around = _downloading_all(self._norms(hooks, split), lambda size: range(-(-chunks // size)))
+            around = download_ahead(self._norms(hooks, split), lambda size: range(-(-chunks // size)))
             with around or nullcontext():
                 self._kept[key] = sum(
                     int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
                 )
         return self._kept[key]
-
-    def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
-        """A context in which these shards of some arrays are downloaded in order, ahead of the reader."""
-        if self._files is None:
-            return nullcontext()
-        specs = list(specs)
-        return self._files.ahead([spec.shard_path(shard) for shard in shards for spec in specs])
 
     def _limit_rows(self, split: str, num_rows: int | None) -> int:
         rows = self.num_rows(split)
@@ -476,31 +456,6 @@ class ActivationCache:
         if not 0 < num_rows <= rows:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
-
-
-def _downloading_all(
-    read: Iterable[tuple[ActivationCache, ArraySpec]], shards: Callable[[int], Sequence[int]]
-) -> AbstractContextManager[None] | None:
-    """A context in which shards of arrays of several caches are downloaded ahead; None if all are local.
-
-    ``shards`` gives the numbers of the shards in order, from how many chunks each has.
-    """
-    by_cache: dict[int, tuple[ActivationCache, dict[str, ArraySpec]]] = {}
-    for cache, spec in read:
-        if cache._files is not None:
-            by_cache.setdefault(id(cache), (cache, {}))[1][spec.path] = spec
-    if not by_cache:
-        return None
-
-    @contextmanager
-    def downloading() -> Iterator[None]:
-        with ExitStack() as stack:
-            for cache, specs in by_cache.values():
-                numbers = shards(cache._layout.shard_rows // cache._layout.chunk_rows)
-                stack.enter_context(cache._downloading(specs.values(), numbers))
-            yield
-
-    return downloading()
 
 
 def _iter_within(
