@@ -17,8 +17,8 @@ from saecache.train import SAE, TrainConfig, load_sae
 from saecache.train import run as train
 from saecache.train.sae_hooks import split_by_hook
 
-from .browser import CHROMIUM, Page
 from .conftest import HOOK, OTHER_HOOK, WIDTH, TinyModel
+from .report.browser import CHROMIUM, Page
 
 RULES = ["threshold", "batch"]
 
