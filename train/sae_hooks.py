@@ -102,10 +102,10 @@ def all_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
 
 
 def place_of(cfg: "SAEConfig") -> tuple[tuple[str, int], ...]:
-    """The hooks and widths that an SAE encodes, and a transcoder's target: SAEs of one place have comparable
-    directions.
+    """The hooks and widths that an SAE encodes, then those that it reconstructs: SAEs of one place have
+    comparable directions. A transcoder is of another place than a crosscoder of its two hooks.
     """
-    return tuple((part.hook, part.d_model) for part in all_hooks(cfg))
+    return tuple((part.hook, part.d_model) for part in (*encoded_hooks(cfg), *decoded_hooks(cfg)))
 
 
 def make_normalizer(cfg: "SAEConfig") -> Normalizer | JoinedNormalizer:
