@@ -179,7 +179,7 @@ def test_the_report_draws_layers_and_shares_of_decoder_norms(
         page.settle()
         figures = page.evaluate("""[...document.querySelectorAll("#layers figure")].map(f => ({
             title: f.querySelector("b").textContent, series: f.querySelectorAll("g.series").length,
-            points: f.querySelectorAll("g.series path").length,
+            points: f.querySelectorAll("g.series path:not(.interval)").length,
             wrong: f.querySelector("svg").outerHTML.match(/NaN|undefined|Infinity/),
         }))""")
         assert page.console == []
