@@ -52,7 +52,7 @@ def evaluate(
     find_targets(targets)  # this and the rest is looked at before minutes are spent on loading a model
     out = out or choose_output(targets)
     check_file_output(out)
-    cache = open_cache(cache_path, group=world().everyone)
+    cache = open_cache(cache_path, beside=config.beside, group=world().everyone)
     find_targets_of(targets, cache, other_cache=config.other_cache)
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)

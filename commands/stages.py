@@ -121,7 +121,9 @@ def train(
             typer.echo(f"{result.run_dir} is finished already; nothing to do.")
         if result.saes:
             typer.echo(_train_table(result))
-            print_next(["saecache", "evaluate", result.run_dir, "--cache", cache])
+            beside = [f"beside.{name}={place}" for name, place in settings.beside.items()]
+            options = [word for setting in beside for word in ("--set", setting)]
+            print_next(["saecache", "evaluate", result.run_dir, "--cache", cache, *options])
     if result.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         count = f"{len(result.failed)} of {len(result.failed) + len(result.saes)}"

@@ -25,6 +25,8 @@ class EvaluateConfig(FrozenModel):
     """Allow a cache that the SAEs were not trained from, of the same model and hook: other text, other
     context.
     """
+    beside: dict[str, str] = Field(default_factory=dict)
+    """Further caches of the same tokens by name, for SAEs that were trained with them (``beside`` there)."""
     overlap_latents: Count = Field(2048, ge=1)
     """So many latents of each SAE are compared with all of its own (collapse) and of every other SAE (MMCS).
     """

@@ -425,6 +425,7 @@ class CacheSummary(_Record):
     identity: dict[str, Any]
     counts: dict[str, int]
     hooks: dict[str, int]
+    beside: dict[str, str] = {}  # fingerprints of the caches that were read beside it, by name
     context: int
     normalization: str
     train_rows: int

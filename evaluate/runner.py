@@ -56,6 +56,7 @@ from .targets import Target, choose_output, find_targets_of
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=BaseModel)
 
+_ONE_MODEL = "the language model that is run is that of the first cache."
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
 
@@ -101,12 +102,15 @@ def run(
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache, group=world().everyone)
+    cache = cache.with_beside(config.beside, world().everyone)
     found = find_targets_of(folders, cache, other_cache=config.other_cache)
     configs = {target.name: target.load().cfg for target in found}
     rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
+    elif cache.beside:
+        warnings.append(f"CE and KL were not measured at hooks of {', '.join(cache.beside)}: {_ONE_MODEL}")
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
@@ -132,7 +136,7 @@ def run(
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        hooks = [part.hook for cfg in configs.values() for part in decoded_hooks(cfg)]
+        hooks = [h for cfg in configs.values() for h in _of_model(cfg, cache)]
         check_model(model, cache, hooks, sequences, rows.split)
     view = None
     if has_tokens and (config.num_latents or config.all_latents):
@@ -161,18 +165,20 @@ def run(
         return result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
 
     def measure_costs(some: Sequence[Target]) -> dict[str, LanguageModelMetrics]:
-        if model is None or sequences is None or not some:
+        if model is None or sequences is None:
+            return {}
+        spliced = [
+            one
+            for target in some
+            if _of_model(configs[target.name], cache)
+            for one in _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
+        ]
+        if not spliced:
             return {}
         return measure_language_model(
             model,
             cache,
-            [
-                spliced
-                for target in some
-                for spliced in _spliced(
-                    target.name, target.load(device), cache, rows.split, sequences, config
-                )
-            ],
+            spliced,
             sequences,
             split=rows.split,
             logit_bytes=config.logit_bytes,
@@ -368,7 +374,12 @@ def _spliced(
 
         return Spliced(name=_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
 
-    return [at(part.hook) for part in parts]
+    return [at(hook) for hook in _of_model(sae.cfg, cache)]
+
+
+def _of_model(cfg: SAEConfig, cache: ActivationCache) -> list[str]:
+    """The hooks that an SAE reconstructs and that are of the model of ``cache``, not of a cache beside it."""
+    return [part.hook for part in decoded_hooks(cfg) if part.hook in cache.manifest.hooks]
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -386,7 +397,8 @@ def _summary(cache: ActivationCache, rows: MeasuredRows) -> CacheSummary:
         fingerprint=cache.fingerprint,
         identity=manifest.identity,
         counts=manifest.counts,
-        hooks={name: hook.d_model for name, hook in manifest.hooks.items()},
+        hooks={hook: cache.d_model(hook) for hook in cache.hooks},
+        beside={name: other.fingerprint for name, other in cache.beside.items()},
         context=cache.context,
         normalization=cache.normalization,
         train_rows=len(cache),

@@ -107,6 +107,13 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
         UsageError: it was trained from another cache, or the cache lacks its hook or its width.
     """
     trained_on, foreign = sae.cfg.cache.get("fingerprint"), imported_from(sae.cfg) is not None
+    beside = sae.cfg.cache.get("beside")
+    beside = beside if isinstance(beside, Mapping) else {}
+    if missing := [name for name in beside if name not in cache.beside]:
+        raise UsageError(
+            f"{target.sae_dir} was trained on several caches of the same tokens: name those beside "
+            f"{cache.path} with --set beside.NAME=CACHE for {', '.join(missing)!r:.300}"
+        )
     if not foreign and trained_on != cache.fingerprint and not other_cache:
         raise UsageError(
             f"{target.sae_dir} was trained from another cache: expected fingerprint {trained_on!s:.80}, but "
@@ -126,6 +133,9 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
             )
     if not foreign and trained_on != cache.fingerprint:
         _check_same_model(sae.cfg.cache.get("model"), cache, target)
+        for name, other in beside.items():
+            model = other.get("model") if isinstance(other, Mapping) else None
+            _check_same_model(model, cache.beside[name], target)
 
 
 def _advise_on_hook(sae: SAE, target: Target, cache: ActivationCache) -> str:

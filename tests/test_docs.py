@@ -11,6 +11,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import pytest
 import torch
 import typer
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import saecache
@@ -238,12 +240,21 @@ def prepare(page: Path) -> None:
         run_command(["train", "topk", "--cache", "caches/pythia", "--out", "runs/pythia"])
     elif page.name == "guide.md":
         run_command(["harvest", "demo", "--out", "caches/pythia"])
+        tune_demo_model(Path("models/tuned"))
     elif page.name == "cluster.md":
         run_command(["harvest", "demo", "--out", "s3://team/caches/pythia-160m"])
         for part in (0, 1):
             write_text(Path(f"part{part}.jsonl"), number=part)
             text = f"text={{kind: files, paths: [part{part}.jsonl]}}"
             run_command(["harvest", "demo", "--set", text, "--out", f"caches/part{part}"])
+
+
+def tune_demo_model(folder: Path) -> None:
+    """The model of the demo, with other weights."""
+    shutil.copytree(ROOT / "harvest" / "builtin" / "demo", folder)
+    weights = load_file(folder / "model.safetensors")
+    tuned = {name: 1.01 * tensor for name, tensor in weights.items()}
+    save_file(tuned, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_text(file: Path, number: int) -> None:
@@ -291,6 +302,7 @@ def small_version(word: str) -> str:
     word = word.replace("s3://team", bucket()).replace("$USER", "me").replace("$LAYER", "3")
     word = re.sub(r"^/(fast|shared|local)/", "disk/", word)
     word = re.sub(r"^hook=\[resid_post\.6,resid_post\.8\]$", f"hook=[{','.join(DEMO_HOOKS)}]", word)
+    word = word.replace("[resid_post.6,tuned:resid_post.6]", "[resid_post.3,tuned:resid_post.3]")
     return re.sub(r"^hook=(resid_post|mlp_in)\.\d+$", r"hook=\1.3", word)
 
 

@@ -59,6 +59,7 @@ class ShardedChunks:
         self.shape = spec.shape if rows is None else (rows, *spec.shape[1:])
         self.dtype = np.dtype(spec.dtype)
         self._strict = strict
+        self.files = files
         self._shards = MappedShards(root, spec, files, strict)
         self.keep_decoded = keep_decoded or spec.codec is None
         self._decoded = DecodedChunks(self._payload) if spec.codec and keep_decoded else None

@@ -1,12 +1,14 @@
 """What a finished cache holds besides batches: its arrays by name, where rows come from, statistics."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import CorruptCacheError, UsageError
+from ..identity import fingerprint
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
 from ..manifest import Manifest, find_growing_arrays
 from ..normalization import KINDS, Normalizer
@@ -30,13 +32,19 @@ class CacheContents:
         manifest: Manifest,
         files: "RemoteShards | None" = None,
         rows: int | None = None,
+        beside: "Mapping[str, Self] | None" = None,
     ) -> None:
         self.path = path  # the folder, or the URL
         self._files = files
         self._rows = rows  # training rows that are used; None: all
         self.manifest = manifest
+        self.beside = dict(beside or {})
         self.fingerprint = manifest.fingerprint
+        if self.beside:
+            others = {name: other.fingerprint for name, other in self.beside.items()}
+            self.fingerprint = fingerprint({"cache": manifest.fingerprint, "beside": others})
         self.hooks = list(manifest.hooks)
+        self.hooks += [f"{name}:{hook}" for name, other in self.beside.items() for hook in other.hooks]
         self.context = manifest.context
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
@@ -66,8 +74,8 @@ class CacheContents:
 
     def d_model(self, hook: str) -> int:
         """Width of the rows of ``hook``."""
-        self._check_hook(hook)
-        return self.manifest.hooks[hook].d_model
+        holder, own = self._holder(hook)
+        return holder.manifest.hooks[own].d_model
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -126,11 +134,11 @@ class CacheContents:
 
     def statistics(self, hook: str) -> HookStatistics:
         """Statistics over all training rows."""
-        self._check_hook(hook)
-        info = self.manifest.hooks[hook]
+        holder, own = self._holder(hook)
+        info, layout = holder.manifest.hooks[own], holder.manifest.layout
         return HookStatistics(
-            mean=self._arrays[self._layout.statistic(hook, "mean").path][:],
-            second_moment=self._arrays[self._layout.statistic(hook, "second_moment").path][:],
+            mean=holder.stored(layout.statistic(own, "mean"))[:],
+            second_moment=holder.stored(layout.statistic(own, "second_moment"))[:],
             mean_square_norm=info.mean_square_norm,
             norm_quantiles=dict(info.norm_quantiles),
             rows=self.manifest.train_rows,
@@ -138,9 +146,11 @@ class CacheContents:
 
     def normalizer(self, hook: str, kind: str | None = None) -> Normalizer:
         """The normalization ``kind`` (as stored when None) for rows of ``hook``."""
-        kind = self.normalization if kind is None else kind
+        holder, own = self._holder(hook)
+        kind = holder.normalization if kind is None else kind
         check_one_of("normalization", kind, list(KINDS))
-        return Normalizer.of_mean_square(kind, self.d_model(hook), self.manifest.hooks[hook].mean_square_norm)
+        info = holder.manifest.hooks[own]
+        return Normalizer.of_mean_square(kind, info.d_model, info.mean_square_norm)
 
     def _limit_rows(self, split: str, num_rows: int | None) -> int:
         rows = self.num_rows(split)
@@ -151,5 +161,8 @@ class CacheContents:
             raise UsageError(f"num_rows must be from 1 to the {rows} rows of split {split!r}, got {num_rows}")
         return num_rows
 
-    def _check_hook(self, hook: str) -> None:
+    def _holder(self, hook: str) -> "tuple[Self, str]":
+        """The cache that holds a hook, and the hook's name there."""
         check_one_of("hook", hook, self.hooks)
+        name, colon, own = hook.partition(":")
+        return (self.beside[name], own) if colon else (self, hook)

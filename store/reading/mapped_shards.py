@@ -5,8 +5,8 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,9 @@ class ShardFiles(Protocol):
 
     def discard(self, path: str) -> bool:
         """Drop the damaged copy of ``path``; return whether downloading it again can help."""
+
+    def ahead(self, paths: Iterable[str]) -> AbstractContextManager[None]:
+        """Within it files are downloaded ahead, in the order in which they will be needed."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ...distributed.group import ALONE, Group
-from ..layout import SPLITS, ArraySpec
+from ..layout import SPLITS
 from ..manifest import check_files, load_manifest
 from ..normalization import KINDS
 from ..remote.urls import is_url
@@ -21,16 +22,26 @@ from .arguments import check_floating, check_one_of, check_row_numbers, check_wh
 from .batches import BatchPlan
 from .contents import CacheContents
 from .device_batches import iter_batches_on
+from .downloads import download_ahead
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
+from .same_tokens import check_same_tokens
+from .sharded_array import ShardedArray
+from .sinks import make_sink_filter
 
 _COUNTED_ROWS = 1 << 16
 
 
-def open_cache(path: Path | str, rows: int | None = None, group: Group = ALONE) -> "ActivationCache":
+def open_cache(
+    path: Path | str,
+    rows: int | None = None,
+    beside: "Mapping[str, Path | str | ActivationCache] | None" = None,
+    group: Group = ALONE,
+) -> "ActivationCache":
     """Open a finished cache: a folder, or a URL such as ``s3://bucket/team/name``.
 
     With ``rows`` only the first training rows are used, a uniform sample (:meth:`ActivationCache.head`).
+    ``beside`` names further caches of the same tokens (:meth:`ActivationCache.with_beside`).
     Processes of a ``group`` that all open it together read the manifest from a URL once.
 
     Opening a folder reads the manifest and the sizes of all files. Opening a URL reads the manifest only:
@@ -53,6 +64,7 @@ def open_cache(path: Path | str, rows: int | None = None, group: Group = ALONE) 
         manifest = load_manifest(path)
         check_files(path, manifest)
         cache = ActivationCache(path, manifest)
+    cache = cache.with_beside(beside or {}, group)
     return cache if rows is None else cache.head(rows)
 
 
@@ -62,11 +74,14 @@ class ActivationCache(CacheContents):
     Row r is the same token under every hook. ``split`` is ``train`` (rows in shuffled order) or ``heldout``
     (rows of held-out documents, in reading order). ``normalization`` is one of ``normalization.KINDS``; None
     gives rows as they are stored.
+
+    ``beside`` has other caches of the same tokens by name (:meth:`with_beside`). Their hooks are called
+    ``NAME:HOOK``; the manifest, the token ids and everything that is not of a hook are this cache's own.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache for itself."""
-        return open_cache, (self.path, self._rows)
+        return open_cache, (self.path, self._rows, self.beside)
 
     def head(self, rows: int) -> "ActivationCache":
         """The same cache with its first ``rows`` training rows only, which are a uniform sample of all.
@@ -81,7 +96,37 @@ class ActivationCache(CacheContents):
             raise UsageError(
                 f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"
             )
-        return ActivationCache(self.path, self.manifest, self._files, rows)
+        beside = {name: other.head(rows) for name, other in self.beside.items()}
+        return ActivationCache(self.path, self.manifest, self._files, rows, beside)
+
+    def with_beside(
+        self, caches: "Mapping[str, Path | str | ActivationCache]", group: Group = ALONE
+    ) -> "ActivationCache":
+        """The same cache with the hooks of others, ``NAME:HOOK``: row r is the same token under all of them.
+
+        The others hold the activations of other models on the same text, harvested with the same settings.
+        Processes of a ``group`` that all call this together read manifests from URLs once.
+
+        Raises:
+            UsageError: a cache does not hold the same tokens in the same order, or a name is taken or is not
+                made of letters, digits, ``_`` and ``-``. As :func:`open_cache` for one that cannot be opened.
+        """
+        beside: dict[str, ActivationCache] = dict(self.beside)
+        for name, place in caches.items():
+            if name in beside and place is not beside[name] and str(place) != str(beside[name].path):
+                raise UsageError(f"two caches are called {name}: {beside[name].path} and {place}")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise UsageError(f"expected letters, digits, _ and - as the name of a cache, got {name!r}")
+            if name in beside:
+                continue
+            other = place if isinstance(place, ActivationCache) else open_cache(place, group=group)
+            if other.beside:
+                raise UsageError(f"the cache {name} has caches beside it: name them beside {self.path} too")
+            check_same_tokens(self, other, name)
+            beside[name] = other if self._rows is None else other.head(self._rows)
+        if beside == self.beside:
+            return self
+        return ActivationCache(self.path, self.manifest, self._files, self._rows, beside)
 
     def batches(
         self,
@@ -98,6 +143,7 @@ class ActivationCache(CacheContents):
         device: str | torch.device = "cpu",
         num_rows: int | None = None,
         sink_ratio: float | None = None,
+        sink_hooks: Sequence[str] | None = None,
         batches_ahead: int = 2,
     ) -> Generator[torch.Tensor, None, None]:
         """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
@@ -118,8 +164,9 @@ class ActivationCache(CacheContents):
             device: where the batches go, as :func:`.choose_device` names it.
             num_rows: only the first ``num_rows`` rows of the split, for ``train`` a uniform sample.
             sink_ratio: leave out rows whose norm at this hook is above this multiple of the median training
-                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`),
-                and batches of two hooks no longer hold the same tokens.
+                norm (attention sinks). Batches stay full, so there are fewer of them (:meth:`num_batches`).
+            sink_hooks: with ``sink_ratio``, leave out the rows that are sinks at any of these hooks. Batches
+                of several hooks hold the same tokens if all are read with the same ``sink_hooks``.
             batches_ahead: how many batches are brought to a GPU before they are asked for, at least 2. They
                 lie there as they are stored, in up to a GiB. On a CPU it has no effect.
 
@@ -153,22 +200,17 @@ class ActivationCache(CacheContents):
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
-            keep=None if sink_ratio is None else self._sink_filter(hook, split, sink_ratio),
+            keep=None if sink_ratio is None else self._sink_filter(sink_hooks or [hook], split, sink_ratio),
         )
-        available = self._count_kept(hook, split, sink_ratio, rows)
+        available = self._count_kept(sink_hooks or [hook], split, sink_ratio, rows)
         if not 0 < rows_per_batch <= available:
             raise UsageError(
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        specs = {array.spec.path: array.spec for array in reader.arrays}
-        if plan.keep is not None:
-            norm = self._layout.norm(split, hook)
-            specs[norm.path] = norm
-        shards = () if self._files is None else plan.shards(shard_chunks)
-        return iter_batches_on(
-            target, reader, plan, dtype, batches_ahead, self._downloading(specs.values(), shards)
-        )
+        norms = [] if plan.keep is None else self._norms(sink_hooks or [hook], split)
+        around = download_ahead([*reader.arrays, *norms], plan.shards)
+        return iter_batches_on(target, reader, plan, dtype, batches_ahead, around or nullcontext())
 
     def num_batches(
         self,
@@ -179,14 +221,18 @@ class ActivationCache(CacheContents):
         num_rows: int | None = None,
         hook: str | None = None,
         sink_ratio: float | None = None,
+        sink_hooks: Sequence[str] | None = None,
     ) -> int:
-        """How many batches an epoch has. With ``sink_ratio`` it needs the hook, and reads all its norms."""
-        if sink_ratio is not None and hook is None:
+        """How many batches an epoch has. With ``sink_ratio`` it needs ``hook`` or ``sink_hooks``, whose norms
+        it reads.
+        """
+        hooks = sink_hooks or ([] if hook is None else [hook])
+        if sink_ratio is not None and not hooks:
             raise UsageError("num_batches with sink_ratio needs the hook: norms differ between hooks")
         (rows_per_batch,) = check_whole_numbers(rows_per_batch=rows_per_batch)
         if rows_per_batch < 1:
             raise UsageError(f"rows_per_batch: expected at least 1, got {rows_per_batch}")
-        rows = self._count_kept(hook or "", split, sink_ratio, self._limit_rows(split, num_rows))
+        rows = self._count_kept(hooks, split, sink_ratio, self._limit_rows(split, num_rows))
         return rows // rows_per_batch if drop_last else -(-rows // rows_per_batch)
 
     def rows(
@@ -208,60 +254,55 @@ class ActivationCache(CacheContents):
         check_floating(dtype)
         numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
-        shards = np.unique(numbers // self._layout.shard_rows).tolist()
-        with self._downloading((array.spec for array in reader.arrays), shards):
+        chunks = numbers // self._layout.chunk_rows
+        around = download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist())
+        with around or nullcontext():
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
     def _row_reader(self, hook: str, split: str, normalization: str | None) -> RowReader:
-        self._check_hook(hook)
+        holder, own = self._holder(hook)
         check_one_of("split", split, SPLITS)
-        layout = self._layout
+        layout, arrays = holder._layout, holder._arrays
         return RowReader(
-            activations=self._arrays[layout.activations(split, hook).path],
-            norm=self._arrays[layout.norm(split, hook).path],
-            mean=self._arrays[layout.mean(split, hook).path],
-            stored=KINDS[self.normalization].starts_from,
+            activations=arrays[layout.activations(split, own).path],
+            norm=arrays[layout.norm(split, own).path],
+            mean=arrays[layout.mean(split, own).path],
+            stored=KINDS[holder.normalization].starts_from,
             normalizer=self.normalizer(hook, normalization),
-            row_scale=self._arrays.get(layout.scale(split, hook).path),
+            row_scale=arrays.get(layout.scale(split, own).path),
         )
 
     @cached_property
-    def _kept_rows(self) -> dict[tuple[str, str, float, int], int]:
+    def _kept_rows(self) -> dict[tuple[tuple[str, ...], str, float, int], int]:
         """Counted by :meth:`_count_kept`."""
         return {}
 
-    def _sink_filter(
-        self, hook: str, split: str, ratio: float
-    ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """A function that tells which of some row numbers are not attention sinks."""
-        self._check_hook(hook)
-        if not isinstance(ratio, int | float | np.number):
-            raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
-        if not ratio > 0:
-            raise UsageError(f"sink_ratio must be positive, got {ratio}")
-        norms = self._arrays[self._layout.norm(split, hook).path]
-        limit = np.float32(ratio * self.manifest.hooks[hook].norm_quantiles["0.5"])
-        return lambda numbers: norms.gather(numbers) <= limit
+    def _norms(self, hooks: Sequence[str], split: str) -> list[ShardedArray]:
+        """The norms of the rows at some hooks."""
+        held = [self._holder(hook) for hook in hooks]
+        return [holder.stored(holder._layout.norm(split, own)) for holder, own in held]
 
-    def _count_kept(self, hook: str, split: str, ratio: float | None, rows: int) -> int:
-        """How many of the first ``rows`` rows are not attention sinks; counted once."""
+    def _sink_filter(
+        self, hooks: Sequence[str], split: str, ratio: float
+    ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
+        """A function that tells which of some row numbers are attention sinks at none of ``hooks``."""
+        held = [self._holder(hook) for hook in hooks]
+        medians = [holder.manifest.hooks[own].norm_quantiles["0.5"] for holder, own in held]
+        return make_sink_filter(self._norms(hooks, split), medians, ratio)
+
+    def _count_kept(self, hooks: Sequence[str], split: str, ratio: float | None, rows: int) -> int:
+        """How many of the first ``rows`` rows are attention sinks at none of ``hooks``; counted once."""
         if ratio is None:
             return rows
-        key = (hook, split, ratio, rows)
+        key = (tuple(hooks), split, ratio, rows)
         if key not in self._kept_rows:
-            keep = self._sink_filter(hook, split, ratio)
+            keep = self._sink_filter(hooks, split, ratio)
             starts = range(0, rows, _COUNTED_ROWS)
-            norm = self._layout.norm(split, hook)
-            with self._downloading([norm], range(-(-rows // norm.shard_rows))):
+            chunks = -(-rows // self._layout.chunk_rows)
+            around = download_ahead(self._norms(hooks, split), lambda size: range(-(-chunks // size)))
+            with around or nullcontext():
                 self._kept_rows[key] = sum(
                     int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
                 )
         return self._kept_rows[key]
-
-    def _downloading(self, specs: Iterable[ArraySpec], shards: Iterable[int]) -> AbstractContextManager[None]:
-        """A context in which these shards of some arrays are downloaded in order, ahead of the reader."""
-        if self._files is None:
-            return nullcontext()
-        specs = list(specs)
-        return self._files.ahead([spec.shard_path(shard) for shard in shards for spec in specs])

@@ -90,7 +90,7 @@ def unembedding() -> Output:
 
 
 def make_cache(
-    path: Path, model: TinyModel, *, heldout_fraction: float, storage: StorageConfig
+    path: Path, model: TinyModel, *, heldout_fraction: float, storage: StorageConfig, name: str = "tiny"
 ) -> ActivationCache:
     """Packed documents of random lengths, each begun by token 0, which gives no row; padding at some ends."""
     random = np.random.default_rng(1)
@@ -107,7 +107,7 @@ def make_cache(
         path,
         hooks={HOOK: WIDTH, OTHER_HOOK: WIDTH},
         context=CONTEXT,
-        identity={"model": {"name": "tiny"}, "text": {"kind": "random"}},
+        identity={"model": {"name": name}, "text": {"kind": "random"}},
         seed=3,
         heldout_fraction=heldout_fraction,
         storage=storage,

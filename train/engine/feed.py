@@ -17,9 +17,9 @@ PIECE_BYTES = 64 * 2**20  # the cache's reader alternates between buffers: it re
 BATCHES_AHEAD = 2
 
 
-def usable_rows(config: TrainConfig, cache: ActivationCache, hook: str) -> int:
-    """The number of training rows without those that are left out as attention sinks."""
-    return cache.num_batches(1, hook=hook, sink_ratio=config.sink_ratio)
+def usable_rows(config: TrainConfig, cache: ActivationCache, hooks: Sequence[str]) -> int:
+    """The number of training rows without those that are left out as attention sinks at any of ``hooks``."""
+    return cache.num_batches(1, sink_ratio=config.sink_ratio, sink_hooks=hooks)
 
 
 def num_steps(config: TrainConfig, cache_rows: int) -> int:
@@ -39,13 +39,16 @@ def batches(
     device: torch.device,
     first_step: int,
     last_step: int,
+    sink_hooks: Sequence[str] = (),
 ) -> Generator[Tensor, None, None]:
     """Yield the batches, float32 [R, D], of steps ``first_step`` to ``last_step - 1``, over all their epochs.
 
     Every batch is full: leaving out sinks shortens the epoch, not the batch. Large batches share one tensor,
-    which the next one overwrites.
+    which the next one overwrites. A row is left out if it is a sink at one of ``sink_hooks``; without
+    any, at ``hook``.
     """
-    per_epoch = usable_rows(config, cache, hook) // config.batch_rows
+    sink_hooks = sink_hooks or [hook]
+    per_epoch = usable_rows(config, cache, sink_hooks) // config.batch_rows
     piece_rows = choose_piece_rows(config.batch_rows, cache.d_model(hook))
     pieces = config.batch_rows // piece_rows
     number, last = first_step * config.accumulate_batches, last_step * config.accumulate_batches
@@ -61,6 +64,7 @@ def batches(
             drop_last=True,
             device=device,
             sink_ratio=config.sink_ratio,
+            sink_hooks=sink_hooks,
             batches_ahead=BATCHES_AHEAD * pieces,
         )
         with closing(stream):
@@ -78,8 +82,13 @@ def batches_of_sources(
     device: torch.device,
     first_step: int,
     last_step: int,
+    sink_hooks: Sequence[str] = (),
 ) -> Generator[BatchRows, None, None]:
-    """Yield the :func:`batches` of several sources together: row b is the same token in all of them."""
+    """Yield the :func:`batches` of several sources together: row b is the same token in all of them.
+
+    A row is left out of all if it is a sink at one of ``sink_hooks`` (none: the hooks of ``sources``).
+    """
+    sink_hooks = sink_hooks or list(dict.fromkeys(source.hook for source in sources))
     with ExitStack() as open_streams:
         streams = [
             open_streams.enter_context(
@@ -91,6 +100,7 @@ def batches_of_sources(
                         device,
                         first_step,
                         last_step,
+                        sink_hooks,
                     )
                 )
             )

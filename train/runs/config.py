@@ -104,6 +104,8 @@ class TrainConfig(FrozenModel):
     variants: Annotated[tuple[AnyVariant, ...], Field(min_length=1)]
     # A trained SAE that every variant starts from: a folder of ours or of another library, or hf://ORG/NAME.
     init: str | None = None
+    # Further caches of the same tokens by name, as of a tuned model: their hooks are NAME:resid_post.3
+    beside: dict[str, str] = Field(default_factory=dict)
     # null: the cache's only hook, or that of init. Several hooks get an SAE each: all, a list, resid_post.*
     hook: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     normalization: NormalizationKind | None = None  # null: as the cache stores it

@@ -14,6 +14,7 @@ from ...common.outputs import check_folder_output, take_lock
 from ...common.validation import validate
 from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
+from ...store.reading.reader import ActivationCache
 from ...store.untrusted import check_no_links
 from ...store.untrusted_files import read_object
 from ..engine.metrics import METRICS_FILE
@@ -25,13 +26,14 @@ from .config import TrainConfig
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 # Settings with the value that says what a run did whose version did not have them, or no longer has them.
-FORMER: list[tuple[str, bool | str | None]] = [
+FORMER: list[tuple[str, bool | str | dict[str, str] | None]] = [
     ("include_diagonal", False),
     ("counted_share", None),
     ("without_dead", False),
     ("init", None),
     ("target", None),
     ("crosscoder", False),
+    ("beside", {}),
     ("decoder", "directions"),
 ]
 MAY_CHANGE = frozenset({"progress"})  # settings of config.log that do not change what a run makes
@@ -53,7 +55,7 @@ class RunRecord(FrozenModel):
 def claim(
     out: Path,
     config: TrainConfig,
-    cache_fingerprint: str,
+    cache: ActivationCache,
     names: Collection[str],
     init: Mapping[str, Any] | None = None,
     row_groups: int = 1,
@@ -61,16 +63,17 @@ def claim(
     """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
 
     ``names`` are those of the folders of its SAEs. ``init`` identifies the SAE that the run starts from: its
-    path may change, its weights may not. ``row_groups`` is the number of processes that share the rows of a
-    batch, on which the last bits depend.
+    path may change, its weights may not; so do those of the caches beside ``cache`` and their fingerprints.
+    ``row_groups`` is the number of processes that share the rows of a batch, on which the last bits depend.
 
     Raises:
         UsageError: another process uses the folder, or it holds another run (the message lists what differs)
             or something else.
     """
-    settings = _settings(config) | {"init": None if init is None else dict(init)}
+    beside = {name: other.fingerprint for name, other in cache.beside.items()}
+    settings = _settings(config) | {"init": None if init is None else dict(init), "beside": beside}
     settings |= parallel_identity(row_groups)
-    identity = {"config": settings, "cache": {"fingerprint": cache_fingerprint}}
+    identity = {"config": settings, "cache": {"fingerprint": cache.fingerprint}}
     check_folder_output(out)
     _check(out, names, identity)
     out.mkdir(parents=True, exist_ok=True)

@@ -122,8 +122,8 @@ def _target_of(config: TrainConfig, cache: ActivationCache, hook: str) -> Source
     if target not in cache.hooks:
         raise UsageError(
             f"target.hook={config.target.hook}: the cache has no hook {target} for {hook}; it has "
-            f"{', '.join(cache.hooks)}. Harvest both hooks into one cache: rows of two caches are not of the "
-            "same tokens"
+            f"{', '.join(cache.hooks)}. Harvest both hooks into one cache, or name another cache of the same "
+            "tokens (beside)"
         )
     if target == hook:
         raise UsageError(

@@ -46,6 +46,11 @@ class RunPlan:
         return self.jobs[0].reading.inputs[0].hook
 
     @property
+    def hooks(self) -> list[str]:
+        """All hooks whose rows the run reads, in whichever process. A sink at one is left out of all."""
+        return hooks_of(sources_of(self.jobs))
+
+    @property
     def own_jobs(self) -> tuple[Job, ...]:
         """The SAEs that this process trains."""
         return self.jobs[self.layout.own]
@@ -108,9 +113,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
     start = None if config.init is None else Start.load(config.init)
     readings = choose_readings(config, cache, None if start is None else start.sae.cfg.hook)
     sources = list(dict.fromkeys(source for reading in readings for source in reading.sources))
-    if unaligned := problems_of_sinks(config, sources):
-        raise UsageError(_listed([*problems, *unaligned]))
-    rows = usable_rows(config, cache, sources[0].hook)
+    rows = usable_rows(config, cache, hooks_of(sources))
     if config.batch_rows > rows:
         kept = (
             "of the cache" if config.sink_ratio is None else f"that sink_ratio={config.sink_ratio:g} leaves"
@@ -159,16 +162,9 @@ def sources_of(jobs: Sequence[Job]) -> tuple[Source, ...]:
     return tuple(dict.fromkeys(source for job in jobs for source in job.reading.sources))
 
 
-def problems_of_sinks(config: TrainConfig, sources: Sequence[Source]) -> list[str]:
-    """A message if rows would be left out by their norm at one hook, where several must stay aligned."""
-    hooks = list(dict.fromkeys(source.hook for source in sources))
-    if config.sink_ratio is None or len(hooks) == 1:
-        return []
-    return [
-        f"sink_ratio={config.sink_ratio:g} leaves out other tokens at every hook, and the rows of "
-        f"{', '.join(hooks)} are read together: set it to null, and leave sinks out at harvest "
-        "(selection.sink_ratio)"
-    ]
+def hooks_of(sources: Sequence[Source]) -> list[str]:
+    """The hooks of ``sources``, each once."""
+    return list(dict.fromkeys(source.hook for source in sources))
 
 
 def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
@@ -264,6 +260,14 @@ def model_name(cache: ActivationCache) -> str | None:
     """The name of the model that the cache was harvested from; None if the cache does not say."""
     model = cache.manifest.identity.get("model")
     return model.get("name") if isinstance(model, dict) else model
+
+
+def models_beside(cache: ActivationCache) -> dict[str, Any]:
+    """The caches that were read beside ``cache``, by name: fingerprint and model."""
+    return {
+        name: {"fingerprint": other.fingerprint, "model": other.manifest.identity.get("model")}
+        for name, other in cache.beside.items()
+    }
 
 
 def _listed(problems: list[str]) -> str:

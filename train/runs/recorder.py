@@ -26,7 +26,7 @@ from .config import TrainConfig
 from .display import Display
 from .folder import parallel_identity
 from .jobs import encoded_by, predicted_by
-from .planning import RunPlan, model_name
+from .planning import RunPlan, model_name, models_beside
 from .trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class Recorder:
                 "hook": name_of(rows),
                 "model": identity.get("model"),
                 "model_name": model_name(self.cache),
+                **({"beside": beside} if (beside := models_beside(self.cache)) else {}),
             },
             training={
                 "step": step,
@@ -222,7 +223,7 @@ def side_by_side(rows: Sequence[Tensor]) -> Tensor:
 
 def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) -> dict[Source, Tensor] | None:
     """The first held-out rows, [n, width], normalized as for training; None if no row is to be measured."""
-    usable = cache.num_batches(1, "heldout", hook=plan.hook, sink_ratio=config.sink_ratio)
+    usable = cache.num_batches(1, "heldout", sink_ratio=config.sink_ratio, sink_hooks=plan.hooks)
     rows = min(config.log.heldout_rows, usable)
     if rows == 0:
         if usable == 0 and config.log.heldout_every_steps is not None:
@@ -237,6 +238,7 @@ def _heldout_rows(config: TrainConfig, cache: ActivationCache, plan: RunPlan) ->
                 normalization=source.normalization,
                 device=plan.device,
                 sink_ratio=config.sink_ratio,
+                sink_hooks=plan.hooks,
             )
         )
         for source in plan.sources

@@ -75,6 +75,7 @@ def run(
         SaecacheError: the disk is full or gone. The same call continues once it is back.
     """
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache, group=world().everyone)
+    cache = cache.with_beside(config.beside, world().everyone)
     if config.cache_rows is not None:
         cache = cache.head(config.cache_rows)
     everyone = world().everyone
@@ -96,7 +97,7 @@ def run(
     try:
         with explain_out_of_memory(_how_to_save_memory(config)), ExitStack() as claims:
             names = [job.name for job in plan.jobs]
-            claimed = claim(out, config, cache.fingerprint, names, plan.init, row_groups)
+            claimed = claim(out, config, cache, names, plan.init, row_groups)
             finished = everyone.on_first(lambda: claims.enter_context(claimed))
             if not finished:
                 _train(config, cache, plan, out)
@@ -133,10 +134,10 @@ def default_folder(
 ) -> Path:
     """``runs/<first variant>-<hash>`` with a hash of config and cache, so that running again resumes.
 
-    ``init`` identifies the SAE that the run starts from, whose path does not matter. ``row_groups`` is as for
-    :func:`.folder.claim`.
+    ``init`` identifies the SAE that the run starts from, whose path does not matter; nor do those of caches.
+    ``row_groups`` is as for :func:`.folder.claim`.
     """
-    identity = cache.fingerprint + config.model_dump_json(exclude={"init", "parallel"})
+    identity = cache.fingerprint + config.model_dump_json(exclude={"init", "parallel", "beside"})
     identity += "" if init is None else json.dumps(init, sort_keys=True)
     identity += json.dumps(parallel_identity(row_groups)) if row_groups > 1 else ""
     return Path("runs") / f"{config.variants[0].run_name}-{sha256(identity.encode('utf-8')).hexdigest()[:8]}"
@@ -164,7 +165,9 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     recorder = Recorder(config, cache, plan, out, inputs)
     steps_to_go = (first_step, plan.num_steps)
     with (
-        closing(batches_of_sources(config, cache, plan.sources, plan.device, *steps_to_go)) as stream,
+        closing(
+            batches_of_sources(config, cache, plan.sources, plan.device, *steps_to_go, plan.hooks)
+        ) as stream,
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,
         recorder.watching(stream, first_step, running) as watched,
@@ -265,7 +268,11 @@ def _centre(config: TrainConfig, cache: ActivationCache, plan: RunPlan, source: 
     """The centre of the first training rows of ``source``, [width]."""
     rows = min(config.initialisation.median_rows, plan.rows)
     sample = cache.batches(
-        source.hook, rows, normalization=source.normalization, sink_ratio=config.sink_ratio
+        source.hook,
+        rows,
+        normalization=source.normalization,
+        sink_ratio=config.sink_ratio,
+        sink_hooks=plan.hooks,
     )
     return centre_of(next(sample), config.initialisation.decoder_bias)
 

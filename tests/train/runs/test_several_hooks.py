@@ -168,10 +168,6 @@ def test_rows_of_several_hooks_are_of_the_same_tokens(layers: ActivationCache, m
             r"the cache has no hook attn_out\.2 for mlp_in\.2; .* Harvest both hooks into one cache",
         ),
         ({"hook": "mlp_in.2", "target": {"hook": "mlp_in.*"}}, "is the hook that is encoded"),
-        (
-            {"hook": ["mlp_in.2", "mlp_in.3"], "sink_ratio": 10},
-            "leaves out other tokens at every hook.*selection.sink_ratio",
-        ),
     ],
 )
 def test_what_cannot_be_read_together_is_refused(
