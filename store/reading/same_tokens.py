@@ -4,23 +4,19 @@ Base and tuned model, for example: row r of both is then the same token of the s
 what the caches store (the token of every row, the token ids and the documents), not by their settings.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ...common.errors import UsageError
 from ..identity import differences
 from ..layout import SPLITS, ArraySpec
-
-if TYPE_CHECKING:
-    from .reader import ActivationCache
+from .contents import CacheContents
 
 MAX_LINES = 12  # differences that a message lists
 _OF_THE_MODEL = ("model", "tokenizer", "hooks")  # keys of an identity that may differ
 _BLOCK_BYTES = 1 << 24
 
 
-def check_same_tokens(cache: "ActivationCache", other: "ActivationCache", name: str) -> None:
+def check_same_tokens(cache: CacheContents, other: CacheContents, name: str) -> None:
     """Make sure that row r of ``other`` is the same token as row r of ``cache``, in every epoch.
 
     Arrays that are cut alike are compared by the sha256 of their files, which both manifests list: nothing is
@@ -48,7 +44,7 @@ def check_same_tokens(cache: "ActivationCache", other: "ActivationCache", name: 
     )
 
 
-def _problems_of_sizes(cache: "ActivationCache", other: "ActivationCache") -> list[str]:
+def _problems_of_sizes(cache: CacheContents, other: CacheContents) -> list[str]:
     expected, got = (
         {
             "context": c.context,
@@ -63,7 +59,7 @@ def _problems_of_sizes(cache: "ActivationCache", other: "ActivationCache") -> li
     return differences(expected, got)
 
 
-def _problems_of_content(cache: "ActivationCache", other: "ActivationCache") -> list[str]:
+def _problems_of_content(cache: CacheContents, other: CacheContents) -> list[str]:
     mine, theirs = cache.manifest.layout, other.manifest.layout
     pairs = [(mine.token(split), theirs.token(split)) for split in SPLITS]
     pairs += zip(mine.sequence_arrays().values(), theirs.sequence_arrays().values(), strict=True)
@@ -74,12 +70,12 @@ def _problems_of_content(cache: "ActivationCache", other: "ActivationCache") -> 
     ]
 
 
-def _checksums(cache: "ActivationCache", spec: ArraySpec) -> list[str]:
+def _checksums(cache: CacheContents, spec: ArraySpec) -> list[str]:
     sha256 = {file.path: file.sha256 for file in cache.manifest.files}
     return [sha256[spec.shard_path(shard)] for shard in range(spec.num_shards)]
 
 
-def _same_numbers(cache: "ActivationCache", a: ArraySpec, other: "ActivationCache", b: ArraySpec) -> bool:
+def _same_numbers(cache: CacheContents, a: ArraySpec, other: CacheContents, b: ArraySpec) -> bool:
     """For arrays of one shape that are cut into other files."""
     mine, theirs, step = cache.stored(a), other.stored(b), max(1, _BLOCK_BYTES // a.row_bytes)
     return all(
@@ -88,7 +84,7 @@ def _same_numbers(cache: "ActivationCache", a: ArraySpec, other: "ActivationCach
     )
 
 
-def _different_settings(cache: "ActivationCache", other: "ActivationCache") -> list[str]:
+def _different_settings(cache: CacheContents, other: CacheContents) -> list[str]:
     there, here = (
         {key: value for key, value in c.manifest.identity.items() if key not in _OF_THE_MODEL}
         for c in (cache, other)
@@ -96,7 +92,7 @@ def _different_settings(cache: "ActivationCache", other: "ActivationCache") -> l
     return differences(there, here)
 
 
-def _how_to_fix(cache: "ActivationCache", other: "ActivationCache") -> str:
+def _how_to_fix(cache: CacheContents, other: CacheContents) -> str:
     selections = [c.manifest.identity.get("selection") for c in (cache, other)]
     if any(isinstance(found, dict) and found.get("sink_ratio") is not None for found in selections):
         return (

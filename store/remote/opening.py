@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...common.errors import SaecacheError
-from ...distributed.group import ALONE, Group
 from ..manifest import FileInfo, Manifest, load_manifest
 from ..provenance import PROVENANCE, provenance_facts
 from ..untrusted import MAX_METADATA_BYTES, parse_json
@@ -19,17 +18,20 @@ from .retries import Patience
 from .shards import RemoteShards
 from .urls import is_url
 
+if TYPE_CHECKING:
+    from ...distributed.group import Group
+
 
 def open_remote(
     url: str,
     *,
     local: DownloadCache | None = None,
     patience: Patience | None = None,
-    group: Group = ALONE,
+    group: "Group | None" = None,
 ) -> tuple[str, Manifest, RemoteShards]:
     """The tidy URL of the cache at ``url``, its manifest, and its files as they are wanted.
 
-    The first process of ``group`` reads the manifest, and all others get it from there.
+    The first process of a ``group`` reads the manifest, and all others get it from there.
 
     Raises:
         UsageError: no cache there, a newer format, no access, or a local cache that is too small.
@@ -38,7 +40,7 @@ def open_remote(
         RemoteError: the object store does not answer.
     """
     location = open_remote_folder(url, patience)
-    if group.size == 1:
+    if group is None or group.size == 1:
         manifest = read_root(location).manifest
     else:
         content = group.on_first(lambda: read_root(location).content.decode("utf-8"))
