@@ -10,7 +10,8 @@ from .printing import JsonFlag, print_json
 from .settings import SetOption, load_settings
 
 if TYPE_CHECKING:
-    from ..evaluate.results import Interpretation, MeanScore, Results
+    from ..evaluate.judge_results import Interpretation, MeanScore
+    from ..evaluate.results import Results
 
 
 def interpret(

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
 from ..store.untrusted_files import read_object
+from .judge_results import Interpretation, Uniqueness
+from .record import Record
 
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
@@ -15,12 +17,7 @@ MAX_RESULTS_BYTES = 256 << 20
 NO_RESULTS = "it is not a results file of saecache evaluate: measure again"
 
 
-class _Record(BaseModel):
-    # Unknown keys are ignored: a later version may add some, and an older report still draws the rest.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Histogram(_Record):
+class Histogram(Record):
     """``counts[i]`` items lie in ``[edges[i], edges[i + 1])``; the last bin holds its right edge too."""
 
     edges: list[float]
@@ -31,17 +28,17 @@ Intervals = dict[str, tuple[float, float]]
 """95 % confidence intervals by the name of the figure; a figure that has none is absent."""
 
 
-class ReconstructionMetrics(_Record):
+class ReconstructionMetrics(Record):
     """Fidelity in one space (normalized rows as trained, or raw rows). FVU is None for constant rows."""
 
     fvu: float | None
     explained_variance: float | None
     mse: float
     cosine: float
-    intervals: Intervals = {}
+    intervals: Intervals = Field(default_factory=dict)
 
 
-class CodeMetrics(_Record):
+class CodeMetrics(Record):
     """Sparsity and use of the latents. ``dying`` ones are alive; None where no law was fitted."""
 
     l0: float
@@ -54,10 +51,10 @@ class CodeMetrics(_Record):
     alive_share: float
     dense_share: float
     dying: int | None = None
-    intervals: Intervals = {}
+    intervals: Intervals = Field(default_factory=dict)
 
 
-class ZipfFit(_Record):
+class ZipfFit(Record):
     """density(rank i) = scale / (i + beta)^alpha; ``r2`` in the space that was fitted."""
 
     alpha: float
@@ -66,7 +63,7 @@ class ZipfFit(_Record):
     r2: float
 
 
-class ZipfLaw(_Record):
+class ZipfLaw(Record):
     """Zipf's law fitted to the densities of the alive latents: to their logarithms, and to themselves."""
 
     log: ZipfFit
@@ -74,7 +71,7 @@ class ZipfLaw(_Record):
     num_alive: int
 
 
-class ProgressiveStep(_Record):
+class ProgressiveStep(Record):
     """FVU of normalized rows when at most ``kept`` codes of each row are kept, ``l0`` on average."""
 
     kept: int
@@ -82,7 +79,7 @@ class ProgressiveStep(_Record):
     fvu: float | None
 
 
-class DecoderCollapse(_Record):
+class DecoderCollapse(Record):
     """How much the decoder's directions align. ``num_sampled`` latents were compared with all others."""
 
     nfm_norm: float
@@ -95,7 +92,7 @@ class DecoderCollapse(_Record):
     num_sampled: int
 
 
-class Matching(_Record):
+class Matching(Record):
     """One-to-one matches of cosine 0.7 or more; ``share`` is of the smaller SAE."""
 
     matched: int
@@ -103,7 +100,7 @@ class Matching(_Record):
     mean_cosine: float | None
 
 
-class Overlap(_Record):
+class Overlap(Record):
     """How much SAE ``a`` finds of SAE ``b``'s directions, and the reverse; both at ``hook``.
 
     ``mmcs_a_in_b`` is over ``num_a`` latents of ``a``, each compared with all of ``b``.
@@ -117,10 +114,10 @@ class Overlap(_Record):
     num_a: int
     num_b: int
     matching: Matching | None
-    intervals: Intervals = {}
+    intervals: Intervals = Field(default_factory=dict)
 
 
-class ProbingAccuracy(_Record):
+class ProbingAccuracy(Record):
     """Test accuracy averaged over the classes, of each class, and a 95 % interval over the test texts."""
 
     accuracy: float
@@ -128,7 +125,7 @@ class ProbingAccuracy(_Record):
     interval: tuple[float, float] | None = None
 
 
-class ProbingResult(_Record):
+class ProbingResult(Record):
     """Probing of one SAE on one set of labelled texts. ``sparse`` and ``model_sparse`` are by k, the number
     of latents of the SAE and of activations of the model; ``dense`` and ``model_dense`` see all of them.
     """
@@ -143,7 +140,7 @@ class ProbingResult(_Record):
     model_dense: ProbingAccuracy
 
 
-class LetterAbsorption(_Record):
+class LetterAbsorption(Record):
     """Absorption of one first letter. ``probe_f1`` is of the probe of the model's activations."""
 
     letter: str
@@ -155,7 +152,7 @@ class LetterAbsorption(_Record):
     full_absorption: float
 
 
-class AbsorptionResult(_Record):
+class AbsorptionResult(Record):
     """Feature absorption of first letters; ``refused`` says why there are no figures."""
 
     num_words: int
@@ -163,11 +160,11 @@ class AbsorptionResult(_Record):
     absorption_fraction: float | None = None
     full_absorption: float | None = None
     main_latents: float | None = None
-    letters: list[LetterAbsorption] = []
-    intervals: Intervals = {}
+    letters: list[LetterAbsorption] = Field(default_factory=list)
+    intervals: Intervals = Field(default_factory=dict)
 
 
-class LanguageModelMetrics(_Record):
+class LanguageModelMetrics(Record):
     """What the reconstruction costs the language model. Losses and KL in nats per scored token.
 
     A score is None if its denominator, the ablated loss less the clean one, is not positive. Figures that
@@ -192,139 +189,10 @@ class LanguageModelMetrics(_Record):
     top1_sae: float | None = None
     top1_zero: float | None = None
     top1_mean: float | None = None
-    intervals: Intervals = {}
+    intervals: Intervals = Field(default_factory=dict)
 
 
-class JudgeScore(_Record):
-    """How well a judge tells windows apart by an explanation: ``balanced_accuracy`` 0.5 is chance.
-
-    ``strata`` is the balanced accuracy by decile of activation, the weakest first; of a bucket's score it is
-    empty. Windows without a usable answer are ``unanswered`` and count in nothing else. A share is None where
-    no window was answered.
-    """
-
-    balanced_accuracy: float | None
-    true_positive_rate: float | None
-    true_negative_rate: float | None
-    strata: list[float | None]
-    answered: int
-    unanswered: int
-    interval: tuple[float, float] | None = None
-
-
-class BucketInterpretation(_Record):
-    """A latent's windows of one bucket of activation: their own explanation, and its score."""
-
-    explanation: str | None
-    score: JudgeScore | None
-
-
-class LatentInterpretation(_Record):
-    """What a judge makes of one latent. ``explanation`` is None where it gave no usable answer.
-
-    ``buckets`` go from the weakest activations to the strongest; they are empty without calibration, and
-    where the latent has too few windows for it, which ``note`` then says.
-    """
-
-    index: int
-    density: float
-    num_windows: int
-    explanation: str | None
-    detection: JudgeScore | None = None
-    fuzzing: JudgeScore | None = None
-    buckets: list[BucketInterpretation] = []
-    note: str | None = None
-
-
-class MeanScore(_Record):
-    """The mean balanced accuracy of ``num_latents`` latents, and by decile of activation."""
-
-    mean: float
-    strata: list[float | None]
-    num_latents: int
-    unanswered: int
-    interval: tuple[float, float] | None = None
-
-
-class CalibrationBucket(_Record):
-    """The mean score of the activations between two percentiles, with its interval over the latents."""
-
-    low: float
-    high: float
-    mean: float | None
-    num_latents: int
-    interval: tuple[float, float] | None = None
-
-
-class Calibration(_Record):
-    """Scores by percentile of activation. ``correlation`` is over the points latent × bucket."""
-
-    buckets: list[CalibrationBucket]
-    correlation: float | None
-    num_latents: int
-    interval: tuple[float, float] | None = None
-
-
-class SkippedLatent(_Record):
-    """A latent that was to be judged and was not, and why."""
-
-    index: int
-    reason: str
-
-
-class Interpretation(_Record):
-    """The answers of ``judge``, a model, on latents of one SAE (``saecache interpret``).
-
-    ``alive`` latents are active in some window; ``too_few_windows`` of them in too few to be judged.
-    ``unanswered`` counts calls without a usable answer, by what was asked.
-    """
-
-    judge: str
-    prompts_sha256: str
-    settings: dict[str, Any]
-    rows: int
-    windows: int
-    alive: int
-    too_few_windows: int
-    skipped: list[SkippedLatent]
-    unanswered: dict[str, int]
-    detection: MeanScore | None
-    fuzzing: MeanScore | None
-    calibration: Calibration | None
-    latents: list[LatentInterpretation]
-
-
-class BestMatch(_Record):
-    """The judged latent ``match`` of the other SAE that is most like ``latent``.
-
-    ``similarity`` is the mean of ``decoder``, the cosine of the decoder directions, and ``text``, that of the
-    explanations' embeddings. ``nearest_cosine`` is the largest cosine with any latent of the other SAE,
-    judged or not.
-    """
-
-    latent: int
-    match: int
-    similarity: float
-    decoder: float
-    text: float
-    nearest_cosine: float
-
-
-class Uniqueness(_Record):
-    """How far SAE ``b`` has SAE ``a``'s judged latents; ``matches`` begin with the most unique one."""
-
-    a: str
-    b: str
-    hook: str
-    encoder: str
-    num_a: int
-    num_b: int
-    mean_similarity: float
-    matches: list[BestMatch]
-    interval: tuple[float, float] | None = None
-
-
-class DensityCurve(_Record):
+class DensityCurve(Record):
     """Density of the alive latents by rank (1 = densest), and its histogram over log10."""
 
     rank: list[int]
@@ -332,7 +200,7 @@ class DensityCurve(_Record):
     log10_histogram: Histogram
 
 
-class Context(_Record):
+class Context(Record):
     """One place in the text where a latent is active, with the tokens around it.
 
     ``activations[i]`` belongs to ``tokens[i]``; it is None if the measured rows do not hold that token.
@@ -349,7 +217,7 @@ class Context(_Record):
     activations: list[float | None]
 
 
-class LatentResult(_Record):
+class LatentResult(Record):
     """A sampled latent. ``rank`` 1 is the densest; ``mean_activation`` is over the rows on which it fires."""
 
     index: int
@@ -361,7 +229,7 @@ class LatentResult(_Record):
     contexts: list[Context]
 
 
-class HookResult(_Record):
+class HookResult(Record):
     """A crosscoder at one of its hooks: fidelity there, and the share of its latents' decoder norms."""
 
     hook: str
@@ -373,7 +241,7 @@ class HookResult(_Record):
     language_model: LanguageModelMetrics | None = None
 
 
-class SaeResult(_Record):
+class SaeResult(Record):
     """One SAE. ``sae_dir`` is relative to the folder of the results file where that is possible.
 
     ``rule`` says how its latents were selected: ``threshold`` (as at inference) or ``batch`` (as in
@@ -402,14 +270,14 @@ class SaeResult(_Record):
     rule: str = "threshold"
     rows: int | None = None
     zipf: ZipfLaw | None = None
-    progressive: list[ProgressiveStep] = []
+    progressive: list[ProgressiveStep] = Field(default_factory=list)
     collapse: DecoderCollapse | None = None
-    probing: list[ProbingResult] = []
+    probing: list[ProbingResult] = Field(default_factory=list)
     absorption: AbsorptionResult | None = None
     latents_dir: str | None = None
     interpretation: Interpretation | None = None
     target: str | None = None
-    hooks: list[HookResult] = []
+    hooks: list[HookResult] = Field(default_factory=list)
 
     @property
     def place(self) -> str:
@@ -417,7 +285,7 @@ class SaeResult(_Record):
         return self.hook if self.target is None else f"{self.hook} → {self.target}"
 
 
-class CacheSummary(_Record):
+class CacheSummary(Record):
     """The cache that was measured on; ``split`` (normally ``heldout``) and ``rows`` say which of its rows."""
 
     path: str
@@ -425,7 +293,9 @@ class CacheSummary(_Record):
     identity: dict[str, Any]
     counts: dict[str, int]
     hooks: dict[str, int]
-    beside: dict[str, str] = {}  # fingerprints of the caches that were read beside it, by name
+    beside: dict[str, str] = Field(
+        default_factory=dict
+    )  # fingerprints of the caches that were read beside it, by name
     context: int
     normalization: str
     train_rows: int
@@ -434,7 +304,7 @@ class CacheSummary(_Record):
     rows: int
 
 
-class Results(_Record):
+class Results(Record):
     """Everything in ``results.json``."""
 
     format_version: int = FORMAT_VERSION
@@ -445,8 +315,8 @@ class Results(_Record):
     definitions: dict[str, str]
     warnings: list[str]
     saes: list[SaeResult]
-    overlap: list[Overlap] = []
-    uniqueness: list[Uniqueness] = []
+    overlap: list[Overlap] = Field(default_factory=list)
+    uniqueness: list[Uniqueness] = Field(default_factory=list)
 
 
 def write_results(results: Results, path: Path) -> None:

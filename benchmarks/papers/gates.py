@@ -7,15 +7,13 @@ and FVU of both choices with the same weights, at several temperatures. As the t
 becomes a draw with probability sigmoid(LayerNorm(a)), so that the noise of the choice does not fade.
 """
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from arms import FORMS
-from run import RESULTS
+from run import parser
 
 from saecache import SAE, load_sae, open_cache
 from saecache.store.durable import write_bytes
@@ -61,14 +59,7 @@ def measure(sae: SAE, x: torch.Tensor) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--form", choices=tuple(FORMS), default="full")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    settings = parser.parse_args()
+    settings = parser(__doc__).parse_args()
     cache = open_cache(settings.cache)
     x = cache.rows(FORMS[settings.form].hook, np.arange(ROWS), "heldout", "unit")
     gates = {}

@@ -28,26 +28,33 @@ RESULTS = Path(__file__).parents[1] / "results" / "papers"
 PAPER_ZIPF = {"alpha": 1.0, "beta": 6.8}  # section 4.4, footnote 6: fitted to GPT-2's residual stream
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(description: str | None, *, cache: bool = True) -> argparse.ArgumentParser:
+    """The options that the scripts of a form have. The description is the script's docstring."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--form", choices=tuple(FORMS), default="full")
-    parser.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
-    parser.add_argument(
+    if cache:
+        made.add_argument("--cache", type=Path, required=True)
+    made.add_argument("--runs", type=Path, required=True)
+    made.add_argument("--form", choices=tuple(FORMS), default="full")
+    made.add_argument("--results", type=Path, default=RESULTS)
+    return made
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--only", choices=tuple(SECTIONS), action="append", default=[])
+    options.add_argument(
         "--k", type=int, default=None, help="only this k, of sections that are trained k by k"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
+    options.add_argument(
         "--zipf",
         type=float,
         nargs=2,
         metavar=("ALPHA", "BETA"),
         help="instead of the fit to section baselines",
     )
-    settings = parser.parse_args()
+    settings = options.parse_args()
     form = FORMS[settings.form]
     results = settings.results / settings.form
     cache = open_cache(settings.cache)

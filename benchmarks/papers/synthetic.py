@@ -7,15 +7,13 @@ rows are held out, and the best that any SAE could do is measured beside: the tr
 of each row.
 """
 
-import argparse
 import json
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from arms import with_seeds
-from run import RESULTS
+from run import parser
 
 from saecache import load_sae, open_cache
 from saecache.common.fvu import FVU
@@ -89,13 +87,7 @@ def oracle(truth: GroundTruth) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--form", choices=tuple(FORMS), default="full")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    settings = parser.parse_args()
+    settings = parser(__doc__, cache=False).parse_args()
     form = FORMS[settings.form]
     file = settings.results / settings.form / "synthetic.json"
     if file.is_file():

@@ -12,7 +12,8 @@ from ...common.outputs import check_file_output, check_folder_output, take_lock
 from ...store import ActivationCache
 from ...store.durable import make_folder
 from ..definitions import JUDGE_DEFINITIONS
-from ..results import Results, Uniqueness, read_results, write_results
+from ..judge_results import Uniqueness
+from ..results import Results, read_results, write_results
 from ..rows import MeasuredRows
 from ..targets import Target, choose_output, find_targets_of
 from .activations import find_places

@@ -173,7 +173,7 @@ def _maker(
         http: dict[str, Any] = {
             "client_options": patience.client(writing=purpose != "reading", allow_http=allow_http)
             | redirects,
-            "retry_config": patience.library_retries(parts=purpose == "parts"),
+            "retry_config": patience.obstore_retries(parts=purpose == "parts"),
         }
         try:
             if url.scheme == "hf":

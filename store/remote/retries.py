@@ -49,7 +49,7 @@ class Patience:
             "user_agent": "saecache",
         }
 
-    def library_retries(self, *, parts: bool) -> "RetryConfig":
+    def obstore_retries(self, *, parts: bool) -> "RetryConfig":
         """Retries by the object store library: none, but for the parts of a large upload."""
         return {
             "max_retries": self.max_retries if parts else 0,

@@ -25,6 +25,7 @@ from .test_training import (
     ends,
     every_kind,
     lines_of,
+    stop_and_continue,
     train_with,
 )
 
@@ -84,13 +85,7 @@ def test_another_number_of_processes_continues_with_as_many_row_groups(
     sizes: tuple[int, int], deed: dict[str, Any], cache: ActivationCache, some_by_two: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "run", config_of(*SOME, calibration={}, parallel=ROWS)
-    found = ends(train_with(sizes[0], cache, out, config, step=4, **deed))
-    if deed["signal"] == "SIGKILL":
-        assert found.pop(deed["rank"]) == "killed"
-        assert found == ["LostProcessError"] * (sizes[0] - 1)
-    else:
-        assert found == ["interrupted"] * sizes[0]
-    assert ends(train_with(sizes[1], cache, out, config)) == ["well"] * sizes[1]
+    stop_and_continue(sizes, deed, cache, out, config)
     expected, made = folder_bytes(some_by_two), folder_bytes(out)
     assert lines_of(out) == lines_of(some_by_two)
     assert [name for name in expected if "/sae/" in name and made[name] != expected[name]] == []

@@ -9,7 +9,7 @@ import pytest
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import folder_bytes
-from saecache.testing.sparse_rows import D_MODEL, write_sparse_cache
+from saecache.testing.sparse_rows import D_MODEL, small_run, write_sparse_cache
 from saecache.train import TrainConfig, run
 
 from ..train.device.kinds import SETTINGS, settings_of
@@ -26,17 +26,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
 
 
 def config_of(*variants: dict[str, Any], **settings: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "num_latents": LATENTS,
-        "batch_rows": 128,
-        "steps": 6,
-        "dead_after_rows": 256,
-        "optimizer": {"learning_rate": 0.003},
-        "checkpoint": {"every_steps": 3, "keep": 9},
-        "log": {"every_steps": 2, "progress": False},
-        "device": "cpu",
-    }
-    return TrainConfig.model_validate({"variants": list(variants), **defaults, **settings})
+    sizes = {"num_latents": LATENTS, "batch_rows": 128, "steps": 6, "dead_after_rows": 256}
+    return small_run(*variants, **{**sizes, **settings})
 
 
 def every_kind() -> list[dict[str, Any]]:
@@ -94,6 +85,19 @@ def test_every_kind_has_the_bytes_of_one_process(
     assert_same_run(out, alone)
 
 
+def stop_and_continue(
+    sizes: tuple[int, int], deed: dict[str, Any], cache: ActivationCache, out: Path, config: TrainConfig
+) -> None:
+    """Train with ``sizes[0]`` processes until the ``deed`` in one, then to the end with ``sizes[1]``."""
+    found = ends(train_with(sizes[0], cache, out, config, step=4, **deed))
+    if deed["signal"] == "SIGKILL":
+        assert found.pop(deed["rank"]) == "killed"
+        assert found == ["LostProcessError"] * (sizes[0] - 1)
+    else:
+        assert found == ["interrupted"] * sizes[0]
+    assert ends(train_with(sizes[1], cache, out, config)) == ["well"] * sizes[1]
+
+
 SOME = [{"kind": "topk", "k": 5}, {"kind": "batch_topk", "k": 5}, {"kind": "feature_choice", "k": 5}]
 
 
@@ -114,13 +118,7 @@ def test_another_number_of_processes_continues(
     sizes: tuple[int, int], deed: dict[str, Any], cache: ActivationCache, some_alone: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "run", config_of(*SOME, calibration={})
-    found = ends(train_with(sizes[0], cache, out, config, step=4, **deed))
-    if deed["signal"] == "SIGKILL":
-        assert found.pop(deed["rank"]) == "killed"
-        assert found == ["LostProcessError"] * (sizes[0] - 1)
-    else:
-        assert found == ["interrupted"] * sizes[0]
-    assert ends(train_with(sizes[1], cache, out, config)) == ["well"] * sizes[1]
+    stop_and_continue(sizes, deed, cache, out, config)
     final = [name for name in folder_bytes(some_alone) if "step_00000005" not in name]
     assert lines_of(out) == lines_of(some_alone)
     assert [n for n in final if "/sae/" in n and folder_bytes(out)[n] != folder_bytes(some_alone)[n]] == []

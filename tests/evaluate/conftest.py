@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from saecache.train.variants.topk import TopK
 
 VOCABULARY, WIDTH, CONTEXT, LATENTS = 50, 16, 24, 96
 HOOK, OTHER_HOOK = "resid_post.0", "resid_post.1"
+SHORT_RUN: dict[str, Any] = {  # settings of a training that makes SAEs worth measuring
+    "num_latents": 64,
+    "batch_rows": 128,
+    "steps": 60,
+    "optimizer": {"learning_rate": 0.003},
+    "log": {"every_steps": 30, "progress": False},
+    "device": "cpu",
+}
 
 
 class TinyModel(nn.Module):

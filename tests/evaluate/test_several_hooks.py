@@ -17,7 +17,7 @@ from saecache.train import SAE, TrainConfig, load_sae
 from saecache.train import run as train
 from saecache.train.sae_hooks import split_by_hook
 
-from .conftest import HOOK, OTHER_HOOK, WIDTH, TinyModel
+from .conftest import HOOK, OTHER_HOOK, SHORT_RUN, WIDTH, TinyModel
 from .report.browser import CHROMIUM, Page
 
 RULES = ["threshold", "batch"]
@@ -37,12 +37,7 @@ def runs(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) -> di
         config = TrainConfig.model_validate(
             {
                 "variants": [{"kind": "batch_topk", "k": 6, "name": name}],
-                "num_latents": 64,
-                "batch_rows": 128,
-                "steps": 60,
-                "optimizer": {"learning_rate": 0.003},
-                "log": {"every_steps": 30, "progress": False},
-                "device": "cpu",
+                **SHORT_RUN,
                 **one,
             }
         )

@@ -16,7 +16,7 @@ from saecache.train import TrainConfig, load_sae
 from saecache.train import run as train
 from saecache.train.sae_hooks import split_by_hook
 
-from .conftest import HOOK, WIDTH, TinyModel, make_cache
+from .conftest import HOOK, SHORT_RUN, WIDTH, TinyModel, make_cache
 
 TUNED_HOOK = f"tuned:{HOOK}"
 
@@ -49,12 +49,7 @@ def run(cache: ActivationCache, tuned: ActivationCache, tmp_path_factory: pytest
             "hook": [HOOK, TUNED_HOOK],
             "beside": {"tuned": str(tuned.path)},
             "crosscoder": True,
-            "num_latents": 64,
-            "batch_rows": 128,
-            "steps": 60,
-            "optimizer": {"learning_rate": 0.003},
-            "log": {"every_steps": 30, "progress": False},
-            "device": "cpu",
+            **SHORT_RUN,
         }
     )
     return train(config, cache, tmp_path_factory.mktemp("run") / "run").run_dir

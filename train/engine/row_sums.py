@@ -36,11 +36,11 @@ class Owners:
         if self.group.size == 1:
             return batch
         outcome = batch.outcome
-        figures = torch.stack(
-            [*(outcome.losses[name] for name in sorted(outcome.losses)), outcome.squared_error]
-        )
+        names = sorted(outcome.losses)  # each process may have come to them in another order
+        figures = torch.stack([*(outcome.losses[name] for name in names), outcome.squared_error])
         *losses, outcome.squared_error = sum_in_order(self.group.gather(figures)).unbind()
-        outcome.losses = {name: losses[sorted(outcome.losses).index(name)] for name in outcome.losses}
+        summed = dict(zip(names, losses, strict=True))
+        outcome.losses = {name: summed[name] for name in outcome.losses}
         outcome.firing = self.group.sum(outcome.firing)
         outcome.row_l0 = self.group.gather_rows(torch.cat(outcome.row_l0))
         outcome.through_encoder = self._held.scatter_sum(outcome.through_encoder)
