@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -52,6 +53,7 @@ class HubApi:
         self.requests = requests
         self.repository = repository
         self._api = f"{repository.api}/{{}}/{repository.quoted_revision}"
+        self._uploading: dict[str, Lock] = {}  # by sha256
 
     def head(self) -> str:
         """The commit that the revision stands for now."""
@@ -139,10 +141,16 @@ class HubApi:
     def upload(self, path: str, parts: Iterable[bytes], size: int, sha256: str) -> None:
         """Send the content of a large file, unless the Hub has it; a commit has to name it later.
 
+        Files of the same content go one after the other: the Hub says that it has a content before it has
+        checked the bytes that arrived, and removes them if they are wrong.
+
         Args:
             parts: blocks of the content. They are read to their end in any case, so that they can check it.
         """
-        what = f"writing {path}"
+        with self._uploading.setdefault(sha256, Lock()):
+            self._upload(f"writing {path}", parts, size, sha256)
+
+    def _upload(self, what: str, parts: Iterable[bytes], size: int, sha256: str) -> None:
         payload = {
             "operation": "upload",
             "transfers": ["basic", "multipart"],

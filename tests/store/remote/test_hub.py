@@ -325,6 +325,41 @@ def test_faults_of_the_other_host_pass(
     assert cache_bytes(tmp_path / "copy") == cache_bytes(cache_path)
 
 
+def test_files_of_one_content_wait_until_it_was_checked(
+    hub: HubServer, cdn_proxy: Proxy, tmp_path: Path
+) -> None:
+    """The Hub says that it has a content while wrong bytes of it are not yet removed."""
+    content = np.random.default_rng(0).bytes(70_000)
+    folder, size, sha256 = (
+        open_remote_folder(URL, PASSING, create=True),
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+    )
+    (tmp_path / "file").write_bytes(content)
+    done: list[str] = []
+
+    def upload(key: str) -> None:
+        folder.upload(tmp_path / "file", key, size=size, sha256=sha256)
+        done.append(key)
+
+    second = threading.Thread(target=upload, args=["second"])
+    at_first: list[list[str]] = []
+
+    def after(command: str, path: str) -> None:
+        if command == "PUT" and not at_first:
+            second.start()
+            second.join(1)
+            at_first.append(list(done))
+
+    cdn_proxy.add("flip_request", method="PUT", times=1)
+    cdn_proxy.after = after
+    upload("first")
+    second.join()
+    assert at_first == [[]]
+    assert sorted(done) == ["first", "second"]
+    assert hub.store[sha256] == content
+
+
 def test_what_never_passes_is_given_up(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
     api_proxy.add("status", times=10_000, status=503)
     with pytest.raises(RemoteError, match=r"the server kept failing \(503\); run again later"):
