@@ -54,6 +54,7 @@ class HubApi:
         self.repository = repository
         self._api = f"{repository.api}/{{}}/{repository.quoted_revision}"
         self._uploading: dict[str, Lock] = {}  # by sha256
+        self._unchecked: dict[str, str] = {}  # sha256 of what was sent -> where the Hub checks it
 
     def head(self) -> str:
         """The commit that the revision stands for now."""
@@ -166,22 +167,25 @@ class HubApi:
         actions = objects[0].get("actions")
         if not actions:
             deque(parts, maxlen=0)  # it is there already
-            return
-        upload = _action(actions, "upload", what)
-        header = {str(name): str(value) for name, value in (upload.get("header") or {}).items()}
-        if "chunk_size" in header:
-            self._send_parts(upload["href"], header, parts, size, sha256, what)
         else:
-            self.requests.ask("PUT", upload["href"], what, body=iter(parts), length=size, headers=header)
-        if "verify" in actions:
-            verify = _action(actions, "verify", what)
+            upload = _action(actions, "upload", what)
+            if "verify" in actions:
+                self._unchecked[sha256] = _action(actions, "verify", what)["href"]
+            header = {str(name): str(value) for name, value in (upload.get("header") or {}).items()}
+            if "chunk_size" in header:
+                self._send_parts(upload["href"], header, parts, size, sha256, what)
+            else:
+                self.requests.ask("PUT", upload["href"], what, body=iter(parts), length=size, headers=header)
+        if sha256 in self._unchecked:
             body = json.dumps({"oid": sha256, "size": size}).encode()
             try:
-                self.requests.ask("POST", verify["href"], what, body=body, headers=_JSON)
+                self.requests.ask("POST", self._unchecked[sha256], what, body=body, headers=_JSON)
             except RemoteError as error:
                 if error.may_pass:
                     raise
+                del self._unchecked[sha256]
                 raise WrongBytesError(f"{what}: other bytes arrived than were sent") from None
+            del self._unchecked[sha256]
 
     def _send_parts(
         self, href: str, header: dict[str, str], parts: Iterable[bytes], size: int, sha256: str, what: str

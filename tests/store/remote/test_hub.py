@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from saecache.store.remote.delivery import BucketDelivery
 from saecache.store.remote.failures import AccessError, RemoteError
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
+from saecache.store.remote.remote_folder import RemoteFolder
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.team import list_caches
 from saecache.store.remote.urls import parse_url
@@ -325,25 +326,36 @@ def test_faults_of_the_other_host_pass(
     assert cache_bytes(tmp_path / "copy") == cache_bytes(cache_path)
 
 
-def test_files_of_one_content_wait_until_it_was_checked(
-    hub: HubServer, cdn_proxy: Proxy, tmp_path: Path
-) -> None:
-    """The Hub says that it has a content while wrong bytes of it are not yet removed."""
+@dataclass
+class Sent:
+    """A file that is sent through the other host's proxy, and the folder it goes to."""
+
+    path: Path
+    folder: RemoteFolder
+    sha256: str
+
+    def upload(self, key: str) -> None:
+        self.folder.upload(self.path, key, size=self.path.stat().st_size, sha256=self.sha256)
+
+
+@pytest.fixture
+def sent(cdn_proxy: Proxy, tmp_path: Path) -> Sent:
     content = np.random.default_rng(0).bytes(70_000)
-    folder, size, sha256 = (
-        open_remote_folder(URL, PASSING, create=True),
-        len(content),
-        hashlib.sha256(content).hexdigest(),
-    )
     (tmp_path / "file").write_bytes(content)
+    folder = open_remote_folder(URL, PASSING, create=True)
+    return Sent(tmp_path / "file", folder, hashlib.sha256(content).hexdigest())
+
+
+def test_files_of_one_content_wait_until_it_was_checked(hub: HubServer, cdn_proxy: Proxy, sent: Sent) -> None:
+    """The Hub says that it has a content while wrong bytes of it are not yet removed."""
     done: list[str] = []
+    at_first: list[list[str]] = []
 
     def upload(key: str) -> None:
-        folder.upload(tmp_path / "file", key, size=size, sha256=sha256)
+        sent.upload(key)
         done.append(key)
 
     second = threading.Thread(target=upload, args=["second"])
-    at_first: list[list[str]] = []
 
     def after(command: str, path: str) -> None:
         if command == "PUT" and not at_first:
@@ -357,7 +369,24 @@ def test_files_of_one_content_wait_until_it_was_checked(
     second.join()
     assert at_first == [[]]
     assert sorted(done) == ["first", "second"]
-    assert hub.store[sha256] == content
+    assert hub.store[sent.sha256] == sent.path.read_bytes()
+
+
+def test_wrong_bytes_whose_answer_was_lost_are_sent_again(
+    hub: HubServer, cdn_proxy: Proxy, sent: Sent
+) -> None:
+    """The Hub then says that it has the content, and has not checked it."""
+
+    def after(command: str, path: str) -> None:
+        if command == "PUT":
+            hub.store[sent.sha256] = b"wrong"
+            cdn_proxy.after = None
+
+    lost = cdn_proxy.add("lost_answer", method="PUT", times=1)
+    cdn_proxy.after = after
+    sent.upload("file")
+    assert lost.met == 1
+    assert hub.store[sent.sha256] == sent.path.read_bytes()
 
 
 def test_what_never_passes_is_given_up(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
