@@ -5,10 +5,10 @@ from ..distributed.group import Group
 from ..store import ActivationCache
 from ..store.encoding.device import encodes_rows
 from ..store.encoding.records import RecordLayout
+from .conditions import check_conditions, condition_differences, forward_conditions
 from .extend import batch_size_of
 from .forward import choose_batch_size
 from .model import LanguageModel
-from .numerics import check_conditions, condition_differences, forward_conditions
 from .plan import HarvestPlan
 from .row_writer import Progress
 

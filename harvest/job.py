@@ -36,13 +36,13 @@ from ..store.untrusted import describe_invalid
 from ..store.writing.helper import HelperWriter, commit_together
 from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
 from .batch_size import settle_batch_size
+from .conditions import condition_differences, describe_conditions
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
 from .extend import BasePrefix, match_base, open_base
 from .feed import Feed, Share
 from .forward import ActivationReader, block_sequences, step_sequences
 from .model import LanguageModel
-from .numerics import condition_differences, describe_conditions
 from .plan import HarvestPlan, follow_plan, make_plan
 from .row_writer import HarvestStep, Progress, RowWriter
 from .shared_folder import check_all_see

@@ -17,12 +17,13 @@ from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
 from .adapter import AdapterFiles, locate_adapter
+from .conditions import recorded_attention, recorded_device
 from .config import AdapterConfig, HarvestConfig
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
 from .loading import Loading, check_model, read_model_settings
 from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
-from .numerics import recorded_attention, recorded_device, resolve_dtype
+from .numerics import resolve_dtype
 from .packing import PackingRule
 from .sources import ModelSide, TextSource, open_source
 from .text_config import needs_no_special_tokens

@@ -37,7 +37,7 @@ class Progress:
     """Everything but the rows that is needed to continue exactly.
 
     ``phase`` is ``copying`` (rows of a cache that is extended), ``reading`` (text through the model) or
-    ``finishing`` (shuffled shards). ``conditions`` are those of :func:`.numerics.forward_conditions`,
+    ``finishing`` (shuffled shards). ``conditions`` are those of :func:`.conditions.forward_conditions`,
     ``extends`` says which cache was copied. ``chat`` counts the tokens of the template and of each role, and
     those of them that give no row.
     """

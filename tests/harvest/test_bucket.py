@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from saecache.harvest import HarvestConfig
-from saecache.harvest.numerics import forward_conditions
+from saecache.harvest.conditions import forward_conditions
 from saecache.harvest.runner import run
 from saecache.store import CorruptCacheError, SaecacheError, StorageConfig, UsageError, open_cache
 from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remote_folder
@@ -426,7 +426,7 @@ import os, sys
 from pathlib import Path
 import transformers.models.gpt_neox.modeling_gpt_neox
 from saecache.harvest import HarvestConfig
-from saecache.harvest.numerics import forward_conditions
+from saecache.harvest.conditions import forward_conditions
 from saecache.harvest.runner import run
 
 config = HarvestConfig.model_validate_json(sys.argv[1])

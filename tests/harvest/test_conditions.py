@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
-from saecache.harvest import HarvestConfig, LanguageModel, batch_size, numerics
+from saecache.harvest import HarvestConfig, LanguageModel, batch_size, conditions
+from saecache.harvest.conditions import forward_conditions, recorded_attention, recorded_device
 from saecache.harvest.identity import Existing
-from saecache.harvest.numerics import forward_conditions, recorded_attention, recorded_device
 from saecache.harvest.plan import settle_device
 from saecache.harvest.runner import run
 from saecache.store import open_cache
@@ -32,7 +32,7 @@ class Model:
         self.device = self.devices[0]
 
 
-def conditions(*devices: str, **facts: Any) -> dict[str, Any]:
+def conditions_on(*devices: str, **facts: Any) -> dict[str, Any]:
     model: Any = Model(*devices)
     for name, value in facts.items():
         setattr(model, name, value)
@@ -46,10 +46,10 @@ def config(make_config: MakeConfig) -> HarvestConfig:
 
 def test_of_a_cpu_and_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        numerics, "device_name", lambda device: {1: "H100", 2: "A100"}.get(device.index, "H100")
+        conditions, "device_name", lambda device: {1: "H100", 2: "A100"}.get(device.index, "H100")
     )
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    on_cpu, on_gpus = conditions("cpu"), conditions("cuda:1", "cuda:2", "cuda:3")
+    on_cpu, on_gpus = conditions_on("cpu"), conditions_on("cuda:1", "cuda:2", "cuda:3")
     assert on_cpu["device"] == "cpu" and "batch_size" not in on_cpu and "cuda" not in on_cpu
     assert on_gpus["processor"] == "A100, H100" and on_gpus["batch_size"] == 24
     assert (on_gpus["device"], on_gpus["cuda"]) == ("cuda", "12.8")
@@ -58,10 +58,10 @@ def test_of_a_cpu_and_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_a_quantized_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "software_versions", lambda names: dict.fromkeys(names, "1.0"))
-    assert "bitsandbytes" not in conditions("cpu")
-    assert conditions("cpu", quantization="bitsandbytes")["bitsandbytes"] == "1.0"
-    assert conditions("cpu", quantization="fbgemm_fp8").keys() == conditions("cpu").keys()
+    monkeypatch.setattr(conditions, "software_versions", lambda names: dict.fromkeys(names, "1.0"))
+    assert "bitsandbytes" not in conditions_on("cpu")
+    assert conditions_on("cpu", quantization="bitsandbytes")["bitsandbytes"] == "1.0"
+    assert conditions_on("cpu", quantization="fbgemm_fp8").keys() == conditions_on("cpu").keys()
 
 
 @pytest.mark.parametrize(
