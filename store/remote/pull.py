@@ -20,7 +20,16 @@ from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..manifest import PULL_FOLDER
 from ..untrusted import check_no_links
 from ..writing.output import inspect_output
-from .cache_objects import PROVENANCE, ROOT, CacheObject, Root, changes_explained, read_metadata, read_root
+from .cache_objects import (
+    PROVENANCE,
+    ROOT,
+    CacheObject,
+    Root,
+    changes_explained,
+    find_root,
+    read_metadata,
+    read_root,
+)
 from .failures import MissingObjectError
 from .places import open_remote_folder
 from .retries import Patience
@@ -171,5 +180,6 @@ class Pull(Transfer):
         try:
             write_bytes(self.path / key, read_metadata(self.folder, self.root, key))
         except MissingObjectError:
-            if key != PROVENANCE:  # nothing depends on that
+            # A cache may be without; of one that is being removed, the root went before.
+            if key != PROVENANCE or find_root(self.folder) is None:
                 raise

@@ -177,6 +177,19 @@ def test_a_removal_during_a_pull(
     assert inspect_output(tmp_path / "copy") == "complete"
 
 
+def test_a_removal_that_takes_only_the_provenance_of_a_pull(
+    proxy: Proxy, url: str, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache without one can be pulled, so its absence alone would pass for a whole copy."""
+    Push(cache_path, url).run()
+    pull = Pull(url, tmp_path / "copy", Traffic(concurrency=1))
+    directly(monkeypatch, proxy)
+    at_request(proxy, 1, lambda: Removal(url).run(), PROVENANCE)
+    with pytest.raises(RemoteChangedError, match="was removed while it was pulled"):
+        pull.run()
+    assert inspect_output(tmp_path / "copy") != "complete"
+
+
 def test_a_replacement_during_a_pull(
     proxy: Proxy,
     url: str,
