@@ -1,11 +1,11 @@
-"""What every test process shares: the S3 server, Triton's interpreter in the place of a GPU, threads that sleep."""
+"""What every test process shares: the S3 server, Triton's interpreter for a GPU, threads that sleep."""
 
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which other packages do too
 
-# OpenMP's threads spin while they wait for each other. The tensors of tests are tiny, and other test processes need the
-# cores: half of the processor time of a training test was spent so. Processes that tests start inherit this.
+# OpenMP's threads spin while they wait for each other. The tensors of tests are tiny, and other processes
+# need the cores: half of the processor time of a training test was spent so. Processes inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
 
 from .store.remote.conftest import hub, proxy, s3_server, shared_proxy, team
