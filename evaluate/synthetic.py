@@ -149,7 +149,7 @@ def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
                 writer.write_rows({HOOK: rows})
             active += int((codes != 0).sum())
         observed = {**facts, "observed_l0": active / written}
-        return writer.finalize(provenance={"synthetic": observed})
+        return writer.finalize(provenance={"synthetic": observed}, commit_first=False)
 
 
 def remake_ground_truth(cache: ActivationCache) -> GroundTruth:

@@ -23,7 +23,6 @@ from ..distributed.group import ALONE, Group
 from ..distributed.launch import world
 from ..store import (
     ActivationCache,
-    CacheWriter,
     Manifest,
     SaecacheError,
     UsageError,
@@ -33,7 +32,7 @@ from ..store.remote import is_url
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
-from ..store.writing.helper import HelperWriter, commit_together
+from ..store.writing.helper import HelperWriter, SharedCacheWriter, commit_together
 from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
 from .batch_size import settle_batch_size
 from .conditions import condition_differences, describe_conditions
@@ -241,12 +240,12 @@ class HarvestJob:
             destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
         )
 
-    def _open_writer(self) -> CacheWriter | HelperWriter:
+    def _open_writer(self) -> SharedCacheWriter | HelperWriter:
         plan, config, group = self._plan, self._plan.config, self._group
         destination, writer = self._destination, None
         with group.together():
             if group.is_first:
-                writer = CacheWriter(
+                writer = SharedCacheWriter(
                     plan.path,
                     hooks=self._widths,
                     context=plan.rule.context,
@@ -270,16 +269,16 @@ class HarvestJob:
                 writer.close()
             raise
 
-    def _journal_of_first(self, writer: CacheWriter | HelperWriter | None) -> Journal:
+    def _journal_of_first(self, writer: SharedCacheWriter | HelperWriter | None) -> Journal:
         """The last commit, in all processes."""
-        own = writer.journal if isinstance(writer, CacheWriter) else None
+        own = writer.journal if isinstance(writer, SharedCacheWriter) else None
         if own is not None and self._group.size == 1:
             return own
         return Journal.model_validate(
             self._group.gather_values(None if own is None else own.model_dump(mode="json"))[0]
         )
 
-    def _copy(self, writer: CacheWriter | HelperWriter) -> None:
+    def _copy(self, writer: SharedCacheWriter | HelperWriter) -> None:
         """Rows of the cache that is extended."""
         commit_together(writer, self._group, writer.progress | {"phase": "copying"})
         self._prefix.copy_rows(writer, self._group, self._stop_asked)
@@ -289,7 +288,7 @@ class HarvestJob:
         self._progress = self._prefix.progress
         self._count_own_rows()
 
-    def _read(self, writer: CacheWriter | HelperWriter) -> None:
+    def _read(self, writer: SharedCacheWriter | HelperWriter) -> None:
         """Text through the model, from where the last run stopped to the target."""
         plan, progress, group = self._plan, self._progress, self._group
         assert self._model is not None and progress.batch_size is not None
@@ -344,11 +343,11 @@ class HarvestJob:
             )
         progress.phase = "finishing"
 
-    def _finish(self, writer: CacheWriter | HelperWriter) -> Manifest:
+    def _finish(self, writer: SharedCacheWriter | HelperWriter) -> Manifest:
         """Shuffle and write the final arrays: each process some shards, and the first one the manifest."""
         group = self._group
         with group.together():
-            if isinstance(writer, CacheWriter):
+            if isinstance(writer, SharedCacheWriter):
                 writer.commit(self._progress.to_json())
         with progress_bar("shuffle", "B", hidden=not group.is_first) as bar:
 
@@ -363,13 +362,13 @@ class HarvestJob:
 
             if group.size > 1 and group.on_first(lambda: self._shards_are_missing(writer)):
                 journal = self._journal_of_first(writer)
-                if isinstance(writer, CacheWriter):
+                if isinstance(writer, SharedCacheWriter):
                     writer.run_share(group, self._stop_asked, show)
                 else:
                     writer.run_share(journal, group, self._stop_asked)
             manifest = None
             with group.together():
-                if isinstance(writer, CacheWriter):
+                if isinstance(writer, SharedCacheWriter):
                     manifest = writer.finalize(
                         counts=self._progress.counts(self._plan.config.num_tokens),
                         provenance=self._facts(),
@@ -378,8 +377,8 @@ class HarvestJob:
             return manifest or read_manifest_at(self._destination.name)
 
     @staticmethod
-    def _shards_are_missing(writer: CacheWriter | HelperWriter) -> bool:
-        return isinstance(writer, CacheWriter) and not writer.is_published
+    def _shards_are_missing(writer: SharedCacheWriter | HelperWriter) -> bool:
+        return isinstance(writer, SharedCacheWriter) and not writer.is_published
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
         there = base.provenance.get("conditions")
@@ -390,7 +389,7 @@ class HarvestJob:
                 f"the last bits from those of one longer harvest ({'; '.join(lines)})"
             )
 
-    def _out_of_memory(self, writer: CacheWriter | HelperWriter, error: BaseException) -> SaecacheError:
+    def _out_of_memory(self, writer: SharedCacheWriter | HelperWriter, error: BaseException) -> SaecacheError:
         device, batch_size = self._plan.device, self._progress.batch_size
         what = f"out of memory on {device} with batch_size={batch_size}"
         if not writer.sequences_done:

@@ -15,8 +15,7 @@ from pydantic import Field, TypeAdapter
 from tqdm import tqdm
 
 from ..distributed.group import ALONE, Group
-from ..store import CacheWriter
-from ..store.writing.helper import HelperWriter
+from ..store.writing.helper import HelperWriter, SharedCacheWriter
 from ..store.writing.journal import Journal
 from ..store.writing.part import SpillMark
 from .config import HarvestConfig
@@ -158,7 +157,7 @@ class RowWriter:
 
     def __init__(
         self,
-        writer: CacheWriter | HelperWriter,
+        writer: SharedCacheWriter | HelperWriter,
         progress: Progress,
         config: HarvestConfig,
         bar: "tqdm[Any]",
@@ -227,7 +226,7 @@ class RowWriter:
 
     def _count(self, batch: TokenBatch) -> None:
         """Take note of the sequences of a round, whoever made their rows."""
-        assert isinstance(self._writer, CacheWriter)
+        assert isinstance(self._writer, SharedCacheWriter)
         sequences, before = batch.sequences, self.progress.tokens
         arrays = {"ids": sequences.ids, "document": sequences.documents}
         self._writer.write_token_arrays("ids and documents", len(sequences), arrays)
@@ -266,7 +265,7 @@ class RowWriter:
 
     def _spill_durably(self) -> None:
         self.progress.seconds = self._seconds_before + monotonic() - self._started
-        if isinstance(self._writer, CacheWriter):
+        if isinstance(self._writer, SharedCacheWriter):
             self._durable = self._writer.spill_durably(), deepcopy(self.progress)
             self._mark = {"durable": True}
         else:
@@ -274,7 +273,7 @@ class RowWriter:
 
     def _record(self, marks: Sequence[Any]) -> None:
         """Record the commit of which these are the marks of all processes."""
-        assert isinstance(self._writer, CacheWriter) and self._durable is not None
+        assert isinstance(self._writer, SharedCacheWriter) and self._durable is not None
         journal, progress = self._durable
         progress.add_rows_of(marks[1:])
         others = [

@@ -112,6 +112,7 @@ class BuiltinText(FrozenModel):
     name: Literal["stdlib"] = Field(default="stdlib", description="the running Python's own library")
 
 
+# A new kind of text is one class above, one name here, and what opens it in ``sources/opening.py``.
 DatasetText = Annotated[HubText | FilesText | BuiltinText, Field(discriminator="kind")]
 
 
@@ -136,17 +137,17 @@ class MixtureText(FrozenModel):
     )
 
 
-TextConfig = Annotated[HubText | FilesText | BuiltinText | MixtureText, Field(discriminator="kind")]
+TextConfig = Annotated[DatasetText | MixtureText, Field(discriminator="kind")]
 
 
-def datasets_of(config: HubText | FilesText | BuiltinText | MixtureText) -> list[DatasetText]:
+def datasets_of(config: TextConfig) -> list[DatasetText]:
     """The data sets of a text: one, or the parts of a mixture."""
     return [part.text for part in config.parts] if isinstance(config, MixtureText) else [config]
 
 
-def needs_no_special_tokens(config: HubText | FilesText | BuiltinText | MixtureText) -> bool:
+def needs_no_special_tokens(config: TextConfig) -> bool:
     """Whether all documents bring their own BOS and ends: chats by their template, token ids as they are."""
     return all(
-        not isinstance(each, BuiltinText) and (each.chat is not None or each.pretokenized is not None)
+        isinstance(each, _Records) and (each.chat is not None or each.pretokenized is not None)
         for each in datasets_of(config)
     )

@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: who imports whom, what stays light, which settings are read."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,14 @@ def test_imports_run_downwards(package: str) -> None:
     for path in source_files(package):
         foreign = imported_packages(path) - LAYERS[package] - {package}
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def test_contributing_shows_the_layers() -> None:
+    """Its table has one row for each package, and says what that may import."""
+    rows = re.findall(
+        r"^\| `(\w+)/` \|[^|]*\|([^|]*)\|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M
+    )
+    assert {name: set(re.findall(r"`(\w+)/`", allowed)) for name, allowed in rows} == LAYERS
 
 
 def test_the_import_check_sees_relative_and_absolute_imports(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def derive(
         planned_sequences=-(-rows // first.context),
     ) as writer:
         replay(writer, derivation.parts, on_progress=on_rows)
-        manifest = writer.finalize(counts=derivation.counts, on_progress=on_bytes)
+        manifest = writer.finalize(counts=derivation.counts, on_progress=on_bytes, commit_first=False)
     return Derived(path=out, manifest=manifest, reused=False)
 
 

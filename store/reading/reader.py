@@ -1,7 +1,6 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
-import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...common.devices import choose_device
 from ...common.errors import UsageError
@@ -25,11 +23,8 @@ from .device_batches import iter_batches_on
 from .downloads import download_ahead
 from .order import EpochOrder
 from .row_reader import BufferPool, RowReader
-from .same_tokens import check_same_tokens
-from .sharded_array import ShardedArray
-from .sinks import make_sink_filter
-
-_COUNTED_ROWS = 1 << 16
+from .same_tokens import check_name, check_same_tokens
+from .sinks import SinkFilter
 
 
 def open_cache(
@@ -113,11 +108,10 @@ class ActivationCache(CacheContents):
         """
         beside: dict[str, ActivationCache] = dict(self.beside)
         for name, place in caches.items():
-            if name in beside and place is not beside[name] and str(place) != str(beside[name].path):
-                raise UsageError(f"two caches are called {name}: {beside[name].path} and {place}")
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise UsageError(f"expected letters, digits, _ and - as the name of a cache, got {name!r}")
+            check_name(name)
             if name in beside:
+                if place is not beside[name] and str(place) != str(beside[name].path):
+                    raise UsageError(f"two caches are called {name}: {beside[name].path} and {place}")
                 continue
             other = place if isinstance(place, ActivationCache) else open_cache(place, group=group)
             if other.beside:
@@ -188,28 +182,28 @@ class ActivationCache(CacheContents):
         target = choose_device(str(device))
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
-        shard_chunks = self._layout.shard_rows // self._layout.chunk_rows
+        sink_hooks = sink_hooks or [hook]
+        sinks = None if sink_ratio is None else self._sinks(sink_hooks, split, sink_ratio)
         plan = BatchPlan(
             order=EpochOrder(
                 num_rows=rows,
                 chunk_rows=self._layout.chunk_rows,
                 seed=seed,
                 epoch=epoch if split == "train" else 0,
-                shard_chunks=shard_chunks,
+                shard_chunks=self._layout.shard_rows // self._layout.chunk_rows,
             ),
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
-            keep=None if sink_ratio is None else self._sink_filter(sink_hooks or [hook], split, sink_ratio),
+            keep=sinks and sinks.keep,
         )
-        available = self._count_kept(sink_hooks or [hook], split, sink_ratio, rows)
+        available = self._count_kept(sink_hooks, split, sink_ratio, rows)
         if not 0 < rows_per_batch <= available:
             raise UsageError(
                 f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
-        norms = [] if plan.keep is None else self._norms(sink_hooks or [hook], split)
-        around = download_ahead([*reader.arrays, *norms], plan.shards)
+        around = download_ahead([*reader.arrays, *(sinks.norms if sinks else ())], plan.shards)
         return iter_batches_on(target, reader, plan, dtype, batches_ahead, around or nullcontext())
 
     def num_batches(
@@ -278,18 +272,13 @@ class ActivationCache(CacheContents):
         """Counted by :meth:`_count_kept`."""
         return {}
 
-    def _norms(self, hooks: Sequence[str], split: str) -> list[ShardedArray]:
-        """The norms of the rows at some hooks."""
+    def _sinks(self, hooks: Sequence[str], split: str, ratio: float) -> SinkFilter:
         held = [self._holder(hook) for hook in hooks]
-        return [holder.stored(holder._layout.norm(split, own)) for holder, own in held]
-
-    def _sink_filter(
-        self, hooks: Sequence[str], split: str, ratio: float
-    ) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """A function that tells which of some row numbers are attention sinks at none of ``hooks``."""
-        held = [self._holder(hook) for hook in hooks]
-        medians = [holder.manifest.hooks[own].norm_quantiles["0.5"] for holder, own in held]
-        return make_sink_filter(self._norms(hooks, split), medians, ratio)
+        return SinkFilter(
+            [holder.stored(holder._layout.norm(split, own)) for holder, own in held],
+            [holder.manifest.hooks[own].norm_quantiles["0.5"] for holder, own in held],
+            ratio,
+        )
 
     def _count_kept(self, hooks: Sequence[str], split: str, ratio: float | None, rows: int) -> int:
         """How many of the first ``rows`` rows are attention sinks at none of ``hooks``; counted once."""
@@ -297,12 +286,5 @@ class ActivationCache(CacheContents):
             return rows
         key = (tuple(hooks), split, ratio, rows)
         if key not in self._kept_rows:
-            keep = self._sink_filter(hooks, split, ratio)
-            starts = range(0, rows, _COUNTED_ROWS)
-            chunks = -(-rows // self._layout.chunk_rows)
-            around = download_ahead(self._norms(hooks, split), lambda size: range(-(-chunks // size)))
-            with around or nullcontext():
-                self._kept_rows[key] = sum(
-                    int(keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum()) for start in starts
-                )
+            self._kept_rows[key] = self._sinks(hooks, split, ratio).count_kept(rows)
         return self._kept_rows[key]

@@ -4,6 +4,8 @@ Base and tuned model, for example: row r of both is then the same token of the s
 what the caches store (the token of every row, the token ids and the documents), not by their settings.
 """
 
+import re
+
 import numpy as np
 
 from ...common.errors import UsageError
@@ -14,6 +16,16 @@ from .contents import CacheContents
 MAX_LINES = 12  # differences that a message lists
 _OF_THE_MODEL = ("model", "tokenizer", "hooks")  # keys of an identity that may differ
 _BLOCK_BYTES = 1 << 24
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot come before the colon of ``NAME:HOOK``.
+
+    Raises:
+        UsageError: it is not made of letters, digits, ``_`` and ``-``.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"expected letters, digits, _ and - as the name of a cache, got {name!r}")
 
 
 def check_same_tokens(cache: CacheContents, other: CacheContents, name: str) -> None:

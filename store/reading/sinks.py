@@ -1,18 +1,21 @@
 """Which rows are attention sinks: those whose norm is far above the median norm of their hook."""
 
-from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import UsageError
+from .downloads import download_ahead
 from .sharded_array import ShardedArray
 
+_COUNTED_ROWS = 1 << 16
 
-def make_sink_filter(
-    norms: Sequence[ShardedArray], medians: Sequence[float], ratio: float
-) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-    """A function that tells which of some row numbers are attention sinks at none of several hooks.
+
+@dataclass(frozen=True)
+class SinkFilter:
+    """Leaves out the rows that are attention sinks at any of several hooks.
 
     Args:
         norms: float32 [N], the norms of the rows at each hook.
@@ -22,16 +25,30 @@ def make_sink_filter(
     Raises:
         UsageError: ``ratio`` is no positive number.
     """
-    if not isinstance(ratio, int | float | np.number):
-        raise UsageError(f"sink_ratio: expected a number, got {ratio!r}")
-    if not ratio > 0:
-        raise UsageError(f"sink_ratio must be positive, got {ratio}")
-    limits = [np.float32(ratio * median) for median in medians]
 
-    def keep(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    norms: list[ShardedArray]
+    medians: list[float]
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratio, int | float | np.number):
+            raise UsageError(f"sink_ratio: expected a number, got {self.ratio!r}")
+        if not self.ratio > 0:
+            raise UsageError(f"sink_ratio must be positive, got {self.ratio}")
+
+    def keep(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the rows with these numbers [n] are no sinks, bool [n]."""
         kept = np.ones(len(numbers), dtype=np.bool_)
-        for norm, limit in zip(norms, limits, strict=True):
-            kept &= norm.gather(numbers) <= limit
+        for norm, median in zip(self.norms, self.medians, strict=True):
+            kept &= norm.gather(numbers) <= np.float32(self.ratio * median)
         return kept
 
-    return keep
+    def count_kept(self, rows: int) -> int:
+        """How many of the first ``rows`` rows are no sinks."""
+        chunks = -(-rows // self.norms[0].spec.chunk_rows)
+        around = download_ahead(self.norms, lambda size: range(-(-chunks // size)))
+        with around or nullcontext():
+            return sum(
+                int(self.keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum())
+                for start in range(0, rows, _COUNTED_ROWS)
+            )

@@ -1,10 +1,10 @@
 """Several processes that write one cache: each of them spills rows, and writes a share of the shards.
 
-The first process has the :class:`.CacheWriter`, with the lock, the journal and the token arrays; each of the
-others has a :class:`HelperWriter`. All commits are made by the first, once everybody's rows are durable.
+The first process has the :class:`SharedCacheWriter`, with the lock, the journal and the token arrays; each of
+the others has a :class:`HelperWriter`. All commits are made by the first, once everybody's rows are durable.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,63 @@ from .journal import Journal, read_journal
 from .part import SpillMark, SpillPart
 from .unit_records import Delivery
 from .writer import CacheWriter
+
+
+class SharedCacheWriter(CacheWriter):
+    """The :class:`.CacheWriter` of the first process, or of one that may be alone."""
+
+    def add_rows(
+        self,
+        first: int,
+        documents: NDArray[np.int32],
+        keep: NDArray[np.bool_],
+        activations: Mapping[str, Any],
+    ) -> None:
+        """Append the rows of the sequences from number ``first`` on; :meth:`write_token_arrays` has them.
+
+        Each process adds the rows of some sequences, in ascending order. Arguments and errors as in
+        :meth:`.CacheWriter.write_sequences`.
+        """
+        check_activations(activations, self.hooks, int(keep.sum()))
+        with self._unfinished.appending("ids and documents") as part:
+            self._unfinished.count(**part.add_rows(first, documents, keep, activations))
+
+    def spill_durably(self) -> Journal:
+        """The first half of a commit that other processes take part in: what this one wrote is durable.
+
+        Errors as in :meth:`.CacheWriter.commit`.
+        """
+        with self._unfinished.working():
+            return self._unfinished.spill_durably()
+
+    def record(self, durable: Journal, others: Sequence[SpillMark], progress: Mapping[str, Any]) -> None:
+        """The second half: what all processes made durable at the same point becomes the last commit.
+
+        Args:
+            durable: what :meth:`spill_durably` returned here.
+            others: what it returned in the other processes, in the order of their numbers.
+            progress: that of all together.
+        """
+        with self._unfinished.working():
+            self._unfinished.record(durable, others, progress)
+
+    def run_share(
+        self,
+        group: Group,
+        stop_asked: Callable[[], bool],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write shards together with other processes, before :meth:`finalize`; all rows are committed.
+
+        Raises:
+            KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
+        """
+        with self._unfinished.working():
+            with group.together():
+                finalizer = self._unfinished.finalizer(
+                    on_progress=on_progress, delivery=self._delivery, shared=True
+                )
+            finalizer.run_share(group, stop_asked)
 
 
 class HelperWriter:
@@ -84,7 +141,7 @@ class HelperWriter:
         keep: NDArray[np.bool_],
         activations: Mapping[str, Any],
     ) -> None:
-        """As :meth:`.CacheWriter.add_rows`."""
+        """As :meth:`SharedCacheWriter.add_rows`."""
         check_activations(activations, self.hooks, int(keep.sum()))
         with disk_explained(self.path):
             self._count(self._open().add_rows(first, documents, keep, activations))
@@ -145,11 +202,12 @@ def commit_together(
     if group.size == 1 and isinstance(writer, CacheWriter):
         writer.commit(progress)
         return
+    assert isinstance(writer, SharedCacheWriter | HelperWriter)
     durable: Journal | SpillMark | None = None
     with group.together():
         durable = writer.spill_durably()
     marks = group.gather_values(durable.model_dump() if isinstance(durable, SpillMark) else None)
     with group.together():
-        if isinstance(writer, CacheWriter) and isinstance(durable, Journal):
+        if isinstance(writer, SharedCacheWriter) and isinstance(durable, Journal):
             others = [SpillMark.model_validate(mark) for mark in marks[1:]]
             writer.record(durable, others, writer.progress if progress is None else progress)

@@ -1,7 +1,7 @@
 """A cache that is being written: its folder and lock, the last commit, and what the next one will add."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences
 from ..layout import TokensKind
 from ..manifest import load_manifest
-from .blocks import choose_buckets
+from .blocks import Block, choose_buckets
+from .finalize import Finalizer
 from .journal import Journal, PartLengths, read_journal, write_journal
 from .output import (
     claim_output,
     discard_results,
     discard_uncommitted_results,
     discard_work,
+    mark_uncommitted,
     remove_work,
     unmark_uncommitted,
 )
 from .part import SpillMark, SpillPart
+from .unit_records import Delivery
 
 
 class UnfinishedCache:
@@ -45,9 +48,7 @@ class UnfinishedCache:
     ) -> None:
         self._path, self._storage, self._planned_rows = path, storage, planned_rows
         self._part: SpillPart | None = None
-        self._rows_of_others: dict[
-            str, int
-        ] = {}  # that this run has recorded, by the journal's name for them
+        self._rows_of_others: dict[str, int] = {}  # that this run has recorded, by the journal's names
         self._failed = False  # an error left rows half written: nothing more may be written or committed
         self._created = not path.exists()
         self._lock = claim_output(path)
@@ -65,6 +66,11 @@ class UnfinishedCache:
     @property
     def is_open(self) -> bool:
         return self._lock.is_locked
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether everything that was written is durable."""
+        return self.pending == self.journal
 
     @property
     def has_manifest(self) -> bool:
@@ -155,6 +161,42 @@ class UnfinishedCache:
         self.pending, self._rows_of_others = with_others(self.pending), rows
         self.set_progress(progress)
         self._replace_journal(with_others(durable).model_copy(update={"progress": self.pending.progress}))
+
+    def finalizer(
+        self,
+        *,
+        on_progress: Callable[[int, int], None] | None,
+        delivery: Delivery | None,
+        shared: bool = False,
+    ) -> Finalizer:
+        """Writes the arrays from the spill, and from the memory of rows that were not committed.
+
+        It is ``shared`` with other processes where all rows are committed.
+
+        Raises:
+            UsageError: no training rows were written.
+        """
+        pending = self.pending
+        if not pending.train_rows or pending.tokens is None:
+            raise UsageError(
+                f"nothing to train on: {pending.sequences} sequences were written, with "
+                f"{pending.heldout_rows} held-out rows and no training rows"
+            )
+        in_memory: list[Block] = []
+        if not shared:
+            # Opening the spill cuts off what a killed run left after its last commit.
+            in_memory = self.open_spill(pending.tokens).keep_in_memory()
+            if not self.is_committed:
+                mark_uncommitted(self._path)
+        return Finalizer(
+            self._path,
+            self.pending,
+            self._storage,
+            on_progress=on_progress,
+            delivery=delivery,
+            in_memory=in_memory,
+            drop_pages=self.is_committed and not shared,
+        )
 
     def remove_work(self) -> None:
         """Leave nothing but the finished cache, and close."""

@@ -1,7 +1,7 @@
 """Writing a cache: rows arrive in reading order and become one shuffled cache, despite interruptions."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import UsageError
-from ...distributed.group import Group
 from ..config import StorageConfig
 from ..identity import canonical_json, fingerprint, whole_identity
 from ..layout import TokensKind
@@ -24,10 +23,7 @@ from .arguments import (
     row_arguments,
     sequence_arguments,
 )
-from .finalize import Finalizer
 from .journal import Journal, journal_path
-from .output import mark_uncommitted
-from .part import SpillMark
 from .publish import publish
 from .unfinished import UnfinishedCache
 from .unit_records import Delivery
@@ -131,22 +127,6 @@ class CacheWriter:
         ids, documents, keep = sequence_arguments(ids, documents, keep, self.context)
         self._append("ids and documents", documents, keep, activations, {"ids": ids, "document": documents})
 
-    def add_rows(
-        self,
-        first: int,
-        documents: NDArray[np.int32],
-        keep: NDArray[np.bool_],
-        activations: Mapping[str, Any],
-    ) -> None:
-        """Append the rows of the sequences from number ``first`` on; :meth:`write_token_arrays` has them.
-
-        Where several processes write one cache, each adds the rows of some sequences, in ascending order.
-        Arguments and errors as in :meth:`write_sequences`.
-        """
-        check_activations(activations, self.hooks, int(keep.sum()))
-        with self._unfinished.appending("ids and documents") as part:
-            self._unfinished.count(**part.add_rows(first, documents, keep, activations))
-
     def write_rows(self, activations: Mapping[str, Any], documents: Any = None) -> None:
         """Append rows that do not come from token sequences; such a cache has context 1 and no token ids.
 
@@ -188,7 +168,7 @@ class CacheWriter:
     ) -> None:
         """Append token arrays int32 [sequences, context].
 
-        Their rows come by :meth:`write_records`, afterwards, or by :meth:`add_rows`.
+        Their rows come by :meth:`write_records`, afterwards, or by :meth:`.SharedCacheWriter.add_rows`.
         """
         with self._unfinished.appending(tokens) as part:
             part.add_sequences(dict(arrays))
@@ -205,49 +185,6 @@ class CacheWriter:
             if progress is not None:
                 self._unfinished.set_progress(progress)
             self._unfinished.make_durable()
-
-    def spill_durably(self) -> Journal:
-        """The first half of a commit that other processes take part in: what this one wrote is durable.
-
-        Errors as in :meth:`commit`.
-        """
-        with self._unfinished.working():
-            return self._unfinished.spill_durably()
-
-    def record(self, durable: Journal, others: Sequence[SpillMark], progress: Mapping[str, Any]) -> None:
-        """The second half: what all processes made durable at the same point becomes the last commit.
-
-        Args:
-            durable: what :meth:`spill_durably` returned here.
-            others: what it returned in the other processes, in the order of their numbers.
-            progress: that of all together.
-        """
-        with self._unfinished.working():
-            self._unfinished.record(durable, others, progress)
-
-    def run_share(
-        self,
-        group: Group,
-        stop_asked: Callable[[], bool],
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Write shards together with other processes, before :meth:`finalize`; all rows are committed.
-
-        Raises:
-            KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
-        """
-        with self._unfinished.working():
-            with group.together():
-                self._check_rows_were_written()
-                finalizer = Finalizer(
-                    self.path,
-                    self.journal,
-                    self.storage,
-                    on_progress=on_progress,
-                    delivery=self._delivery,
-                    drop_pages=False,
-                )
-            finalizer.run_share(group, stop_asked)
 
     @property
     def is_published(self) -> bool:
@@ -266,17 +203,20 @@ class CacheWriter:
         counts: Mapping[str, int] = _NOTHING,
         provenance: Mapping[str, Any] = _NOTHING,
         on_progress: Callable[[int, int], None] | None = None,
+        commit_first: bool = True,
     ) -> Manifest:
-        """Shuffle, write the arrays and last the manifest; then close.
+        """Commit, shuffle, write the arrays and last the manifest; then close.
 
-        Rows that are in memory since the last commit go into the arrays from there. A process that is killed
-        meanwhile loses them, as it does at any other time before a commit; after an error they are committed.
-        With a ``delivery`` they are committed first.
+        From the commit on no row can be lost: if the process is killed, the next writer finalizes the same
+        cache. With ``commit_first=False`` the last rows go from memory into the arrays, which saves writing
+        and syncing them once more. If the process is killed meanwhile they are lost, so that is for rows that
+        can be made again; after an error they are committed. With a ``delivery`` they always are, first.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
             provenance: further facts that are not part of the identity (throughput, ...).
             on_progress: called with (bytes done, bytes in all).
+            commit_first: whether to make the rows durable that came since the last commit.
 
         Raises:
             UsageError: no training rows were written.
@@ -285,12 +225,13 @@ class CacheWriter:
         facts = json.loads(canonical_json({**self._provenance, **provenance}))
         check_counts(counts)
         unfinished = self._unfinished
-        if self._delivery is not None:
-            self.commit()  # rows that are delivered may have to be written once more
         with unfinished.working():
+            if not unfinished.is_committed and (commit_first or self._delivery is not None):
+                unfinished.make_durable()
             if not self.is_published:
                 try:
-                    publish(self.path, self._build(counts, on_progress), facts)
+                    finalizer = unfinished.finalizer(on_progress=on_progress, delivery=self._delivery)
+                    publish(self.path, finalizer.run(counts), facts)
                 except BaseException:
                     unfinished.make_durable()
                     raise
@@ -330,30 +271,3 @@ class CacheWriter:
             first = self._unfinished.pending.sequences
             self._unfinished.count(**part.add_rows(first, documents, keep, activations), sequences=len(keep))
             part.add_sequences(sequence_arrays)
-
-    def _check_rows_were_written(self) -> TokensKind:
-        pending = self._unfinished.pending
-        if not pending.train_rows or pending.tokens is None:
-            raise UsageError(
-                f"nothing to train on: {pending.sequences} sequences were written, with "
-                f"{pending.heldout_rows} held-out rows and no training rows"
-            )
-        return pending.tokens
-
-    def _build(self, counts: Mapping[str, int], on_progress: Callable[[int, int], None] | None) -> Manifest:
-        """Write every shard; the manifest of them."""
-        pending, tokens = self._unfinished.pending, self._check_rows_were_written()
-        part = self._unfinished.open_spill(tokens)  # cuts off what a killed run left after its last commit
-        in_memory, committed = part.keep_in_memory(), pending == self.journal
-        if not committed:
-            mark_uncommitted(self.path)
-        finalizer = Finalizer(
-            self.path,
-            pending,
-            self.storage,
-            on_progress=on_progress,
-            delivery=self._delivery,
-            in_memory=in_memory,
-            drop_pages=committed,
-        )
-        return finalizer.run(counts)

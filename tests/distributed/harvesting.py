@@ -1,6 +1,5 @@
 """Harvests of several processes, forked from one that has imported everything, and their mishaps."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -31,18 +30,6 @@ class Mishap:
     steps: int | None = None
     copied: int | None = None
     seconds: float | None = None
-
-
-def forkserver() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "saecache.harvest.job",
-            "saecache.distributed.launch",
-            "transformers.models.gpt_neox.modeling_gpt_neox",
-        ]
-    )
-    return context
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,32 @@
-"""Start the processes of a run as torchrun does, each with its own environment, and look at how they end."""
+"""Start the processes of a run as torchrun does, each with its own environment, and look at how they end.
 
+They are forked from one process that has imported everything: most of what a short run costs are its imports.
+The tests of torchrun itself start Python anew.
+"""
+
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 SECONDS = 600.0  # until processes count as stuck; far more than they need
+
+_IMPORTS = [
+    "saecache.cli",
+    "saecache.commands.stages",
+    "saecache.distributed.launch",
+    "saecache.evaluate.runner",
+    "saecache.harvest.job",
+    "saecache.train.runs.runner",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+]
 
 
 @dataclass(frozen=True)
@@ -18,6 +36,44 @@ class Ended:
     status: int
     output: str
     errors: str
+
+
+class Running(Protocol):
+    """A process, as of :class:`subprocess.Popen`."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def communicate(self, *, timeout: float) -> tuple[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A process that was started here; what it prints is in ``files``, one for each of its two streams."""
+
+    process: BaseProcess
+    files: tuple[Path, Path]
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def communicate(self, *, timeout: float) -> tuple[str, str]:
+        """Wait for it, and return what it printed."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"{self.process.name} hangs"
+        output, errors = (file.read_text() for file in self.files)
+        return output, errors
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def forkserver() -> ForkServerContext:
+    """The process that has imported everything, one for each test process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTS)
+    return context
 
 
 def free_port() -> int:
@@ -33,13 +89,14 @@ def start(
     folder: Path,
     own: Sequence[Mapping[str, str]] | None = None,
     **environment: str,
-) -> list[subprocess.Popen[str]]:
+) -> list[Forked]:
     """Start ``size`` processes ``python <arguments>`` in ``folder`` that meet each other.
 
-    ``own`` has what each of them finds in its environment beside ``environment``.
+    ``arguments`` begin with a script, or with ``-m`` and a module. ``own`` has what each of the processes
+    finds in its environment beside ``environment``.
     """
     port = str(free_port())
-    processes = []
+    started = []
     for rank in range(size):
         placement = {
             "RANK": str(rank),
@@ -48,26 +105,41 @@ def start(
             "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
         }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=folder,
-                env=os.environ | placement | environment | (dict(own[rank]) if own else {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        variables = os.environ | placement | environment | (dict(own[rank]) if own else {})
+        files = folder / f"{port}.{rank}.out", folder / f"{port}.{rank}.err"
+        process = forkserver().Process(
+            target=_run, args=(list(arguments), folder, dict(variables), files), name=f"process {rank}"
         )
-    return processes
+        process.start()
+        started.append(Forked(process, files))
+    return started
 
 
-def wait(processes: Sequence[subprocess.Popen[str]]) -> list[Ended]:
+def _run(arguments: list[str], folder: Path, environment: dict[str, str], files: tuple[Path, Path]) -> None:
+    """In the process: become ``python <arguments>``."""
+    for descriptor, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def wait(processes: Sequence[Running]) -> list[Ended]:
     """Wait for all, and return how each ended."""
     ended = []
     for process in processes:
         output, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode is not None
         ended.append(Ended(process.returncode, output, errors))
     return ended
 

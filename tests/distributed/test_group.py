@@ -72,7 +72,7 @@ def test_a_frozen_process_ends_the_others_with_words(frozen: int, tmp_path: Path
                 assert f"error in process {rank}: {said}" in errors
     finally:
         processes[frozen].kill()
-        processes[frozen].communicate()
+        processes[frozen].communicate(timeout=SECONDS)
 
 
 def test_a_process_alone_exchanges_nothing() -> None:

@@ -19,8 +19,8 @@ from saecache.store.remote import open_remote_folder
 from saecache.store.writing.journal import read_journal
 
 from ..store.remote.server import S3Server
-from .harvesting import Harvest, Mishap, forkserver, into_folder, run
-from .processes import SECONDS, free_port
+from .harvesting import Harvest, Mishap, into_folder, run
+from .processes import SECONDS, forkserver, free_port
 
 MakeConfig = Callable[..., HarvestConfig]
 # After so many forwards of a process a commit is recorded, however slow the disk is: the first round asks for

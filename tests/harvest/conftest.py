@@ -109,14 +109,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="package", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """Only a power cut could tell the difference, and it is most of the time of a small harvest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _descriptor: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Name of a model class -> a folder with such a model, random weights, and its tokenizer."""

@@ -44,14 +44,6 @@ def write_cache(
     return writer.finalize()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_disk() -> Iterator[None]:
-    """Tests of crashes start processes of their own; no other needs to wait for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
-
-
 @pytest.fixture(scope="session", name="make_source")
 def make_source_fixture() -> Callable[..., Source]:
     return make_source

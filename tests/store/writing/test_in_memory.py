@@ -1,5 +1,8 @@
 """Rows that were not committed go from memory into the finished arrays."""
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ def test_a_small_cache_is_never_spilled(
     with writer_of(tmp_path / "c", source) as writer:
         for _, arrays in source.batches(7):
             writer.write_sequences(**arrays)
+        writer.finalize(commit_first=False)
     assert spilled == []
     assert contents(tmp_path / "c") == contents(cache_path)
 
@@ -70,8 +74,7 @@ def test_the_last_rows_of_a_larger_cache_are_not_spilled(
         with writer_of(tmp_path / name, source) as writer:
             for _, arrays in source.batches(7):
                 writer.write_sequences(**arrays)
-            if commits:
-                writer.commit()
+            writer.finalize(commit_first=commits)
         rows = len(open_cache(tmp_path / name)) + open_cache(tmp_path / name).num_rows("heldout")
         assert sum(spilled) == rows if commits else 0 < sum(spilled) < rows
     assert contents(tmp_path / "partly") == contents(tmp_path / "spilled")
@@ -84,11 +87,36 @@ def test_after_an_error_in_finalize_nothing_is_lost(
     for _, arrays in source.batches(10):
         writer.write_sequences(**arrays)
     with pytest.raises(StopError):
-        writer.finalize(on_progress=stop_half_way)
+        writer.finalize(on_progress=stop_half_way, commit_first=False)
     writer.close()
     writer = writer_of(tmp_path / "c", source)
     assert writer.sequences_done == len(source.ids)
     writer.finalize()
+    assert contents(tmp_path / "c") == contents(cache_path)
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["after a commit", "without a commit"])
+def test_a_killed_finalize_loses_no_rows(
+    tmp_path: Path, cache_path: Path, source: Any, contents: Contents, commits: bool
+) -> None:
+    """Whoever starts it again need not write anything more, and gets the whole cache, not a smaller one."""
+    script = f"""
+import os, pickle, sys
+from saecache.store import CacheWriter
+arguments, batches, commits = pickle.load(sys.stdin.buffer)
+writer = CacheWriter({str(tmp_path / "c")!r}, **arguments)
+for number, arrays in enumerate(batches):
+    writer.write_sequences(**arrays)
+    if commits and number == 1:
+        writer.commit()
+writer.finalize(on_progress=lambda done, total: os._exit(9) if done > total / 2 else None)
+"""
+    arguments = {"hooks": source.hooks, "context": source.context, "identity": {"source": "test"}}
+    arguments |= {"heldout_fraction": 0.2, "storage": STORAGE}
+    given = pickle.dumps((arguments, [arrays for _, arrays in source.batches(10)], commits))
+    assert subprocess.run([sys.executable, "-c", script], input=given, check=False).returncode == 9
+    with writer_of(tmp_path / "c", source) as writer:
+        assert writer.sequences_done == len(source.ids)
     assert contents(tmp_path / "c") == contents(cache_path)
 
 
@@ -107,7 +135,7 @@ def test_a_killed_finalize_leaves_no_results_of_rows_that_were_lost(
                 writer.write_sequences(**arrays)
             with monkeypatch.context() as patch, pytest.raises(StopError):
                 patch.setattr(UnfinishedCache, "make_durable", lambda self: None)  # as a killed process
-                writer.finalize(on_progress=stop_half_way)
+                writer.finalize(on_progress=stop_half_way, commit_first=False)
             assert len(list((tmp_path / name / ".writing" / "done").iterdir())) > 3
             writer.close()
             writer = writer_of(tmp_path / name, source)
@@ -129,7 +157,7 @@ def test_killed_between_the_manifest_and_its_cleaning(
         writer.write_sequences(**arrays)
     with monkeypatch.context() as patch, pytest.raises(StopError):
         patch.setattr(unfinished, "remove_work", killed)
-        writer.finalize()
+        writer.finalize(commit_first=False)
     writer.close()
     assert inspect_output(tmp_path / "c") == "incomplete"
     with writer_of(tmp_path / "c", source) as writer:

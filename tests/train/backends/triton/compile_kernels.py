@@ -3,7 +3,7 @@
 Runs in a process of its own, without Triton's interpreter: the operations run on tensors in main memory while
 :func:`launch` only writes down what it was asked to start. An explicit target needs no driver, and Triton's
 wheel holds ptxas. Arguments: compute capabilities, such as 90; ``--once`` compiles one variant of each kernel
-only, ``--encoder`` only the kernel that encodes rows of a harvest.
+only, but all of the kernel that encodes the rows of a harvest.
 """
 
 import io
@@ -168,21 +168,22 @@ def main() -> None:
         if hasattr(module, "launch"):
             module.launch = write_down
     report = []
-    once, only_encoder = "--once" in sys.argv, "--encoder" in sys.argv
+    once = "--once" in sys.argv
     for capability in map(int, (word for word in sys.argv[1:] if word[0] != "-")):
         started.clear()
         screen.product_options = lambda _, capability=capability: dict(screen.options_of(capability))
         encode_rows()
-        if not only_encoder:
-            run_operations(64, 4)
-            if not once:
-                run_operations(1, 1)
+        run_operations(64, 4)
+        if not once:
+            run_operations(1, 1)
         names = set()
         for label, (function, arguments, options) in started.items():
-            if once and (function.__module__, function.__name__) in names:
+            name = (function.__module__, function.__name__)
+            encodes = function.__module__ == triton_encode.__name__
+            if once and name in names and not encodes:
                 continue
-            names.add((function.__module__, function.__name__))
-            line: dict[str, Any] = {"kernel": label, "capability": capability}
+            names.add(name)
+            line: dict[str, Any] = {"kernel": label, "capability": capability, "encodes": encodes}
             try:
                 with redirect_stdout(io.StringIO()) as log:
                     out = compiled(function, arguments, options, capability)
