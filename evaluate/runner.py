@@ -26,6 +26,7 @@ from ..train.sae import SAEConfig
 from ..train.sae_hooks import decoded_hooks, place_of, split_by_hook
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
+from .earlier_results import keep_judged
 from .hook_measures import with_costs
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
 from .latents.contexts import DecodeToken
@@ -76,7 +77,8 @@ def run(
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
 
     If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
-    so. Held-out rows that a threshold was calibrated on are left out.
+    so. Held-out rows that a threshold was calibrated on are left out. What a judge has said of the SAEs stays
+    in the results (:mod:`.earlier_results`).
 
     Args:
         targets: SAE folders, or run folders (every SAE in them).
@@ -227,7 +229,10 @@ def run(
     )
     with everyone.together():
         if everyone.is_first:
+            results, notes = keep_judged(results, out)
             write_results(results, out)
+            for note in notes if show_progress else []:
+                print(note, file=sys.stderr)
     return results
 
 

@@ -5,6 +5,7 @@ Legend: B rows, D width of what is encoded, O of what is reconstructed (D unless
 latents, P pairs.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -248,6 +249,15 @@ class SAE(nn.Module):
             latent_shards=self.shards,
         )
         return self.cfg.variant.encode(rows, as_trained=as_trained)
+
+    def weights_sha256(self) -> str:
+        """The sha256 of names, types, shapes and bytes of all tensors, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.named_buffers()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            numbers: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(numbers)
+        return digest.hexdigest()
 
     def save(self, folder: str | Path) -> str:
         """Write the weights, then the config, each atomically. Equal SAEs give equal bytes.

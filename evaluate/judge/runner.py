@@ -11,6 +11,7 @@ from ...common.errors import UsageError
 from ...common.outputs import check_file_output, check_folder_output, take_lock
 from ...store import ActivationCache
 from ...store.durable import make_folder
+from ...train import SAE
 from ..definitions import JUDGE_DEFINITIONS
 from ..judge_results import Uniqueness
 from ..results import Results, read_results, write_results
@@ -117,6 +118,7 @@ def interpret(
         interviews = {}
         for target in found:
             sae = target.load(device)
+            _check_unchanged(sae, target, measured, results)
             survey = survey_latents(
                 sae, target.name, cache, rows, windows, config, show_progress=show_progress
             )
@@ -160,6 +162,8 @@ def interpret(
             )
             say(f"warning: {done.warnings[-1]}")
     named = {target.name for target in found}
+    measured = read_results(results)  # which may have been measured anew while the judge answered
+    _check_measured(found, measured, results, cache)
     done.results = measured.model_copy(
         update={
             "definitions": measured.definitions | JUDGE_DEFINITIONS,
@@ -189,6 +193,16 @@ def _check_measured(targets: Sequence[Target], measured: Results, path: Path, ca
         raise UsageError(
             f"{path} was measured on another cache: expected fingerprint {measured.cache.fingerprint!s:.80}, "
             f"but {cache.path} has {cache.fingerprint}. Name that cache, or measure again"
+        )
+
+
+def _check_unchanged(sae: SAE, target: Target, measured: Results, path: Path) -> None:
+    """The results are of these weights of the SAE, where they say of which."""
+    (wanted,) = (one.weights_sha256 for one in measured.saes if one.name == target.name)
+    if wanted is not None and wanted != sae.weights_sha256():
+        raise UsageError(
+            f"{target.sae_dir} has other weights than when {path} was measured: measure again with 'saecache "
+            "evaluate', so that figures and explanations are of one SAE"
         )
 
 
