@@ -52,7 +52,7 @@ from .results import (
 )
 from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
 from .sequences import ScoredSequences, choose_sequences
-from .targets import Target, choose_output, find_targets_of
+from .targets import Place, Target, choose_output, find_targets_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=BaseModel)
@@ -62,7 +62,7 @@ _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
 
 def run(
-    targets: Sequence[Path | str],
+    targets: Sequence[Place] | Sequence[Target],
     cache: ActivationCache | Path | str,
     config: EvaluateConfig | None = None,
     *,
@@ -81,7 +81,8 @@ def run(
     in the results (:mod:`.earlier_results`).
 
     Args:
-        targets: SAE folders, or run folders (every SAE in them).
+        targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
+            :func:`.targets.find_targets` found.
         cache: the cache the SAEs were trained from; with ``other_cache`` any of the same model and hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
@@ -99,13 +100,12 @@ def run(
     config = config or EvaluateConfig()
     if settings:
         config = validate(EvaluateConfig, config.model_dump() | settings, "what was given to evaluate.run")
-    folders = [Path(target) for target in targets]
-    out = choose_output(folders) if out is None else Path(out)
+    out = choose_output(targets) if out is None else Path(out)
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache, group=world().everyone)
     cache = cache.with_beside(config.beside, world().everyone)
-    found = find_targets_of(folders, cache, other_cache=config.other_cache)
+    found = find_targets_of(targets, cache, other_cache=config.other_cache)
     configs = {target.name: target.load().cfg for target in found}
     rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))
     has_tokens = cache.manifest.tokens == "ids and documents"
@@ -194,7 +194,7 @@ def run(
         return [
             result.model_copy(
                 update={
-                    "sae_dir": _relative(target.sae_dir, out.parent),
+                    "sae_dir": target.url or _relative(target.sae_dir, out.parent),
                     "language_model": costs.get(target.name),
                     "hooks": with_costs(
                         result.hooks,

@@ -29,7 +29,6 @@ from ..common.memory import check_memory
 from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.normalization import RowState
-from ..store.remote import is_url
 from ..store.untrusted_files import read_object
 from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
@@ -272,14 +271,18 @@ class SAE(nn.Module):
         return checksum
 
 
-def find_saes(folder: Path) -> list[Path]:
-    """The SAE folders that ``folder`` stands for: itself, a variant's ``sae``, or every one of a run.
+def find_saes(place: str | Path) -> list[Path]:
+    """The SAE folders that a folder stands for: itself, a variant's ``sae``, or every one of a run.
+
+    The SAE at a URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once.
 
     Raises:
         UsageError: it is none of these.
     """
     from .foreign.formats import FORMATS, find_format  # which builds SAEs
+    from .foreign.hub import find_folder
 
+    folder = find_folder(place)
     if find_format(folder) is not None:
         return [folder]
     for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
@@ -303,11 +306,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
-    if is_url(folder):
-        from .foreign.hub import download_sae
-
-        folder = download_sae(str(folder))
-    found = find_saes(Path(folder))
+    found = find_saes(folder)
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
     folder = found[0]

@@ -16,7 +16,7 @@ from ..definitions import JUDGE_DEFINITIONS
 from ..judge_results import Uniqueness
 from ..results import Results, read_results, write_results
 from ..rows import MeasuredRows
-from ..targets import Target, choose_output, find_targets_of
+from ..targets import Place, Target, choose_output, find_targets_of
 from .activations import find_places
 from .answers import AnswerFolder
 from .calls import Caller
@@ -56,7 +56,7 @@ class Interpreted:
 
 
 def interpret(
-    targets: Sequence[Path | str],
+    targets: Sequence[Place] | Sequence[Target],
     cache: ActivationCache,
     config: InterpretConfig,
     decode: Decode,
@@ -74,7 +74,8 @@ def interpret(
     the same bytes.
 
     Args:
-        targets: SAE folders, or run folders (every SAE in them).
+        targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
+            :func:`..targets.find_targets` found.
         cache: whose held-out rows and tokens are used.
         decode: the text of token ids of the cache's model; nothing for special tokens.
         results: what ``evaluate`` has written of these SAEs; ``RUN_DIR/results.json`` when None.
@@ -87,10 +88,9 @@ def interpret(
         UsageError: bad settings or input, before any call is made; more calls or tokens than allowed.
         EndpointError: the judge fails; what it answered is stored.
     """
-    folders = [Path(target) for target in targets]
-    results = choose_output(folders) if results is None else results
+    results = choose_output(targets) if results is None else results
     answers = results.parent / ANSWERS_FOLDER if answers is None else answers
-    found = find_targets_of(folders, cache, other_cache=other_cache)
+    found = find_targets_of(targets, cache, other_cache=other_cache)
     measured = read_results(results)
     _check_measured(found, measured, results, cache)
     check_file_output(results)
@@ -201,7 +201,7 @@ def _check_unchanged(sae: SAE, target: Target, measured: Results, path: Path) ->
     (wanted,) = (one.weights_sha256 for one in measured.saes if one.name == target.name)
     if wanted is not None and wanted != sae.weights_sha256():
         raise UsageError(
-            f"{target.sae_dir} has other weights than when {path} was measured: measure again with 'saecache "
+            f"{target.place} has other weights than when {path} was measured: measure again with 'saecache "
             "evaluate', so that figures and explanations are of one SAE"
         )
 
