@@ -46,6 +46,7 @@ def evaluate(
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
+    from .harvest.tokenizer import load_tokenizer_of
     from .harvest.unembedding import read_unembedding
     from .store import open_cache
 
@@ -62,7 +63,14 @@ def evaluate(
             model = load_model_of(cache, device=config.device)
         except UsageError as error:
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
-    decode = None if model is None else _token_decoder(model)
+    decode, notes = None, []
+    if model is not None:
+        decode = _token_decoder(model.tokenizer)
+    elif _names_model(cache):
+        try:
+            decode = _token_decoder(load_tokenizer_of(cache))
+        except UsageError as error:
+            notes.append(f"Tokens are shown as numbers, because their tokenizer is not here: {error}")
     reader = None if model is None else _text_reader(model, cache)
     return run(
         found,
@@ -73,6 +81,7 @@ def evaluate(
         reader=reader,
         unembedding=None if model is None else read_unembedding(model),
         out=out,
+        notes=notes,
     )
 
 
@@ -112,8 +121,7 @@ def _names_model(cache: "ActivationCache") -> bool:
     return "model" in cache.manifest.identity
 
 
-def _token_decoder(model: "LanguageModel") -> Callable[[int], str]:
-    tokenizer = model.tokenizer
+def _token_decoder(tokenizer: Any) -> Callable[[int], str]:
     return lambda token: str(tokenizer.decode([token]))
 
 

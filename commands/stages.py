@@ -184,7 +184,11 @@ def evaluate(
         bool, typer.Option("--absorption", help="Measure the absorption of first letters.")
     ] = False,
     model: Annotated[
-        bool, typer.Option(help="Load the language model for CE loss recovered and KL. --no-model skips it.")
+        bool,
+        typer.Option(
+            help="Load the language model, for CE, KL, logit effects and --probe. --no-model skips it, and "
+            "takes only its tokenizer, for the text of contexts."
+        ),
     ] = True,
     ce_tokens: Annotated[
         str | None, typer.Option(metavar="TOKENS", help="As --set ce_tokens=...: tokens for CE and KL.")

@@ -23,7 +23,7 @@ from ..train import SAE
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
-from ..train.sae_hooks import decoded_hooks, place_of, split_by_hook
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of, split_by_hook
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
 from .earlier_results import keep_judged
@@ -72,6 +72,7 @@ def run(
     unembedding: Unembedding | None = None,
     out: Path | str | None = None,
     show_progress: bool = True,
+    notes: Sequence[str] = (),
     **settings: Any,
 ) -> Results:
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
@@ -91,6 +92,7 @@ def run(
         decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
+        notes: warnings of the caller's, which the results hold too.
         settings: fields of :class:`EvaluateConfig` that replace those of ``config``, as ``max_rows=100_000``.
 
     Raises:
@@ -113,6 +115,7 @@ def run(
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     elif cache.beside:
         warnings.append(f"CE and KL were not measured at hooks of {', '.join(cache.beside)}: {_ONE_MODEL}")
+    warnings += notes
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
@@ -126,7 +129,7 @@ def run(
             "leave out --no-model, or give run() a reader"
         )
     if labelled or config.absorption:
-        _check_one_hook(configs, absorption=config.absorption)
+        _check_texts(configs, cache, absorption=config.absorption)
     words = None
     if reader is not None:
         if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
@@ -229,9 +232,9 @@ def run(
     )
     with everyone.together():
         if everyone.is_first:
-            results, notes = keep_judged(results, out)
+            results, kept = keep_judged(results, out)
             write_results(results, out)
-            for note in notes if show_progress else []:
+            for note in kept if show_progress else []:
                 print(note, file=sys.stderr)
     return results
 
@@ -280,22 +283,25 @@ def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig
     return warnings
 
 
-def _check_one_hook(configs: Mapping[str, SAEConfig], *, absorption: bool) -> None:
-    """Refuse probing of crosscoders, and absorption of SAEs whose decoder is not in the space of the hook.
+def _check_texts(configs: Mapping[str, SAEConfig], cache: ActivationCache, *, absorption: bool) -> None:
+    """Refuse SAEs that cannot be measured on texts, which one language model reads.
 
     Raises:
-        UsageError: an SAE that cannot be measured so.
+        UsageError: an SAE encodes rows of another model, or absorption is to be measured of one whose decoder
+            is not in the space of the one hook that it encodes.
     """
     for name, cfg in configs.items():
-        if cfg.hooks is not None:
+        if others := [part.hook for part in encoded_hooks(cfg) if part.hook not in cache.manifest.hooks]:
             raise UsageError(
-                f"{name} is a crosscoder of {cfg.hook}: probing and absorption read one hook; measure it "
-                "without them"
+                f"{name} encodes {', '.join(others)} too, which the model that reads the texts lacks: "
+                "measure it without probing and absorption"
             )
-        if absorption and cfg.target is not None:
+        if absorption and (cfg.hooks is not None or cfg.target is not None):
+            kind = "crosscoder" if cfg.hooks is not None else "transcoder"
+            to = "several hooks" if cfg.target is None else cfg.target.hook
             raise UsageError(
-                f"{name} is a transcoder: absorption compares decoder rows with a probe of {cfg.hook}, and "
-                f"its decoder writes to {cfg.target.hook}; measure it without --absorption"
+                f"{name} is a {kind}: absorption compares decoder rows with a probe of one hook that is "
+                f"encoded, and its decoder writes to {to}; measure it without --absorption"
             )
 
 

@@ -90,9 +90,7 @@ def export_sae(
     sae = target.load()
     rule = choose_rule(sae)
     _check_held(sae, rule, chosen)
-    space = choose_space(
-        sae, format_name=format, standardizes=chosen.standardizes, normalized_input=normalized_input
-    )
+    space = choose_space(sae, format_name=format, steps=chosen.steps, normalized_input=normalized_input)
     if not rule.exact and cache is None:
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) selects by {sae.cfg.inference!r}, which {format} "
@@ -194,7 +192,9 @@ def _comparisons(
 def _advice(rule: Rule, space: Space) -> str:
     if not rule.exact:
         return "Its own rule and this one select too differently on these rows."
-    if space.standardized:
+    if space.step == "rms_norm":
+        return "SAELens divides a row by its norm, so that a row of zeros becomes NaN: leave such rows out."
+    if space.step == "standardize":
         return (
             "SAELens adds 1e-5 to the standard deviation of a row, which shows where rows are small: "
             "--normalized-input exports an SAE of rows that you normalize yourself."
