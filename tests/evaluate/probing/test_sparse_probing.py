@@ -146,7 +146,7 @@ def test_a_crosscoder_is_compared_with_its_hooks_side_by_side(reader: TextReader
     probed = probe_labelled(
         replace(reader, model=TwoHooks()), {"sae": sae}, data, ProbingConfig(ks=(1,)), 0, show_progress=False
     )["sae"]
-    assert probed.model_dense.accuracy > 0.97
+    assert probed.model_dense.accuracy > 0.9
 
 
 def test_accuracies_are_those_of_scikit_learn(reader: TextReader) -> None:
