@@ -106,6 +106,9 @@ def interpret(
         caller = _caller(stack, config, folder, stop, config.endpoint.url, config.endpoint.key_variable)
         device = choose_device(config.device)
         encoder = _encoder(stack, config, folder, stop, count, found)
+        asked_early = folder.is_empty and not dry_run  # stored answers may be all that is needed
+        if asked_early:
+            _check_judge(caller, encoder, config)
         places = find_places(cache, rows.split, rows.first, rows.count)
         windows = cut_windows(cache, places, config.windows.tokens)
         questioner = Questioner(
@@ -139,11 +142,8 @@ def interpret(
         estimate.check(config)
         make_folder(answers)
         stack.callback(take_lock(folder.lock, answers, "give another --answers").release)
-        if estimate.calls:
-            assert config.endpoint.model is not None
-            caller.endpoint.check(config.endpoint.model, look_for_model=config.endpoint.check_model)
-            if isinstance(encoder, EndpointEncoder):
-                encoder.caller.endpoint.check(encoder.name, look_for_model=config.endpoint.check_model)
+        if estimate.calls and not asked_early:
+            _check_judge(caller, encoder, config)
         judged = {
             name: interview.hold(name, show_progress=show_progress) for name, interview in interviews.items()
         }
@@ -240,6 +240,14 @@ def _caller(
         stop=stop,
         stored_as=config.endpoint.stored_as,
     )
+
+
+def _check_judge(caller: Caller, encoder: Encoder | None, config: InterpretConfig) -> None:
+    """Make sure that the judge answers, and what embeds explanations, if that is a server."""
+    assert config.endpoint.model is not None, "interpret has checked that"
+    caller.endpoint.check(config.endpoint.model, look_for_model=config.endpoint.check_model)
+    if isinstance(encoder, EndpointEncoder):
+        encoder.caller.endpoint.check(encoder.name, look_for_model=config.endpoint.check_model)
 
 
 def _encoder(
