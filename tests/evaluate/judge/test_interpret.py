@@ -204,7 +204,7 @@ def test_a_server_that_refuses_everything_ends_the_run(ask: Ask, judge: Judge) -
     judge.always = status(400, "this model takes no system prompt")
     with pytest.raises(EndpointError, match=r"refused 10 calls one after the other.*no system prompt"):
         ask(endpoint={"concurrency": 2})
-    assert len(judge.posts) <= 10 + 7  # seven other calls were under way
+    assert len(judge.posts) <= 10 + 1  # the other call that was under way
 
 
 def test_a_few_refused_calls_are_unanswered(ask: Ask, run_folder: Path, judge: Judge) -> None:
