@@ -32,7 +32,7 @@ SHORT_DEMO = {"harvest": ["num_tokens=60000"], "train": ["epochs=1"], "evaluate"
 
 
 def evaluate(
-    targets: Sequence[Path],
+    targets: Sequence[Path | str],
     cache_path: Path | str,
     config: "EvaluateConfig",
     *,
@@ -46,14 +46,15 @@ def evaluate(
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
+    from .harvest.tokenizer import load_tokenizer_of
     from .harvest.unembedding import read_unembedding
     from .store import open_cache
 
-    find_targets(targets)  # this and the rest is looked at before minutes are spent on loading a model
-    out = out or choose_output(targets)
+    out = out or choose_output(targets)  # this and the rest is looked at before a model is loaded
+    found = find_targets(targets)
     check_file_output(out)
     cache = open_cache(cache_path, beside=config.beside, group=world().everyone)
-    find_targets_of(targets, cache, other_cache=config.other_cache)
+    find_targets_of(found, cache, other_cache=config.other_cache)
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)
     model = None
@@ -62,10 +63,17 @@ def evaluate(
             model = load_model_of(cache, device=config.device)
         except UsageError as error:
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
-    decode = None if model is None else _token_decoder(model)
+    decode, notes = None, []
+    if model is not None:
+        decode = _token_decoder(model.tokenizer)
+    elif _names_model(cache):
+        try:
+            decode = _token_decoder(load_tokenizer_of(cache))
+        except UsageError as error:
+            notes.append(f"Tokens are shown as numbers, because their tokenizer is not here: {error}")
     reader = None if model is None else _text_reader(model, cache)
     return run(
-        list(targets),
+        found,
         cache,
         config,
         model=model,
@@ -73,11 +81,12 @@ def evaluate(
         reader=reader,
         unembedding=None if model is None else read_unembedding(model),
         out=out,
+        notes=notes,
     )
 
 
 def interpret(
-    targets: Sequence[Path],
+    targets: Sequence[Path | str],
     cache_path: Path | str,
     config: "InterpretConfig",
     *,
@@ -89,11 +98,12 @@ def interpret(
 ) -> "Interpreted":
     """Have a judge explain and score latents of SAE or run folders; the cache's model gives its tokenizer."""
     from .evaluate.judge import interpret as ask_judge
-    from .evaluate.targets import find_targets
+    from .evaluate.targets import choose_output, find_targets
     from .harvest.tokenizer import load_tokenizer_of
     from .store import open_cache
 
-    find_targets(targets)
+    results = results or choose_output(targets)
+    found = find_targets(targets)
     cache = open_cache(cache_path)
     tokenizer = load_tokenizer_of(cache)
 
@@ -102,7 +112,7 @@ def interpret(
         return str(text).encode("utf-8", "replace").decode("utf-8")  # without halves of surrogate pairs
 
     return ask_judge(
-        list(targets), cache, config, decode, results=results, answers=answers, other_cache=other_cache,
+        found, cache, config, decode, results=results, answers=answers, other_cache=other_cache,
         dry_run=dry_run, say=say,
     )  # fmt: skip
 
@@ -111,8 +121,7 @@ def _names_model(cache: "ActivationCache") -> bool:
     return "model" in cache.manifest.identity
 
 
-def _token_decoder(model: "LanguageModel") -> Callable[[int], str]:
-    tokenizer = model.tokenizer
+def _token_decoder(tokenizer: Any) -> Callable[[int], str]:
     return lambda token: str(tokenizer.decode([token]))
 
 

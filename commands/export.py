@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def export(
     sae_dir: Annotated[
-        Path, typer.Argument(metavar="SAE_DIR", help="The SAE: RUN_DIR/<variant>/sae, or another library's.")
+        str,
+        typer.Argument(
+            metavar="SAE_DIR", help="The SAE: RUN_DIR/<variant>/sae, another library's, or hf://ORG/NAME."
+        ),
     ],
     format_: Annotated[
         str,
@@ -109,15 +112,13 @@ def export(
         print_next(["python", "-c", result.loading])
 
 
-def _export_delphi(sae_dir: Path, out: str, cache: str, options: dict[str, Any]) -> "LatentExport":
+def _export_delphi(sae_dir: str, out: str, cache: str, options: dict[str, Any]) -> "LatentExport":
     from ..evaluate.export import export_delphi
 
     return export_delphi(sae_dir, out, cache=cache, **options)
 
 
-def _export_neuronpedia(
-    sae_dir: Path, out: str, cache: str | None, options: dict[str, Any]
-) -> "LatentExport":
+def _export_neuronpedia(sae_dir: str, out: str, cache: str | None, options: dict[str, Any]) -> "LatentExport":
     lacking = [key for key in ("latents", "model_id", "creator", "creator_id") if not options[key]]
     if lacking:
         listed = ", ".join(f"--{key.replace('_', '-')}" for key in lacking)

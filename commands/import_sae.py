@@ -1,12 +1,11 @@
 """The command "saecache import"."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..common.errors import UsageError
-from .printing import JsonFlag, is_url, print_json, print_next, print_pairs
+from .printing import JsonFlag, print_json, print_next, print_pairs
 
 
 def import_sae(
@@ -37,9 +36,9 @@ def import_sae(
     """
     from ..evaluate.export.new_folder import check_new, new_folder
     from ..train.foreign.formats import FORMATS, find_format
-    from ..train.foreign.hub import download_sae
+    from ..train.foreign.hub import find_folder
 
-    source = download_sae(sae) if is_url(sae) else Path(sae)
+    source = find_folder(sae)
     name = find_format(source)
     if name is None:
         raise UsageError(f"no SAE of {', '.join(FORMATS)} in {sae}: give the folder that has its weights")

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def interpret(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders (every SAE in them), or SAE folders.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders (every SAE in them), SAE folders, or SAEs of the Hub: hf://ORG/NAME.",
+        ),
     ],
     cache: Annotated[str, typer.Option(help="The cache whose held-out text is shown: a folder or a URL.")],
     endpoint: Annotated[

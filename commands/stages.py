@@ -146,7 +146,11 @@ def _train_table(result: "TrainResult") -> str:
 
 def evaluate(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders (every SAE in them), or SAE folders.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders (every SAE in them), SAE folders, or SAEs of the Hub: hf://ORG/NAME.",
+        ),
     ],
     cache: Annotated[str, typer.Option(help="The cache whose held-out rows are used: a folder or a URL.")],
     config: Annotated[str, typer.Option(help="A YAML file, or the name of a recipe.")] = "evaluate/default",
@@ -180,7 +184,11 @@ def evaluate(
         bool, typer.Option("--absorption", help="Measure the absorption of first letters.")
     ] = False,
     model: Annotated[
-        bool, typer.Option(help="Load the language model for CE loss recovered and KL. --no-model skips it.")
+        bool,
+        typer.Option(
+            help="Load the language model, for CE, KL, logit effects and --probe. --no-model skips it, and "
+            "takes only its tokenizer, for the text of contexts."
+        ),
     ] = True,
     ce_tokens: Annotated[
         str | None, typer.Option(metavar="TOKENS", help="As --set ce_tokens=...: tokens for CE and KL.")
@@ -209,7 +217,7 @@ def evaluate(
     from ..evaluate import format_table
 
     typer.echo(format_table(results))
-    if out is None and (targets[0] / "metrics.jsonl").is_file():
+    if out is None and Path(targets[0], "metrics.jsonl").is_file():
         print_next(["saecache", "report", targets[0]])
 
 

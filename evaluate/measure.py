@@ -146,6 +146,7 @@ def measure_sae(
         ),
         target=None if cfg.target is None else cfg.target.hook,
         hooks=by_hook.results(settings.seed, density_F),
+        weights_sha256=sae.weights_sha256(),
     )
     return result, latents
 

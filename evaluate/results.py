@@ -248,7 +248,8 @@ class SaeResult(Record):
     training). ``rows`` are those that it was measured on; None in results of version 0.2.0. ``latents_dir``
     is the folder of all latents, relative to that of the results file; None if there is none. The report
     draws ``calibration`` where a judge has filled it in. ``target`` is the hook that a transcoder predicts
-    from ``hook``; ``hooks`` are those of a crosscoder.
+    from ``hook``; ``hooks`` are those of a crosscoder. ``weights_sha256`` is of all tensors of the SAE; None
+    in results of version 0.2.0.
     """
 
     name: str
@@ -278,6 +279,7 @@ class SaeResult(Record):
     interpretation: Interpretation | None = None
     target: str | None = None
     hooks: list[HookResult] = Field(default_factory=list)
+    weights_sha256: str | None = None
 
     @property
     def place(self) -> str:

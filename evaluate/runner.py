@@ -23,9 +23,10 @@ from ..train import SAE
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
-from ..train.sae_hooks import decoded_hooks, place_of, split_by_hook
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of, split_by_hook
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
+from .earlier_results import keep_judged
 from .hook_measures import with_costs
 from .language_model import Spliced, SplicedModel, check_model, measure_language_model
 from .latents.contexts import DecodeToken
@@ -51,7 +52,7 @@ from .results import (
 )
 from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
 from .sequences import ScoredSequences, choose_sequences
-from .targets import Target, choose_output, find_targets_of
+from .targets import Place, Target, choose_output, find_targets_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=BaseModel)
@@ -61,7 +62,7 @@ _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
 
 def run(
-    targets: Sequence[Path | str],
+    targets: Sequence[Place] | Sequence[Target],
     cache: ActivationCache | Path | str,
     config: EvaluateConfig | None = None,
     *,
@@ -71,15 +72,18 @@ def run(
     unembedding: Unembedding | None = None,
     out: Path | str | None = None,
     show_progress: bool = True,
+    notes: Sequence[str] = (),
     **settings: Any,
 ) -> Results:
     """Measure SAEs on held-out rows of the cache they were trained from, and write the results.
 
     If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
-    so. Held-out rows that a threshold was calibrated on are left out.
+    so. Held-out rows that a threshold was calibrated on are left out. What a judge has said of the SAEs stays
+    in the results (:mod:`.earlier_results`).
 
     Args:
-        targets: SAE folders, or run folders (every SAE in them).
+        targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
+            :func:`.targets.find_targets` found.
         cache: the cache the SAEs were trained from; with ``other_cache`` any of the same model and hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
@@ -88,6 +92,7 @@ def run(
         decode_token: turns a token id into text for the contexts; without it they show numbers.
         out: the file to write; ``RUN_DIR/results.json`` when None.
         show_progress: progress bars and warnings on stderr.
+        notes: warnings of the caller's, which the results hold too.
         settings: fields of :class:`EvaluateConfig` that replace those of ``config``, as ``max_rows=100_000``.
 
     Raises:
@@ -97,13 +102,12 @@ def run(
     config = config or EvaluateConfig()
     if settings:
         config = validate(EvaluateConfig, config.model_dump() | settings, "what was given to evaluate.run")
-    folders = [Path(target) for target in targets]
-    out = choose_output(folders) if out is None else Path(out)
+    out = choose_output(targets) if out is None else Path(out)
     check_file_output(out)
     if not isinstance(cache, ActivationCache):
         cache = open_cache(cache, group=world().everyone)
     cache = cache.with_beside(config.beside, world().everyone)
-    found = find_targets_of(folders, cache, other_cache=config.other_cache)
+    found = find_targets_of(targets, cache, other_cache=config.other_cache)
     configs = {target.name: target.load().cfg for target in found}
     rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))
     has_tokens = cache.manifest.tokens == "ids and documents"
@@ -111,6 +115,7 @@ def run(
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
     elif cache.beside:
         warnings.append(f"CE and KL were not measured at hooks of {', '.join(cache.beside)}: {_ONE_MODEL}")
+    warnings += notes
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
@@ -124,7 +129,7 @@ def run(
             "leave out --no-model, or give run() a reader"
         )
     if labelled or config.absorption:
-        _check_one_hook(configs, absorption=config.absorption)
+        _check_texts(configs, cache, absorption=config.absorption)
     words = None
     if reader is not None:
         if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
@@ -192,7 +197,7 @@ def run(
         return [
             result.model_copy(
                 update={
-                    "sae_dir": _relative(target.sae_dir, out.parent),
+                    "sae_dir": target.url or _relative(target.sae_dir, out.parent),
                     "language_model": costs.get(target.name),
                     "hooks": with_costs(
                         result.hooks,
@@ -227,7 +232,10 @@ def run(
     )
     with everyone.together():
         if everyone.is_first:
+            results, kept = keep_judged(results, out)
             write_results(results, out)
+            for note in kept if show_progress else []:
+                print(note, file=sys.stderr)
     return results
 
 
@@ -275,22 +283,25 @@ def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig
     return warnings
 
 
-def _check_one_hook(configs: Mapping[str, SAEConfig], *, absorption: bool) -> None:
-    """Refuse probing of crosscoders, and absorption of SAEs whose decoder is not in the space of the hook.
+def _check_texts(configs: Mapping[str, SAEConfig], cache: ActivationCache, *, absorption: bool) -> None:
+    """Refuse SAEs that cannot be measured on texts, which one language model reads.
 
     Raises:
-        UsageError: an SAE that cannot be measured so.
+        UsageError: an SAE encodes rows of another model, or absorption is to be measured of one whose decoder
+            is not in the space of the one hook that it encodes.
     """
     for name, cfg in configs.items():
-        if cfg.hooks is not None:
+        if others := [part.hook for part in encoded_hooks(cfg) if part.hook not in cache.manifest.hooks]:
             raise UsageError(
-                f"{name} is a crosscoder of {cfg.hook}: probing and absorption read one hook; measure it "
-                "without them"
+                f"{name} encodes {', '.join(others)} too, which the model that reads the texts lacks: "
+                "measure it without probing and absorption"
             )
-        if absorption and cfg.target is not None:
+        if absorption and (cfg.hooks is not None or cfg.target is not None):
+            kind = "crosscoder" if cfg.hooks is not None else "transcoder"
+            to = "several hooks" if cfg.target is None else cfg.target.hook
             raise UsageError(
-                f"{name} is a transcoder: absorption compares decoder rows with a probe of {cfg.hook}, and "
-                f"its decoder writes to {cfg.target.hook}; measure it without --absorption"
+                f"{name} is a {kind}: absorption compares decoder rows with a probe of one hook that is "
+                f"encoded, and its decoder writes to {to}; measure it without --absorption"
             )
 
 

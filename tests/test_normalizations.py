@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.export.comparison import make_random_rows
+from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.space import choose_space
 from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
 from saecache.store.normalization import KINDS, Kind
@@ -105,22 +106,28 @@ def test_an_sae_does_the_same_with_raw_rows_as_with_those_of_the_cache(
 
 
 def test_an_export_knows_what_its_library_is_handed_in(cache: ActivationCache, kind: str) -> None:
-    """v = factor * y: of raw rows, of rows that the library standardizes, or refused."""
+    """v = factor * y: of raw rows, of rows that the library normalizes first, or refused."""
     sae = make_sae(cache, kind)
     settings: dict[str, Any] = {"format_name": "saelens", "normalized_input": False}
-    if KINDS[kind].row_factor is not None:
+    if KINDS[kind].row_factor is not None and kind != "rms_norm":  # whose step SAELens has
         with pytest.raises(UsageError, match="no such step: use --normalized-input"):
-            choose_space(sae, standardizes=True, **settings)
-        space = choose_space(sae, standardizes=True, **settings | {"normalized_input": True})
-        assert space.factor == 1 and make_random_rows(sae, space).isfinite().all()
+            choose_space(sae, steps=SAELens.steps, **settings)
+        given = choose_space(sae, steps=SAELens.steps, **settings | {"normalized_input": True})
+        assert given.factor == 1 and make_random_rows(sae, given).isfinite().all()
         return
-    space = choose_space(sae, standardizes=True, **settings)
+    space = choose_space(sae, steps=SAELens.steps, **settings)
     v = make_random_rows(sae, space).double()
     y = sae.normalizer.apply(v.float())[0]
-    if space.standardized:
-        v = (v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True)
+    if space.step is not None:
         with pytest.raises(UsageError, match="use --format saelens"):
-            choose_space(sae, standardizes=False, **settings)
+            choose_space(sae, steps=frozenset(), **settings)
+        given = choose_space(sae, steps=frozenset(), **settings | {"normalized_input": True})
+        assert given.factor == 1 and make_random_rows(sae, given).isfinite().all()
+    if space.step == "standardize":
+        v = (v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True)
+    elif space.step == "rms_norm":
+        assert v.norm(dim=1).std() > 0.1 * v.norm(dim=1).mean()  # rows with norms of their own
+        v = v * v.shape[1] ** 0.5 / v.norm(dim=1, keepdim=True)
     assert close(v.float(), y * space.factor)
 
 

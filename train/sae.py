@@ -5,6 +5,7 @@ Legend: B rows, D width of what is encoded, O of what is reconstructed (D unless
 latents, P pairs.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -28,7 +29,6 @@ from ..common.memory import check_memory
 from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.normalization import RowState
-from ..store.remote import is_url
 from ..store.untrusted_files import read_object
 from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
@@ -249,6 +249,15 @@ class SAE(nn.Module):
         )
         return self.cfg.variant.encode(rows, as_trained=as_trained)
 
+    def weights_sha256(self) -> str:
+        """The sha256 of names, types, shapes and bytes of all tensors, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.named_buffers()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            numbers: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(numbers)
+        return digest.hexdigest()
+
     def save(self, folder: str | Path) -> str:
         """Write the weights, then the config, each atomically. Equal SAEs give equal bytes.
 
@@ -262,14 +271,18 @@ class SAE(nn.Module):
         return checksum
 
 
-def find_saes(folder: Path) -> list[Path]:
-    """The SAE folders that ``folder`` stands for: itself, a variant's ``sae``, or every one of a run.
+def find_saes(place: str | Path) -> list[Path]:
+    """The SAE folders that a folder stands for: itself, a variant's ``sae``, or every one of a run.
+
+    The SAE at a URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once.
 
     Raises:
         UsageError: it is none of these.
     """
     from .foreign.formats import FORMATS, find_format  # which builds SAEs
+    from .foreign.hub import find_folder
 
+    folder = find_folder(place)
     if find_format(folder) is not None:
         return [folder]
     for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
@@ -293,11 +306,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
-    if is_url(folder):
-        from .foreign.hub import download_sae
-
-        folder = download_sae(str(folder))
-    found = find_saes(Path(folder))
+    found = find_saes(folder)
     if len(found) > 1:
         raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
     folder = found[0]

@@ -145,7 +145,8 @@ def make_random_rows(sae: SAE, space: Space) -> Tensor:
     """Make rows of b_dec and a few decoder rows in random amounts: float32 [B, D], the same on every call.
 
     They are as ``space`` says they are handed in. If the normalization removes each row's mean and norm, raw
-    rows get a mean and a standard deviation of their own, the latter around 1.
+    rows get a mean and a standard deviation of their own, the latter around 1; if it removes the norm only,
+    they get norms of their own, around sqrt(D).
     """
     generator = torch.Generator().manual_seed(0)
     num_latents, d_model = sae.cfg.num_latents, sae.cfg.d_model
@@ -165,6 +166,8 @@ def make_random_rows(sae: SAE, space: Space) -> Tensor:
         raw_BD = raw_BD / raw_BD.std(1, keepdim=True).clamp_min(1e-6) * (0.5 * spread).exp() + mean
     else:
         raw_BD = raw_BD / (normalizer.factor or 1.0)
+        if normalizer.factor is None:
+            raw_BD = raw_BD * torch.randn(RANDOM_ROWS, 1, generator=generator).mul(0.5).exp()
     return raw_BD if space.rows == "raw" else normalizer.apply(raw_BD)[0]
 
 

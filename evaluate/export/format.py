@@ -11,7 +11,7 @@ from torch import Tensor
 from ...train import SAE
 from .metadata import Provenance
 from .rules import Form, Rule
-from .space import Space
+from .space import Space, Step
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Rows [B, D] to dense features [B, F] and the reconstruction [B, D] (a transcoder's prediction [B, O])."""
@@ -41,7 +41,7 @@ class Format(ABC):
     name: ClassVar[str]
     forms: ClassVar[frozenset[Form]]
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset()  # rules that it has for transcoders
-    standardizes: ClassVar[bool] = False  # the library can subtract each row's mean and divide by its std
+    steps: ClassVar[frozenset[Step]] = frozenset()  # what the library can do to each row first
 
     @abstractmethod
     def write(self, what: Exportable, folder: Path) -> Written:

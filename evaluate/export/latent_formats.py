@@ -44,7 +44,7 @@ def export_delphi(
     """Write the codes of all latents on held-out text as delphi's latent cache, in the new folder ``out``.
 
     Args:
-        sae_dir: the SAE's folder, or that of a run with one SAE.
+        sae_dir: the SAE's folder, that of a run with one SAE, or a URL.
         window: tokens of a window, a divisor of the cache's context and a multiple of delphi's
             ``example_ctx_len``. Only windows of held-out documents are written.
         max_rows: at most so many held-out rows, the first ones.
@@ -54,7 +54,7 @@ def export_delphi(
         UsageError: no SAE there, another cache, no token ids, no held-out rows, or ``out`` exists.
         SaecacheError: what was read back is not what the SAE gives, or it cannot be written.
     """
-    target = find_one(Path(sae_dir))
+    target = find_one(sae_dir)
     sae = target.load()
     opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
     check_belongs(sae, target, opened, other_cache=other_cache)
@@ -85,7 +85,7 @@ def export_neuronpedia(
     """Write a bundle for Neuronpedia's bulk import into the new folder ``out``.
 
     Args:
-        sae_dir: the SAE's folder, or that of a run with one SAE.
+        sae_dir: the SAE's folder, that of a run with one SAE, or a URL.
         latents: the folder of its latents that ``saecache evaluate`` wrote, ``results.latents/<name>``.
         names: what the bundle is called at Neuronpedia.
         cache: names the text and the context; without it the bundle does not say them.
@@ -97,7 +97,7 @@ def export_neuronpedia(
     from ..latents.folder import read_latents
     from .neuronpedia import write_neuronpedia
 
-    target = find_one(Path(sae_dir))
+    target = find_one(sae_dir)
     sae = target.load()
     found = read_latents(Path(latents))
     if (found.num_latents, found.info.hook) != (sae.cfg.num_latents, sae.cfg.hook):

@@ -14,7 +14,7 @@ from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
 from ...train import SAE
 from ..rows import choose_rows
-from ..targets import Target, check_belongs, find_targets
+from ..targets import Place, Target, check_belongs, find_targets
 from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
@@ -74,7 +74,7 @@ def export_sae(
     ``cache`` is given, on its held-out rows. ``out`` appears only if features and reconstructions agree.
 
     Args:
-        sae_dir: the SAE's folder, or that of a run with one SAE.
+        sae_dir: the SAE's folder, that of a run with one SAE, or a URL.
         format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
         cache: the cache the SAE was trained from; it also names the text, the context and BOS.
         normalized_input: the rows handed in will be normalized already, as the cache normalizes them.
@@ -86,13 +86,11 @@ def export_sae(
     chosen = FORMATS.get(format)
     if chosen is None:
         raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
-    target = find_one(Path(sae_dir))
+    target = find_one(sae_dir)
     sae = target.load()
     rule = choose_rule(sae)
     _check_held(sae, rule, chosen)
-    space = choose_space(
-        sae, format_name=format, standardizes=chosen.standardizes, normalized_input=normalized_input
-    )
+    space = choose_space(sae, format_name=format, steps=chosen.steps, normalized_input=normalized_input)
     if not rule.exact and cache is None:
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) selects by {sae.cfg.inference!r}, which {format} "
@@ -138,8 +136,8 @@ def export_sae(
     return export
 
 
-def find_one(folder: Path) -> Target:
-    """The one SAE that ``folder`` stands for.
+def find_one(folder: Place) -> Target:
+    """The one SAE that a folder or a URL stands for.
 
     Raises:
         UsageError: there is none, or several.
@@ -194,7 +192,9 @@ def _comparisons(
 def _advice(rule: Rule, space: Space) -> str:
     if not rule.exact:
         return "Its own rule and this one select too differently on these rows."
-    if space.standardized:
+    if space.step == "rms_norm":
+        return "SAELens divides a row by its norm, so that a row of zeros becomes NaN: leave such rows out."
+    if space.step == "standardize":
         return (
             "SAELens adds 1e-5 to the standard deviation of a row, which shows where rows are small: "
             "--normalized-input exports an SAE of rows that you normalize yourself."

@@ -2,10 +2,12 @@
 
 Written after sae_lens 6.54 (saes/*.py, loading/pretrained_sae_loaders.py). Its BatchTopK and Matryoshka exist
 only in training: they, and every other rule with a threshold, become ``jumprelu`` with a threshold for each
-latent. Its ``layer_norm`` divides by std + 1e-5, which makes small rows smaller than here, by 1e-5 / std.
+latent. Its ``layer_norm`` divides by std + 1e-5, which makes small rows smaller than here, by 1e-5 / std. Its
+``constant_norm_rescale`` is our ``rms_norm``; a row of zeros becomes NaN there.
 """
 
 import json
+from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ from ...train.variants.matryoshka import MatryoshkaBatchTopK
 from .format import Exportable, Format, Forward, Written
 from .metadata import make_notes
 from .rules import Form, integer_k
+from .space import Step
 from .transcoder import fold_transcoder
 
 SAE_LENS_VERSION = "6.54.12"  # without it SAELens reads the files as those of version 5
@@ -30,7 +33,7 @@ _ARCHITECTURES: dict[Form, str] = {
     "gated": "gated",
 }
 
-
+_NORMALIZATIONS: dict[Step, str] = {"standardize": "layer_norm", "rms_norm": "constant_norm_rescale"}
 _TRANSCODERS: dict[Form, str] = {"relu": "{}transcoder", "threshold": "jumprelu_{}transcoder"}
 
 
@@ -38,7 +41,7 @@ class SAELens(Format):
     name: ClassVar[str] = "saelens"
     forms: ClassVar[frozenset[Form]] = frozenset(_ARCHITECTURES)
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset(_TRANSCODERS)
-    standardizes: ClassVar[bool] = True
+    steps: ClassVar[frozenset[Step]] = frozenset(_NORMALIZATIONS)
 
     def write(self, what: Exportable, folder: Path) -> Written:
         sae, target = what.sae, what.sae.cfg.target
@@ -52,7 +55,7 @@ class SAELens(Format):
             "device": "cpu",
             "apply_b_dec_to_input": target is None,
             **({} if target is None else {"d_out": target.d_model}),
-            "normalize_activations": "layer_norm" if what.space.standardized else "none",
+            "normalize_activations": "none" if what.space.step is None else _NORMALIZATIONS[what.space.step],
             "reshape_activations": "none",
             **(
                 {"k": integer_k(sae), "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
@@ -72,6 +75,9 @@ class SAELens(Format):
                 mean = v.mean(-1, keepdim=True)
                 std = (v - mean).std(-1, keepdim=True)
                 v = (v - mean) / (std + EPS)
+            elif config["normalize_activations"] == "constant_norm_rescale":
+                std = v.norm(dim=-1, keepdim=True) / sqrt(v.shape[-1])
+                v = v / std
             if "transcoder" in config["architecture"]:  # what it predicts is not scaled back
                 features = _features(config, tensors, v @ tensors["W_enc"])
                 skip = v @ tensors["W_skip"].T if "W_skip" in tensors else 0.0

@@ -4,7 +4,8 @@ The SAE was trained on normalized rows y. The other library sees rows v = factor
 are multiplied by the factor, its features are ``factor`` times the SAE's, and W_enc and W_dec stay as they
 are: decoder rows keep norm 1, which all three libraries expect.
 
-y is x or u times the normalization's own factor f (``store/normalization.py``):
+y is x or u times the normalization's own factor f (``store/normalization.py``), or of ``rms_norm`` what the
+library's own step gives:
 
 =================  ============================  =================  =======================
 y                  what the library does first   v                  factor
@@ -12,6 +13,7 @@ y                  what the library does first   v                  factor
 x f                nothing                       x                  1 / f
 u f                subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1) / f
                    divides by its std
+x sqrt(D) / |x|    multiplies by sqrt(D) / |x|   y                  1
 any                nothing (normalized input)    y                  1
 =================  ============================  =================  =======================
 """
@@ -25,13 +27,17 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...train import SAE
 
+Step = Literal["standardize", "rms_norm"]
+"""What a library can do to each row first: subtract its mean and divide by its standard deviation, or
+multiply it by sqrt(D) / |x|. It undoes that to the reconstruction."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """``rows``: what the export takes; ``standardized``: the library itself standardizes each row first."""
+    """``rows``: what the export takes; ``step``: what the library itself does to each row first."""
 
     rows: Literal["raw", "normalized"]
-    standardized: bool
+    step: Step | None = None
     factor: float
 
     def scaled(self, bias: Tensor) -> Tensor:
@@ -39,11 +45,11 @@ class Space:
         return (bias.double() * self.factor).float()
 
 
-def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_input: bool) -> Space:
+def choose_space(sae: SAE, *, format_name: str, steps: frozenset[Step], normalized_input: bool) -> Space:
     """Choose the rows that the export takes as input.
 
     Args:
-        standardizes: whether the format can make its library standardize rows.
+        steps: those that the format can make its library take.
         normalized_input: the rows handed in will be normalized already, as the SAE's cache normalizes them.
 
     Raises:
@@ -56,15 +62,17 @@ def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_i
                 f"SAE {sae.cfg.name} was trained on raw rows, so that --normalized-input changes nothing: "
                 "leave it out"
             )
-        return Space(rows="normalized", standardized=False, factor=1.0)
+        return Space(rows="normalized", factor=1.0)
     factor = sae.normalizer.factor
     if factor is not None and sae.normalizer.starts_from == "raw":
-        return Space(rows="raw", standardized=False, factor=1 / factor)
-    if factor is None or not standardizes:
-        other = "" if factor is None else "--format saelens, which has it, or "
+        return Space(rows="raw", factor=1 / factor)
+    step: Step | None = "rms_norm" if kind == "rms_norm" else None if factor is None else "standardize"
+    if step is None or step not in steps:
+        own = "its own norm" if sae.normalizer.starts_from == "raw" else "its own mean and norm"
+        other = "" if step is None else "--format saelens, which has it, or "
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows normalized by {kind!r}, each with "
-            f"its own mean and norm, and the {format_name} format has no such step: use {other}"
+            f"{own}, and the {format_name} format has no such step: use {other}"
             "--normalized-input, to hand in rows that you normalize yourself"
         )
-    return Space(rows="raw", standardized=True, factor=sqrt(d_model - 1) / factor)
+    return Space(rows="raw", step=step, factor=1.0 if factor is None else sqrt(d_model - 1) / factor)

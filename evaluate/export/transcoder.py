@@ -25,13 +25,13 @@ def fold_transcoder(sae: SAE, space: Space) -> dict[str, Tensor]:
     """W_enc [F, D], b_enc [F], W_dec [F, O], b_dec [O], and W_skip [O, D] and threshold [F] if it has them.
 
     Raises:
-        UsageError: the library would standardize the rows that it encodes, but not those of the skip
+        UsageError: the library would normalize the rows that it encodes, but not those of the skip
             connection.
     """
     assert sae.cfg.target is not None, "the caller has checked that"
-    if space.standardized and sae.cfg.target.skip:
+    if space.step is not None and sae.cfg.target.skip:
         raise UsageError(
-            f"SAE {sae.cfg.name} has a skip connection from rows with a mean and norm of their own removed, "
+            f"SAE {sae.cfg.name} has a skip connection from rows that are each normalized by their own norm, "
             "and the library gives it the raw rows: use --normalized-input, to hand in rows that you "
             "normalize yourself"
         )

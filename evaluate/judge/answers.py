@@ -30,6 +30,11 @@ class AnswerFolder:
         self.damaged: set[Path] = set()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing was stored here yet."""
+        return not (self.folder.is_dir() and any(self.folder.iterdir()))
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 

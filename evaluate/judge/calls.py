@@ -147,6 +147,7 @@ class Caller:
             self.made += not failed
             self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
             if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+                self.stop.set()  # here, or this thread would begin another call before the failure is seen
                 raise EndpointError(
                     f"the judge at {self.endpoint.url} refused {_FAILURES_IN_A_ROW} calls one after the "
                     f"other: {reason}. {CONTINUES}"

@@ -11,11 +11,12 @@ from ...common.errors import UsageError
 from ...common.outputs import check_file_output, check_folder_output, take_lock
 from ...store import ActivationCache
 from ...store.durable import make_folder
+from ...train import SAE
 from ..definitions import JUDGE_DEFINITIONS
 from ..judge_results import Uniqueness
 from ..results import Results, read_results, write_results
 from ..rows import MeasuredRows
-from ..targets import Target, choose_output, find_targets_of
+from ..targets import Place, Target, choose_output, find_targets_of
 from .activations import find_places
 from .answers import AnswerFolder
 from .calls import Caller
@@ -55,7 +56,7 @@ class Interpreted:
 
 
 def interpret(
-    targets: Sequence[Path | str],
+    targets: Sequence[Place] | Sequence[Target],
     cache: ActivationCache,
     config: InterpretConfig,
     decode: Decode,
@@ -73,7 +74,8 @@ def interpret(
     the same bytes.
 
     Args:
-        targets: SAE folders, or run folders (every SAE in them).
+        targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
+            :func:`..targets.find_targets` found.
         cache: whose held-out rows and tokens are used.
         decode: the text of token ids of the cache's model; nothing for special tokens.
         results: what ``evaluate`` has written of these SAEs; ``RUN_DIR/results.json`` when None.
@@ -86,10 +88,9 @@ def interpret(
         UsageError: bad settings or input, before any call is made; more calls or tokens than allowed.
         EndpointError: the judge fails; what it answered is stored.
     """
-    folders = [Path(target) for target in targets]
-    results = choose_output(folders) if results is None else results
+    results = choose_output(targets) if results is None else results
     answers = results.parent / ANSWERS_FOLDER if answers is None else answers
-    found = find_targets_of(folders, cache, other_cache=other_cache)
+    found = find_targets_of(targets, cache, other_cache=other_cache)
     measured = read_results(results)
     _check_measured(found, measured, results, cache)
     check_file_output(results)
@@ -105,6 +106,9 @@ def interpret(
         caller = _caller(stack, config, folder, stop, config.endpoint.url, config.endpoint.key_variable)
         device = choose_device(config.device)
         encoder = _encoder(stack, config, folder, stop, count, found)
+        asked_early = folder.is_empty and not dry_run  # stored answers may be all that is needed
+        if asked_early:
+            _check_judge(caller, encoder, config)
         places = find_places(cache, rows.split, rows.first, rows.count)
         windows = cut_windows(cache, places, config.windows.tokens)
         questioner = Questioner(
@@ -117,6 +121,7 @@ def interpret(
         interviews = {}
         for target in found:
             sae = target.load(device)
+            _check_unchanged(sae, target, measured, results)
             survey = survey_latents(
                 sae, target.name, cache, rows, windows, config, show_progress=show_progress
             )
@@ -137,11 +142,8 @@ def interpret(
         estimate.check(config)
         make_folder(answers)
         stack.callback(take_lock(folder.lock, answers, "give another --answers").release)
-        if estimate.calls:
-            assert config.endpoint.model is not None
-            caller.endpoint.check(config.endpoint.model, look_for_model=config.endpoint.check_model)
-            if isinstance(encoder, EndpointEncoder):
-                encoder.caller.endpoint.check(encoder.name, look_for_model=config.endpoint.check_model)
+        if estimate.calls and not asked_early:
+            _check_judge(caller, encoder, config)
         judged = {
             name: interview.hold(name, show_progress=show_progress) for name, interview in interviews.items()
         }
@@ -160,6 +162,8 @@ def interpret(
             )
             say(f"warning: {done.warnings[-1]}")
     named = {target.name for target in found}
+    measured = read_results(results)  # which may have been measured anew while the judge answered
+    _check_measured(found, measured, results, cache)
     done.results = measured.model_copy(
         update={
             "definitions": measured.definitions | JUDGE_DEFINITIONS,
@@ -189,6 +193,16 @@ def _check_measured(targets: Sequence[Target], measured: Results, path: Path, ca
         raise UsageError(
             f"{path} was measured on another cache: expected fingerprint {measured.cache.fingerprint!s:.80}, "
             f"but {cache.path} has {cache.fingerprint}. Name that cache, or measure again"
+        )
+
+
+def _check_unchanged(sae: SAE, target: Target, measured: Results, path: Path) -> None:
+    """The results are of these weights of the SAE, where they say of which."""
+    (wanted,) = (one.weights_sha256 for one in measured.saes if one.name == target.name)
+    if wanted is not None and wanted != sae.weights_sha256():
+        raise UsageError(
+            f"{target.place} has other weights than when {path} was measured: measure again with 'saecache "
+            "evaluate', so that figures and explanations are of one SAE"
         )
 
 
@@ -226,6 +240,14 @@ def _caller(
         stop=stop,
         stored_as=config.endpoint.stored_as,
     )
+
+
+def _check_judge(caller: Caller, encoder: Encoder | None, config: InterpretConfig) -> None:
+    """Make sure that the judge answers, and what embeds explanations, if that is a server."""
+    assert config.endpoint.model is not None, "interpret has checked that"
+    caller.endpoint.check(config.endpoint.model, look_for_model=config.endpoint.check_model)
+    if isinstance(encoder, EndpointEncoder):
+        encoder.caller.endpoint.check(encoder.name, look_for_model=config.endpoint.check_model)
 
 
 def _encoder(

@@ -28,7 +28,7 @@ from ..results import ProbingAccuracy, ProbingResult
 from .config import ProbingConfig
 from .labelled import LabelledTexts
 from .logistic import fit_logistic
-from .texts import TextReader, pool_texts
+from .texts import TextReader, baseline_of, pool_texts
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def probe_labelled(
             progress.update(1)
             return sparse, _accuracy(x_nd, tasks, None, seed)
 
-        baseline = {hook: accuracies(x_nd) for hook, x_nd in pooled.raw.items()}
+        baseline = {of: accuracies(x_nd) for of, x_nd in pooled.raw.items()}
         found = {}
         for name, sae in saes.items():
             sparse, dense = accuracies(pooled.codes[name])
-            model_sparse, model_dense = baseline[sae.cfg.hook]
+            model_sparse, model_dense = baseline[baseline_of(sae)]
             found[name] = ProbingResult(
                 data=data.name,
                 classes=list(data.train),

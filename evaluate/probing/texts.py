@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from ...train import SAE
+from ...train.sae_hooks import encoded_hooks, join
 from ..metrics.bootstrap import Floats
 
 PADDING_ID = -1
@@ -94,7 +95,7 @@ class PooledTexts:
     """Means over the positions of each text.
 
     Attributes:
-        raw: activations by hook, float64 [n, D].
+        raw: activations by what :func:`baseline_of` says, float64 [n, D].
         codes: codes by the SAE's name, a sparse float64 [n, F].
     """
 
@@ -102,30 +103,44 @@ class PooledTexts:
     codes: dict[str, Any]
 
 
+def baseline_of(sae: SAE) -> str:
+    """Which activations of the model the codes of an SAE are compared with; equal for SAEs that share them.
+
+    Those of its hook; for a crosscoder those of all its hooks side by side, each as it normalizes them, so
+    that no hook outweighs the others.
+    """
+    return sae.cfg.hook if sae.cfg.hooks is None else repr(sae.cfg.hooks)
+
+
 def pool_texts(reader: TextReader, saes: Mapping[str, SAE], texts: list[str], context: int) -> PooledTexts:
     """Read the texts once, and average the activations of every hook and the codes of every SAE.
 
     BOS and padding have no part in a mean. Codes are those at inference, whatever the rule of the evaluation.
     """
-    hooks = list(dict.fromkeys(sae.cfg.hook for sae in saes.values()))
+    hooks = list(dict.fromkeys(part.hook for sae in saes.values() for part in encoded_hooks(sae.cfg)))
+    compared = {baseline_of(sae): sae for sae in saes.values()}
     sequences = reader.encode(texts, context)
     wanted = [np.arange(reader.num_special, len(ids)) for ids in sequences]
     lengths = np.maximum([len(positions) for positions in wanted], 1)
-    raw = {sae.cfg.hook: np.zeros((len(texts), sae.cfg.d_model)) for sae in saes.values()}
+    raw = {baseline: np.zeros((len(texts), sae.cfg.d_model)) for baseline, sae in compared.items()}
     parts: dict[str, list[Any]] = {name: [] for name in saes}
     order: list[NDArray[np.int64]] = []
     for activations, text_m in read_positions(reader, hooks, sequences, wanted):
         distinct, place_m = np.unique(text_m, return_inverse=True)  # a text is in one batch only
         order.append(distinct)
-        for hook, x_mD in activations.items():
-            np.add.at(raw[hook], text_m, x_mD.cpu().double().numpy())
+        for baseline, sae in compared.items():
+            x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
+            if sae.cfg.hooks is not None:
+                x_mD = sae.normalizer.apply(x_mD)[0]
+            np.add.at(raw[baseline], text_m, x_mD.cpu().double().numpy())
         for name, sae in saes.items():
-            pairs = sae.encode_sparse(activations[sae.cfg.hook].to(sae.W_dec.device), input="raw")
+            x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
+            pairs = sae.encode_sparse(x_mD.to(sae.W_dec.device), input="raw")
             row_P = place_m[pairs.rows().cpu().numpy()]
             entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
             parts[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
-    for hook in raw:
-        raw[hook] /= lengths[:, None]
+    for sums_nD in raw.values():
+        sums_nD /= lengths[:, None]
     text_n = np.concatenate(order)
     selector = csr_array(
         (1 / lengths[text_n], (text_n, np.arange(len(text_n)))), shape=(len(texts), len(text_n))

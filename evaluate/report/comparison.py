@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..judge_results import MeanScore
 from ..results import CacheSummary, Results, SaeResult
 from ..table import mean_accuracy
 from .training import Curves
@@ -77,10 +78,22 @@ _COLUMNS = (
         label="k=5", help="accuracy of probes of labelled texts that see five latents", first="descending"
     ),
     TableColumn(label="absorbed", help="share of first letters that other latents have absorbed"),
+    TableColumn(
+        label="detection",
+        help="how well a judge finds active windows by the explanations; 0.5 is chance",
+        first="descending",
+    ),
+    TableColumn(
+        label="fuzzing",
+        help="how well a judge tells right highlights by the explanations; 0.5 is chance",
+        first="descending",
+    ),
 )
 
 
-_OPTIONAL = {"top-1", "dying", "Zipf R²", "nearest", "probe k=1", "k=5", "absorbed"}
+_OPTIONAL = {
+    *("top-1", "dying", "Zipf R²", "nearest", "probe k=1", "k=5", "absorbed", "detection", "fuzzing"),
+}
 
 
 def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[list[TableCell]]]:
@@ -139,7 +152,13 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
         _cell(mean_accuracy(result, "1"), ".4f"),
         _cell(mean_accuracy(result, "5"), ".4f"),
         _cell(None if result.absorption is None else result.absorption.absorption_fraction, ".4f"),
+        _judged(None if result.interpretation is None else result.interpretation.detection),
+        _judged(None if result.interpretation is None else result.interpretation.fuzzing),
     ]
+
+
+def _judged(score: MeanScore | None) -> TableCell:
+    return _cell(None, "") if score is None else _cell(score.mean, ".3f", interval=score.interval)
 
 
 def _cell(

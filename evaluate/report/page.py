@@ -19,6 +19,7 @@ from ...common.outputs import check_file_output
 from ...store.durable import write_bytes
 from .comparison import describe_cache_of, make_overlap, make_table, model_name
 from .data import ReportData, gather
+from .explanations import describe_explanations, list_unique
 from .figures import family_of, make_figures
 
 MOST_LATENTS = 16_384  # of an SAE in one file
@@ -32,6 +33,7 @@ _SECTIONS = {
     "features": "Features per token",
     "calibration": "Calibration",
     "overlap": "Overlap",
+    "unique": "Unique latents",
     "latents": "Latents",
     "definitions": "Definitions",
 }
@@ -81,7 +83,9 @@ def render(data: ReportData, *, served: bool) -> str:
     count = f"{len(entries)} SAE{'s' if len(entries) != 1 else ''}"
     columns, rows = make_table(entries)
     figures, overlap = make_figures(entries), make_overlap(data.measured, entries)
-    present = {*_ALWAYS, *(figure.section for figure in figures), *(["overlap"] if overlap else [])}
+    unique = list_unique(data.measured, [entry.name for entry in entries])
+    present = {*_ALWAYS, *(figure.section for figure in figures)}
+    present |= {name for name, there in (("overlap", overlap), ("unique", unique)) if there}
     script = "".join(_resource(name) for name in _SCRIPTS)
     template = _environment().from_string(_resource("report.html.j2"))
     return template.render(
@@ -96,6 +100,7 @@ def render(data: ReportData, *, served: bool) -> str:
             for index, (entry, cells) in enumerate(zip(entries, rows, strict=True))
         ],
         overlap=overlap,
+        unique=unique,
         definitions=list((first.definitions | _definitions(data)).items()),
         configurations=json.dumps(
             {entry.name: entry.result.config for entry in entries}, indent=2, ensure_ascii=False
@@ -128,6 +133,7 @@ def _describe(data: ReportData, number: int) -> dict[str, Any]:
         "name": entry.name,
         "family": json.dumps(family_of(entry.result)),
         "alive": entry.result.codes.alive,
+        "explained": describe_explanations(entry.result),
         "latents": None if parts is None else parts.describe() | {"text": data.text_of[number]},
     }
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from saecache.cli import app
+from saecache.evaluate.results import read_results
 
 from .conftest import HOOK
 
@@ -70,6 +71,13 @@ def test_a_model_that_is_not_there_says_how_to_go_without(run_dir: Path, cache) 
     result = saecache("evaluate", run_dir, "--cache", cache.path)
     assert result.exit_code == 2
     assert "--no-model measures without CE and KL" in result.stderr
+    result = saecache("evaluate", run_dir, "--cache", cache.path, "--no-model")
+    assert result.exit_code == 0
+    (warning,) = read_results(run_dir / "results.json").warnings
+    assert warning.startswith(
+        "Tokens are shown as numbers, because their tokenizer is not here: the model 'tiny'"
+    )
+    assert f"warning: {warning}" in result.stderr
 
 
 def test_train_ends_with_a_table_and_the_next_command(cache, tmp_path: Path) -> None:

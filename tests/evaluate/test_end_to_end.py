@@ -88,6 +88,25 @@ def test_real_saes_of_a_real_model(real_run, real_cache, language_model, tmp_pat
     assert "builtin:demo" in html
 
 
+def test_without_the_model_tokens_are_text(
+    real_run, real_cache, language_model, tmp_path, monkeypatch
+) -> None:
+    from saecache.cli import app
+
+    def load(*_args: object, **_options: object) -> None:
+        raise AssertionError("no weights are needed")
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+    out = tmp_path / "results.json"
+    command = ["evaluate", str(real_run / "topk_k16" / "sae"), "--cache", str(real_cache.path), "--no-model"]
+    result = CliRunner().invoke(app, [*command, "--out", str(out), "--set", "num_latents=2"])
+    assert result.exit_code == 0, result.output
+    contexts = [c for latent in read_results(out).saes[0].latents for c in latent.contexts]
+    for context in contexts:
+        assert context.tokens == [language_model.tokenizer.decode([i]) for i in context.token_ids]
+    assert contexts and "shown as numbers" not in result.output
+
+
 def test_identity_and_ablation_through_the_real_model(real_cache, language_model) -> None:
     sequences = choose_sequences(real_cache, "heldout", real_cache.num_rows("heldout"), 600, 0)
     found = measure_language_model(

@@ -129,6 +129,32 @@ def test_any_bucket_and_any_revision(hub: Any, measured: Path, tmp_path: Path) -
     assert load_sae(f"{URL}@{first}").cfg.name == "topk_k4"
 
 
+def test_commands_take_a_published_sae(hub: Any, measured: Path, tmp_path: Path) -> None:
+    """By its URL, also together with one of a folder; it is called by the last part of its URL."""
+    publish_sae(measured / "topk_k4", URL)
+    publish_sae(measured / "topk_k6", f"{URL}/layer3")
+    results, cache = tmp_path / "results.json", measured.parent / "cache"
+    places = [f"{URL}@main", f"{URL}/layer3", measured / "topk_k4"]
+    for given, names in (
+        (places[:1], {"my-sae": f"{URL}@main"}),
+        (places, {"my-sae": f"{URL}@main", "layer3": f"{URL}/layer3", "topk_k4": None}),
+    ):
+        command = ["evaluate", *given, "--cache", cache, "--no-model", "--out", results]
+        done = CliRunner().invoke(app, [*map(str, command)])
+        assert done.exit_code == 0, done.output
+        saes = {sae.name: sae for sae in read_results(results).saes}
+        assert saes.keys() == names.keys()
+        assert all(saes[name].sae_dir == url for name, url in names.items() if url)
+        assert saes["my-sae"].weights_sha256 == load_sae(measured / "topk_k4").weights_sha256()
+    command = ["export", URL, "--format", "saelens", "--cache", cache, "--out", tmp_path / "exported"]
+    done = CliRunner().invoke(app, [*map(str, command)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "exported" / "sae_weights.safetensors").is_file()
+    command = ["evaluate", URL, "--cache", cache, "--no-model"]
+    done = CliRunner().invoke(app, [*map(str, command)])
+    assert done.exit_code == 2 and f"{URL} is a URL: say where the results go, with --out" in done.stderr
+
+
 def test_another_sae_is_not_replaced_by_accident(hub: Any, measured: Path) -> None:
     publish_sae(measured / "topk_k4", URL)
     commits = len(hub.repositories["model", "me/my-sae"].commits)

@@ -9,11 +9,21 @@ import re
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...store.remote import is_url
 from ...store.remote.places import open_remote_folder
 from ...store.remote.published import fetch_sae, read_published
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
+
+
+def find_folder(place: str | Path) -> Path:
+    """The folder on this machine that ``place`` names; the SAE at a URL is downloaded once.
+
+    Raises:
+        UsageError: there is no SAE at the URL, or no access.
+    """
+    return download_sae(str(place)) if is_url(place) else Path(place)
 
 
 def download_sae(url: str) -> Path:

@@ -7,7 +7,6 @@ codes become t times what they were: biases and thresholds are multiplied by t, 
 W_skip by t / c. Legend: D model width, F latents.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +47,7 @@ class Start:
             raise UsageError(f"init: {error}") from None
         cfg = sae.cfg
         identity = {
-            "weights_sha256": _hash_of(sae),
+            "weights_sha256": sae.weights_sha256(),
             "kind": cfg.kind,
             "hook": cfg.hook,
             "normalization": cfg.normalization if cfg.hooks is not None else sae.normalizer.to_dict(),
@@ -233,13 +232,3 @@ def _norms(sae: SAE) -> Tensor:
 
 def _same(norms: Tensor) -> bool:
     return float(norms.max() - norms.min()) <= NORM_TOLERANCE * float(norms.max())
-
-
-def _hash_of(sae: SAE) -> str:
-    """The sha256 of names, shapes and bytes of all tensors, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        numbers: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(numbers)
-    return digest.hexdigest()

@@ -192,6 +192,15 @@ function tokenChips(title, block, name, at, text) {
   return element("div", {}, element("h4", {}, title), element("div", { class: "chips" }, ...chips));
 }
 
+function explanationNode(found) {
+  if (!found) return "";
+  const score = (label, value, help) => value === null ? "" : element("span", { title: help }, `${label} `, element("b", {}, value.toFixed(3)));
+  return element("div", { class: "explanation" },
+    element("p", {}, found.text ?? element("i", {}, "The judge gave no usable explanation.")),
+    element("div", { class: "chips" }, score("detection", found.detection, found.detectionHelp), score("fuzzing", found.fuzzing, found.fuzzingHelp)),
+    found.note ? element("p", { class: "note" }, found.note) : "");
+}
+
 // ---- the list
 
 const ROW = 34;
@@ -203,6 +212,8 @@ const ORDERS = {
   max: ["strongest first", (v) => (a, b) => v.largest[b] - v.largest[a]],
   near: ["nearest to another first", (v) => (a, b) => v.nearest[b] - v.nearest[a]],
   number: ["by number", () => (a, b) => a - b],
+  best: ["best explained first", (v) => (a, b) => v.score(b, -1) - v.score(a, -1)],
+  worst: ["worst explained first", (v) => (a, b) => v.score(a, 2) - v.score(b, 2)],
 };
 const DENSITIES = { all: ["all densities", -1, 2], over: ["over 10 %", 0.1, 2], ten: ["1 to 10 %", 0.01, 0.1], one: ["0.1 to 1 %", 0.001, 0.01], low: ["under 0.1 %", 0, 0.001], dead: ["dead", -1, 0] };
 
@@ -210,6 +221,7 @@ class LatentView {
   constructor(index) {
     this.index = index;
     this.about = saes[index].latents;
+    this.explained = new Map(saes[index].explained.map(([number, text, detection, detectionHelp, fuzzing, fuzzingHelp, note]) => [number, { text, detection, detectionHelp, fuzzing, fuzzingHelp, note }]));
     this.blocks = new Map();
   }
   async open() {
@@ -231,11 +243,18 @@ class LatentView {
     }
     return this.blocks.get(number);
   }
-  // The rows to show, in order. Text is searched in all contexts, or only at the tokens that they were chosen for.
+  explanation(row) { return this.explained.get(this.number[row]); }
+  // The detection score of a row, or else the fuzzing score; `none` where a judge has given neither.
+  score(row, none) { const found = this.explanation(row); return found?.detection ?? found?.fuzzing ?? none; }
+  // The rows to show, in order. Text is searched in all contexts, only at the tokens that they were chosen for, or in
+  // explanations, which leaves latents that have one.
   async rows(wanted, where, density, order) {
     const [, low, high] = DENSITIES[density];
     let rows = Array.from(this.density.keys()).filter((row) => this.density[row] > low && this.density[row] <= high);
-    if (wanted) {
+    if (where === "judge") {
+      const lower = wanted.toLowerCase();
+      rows = rows.filter((row) => this.explanation(row)?.text?.toLowerCase().includes(lower) || (wanted && this.number[row] === Number(wanted)));
+    } else if (wanted) {
       const byNumber = this.rowOf.get(Number(wanted));
       const inText = await this.search(wanted.toLowerCase(), where);
       rows = rows.filter((row) => row === byNumber || inText[row]);
@@ -266,8 +285,10 @@ function browseLatents() {
   const shown = saes.map((s, i) => i).filter((i) => saes[i].latents);
   if (!shown.length) return place.append(element("p", { class: "panel empty" }, place.dataset.empty));
   const select = (choices) => element("select", {}, ...Object.entries(choices).map(([value, [text]]) => element("option", { value }, text)));
-  const [order, density] = [select(ORDERS), select(DENSITIES)];
-  const where = select({ text: ["in contexts"], peak: ["at the token itself"] });
+  const judged = shown.some((i) => saes[i].explained.length);
+  const { best, worst, ...unjudged } = ORDERS;
+  const [order, density] = [select(judged ? ORDERS : unjudged), select(DENSITIES)];
+  const where = select({ text: ["in contexts"], peak: ["at the token itself"], ...(judged ? { judge: ["in explanations"] } : {}) });
   const search = element("input", { type: "search", placeholder: "text, or a number" });
   const count = element("span", { "aria-live": "polite" });
   const tabs = element("div", { class: "tabs", role: "tablist", "aria-label": "SAE" });
@@ -287,7 +308,8 @@ function browseLatents() {
       const log = view.density[row] > 0 ? Math.max(0.03, 1 + Math.log10(view.density[row]) / 5) : 0;
       const line = element("div", { class: "row", role: "option", id: `latent-row-${first + i}`, "aria-selected": String(first + i === at), onclick: () => choose(first + i) },
         element("span", { class: "n" }, String(view.number[row])),
-        element("span", { class: "word" }, ...(token === 0xffffffff ? [] : tokenNodes(view.textParts.word(token)))),
+        view.explanation(row)?.text ? element("span", { class: "said", title: view.explanation(row).text }, view.explanation(row).text)
+          : element("span", { class: "word" }, ...(token === 0xffffffff ? [] : tokenNodes(view.textParts.word(token)))),
         element("span", { class: "bar", title: "density, logarithmic" }, element("i", {})),
         element("span", { class: "d" }, percent(view.density[row])));
       line.style.top = `${(first + i) * ROW - top + list.scrollTop}px`;
@@ -328,6 +350,7 @@ function browseLatents() {
         element("div", {}, element("h3", {}, `Latent ${number}`),
           element("p", {}, own.density[row] > 0 ? `fires on ${percent(own.density[row])} of tokens · max ${short(largest, 3)} · mean ${short(block.mean[k], 3)}` : `dead: it fires on none of ${whole(own.about.rows)} tokens`)),
         sparkHistogram(counts, end, own.index)),
+      explanationNode(own.explanation(row)),
       element("div", { class: "pair" }, tokenChips("Promoted tokens", block, "promoted", k, text), tokenChips("Suppressed tokens", block, "suppressed", k, text)),
       element("div", { class: "pair" },
         related("Nearest decoder directions (cosine)", block, "nearest", (b, i) => short(b.nearest_cosine[i], 2), k, own.rowOf, chooseNumber),
@@ -381,11 +404,21 @@ function browseLatents() {
   search.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(() => refresh(), 120); });
   for (const control of [order, density, where]) control.addEventListener("change", () => refresh());
   latentView = () => { drawTabs(); if (view?.number) { drawRows(); drawDetail(); } };
-  const link = location.hash.match(/^#latent-(\d+)-(\d+)$/);
-  const linked = link && shown.includes(Number(link[1]));
+  const readLink = () => {
+    const link = location.hash.match(/^#latent-(\d+)-(\d+)$/);
+    return link && shown.includes(Number(link[1])) ? [Number(link[1]), Number(link[2])] : null;
+  };
+  const linked = readLink();
+  addEventListener("hashchange", async () => {
+    const wanted = readLink();
+    if (!wanted) return;
+    [search.value, density.value, where.value] = ["", "all", "text"];
+    await openSae(wanted[0], false, wanted[1]);
+    place.scrollIntoView();
+  });
   place.append(tabs, element("div", { class: "tools" }, element("label", {}, "Find ", search), where, density, order, count),
     element("div", { class: "browser" }, list, detail));
-  openSae(linked ? Number(link[1]) : shown[0], false, linked ? Number(link[2]) : undefined)
+  openSae(linked ? linked[0] : shown[0], false, linked ? linked[1] : undefined)
     .then(() => { if (linked) place.scrollIntoView(); root.dataset.opened = "true"; });
 }
 

@@ -14,6 +14,7 @@ from saecache.train.variants import VARIANTS
 
 D_MODEL, LATENTS = 24, 96
 HOOK = "resid_post.3"
+OF_EVERY_KIND = ("unit", "scale", "rms_norm")
 FEW = ("topk", "batch_topk", "feature_choice")
 Trained = Callable[[str, str], Path]
 
@@ -43,7 +44,7 @@ def trained(cache: ActivationCache, tmp_path_factory: pytest.TempPathFactory) ->
 
     def get(kind: str, normalization: str) -> Path:
         if normalization not in made:
-            kinds = sorted(VARIANTS) if normalization in ("unit", "scale") else FEW
+            kinds = sorted(VARIANTS) if normalization in OF_EVERY_KIND else FEW
             out = tmp_path_factory.mktemp("runs") / "run"
             made[normalization] = _train_all(cache, normalization, kinds, out)
         return made[normalization][kind]

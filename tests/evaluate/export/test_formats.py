@@ -88,7 +88,8 @@ def tensors_of(export: Export) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("format_name", "normalization"), [("saelens", "unit"), *((name, "scale") for name in FORMATS)]
+    ("format_name", "normalization"),
+    [("saelens", "unit"), ("saelens", "rms_norm"), *((name, "scale") for name in FORMATS)],
 )
 @pytest.mark.parametrize("kind", sorted(VARIANTS))
 def test_every_kind_is_exported_or_refused(
@@ -116,6 +117,15 @@ def test_every_kind_is_exported_or_refused(
         assert comparison.feature < (3e-4 if eps else 2e-6)
         assert comparison.reconstruction < (5e-4 if eps else 2e-5)
         assert comparison.l0 > 1
+    if format_name == "saelens":
+        config = json.loads((export.path / "cfg.json").read_text("utf-8"))
+        wanted = {"unit": "layer_norm", "rms_norm": "constant_norm_rescale"}.get(normalization, "none")
+        assert config["normalize_activations"] == wanted
+        if normalization != "unit":  # and back, by the loader of SAELens's files
+            x = cache.rows(HOOK, range(100), "heldout", "none")
+            torch.testing.assert_close(
+                load_sae(export.path)(x, input="raw"), load_sae(folder)(x, input="raw"), rtol=1e-3, atol=1e-4
+            )
     assert {name: tuple(t.shape) for name, t in tensors_of(export).items()} == SHAPES[expected]
     assert all(t.dtype in (torch.float32, torch.int32, torch.int64) for t in tensors_of(export).values())
 
@@ -151,7 +161,7 @@ def test_the_other_normalizations(
 
 
 @pytest.mark.parametrize("format_name", ["dictionary_learning", "sparsify"])
-@pytest.mark.parametrize("normalization", ["unit", "layer_norm"])
+@pytest.mark.parametrize("normalization", ["unit", "layer_norm", "rms_norm"])
 def test_rows_with_their_own_norm_are_refused_where_there_is_no_such_step(
     format_name: str, normalization: str, trained: Trained, tmp_path: Path
 ) -> None:

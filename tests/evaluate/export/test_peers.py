@@ -19,11 +19,12 @@ from torch import Tensor
 from saecache.common.errors import UsageError
 from saecache.evaluate.export import export_sae
 from saecache.evaluate.export.runner import FORMATS
+from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
 from saecache.train.variants import VARIANTS
 
-from .conftest import FEW, HOOK, Trained, free_relu
+from .conftest import FEW, HOOK, OF_EVERY_KIND, Trained, free_relu
 
 PEER_PYTHON = os.environ.get("SAECACHE_PEER_PYTHON")
 EPS = 5e-4  # what SAELens' 1e-5 beside the standard deviation may change; else float32's rounding
@@ -32,7 +33,7 @@ EXACT = 2e-5
 
 def write_case(sae_dir: Path, format_name: str, cache: ActivationCache, case: Path) -> None:
     sae = load_sae(sae_dir)
-    per_row = sae.normalizer.kind in ("unit", "layer_norm")
+    per_row = sae.normalizer.kind in ("unit", "layer_norm", "rms_norm")
     normalized = per_row and format_name != "saelens"
     export = export_sae(sae_dir, format_name, case / "export", cache=cache, normalized_input=normalized)
     kind = sae.normalizer.kind if normalized else "none"
@@ -53,8 +54,8 @@ def write_case(sae_dir: Path, format_name: str, cache: ActivationCache, case: Pa
 def test_the_libraries_compute_what_we_do(trained: Trained, cache: ActivationCache, tmp_path: Path) -> None:
     cases = tmp_path / "cases"
     folders: dict[str, Path] = {"relu_free.scale": free_relu(cache, tmp_path / "run")}
-    for normalization in ("unit", "scale", "unit_scale", "none", "layer_norm"):
-        kinds = sorted(VARIANTS) if normalization in ("unit", "scale") else FEW
+    for normalization in NORMALIZATIONS:
+        kinds = sorted(VARIANTS) if normalization in OF_EVERY_KIND else FEW
         folders |= {f"{kind}.{normalization}": trained(kind, normalization) for kind in kinds}
     for name, folder in folders.items():
         for format_name in FORMATS:

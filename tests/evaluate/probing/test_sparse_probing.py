@@ -1,5 +1,8 @@
 """Sparse probing: pooled texts by hand, accuracies by scikit-learn, a planted concept, and its baselines."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,9 @@ from saecache.evaluate.probing.config import ProbingConfig
 from saecache.evaluate.probing.labelled import LabelledTexts
 from saecache.evaluate.probing.sparse_probing import choose_inputs, make_tasks, probe_labelled
 from saecache.evaluate.probing.texts import TextReader, pool_texts
+from saecache.store.normalization import Normalizer
+from saecache.train import SAE
+from saecache.train.sae_hooks import HookRows, name_of, normalization_of
 
 from .conftest import HOOK, WIDTH, WORDS, WordModel, relu_sae
 
@@ -104,6 +110,43 @@ def test_one_latent_finds_a_planted_concept(reader: TextReader) -> None:
     low, high = bad.sparse["1"].interval
     assert low < bad.sparse["1"].accuracy < high
     assert high - low < 0.3
+
+
+def test_a_crosscoder_is_compared_with_its_hooks_side_by_side(reader: TextReader) -> None:
+    """Each in the units that it encodes, although the raw rows of one hook are a hundred times larger."""
+    parts = [
+        HookRows(hook=hook, d_model=WIDTH, normalization=Normalizer("unit_scale", WIDTH, scale).to_dict())
+        for hook, scale in ((HOOK, 0.5), ("resid_post.1", 0.005))
+    ]
+    directions = torch.randn(30, 2 * WIDTH, generator=torch.Generator().manual_seed(1))
+    plain = relu_sae(directions)
+    sae = SAE(
+        plain.cfg.model_copy(
+            update={"hook": name_of(parts), "hooks": (*parts,), "normalization": normalization_of(parts)}
+        ),
+        {name: t for name, t in plain.named_buffers() if name != "threshold"},
+    )
+    vectors = reader.model.vectors
+    rows = {HOOK: vectors, "resid_post.1": 100 * vectors.flip(0)}
+
+    class TwoHooks:
+        def activations(self, ids: torch.Tensor, hooks: Sequence[str]) -> dict[str, torch.Tensor]:
+            assert sorted(hooks) == sorted(rows)
+            return {hook: rows[hook][ids.clamp_min(0)] for hook in hooks}
+
+    texts = random_texts(12, WORDS, 0)
+    found = pool_texts(replace(reader, model=TwoHooks()), {"sae": sae}, texts, context=20)
+    (raw_nD,) = found.raw.values()
+    for text, raw, codes in zip(texts, raw_nD, found.codes["sae"].toarray(), strict=True):
+        words = [WORDS.index(word) for word in text.split()]
+        x = torch.cat([0.5 * rows[HOOK][words], 0.005 * rows["resid_post.1"][words]], dim=1)
+        assert raw == pytest.approx(x.double().mean(0).numpy(), abs=1e-6)
+        assert codes == pytest.approx((x @ directions.T).relu().double().mean(0).numpy(), abs=1e-4)
+    data, _ = planted(reader)
+    probed = probe_labelled(
+        replace(reader, model=TwoHooks()), {"sae": sae}, data, ProbingConfig(ks=(1,)), 0, show_progress=False
+    )["sae"]
+    assert probed.model_dense.accuracy > 0.9
 
 
 def test_accuracies_are_those_of_scikit_learn(reader: TextReader) -> None:
