@@ -25,6 +25,11 @@ def available_memory(device: "torch.device") -> int | None:
 
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
+    return available_main_memory()
+
+
+def available_main_memory() -> int | None:
+    """The bytes of available memory and free swap, within the limit of the container; None if unknown."""
     try:
         lines = (line.split() for line in _PROC.read_text("ascii").splitlines())
         kibibytes = {words[0]: int(words[1]) for words in lines if len(words) > 1}

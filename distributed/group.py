@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,11 +39,20 @@ class Connection:
     """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
 
     A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
-    ``heartbeat`` knows which processes are gone.
+    ``heartbeat`` knows which processes are gone. ``carries`` are the types of devices whose tensors it
+    exchanges; those of others travel through main memory.
     """
 
     handle: "dist.ProcessGroup | None" = None
     heartbeat: Heartbeat | None = None
+    carries: frozenset[str] = frozenset({"cpu"})
+
+
+class Sending(NamedTuple):
+    """A message under way: ``tensor`` has the memory that is sent, and keeps it until ``work`` is done."""
+
+    work: "dist.Work | None"
+    tensor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +85,12 @@ class Group:
         """The tensors of all processes, in the order of their ranks. All have the same shape."""
         if self.size == 1:
             return [tensor]
-        tensor = tensor.contiguous()
+        device, tensor = tensor.device, self._carried(tensor).contiguous()
         found = [torch.empty_like(tensor) for _ in self.ranks]
         ascending = sorted(range(self.size), key=self.ranks.__getitem__)  # the order of torch.distributed
         with self._exchange(tensor, self.size - 1):
             dist.all_gather([found[i] for i in ascending], tensor, group=self.connection.handle)
-        return found
+        return [part.to(device) for part in found]
 
     def gather_rows(self, tensor: Tensor) -> list[Tensor]:
         """The tensors [n, ...] of all processes, in the order of their ranks; n may differ."""
@@ -105,6 +114,7 @@ class Group:
         if self.size == 1:
             return [tensor]
         assert list(self.ranks) == sorted(self.ranks), "torch.distributed has ascending ranks"
+        device, tensor = tensor.device, self._carried(tensor)
         row = tensor[0].numel()
         found = tensor.new_empty(self.size, counts[self.rank], *tensor.shape[1:])
         with self._exchange(tensor[counts[self.rank] :], 1):
@@ -115,7 +125,7 @@ class Group:
                 [count * row for count in counts],
                 group=self.connection.handle,
             )
-        return list(found)
+        return list(found.to(device))
 
     def sum(self, counts: Tensor) -> Tensor:
         """The sum of whole numbers over all processes. ``counts`` is not changed."""
@@ -141,25 +151,30 @@ class Group:
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
         """Overwrite ``tensor`` with the one of process ``source``; return it."""
         if self.size > 1:
-            with self._exchange(tensor, self.size - 1 if self.rank == source else 0):
-                dist.broadcast(tensor, self.ranks[source], group=self.connection.handle)
+            carried = self._carried(tensor)
+            with self._exchange(carried, self.size - 1 if self.rank == source else 0):
+                dist.broadcast(carried, self.ranks[source], group=self.connection.handle)
+            self._bring_back(carried, tensor)
         return tensor
 
-    def send(self, tensor: Tensor, to: int) -> "dist.Work | None":
+    def send(self, tensor: Tensor, to: int) -> "Sending":
         """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten."""
+        tensor = self._carried(tensor)
         with self._exchange(tensor, 1):
-            return dist.isend(tensor, self.ranks[to], group=self.connection.handle)
+            return Sending(dist.isend(tensor, self.ranks[to], group=self.connection.handle), tensor)
 
     def receive(self, tensor: Tensor, source: int) -> Tensor:
         """Overwrite ``tensor`` with one that process ``source`` sends; return it."""
-        with self._exchange(tensor, 0):
-            dist.recv(tensor, self.ranks[source], group=self.connection.handle)
+        carried = self._carried(tensor)
+        with self._exchange(carried, 0):
+            dist.recv(carried, self.ranks[source], group=self.connection.handle)
+        self._bring_back(carried, tensor)
         return tensor
 
-    def wait(self, sending: "Sequence[dist.Work | None]") -> None:
+    def wait(self, sending: Sequence["Sending"]) -> None:
         """Wait until what :meth:`send` has started is done."""
         with self._exchange(torch.empty(0), 0):
-            for work in sending:
+            for work, _ in sending:
                 if work is not None:
                     work.wait()
 
@@ -244,10 +259,20 @@ class Group:
     def _reduce(self, numbers: Tensor, how: Any) -> Tensor:
         if self.size == 1:
             return numbers
-        found = numbers.clone()
+        carried = self._carried(numbers)
+        found = carried.clone() if carried is numbers else carried
         with self._exchange(found, self.size - 1):
             dist.all_reduce(found, how, group=self.connection.handle)
-        return found
+        return found.to(numbers.device)
+
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """``tensor``, or its copy in main memory where the connection does not carry its device's."""
+        return tensor if tensor.device.type in self.connection.carries else tensor.cpu()
+
+    def _bring_back(self, carried: Tensor, tensor: Tensor) -> None:
+        """Overwrite ``tensor`` with what came in its copy, if it travelled as one."""
+        if carried is not tensor:
+            tensor.copy_(carried)
 
     @contextmanager
     def _exchange(self, tensor: Tensor, receivers: int) -> Iterator[None]:
@@ -261,12 +286,21 @@ class Group:
         try:
             with heartbeat.exchange():
                 yield
+                if tensor.device.type == "cuda":
+                    heartbeat.watch(_end_of_work(tensor.device))
         except RuntimeError as error:  # gloo and nccl have no errors of their own
             raise LostProcessError(describe_lost(heartbeat.find_lost(), _first_line(error))) from error
 
 
 ALONE = Group()
 """The group of this process alone."""
+
+
+def _end_of_work(device: torch.device) -> Callable[[], bool]:
+    """Whether a GPU has done all that was asked of it so far. NCCL returns before anything has travelled."""
+    end = torch.cuda.Event()
+    end.record(torch.cuda.current_stream(device))
+    return end.query
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ lost, is silent: who waits for it then ends.
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -77,6 +77,7 @@ class Heartbeat:
         self.store.wait(self._keys, timeout)
         self.store.set_timeout(timedelta(seconds=SILENCE_SECONDS))
         self._waiting_since: float | None = None
+        self._under_way: tuple[float, Callable[[], bool]] | None = None
         self._leaving = threading.Event()
         self._answered = monotonic()  # when the store did last
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._beat, self._watch)]
@@ -91,6 +92,21 @@ class Heartbeat:
             yield
         finally:
             self._waiting_since = None
+
+    def watch(self, is_done: Callable[[], bool]) -> None:
+        """An exchange was started that a device ends on its own: this process waits for it sooner or later.
+
+        The host waits wherever it next reads from the device, and no exception reaches it there.
+        """
+        self._under_way = monotonic(), is_done
+
+    def waiting_since(self) -> float | None:
+        """Since when this process has waited for others, if it does."""
+        since, under_way = self._waiting_since, self._under_way
+        if since is None and under_way is not None:
+            with suppress(RuntimeError):  # the device's own failure, which the host meets by itself
+                return None if under_way[1]() else under_way[0]
+        return since
 
     def find_lost(self) -> list[int]:
         """The processes that are gone, after a connection broke; none if all show life."""
@@ -148,7 +164,7 @@ class Heartbeat:
                 self._lose_store()
             if lost_since is None and (self.lost or self.store_is_lost):
                 lost_since = woke
-            since = self._waiting_since
+            since = self.waiting_since() if lost_since else None
             # The first process may hold the store: the others find out for themselves before it goes.
             patience = _LEAVING_SECONDS + (0 if self.rank else _LOOK_SECONDS)
             if lost_since and since and woke - max(since, lost_since) >= patience:

@@ -50,6 +50,14 @@ class World:
     def is_first(self) -> bool:
         return self.everyone.is_first
 
+    @property
+    def number_of_gpu(self) -> int | None:
+        """Which GPU of its machine this process takes, for :func:`.choose_device`; None for one alone.
+
+        NCCL refuses two processes on one GPU.
+        """
+        return self.local_rank if self.size > 1 else None
+
     def split(self, groups: Sequence[Sequence[int]]) -> Group:
         """The one of ``groups`` that this process is in. They are lists of ranks, alike in every process.
 
@@ -59,7 +67,7 @@ class World:
         for ranks in groups:
             handle = dist.new_group(list(ranks), timeout=_NO_LIMIT) if len(ranks) > 1 else None
             if self.rank in ranks:
-                connection = Connection(handle, self.heartbeat)
+                connection = Connection(handle, self.heartbeat, self.everyone.connection.carries)
                 self.connections.append(connection)
                 mine = Group(
                     rank=list(ranks).index(self.rank),
@@ -113,12 +121,12 @@ def join_world() -> Iterator[World]:
         heartbeat = Heartbeat(store, rank, size, timeout)
         with heartbeat.exchange():
             ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
-            dist.init_process_group(
-                _backend(local_size), store=ours, rank=rank, world_size=size, timeout=_NO_LIMIT
-            )
+            carriers = _agree_on_carriers(ours, rank, size, local_size)
+            named = ",".join(f"{device}:{carrier}" for device, carrier in carriers.items())
+            dist.init_process_group(named, store=ours, rank=rank, world_size=size, timeout=_NO_LIMIT)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(f"the {size} processes did not meet: {error}") from error
-    connection = Connection(dist.group.WORLD, heartbeat)
+    connection = Connection(dist.group.WORLD, heartbeat, frozenset(carriers))
     everyone = Group(rank=rank, ranks=tuple(range(size)), connection=connection)
     before = _current
     _current = World(everyone, local_rank, local_size, [connection], heartbeat)
@@ -132,9 +140,17 @@ def join_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _backend(local_size: int) -> str:
-    """Who carries what is in main memory, and what is on a GPU if there is one for each process."""
-    return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= local_size else "gloo"
+def _agree_on_carriers(store: "dist.Store", rank: int, size: int, local_size: int) -> dict[str, str]:
+    """Who carries the tensors of each type of device: gloo those in main memory, NCCL those on GPUs.
+
+    NCCL only carries them if every machine has a GPU for each of its processes, and every torch has NCCL. All
+    processes find the same answer, because all of them have to use NCCL or none.
+    """
+    can = dist.is_nccl_available() and torch.cuda.device_count() >= local_size
+    store.set(f"nccl/{rank}", "yes" if can else "no")
+    if all(store.get(f"nccl/{other}") == b"yes" for other in range(size)):
+        return {"cpu": "gloo", "cuda": "nccl"}
+    return {"cpu": "gloo"}
 
 
 def _leave(heartbeat: Heartbeat) -> None:

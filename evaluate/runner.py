@@ -121,7 +121,7 @@ def run(
     if show_progress:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    device = choose_device(config.device, float64=True)
+    device = choose_device(config.device, float64=True, local_rank=world().number_of_gpu)
     labelled = [load_labelled(source, config.probing, config.seed) for source in config.probing.data]
     if reader is None and (labelled or config.absorption):
         raise UsageError(

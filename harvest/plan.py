@@ -237,7 +237,7 @@ def settle_device(name: str, existing: Existing | None) -> torch.device:
 
 def _own_device(name: str) -> torch.device:
     """Of several processes on a machine each takes a GPU of its own."""
-    return choose_device(name, local_rank=world().local_rank if world().size > 1 else None)
+    return choose_device(name, local_rank=world().number_of_gpu)
 
 
 def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing | None) -> float:

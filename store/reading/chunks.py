@@ -15,11 +15,12 @@ from ...common.errors import CorruptCacheError
 from ..finite import NotFiniteError, check_finite, crc32c_and_finite, is_finite
 from ..layout import ArraySpec
 from ..shard_file import check_crc, decode_chunk
-from .mapped_shards import MappedShards, ShardFiles
+from .kept_chunks import KEPT
+from .mapped_shards import MappedShard, MappedShards, ShardFiles
 
 # Maps all pages of a chunk at once: with a page fault for every few of them, a later epoch is slower.
 _POPULATE_READ = 22 if sys.platform == "linux" else getattr(mmap, "MADV_WILLNEED", None)
-_WILL_NEED, _DONT_NEED = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)
+_WILL_NEED = getattr(mmap, "MADV_WILLNEED", None)
 
 
 class ShardedChunks:
@@ -124,19 +125,29 @@ class ShardedChunks:
             self._advise(number, _POPULATE_READ)
 
     def release(self, numbers: Iterable[int]) -> None:
-        """Free the memory behind inner chunks; the system's file cache keeps them while it has room."""
+        """Inner chunks are not needed for now: they stay mapped while :data:`.KEPT` has room for them."""
         for number in numbers:
             if self._decoded is not None:
                 self._decoded.drop(number)
-            self._advise(number, _DONT_NEED)
+            shard, slot = self._mapped(number)
+            if shard is not None:
+                KEPT.keep(shard, slot)
 
     def will_need(self, number: int) -> None:
         """Ask the system to read inner chunk ``number``, if it was checked before, without waiting for it."""
         if self.is_checked(number):
             self._advise(number, _WILL_NEED)
 
+    def _mapped(self, number: int) -> tuple[MappedShard | None, int]:
+        """The shard of inner chunk ``number``, if it is open, and the chunk's place in it."""
+        shard, slot = divmod(number, self.spec.chunks_per_shard)
+        return self._shards.opened(shard), slot
+
     def _advise(self, number: int, advice: int | None) -> None:
-        self._shards.advise(*divmod(number, self.spec.chunks_per_shard), advice)
+        """Advise the system about a chunk, unless its pages are mapped already."""
+        shard, slot = self._mapped(number)
+        if shard is not None and not KEPT.has(shard, slot):
+            shard.advise(slot, advice)
 
 
 class DecodedChunks:

@@ -22,6 +22,7 @@ from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, check_all_stored, parse_index
 
 MAX_OPEN_SHARDS = 32
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class HeldFile(Protocol):
@@ -55,6 +56,26 @@ class MappedShard:
     sizes: NDArray[np.int64]  # stored bytes of each, crc32c included
     checked: NDArray[np.bool_]  # of each, whether it was: the shard may have been closed in between
     held: HeldFile | None = None
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.offsets)
+
+    def chunk_bytes(self, slot: int) -> int:
+        return int(self.sizes[slot])
+
+    def unmap(self, slot: int) -> None:
+        """Let go of the pages of a chunk; whoever reads it again maps them again."""
+        self.advise(slot, _DONT_NEED)
+
+    def advise(self, slot: int, advice: int | None) -> None:
+        """Advise the system about the memory of a chunk, if it knows the advice."""
+        offset = int(self.offsets[slot])
+        if offset >= 0 and advice is not None:
+            start = offset - offset % mmap.PAGESIZE
+            end = offset + int(self.sizes[slot]) - CRC_BYTES
+            with suppress(OSError):  # an older system does not know it
+                self.mapped.madvise(advice, start, end - start)
 
 
 class MappedShards:
@@ -107,16 +128,10 @@ class MappedShards:
         with self._lock:
             self._open.pop(number, None)
 
-    def advise(self, number: int, slot: int, advice: int | None) -> None:
-        """Advise the system about the memory of a chunk, if its shard is open."""
+    def opened(self, number: int) -> MappedShard | None:
+        """A shard, if it is open."""
         with self._lock:
-            shard = self._open.get(number)
-        offset = -1 if shard is None else int(shard.offsets[slot])
-        if shard is not None and offset >= 0 and advice is not None:
-            start = offset - offset % mmap.PAGESIZE
-            end = offset + int(shard.sizes[slot]) - CRC_BYTES
-            with suppress(OSError):  # an older system does not know it
-                shard.mapped.madvise(advice, start, end - start)
+            return self._open.get(number)
 
     def _map(self, number: int) -> MappedShard:
         """Map a shard file and read its index."""

@@ -21,11 +21,12 @@ from ..disk_space import disk_explained
 from ..encoding.records import RecordLayout
 from ..manifest import HookInfo, Manifest
 from ..reading.sharded_array import ShardedArray
-from ..shard_file import ShardWriter
+from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import exact_quantiles
 from ..untrusted import describe_invalid
 from .blocks import Block
 from .journal import Journal, damaged_journal
+from .lanes import Lanes, choose_lanes
 from .planned_size import plan_layout
 from .shard_units import NamedUnit, ShardUnits
 from .shuffle import ShuffledSpill
@@ -72,21 +73,36 @@ class Finalizer:
             tokens=journal.tokens,
         )
         self._records = UnitRecords(cache, self._layout, on_progress, delivery)
-        spills, shards = journal.spills(cache), ShardWriter()
-        shuffled = ShuffledSpill(
-            spills,
-            identity["seed"],
-            journal.num_buckets,
-            limit_bytes=storage.memory_bytes // 4,
-            in_use=shards.under_way,
-            in_memory=in_memory,
-            drop_pages=drop_pages,
-            record_bytes=max(
-                RecordLayout(width, storage.dtype).record_bytes for width in identity["hooks"].values()
-            ),
+        spills = journal.spills(cache)
+        widths = identity["hooks"].values()
+        widest = max(RecordLayout(width, storage.dtype).record_bytes for width in widths)
+        rows = [self._layout.activations("train", hook) for hook in self._layout.hooks]
+        limit_bytes = storage.memory_bytes // 4
+        bucket_bytes = widest * journal.train_rows // journal.num_buckets
+        chunk_bytes = max(spec.chunk_bytes for spec in rows)
+        number = choose_lanes(
+            max(spec.num_shards for spec in rows),
+            limit_bytes,
+            bucket_bytes * 9 // 8 + CHUNKS_IN_FLIGHT * chunk_bytes,  # buckets are not all of one size
         )
-        unit = storage.normalization == "unit"
-        self._units = ShardUnits(cache, self._layout, spills[0], shuffled, shards, unit=unit)
+
+        def lane() -> ShardUnits:
+            shards = ShardWriter()
+            shuffled = ShuffledSpill(
+                spills,
+                identity["seed"],
+                journal.num_buckets,
+                limit_bytes=limit_bytes // number,
+                in_use=shards.under_way,
+                in_memory=in_memory,
+                drop_pages=drop_pages and number == 1,  # other lanes may still want them
+                record_bytes=widest,
+            )
+            unit = storage.normalization == "unit"
+            return ShardUnits(cache, self._layout, spills[0], shuffled, shards, unit=unit)
+
+        self._units, *others = (lane() for _ in range(number))
+        self._lanes = Lanes([self._units, *others], self._records)
 
     def run(self, counts: Mapping[str, int]) -> Manifest:
         """Write all shards; the manifest of them, with further ``counts``.
@@ -96,8 +112,8 @@ class Finalizer:
         """
         self._records.make_folders()
         try:
-            for name, write in (*self._units.of_tokens(), *self._units.of_sequences()):
-                self._records.once(name, write)
+            for _ in self._lanes.run(lambda units: chain(units.of_tokens(), units.of_sequences())):
+                pass
             hooks = {hook: self._hook(hook, number) for number, hook in enumerate(self._layout.hooks)}
         finally:
             self._close()
@@ -150,7 +166,7 @@ class Finalizer:
             self._close()
 
     def _close(self) -> None:
-        self._units.close()
+        self._lanes.close()
         self._records.close()
 
     def _share(self, rank: int, size: int) -> list[NamedUnit]:
@@ -166,8 +182,7 @@ class Finalizer:
         """Write all rows of a hook, both splits, and its statistics."""
         width, train_rows = self._layout.hooks[hook], self._layout.train_rows
         sums = np.zeros((2, width))
-        for name, write in self._units.of_hook(hook, number):
-            partial_sums = self._records.once(name, write)
+        for name, partial_sums in self._lanes.run(lambda units: units.of_hook(hook, number)):
             if name.startswith("train"):
                 if np.shape(partial_sums) != sums.shape:
                     raise CorruptCacheError(

@@ -74,13 +74,17 @@ class UnitRecords:
         """Create the folders of all files that the cache will have."""
         make_folders(sorted({(self._cache / path).parent for path in self._paths}))
 
+    def has(self, name: str) -> bool:
+        """Whether a former run did a unit, so that :meth:`once` will not do it."""
+        return self._read(self._record_of(name)) is not None
+
     def once(self, name: str, write: Callable[[], Unit]) -> Any:
         """Call ``write`` unless a former run did, and record its result once its files are durable.
 
         Returns:
             What else the record keeps.
         """
-        record = self.folder / f"{name}.json"
+        record = self._record_of(name)
         done = self._read(record)
         if done is None:
             written, extra = write()
@@ -105,6 +109,9 @@ class UnitRecords:
 
     def close(self) -> None:
         self._threads.shutdown()
+
+    def _record_of(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def _read(self, record: Path) -> tuple[list[FileInfo], Any] | None:
         """The record of a former run; None if its files have to be written again."""

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -66,6 +67,48 @@ def exchange() -> dict[str, object]:
             answers["same"] = ["own"]
         answers["messages"] = group.traffic.messages > 0
         return answers
+
+
+def on_a_device() -> dict[str, object]:
+    """The exchanges of tensors of a pretended device, which nothing here carries."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+    from device.pretended_device import DEVICE, pretended_device, to_host
+
+    with join_world() as world, pretended_device():
+        group, rank = world.everyone, world.rank
+        own = torch.tensor([rank, 10 * rank]).to(DEVICE)
+        running = torch.zeros(3).to(DEVICE)
+        if not group.is_first:
+            group.receive(running, rank - 1)
+        running += rank
+        if not group.is_last:
+            group.wait([group.send(running, rank + 1)])
+        broadcast = own.clone()
+        group.broadcast(broadcast, group.size - 1)
+        found = {
+            "gather": group.gather(own),
+            "ragged": group.gather_rows(own[:rank]),
+            "exchange": group.exchange(own.view(-1, 1), [1] * group.size),
+            "sum": [group.sum(own)],
+            "least": [group.least(own)],
+            "broadcast": [broadcast],
+            "chain": [running],
+        }
+        assert all(tensor.device == DEVICE for tensors in found.values() for tensor in tensors)
+        assert to_host(own).tolist() == [rank, 10 * rank], "what was given has not changed"
+        return {name: [to_host(tensor).tolist() for tensor in tensors] for name, tensors in found.items()}
+
+
+def freeze_with_a_device_at_work() -> dict[str, object]:
+    """The last process freezes; the others only wait for a device that waits for it."""
+    with join_world() as world:
+        if world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        heartbeat = world.everyone.connection.heartbeat
+        assert heartbeat is not None
+        heartbeat.watch(lambda: False)
+        time.sleep(600)
+    return {}
 
 
 def lose() -> dict[str, object]:

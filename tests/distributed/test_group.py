@@ -1,13 +1,16 @@
 """Groups of processes: what they exchange, and how they fail together."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from saecache.common.errors import UsageError
-from saecache.distributed import join_world, world
+from saecache.distributed import join_world, launch, world
 from saecache.distributed.group import ALONE
 
 from .processes import SECONDS, run, start, wait
@@ -43,6 +46,44 @@ def test_processes_exchange(size: int, tmp_path: Path) -> None:
         assert found["messages"]
 
 
+def test_tensors_of_a_device_that_nothing_carries_travel_through_main_memory(tmp_path: Path) -> None:
+    """As those of two processes on one GPU, which NCCL refuses; gloo has few operations on GPUs."""
+    for rank, ended in enumerate(run(2, [PROGRAM, "on_a_device"], tmp_path)):
+        assert json.loads(ended.output) == {
+            "gather": [[0, 0], [1, 10]],
+            "ragged": [[], [1]],
+            "exchange": [[[0]], [[1]]] if rank == 0 else [[[0]], [[10]]],
+            "sum": [[1, 10]],
+            "least": [[0, 0]],
+            "broadcast": [[1, 10]],
+            "chain": [[float(rank)] * 3],
+        }
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nccl", "carries"),
+    [
+        ({0: 2, 1: 2}, True, {"cpu": "gloo", "cuda": "nccl"}),
+        ({0: 2, 1: 1}, True, {"cpu": "gloo"}),  # the second machine has one GPU for two processes
+        ({0: 2, 1: 2}, False, {"cpu": "gloo"}),
+    ],
+)
+def test_all_processes_use_nccl_or_none_does(
+    gpus: dict[int, int], nccl: bool, carries: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+
+    def agree(rank: int) -> dict[str, str]:
+        return launch._agree_on_carriers(store, rank, 2, 2)
+
+    with ThreadPoolExecutor(1) as other:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus[threading.get_ident() != main])
+        main = threading.get_ident()
+        theirs = other.submit(agree, 1)
+        assert agree(0) == theirs.result() == carries
+
+
 @pytest.mark.parametrize("killed", [0, 1, 2])
 def test_a_killed_process_ends_the_others_with_words(killed: int, tmp_path: Path) -> None:
     ended = wait(start(3, [PROGRAM, "lose", str(killed)], tmp_path))
@@ -73,6 +114,17 @@ def test_a_frozen_process_ends_the_others_with_words(frozen: int, tmp_path: Path
     finally:
         processes[frozen].kill()
         processes[frozen].communicate(timeout=SECONDS)
+
+
+def test_who_waits_for_a_device_that_waits_for_a_frozen_process_ends(tmp_path: Path) -> None:
+    processes = start(2, [PROGRAM, "freeze_with_a_device_at_work"], tmp_path)
+    try:
+        _, errors = processes[0].communicate(timeout=SECONDS)
+        assert processes[0].returncode == 1
+        assert "error in process 0: process 1 of this run is gone or does not answer" in errors
+    finally:
+        processes[1].kill()
+        processes[1].communicate()
 
 
 def test_a_process_alone_exchanges_nothing() -> None:

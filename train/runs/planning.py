@@ -10,6 +10,7 @@ from ...common.counts import format_bytes
 from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ...common.memory import check_memory
+from ...distributed import world
 from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..engine.reading import Source
@@ -130,7 +131,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
     jobs = make_jobs(config, readings, steps, layout, like)
     if unshared := layout_problems(layout, [job.plan for job in jobs]):
         raise UsageError(_listed([*problems, *unshared]))
-    device = choose_device(config.device, float64=True)
+    device = choose_device(config.device, float64=True, local_rank=world().number_of_gpu)
     plans = [job.plan for job in jobs[layout.own]]
     memory = Memory.of(plans, sources_of(jobs[layout.own]))
     if too_large := memory_problems(memory, plans, device):
