@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from arms import ONE_SEED, SECTIONS, WITH_MODEL, Arms, Form, with_seeds
+from arms import ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
+from verdicts import COEFFICIENT, between_coefficients
 
 from saecache import ActivationCache, load_sae
 from saecache.common.versions import software_versions
@@ -19,7 +20,7 @@ from saecache.evaluate.metrics.overlap import measure_overlap
 from saecache.evaluate.results import Results, SaeResult, read_results
 from saecache.train import TrainConfig, run
 
-SHORT_OF_FORM = {"rates": 0.4, "auxiliary_k": 0.8}  # share of the form's steps
+SHORT_OF_FORM = {"rates": 0.5, "auxiliary_k": 0.8}  # share of the form's steps
 CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
 SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
@@ -34,9 +35,7 @@ def training_of(
     values["variants"] = with_seeds(arms, seeds, rates)
     config = TrainConfig.model_validate(values)
     if any(variant.has_threshold for variant in config.variants):
-        l0 = (
-            form.ks[-1] if section == "others" else None
-        )  # kinds that have no k are set to that of the others
+        l0 = form.ks[-1] if section in ("rates", "every_kind") else None  # JumpReLU has no k of its own
         config = TrainConfig.model_validate({**values, "calibration": {"l0": l0}})
     return config, arms
 
@@ -51,6 +50,7 @@ def measure_section(
     runs: Path,
 ) -> dict[str, Any]:
     """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules."""
+    rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
     for seed in sorted({variant.seed for variant in config.variants}):
@@ -63,6 +63,7 @@ def measure_section(
         "num_latents": 0,
         "overlap_latents": 1,
         "match_latents": 0,
+        "all_latents": False,
         "ce_tokens": form.ce_tokens,
         "max_rows": form.max_rows,
         "show_progress": False,
@@ -113,9 +114,10 @@ def measure_section(
 
 def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
     """For each kind in section ``rates`` the learning rate of the lowest FVU."""
+    found = between_coefficients({name: arm["figures"] for name, arm in section["arms"].items()})
     best: dict[str, tuple[float, float]] = {}
-    for arm in section["arms"].values():
-        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], arm["figures"]["fvu"]
+    for name, arm in section["arms"].items():
+        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], found[COEFFICIENT.sub("", name)]["fvu"]
         kind = arm["variant"]["kind"]
         best[kind] = min(best.get(kind, (fvu, rate)), (fvu, rate))
     return {kind: rate for kind, (_, rate) in best.items()}
