@@ -48,6 +48,13 @@ def main() -> None:
         "--k", type=int, default=None, help="only this k, of sections that are trained k by k"
     )
     options.add_argument(
+        "--train-seed",
+        type=int,
+        default=None,
+        help="train this seed only and measure nothing, so that several processes train a section together; "
+        "a run without it then measures",
+    )
+    options.add_argument(
         "--zipf",
         type=float,
         nargs=2,
@@ -77,7 +84,10 @@ def main() -> None:
             cache,
             model,
             settings.runs / name,
+            settings.train_seed,
         )
+        if found is None:
+            continue
         found["form"] = settings.form
         results.mkdir(parents=True, exist_ok=True)
         write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())

@@ -48,17 +48,25 @@ def measure_section(
     cache: ActivationCache,
     model: Callable[[], Any],
     runs: Path,
-) -> dict[str, Any]:
-    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules."""
+    train_seed: int | None = None,
+) -> dict[str, Any] | None:
+    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules.
+
+    With ``train_seed`` only that seed is trained, and nothing is measured.
+    """
     rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
     for seed in sorted({variant.seed for variant in config.variants}):
+        if train_seed not in (None, seed):
+            continue
         variants = tuple(variant for variant in config.variants if variant.seed == seed)
         result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
+    if train_seed is not None:
+        return None
     settings: dict[str, Any] = {
         "num_latents": 0,
         "overlap_latents": 1,
