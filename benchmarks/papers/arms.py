@@ -1,8 +1,8 @@
 """What the claims run trains: forms (how large, how long), and sections of arms, trained side by side.
 
 An arm is one variant with one set of settings; each is trained with every seed of the form. All arms of a
-form have the same cache, width, batches, steps, optimizer, schedule and AuxK, and but for section
-``every_kind`` the same learning rate.
+form have the same cache, width, batches, steps, optimizer, schedule and AuxK, and but for the sections in
+:data:`TUNED` the same learning rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 Arms = dict[str, dict[str, Any]]  # name -> settings of the variant
 SCORES = ("squared_l2", "entropy", "uniform")
 MULTIPLES = (1, 2, 4, 16)
-PREFIX = "tuned_"  # of the arms of section every_kind
+PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
 L1_COEFFICIENTS = {"relu": (0.1, 0.16), "gated": (0.12, 0.24)}  # about 25 to 10 active latents, in trials
 
@@ -23,8 +23,8 @@ class Form:
 
     Attributes:
         aux_k: AuxK's k for all arms, from k.
-        rate: the peak learning rate of all arms; section ``every_kind`` has one of ``rates`` for each kind.
-        rates: the learning rates that section ``rates`` tries.
+        rate: the peak learning rate of all arms, but for those of the sections in :data:`TUNED`.
+        rates: the learning rates among which section ``rates`` finds that of each kind for those.
         pools: the pool factors of Sampled-SAE.
     """
 
@@ -110,10 +110,10 @@ FORMS = {
 
 
 def rates(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """One seed of every kind at several learning rates, for section ``every_kind``."""
+    """One seed of every kind at several learning rates, for the sections in :data:`TUNED`."""
     return {
         name.replace(PREFIX, f"lr{rate:g}_"): {**arm, "optimizer": {"learning_rate": rate}}
-        for name, arm in every_kind(form, zipf).items()
+        for name, arm in {**every_kind(form, zipf), **every_penalty(form, zipf)}.items()
         for rate in form.rates
     }
 
@@ -206,11 +206,7 @@ def sampled(form: Form, zipf: Mapping[str, float]) -> Arms:
 
 
 def every_kind(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """The eleven kinds at the largest k, each with the learning rate that section ``rates`` found best.
-
-    ReLU and Gated have no k. Each is trained with two coefficients, one to either side of k active latents,
-    and is compared between them.
-    """
+    """The kinds that choose how many latents are active, at the largest k."""
     k = form.ks[-1]
     auxk = {"k": form.aux_k(k)}
     mutual, phase = _mutual_and_phase(k, form, zipf)
@@ -224,7 +220,19 @@ def every_kind(form: Form, zipf: Mapping[str, float]) -> Arms:
         "zipf_after_mutual": _feature(k, zipf=_carried(zipf), mutual_choice=phase),
         "probabilistic": _probabilistic(k),
         "sampled": {"kind": "sampled", "k": k, "score": "squared_l2", "pool_factor": 10, "auxk": auxk},
-        "jumprelu": {"kind": "jumprelu", "threshold_scale": "linear", "penalty": _penalty(0.002) | STEP},
+    }
+    return {f"{PREFIX}{name}_k{k}": arm for name, arm in arms.items()}
+
+
+def every_penalty(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The kinds that are sparse by a penalty.
+
+    ReLU and Gated are trained with two coefficients, one to either side of k active latents, and are compared
+    between them. JumpReLU's thresholds are calibrated to k.
+    """
+    k = form.ks[-1]
+    arms: Arms = {
+        "jumprelu": {"kind": "jumprelu", "threshold_scale": "linear", "penalty": _penalty(0.002) | STEP}
     }
     for kind, coefficients in L1_COEFFICIENTS.items():
         for coefficient in coefficients:
@@ -242,11 +250,13 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "probabilistic_ablations": probabilistic_ablations,
     "sampled": sampled,
     "every_kind": every_kind,
+    "every_penalty": every_penalty,
 }
 BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
-WITH_MODEL = ("baselines", "choice", "probabilistic", "sampled", "every_kind")  # CE and KL are measured
+WITH_MODEL = ("baselines", "choice", "probabilistic", "every_kind", "every_penalty")  # CE and KL too
 ONE_SEED = ("rates", "auxiliary_k")
-TUNED = ("every_kind",)  # each kind has its own learning rate
+TUNED = ("every_kind", "every_penalty")  # each kind has its own learning rate
+BY_BATCH = ("baselines", "choice", "choice_ablations")  # measured by the rule of training too
 
 
 def with_seeds(arms: Arms, seeds: Sequence[int], rates: Mapping[str, float]) -> list[dict[str, Any]]:

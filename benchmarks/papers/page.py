@@ -30,11 +30,14 @@ INTRODUCTION = """\
 # What the papers claim, and what comes out here
 
 Each claim is in our words, with the section that makes it, and is tested as the paper tests it: with paired
-seeds, the same data, width, batches, steps, optimizer and AuxK for all arms, at an equal mean number of
-active latents (L0). A verdict needs a difference larger than both standard deviations together, of the same
-sign for every seed. Otherwise it "cannot be told", and where both arms are at a limit of the figure in
-every run, the verdict says "saturated". A claim that does not come out here may still hold at the papers'
-sizes: the SAEs are small and the runs short.
+seeds, the same data, width, batches, steps, optimizer, learning rate and AuxK for all arms, at an equal mean
+number of active latents (L0). Arms named `tuned_...` have the learning rate that suits their kind instead.
+
+A verdict needs a difference larger than both standard deviations together, of the same sign for every seed.
+Otherwise it "cannot be told", and where both arms are at a limit of the figure in every run, the verdict says
+"saturated". A claim that two arms are alike holds where no such difference was found. A claim that does not
+come out here may still hold at the papers' sizes: the SAEs are small and the runs short. Claims that need a
+judge (interpretability scores) are not tested here, nor are probing and absorption.
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
@@ -105,8 +108,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     yield f"## On {TITLES[form]}"
     yield ""
     yield from conditions(form, sections)
-    if "every_kind" in sections:
-        yield from every_kind(found, sections)
+    yield from every_kind(found, sections)
     for paper, claims in CLAIMS.items():
         tested = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
         if not any(verdicts for _, verdicts in tested):
@@ -145,12 +147,20 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
         f"{' or '.join(map(str, steps))} steps of {settings['batch_rows']:,} rows, seeds "
         f"{', '.join(map(str, seeds))}; {cache['measured_rows']:,} held-out rows measured. A latent counts "
         f"as dead after {settings['dead_after_rows']:,} rows; AuxK's k is twice k; the peak learning rate is "
-        f"{settings['optimizer']['learning_rate']:g} unless section `rates` found another."
+        f"{settings['optimizer']['learning_rate']:g}, but for the arms `tuned_...`."
     )
     if zipf:
         yield (
             f"Zipf's law for `aux_zipf` and m_i: alpha = {zipf['alpha']:g}, beta = {zipf['beta']:g}, fitted "
             "to the densities of BatchTopK at the smallest k."
+        )
+    full = FORMS["full"]
+    if form != "full":
+        yield (
+            f"\nThis is the form `{form}`: small SAEs and short runs. The form `full` has "
+            f"{full.num_latents:,} latents, {full.steps:,} steps of {full.batch_rows:,} rows, "
+            f"k = {', '.join(map(str, full.ks))}, CE and KL on {full.ce_tokens:,} tokens, and a latent "
+            f"counts as dead after {full.dead_after_rows:,} rows: `make papers PAPERS_FORM=full`.\n"
         )
     failed = {name: why for section in every for name, why in section["failed"].items()}
     for name, why in failed.items():

@@ -48,11 +48,11 @@ def main() -> None:
         "--k", type=int, default=None, help="only this k, of sections that are trained k by k"
     )
     options.add_argument(
-        "--train-seed",
+        "--seed",
         type=int,
         default=None,
-        help="train this seed only and measure nothing, so that several processes train a section together; "
-        "a run without it then measures",
+        help="train and measure this seed only, so that several processes share a section; a run without it "
+        "then writes the JSON file",
     )
     options.add_argument(
         "--zipf",
@@ -84,7 +84,7 @@ def main() -> None:
             cache,
             model,
             settings.runs / name,
-            settings.train_seed,
+            settings.seed,
         )
         if found is None:
             continue

@@ -5,12 +5,12 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from arms import ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
+from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
 from verdicts import COEFFICIENT, between_coefficients
 
 from saecache import ActivationCache, load_sae
@@ -19,9 +19,11 @@ from saecache.evaluate import run as evaluate
 from saecache.evaluate.metrics.overlap import measure_overlap
 from saecache.evaluate.results import Results, SaeResult, read_results
 from saecache.train import TrainConfig, run
+from saecache.train.runs.calibration import rows_for_calibration
 
 SHORT_OF_FORM = {"rates": 0.5, "auxiliary_k": 0.8}  # share of the form's steps
 CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
+ROWS_OF_ONE_SEED = 6_000  # held-out rows that sections with one seed measure
 SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
 
@@ -35,7 +37,7 @@ def training_of(
     values["variants"] = with_seeds(arms, seeds, rates)
     config = TrainConfig.model_validate(values)
     if any(variant.has_threshold for variant in config.variants):
-        l0 = form.ks[-1] if section in ("rates", "every_kind") else None  # JumpReLU has no k of its own
+        l0 = form.ks[-1] if section in ("rates", *TUNED) else None  # JumpReLU has no k of its own
         config = TrainConfig.model_validate({**values, "calibration": {"l0": l0}})
     return config, arms
 
@@ -48,50 +50,30 @@ def measure_section(
     cache: ActivationCache,
     model: Callable[[], Any],
     runs: Path,
-    train_seed: int | None = None,
+    only_seed: int | None = None,
 ) -> dict[str, Any] | None:
-    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules.
+    """Train (or continue) the section in ``runs`` and evaluate it, seed by seed.
 
-    With ``train_seed`` only that seed is trained, and nothing is measured.
+    With ``only_seed`` this is done for that seed only, and there is no result.
     """
     rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
+    measured: dict[str, list[Results]] = {"threshold": [], "batch": []}
     for seed in sorted({variant.seed for variant in config.variants}):
-        if train_seed not in (None, seed):
+        if only_seed not in (None, seed):
             continue
         variants = tuple(variant for variant in config.variants if variant.seed == seed)
         result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
-    if train_seed is not None:
+        for rule, found in measured.items():
+            found += _evaluate(list(result.saes.values()), rule, section, form, cache, model, runs, seed)
+    if only_seed is not None:
         return None
-    settings: dict[str, Any] = {
-        "num_latents": 0,
-        "overlap_latents": 1,
-        "match_latents": 0,
-        "all_latents": False,
-        "ce_tokens": form.ce_tokens,
-        "max_rows": form.max_rows,
-        "show_progress": False,
-    }
-    folders = list(saes.values())
-    language_model = model() if section in WITH_MODEL else None
-    file = runs / "threshold.json"
-    found = (
-        read_results(file)
-        if file.is_file()
-        else evaluate(folders, cache, model=language_model, out=file, **settings)
-    )
-    by_batch = None
-    if having := [folder for folder in folders if load_sae(folder).threshold is not None]:
-        file = runs / "batch.json"
-        by_batch = (
-            read_results(file)
-            if file.is_file()
-            else evaluate(having, cache, rule="batch", out=file, **settings)
-        )
+    found, by_batch = map(_together, measured.values())
+    assert found is not None, "a section has SAEs"
     manifest = cache.manifest
     return {
         "section": section,
@@ -118,6 +100,56 @@ def measure_section(
         },
         "failed": failed,
     }
+
+
+def _evaluate(
+    folders: list[Path],
+    rule: str,
+    section: str,
+    form: Form,
+    cache: ActivationCache,
+    model: Callable[[], Any],
+    runs: Path,
+    seed: int,
+) -> list[Results]:
+    """The results of the SAEs of a seed by one rule, as one result or none; each is written to a file."""
+    if rule == "batch" and section in BY_BATCH:
+        folders = [folder for folder in folders if load_sae(folder).threshold is not None]
+    elif rule == "batch":
+        folders = []
+    if (every := runs / f"{rule}.json").is_file():  # of all seeds together, as former versions wrote it
+        results = read_results(every)
+        names = {folder.parent.name for folder in folders}
+        return [results.model_copy(update={"saes": [s for s in results.saes if s.name in names]})]
+    if not folders:
+        return []
+    file = runs / f"{rule}-seed{seed}.json"
+    if file.is_file():
+        return [read_results(file)]
+    rows = min(form.max_rows, ROWS_OF_ONE_SEED) if section in ONE_SEED else form.max_rows
+    before_calibration = rows_for_calibration(cache, rows).start  # also of kinds that have no threshold
+    return [
+        evaluate(
+            folders,
+            cache,
+            model=model() if rule == "threshold" and section in WITH_MODEL else None,
+            out=file,
+            rule=rule,
+            num_latents=0,
+            all_latents=False,
+            overlap_latents=1,
+            match_latents=0,
+            ce_tokens=form.ce_tokens,
+            max_rows=min(rows, before_calibration),
+            show_progress=False,
+        )
+    ]
+
+
+def _together(parts: Sequence[Results]) -> Results | None:
+    """The results of all seeds as one; None where there are none."""
+    saes = [sae for part in parts for sae in part.saes]
+    return parts[0].model_copy(update={"saes": saes}) if saes else None
 
 
 def best_rates(section: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     python benchmarks/papers/speed.py --cache CACHE --runs runs/papers/medium --form medium
 
-The kinds of section ``every_kind`` take turns. A run of a few steps is taken off a longer one, so that
+The kinds of the table of all take turns. A run of a few steps is taken off a longer one, so that
 starting, calibrating and saving do not count. Processor time hardly changes when other programs run too.
 """
 
@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from arms import FORMS, PREFIX
+from arms import FORMS, PREFIX, TUNED
 from run import PAPER_ZIPF, parser
 from sections import training_of
 
@@ -40,11 +40,11 @@ def main() -> None:
     settings = parser(__doc__).parse_args()
     torch.set_num_threads(1)
     cache, form = open_cache(settings.cache), FORMS[settings.form]
-    config, _ = training_of("every_kind", form, {}, PAPER_ZIPF)
-    variants = [variant for variant in config.variants if variant.seed == form.seeds[0]]
+    configs = [training_of(section, form, {}, PAPER_ZIPF)[0] for section in TUNED]
+    trained = [(config, v) for config in configs for v in config.variants if v.seed == form.seeds[0]]
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(ROUNDS + 1):
-        for variant in variants:
+        for config, variant in trained:
             few, more = (seconds(config, variant, cache, steps) for steps in (FEW, MORE))
             if number:  # the first round compiles
                 found[variant.run_name.rpartition("_seed")[0]].append((more - few) / (MORE - FEW))

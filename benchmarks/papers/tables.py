@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from arms import PREFIX
+from arms import PREFIX, TUNED
 from verdicts import COEFFICIENT, Figures, compare, show
 
 EVERY_KIND = {  # figure -> its heading
@@ -83,25 +83,29 @@ def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
 
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     """All kinds at one L0, each at its own learning rate, in the order of their FVU."""
-    section, costs = sections["every_kind"], sections.get("speed", {}).get("relative", {})
-    costs = {COEFFICIENT.sub("", name): median(values) for name, values in costs.items()}
-    kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in section["arms"].items()}
+    tuned = [sections[name] for name in TUNED if name in sections]
+    arms = {name: arm for section in tuned for name, arm in section["arms"].items()}
+    if not arms:
+        return
+    kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in arms.items()}
+    relative = sections.get("speed", {}).get("relative", {})
+    costs = {COEFFICIENT.sub("", name): median(values) for name, values in relative.items()}
     k = next(iter(kinds)).rpartition("_k")[2]
     yield from ("", "### Every kind on the same rows", "")
     yield (
         f"Each kind at {k} active latents a row on average, with the learning rate that section `rates` "
         "found best for it (below), in the order of their FVU. ReLU and Gated have no k: each was trained "
         "with two L1 coefficients, and stands on the line through both at this L0. JumpReLU's thresholds "
-        "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, `sampled` "
-        "Sampled-SAE with squared ℓ2 and ℓ = 10. *Step* is the processor time of a training step against "
-        "TopK's, early in training."
+        "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, "
+        "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10. *Step* is the processor time of a training step "
+        "against TopK's, early in training."
     )
     yield from ("", f"| kind | learning rate | {' | '.join(EVERY_KIND.values())} | step |")
     yield "|---" * (len(EVERY_KIND) + 3) + "|"
     for name in sorted(kinds, key=lambda name: mean(found[name]["fvu at L0 = k"])):
         values = (show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND)
         shown = name.removeprefix(PREFIX).rpartition("_k")[0]
-        rate, cost = section["rates"][kinds[name]], costs.get(name)
+        rate, cost = tuned[0]["rates"][kinds[name]], costs.get(name)
         step = "–" if cost is None else f"{cost:.2f}"
         yield f"| {shown} | {rate:g} | {' | '.join(values)} | {step} |"
 
