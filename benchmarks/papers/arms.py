@@ -25,6 +25,8 @@ class Form:
         aux_k: AuxK's k for all arms, from k.
         rate: the peak learning rate of all arms, but for those of the sections in :data:`TUNED`.
         rates: the learning rates among which section ``rates`` finds that of each kind for those.
+        ce_tokens: tokens on which CE and KL are measured; ``tuned_ce_tokens`` in the sections in
+            :data:`TUNED`, which have the most SAEs.
         pools: the pool factors of Sampled-SAE.
     """
 
@@ -39,6 +41,7 @@ class Form:
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     dead_after_rows: int
     ce_tokens: int
+    tuned_ce_tokens: int = 2_000
     max_rows: int = 500_000
     pools: tuple[int, ...] = (1, 3, 10, 30, 100)
 
@@ -70,6 +73,7 @@ FORMS = {
         ks=(4, 8, 16, 32),
         dead_after_rows=200_000,
         ce_tokens=20_000,
+        tuned_ce_tokens=20_000,
     ),
     "medium": Form(
         hook="resid_post.14",
@@ -81,6 +85,7 @@ FORMS = {
         rates=(2e-3, 4e-3, 8e-3),
         dead_after_rows=40_000,
         ce_tokens=2_000,
+        tuned_ce_tokens=1_000,
         pools=(1, 3, 10, 30),
     ),
     "demo": Form(

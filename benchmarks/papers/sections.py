@@ -87,6 +87,7 @@ def measure_section(
             "measured_rows": found.cache.rows,
             "width": cache.d_model(form.hook),
         },
+        "ce_tokens": min((s.language_model.num_tokens for s in found.saes if s.language_model), default=None),
         "software": software_versions(("saecache", "torch")),
         "arms": {
             name: {
@@ -139,7 +140,7 @@ def _evaluate(
             all_latents=False,
             overlap_latents=1,
             match_latents=0,
-            ce_tokens=form.ce_tokens,
+            ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
             max_rows=min(rows, before_calibration),
             show_progress=False,
         )
