@@ -1,15 +1,19 @@
 """The FVU our TopK and BatchTopK reach against other packages', at equal data and settings, over some seeds.
 
     python benchmarks/fvu.py [--cache CACHE] [--peer-python PATH] [--quick] [--hook HOOK] [--steps N]
-        [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own]
+        [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own] [--scaled]
 
 Without ``--cache`` the demo's model is harvested first; without ``--peer-python``, the Python of an
 environment with the other packages, ours is measured alone. All train on the same batches in the same
 order: decoder rows of norm 1, encoder rows of ``--encoder-norm`` at the start, Adam at one constant
 learning rate after the same warmup. ``own`` leaves each package's own start of the encoder. Each keeps its
 own start of the bias, clipping, auxiliary losses (no latent is dead in so short a run, so that none acts)
-and treatment of the decoder's norm, which SAELens lets grow. FVU is of held-out rows by the rule of
-training, in batches of the same size. Seeds differ in the start only.
+and treatment of the decoder's norm, which SAELens lets grow. ``--scaled`` gives SAELens rows of mean norm
+√D, as its ``normalize_activations: expected_average_only_in`` does; the others get rows of norm 1.
+
+FVU is of held-out rows by the rule of training, in batches of the same size: by our code, and, of both SAEs,
+by the other package's own evaluation. Seeds differ in the start only. The JSON file is written after every
+figure, so that an interrupted run leaves what it measured.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +40,9 @@ VARIANTS = ("topk", "batch_topk")
 
 
 def ours(
-    settings: argparse.Namespace, cache: ActivationCache, variant: str, heldout: torch.Tensor
+    settings: argparse.Namespace, cache: ActivationCache, variant: str, heldout: torch.Tensor, folder: Path
 ) -> list[float]:
+    """FVU for each seed; the reconstructions are left in ``folder``, one file for each seed."""
     config = TrainConfig.model_validate(
         {
             "variants": [{"kind": variant, "k": settings.k, "seed": list(range(settings.seeds))}],
@@ -55,18 +61,24 @@ def ours(
         }
     )
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for path in run(config, cache, Path(folder) / "run").saes.values():
-            sae = load_sae(path)
-            measured = FVU()
-            for x in heldout.split(settings.rows):
-                measured.add(x, sae.decode(sae.encode_sparse(x, as_trained=True)))
-            found.append(measured.value() or 0.0)
+    for seed, path in enumerate(run(config, cache, folder / f"run-{variant}").saes.values()):
+        sae = load_sae(path)
+        measured, rows = FVU(), []
+        for x in heldout.split(settings.rows):
+            rows.append(sae.decode(sae.encode_sparse(x, as_trained=True)))
+            measured.add(x, rows[-1])
+        np.save(our_file(folder, variant, seed), torch.cat(rows).numpy())
+        found.append(measured.value() or 0.0)
     return found
 
 
-def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) -> list[float] | str:
-    """For each seed, or why there is nothing."""
+def our_file(folder: Path, variant: str, seed: int) -> Path:
+    """Where the reconstructions of one of our SAEs are."""
+    return folder / f"ours-{variant}-{seed}.npy"
+
+
+def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) -> dict[str, Any] | str:
+    """What ``peers/train_one.py`` answers, or why there is nothing."""
     names = (
         "seeds",
         "rows",
@@ -77,12 +89,14 @@ def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) 
         "learning_rate",
         "warmup_steps",
         "encoder_norm",
+        "scaled",
     )
     values = {
         "peer": peer,
         "variant": variant,
         "rows_file": str(folder / "rows.npy"),
         "heldout_file": str(folder / "heldout.npy"),
+        "our_files": [str(our_file(folder, variant, seed)) for seed in range(settings.seeds)],
         **{name: getattr(settings, name) for name in names},
     }
     done = subprocess.run(
@@ -90,8 +104,8 @@ def theirs(settings: argparse.Namespace, peer: str, variant: str, folder: Path) 
     )
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["without a word"])[-1]
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return str(answer["missing"]) if "missing" in answer else list(map(float, answer["fvu"]))
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return str(answer["missing"]) if "missing" in answer else answer
 
 
 def main() -> None:
@@ -108,6 +122,8 @@ def main() -> None:
     options.add_argument("--k", type=int, default=16)
     options.add_argument("--learning-rate", type=float, default=4e-3)
     options.add_argument("--encoder-norm", type=norm_or_own, default=0.5)
+    options.add_argument("--scaled", action="store_true", help="give SAELens rows of mean norm √D")
+    options.add_argument("--peer", choices=PEERS, action="append", default=[])
     settings = options.parse_args()
     if settings.quick:
         settings.steps, settings.seeds = 20, 2
@@ -127,14 +143,19 @@ def main() -> None:
         np.save(folder / "heldout.npy", heldout.numpy())
         np.save(folder / "rows.npy", batches(settings, cache).numpy())
         for variant in settings.variant or VARIANTS:
-            report.add("saecache", ours(settings, cache, variant, heldout), group=variant, decimals=4)
-            for peer in PEERS if settings.peer_python else ():
-                values = theirs(settings, peer, variant, folder)
-                if isinstance(values, str):
-                    print(f"  {peer}: left out ({values})", flush=True)
-                else:
-                    report.add(peer, values, group=variant, decimals=4)
-        report.save()
+            values = ours(settings, cache, variant, heldout, folder)
+            report.add("saecache", values, group=variant, decimals=4)
+            report.save()
+            for peer in (settings.peer or PEERS) if settings.peer_python else ():
+                found = theirs(settings, peer, variant, folder)
+                if isinstance(found, str):
+                    print(f"  {peer}: left out ({found})", flush=True)
+                    continue
+                report.add(peer, found["fvu"], group=variant, decimals=4)
+                for whose, key in ((peer, "by_their_evaluation"), ("saecache", "ours_by_their_evaluation")):
+                    what = f"{whose}, by the evaluation of {peer}"
+                    report.add(what, found[key], group=variant, decimals=4)
+                report.save()
 
 
 def harvest_demo(settings: argparse.Namespace, path: Path) -> Path:

@@ -10,10 +10,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
 import page
-from arms import FORMS, SECTIONS, with_seeds
+from arms import FORMS, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
+from claim import Claim, with_equal_l0
 from sections import best_rates, fitted_zipf, training_of
 
+from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
 ZIPF = {"alpha": 0.9, "beta": 3.0}
@@ -36,8 +38,14 @@ def test_every_arm_can_be_trained(form: str, section: str) -> None:
         if auxk is not None and section != "auxiliary_k":
             assert auxk.k == chosen.aux_k(variant.k), "all arms have the same AuxK"
     rates = {v.kind: v.optimizer.learning_rate for v in config.variants}
-    if section == "baselines":
-        assert rates == {"topk": 1e-3, "batch_topk": 3e-3}
+    if section in TUNED:
+        assert rates.pop("topk", 1e-3) == 1e-3
+        assert set(rates.values()) == {3e-3}, "kinds that were not tried take BatchTopK's"
+    if section == "rates":
+        assert set(rates) == set(VARIANTS), "all kinds"
+        found = {name.rpartition("_k")[0].partition("_")[2] for name in arms}
+        tuned = [name for one in TUNED for name in SECTIONS[one](chosen, ZIPF)]
+        assert found == {name.rpartition("_k")[0].removeprefix(PREFIX) for name in tuned}
     assert {variant.run_name.rpartition("_seed")[0] for variant in config.variants} == set(arms)
 
 
@@ -109,11 +117,12 @@ def test_the_page_has_verdicts_and_figures(
     assert lines[at].endswith("(section 6, figure 4):")
     assert lines[at + 1].startswith("  - k = 8: **holds here** (fvu at L0 = k 0.4")
     worse = next(i for i, line in enumerate(lines) if "Feature Choice, trained after Mutual Choice" in line)
-    assert "**the opposite holds here**" in lines[worse + 1] and "Why:" in lines[worse + 3]
+    assert "**the opposite holds here**" in lines[worse + 1] and "(section 6, figure 4)" in lines[worse]
     dead = next(i for i, line in enumerate(lines) if "leaves fewer latents dead than TopK with AuxK" in line)
     assert "**cannot be told here**" in lines[dead + 1]
     assert "Probabilistic TopK has a lower MSE" not in text, "claims without arms are not on the page"
     assert "| mutual_k8 | 0.4000 ± 0.0010 |" in text
+    assert not any(line.startswith("![") and not line.endswith(".svg)") for line in lines), "one line each"
     pictures = sorted((tmp_path / "docs" / "papers").glob("*.svg"))
     assert {"medium-pareto-choice.svg", "medium-density.svg"} <= {path.name for path in pictures}
     for path in pictures:
@@ -128,6 +137,36 @@ def test_what_later_sections_take_from_earlier_ones() -> None:
         one["figures"]["fvu"] = one["figures"]["fvu"][:1]
     assert best_rates({"arms": rated}) == {"topk": 4e-3}
     assert fitted_zipf({"arms": {"topk_k8": {}, "batch_topk_k8": arm(0.0, 8)}}) == {"alpha": 1.0, "beta": 3.0}
+
+
+def test_a_rate_is_chosen_at_equal_l0() -> None:
+    """At rate 4e-3 both coefficients have more latents active and a lower FVU, but a higher one at L0 = 8."""
+    rated = {}
+    for rate, shift, l0 in ((1e-3, 0.0, (4.0, 16.0)), (4e-3, 0.05, (32.0, 64.0))):
+        for coefficient, active in zip((0.2, 0.1), l0, strict=True):
+            one = arm(0.0, 8)
+            one["variant"] = {"kind": "relu", "optimizer": {"learning_rate": rate}}
+            one["figures"] = {"l0": [active], "fvu": [(0.5 + shift) * (active / 8) ** -0.4]}
+            rated[f"lr{rate:g}_relu_c{coefficient:g}_k8"] = one
+    assert best_rates({"arms": rated}) == {"relu": 1e-3}
+
+
+def test_a_claim_may_have_a_value_of_the_paper() -> None:
+    found = {"topk_k8": {"r2": [0.99, 0.992, 0.991]}, "topk_k16": {"r2": [0.9, 0.91, 0.92]}}
+    claim = Claim(where="", text="", figure="r2", lower=0.982, higher="topk")
+    assert [(k, str(verdict)) for k, verdict in claim.verdicts(found)] == [
+        (8, "**holds here** (r2 0.9820 ± 0.0000 of `the paper's 0.982`, 0.9910 ± 0.0010 of `topk_k8`; "
+            "signs by seed +++)"),
+        (16, "**the opposite holds here** (r2 0.9820 ± 0.0000 of `the paper's 0.982`, 0.9100 ± 0.0100 of "
+             "`topk_k16`; signs by seed −−−)"),
+    ]  # fmt: skip
+
+
+def test_kinds_without_k_are_compared_between_their_coefficients() -> None:
+    found = {f"topk_k{k}": arm(0.0, k)["figures"] for k in (8, 16)}
+    for coefficient, active in ((0.1, 12.0), (0.2, 3.0)):
+        found[f"relu_c{coefficient:g}_k8"] = {"l0": [active] * 3, "fvu": [0.5 * (active / 8) ** -0.7] * 3}
+    assert with_equal_l0(found)["relu_k8"]["fvu at L0 = k"] == pytest.approx([0.5] * 3)
 
 
 def test_a_chart_shows_intervals_and_leaves_out_what_a_logarithm_cannot_show() -> None:

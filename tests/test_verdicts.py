@@ -1,12 +1,13 @@
 """What the page of the papers' claims says about two arms follows from their figures over the seeds."""
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
-from verdicts import Outcome, at_equal_l0, compare, compare_alike
+from verdicts import Outcome, at_equal_l0, between_coefficients, compare, compare_alike
 
 FEW, MORE, MANY = [1.0, 1.1, 0.9], [1.3, 1.0, 1.6], [3.0, 3.1, 2.9]
 
@@ -58,3 +59,22 @@ def test_losses_are_compared_at_one_l0() -> None:
     assert at_equal_l0(only, "fvu", {8: "b"}, 8, arms) == pytest.approx(
         [s * 8**p for s, p in zip(scale, power, strict=True)]
     )
+
+
+def test_arms_of_two_coefficients_become_one_at_the_wanted_l0() -> None:
+    """Losses are powers of L0, other figures linear in its logarithm; other arms stay as they are."""
+    ends = {"0.1": [24.0, 20.0], "0.3": [6.0, 10.0]}
+    found = {
+        f"gated_c{coefficient}_k16": {
+            "l0": l0,
+            "fvu": [0.3 * (x / 16) ** -0.5 for x in l0],
+            "dead": [40 + 10 * math.log2(x / 16) for x in l0],
+        }
+        for coefficient, l0 in ends.items()
+    }
+    other = {"fvu": [0.1, 0.2]}
+    one = between_coefficients({**found, "topk_k16": other})
+    assert set(one) == {"gated_k16", "topk_k16"} and one["topk_k16"] == other
+    assert one["gated_k16"]["fvu"] == pytest.approx([0.3, 0.3])
+    assert one["gated_k16"]["dead"] == pytest.approx([40.0, 40.0])
+    assert one["gated_k16"]["l0"] == [16.0, 16.0] and one["gated_k16"]["measured l0"] == [22.0, 8.0]

@@ -1,8 +1,8 @@
 """What the claims run trains: forms (how large, how long), and sections of arms, trained side by side.
 
 An arm is one variant with one set of settings; each is trained with every seed of the form. All arms of a
-form have the same cache, width, batches, steps, optimizer, schedule and AuxK; only the learning rate may
-differ by kind, as section ``rates`` finds it.
+form have the same cache, width, batches, steps, optimizer, schedule and AuxK, and but for the sections in
+:data:`TUNED` the same learning rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,23 @@ from typing import Any
 
 Arms = dict[str, dict[str, Any]]  # name -> settings of the variant
 SCORES = ("squared_l2", "entropy", "uniform")
-RATES = (1e-3, 2e-3, 4e-3)
 MULTIPLES = (1, 2, 4, 16)
+PREFIX = "tuned_"  # of the arms of sections in TUNED
+STEP = {"kind": "step"}
+L1_COEFFICIENTS = {"relu": (0.1, 0.16), "gated": (0.12, 0.24)}  # about 25 to 10 active latents, in trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The size of a run. ``aux_k`` gives AuxK's k for all arms; ``rate`` is the learning rate where section
-    ``rates`` has not found one.
+    """The size of a run.
+
+    Attributes:
+        aux_k: AuxK's k for all arms, from k.
+        rate: the peak learning rate of all arms, but for those of the sections in :data:`TUNED`.
+        rates: the learning rates among which section ``rates`` finds that of each kind for those.
+        ce_tokens: tokens on which CE and KL are measured; ``tuned_ce_tokens`` in the sections in
+            :data:`TUNED`, which have the most SAEs.
+        pools: the pool factors of Sampled-SAE.
     """
 
     hook: str
@@ -29,10 +38,12 @@ class Form:
     ks: tuple[int, ...]
     aux_k: Callable[[int], int] = lambda k: 2 * k
     rate: float = 2e-3
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     dead_after_rows: int
     ce_tokens: int
+    tuned_ce_tokens: int = 2_000
     max_rows: int = 500_000
-    pools: tuple[int, ...] = (1, 3, 10, 30, 100)  # pool factors of Sampled-SAE
+    pools: tuple[int, ...] = (1, 3, 10, 30, 100)
 
     def settings(self, steps: int | None = None) -> dict[str, Any]:
         """What every arm of this form has in common, as settings of a training."""
@@ -62,6 +73,7 @@ FORMS = {
         ks=(4, 8, 16, 32),
         dead_after_rows=200_000,
         ce_tokens=20_000,
+        tuned_ce_tokens=20_000,
     ),
     "medium": Form(
         hook="resid_post.14",
@@ -70,8 +82,11 @@ FORMS = {
         steps=400,
         seeds=(0, 1, 2),
         ks=(8, 16),
+        rates=(2e-3, 4e-3, 8e-3),
         dead_after_rows=40_000,
         ce_tokens=2_000,
+        tuned_ce_tokens=1_000,
+        pools=(1, 3, 10, 30),
     ),
     "demo": Form(
         hook="resid_post.3",
@@ -100,14 +115,11 @@ FORMS = {
 
 
 def rates(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """One seed of each kind at three learning rates, with the middle k."""
-    k = form.ks[len(form.ks) // 2]
-    every = {**baselines(form, zipf), **choice(form, zipf), **probabilistic(form, zipf)}
-    kinds = ("topk", "batch_topk", "mutual", "uniform_after_mutual", "probabilistic")
+    """One seed of every kind at several learning rates, for the sections in :data:`TUNED`."""
     return {
-        f"{kind}_lr{rate:g}": {**every[f"{kind}_k{k}"], "optimizer": {"learning_rate": rate}}
-        for kind in kinds
-        for rate in RATES
+        name.replace(PREFIX, f"lr{rate:g}_"): {**arm, "optimizer": {"learning_rate": rate}}
+        for name, arm in {**every_kind(form, zipf), **every_penalty(form, zipf)}.items()
+        for rate in form.rates
     }
 
 
@@ -198,22 +210,39 @@ def sampled(form: Form, zipf: Mapping[str, float]) -> Arms:
     }
 
 
-def others(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """The kinds that no paper here compares in the same way, for the table of all."""
+def every_kind(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The kinds that choose how many latents are active, at the largest k."""
     k = form.ks[-1]
     auxk = {"k": form.aux_k(k)}
-    return {
-        f"matryoshka_k{k}": {
-            "kind": "matryoshka_batch_topk",
-            "k": k,
-            "prefixes": [0.125, 0.25, 0.5, 1.0],
-            "auxk": auxk,
-        },
-        f"multi_topk_k{k}": {"kind": "multi_topk", "k": k, "auxk": auxk},
-        f"jumprelu_k{k}": {"kind": "jumprelu"},
-        f"relu_k{k}": {"kind": "relu", "l1": {"coefficient": 0.1, "warmup": 0.1}},
-        f"gated_k{k}": {"kind": "gated", "l1": {"coefficient": 0.1, "warmup": 0.1}},
+    mutual, phase = _mutual_and_phase(k, form, zipf)
+    prefixes = [0.125, 0.25, 0.5, 1.0]
+    arms: Arms = {
+        "topk": {"kind": "topk", "k": k, "auxk": auxk},
+        "batch_topk": {"kind": "batch_topk", "k": k, "auxk": auxk},
+        "multi_topk": {"kind": "multi_topk", "k": k, "auxk": auxk},
+        "matryoshka": {"kind": "matryoshka_batch_topk", "k": k, "prefixes": prefixes, "auxk": auxk},
+        "mutual": mutual,
+        "zipf_after_mutual": _feature(k, zipf=_carried(zipf), mutual_choice=phase),
+        "probabilistic": _probabilistic(k),
+        "sampled": {"kind": "sampled", "k": k, "score": "squared_l2", "pool_factor": 10, "auxk": auxk},
     }
+    return {f"{PREFIX}{name}_k{k}": arm for name, arm in arms.items()}
+
+
+def every_penalty(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The kinds that are sparse by a penalty.
+
+    ReLU and Gated are trained with two coefficients, one to either side of k active latents, and are compared
+    between them. JumpReLU's thresholds are calibrated to k.
+    """
+    k = form.ks[-1]
+    arms: Arms = {
+        "jumprelu": {"kind": "jumprelu", "threshold_scale": "linear", "penalty": _penalty(0.002) | STEP}
+    }
+    for kind, coefficients in L1_COEFFICIENTS.items():
+        for coefficient in coefficients:
+            arms[f"{kind}_c{coefficient:g}"] = {"kind": kind, "l1": _penalty(coefficient)}
+    return {f"{PREFIX}{name}_k{k}": arm for name, arm in arms.items()}
 
 
 SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
@@ -225,11 +254,14 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "choice_ablations": choice_ablations,
     "probabilistic_ablations": probabilistic_ablations,
     "sampled": sampled,
-    "others": others,
+    "every_kind": every_kind,
+    "every_penalty": every_penalty,
 }
 BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
-WITH_MODEL = ("baselines", "choice", "probabilistic", "sampled", "others")  # CE and KL are measured
+WITH_MODEL = ("baselines", "choice", "probabilistic", "every_kind", "every_penalty")  # CE and KL too
 ONE_SEED = ("rates", "auxiliary_k")
+TUNED = ("every_kind", "every_penalty")  # each kind has its own learning rate
+BY_BATCH = ("baselines", "choice", "choice_ablations")  # measured by the rule of training too
 
 
 def with_seeds(arms: Arms, seeds: Sequence[int], rates: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -263,6 +295,10 @@ def _feature(k: int, **more: Any) -> dict[str, Any]:
 
 def _carried(zipf: Mapping[str, float]) -> dict[str, Any]:
     return {**zipf, "rounding": "carry"}
+
+
+def _penalty(coefficient: float) -> dict[str, Any]:
+    return {"coefficient": coefficient, "warmup": 0.1}
 
 
 def _probabilistic(k: int, **more: Any) -> dict[str, Any]:

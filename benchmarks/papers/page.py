@@ -5,15 +5,17 @@ python benchmarks/papers/page.py [--results benchmarks/results/papers] [--out do
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from arms import FORMS
-from claims import CLAIMS, with_equal_l0
+from claim import with_equal_l0
+from claims import CLAIMS
 from pictures import pictures
 from run import parts
-from verdicts import Figures, Outcome, compare, show
+from tables import every_kind, gates, one_seed, peers, synthetic, table
+from verdicts import Outcome
 
 ROOT = Path(__file__).parents[2]
 ORDER = ("full", "medium", "demo", "short")  # in the order of the page
@@ -28,11 +30,14 @@ INTRODUCTION = """\
 # What the papers claim, and what comes out here
 
 Each claim is in our words, with the section that makes it, and is tested as the paper tests it: with paired
-seeds, the same data, width, batches, steps, optimizer and AuxK for all arms, at an equal mean number of
-active latents (L0). A verdict needs a difference larger than both standard deviations together, of the same
-sign for every seed. Otherwise it "cannot be told", and where both arms are at a limit of the figure in
-every run, the verdict says "saturated". A claim that does not come out here may still hold at the papers'
-sizes: the SAEs are small and the runs short.
+seeds, the same data, width, batches, steps, optimizer, learning rate and AuxK for all arms, at an equal mean
+number of active latents (L0). Arms named `tuned_...` have the learning rate that suits their kind instead.
+
+A verdict needs a difference larger than both standard deviations together, of the same sign for every seed.
+Otherwise it "cannot be told", and where both arms are at a limit of the figure in every run, the verdict says
+"saturated". A claim that two arms are alike holds where no such difference was found. A claim that does not
+come out here may still hold at the papers' sizes: the SAEs are small and the runs short. Claims that need a
+judge (interpretability scores) are not tested here, nor are probing and absorption.
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
@@ -58,6 +63,8 @@ def main() -> None:
     read = {form: read_form(settings.results / form) for form in ORDER}
     read = {form: sections for form, sections in read.items() if sections}
     lines = [INTRODUCTION, "", *summary(read)]
+    for file in sorted(settings.results.glob("fvu*.json")):
+        lines += peers(json.loads(file.read_text("utf-8")))
     for form, sections in read.items():
         lines += ["", *chapter(form, sections, figures)]
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -101,6 +108,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     yield f"## On {TITLES[form]}"
     yield ""
     yield from conditions(form, sections)
+    yield from every_kind(found, sections)
     for paper, claims in CLAIMS.items():
         tested = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
         if not any(verdicts for _, verdicts in tested):
@@ -139,83 +147,28 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
         f"{' or '.join(map(str, steps))} steps of {settings['batch_rows']:,} rows, seeds "
         f"{', '.join(map(str, seeds))}; {cache['measured_rows']:,} held-out rows measured. A latent counts "
         f"as dead after {settings['dead_after_rows']:,} rows; AuxK's k is twice k; the peak learning rate is "
-        f"{settings['optimizer']['learning_rate']:g} unless section `rates` found another."
+        f"{settings['optimizer']['learning_rate']:g}, but for the arms `tuned_...`."
     )
     if zipf:
         yield (
             f"Zipf's law for `aux_zipf` and m_i: alpha = {zipf['alpha']:g}, beta = {zipf['beta']:g}, fitted "
             "to the densities of BatchTopK at the smallest k."
         )
+    full = FORMS["full"]
+    if form != "full":
+        yield (
+            f"\nThis is the form `{form}`: small SAEs and short runs. The form `full` has "
+            f"{full.num_latents:,} latents, {full.steps:,} steps of {full.batch_rows:,} rows, "
+            f"k = {', '.join(map(str, full.ks))}, CE and KL on {full.ce_tokens:,} tokens, and a latent "
+            f"counts as dead after {full.dead_after_rows:,} rows: `make papers PAPERS_FORM=full`.\n"
+        )
     failed = {name: why for section in every for name, why in section["failed"].items()}
     for name, why in failed.items():
         yield f"`{name}` stopped early: {why}."
     yield f"Measured: {', '.join(sections)}."
     names = [name for name, _, _ in parts(FORMS[form])]
-    if missing := [name for name in (*names, "gates", "synthetic") if name not in sections]:
+    if missing := [name for name in (*names, "speed", "gates", "synthetic") if name not in sections]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
-
-
-def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
-    yield f"| arm | {' | '.join(columns)} |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name, values in found.items():
-        yield f"| {name} | {' | '.join(show(values[c]) if c in values else '–' for c in columns)} |"
-
-
-def gates(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the noisy gates of Probabilistic TopK choose, by temperature."""
-    yield from ("", "### Why Probabilistic TopK differs in training", "")
-    yield (
-        "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
-        "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
-        "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
-        "until the last step, while inference has none."
-    )
-    yield from (
-        "",
-        "| arm | β | same latents | FVU without noise | FVU with noise |",
-        "|---|---|---|---|---|",
-    )
-    for arm, values in found.items():
-        for row in zip(*(values[name] for name in ("beta", "same", "fvu", "fvu with noise")), strict=True):
-            beta, same, clean, noisy = row
-            yield f"| {arm} | {beta:g} | {same:.0%} | {clean:.4f} | {noisy:.4f} |"
-
-
-def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
-    """Sampled-SAE's section 4: reconstruction and recovery on rows of known features."""
-    settings = section["settings"]
-    yield from ("", "### Rows of known features (Sampled-SAE, section 4)", "")
-    yield (
-        f"{section['rows']:,} rows, {settings['steps']:,} steps of {settings['batch_rows']:,}, "
-        f"{settings['num_latents']:,} latents, k = 60; {section['heldout_rows']:,} held-out rows measured. "
-        "The paper reports an FVE (1 − FVU) of about 0.99 for BatchTopK on rows that it trains on, less for "
-        "Sampled-SAE, and leaves recovery to later work."
-    )
-    for name, value in section["oracle"].items():
-        yield f"The best possible: {name}: {value:.4f}."
-    yield ""
-    figures = list(next(iter(section["arms"].values())))
-    yield f"| arm | {' | '.join(figures)} |"
-    yield "|---" * (len(figures) + 1) + "|"
-    for arm, values in section["arms"].items():
-        yield f"| {arm} | {' | '.join(show(values[figure]) for figure in figures)} |"
-    for arm in section["arms"]:
-        if arm.startswith("sampled"):
-            verdict = compare(section["arms"], "fvu", "batch_topk", arm)
-            yield from ("", f"- BatchTopK reconstructs better than {arm} (section 4): {verdict}")
-
-
-def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
-    """The sweeps that were run with one seed: learning rates, and AuxK's k."""
-    titles = {"rates": "Learning rates", "auxiliary_k": "AuxK's k: how many latents end dead"}
-    for name, title in titles.items():
-        if name not in sections:
-            continue
-        yield from ("", f"### {title}", "", "| arm | fvu | dead | silent |", "|---|---|---|---|")
-        for arm, values in sections[name]["arms"].items():
-            fvu, dead, silent = (values["figures"][name][0] for name in ("fvu", "dead", "silent"))
-            yield f"| {arm} | {fvu:.4f} | {dead:.0f} | {silent:.0f} |"
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from charts import Series, draw
-from claims import ks_of
+from claim import ks_of
 from verdicts import Figures, show
 
-Drawing = tuple[str, str, str] | None  # name, SVG or Markdown, caption
+Drawing = tuple[str, ...] | None  # name, SVG or Markdown, caption, and perhaps a table below it
 
 
 def pictures(form: str, paper: str, found: Figures, arms: Mapping[str, Any], figures: Path) -> Iterator[str]:
@@ -24,13 +24,15 @@ def pictures(form: str, paper: str, found: Figures, arms: Mapping[str, Any], fig
         made = drawing(found, arms)
         if made is None:
             continue
-        name, text, caption = made
+        name, text, caption, *below = made
         if text.startswith("<svg"):
             file = f"{form}-{name}.svg"
             (figures / file).write_text(text, encoding="utf-8")
             yield from (f"![{caption}]({figures.name}/{file})", "", caption, "")
         else:
             yield from (caption, "", text, "")
+        for table in below:
+            yield from (table, "")
 
 
 def pareto(found: Figures, names: Sequence[str], figure: str, title: str) -> str | None:
@@ -120,10 +122,10 @@ def density(found: Figures, arms: Mapping[str, Any]) -> Drawing:
     caption = (
         "As figure 3: density by rank (first seed). The paper reports R² of 0.98 for Zipf's law on TopK "
         "(section 3.2). Alpha, beta and R² are of a fit to densities; the last column is R² of a fit to "
-        "their logarithms:\n\n"
-        "| arm | alpha | beta | R² | R² of logarithms |\n|---|---|---|---|---|\n" + "\n".join(fits)
+        "their logarithms."
     )
-    return "density", text, caption
+    head = "| arm | alpha | beta | R² | R² of logarithms |\n|---|---|---|---|---|\n"
+    return "density", text, caption, head + "\n".join(fits)
 
 
 def progressive(found: Figures, arms: Mapping[str, Any]) -> Drawing:

@@ -48,6 +48,13 @@ def main() -> None:
         "--k", type=int, default=None, help="only this k, of sections that are trained k by k"
     )
     options.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="train and measure this seed only, so that several processes share a section; a run without it "
+        "then writes the JSON file",
+    )
+    options.add_argument(
         "--zipf",
         type=float,
         nargs=2,
@@ -77,7 +84,10 @@ def main() -> None:
             cache,
             model,
             settings.runs / name,
+            settings.seed,
         )
+        if found is None:
+            continue
         found["form"] = settings.form
         results.mkdir(parents=True, exist_ok=True)
         write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())

@@ -5,12 +5,13 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from arms import ONE_SEED, SECTIONS, WITH_MODEL, Arms, Form, with_seeds
+from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
+from verdicts import COEFFICIENT, between_coefficients
 
 from saecache import ActivationCache, load_sae
 from saecache.common.versions import software_versions
@@ -18,9 +19,11 @@ from saecache.evaluate import run as evaluate
 from saecache.evaluate.metrics.overlap import measure_overlap
 from saecache.evaluate.results import Results, SaeResult, read_results
 from saecache.train import TrainConfig, run
+from saecache.train.runs.calibration import rows_for_calibration
 
-SHORT_OF_FORM = {"rates": 0.4, "auxiliary_k": 0.8}  # share of the form's steps
+SHORT_OF_FORM = {"rates": 0.5, "auxiliary_k": 0.8}  # share of the form's steps
 CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
+ROWS_OF_ONE_SEED = 6_000  # held-out rows that sections with one seed measure
 SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
 
@@ -34,9 +37,7 @@ def training_of(
     values["variants"] = with_seeds(arms, seeds, rates)
     config = TrainConfig.model_validate(values)
     if any(variant.has_threshold for variant in config.variants):
-        l0 = (
-            form.ks[-1] if section == "others" else None
-        )  # kinds that have no k are set to that of the others
+        l0 = form.ks[-1] if section in ("rates", *TUNED) else None  # JumpReLU has no k of its own
         config = TrainConfig.model_validate({**values, "calibration": {"l0": l0}})
     return config, arms
 
@@ -49,40 +50,30 @@ def measure_section(
     cache: ActivationCache,
     model: Callable[[], Any],
     runs: Path,
-) -> dict[str, Any]:
-    """Train (or continue) the section in ``runs``, seed by seed, and evaluate it by both rules."""
+    only_seed: int | None = None,
+) -> dict[str, Any] | None:
+    """Train (or continue) the section in ``runs`` and evaluate it, seed by seed.
+
+    With ``only_seed`` this is done for that seed only, and there is no result.
+    """
+    rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
+    measured: dict[str, list[Results]] = {"threshold": [], "batch": []}
     for seed in sorted({variant.seed for variant in config.variants}):
+        if only_seed not in (None, seed):
+            continue
         variants = tuple(variant for variant in config.variants if variant.seed == seed)
         result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
-    settings: dict[str, Any] = {
-        "num_latents": 0,
-        "overlap_latents": 1,
-        "match_latents": 0,
-        "ce_tokens": form.ce_tokens,
-        "max_rows": form.max_rows,
-        "show_progress": False,
-    }
-    folders = list(saes.values())
-    language_model = model() if section in WITH_MODEL else None
-    file = runs / "threshold.json"
-    found = (
-        read_results(file)
-        if file.is_file()
-        else evaluate(folders, cache, model=language_model, out=file, **settings)
-    )
-    by_batch = None
-    if having := [folder for folder in folders if load_sae(folder).threshold is not None]:
-        file = runs / "batch.json"
-        by_batch = (
-            read_results(file)
-            if file.is_file()
-            else evaluate(having, cache, rule="batch", out=file, **settings)
-        )
+        for rule, found in measured.items():
+            found += _evaluate(list(result.saes.values()), rule, section, form, cache, model, runs, seed)
+    if only_seed is not None:
+        return None
+    found, by_batch = map(_together, measured.values())
+    assert found is not None, "a section has SAEs"
     manifest = cache.manifest
     return {
         "section": section,
@@ -96,6 +87,7 @@ def measure_section(
             "measured_rows": found.cache.rows,
             "width": cache.d_model(form.hook),
         },
+        "ce_tokens": min((s.language_model.num_tokens for s in found.saes if s.language_model), default=None),
         "software": software_versions(("saecache", "torch")),
         "arms": {
             name: {
@@ -111,11 +103,62 @@ def measure_section(
     }
 
 
+def _evaluate(
+    folders: list[Path],
+    rule: str,
+    section: str,
+    form: Form,
+    cache: ActivationCache,
+    model: Callable[[], Any],
+    runs: Path,
+    seed: int,
+) -> list[Results]:
+    """The results of the SAEs of a seed by one rule, as one result or none; each is written to a file."""
+    if rule == "batch" and section in BY_BATCH:
+        folders = [folder for folder in folders if load_sae(folder).threshold is not None]
+    elif rule == "batch":
+        folders = []
+    if (every := runs / f"{rule}.json").is_file():  # of all seeds together, as former versions wrote it
+        results = read_results(every)
+        names = {folder.parent.name for folder in folders}
+        return [results.model_copy(update={"saes": [s for s in results.saes if s.name in names]})]
+    if not folders:
+        return []
+    file = runs / f"{rule}-seed{seed}.json"
+    if file.is_file():
+        return [read_results(file)]
+    rows = min(form.max_rows, ROWS_OF_ONE_SEED) if section in ONE_SEED else form.max_rows
+    before_calibration = rows_for_calibration(cache, rows).start  # also of kinds that have no threshold
+    return [
+        evaluate(
+            folders,
+            cache,
+            model=model() if rule == "threshold" and section in WITH_MODEL else None,
+            out=file,
+            rule=rule,
+            num_latents=0,
+            all_latents=False,
+            overlap_latents=1,
+            match_latents=0,
+            ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
+            max_rows=min(rows, before_calibration),
+            show_progress=False,
+        )
+    ]
+
+
+def _together(parts: Sequence[Results]) -> Results | None:
+    """The results of all seeds as one; None where there are none."""
+    saes = [sae for part in parts for sae in part.saes]
+    return parts[0].model_copy(update={"saes": saes}) if saes else None
+
+
 def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
     """For each kind in section ``rates`` the learning rate of the lowest FVU."""
+    found = between_coefficients({name: arm["figures"] for name, arm in section["arms"].items()})
     best: dict[str, tuple[float, float]] = {}
-    for arm in section["arms"].values():
-        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], arm["figures"]["fvu"]
+    for name, arm in section["arms"].items():
+        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], found[COEFFICIENT.sub("", name)]["fvu"]
         kind = arm["variant"]["kind"]
         best[kind] = min(best.get(kind, (fvu, rate)), (fvu, rate))
     return {kind: rate for kind, (_, rate) in best.items()}

@@ -1,12 +1,16 @@
 """What the seeds of two arms say about a claim: paired differences against both standard deviations."""
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import log
+from math import exp, log
 from statistics import mean, stdev
 
 Figures = Mapping[str, Mapping[str, list[float]]]  # arm -> figure -> value for each seed
+LOSSES = ("fvu", "mse")
+COEFFICIENT = re.compile(r"_c[0-9.]+(?=_k\d+$)")  # in the name of an arm
 
 
 class Outcome(StrEnum):
@@ -72,6 +76,38 @@ def at_equal_l0(
         power = log(most[figure][seed] / least[figure][seed]) / run if run else 0.0
         values.append(loss * (k / l0) ** power)
     return values
+
+
+def between_coefficients(found: Figures) -> dict[str, Mapping[str, list[float]]]:
+    """The figures, where arms that differ in a coefficient alone, ``<arm>_c<coefficient>_k<k>``, became one
+    arm ``<arm>_k<k>``: its figures at a mean L0 of k, seed by seed, on the line through its two arms.
+
+    Losses are lines in logarithms, all other figures are lines in log L0. ``measured l0`` has both ends.
+    """
+    groups: dict[str, list[Mapping[str, list[float]]]] = defaultdict(list)
+    for name, figures in found.items():
+        groups[COEFFICIENT.sub("", name)].append(figures)
+    return {
+        name: _at_l0(*arms, int(name.rpartition("_k")[2])) if len(arms) == 2 else arms[0]
+        for name, arms in groups.items()
+    }
+
+
+def _at_l0(
+    one: Mapping[str, list[float]], other: Mapping[str, list[float]], k: int
+) -> Mapping[str, list[float]]:
+    shares = [log(k / a) / log(b / a) for a, b in zip(one["l0"], other["l0"], strict=True)]
+    found: dict[str, list[float]] = {}
+    for figure in one:
+        if figure not in other:
+            continue
+        values = zip(one[figure], other[figure], shares, strict=True)
+        if figure in LOSSES:
+            found[figure] = [a * exp(share * log(b / a)) for a, b, share in values]
+        else:
+            found[figure] = [a + share * (b - a) for a, b, share in values]
+    ends = [mean(one["l0"]), mean(other["l0"])]
+    return {**found, "l0": [float(k)] * len(shares), "measured l0": ends}
 
 
 def show(values: list[float]) -> str:

@@ -55,15 +55,18 @@ def saelens(settings) -> Trainer:
         device=settings.device,
     )
     trainer = SAETrainer(config, sae, data_provider=iter(()))
+    scale = (
+        settings.width**0.5 if settings.scaled else 1.0
+    )  # its "expected_average_only_in", of rows of norm 1
 
     def step(x):
-        trainer.step(x)
+        trainer.step(x * scale)
         trainer.n_training_steps += 1
 
     def declare_dead(dead):
         trainer.n_forward_passes_since_fired[dead] = FOREVER
 
-    return Trainer(step, lambda x: sae.decode(sae.encode(x)), sae.W_enc.data.T, declare_dead)
+    return Trainer(step, lambda x: sae.decode(sae.encode(x * scale)) / scale, sae.W_enc.data.T, declare_dead)
 
 
 def dictionary_learning(settings) -> Trainer:
@@ -125,7 +128,47 @@ def sparsify(settings) -> Trainer:
     return Trainer(step, lambda x: coder(x).sae_out, coder.encoder.weight.data, declare_dead)
 
 
+def saelens_fvu(x, reconstruction, batch_rows):
+    """FVU [rows, width] of its evals, over all rows."""
+    from sae_lens.evals import ExplainedVarianceCalculator
+
+    calculator = ExplainedVarianceCalculator()
+    for one, other in zip(x.split(batch_rows), reconstruction.split(batch_rows), strict=True):
+        calculator.add_batch(sae_output=other, hidden_acts=one)
+    return 1 - calculator.compute()
+
+
+def dictionary_learning_fvu(x, reconstruction, batch_rows):
+    """FVU of its evaluation: the mean over batches, of which each has its own variance."""
+    from dictionary_learning.evaluation import evaluate
+
+    batches = x.split(batch_rows)
+    given = iter(reconstruction.split(batch_rows))
+
+    def dictionary(x, output_features):
+        return next(given), x.new_zeros(len(x), 1)
+
+    dictionary.dict_size = 1
+    found = evaluate(dictionary, iter(batches), n_batches=len(batches))
+    return 1 - found["frac_variance_explained"]
+
+
+def sparsify_fvu(x, reconstruction, batch_rows):
+    """FVU of its coder's output, over all rows."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=8, k=1))
+    coder.decode = lambda values, indices: reconstruction
+    with torch.no_grad():
+        return float(coder(x).fvu)
+
+
 PACKAGES = {"SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+EVALUATIONS = {  # package -> FVU of reconstructions [rows, width] by the package's own code
+    "SAELens": saelens_fvu,
+    "dictionary_learning": dictionary_learning_fvu,
+    "sparsify": sparsify_fvu,
+}
 
 
 def answering() -> Callable[..., None]:

@@ -1,8 +1,9 @@
 """SAEs trained by another package on given rows: the other end of ``benchmarks/fvu.py``.
 
-Runs in an environment of its own, without saecache. Takes one JSON object as its argument, prints one:
-{"fvu": for each seed, of held-out rows, by the rule of training, "encoder_norm": at the start} or
-{"missing": why}.
+Runs in an environment of its own, without saecache. Takes one JSON object as its argument, and prints one:
+{"fvu": for each seed, of held-out rows, by the rule of training, "by_their_evaluation": the same by the
+package's own code, "ours_by_their_evaluation": for each file of our reconstructions, "encoder_norm": at the
+start} or {"missing": why}.
 """
 
 import json
@@ -11,10 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from packages import PACKAGES, answering
+from packages import EVALUATIONS, PACKAGES, answering
 
 
 def train(settings, rows, heldout):
+    """Train one SAE, and return its reconstruction of the held-out rows, and its encoder's norm at first."""
     torch.manual_seed(settings.seed)
     trainer = PACKAGES[settings.peer](settings)
     norms = trainer.W_enc.norm(dim=1, keepdim=True)
@@ -23,24 +25,30 @@ def train(settings, rows, heldout):
     for x in rows.split(settings.rows):
         trainer.step(x)
     with torch.no_grad():
-        errors = [(trainer.reconstruct(x) - x).double().square().sum() for x in heldout.split(settings.rows)]
-    fvu = sum(errors) / (heldout - heldout.mean(0)).double().square().sum()
-    return float(fvu), settings.encoder_norm or float(norms.mean())
+        found = torch.cat([trainer.reconstruct(x) for x in heldout.split(settings.rows)])
+    return found, settings.encoder_norm or float(norms.mean())
 
 
 def main():
     answer = answering()
     settings = json.loads(sys.argv[1])
     rows, heldout = (torch.from_numpy(np.load(settings[name])) for name in ("rows_file", "heldout_file"))
+    variance = (heldout - heldout.mean(0)).double().square().sum()
+    fvu, by_theirs, norm = [], [], None
     try:
-        results = [
-            train(SimpleNamespace(**settings, seed=seed, device="cpu"), rows, heldout)
-            for seed in range(settings["seeds"])
+        evaluation = EVALUATIONS[settings["peer"]]
+        for seed in range(settings["seeds"]):
+            found, norm = train(SimpleNamespace(**settings, seed=seed, device="cpu"), rows, heldout)
+            fvu.append(float((found - heldout).double().square().sum() / variance))
+            by_theirs.append(evaluation(heldout, found, settings["rows"]))
+        ours = [
+            evaluation(heldout, torch.from_numpy(np.load(file)), settings["rows"])
+            for file in settings["our_files"]
         ]
     except ImportError as error:
         answer(missing=str(error))
         return
-    answer(fvu=[fvu for fvu, _ in results], encoder_norm=results[0][1])
+    answer(fvu=fvu, by_their_evaluation=by_theirs, ours_by_their_evaluation=ours, encoder_norm=norm)
 
 
 if __name__ == "__main__":

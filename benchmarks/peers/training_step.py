@@ -15,6 +15,7 @@ from packages import FOREVER, PACKAGES, answering
 
 DEFAULTS = {
     "steps": FOREVER // 10**5, "learning_rate": 1e-4, "warmup_steps": 0, "seed": 0, "device": "cpu",
+    "scaled": False,
 }  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""One claim of a paper: the arms that test it, and its verdict for each k."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from verdicts import Figures, Verdict, at_equal_l0, between_coefficients, compare, compare_alike
+
+EQUAL_L0 = {"fvu at L0 = k": "fvu", "mse at L0 = k": "mse"}  # figure -> the loss it is made of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim. ``lower`` and ``higher`` are arms without ``_k<k>``; a number in their place is a value that
+    the paper gives. ``alike`` says that the two do not differ.
+
+    ``why`` is what we know where it does not hold, and is shown only there.
+    """
+
+    where: str
+    text: str
+    figure: str
+    lower: str | float
+    higher: str | float
+    alike: bool = False
+    why: str = ""
+
+    def verdicts(self, found: Figures) -> Iterator[tuple[int, Verdict]]:
+        """The verdict for each k for which both arms were trained."""
+        (first, *_) = arms = [side for side in (self.lower, self.higher) if isinstance(side, str)]
+        for k in ks_of(found, first):
+            if not all(self.figure in found.get(f"{arm}_k{k}", {}) for arm in arms):
+                continue
+            tested, names = dict(found), []
+            for side in (self.lower, self.higher):
+                if isinstance(side, str):
+                    names.append(f"{side}_k{k}")
+                else:
+                    names.append(f"the paper's {side:g}")
+                    tested[names[-1]] = {self.figure: [side] * len(found[f"{first}_k{k}"][self.figure])}
+            test = compare_alike if self.alike else compare
+            yield k, test(tested, self.figure, *names)
+
+
+def ks_of(found: Figures, arm: str) -> list[int]:
+    """Every k for which ``arm`` was trained, ascending."""
+    ends = (name.removeprefix(f"{arm}_k") for name in found if name.startswith(f"{arm}_k"))
+    return sorted(int(end) for end in ends if end.isdigit())
+
+
+def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
+    """The figures with ``fvu at L0 = k`` and ``mse at L0 = k`` beside them, for arms whose k is known.
+
+    Arms with two coefficients have become one arm.
+    """
+    found = between_coefficients(found)
+    reference = {k: f"topk_k{k}" for k in ks_of(found, "topk")}
+    richer = {}
+    for name, figures in found.items():
+        arm, _, k = name.rpartition("_k")
+        richer[name] = dict(figures)
+        if not k.isdigit() or "l0" not in figures or len(reference) < 2:
+            continue
+        arms = {k: f"{arm}_k{k}" for k in ks_of(found, arm)}
+        for figure, loss in EQUAL_L0.items():
+            if all(loss in found[one] for one in (*arms.values(), *reference.values())):
+                richer[name][figure] = at_equal_l0(found, loss, arms, int(k), reference)
+    return richer

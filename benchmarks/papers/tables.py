@@ -1,0 +1,126 @@
+"""The tables of the papers' page, each from the JSON of one section."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from arms import PREFIX, TUNED
+from verdicts import COEFFICIENT, Figures, compare, show
+
+EVERY_KIND = {  # figure -> its heading
+    "fvu at L0 = k": "FVU at L0 = k",
+    "l0": "L0",
+    "ce_recovered": "CE recovered",
+    "kl": "KL",
+    "dead": "dead",
+    "over_10": "over 10 %",
+    "mmcs": "MMCS",
+}
+
+
+def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
+    yield f"| arm | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, values in found.items():
+        yield f"| {name} | {' | '.join(show(values[c]) if c in values else '–' for c in columns)} |"
+
+
+def gates(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the noisy gates of Probabilistic TopK choose, by temperature."""
+    yield from ("", "### Why Probabilistic TopK differs in training", "")
+    yield (
+        "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
+        "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
+        "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
+        "until the last step, while inference has none."
+    )
+    yield from (
+        "",
+        "| arm | β | same latents | FVU without noise | FVU with noise |",
+        "|---|---|---|---|---|",
+    )
+    for arm, values in found.items():
+        for row in zip(*(values[name] for name in ("beta", "same", "fvu", "fvu with noise")), strict=True):
+            beta, same, clean, noisy = row
+            yield f"| {arm} | {beta:g} | {same:.0%} | {clean:.4f} | {noisy:.4f} |"
+
+
+def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
+    """Sampled-SAE's section 4: reconstruction and recovery on rows of known features."""
+    settings = section["settings"]
+    yield from ("", "### Rows of known features (Sampled-SAE, section 4)", "")
+    yield (
+        f"{section['rows']:,} rows, {settings['steps']:,} steps of {settings['batch_rows']:,}, "
+        f"{settings['num_latents']:,} latents, k = 60; {section['heldout_rows']:,} held-out rows measured. "
+        "The paper reports an FVE (1 − FVU) of about 0.99 for BatchTopK on rows that it trains on, less for "
+        "Sampled-SAE, and leaves recovery to later work."
+    )
+    for name, value in section["oracle"].items():
+        yield f"The best possible: {name}: {value:.4f}."
+    yield ""
+    figures = list(next(iter(section["arms"].values())))
+    yield f"| arm | {' | '.join(figures)} |"
+    yield "|---" * (len(figures) + 1) + "|"
+    for arm, values in section["arms"].items():
+        yield f"| {arm} | {' | '.join(show(values[figure]) for figure in figures)} |"
+    for arm in section["arms"]:
+        if arm.startswith("sampled"):
+            verdict = compare(section["arms"], "fvu", "batch_topk", arm)
+            yield from ("", f"- BatchTopK reconstructs better than {arm} (section 4): {verdict}")
+
+
+def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
+    """The sweeps that were run with one seed: learning rates, and AuxK's k."""
+    titles = {"rates": "Learning rates", "auxiliary_k": "AuxK's k: how many latents end dead"}
+    for name, title in titles.items():
+        if name not in sections:
+            continue
+        yield from ("", f"### {title}", "", "| arm | fvu | dead | silent |", "|---|---|---|---|")
+        for arm, values in sections[name]["arms"].items():
+            fvu, dead, silent = (values["figures"][name][0] for name in ("fvu", "dead", "silent"))
+            yield f"| {arm} | {fvu:.4f} | {dead:.0f} | {silent:.0f} |"
+
+
+def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
+    """All kinds at one L0, each at its own learning rate, in the order of their FVU."""
+    tuned = [sections[name] for name in TUNED if name in sections]
+    arms = {name: arm for section in tuned for name, arm in section["arms"].items()}
+    if not arms:
+        return
+    kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in arms.items()}
+    relative = sections.get("speed", {}).get("relative", {})
+    costs = {COEFFICIENT.sub("", name): median(values) for name, values in relative.items()}
+    k = next(iter(kinds)).rpartition("_k")[2]
+    yield from ("", "### Every kind on the same rows", "")
+    yield (
+        f"Each kind at {k} active latents a row on average, with the learning rate that section `rates` "
+        "found best for it (below), in the order of their FVU. ReLU and Gated have no k: each was trained "
+        "with two L1 coefficients, and stands on the line through both at this L0. JumpReLU's thresholds "
+        "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, "
+        "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10. *Step* is the processor time of a training step "
+        "against TopK's, early in training."
+    )
+    yield from ("", f"| kind | learning rate | {' | '.join(EVERY_KIND.values())} | step |")
+    yield "|---" * (len(EVERY_KIND) + 3) + "|"
+    for name in sorted(kinds, key=lambda name: mean(found[name]["fvu at L0 = k"])):
+        values = (show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND)
+        shown = name.removeprefix(PREFIX).rpartition("_k")[0]
+        rate, cost = tuned[0]["rates"][kinds[name]], costs.get(name)
+        step = "–" if cost is None else f"{cost:.2f}"
+        yield f"| {shown} | {rate:g} | {' | '.join(values)} | {step} |"
+
+
+def peers(run: Mapping[str, Any]) -> Iterator[str]:
+    """The FVU of our TopK and BatchTopK and of other packages', from what ``benchmarks/fvu.py`` wrote."""
+    yield from ("", "## TopK and BatchTopK of other packages", "")
+    yield (
+        f"{run['size']}; {run['figures'][0]['rounds']} seeds, which differ in the start only; the same "
+        "batches in the same order. FVU is by the rule of training in batches, lower is better; the median, "
+        "and the smallest and largest of the seeds. Each SAE is measured by our code and by the other "
+        "package's own."
+    )
+    yield from ("", f"`{run['command']}`", "")
+    yield from ("| kind | whose | median | smallest | largest |", "|---|---|---|---|---|")
+    for figure in run["figures"]:
+        values = " | ".join(f"{figure[name]:.4f}" for name in ("median", "low", "high"))
+        yield f"| {figure['group']} | {figure['what']} | {values} |"
