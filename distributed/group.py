@@ -72,6 +72,10 @@ class Group:
     def is_last(self) -> bool:
         return self.rank == self.size - 1
 
+    def share(self, count: int) -> range:
+        """Which of ``count`` items are this process's: consecutive ones, as many as others have or one more."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all processes, in the order of their ranks. All have the same shape."""
         if self.size == 1:
@@ -94,6 +98,20 @@ class Group:
         padded = tensor.new_zeros(longest, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+
+    def collect_rows(self, tensor: Tensor, owner: int) -> list[Tensor]:
+        """In process ``owner`` the tensors [n, ...] of all, in the order of their ranks; none in the others.
+
+        The numbers of rows n may differ.
+        """
+        if self.size == 1:
+            return [tensor]
+        lengths = [int(n) for n in self.gather(torch.tensor([len(tensor)]))]
+        if self.rank == owner:
+            rows = (tensor.new_empty(n, *tensor.shape[1:]) for n in lengths)
+            return [tensor if r == owner else self.receive(part, r) for r, part in enumerate(rows)]
+        self.wait([self.send(tensor.contiguous(), owner)])
+        return []
 
     def exchange(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Send each process its rows of ``tensor``; return what all send to this one, in their order.
