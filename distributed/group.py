@@ -164,12 +164,19 @@ class Group:
         return tensor
 
     def send(self, tensor: Tensor, to: int) -> "dist.Work | None":
-        """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten."""
+        """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten.
+
+        An empty tensor is not sent.
+        """
+        if tensor.numel() == 0:
+            return None
         with self._exchange(tensor, 1):
             return dist.isend(tensor, self.ranks[to], group=self.connection.handle)
 
     def receive(self, tensor: Tensor, source: int) -> Tensor:
         """Overwrite ``tensor`` with one that process ``source`` sends; return it."""
+        if tensor.numel() == 0:
+            return tensor
         with self._exchange(tensor, 0):
             dist.recv(tensor, self.ranks[source], group=self.connection.handle)
         return tensor

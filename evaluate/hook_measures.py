@@ -26,19 +26,22 @@ TINY = 1e-30
 class HookStreams:
     """Fidelity at each hook that a crosscoder reconstructs, from rows that stream by; none for other SAEs."""
 
-    def __init__(self, sae: SAE, num_groups: int, *, first_block: int, origins_O: Sequence[Tensor]) -> None:
-        """``origins_O`` [O]: of normalized and of raw rows, as for :class:`.ReconstructionStream`."""
+    def __init__(
+        self, sae: SAE, num_groups: int, *, first_block: int = 0, block_0: Sequence[Tensor] = ()
+    ) -> None:
+        """``first_block`` and ``block_0`` are as for :class:`.ReconstructionStream`; the latter are its
+        normalized and its raw rows [B, O].
+        """
         self._sae = sae
-        self._streams: dict[str, tuple[ReconstructionStream, ...]] = {}
-        if len(decoded_hooks(sae.cfg)) > 1:
-            of_hooks = [split_by_hook(sae.cfg, origin[None]) for origin in origins_O]
-            self._streams = {
-                hook: tuple(
-                    ReconstructionStream(num_groups, first_block=first_block, origin_D=parts[hook][0])
-                    for parts in of_hooks
-                )
-                for hook in of_hooks[0]
-            }
+        first = [split_by_hook(sae.cfg, rows) for rows in block_0] or [{}, {}]
+        hooks = [part.hook for part in decoded_hooks(sae.cfg)]
+        self._streams = {
+            hook: [
+                ReconstructionStream(num_groups, first_block=first_block, block_0_BD=rows.get(hook))
+                for rows in first
+            ]
+            for hook in (hooks if len(hooks) > 1 else ())
+        }
 
     def update(
         self, target_BO: Tensor, decoded_BO: Tensor, raw_BO: Tensor, raw_decoded_BO: Tensor, group_B: Tensor

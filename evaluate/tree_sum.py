@@ -1,8 +1,8 @@
 """Sums over the blocks of an evaluation, which have the same bits whatever number of processes makes them.
 
-The sum of float numbers depends on their order. Here blocks are numbered, and added up in a fixed binary tree:
-block 0 with 1, 2 with 3, then both of these sums, and so on. A process that has some consecutive blocks adds
-up the parts of the tree that lie within them, at most two on each level, and hands these parts on.
+The sum of float numbers depends on their order. Here blocks are numbered, and added up in a fixed binary
+tree: block 0 with 1, 2 with 3, then both of these sums, and so on. A process that has some consecutive blocks
+adds up the parts of the tree that lie within them, at most two on each level, and hands these parts on.
 """
 
 import torch

@@ -14,6 +14,7 @@ from ...train import SAE, Pairs
 from ...train.backends.choice import backend_of
 from ..results import ProgressiveStep
 from ..tree_sum import TreeSum
+from .reconstruction import mean_row
 
 KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -26,11 +27,11 @@ class ProgressiveStream:
     out.
     """
 
-    def __init__(self, sae: SAE, *, first_block: int = 0, origin_D: Tensor | None = None) -> None:
-        """``first_block`` and ``origin_D`` are as for :class:`.ReconstructionStream`."""
+    def __init__(self, sae: SAE, *, first_block: int = 0, block_0_BD: Tensor | None = None) -> None:
+        """``first_block`` and ``block_0_BD`` are as for :class:`.ReconstructionStream`."""
         self._sae = sae
         self._norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
-        self._origin_D = origin_D
+        self._origin_D = None if block_0_BD is None else mean_row(block_0_BD)
         self._sums = TreeSum(first_block)  # the errors by k', the squares of x - origin, the sum of it [D]
         self._rows = 0
         self._pairs = torch.zeros(len(KEPT), dtype=torch.int64)
@@ -44,7 +45,7 @@ class ProgressiveStream:
             return
         x = x_BD.cpu().double()
         if self._origin_D is None:
-            self._origin_D = x.mean(0)
+            self._origin_D = mean_row(x)
         variance = RowVariance(x.shape[1], origin=self._origin_D)
         variance.add(x)
         rank_P = rank_within_rows(codes, self._norms_F)

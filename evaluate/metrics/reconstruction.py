@@ -24,16 +24,16 @@ class ReconstructionStream:
     """
 
     def __init__(
-        self, num_groups: int = 1, *, first_block: int = 0, origin_D: Tensor | None = None
+        self, num_groups: int = 1, *, first_block: int = 0, block_0_BD: Tensor | None = None
     ) -> None:
         """
         Args:
             first_block: the number of the first block that is added.
-            origin_D: float64 [D] near the mean of the rows: a mean far above the spread then costs no digits.
-                None: the mean of the first block. Processes that share rows must have the same.
+            block_0_BD: the rows of block 0, if that is another one. Sums are of x less the mean of block 0:
+                a mean far above the spread then costs no digits.
         """
         self.num_groups = num_groups
-        self._origin_D = origin_D
+        self._origin_D = None if block_0_BD is None else mean_row(block_0_BD)
         self._sums = TreeSum(first_block)
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor, group_B: Tensor | None = None) -> None:
@@ -52,7 +52,7 @@ class ReconstructionStream:
         group_B = torch.zeros(len(x_BD), dtype=torch.int64) if group_B is None else group_B
         x, reconstruction = x_BD.cpu().double(), reconstruction_BD.cpu().double()  # MPS has no float64
         if self._origin_D is None:
-            self._origin_D = x.mean(0)
+            self._origin_D = mean_row(x)
         dots, norms = (x * reconstruction).sum(1), x.norm(dim=1) * reconstruction.norm(dim=1)
         cosine = torch.where(norms > 0, dots / norms.clamp_min(1e-300), 0.0)
         centered = x - self._origin_D
@@ -102,3 +102,8 @@ class ReconstructionStream:
             "mse": error / (rows * sum_RD.shape[1]),
             "cosine": weights_RG @ sums_GC[:, _COSINE] / rows,
         }
+
+
+def mean_row(x_BD: Tensor) -> Tensor:
+    """The mean of rows of any float dtype and device: float64 [D], on the CPU."""
+    return x_BD.cpu().double().mean(0)

@@ -11,7 +11,7 @@ from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.config import EvaluateConfig
-from saecache.evaluate.measure import reconstruct_in_batches
+from saecache.evaluate.splicing import reconstruct_in_batches
 from saecache.evaluate.rows import MeasuredRows, choose_rows, group_rows
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache
