@@ -23,7 +23,7 @@ from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals
 from ..results import AbsorptionResult, LetterAbsorption
 from .letters import LETTERS, LetterWords
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
-from .texts import TextReader
+from .texts import TextReader, gather_sparse
 
 MIN_PROBE_F1 = 0.6  # a letter that the probe finds less well is left out
 MIN_LETTERS = 20  # fewer such letters: the model cannot do the task
@@ -33,6 +33,7 @@ MAX_ABSORBERS = 3
 MIN_COSINE, MIN_COSINE_FULL = 0.1, 0.025  # of an absorber and the probe
 MIN_SHARE = 0.4  # of the word's projection on the probe that absorbers must hold
 SILENT = 1e-8
+_WORDS_AT_ONCE = 512
 _ITERATIONS = 200  # SAEBench stops its probes after 50 passes
 _L1, _L2_SPARSE, _L2_PROBE = 0.01, 26e-6, 1e-4  # SAEBench's penalties, for the mean loss of one letter
 
@@ -63,7 +64,7 @@ def measure_absorption(
             key = (sae.cfg.hook, str(sae.normalizer))
             if key not in probes:
                 probes[key] = _fit_probes(x_nD, words, group)
-            found[name] = _measure(sae, x_nD, _codes(sae, normalized), words, probes[key], seed, group)
+            found[name] = _measure(sae, x_nD, _codes(sae, normalized, group), words, probes[key], seed, group)
             progress.update(1)
     return found
 
@@ -73,13 +74,16 @@ def _row_scale(sae: SAE) -> float:
     return sqrt(sae.cfg.d_model) if sae.normalizer.kind in ("unit", "unit_scale") else 1.0
 
 
-def _codes(sae: SAE, normalized_nD: torch.Tensor) -> Any:
+def _codes(sae: SAE, normalized_nD: torch.Tensor, group: Group) -> Any:
     """What each latent adds along its direction: codes times decoder norms, scaled, sparse float64 [n, F]."""
-    pairs = sae.encode_sparse(normalized_nD.to(sae.W_dec.device))
     norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
-    value_P = _row_scale(sae) * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
-    entries = (value_P, pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
-    return csr_array(entries, shape=(pairs.num_rows, pairs.num_latents))
+    parts, blocks = [], torch.split(normalized_nD, _WORDS_AT_ONCE)
+    for number in group.share(len(blocks)):
+        pairs = sae.encode_sparse(blocks[number].to(sae.W_dec.device))
+        value_P = _row_scale(sae) * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
+        entries = (value_P, pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
+        parts.append(csr_array(entries, shape=(pairs.num_rows, pairs.num_latents)))
+    return gather_sparse(group, parts, sae.cfg.num_latents)
 
 
 def _fit_probes(x_nD: Floats, words: LetterWords, group: Group) -> dict[int, LogisticProbe]:

@@ -154,7 +154,7 @@ def pool_texts(
     return PooledTexts(
         raw=raw,
         codes={
-            name: csr_array(selector @ _gather_sparse(group, codes[name], sae.cfg.num_latents))
+            name: csr_array(selector @ gather_sparse(group, codes[name], sae.cfg.num_latents))
             for name, sae in saes.items()
         },
     )
@@ -165,7 +165,7 @@ def gather_arrays(group: Group, rows: NDArray[Any]) -> list[NDArray[Any]]:
     return [rows] if group.size == 1 else [t.numpy() for t in group.gather_rows(torch.from_numpy(rows))]
 
 
-def _gather_sparse(group: Group, parts: Sequence[Any], num_columns: int) -> Any:
+def gather_sparse(group: Group, parts: Sequence[Any], num_columns: int) -> Any:
     """The sparse rows of all processes below each other."""
     own = csr_array(vstack([csr_array((0, num_columns)), *parts]))
     if group.size == 1:
