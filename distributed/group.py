@@ -73,7 +73,7 @@ class Group:
         return self.rank == self.size - 1
 
     def share(self, count: int) -> range:
-        """Which of ``count`` items are this process's: consecutive ones, as many as others have or one more."""
+        """Which of ``count`` items are this process's: consecutive ones, about as many as others have."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
