@@ -214,6 +214,8 @@ def measure_sae(
     codes, directions = None, None
     if view is not None and spill is not None:
         whole = collect_codes(spill, group, owner)
+        if whole is not spill:
+            spill.close()
         stack.callback(whole.close)
         directions = compare_directions(sae, view.unembedding, group, owner)
         codes = whole.finish()

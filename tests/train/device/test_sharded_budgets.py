@@ -28,6 +28,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 def test_a_sharded_step_stays_within_its_budget(tmp_path: Path) -> None:
     port, context = free_port(), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([step.__module__])
     arguments = SIZE, port, list(BUDGETS), SCALE, tmp_path
     started = [context.Process(target=step, args=(rank, *arguments)) for rank in range(SIZE)]
     for process in started:
