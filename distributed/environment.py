@@ -6,6 +6,8 @@ from ..common.errors import UsageError
 
 TIMEOUT_VARIABLE = "SAECACHE_TIMEOUT"
 TIMEOUT_SECONDS = 1800.0
+STILL_VARIABLE = "SAECACHE_STILL_MINUTES"
+STILL_MINUTES = 10.0
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
@@ -48,11 +50,20 @@ def store_is_in_first_process() -> bool:
 
 def timeout_seconds() -> float:
     """How long a process waits for the others to start."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    return _duration(TIMEOUT_VARIABLE, TIMEOUT_SECONDS, "seconds")
+
+
+def still_seconds() -> float:
+    """How long a process makes no progress until it warns of that."""
+    return 60 * _duration(STILL_VARIABLE, STILL_MINUTES, "minutes")
+
+
+def _duration(variable: str, default: float, unit: str) -> float:
+    text = os.environ.get(variable, "")
     try:
-        seconds = float(text) if text else TIMEOUT_SECONDS
+        number = float(text) if text else default
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise UsageError(f"{TIMEOUT_VARIABLE} must be a number of seconds above 0, got {text!r}")
-    return seconds
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise UsageError(f"{variable} must be a number of {unit} above 0, got {text!r}")
+    return number

@@ -81,6 +81,10 @@ class Group:
     def is_last(self) -> bool:
         return self.rank == self.size - 1
 
+    def share(self, count: int) -> range:
+        """Which of ``count`` items are this process's: consecutive ones, about as many as others have."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all processes, in the order of their ranks. All have the same shape."""
         if self.size == 1:
@@ -103,6 +107,20 @@ class Group:
         padded = tensor.new_zeros(longest, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+
+    def collect_rows(self, tensor: Tensor, owner: int) -> list[Tensor]:
+        """In process ``owner`` the tensors [n, ...] of all, in the order of their ranks; none in the others.
+
+        The numbers of rows n may differ.
+        """
+        if self.size == 1:
+            return [tensor]
+        lengths = [int(n) for n in self.gather(torch.tensor([len(tensor)]))]
+        if self.rank == owner:
+            rows = (tensor.new_empty(n, *tensor.shape[1:]) for n in lengths)
+            return [tensor if r == owner else self.receive(part, r) for r, part in enumerate(rows)]
+        self.wait([self.send(tensor.contiguous(), owner)])
+        return []
 
     def exchange(self, tensor: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Send each process its rows of ``tensor``; return what all send to this one, in their order.
@@ -158,13 +176,20 @@ class Group:
         return tensor
 
     def send(self, tensor: Tensor, to: int) -> "Sending":
-        """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten."""
+        """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten.
+
+        An empty tensor is not sent.
+        """
+        if tensor.numel() == 0:
+            return Sending(None, tensor)
         tensor = self._carried(tensor)
         with self._exchange(tensor, 1):
             return Sending(dist.isend(tensor, self.ranks[to], group=self.connection.handle), tensor)
 
     def receive(self, tensor: Tensor, source: int) -> Tensor:
         """Overwrite ``tensor`` with one that process ``source`` sends; return it."""
+        if tensor.numel() == 0:
+            return tensor
         carried = self._carried(tensor)
         with self._exchange(carried, 0):
             dist.recv(carried, self.ranks[source], group=self.connection.handle)

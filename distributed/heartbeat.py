@@ -2,7 +2,7 @@
 
 Each process counts in the shared store, from a thread of its own, so that it shows life while it works alone
 for hours. A process that shows life is waited for without limit. One that is frozen, or whose machine is
-lost, is silent: who waits for it then ends.
+lost, is silent: who waits for it then ends. One that lives and makes no progress warns of that itself.
 """
 
 import os
@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from .environment import store_is_in_first_process
+from .stillness import Stillness
 
 BEAT_SECONDS = 0.5
 _LOOK_SECONDS = 2.0  # between two looks at the others
@@ -61,8 +62,10 @@ class Heartbeat:
     with exit status 1 and a message: for what is on the disk this is like ``kill -9``.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, still_seconds: float) -> None:
         """Show the first sign of life, and wait for that of all others.
+
+        ``still_seconds`` is how long this process makes no progress until it warns of that.
 
         Raises:
             RuntimeError: they did not come within ``timeout``.
@@ -78,6 +81,7 @@ class Heartbeat:
         self.store.set_timeout(timedelta(seconds=SILENCE_SECONDS))
         self._waiting_since: float | None = None
         self._under_way: tuple[float, Callable[[], bool]] | None = None
+        self._stillness = Stillness(rank, still_seconds)
         self._leaving = threading.Event()
         self._answered = monotonic()  # when the store did last
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._beat, self._watch)]
@@ -153,7 +157,7 @@ class Heartbeat:
                 self.lost = self.lost or silence.silent(SILENCE_SECONDS)
 
     def _watch(self) -> None:
-        """Notice that the store stands still, and end a process that waits for one that is lost."""
+        """Notice that the store or this process stands still, and end a process that waits for a lost one."""
         woke = monotonic()
         lost_since: float | None = None
         while not self._leaving.wait(BEAT_SECONDS):
@@ -164,15 +168,13 @@ class Heartbeat:
                 self._lose_store()
             if lost_since is None and (self.lost or self.store_is_lost):
                 lost_since = woke
-            since = self.waiting_since() if lost_since else None
+            since = self.waiting_since()
+            if (warning := self._stillness.look(waiting=since is not None)) is not None:
+                _say(f"warning: {warning}")
             # The first process may hold the store: the others find out for themselves before it goes.
             patience = _LEAVING_SECONDS + (0 if self.rank else _LOOK_SECONDS)
             if lost_since and since and woke - max(since, lost_since) >= patience:
-                stream = sys.__stderr__
-                if stream is not None:
-                    print(
-                        f"error in process {self.rank}: {describe_lost(self.lost)}", file=stream, flush=True
-                    )
+                _say(f"error in process {self.rank}: {describe_lost(self.lost)}")
                 self._say_left()
                 os._exit(1)
 
@@ -191,6 +193,12 @@ class Heartbeat:
         self.store_is_lost = True
         if store_is_in_first_process() and self.rank:
             self.lost = self.lost or [0]
+
+
+def _say(text: str) -> None:
+    """Say something from a thread, whatever the main thread does with the standard streams."""
+    if sys.__stderr__ is not None:
+        print(text, file=sys.__stderr__, flush=True)
 
 
 def describe_lost(ranks: Sequence[int], why: str = "") -> str:

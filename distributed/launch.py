@@ -10,7 +10,7 @@ from time import monotonic, sleep
 import torch
 import torch.distributed as dist
 
-from .environment import check_meeting_point, find_placement, timeout_seconds
+from .environment import check_meeting_point, find_placement, still_seconds, timeout_seconds
 from .errors import LostProcessError
 from .group import ALONE, Connection, Group
 from .heartbeat import Heartbeat
@@ -111,14 +111,14 @@ def join_world() -> Iterator[World]:
         return
     rank, size, local_rank, local_size = found
     check_meeting_point()
-    timeout = timedelta(seconds=timeout_seconds())
+    timeout, still = timedelta(seconds=timeout_seconds()), still_seconds()
     try:
         store, _, _ = next(
             dist.rendezvous(  # type: ignore[attr-defined]
                 "env://", rank, size, timeout=timeout
             )
         )
-        heartbeat = Heartbeat(store, rank, size, timeout)
+        heartbeat = Heartbeat(store, rank, size, timeout, still)
         with heartbeat.exchange():
             ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
             carriers = _agree_on_carriers(ours, rank, size, local_size)

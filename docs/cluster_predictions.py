@@ -1,12 +1,13 @@
-"""How long a step should take when processes on several GPUs share the latents of an SAE: the table in
-``cluster.md`` (a test compares them).
+"""How long a step should take when processes on several GPUs share the latents of an SAE, and the rows of a
+batch: the table in ``cluster.md`` (a test compares them).
 
     python docs/cluster_predictions.py
 
 It extends ``predictions.py``: each process does its part of the phases there, and what it exchanges with the
 others takes the time of its bytes and messages. Nothing here was measured.
 
-Legend: B rows of a batch, D width of a row, F latents, W processes with a GPU each.
+Legend: B rows of a batch, D width of a row, F latents, W processes with a GPU each, R groups of them that
+share the rows.
 """
 
 import runpy
@@ -22,9 +23,9 @@ H100 = next(gpu for gpu in PREDICTIONS["GPUS"] if gpu.name == "H100")
 
 WIDTHS = (768, 4096)
 LATENTS = (24_576, 262_144, 1 << 20, 1 << 22, 1 << 24, 34_000_000)
-PROCESSES = (1, 8, 64)
+PROCESSES = ((1, 1), (8, 1), (64, 1), (64, 8))  # how many, and in how many groups that share the rows
 PIECES_PER_PROCESS = 4  # of a running sum: train/latent_shards.py
-BYTES_PER_WEIGHT = 4 + 4 + 8  # of each of the two matrices: the weight, its gradient, two moments
+BYTES_HELD, BYTES_OWNED = 4 + 4, 8  # of each weight of both matrices: itself and its gradient; two moments
 BYTES_OF_COPY = 2  # of W_enc, rounded for the screening product
 
 
@@ -48,58 +49,72 @@ NETWORK = Link(bytes_per_second=50e9, share=0.7, seconds=25e-6)  # 400 Gbit/s fo
 GPUS_OF_A_NODE = 8
 
 
-def step_seconds(F: int, D: int, W: int) -> float:
-    """A TopK step of ``W`` processes."""
-    own = F / W
+def step_seconds(F: int, D: int, W: int, R: int = 1) -> float:
+    """A TopK step of ``W`` processes, in ``R`` groups of neighbours that have B / R rows each."""
+    sharing, rows = W // R, B / R
     phases: list[Any] = PREDICTIONS["selecting"](
-        own, width=D
+        F / sharing, width=D, rows=rows
     )  # each offers its own K candidates of every row
-    phases += PREDICTIONS["learning"](own, decoded=K / W, width=D)
+    phases += PREDICTIONS["learning"](F / sharing, decoded=K / sharing, width=D, rows=rows, updated=F / W)
     working: float = sum(phase.seconds(H100) for phase in phases)
-    return working if W == 1 else working + exchange_seconds(D, W)
+    if sharing > 1:
+        working += exchange_seconds(D, sharing, rows)
+    return working + (rows_seconds(F, D, W, R) if R > 1 else 0.0)
 
 
-def exchange_seconds(D: int, W: int) -> float:
+def exchange_seconds(D: int, W: int, rows: float = B) -> float:
     """The candidates, the running sum that goes from process to process, and the sum that comes back."""
     link = NVLINK if W <= GPUS_OF_A_NODE else NETWORK
     pieces = PIECES_PER_PROCESS * W
-    sum_bytes = 4 * B * D
-    candidates = link.time(exchanged_bytes(D, W) - sum_bytes, messages=W - 1)
+    sum_bytes = 4 * rows * D
+    candidates = link.time(exchanged_bytes(D, W, rows) - sum_bytes, messages=W - 1)
     chain = (pieces + W - 1) * link.time(sum_bytes / pieces)
     back = link.time(sum_bytes, messages=ceil(log2(W)))
     return candidates + chain + back
 
 
-def exchanged_bytes(D: int, W: int) -> float:
+def exchanged_bytes(D: int, W: int, rows: float = B) -> float:
     """What a process sends in a TopK step: candidates and their counts to every other one, and one sum."""
-    to_each_other = 4 * B * K + 8 * B + 4 * D * ceil(64 / W) + 8 * 3 * 64 * ceil(64 / W)
-    return float((W - 1) * to_each_other + 4 * B * D)
+    to_each_other = 4 * rows * K + 8 * rows + 4 * D * ceil(64 / W) + 8 * 3 * 64 * ceil(64 / W)
+    return float((W - 1) * to_each_other + 4 * rows * D)
 
 
-def bytes_of_memory(F: int, D: int, W: int) -> float:
+def rows_seconds(F: int, D: int, W: int, R: int) -> float:
+    """Gradients to the owners of latents, and weights back: of two matrices and a bias, between nodes."""
+    parameters = 3
+    return 2 * NETWORK.time(row_bytes(F, D, W, R) / 2, messages=parameters * (R - 1))
+
+
+def row_bytes(F: int, D: int, W: int, R: int) -> float:
+    """What a process sends of gradients and weights in a step."""
+    return 2 * 4 * (2 * D + 1) * F / W * (R - 1)
+
+
+def bytes_of_memory(F: int, D: int, W: int, R: int = 1) -> float:
     """What the weights take on each GPU in training."""
-    return (2 * BYTES_PER_WEIGHT + BYTES_OF_COPY) * F / W * D
+    held = (2 * BYTES_HELD + BYTES_OF_COPY) * F * R / W * D
+    return held + 2 * BYTES_OWNED * F / W * D
 
 
 def table() -> str:
     """Markdown."""
-    heads = [f"{W} H100, D = {D:,}" for D in WIDTHS for W in PROCESSES]
+    heads = [f"{W} H100{f', rows={R}' * (R > 1)}, D = {D:,}" for D in WIDTHS for W, R in PROCESSES]
     lines = [
         f"| predicted ms of a TopK step (GB of weights on each) | {' | '.join(heads)} |",
         f"| --- |{' ---: |' * len(heads)}",
     ]
     for F in LATENTS:
-        cells = [cell(F, D, W) for D in WIDTHS for W in PROCESSES]
+        cells = [cell(F, D, W, R) for D in WIDTHS for W, R in PROCESSES]
         lines.append(f"| F = {F:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(F: int, D: int, W: int) -> str:
+def cell(F: int, D: int, W: int, R: int) -> str:
     """Milliseconds and gigabytes, or that they do not fit into the memory of a GPU."""
-    memory = bytes_of_memory(F, D, W) / 1e9
+    memory = bytes_of_memory(F, D, W, R) / 1e9
     if memory > 70:  # of 80: the batch and the selection need some too
         return f"does not fit ({memory:,.0f})"
-    return f"{PREDICTIONS['format_ms'](step_seconds(F, D, W))} ({memory:.2g})"
+    return f"{PREDICTIONS['format_ms'](step_seconds(F, D, W, R))} ({memory:.2g})"
 
 
 def fill(page: str) -> str:

@@ -75,44 +75,62 @@ Step = Callable[[int], list[Phase]]  # of F
 
 
 def selecting(
-    F: int, *, wanted: float = K, decoded: float = K, per_latent: bool = False, width: int = D
+    F: int,
+    *,
+    wanted: float = K,
+    decoded: float = K,
+    per_latent: bool = False,
+    width: int = D,
+    rows: float = B,
 ) -> list[Phase]:
     """Screen, exact pre-activations of candidates, selection. ``wanted`` and ``decoded`` pairs of each row.
 
     ``per_latent``: the largest rows of every latent are looked for; their rows lie in the L2 cache.
     """
-    candidates = CANDIDATES * wanted * B
+    candidates = CANDIDATES * wanted * rows
     rows_of_candidates = 4 * width * candidates
     return [
-        Phase(name="round the batch", bytes=6 * B * width),
+        Phase(name="round the batch", bytes=6 * rows * width),
         Phase(
-            name="screening product", tensor=2 * B * F * width,
-            bytes=2 * B * width + 2 * F * width + 2 * B * F + 4 * B * F / CHUNK, launches=2,
+            name="screening product", tensor=2 * rows * F * width,
+            bytes=2 * rows * width + 2 * F * width + 2 * rows * F + 4 * rows * F / CHUNK, launches=2,
         ),
-        Phase(name="candidates", bytes=2 * 4 * B * F / CHUNK + 2 * CHUNK * wanted * B + 16 * candidates,
+        Phase(name="candidates", bytes=2 * 4 * rows * F / CHUNK + 2 * CHUNK * wanted * rows + 16 * candidates,
               launches=6),
         Phase(
             name="exact pre-activations", bytes=0 if per_latent else rows_of_candidates,
             cached_bytes=rows_of_candidates if per_latent else 0, launches=2,
         ),
-        Phase(name="selection", bytes=16 * candidates + 16 * decoded * B, launches=6),
+        Phase(name="selection", bytes=16 * candidates + 16 * decoded * rows, launches=6),
     ]  # fmt: skip
 
 
-def learning(F: int, *, decoded: float = K, reconstructions: int = 1, width: int = D) -> list[Phase]:
-    """From codes to updated weights. ``decoded`` pairs of each row, in all of the ``reconstructions``."""
-    rows_of_pairs = 4 * width * decoded * B
+def learning(
+    F: int,
+    *,
+    decoded: float = K,
+    reconstructions: int = 1,
+    width: int = D,
+    rows: float = B,
+    updated: float | None = None,
+) -> list[Phase]:
+    """From codes to updated weights. ``decoded`` pairs of each row, in all of the ``reconstructions``.
+
+    ``updated`` latents get new weights: some of the F where processes share the rows.
+    """
+    rows_of_pairs = 4 * width * decoded * rows
     return [
         Phase(
-            name="decode, error, slopes of codes", bytes=rows_of_pairs + reconstructions * 2 * 4 * B * width,
+            name="decode, error, slopes of codes",
+            bytes=rows_of_pairs + reconstructions * 2 * 4 * rows * width,
             cached_bytes=rows_of_pairs, launches=2 * reconstructions,
         ),
-        Phase(name="order by latents", bytes=64 * decoded * B, launches=8),
+        Phase(name="order by latents", bytes=64 * decoded * rows, launches=8),
         Phase(
             name="gradients of both matrices", bytes=reconstructions * 2 * 4 * F * width,
             cached_bytes=2 * rows_of_pairs, launches=4 * reconstructions,
         ),
-        *updating(F, width),
+        *updating(F if updated is None else updated, width),
     ]  # fmt: skip
 
 

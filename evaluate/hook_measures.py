@@ -7,12 +7,13 @@ Features and Model Diffing", sections on feature norms and model diffing).
 Legend: B rows of a block, O width of what is reconstructed, F latents, H hooks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed.group import Group
 from ..train import SAE
 from ..train.sae_hooks import decoded_hooks, split_by_hook
 from .metrics import ReconstructionStream
@@ -25,12 +26,21 @@ TINY = 1e-30
 class HookStreams:
     """Fidelity at each hook that a crosscoder reconstructs, from rows that stream by; none for other SAEs."""
 
-    def __init__(self, sae: SAE, num_groups: int) -> None:
+    def __init__(
+        self, sae: SAE, num_groups: int, *, first_block: int = 0, block_0: Sequence[Tensor] = ()
+    ) -> None:
+        """``first_block`` and ``block_0`` are as for :class:`.ReconstructionStream`; the latter are its
+        normalized and its raw rows [B, O].
+        """
         self._sae = sae
-        parts = decoded_hooks(sae.cfg)
+        first = [split_by_hook(sae.cfg, rows) for rows in block_0] or [{}, {}]
+        hooks = [part.hook for part in decoded_hooks(sae.cfg)]
         self._streams = {
-            part.hook: (ReconstructionStream(num_groups), ReconstructionStream(num_groups))
-            for part in (parts if len(parts) > 1 else ())
+            hook: [
+                ReconstructionStream(num_groups, first_block=first_block, block_0_BD=rows.get(hook))
+                for rows in first
+            ]
+            for hook in (hooks if len(hooks) > 1 else ())
         }
 
     def update(
@@ -46,6 +56,12 @@ class HookStreams:
             target, decoded, raw_target, raw_decoded = (block[hook] for block in blocks)
             normalized.update(target, decoded, group_B)
             raw.update(raw_target, raw_decoded, group_B)
+
+    def collect(self, group: Group, owner: int) -> None:
+        """Bring the sums of all processes of ``group``, which share the rows, to process ``owner``."""
+        for streams in self._streams.values():
+            for stream in streams:
+                stream.collect(group, owner)
 
     def results(self, seed: int, density_F: Tensor) -> list[HookResult]:
         """A result per hook; shares are of the latents that fire on some of the rows (all, if none does)."""

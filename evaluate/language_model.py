@@ -7,7 +7,7 @@ also in the ablations.
 Legend: n sequences, T context, V vocabulary, D model width, P scored positions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ..common.errors import UsageError
 from ..common.progress import progress_bar
+from ..distributed.group import ALONE, Group
 from ..store import ActivationCache
 from .metrics.bootstrap import Floats, draw_weights, intervals_of, ratio, sum_by_group
 from .results import LanguageModelMetrics
 from .sequences import ScoredSequences
+from .tree_sum import TreeSum
 
 Replacement = Callable[[Tensor], Tensor]
 RowReplacement = Callable[[Tensor, Tensor], Tensor]
@@ -58,16 +60,21 @@ class Spliced:
 
 class _Losses:
     """Sums over the scored positions of each group of documents, float64 [G]: cross-entropy, KL to the clean
-    model, and positions with the clean model's most likely token.
+    model, and positions with the clean model's most likely token. They come batch by batch.
     """
 
-    def __init__(self, num_groups: int) -> None:
-        self.ce, self.kl, self.agreeing = (np.zeros(num_groups) for _ in range(3))
+    def __init__(self, num_groups: int, first_batch: int) -> None:
+        self._sums = TreeSum(first_batch)
+        self.ce, self.kl, self.agreeing = np.zeros((3, num_groups))  # once they are collected
 
     def add(self, ce_G: Floats, kl_G: Floats, agreeing_G: Floats) -> None:
-        self.ce += ce_G
-        self.kl += kl_G
-        self.agreeing += agreeing_G
+        self._sums.add(torch.from_numpy(np.stack([ce_G, kl_G, agreeing_G])))
+
+    def collect(self, group: Group) -> None:
+        """Bring the sums of all processes of ``group`` to the first one."""
+        self._sums.collect(group, 0)
+        if (total := self._sums.total()) is not None:
+            self.ce, self.kl, self.agreeing = total.numpy()
 
 
 @torch.no_grad()
@@ -80,41 +87,51 @@ def measure_language_model(
     split: str,
     logit_bytes: int,
     seed: int = 0,
+    group: Group = ALONE,
     show_progress: bool = True,
 ) -> dict[str, LanguageModelMetrics]:
     """Measure the CE loss recovered, the KL and the top-1 agreement of each SAE; by name.
 
     The clean forward pass is done once, the ablated ones once per hook, the spliced ones once per SAE. Memory
-    holds the logits of one batch of sequences, about three times ``logit_bytes``.
+    holds the logits of one batch of sequences, about three times ``logit_bytes``. The processes of ``group``
+    share the batches; the first one gets the figures, the others none.
 
     Raises:
         UsageError: the model does not give the activations that the cache holds.
     """
     hooks = list(dict.fromkeys(sae.hook for sae in saes))
     means = {hook: torch.from_numpy(np.asarray(cache.statistics(hook).mean)).float() for hook in hooks}
-    clean = _Losses(sequences.num_groups)
-    zero, mean = ({hook: _Losses(sequences.num_groups) for hook in hooks} for _ in range(2))
-    spliced = {sae.name: _Losses(sequences.num_groups) for sae in saes}
+    starts = _batch_starts(sequences, model, logit_bytes)
+    own = group.share(len(starts) - 1)
+    clean = _Losses(sequences.num_groups, own.start)
+    zero, mean = ({hook: _Losses(sequences.num_groups, own.start) for hook in hooks} for _ in range(2))
+    spliced = {sae.name: _Losses(sequences.num_groups, own.start) for sae in saes}
     tokens_G = sum_by_group(sequences.group[sequences.scored], None, sequences.num_groups)
-    mismatch = check_model(model, cache, hooks, sequences, split)
-    forwards = len(sequences) * (1 + 2 * len(hooks) + len(saes))
-    with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
-        for batch in _batches(sequences, model, logit_bytes):
-            ids = torch.from_numpy(batch.ids)
-            mask = torch.from_numpy(batch.spliced)
-            scorer = _Scorer(model.logits(ids), batch)
-            clean.add(*scorer.clean())
-            progress.update(len(batch))
-            for hook in hooks:
-                replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
-                zero[hook].add(*scorer.against(replaced))
-                replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
-                mean[hook].add(*scorer.against(replaced))
-                progress.update(2 * len(batch))
-            for sae in saes:
-                replaced = model.logits_with(ids, sae.hook, _splice(mask, _replacement(sae, batch)))
-                spliced[sae.name].add(*scorer.against(replaced))
+    with group.together():
+        mismatch = check_model(model, cache, hooks, sequences, split)
+        forwards = (starts[own.stop] - starts[own.start]) * (1 + 2 * len(hooks) + len(saes))
+        with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
+            for number in own:
+                batch = sequences.batch(starts[number], starts[number + 1])
+                ids = torch.from_numpy(batch.ids)
+                mask = torch.from_numpy(batch.spliced)
+                scorer = _Scorer(model.logits(ids), batch)
+                clean.add(*scorer.clean())
                 progress.update(len(batch))
+                for hook in hooks:
+                    replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
+                    zero[hook].add(*scorer.against(replaced))
+                    replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
+                    mean[hook].add(*scorer.against(replaced))
+                    progress.update(2 * len(batch))
+                for sae in saes:
+                    replaced = model.logits_with(ids, sae.hook, _splice(mask, _replacement(sae, batch)))
+                    spliced[sae.name].add(*scorer.against(replaced))
+                    progress.update(len(batch))
+    for losses in (clean, *zero.values(), *mean.values(), *spliced.values()):
+        losses.collect(group)
+    if not group.is_first:
+        return {}
     weights_RG = draw_weights(sequences.num_groups, seed)
     return {
         sae.name: _metrics(
@@ -161,12 +178,14 @@ def _replacement(sae: Spliced, batch: ScoredSequences) -> Replacement:
     return lambda x_PD: by_row(x_PD, row_P)
 
 
-def _batches(sequences: ScoredSequences, model: SplicedModel, logit_bytes: int) -> Iterator[ScoredSequences]:
-    """Batches whose float32 logits fit ``logit_bytes``; one short forward pass shows the vocabulary."""
+def _batch_starts(sequences: ScoredSequences, model: SplicedModel, logit_bytes: int) -> list[int]:
+    """The first sequence of each batch, and the end of the last: float32 logits of one fit ``logit_bytes``.
+
+    One short forward pass shows the vocabulary.
+    """
     vocabulary = model.logits(torch.from_numpy(sequences.ids[:1, :1])).shape[-1]
     size = max(1, logit_bytes // (4 * vocabulary * sequences.ids.shape[1]))
-    for start in range(0, len(sequences), size):
-        yield sequences.batch(start, start + size)
+    return [*range(0, len(sequences), size), len(sequences)]
 
 
 class _Scorer:

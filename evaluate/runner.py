@@ -1,16 +1,16 @@
 """Runs an evaluation: measures SAEs on a cache and writes ``results.json``."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from itertools import combinations, groupby
 from os.path import relpath
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
@@ -19,43 +19,40 @@ from ..common.validation import validate
 from ..common.versions import software_versions
 from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
-from ..train import SAE
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
-from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of, split_by_hook
+from ..train.sae_hooks import encoded_hooks, place_of
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
 from .earlier_results import keep_judged
 from .hook_measures import with_costs
-from .language_model import Spliced, SplicedModel, check_model, measure_language_model
+from .language_model import SplicedModel, check_model
 from .latents.contexts import DecodeToken
 from .latents.folder import latents_folder, write_latents
 from .latents.logits import Unembedding
 from .latents.rows import find_latent_rows
-from .measure import LatentView, measure_sae, reconstruct_cached, reconstruct_in_batches
+from .measure import LatentView, MeasuredSae, measure_sae
 from .metrics.overlap import measure_overlap
 from .probing.absorption import measure_absorption
 from .probing.labelled import LabelledTexts, load_labelled
 from .probing.letters import LetterWords, make_letter_words
 from .probing.sparse_probing import probe_labelled
 from .probing.texts import TextReader
+from .record import spread_records
 from .results import (
     AbsorptionResult,
     CacheSummary,
-    LanguageModelMetrics,
     Overlap,
     ProbingResult,
     Results,
     SaeResult,
     write_results,
 )
-from .rows import MeasuredRows, choose_rows, group_rows, warn_of_few_rows
-from .sequences import ScoredSequences, choose_sequences
+from .rows import MeasuredRows, RowGroups, choose_rows, group_rows, warn_of_few_rows
+from .sequences import choose_sequences
+from .splicing import hooks_of_model, measure_costs, name_at, parts_for
 from .targets import Place, Target, choose_output, find_targets_of
-
-Item = TypeVar("Item")
-Result = TypeVar("Result", bound=BaseModel)
 
 _ONE_MODEL = "the language model that is run is that of the first cache."
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
@@ -141,7 +138,7 @@ def run(
     sequences = None
     if model is not None and has_tokens:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        hooks = [h for cfg in configs.values() for h in _of_model(cfg, cache)]
+        hooks = [h for cfg in configs.values() for h in hooks_of_model(cfg, cache)]
         check_model(model, cache, hooks, sequences, rows.split)
     view = None
     if has_tokens and (config.num_latents or config.all_latents):
@@ -152,74 +149,40 @@ def run(
             unembedding=unembedding,
         )
 
-    def measure(target: Target) -> SaeResult:
-        result, latents = measure_sae(
-            target.load(device),
-            target.name,
-            cache,
-            rows,
-            groups,
-            view,
-            config,
-            show_progress=show_progress,
-        )
-        if latents is None or not config.all_latents:
-            return result
-        folder = latents_folder(out, target.name)
-        write_latents(latents, folder)
-        return result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
-
-    def measure_costs(some: Sequence[Target]) -> dict[str, LanguageModelMetrics]:
-        if model is None or sequences is None:
-            return {}
-        spliced = [
-            one
-            for target in some
-            if _of_model(configs[target.name], cache)
-            for one in _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
-        ]
-        if not spliced:
-            return {}
-        return measure_language_model(
-            model,
-            cache,
-            spliced,
-            sequences,
-            split=rows.split,
-            logit_bytes=config.logit_bytes,
-            seed=config.seed,
-            show_progress=show_progress,
-        )
-
-    def measure_all(some: Sequence[Target]) -> list[SaeResult]:
-        measured, costs = [measure(target) for target in some], measure_costs(some)
-        probed, absorbed = _on_texts(reader, some, labelled, words, config, device, show_progress)
-        return [
-            result.model_copy(
-                update={
-                    "sae_dir": target.url or _relative(target.sae_dir, out.parent),
-                    "language_model": costs.get(target.name),
-                    "hooks": with_costs(
-                        result.hooks,
-                        {
-                            h.hook: costs[at]
-                            for h in result.hooks
-                            if (at := _at(target.name, h.hook)) in costs
-                        },
-                    ),
-                    "probing": [by_name[target.name] for by_name in probed],
-                    "absorption": absorbed.get(target.name),
-                }
-            )
-            for result, target in zip(measured, some, strict=True)
-        ]
-
     everyone = world().everyone
-    saes = _spread(everyone, found, measure_all, SaeResult)
+    measured: list[SaeResult] = []
+    for first in range(0, len(found), everyone.size):
+        wave = found[first : first + everyone.size]
+        measured += _measure_wave(
+            wave, cache, rows, groups, view, config, device, out, show_progress=show_progress
+        )
+    costs = measure_costs(
+        model, found, configs, cache, rows, sequences, config, device, everyone, show_progress=show_progress
+    )
+    probed, absorbed = _on_texts(reader, found, labelled, words, config, device, everyone, show_progress)
+    saes = [
+        result.model_copy(
+            update={
+                "sae_dir": target.url or _relative(target.sae_dir, out.parent),
+                "language_model": costs.get(target.name),
+                "hooks": with_costs(
+                    result.hooks,
+                    {
+                        h.hook: costs[at]
+                        for h in result.hooks
+                        if (at := name_at(target.name, h.hook)) in costs
+                    },
+                ),
+                "probing": [by_name[target.name] for by_name in probed],
+                "absorption": absorbed.get(target.name),
+            }
+        )
+        for result, target in zip(measured, found, strict=True)
+    ]
     pairs = [
         (a, b) for a, b in combinations(found, 2) if place_of(configs[a.name]) == place_of(configs[b.name])
     ]
-    overlap = _spread(everyone, pairs, partial(_overlaps, config=config, device=device), Overlap)
+    overlap = spread_records(everyone, pairs, partial(_overlaps, config=config, device=device), Overlap)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software_versions(_SOFTWARE),
@@ -239,20 +202,45 @@ def run(
     return results
 
 
-def _spread(
-    everyone: Group,
-    items: Sequence[Item],
-    measure: Callable[[Sequence[Item]], list[Result]],
-    kind: type[Result],
-) -> list[Result]:
-    """The results of all ``items``, of which each process measures some."""
-    if everyone.size == 1:
-        return measure(items)
+def _measure_wave(
+    wave: Sequence[Target],
+    cache: ActivationCache,
+    rows: MeasuredRows,
+    groups: RowGroups,
+    view: LatentView | None,
+    config: EvaluateConfig,
+    device: torch.device,
+    out: Path,
+    *,
+    show_progress: bool,
+) -> list[SaeResult]:
+    """Measure as many SAEs as there are processes, or fewer. All share the rows of each; then each process
+    describes the latents of one.
+    """
+    everyone = world().everyone
+    own: list[MeasuredSae] = []
+    with ExitStack() as stack:
+        for owner, target in enumerate(wave):
+            with everyone.together():
+                sae = target.load(device)
+            measured = measure_sae(
+                sae, target.name, cache, rows, groups, view, config,
+                stack=stack, group=everyone, owner=owner, show_progress=show_progress,
+            )  # fmt: skip
+            own += [] if measured is None else [measured]
 
-    def measure_some(some: Sequence[Item]) -> list[Any]:
-        return [result.model_dump(mode="json") for result in measure(some)]
+        def describe(some: Sequence[MeasuredSae]) -> list[SaeResult]:
+            results = []
+            for one in some:
+                result, latents = one.describe(cache, view, config)
+                if latents is not None and config.all_latents:
+                    folder = latents_folder(out, one.name)
+                    write_latents(latents, folder)
+                    result = result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
+                results.append(result)
+            return results
 
-    return [kind.model_validate(found) for found in everyone.spread(items, measure_some)]
+        return spread_records(everyone, wave, lambda _: describe(own), SaeResult)
 
 
 def _rows_before_calibration(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> int:
@@ -312,19 +300,27 @@ def _on_texts(
     words: LetterWords | None,
     config: EvaluateConfig,
     device: torch.device,
+    group: Group,
     show_progress: bool,
 ) -> tuple[list[dict[str, ProbingResult]], dict[str, AbsorptionResult]]:
-    """Probing on each set of labelled texts, and absorption, by SAE; the texts are read once for all SAEs."""
+    """Probing on each set of labelled texts, and absorption, by SAE.
+
+    The texts are read once for each part of the SAEs; with one process there is one part.
+    """
     if reader is None or not (labelled or words):
         return [], {}
-    saes = {target.name: target.load(device) for target in targets}
-    probed = [
-        probe_labelled(reader, saes, data, config.probing, config.seed, show_progress=show_progress)
-        for data in labelled
-    ]
-    absorbed = {}
-    if words is not None:
-        absorbed = measure_absorption(reader, saes, words, config.seed, show_progress=show_progress)
+    probed: list[dict[str, ProbingResult]] = [{} for _ in labelled]
+    absorbed: dict[str, AbsorptionResult] = {}
+    for some in parts_for(targets, group):
+        saes = {target.name: target.load(device) for target in some}
+        for results, data in zip(probed, labelled, strict=True):
+            results |= probe_labelled(
+                reader, saes, data, config.probing, config.seed, group=group, show_progress=show_progress
+            )
+        if words is not None:
+            absorbed |= measure_absorption(
+                reader, saes, words, config.seed, group=group, show_progress=show_progress
+            )
     return probed, absorbed
 
 
@@ -346,51 +342,6 @@ def _overlaps(
                 )
             )
     return found
-
-
-def _at(name: str, hook: str) -> str:
-    """The name of a crosscoder spliced in at one of its hooks."""
-    return f"{name} at {hook}"
-
-
-def _spliced(
-    name: str,
-    sae: SAE,
-    cache: ActivationCache,
-    split: str,
-    sequences: ScoredSequences,
-    config: EvaluateConfig,
-) -> list[Spliced]:
-    """The SAE as the language model sees it: at the hook that it reconstructs; a crosscoder at one hook at a
-    time. Where it encodes other hooks than the one that is replaced, their rows come from the cache.
-    """
-
-    def reconstruct(raw_PD: torch.Tensor) -> torch.Tensor:
-        reconstruction: torch.Tensor = sae(raw_PD.to(sae.W_dec.device), input="raw")
-        return reconstruction
-
-    by_row = None
-    if config.rule == "batch":
-        by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config)
-    parts = decoded_hooks(sae.cfg)
-    if by_row is None and (sae.cfg.target is not None or len(parts) > 1):
-        by_row = reconstruct_cached(sae, cache, split)
-    if by_row is None or len(parts) == 1:
-        return [Spliced(name=name, hook=parts[0].hook, reconstruct=reconstruct, by_row=by_row)]
-    whole = by_row
-
-    def at(hook: str) -> Spliced:
-        def replace(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-            return split_by_hook(sae.cfg, whole(rows, numbers))[hook]
-
-        return Spliced(name=_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
-
-    return [at(hook) for hook in _of_model(sae.cfg, cache)]
-
-
-def _of_model(cfg: SAEConfig, cache: ActivationCache) -> list[str]:
-    """The hooks that an SAE reconstructs and that are of the model of ``cache``, not of a cache beside it."""
-    return [part.hook for part in decoded_hooks(cfg) if part.hook in cache.manifest.hooks]
 
 
 def _relative(path: Path, folder: Path) -> str:

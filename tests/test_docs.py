@@ -421,6 +421,13 @@ def test_cluster_predictions_by_hand() -> None:
     assert module["exchanged_bytes"](768, 8) == 7 * to_each_other + 4 * 4096 * 768
     large = [module["step_seconds"](1 << 20, 768, processes) for processes in (1, 8)]
     assert large[1] < large[0] / 4
+    # Rows shared by 8 nodes: the weights of 8 processes, the moments of 64; as test_rows.py counts the bytes.
+    assert module["bytes_of_memory"](1 << 20, 768, 64, 8) == (18 / 8 + 16 / 64) * (1 << 20) * 768
+    assert module["row_bytes"](1 << 20, 768, 64, 8) == 2 * 4 * (2 * 768 + 1) * (1 << 20) / 64 * 7
+    few, many = (
+        module["step_seconds"](F, 768, 64, 8) / module["step_seconds"](F, 768, 64) for F in (24_576, 1 << 24)
+    )
+    assert few < 0.5 and many > 2
 
 
 def test_predictions_are_called_so() -> None:

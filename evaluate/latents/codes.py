@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Self, TypeVar
+from typing import IO, NamedTuple, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ...distributed.group import Group
 from ...store.durable import make_folder
 from ...train import Pairs
 
@@ -21,6 +23,17 @@ Ints = NDArray[np.int64]
 Number = TypeVar("Number", np.int32, np.float32)
 
 PAIRS_AT_ONCE = 1 << 20
+
+
+class RowCodes(NamedTuple):
+    """The codes of some rows that are not 0: the number of pairs of each row and its token, int64 [n]; the
+    latent of each pair, ascending within a row, int32, and its value, float32.
+    """
+
+    counts: Ints
+    offset: Ints
+    latent: NDArray[np.int32]
+    value: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +60,18 @@ class StoredCodes:
     def num_rows(self) -> int:
         return len(self.offset)
 
-    def blocks(self, pairs: int = PAIRS_AT_ONCE) -> Iterator[tuple[Ints, NDArray[np.float32], Ints]]:
-        """Latents int64, values and offsets of the pairs of whole rows, about ``pairs`` of them at a time."""
+    def blocks(self, pairs: int = PAIRS_AT_ONCE) -> Iterator["RowCodes"]:
+        """The codes of whole rows, about ``pairs`` of them at a time."""
         first = 0
         while first < self.num_rows:
             end = int(np.searchsorted(self.row_ptr, self.row_ptr[first] + pairs, side="right")) - 1
             end = min(max(end, first + 1), self.num_rows)
             own = slice(int(self.row_ptr[first]), int(self.row_ptr[end]))
-            counts = np.diff(self.row_ptr[first : end + 1])
-            yield (
-                self.latent[own].astype(np.int64),
+            yield RowCodes(
+                np.diff(self.row_ptr[first : end + 1]),
+                self.offset[first:end],
+                np.asarray(self.latent[own]),
                 np.asarray(self.value[own]),
-                np.repeat(self.offset[first:end], counts),
             )
             first = end
 
@@ -107,22 +120,37 @@ class CodeSpill:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the codes; those that :meth:`finish` returned must not be used any more."""
         self._latent.close()
         self._value.close()
+
+    def emptied(self) -> "CodeSpill":
+        """Another one of the same sizes in the same folder, open and empty."""
+        return CodeSpill(self._folder, self._num_latents, self._num_tokens, self._max_pairs).__enter__()
 
     def update(self, codes: Pairs, offset_B: Ints) -> None:
         """Add the codes of rows whose tokens have the offsets ``offset_B``."""
         active = (codes.value != 0).cpu().numpy()
-        count_B = np.bincount(codes.rows().cpu().numpy()[active], minlength=codes.num_rows)
-        rows = 0 if self._full else codes.num_rows
-        if self._pairs + int(count_B.sum()) > self._max_pairs:
-            rows = min(rows, int(np.searchsorted(np.cumsum(count_B), self._max_pairs - self._pairs, "right")))
+        row_P, latent_P = codes.rows().cpu().numpy()[active], codes.latent.cpu().numpy()[active]
+        count_B = np.bincount(row_P, minlength=codes.num_rows)
+        value_P = codes.value.float().cpu().numpy()[active]
+        self.append(RowCodes(count_B, offset_B, latent_P.astype(np.int32), value_P))
+
+    def append(self, codes: RowCodes) -> None:
+        """Add the codes of rows."""
+        rows = 0 if self._full else len(codes.counts)
+        if self._pairs + int(codes.counts.sum()) > self._max_pairs:
+            room = self._max_pairs - self._pairs
+            rows = min(rows, int(np.searchsorted(np.cumsum(codes.counts), room, "right")))
             self._full = True
-        kept = int(count_B[:rows].sum())
-        self._latent.write(codes.latent.cpu().numpy()[active][:kept].astype(np.int32).tobytes())
-        self._value.write(codes.value.float().cpu().numpy()[active][:kept].tobytes())
-        self._counts.append(count_B[:rows])
-        self._offsets.append(offset_B[:rows])
+        kept = int(codes.counts[:rows].sum())
+        self._latent.write(codes.latent[:kept].tobytes())
+        self._value.write(codes.value[:kept].tobytes())
+        self._counts.append(codes.counts[:rows])
+        self._offsets.append(codes.offset[:rows])
         self._pairs += kept
 
     def finish(self) -> StoredCodes:
@@ -143,3 +171,51 @@ class CodeSpill:
         if self._pairs == 0:
             return empty
         return np.memmap(file, dtype=empty.dtype, mode="r", shape=(self._pairs,))
+
+
+def collect_codes(spill: CodeSpill, group: Group, owner: int) -> CodeSpill:
+    """Bring the codes of all processes of ``group`` to process ``owner``, in the order of their ranks.
+
+    Returns:
+        With one process ``spill``. Else a new one, with the codes of all in process ``owner``; the caller
+        closes it.
+
+    Raises:
+        OSError: they do not fit on the disk.
+    """
+    if group.size == 1:
+        return spill
+    whole = spill.emptied()
+    failure: OSError | None = None
+    for rank in range(group.size):
+        own = spill.finish().blocks() if rank == group.rank else iter(())
+        for codes in _travelling(own, group, rank, owner):
+            try:
+                if failure is None:
+                    whole.append(codes)
+            except OSError as error:  # the others wait until they have sent all
+                failure = error
+    with group.together():
+        if failure is not None:
+            raise failure
+    return whole
+
+
+def _travelling(blocks: Iterator[RowCodes], group: Group, rank: int, owner: int) -> Iterator[RowCodes]:
+    """The blocks of process ``rank``, as they come to process ``owner``; none elsewhere."""
+    if rank == owner == group.rank:
+        yield from blocks
+    elif rank == group.rank:
+        for block in blocks:
+            sizes = torch.tensor([len(block.counts), len(block.latent)])
+            arrays = (torch.from_numpy(np.array(array)) for array in block)
+            group.wait([group.send(tensor, owner) for tensor in (sizes, *arrays)])
+        group.wait([group.send(torch.zeros(2, dtype=torch.int64), owner)])
+    elif group.rank == owner:
+        while True:
+            rows, pairs = group.receive(torch.zeros(2, dtype=torch.int64), rank).tolist()
+            if not rows:
+                return
+            shapes = ((rows, torch.int64), (rows, torch.int64), (pairs, torch.int32), (pairs, torch.float32))
+            received = (group.receive(torch.empty(n, dtype=dtype), rank) for n, dtype in shapes)
+            yield RowCodes(*(tensor.numpy() for tensor in received))

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...distributed.group import ALONE, Group
 from ...train import SAE
 from ...train.sae_hooks import decoded_hooks
 from .candidates import ActivationHistograms, SmallestPerLatent, draw_priorities
@@ -61,7 +63,7 @@ def collect_latents(
     name: str,
     rows: Mapping[str, int],
     fingerprint: str,
-    unembedding: Unembedding | None,
+    directions: "Directions",
     decode_token: DecodeToken,
 ) -> Latents:
     """Collect what is known of all latents. Memory is a few hundred numbers for each latent.
@@ -69,14 +71,15 @@ def collect_latents(
     Args:
         codes: of the rows; their tokens are in ``passages``.
         rows: how many rows of each split there are.
-        unembedding: None: logit effects are left out.
+        directions: what the decoder's rows say (:func:`compare_directions`).
     """
     group_L = group_tokens(passages, settings.num_contexts, settings.radius)
     top = SmallestPerLatent(codes.num_latents, settings.num_contexts, np.dtype(np.float32), group=group_L)
     sample = SmallestPerLatent(codes.num_latents, settings.num_sampled, np.dtype(np.uint64))
     histograms = ActivationHistograms(codes.num_latents)
-    for latent, value, offset in codes.blocks():
-        size = np.abs(value)
+    for block in codes.blocks():
+        latent, size = block.latent.astype(np.int64), np.abs(block.value)
+        offset = np.repeat(block.offset, block.counts)
         histograms.update(latent, size)
         top.update(latent, -size, offset)
         sample.update(latent, draw_priorities(latent, offset, settings.seed), offset)
@@ -87,9 +90,8 @@ def collect_latents(
 
     contexts = choose_contexts(top, sample, size_of, group_L, settings.per_fifth)
     windows = read_windows(contexts, passages, codes, settings.radius)
-    nearest, nearest_cosine = find_nearest(sae.W_dec)
     coactive, coactive_share = find_coactive(codes, sample.offset, histograms.fires)
-    logits, note = _logit_effects(sae, unembedding)
+    logits = directions.logits
     shown = [logits[name].ravel() for name in ("promoted", "suppressed") if name in logits]
     ids = np.unique(np.concatenate([passages.ids, *shown]))
     texts = decode_tokens(ids.tolist(), decode_token)
@@ -103,7 +105,7 @@ def collect_latents(
             radius=settings.radius,
             cache=fingerprint,
             context=passages.context,
-            logits=note,
+            logits=directions.note,
             definitions={
                 key: text.format(num_sampled=settings.num_sampled) for key, text in DEFINITIONS.items()
             },
@@ -122,8 +124,8 @@ def collect_latents(
         activation_ptr=windows.ptr,
         activation_distance=windows.distance,
         activation_value=windows.value,
-        nearest=nearest,
-        nearest_cosine=nearest_cosine,
+        nearest=directions.nearest,
+        nearest_cosine=directions.nearest_cosine,
         coactive=coactive,
         coactive_share=coactive_share,
         text=passages.ids,
@@ -139,26 +141,73 @@ def collect_latents(
     )
 
 
-def _logit_effects(sae: SAE, unembedding: Unembedding | None) -> tuple[dict[str, NDArray[np.generic]], str]:
-    """The arrays of logit effects, and how they were computed; or no arrays, and why not."""
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """What the rows of the decoder say of all latents, without any activation.
+
+    Attributes:
+        nearest, nearest_cosine: [F, N], as in README.md.
+        logits: the arrays of logit effects; none where ``note`` says why.
+        note: how logit effects were computed, or why not.
+    """
+
+    nearest: NDArray[np.int32]
+    nearest_cosine: NDArray[np.float32]
+    logits: Mapping[str, NDArray[np.generic]]
+    note: str
+
+
+@torch.no_grad()
+def compare_directions(
+    sae: SAE, unembedding: Unembedding | None, group: Group = ALONE, owner: int = 0
+) -> Directions | None:
+    """Find the latents nearest to each, and logit effects; without an ``unembedding`` those are left out.
+
+    The processes of ``group`` share the latents; those other than ``owner`` get None.
+    """
+    nearest = find_nearest(sae.W_dec, group=group)
+    note, effects = _note_logits(sae, unembedding), {}
+    if unembedding is not None and note is None:
+        effects = find_logit_effects(sae.W_dec, unembedding, group=group)
+        centered = " Directions are centered first, as a layer norm does." if unembedding.centers else ""
+        note = (
+            f"Unit decoder direction times the weight of {unembedding.norm} times the unembedding.{centered} "
+            "Direct effect only, without the norm's scale and biases."
+        )
+    whole = {name: _collect_array(array, group, owner) for name, array in {**nearest, **effects}.items()}
+    if group.rank != owner:
+        return None
+    logits = {name: whole[name] for name in effects}
+    return Directions(
+        nearest=whole["nearest"], nearest_cosine=whole["nearest_cosine"], logits=logits, note=note or ""
+    )
+
+
+def _collect_array(array: NDArray[Any], group: Group, owner: int) -> NDArray[Any]:
+    """In process ``owner`` the rows of all processes."""
+    if group.size == 1:
+        return array
+    return np.concatenate(
+        [part.numpy() for part in group.collect_rows(torch.from_numpy(array), owner)] or [array]
+    )
+
+
+def _note_logits(sae: SAE, unembedding: Unembedding | None) -> str | None:
+    """Why there are no logit effects; None where there are."""
     if unembedding is None:
-        return {}, NO_MODEL
+        return NO_MODEL
     width = unembedding.weight.shape[1]
     if sae.cfg.hooks is not None:
-        return {}, "No logit effects: a crosscoder's directions are of several hooks side by side."
+        return "No logit effects: a crosscoder's directions are of several hooks side by side."
     (decoded,) = decoded_hooks(sae.cfg)
     if decoded.d_model != width:
-        return {}, (
+        return (
             f"No logit effects: the hook has width {decoded.d_model}, and the unembedding reads a residual "
             f"stream of width {width}."
         )
     if decoded.hook.startswith(MLP_IN):
-        return {}, (
+        return (
             f"No logit effects: {decoded.hook} is behind a norm, and its directions are not those of the "
             "residual stream."
         )
-    centered = " Directions are centered first, as a layer norm does." if unembedding.centers else ""
-    return find_logit_effects(sae.W_dec, unembedding), (
-        f"Unit decoder direction times the weight of {unembedding.norm} times the unembedding.{centered} "
-        "Direct effect only, without the norm's scale and biases."
-    )
+    return None

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...distributed.group import ALONE, Group
 from ...train.variants.losses.nfm import unit_rows
 
 NUM_TOKENS = 10
@@ -40,24 +41,28 @@ class Unembedding(Protocol):
 
 
 def find_logit_effects(
-    W_dec: Tensor, unembedding: Unembedding, num_kept: int = NUM_TOKENS
+    W_dec: Tensor, unembedding: Unembedding, num_kept: int = NUM_TOKENS, group: Group = ALONE
 ) -> dict[str, NDArray[np.generic]]:
     """The tokens with the largest and the smallest effects of each latent, the strongest first.
 
     Returns:
         ``promoted`` and ``suppressed``: token ids int32 [F, K]; ``promoted_effect`` and
-        ``suppressed_effect``: float32 [F, K].
+        ``suppressed_effect``: float32 [F, K]. Where several processes share the latents, this one's rows.
     """
     weight = unembedding.weight.to(W_dec)
     num_kept = min(num_kept, len(weight))
     found: dict[str, list[NDArray[np.generic]]] = {}
-    for block in torch.split(W_dec, max(1, _EFFECTS_AT_ONCE // len(weight))):
-        direction = unit_rows(block)[0]
+    for name in ("promoted", "suppressed"):
+        found[name] = [np.zeros((0, num_kept), np.int32)]
+        found[f"{name}_effect"] = [np.zeros((0, num_kept), np.float32)]
+    blocks = torch.split(W_dec, max(1, _EFFECTS_AT_ONCE // len(weight)))
+    for number in group.share(len(blocks)):
+        direction = unit_rows(blocks[number])[0]
         if unembedding.centers:
             direction = direction - direction.mean(1, keepdim=True)
         effect = direction @ weight.T
         for name, largest in (("promoted", True), ("suppressed", False)):
             best = effect.topk(num_kept, dim=1, largest=largest)
-            found.setdefault(name, []).append(best.indices.cpu().numpy().astype(np.int32))
-            found.setdefault(f"{name}_effect", []).append(best.values.float().cpu().numpy())
+            found[name].append(best.indices.cpu().numpy().astype(np.int32))
+            found[f"{name}_effect"].append(best.values.float().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}

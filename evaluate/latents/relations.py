@@ -3,11 +3,14 @@
 Legend: F latents, D model width, R sampled rows of a latent, K latents kept.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...distributed.group import ALONE, Group
 from ...train.variants.losses.nfm import unit_rows
 from ..metrics.collapse import block_latents
 from .candidates import rank_within_groups
@@ -17,22 +20,28 @@ from .table import EMPTY, NUM_RELATED
 _SAMPLED_AT_ONCE = 1 << 15
 
 
-def find_nearest(W_dec: Tensor, num_kept: int = NUM_RELATED) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The other latents of the largest cosine between decoder rows, and the cosines: [F, K] each.
+def find_nearest(W_dec: Tensor, num_kept: int = NUM_RELATED, group: Group = ALONE) -> dict[str, NDArray[Any]]:
+    """The other latents of the largest cosine between decoder rows, and the cosines.
 
     The cosines of all pairs are computed in blocks: F² D multiplications, and 64 MiB. K is at most F - 1.
+
+    Returns:
+        ``nearest`` int32 and ``nearest_cosine`` float32, [F, K] each; where several processes share the
+        blocks, this one's rows of them.
     """
     num_latents = len(W_dec)
     num_kept = min(num_kept, num_latents - 1)
     unit = unit_rows(W_dec)[0]
-    latents, cosines = [], []
-    for block in torch.split(torch.arange(num_latents, device=W_dec.device), block_latents(num_latents)):
+    blocks = torch.split(torch.arange(num_latents, device=W_dec.device), block_latents(num_latents))
+    latents, cosines = [np.zeros((0, num_kept), np.int32)], [np.zeros((0, num_kept), np.float32)]
+    for number in group.share(len(blocks)):
+        block = blocks[number]
         cosine = unit[block] @ unit.T
         cosine[torch.arange(len(block), device=W_dec.device), block] = -torch.inf
         found = cosine.topk(num_kept, dim=1)
         latents.append(found.indices.cpu().numpy().astype(np.int32))
         cosines.append(found.values.float().cpu().numpy())
-    return np.concatenate(latents), np.concatenate(cosines)
+    return {"nearest": np.concatenate(latents), "nearest_cosine": np.concatenate(cosines)}
 
 
 def find_coactive(

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...distributed.group import Group
 from ...train import Pairs
 from ..results import CodeMetrics, DensityCurve, Histogram
+from ..tree_sum import TreeSum
 from .bootstrap import Floats, draw_weights, intervals_of, sum_by_group
 
 L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -25,14 +27,14 @@ class CodeStream:
     group of documents.
     """
 
-    def __init__(self, num_latents: int, num_groups: int = 1) -> None:
+    def __init__(self, num_latents: int, num_groups: int = 1, *, first_block: int = 0) -> None:
         self.num_rows = 0
         self.num_groups = num_groups
         self.fires_F = torch.zeros(num_latents, dtype=torch.int64)
         """Rows on which each latent is active: not 0."""
         self.rows_by_l0 = torch.zeros(num_latents + 1, dtype=torch.int64)
         """How many rows have 0, 1, ..., F latents that are not 0."""
-        self._rows, self._l0, self._l1 = (np.zeros(num_groups) for _ in range(3))
+        self._sums = TreeSum(first_block)  # [G, 3]: rows, L0, L1
 
     def update(self, codes: Pairs, group_B: Tensor | None = None) -> None:
         """Add the codes of a block of rows. ``group_B``: as in :meth:`ReconstructionStream.update`."""
@@ -45,11 +47,16 @@ class CodeStream:
         self.rows_by_l0 += torch.bincount(l0_B, minlength=num_latents + 1)
         group = np.zeros(codes.num_rows, dtype=np.int64) if group_B is None else group_B.numpy()
         l1_B = sum_by_group(rows.numpy(), value.abs().double().numpy(), codes.num_rows)
-        self._rows += sum_by_group(group, None, self.num_groups)
-        self._l0 += sum_by_group(group, l0_B.double().numpy(), self.num_groups)
-        self._l1 += sum_by_group(group, l1_B, self.num_groups)
+        columns = [sum_by_group(group, v, self.num_groups) for v in (None, l0_B.double().numpy(), l1_B)]
+        self._sums.add(torch.from_numpy(np.stack(columns, axis=1)))
         self.fires_F += torch.bincount(latent[active], minlength=num_latents)
         self.num_rows += codes.num_rows
+
+    def collect(self, group: Group, owner: int) -> None:
+        """Bring the sums of all processes of ``group``, which share the rows, to process ``owner``."""
+        self._sums.collect(group, owner)
+        self.fires_F, self.rows_by_l0 = group.sum(self.fires_F), group.sum(self.rows_by_l0)
+        self.num_rows = group.add_up(self.num_rows)
 
     def density(self) -> Tensor:
         """Share of the rows on which each latent fires: float64 [F]."""
@@ -61,14 +68,16 @@ class CodeStream:
         Raises:
             ValueError: no rows were added.
         """
-        if self.num_rows == 0:
+        sums = self._sums.total()
+        if sums is None:
             raise ValueError("no rows were measured")
         num_latents = self.fires_F.numel()
         counts = self.rows_by_l0.numpy()
         present = np.flatnonzero(counts)
         alive = int((self.fires_F > 0).sum())
         figures = {
-            name: float(value[0]) for name, value in self._means(np.ones((1, self.num_groups))).items()
+            name: float(value[0])
+            for name, value in _means(sums.numpy(), np.ones((1, self.num_groups))).items()
         }
         weights = draw_weights(self.num_groups, seed)
         return CodeMetrics(
@@ -81,12 +90,13 @@ class CodeStream:
             dead=num_latents - alive,
             alive_share=alive / num_latents,
             dense_share=float((self.density() > DENSE).double().mean()),
-            intervals={} if weights is None else intervals_of(self._means(weights)),
+            intervals={} if weights is None else intervals_of(_means(sums.numpy(), weights)),
         )
 
-    def _means(self, weights_RG: Floats) -> dict[str, Floats]:
-        rows = weights_RG @ self._rows
-        return {"l0": weights_RG @ self._l0 / rows, "l1": weights_RG @ self._l1 / rows}
+
+def _means(sums_G3: Floats, weights_RG: Floats) -> dict[str, Floats]:
+    rows, l0, l1 = (weights_RG @ column for column in sums_G3.T)
+    return {"l0": l0 / rows, "l1": l1 / rows}
 
 
 def quantile_of_counts(counts: np.ndarray, q: float) -> int:

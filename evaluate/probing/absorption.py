@@ -8,7 +8,7 @@ unit.
 Legend: n words, D model width, F latents, V test words whose letter the probe sees.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 from scipy.sparse import csr_array
 
 from ...common.progress import progress_bar
+from ...distributed.group import ALONE, Group
 from ...train import SAE
 from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of, sum_by_group
 from ..results import AbsorptionResult, LetterAbsorption
 from .letters import LETTERS, LetterWords
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
-from .texts import TextReader
+from .texts import TextReader, gather_sparse
 
 MIN_PROBE_F1 = 0.6  # a letter that the probe finds less well is left out
 MIN_LETTERS = 20  # fewer such letters: the model cannot do the task
@@ -32,6 +33,7 @@ MAX_ABSORBERS = 3
 MIN_COSINE, MIN_COSINE_FULL = 0.1, 0.025  # of an absorber and the probe
 MIN_SHARE = 0.4  # of the word's projection on the probe that absorbers must hold
 SILENT = 1e-8
+_WORDS_AT_ONCE = 512
 _ITERATIONS = 200  # SAEBench stops its probes after 50 passes
 _L1, _L2_SPARSE, _L2_PROBE = 0.01, 26e-6, 1e-4  # SAEBench's penalties, for the mean loss of one letter
 
@@ -42,15 +44,17 @@ def measure_absorption(
     words: LetterWords,
     seed: int,
     *,
+    group: Group = ALONE,
     show_progress: bool = True,
 ) -> dict[str, AbsorptionResult]:
     """Measure the absorption of first letters by each SAE on ``words``; by name.
 
+    The processes of ``group`` share the prompts, and then the letters; all get the results.
     Where the model does not know at least :data:`MIN_LETTERS` letters, the result says so and holds no
     figures.
     """
     hooks = list(dict.fromkeys(sae.cfg.hook for sae in saes.values()))
-    activations = words.read(reader, hooks)
+    activations = words.read(reader, hooks, group)
     found: dict[str, AbsorptionResult] = {}
     probes: dict[tuple[str, str], dict[int, LogisticProbe]] = {}
     with progress_bar("absorption", "SAE", len(saes), hidden=not show_progress) as progress:
@@ -59,8 +63,8 @@ def measure_absorption(
             x_nD = _row_scale(sae) * normalized.double().numpy()
             key = (sae.cfg.hook, str(sae.normalizer))
             if key not in probes:
-                probes[key] = _fit_probes(x_nD, words)
-            found[name] = _measure(sae, x_nD, _codes(sae, normalized), words, probes[key], seed)
+                probes[key] = _fit_probes(x_nD, words, group)
+            found[name] = _measure(sae, x_nD, _codes(sae, normalized, group), words, probes[key], seed, group)
             progress.update(1)
     return found
 
@@ -70,28 +74,38 @@ def _row_scale(sae: SAE) -> float:
     return sqrt(sae.cfg.d_model) if sae.normalizer.kind in ("unit", "unit_scale") else 1.0
 
 
-def _codes(sae: SAE, normalized_nD: torch.Tensor) -> Any:
+def _codes(sae: SAE, normalized_nD: torch.Tensor, group: Group) -> Any:
     """What each latent adds along its direction: codes times decoder norms, scaled, sparse float64 [n, F]."""
-    pairs = sae.encode_sparse(normalized_nD.to(sae.W_dec.device))
     norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
-    value_P = _row_scale(sae) * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
-    entries = (value_P, pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
-    return csr_array(entries, shape=(pairs.num_rows, pairs.num_latents))
+    parts, blocks = [], torch.split(normalized_nD, _WORDS_AT_ONCE)
+    for number in group.share(len(blocks)):
+        pairs = sae.encode_sparse(blocks[number].to(sae.W_dec.device))
+        value_P = _row_scale(sae) * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
+        entries = (value_P, pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
+        parts.append(csr_array(entries, shape=(pairs.num_rows, pairs.num_latents)))
+    return gather_sparse(group, parts, sae.cfg.num_latents)
 
 
-def _fit_probes(x_nD: Floats, words: LetterWords) -> dict[int, LogisticProbe]:
+def _fit_probes(x_nD: Floats, words: LetterWords, group: Group) -> dict[int, LogisticProbe]:
     """A probe per letter that occurs in both splits, against all other letters, balanced."""
     train_nD, letter_n = x_nD[~words.is_test], words.letter[~words.is_test]
-    return {
-        letter: fit_logistic(
-            train_nD,
-            letter_n == letter,
-            l2=_L2_PROBE * len(letter_n),
-            example_weight_n=_positive_weights(letter_n == letter),
-            max_iterations=_ITERATIONS,
-        )
-        for letter in _letters_in_both(words)
-    }
+
+    def fit(some: Sequence[int]) -> list[tuple[list[float], float]]:
+        probes = [
+            fit_logistic(
+                train_nD,
+                letter_n == letter,
+                l2=_L2_PROBE * len(letter_n),
+                example_weight_n=_positive_weights(letter_n == letter),
+                max_iterations=_ITERATIONS,
+            )
+            for letter in some
+        ]
+        return [(probe.weight.tolist(), probe.bias) for probe in probes]
+
+    letters = _letters_in_both(words)
+    fitted = zip(letters, group.spread(letters, fit), strict=True)
+    return {letter: LogisticProbe(np.asarray(weight), bias) for letter, (weight, bias) in fitted}
 
 
 def _letters_in_both(words: LetterWords) -> list[int]:
@@ -111,6 +125,7 @@ def _measure(
     words: LetterWords,
     probes: Mapping[int, LogisticProbe],
     seed: int,
+    group: Group,
 ) -> AbsorptionResult:
     test = words.is_test
     f1 = {
@@ -128,20 +143,13 @@ def _measure(
             ),
         )
     unit_FD = torch.nn.functional.normalize(sae.W_dec, dim=1).double().cpu().numpy()
+
+    def measure(some: Sequence[int]) -> list[dict[str, Any]]:
+        return [_measure_letter(letter, x_nD, codes_nF, unit_FD, words, probes[letter]) for letter in some]
+
     letters, fractions, full, letter_V = [], [], [], []
-    for letter in known:
-        is_letter = words.letter == letter
-        main, sparse_f1 = find_main_latents(
-            codes_nF[~test], is_letter[~test], codes_nF[test], is_letter[test]
-        )
-        seen = np.flatnonzero(test & is_letter)
-        seen = seen[probes[letter].logits(x_nD[seen]) > 0]
-        direction_D = probes[letter].weight / np.linalg.norm(probes[letter].weight)
-        cosine_F = unit_FD @ direction_D
-        scores = [
-            absorption_of_word(codes_nF[[i]].toarray()[0], float(x_nD[i] @ direction_D), cosine_F, main)
-            for i in seen
-        ]
+    for letter, found in zip(known, group.spread(known, measure), strict=True):
+        scores = found["scores"]
         fractions += [fraction for fraction, _ in scores]
         full += [float(is_full) for _, is_full in scores]
         letter_V += [letter] * len(scores)
@@ -149,9 +157,9 @@ def _measure(
             LetterAbsorption(
                 letter=LETTERS[letter],
                 probe_f1=f1[letter],
-                true_positives=len(seen),
-                main_latents=[int(latent) for latent in main],
-                sparse_f1=sparse_f1,
+                true_positives=len(scores),
+                main_latents=found["main_latents"],
+                sparse_f1=found["sparse_f1"],
                 absorption_fraction=float(np.mean([fraction for fraction, _ in scores])),
                 full_absorption=float(np.mean([is_full for _, is_full in scores])),
             )
@@ -165,6 +173,25 @@ def _measure(
         letters=letters,
         intervals=_intervals(values, np.asarray(letter_V), seed),
     )
+
+
+def _measure_letter(
+    letter: int, x_nD: Floats, codes_nF: Any, unit_FD: Floats, words: LetterWords, probe: LogisticProbe
+) -> dict[str, Any]:
+    """The main latents of one letter, their F1, and the scores of the test words that the probe sees."""
+    test, is_letter = words.is_test, words.letter == letter
+    main, sparse_f1 = find_main_latents(codes_nF[~test], is_letter[~test], codes_nF[test], is_letter[test])
+    seen = np.flatnonzero(test & is_letter)
+    seen = seen[probe.logits(x_nD[seen]) > 0]
+    direction_D = probe.weight / np.linalg.norm(probe.weight)
+    cosine_F = unit_FD @ direction_D
+    scores = [
+        absorption_of_word(codes_nF[[i]].toarray()[0], float(x_nD[i] @ direction_D), cosine_F, main)
+        for i in seen
+    ]
+    return {
+        "main_latents": [int(latent) for latent in main], "sparse_f1": sparse_f1, "scores": scores,
+    }  # fmt: skip
 
 
 def find_main_latents(

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...common.errors import UsageError
-from .texts import Ids, TextReader, read_positions
+from ...distributed.group import ALONE, Group
+from .texts import Ids, TextReader, gather_arrays, read_positions
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 QUESTION = " has the first letter:"
@@ -37,14 +39,28 @@ class LetterWords:
     sequences: list[Ids]
     position: np.ndarray
 
-    def read(self, reader: TextReader, hooks: Sequence[str]) -> dict[str, Tensor]:
-        """The activation at the word of each prompt: float32 [n, D] of each hook, on the CPU."""
+    def read(self, reader: TextReader, hooks: Sequence[str], group: Group = ALONE) -> dict[str, Tensor]:
+        """The activation at the word of each prompt: float32 [n, D] of each hook, on the CPU.
+
+        The processes of ``group`` share the prompts, and all get all activations.
+        """
         wanted = [np.asarray([place]) for place in self.position]
-        found: dict[str, Tensor] = {}
-        for activations, word_m in read_positions(reader, hooks, self.sequences, wanted):
-            for hook, x_mD in activations.items():
-                rows = found.setdefault(hook, x_mD.new_empty((len(self.words), x_mD.shape[1]), device="cpu"))
-                rows[word_m] = x_mD.cpu()
+        read: dict[str, list[np.ndarray]] = {hook: [] for hook in hooks}
+        words = [np.zeros(0, dtype=np.int64)]
+        with group.together():
+            for activations, word_m in read_positions(reader, hooks, self.sequences, wanted, group):
+                words.append(word_m)
+                for hook, x_mD in activations.items():
+                    read[hook].append(x_mD.cpu().numpy())
+        word_n = np.concatenate(gather_arrays(group, np.concatenate(words)))
+        found = {}
+        for hook, parts in read.items():
+            width = max(group.gather_values(parts[0].shape[1] if parts else 0))
+            own = np.concatenate([np.zeros((0, width), np.float32), *parts])
+            x_nD = np.concatenate(gather_arrays(group, own))
+            found[hook] = torch.empty(x_nD.shape).index_copy_(
+                0, torch.from_numpy(word_n), torch.from_numpy(x_nD)
+            )
         return found
 
 

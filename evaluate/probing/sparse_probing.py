@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...common.progress import progress_bar
+from ...distributed.group import ALONE, Group
 from ...train import SAE
 from ..metrics.bootstrap import (
     Floats,
@@ -24,6 +25,7 @@ from ..metrics.bootstrap import (
     ratio,
     sum_by_group,
 )
+from ..record import spread_records
 from ..results import ProbingAccuracy, ProbingResult
 from .config import ProbingConfig
 from .labelled import LabelledTexts
@@ -48,39 +50,48 @@ def probe_labelled(
     config: ProbingConfig,
     seed: int,
     *,
+    group: Group = ALONE,
     show_progress: bool = True,
 ) -> dict[str, ProbingResult]:
-    """Probe every SAE for the classes of ``data``; by name."""
+    """Probe every SAE for the classes of ``data``; by name.
+
+    The processes of ``group`` share the texts, and then the probes; all get the results.
+    """
     texts, label_n, is_test_n = _flatten(data)
-    pooled = pool_texts(reader, saes, texts, config.context)
+    pooled = pool_texts(reader, saes, texts, config.context, group)
     tasks = make_tasks(label_n, is_test_n, list(data.train), seed)
-    steps = (len(config.ks) + 1) * (len(saes) + len(pooled.raw))
-    with progress_bar(f"probing {data.name}", "probe", steps, hidden=not show_progress) as progress:
+    inputs = {("model", of): x_nd for of, x_nd in pooled.raw.items()}
+    inputs |= {("sae", name): codes for name, codes in pooled.codes.items()}
+    probes = [(key, k) for k in (None, *config.ks) for key in inputs]  # the slowest ones come first
+    own = len(probes[group.rank :: group.size])
+    with progress_bar(f"probing {data.name}", "probe", own, hidden=not show_progress) as progress:
 
-        def accuracies(x_nd: Any) -> tuple[dict[str, ProbingAccuracy], ProbingAccuracy]:
-            sparse = {}
-            for k in config.ks:
-                sparse[str(k)] = _accuracy(x_nd, tasks, k, seed)
+        def measure(some: Sequence[tuple[tuple[str, str], int | None]]) -> list[ProbingAccuracy]:
+            found = []
+            for key, k in some:
+                found.append(_accuracy(inputs[key], tasks, k, seed))
                 progress.update(1)
-            progress.update(1)
-            return sparse, _accuracy(x_nd, tasks, None, seed)
+            return found
 
-        baseline = {of: accuracies(x_nd) for of, x_nd in pooled.raw.items()}
-        found = {}
-        for name, sae in saes.items():
-            sparse, dense = accuracies(pooled.codes[name])
-            model_sparse, model_dense = baseline[baseline_of(sae)]
-            found[name] = ProbingResult(
-                data=data.name,
-                classes=list(data.train),
-                train_texts=int((~is_test_n).sum()),
-                test_texts=int(is_test_n.sum()),
-                sparse=sparse,
-                dense=dense,
-                model_sparse=model_sparse,
-                model_dense=model_dense,
-            )
-    return found
+        measured = spread_records(group, probes, measure, ProbingAccuracy)
+    accuracy = dict(zip(probes, measured, strict=True))
+
+    def sparse(key: tuple[str, str]) -> dict[str, ProbingAccuracy]:
+        return {str(k): accuracy[key, k] for k in config.ks}
+
+    return {
+        name: ProbingResult(
+            data=data.name,
+            classes=list(data.train),
+            train_texts=int((~is_test_n).sum()),
+            test_texts=int(is_test_n.sum()),
+            sparse=sparse(("sae", name)),
+            dense=accuracy[("sae", name), None],
+            model_sparse=sparse(("model", baseline_of(sae))),
+            model_dense=accuracy[("model", baseline_of(sae)), None],
+        )
+        for name, sae in saes.items()
+    }
 
 
 def _flatten(data: LabelledTexts) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from ...distributed.group import ALONE, Group
 from ...train import SAE
 from ...train.sae_hooks import encoded_hooks, join
 from ..metrics.bootstrap import Floats
@@ -60,20 +61,22 @@ class TextReader:
 
 
 def read_positions(
-    reader: TextReader, hooks: Sequence[str], sequences: Sequence[Ids], wanted: Sequence[NDArray[np.int64]]
+    reader: TextReader,
+    hooks: Sequence[str],
+    sequences: Sequence[Ids],
+    wanted: Sequence[NDArray[np.int64]],
+    group: Group = ALONE,
 ) -> Iterator[tuple[dict[str, Tensor], NDArray[np.int64]]]:
     """Activations at the wanted positions of each sequence, in batches of sequences of similar length.
+
+    The processes of ``group`` share the batches; a sequence is in one of them only.
 
     Yields:
         float32 [m, D] of each hook, and the sequence of each of the m positions, int64 [m].
     """
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * len(sequences[order[stop]]) <= _BATCH_TOKENS:
-            stop += 1
-        batch = order[start:stop]
+    batches = _batches(sequences)
+    for number in group.share(len(batches)):
+        batch = batches[number]
         ids = np.full((len(batch), len(sequences[batch[-1]])), PADDING_ID, dtype=np.int64)
         for row, i in enumerate(batch):
             ids[row, : len(sequences[i])] = sequences[i]
@@ -87,7 +90,19 @@ def read_positions(
             },
             np.asarray(batch, dtype=np.int64)[row_m],
         )
+
+
+def _batches(sequences: Sequence[Ids]) -> list[list[int]]:
+    """The numbers of all sequences, the shortest first, in batches of about :data:`_BATCH_TOKENS`."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    batches, start = [], 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * len(sequences[order[stop]]) <= _BATCH_TOKENS:
+            stop += 1
+        batches.append(order[start:stop])
         start = stop
+    return batches
 
 
 @dataclass(frozen=True)
@@ -112,10 +127,13 @@ def baseline_of(sae: SAE) -> str:
     return sae.cfg.hook if sae.cfg.hooks is None else repr(sae.cfg.hooks)
 
 
-def pool_texts(reader: TextReader, saes: Mapping[str, SAE], texts: list[str], context: int) -> PooledTexts:
+def pool_texts(
+    reader: TextReader, saes: Mapping[str, SAE], texts: list[str], context: int, group: Group = ALONE
+) -> PooledTexts:
     """Read the texts once, and average the activations of every hook and the codes of every SAE.
 
     BOS and padding have no part in a mean. Codes are those at inference, whatever the rule of the evaluation.
+    The processes of ``group`` share the texts, and all get all means.
     """
     hooks = list(dict.fromkeys(part.hook for sae in saes.values() for part in encoded_hooks(sae.cfg)))
     compared = {baseline_of(sae): sae for sae in saes.values()}
@@ -123,28 +141,53 @@ def pool_texts(reader: TextReader, saes: Mapping[str, SAE], texts: list[str], co
     wanted = [np.arange(reader.num_special, len(ids)) for ids in sequences]
     lengths = np.maximum([len(positions) for positions in wanted], 1)
     raw = {baseline: np.zeros((len(texts), sae.cfg.d_model)) for baseline, sae in compared.items()}
-    parts: dict[str, list[Any]] = {name: [] for name in saes}
-    order: list[NDArray[np.int64]] = []
-    for activations, text_m in read_positions(reader, hooks, sequences, wanted):
-        distinct, place_m = np.unique(text_m, return_inverse=True)  # a text is in one batch only
-        order.append(distinct)
-        for baseline, sae in compared.items():
-            x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
-            if sae.cfg.hooks is not None:
-                x_mD = sae.normalizer.apply(x_mD)[0]
-            np.add.at(raw[baseline], text_m, x_mD.cpu().double().numpy())
-        for name, sae in saes.items():
-            x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
-            pairs = sae.encode_sparse(x_mD.to(sae.W_dec.device), input="raw")
-            row_P = place_m[pairs.rows().cpu().numpy()]
-            entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
-            parts[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
+    codes: dict[str, list[Any]] = {name: [] for name in saes}
+    order = [np.zeros(0, dtype=np.int64)]
+    with group.together():
+        for activations, text_m in read_positions(reader, hooks, sequences, wanted, group):
+            distinct, place_m = np.unique(text_m, return_inverse=True)  # a text is in one batch only
+            order.append(distinct)
+            for baseline, sae in compared.items():
+                x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
+                if sae.cfg.hooks is not None:
+                    x_mD = sae.normalizer.apply(x_mD)[0]
+                np.add.at(raw[baseline], text_m, x_mD.cpu().double().numpy())
+            for name, sae in saes.items():
+                x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
+                pairs = sae.encode_sparse(x_mD.to(sae.W_dec.device), input="raw")
+                row_P = place_m[pairs.rows().cpu().numpy()]
+                entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
+                codes[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
+    own = np.concatenate(order)
+    text_n = np.concatenate(gather_arrays(group, own))
     for sums_nD in raw.values():
+        sums_nD[text_n] = np.concatenate(gather_arrays(group, sums_nD[own]))
         sums_nD /= lengths[:, None]
-    text_n = np.concatenate(order)
     selector = csr_array(
         (1 / lengths[text_n], (text_n, np.arange(len(text_n)))), shape=(len(texts), len(text_n))
     )
     return PooledTexts(
-        raw=raw, codes={name: csr_array(selector @ vstack(found)) for name, found in parts.items()}
+        raw=raw,
+        codes={
+            name: csr_array(selector @ gather_sparse(group, codes[name], sae.cfg.num_latents))
+            for name, sae in saes.items()
+        },
     )
+
+
+def gather_arrays(group: Group, rows: NDArray[Any]) -> list[NDArray[Any]]:
+    """The arrays [n, ...] of all processes; n may differ."""
+    return [rows] if group.size == 1 else [t.numpy() for t in group.gather_rows(torch.from_numpy(rows))]
+
+
+def gather_sparse(group: Group, parts: Sequence[Any], num_columns: int) -> Any:
+    """The sparse rows of all processes below each other."""
+    own = csr_array(vstack([csr_array((0, num_columns)), *parts]))
+    if group.size == 1:
+        return own
+    counts, columns, values = (
+        np.concatenate(gather_arrays(group, array))
+        for array in (np.diff(own.indptr).astype(np.int64), own.indices.astype(np.int64), own.data)
+    )
+    ptr = np.concatenate([[0], np.cumsum(counts)])
+    return csr_array((values, columns, ptr), shape=(len(counts), num_columns))

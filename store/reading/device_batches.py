@@ -129,7 +129,7 @@ def iter_device_batches(
         batches_ahead: how many batches may wait on the device, within :data:`MOST_BYTES`; at least two do.
         around: is entered by the thread that reads.
     """
-    slot_bytes = load.num_bytes(plan.rows_per_batch)
+    slot_bytes = load.num_bytes(plan.piece_rows)
     count = max(LEAST_SLOTS, min(batches_ahead + 1, MOST_BYTES // slot_bytes))
     feed = _Feed([Slot(transfers, slot_bytes) for _ in range(count)])
     pool = BufferPool()

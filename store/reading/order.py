@@ -72,6 +72,10 @@ class EpochOrder:
         window = int(np.searchsorted(self._window_ends, row, side="right"))
         return window, row - (int(self._window_ends[window - 1]) if window else 0)
 
+    def places(self, window: int) -> range:
+        """The places in the epoch at which the rows of a window are handed out."""
+        return range(int(self._window_ends[window - 1]) if window else 0, int(self._window_ends[window]))
+
     @cached_property
     def _permuted(self) -> NDArray[np.int64]:
         count = -(-self.num_rows // self.chunk_rows)

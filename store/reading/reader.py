@@ -139,6 +139,8 @@ class ActivationCache(CacheContents):
         sink_ratio: float | None = None,
         sink_hooks: Sequence[str] | None = None,
         batches_ahead: int = 2,
+        own_rows: slice | None = None,
+        pieces: int = 1,
     ) -> Generator[torch.Tensor, None, None]:
         """One epoch of batches [B, D], checked ahead in a thread. Their order depends on seed and epoch only.
 
@@ -163,6 +165,8 @@ class ActivationCache(CacheContents):
                 of several hooks hold the same tokens if all are read with the same ``sink_hooks``.
             batches_ahead: how many batches are brought to a GPU before they are asked for, at least 2. They
                 lie there as they are stored, in up to a GiB. On a CPU it has no effect.
+            own_rows: of every batch read and hand out these rows only, for processes that share a batch.
+            pieces: hand out every batch in so many pieces of equal size, one after the other.
 
         Raises:
             UsageError: no such hook, split, normalization or device; an argument of a wrong kind; a batch
@@ -183,6 +187,18 @@ class ActivationCache(CacheContents):
         if epoch < 0 or start_batch < 0:
             raise UsageError(f"epoch and start_batch count from 0, got {epoch} and {start_batch}")
         sink_hooks = sink_hooks or [hook]
+        available = self._count_kept(sink_hooks, split, sink_ratio, rows)
+        if not 0 < rows_per_batch <= available:
+            raise UsageError(
+                f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
+                f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
+            )
+        own = range(rows_per_batch)[own_rows or slice(None)]
+        if own.step != 1 or not len(own) or pieces < 1 or len(own) % pieces:
+            raise UsageError(
+                f"own_rows={own_rows} of {rows_per_batch} rows and pieces={pieces}: expected consecutive "
+                "rows of a batch, whose number is a multiple of pieces"
+            )
         sinks = None if sink_ratio is None else self._sinks(sink_hooks, split, sink_ratio)
         plan = BatchPlan(
             order=EpochOrder(
@@ -192,17 +208,14 @@ class ActivationCache(CacheContents):
                 epoch=epoch if split == "train" else 0,
                 shard_chunks=self._layout.shard_rows // self._layout.chunk_rows,
             ),
+            num_rows=available,
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
             keep=sinks and sinks.keep,
+            own=None if len(own) == rows_per_batch else own,
+            pieces=pieces,
         )
-        available = self._count_kept(sink_hooks, split, sink_ratio, rows)
-        if not 0 < rows_per_batch <= available:
-            raise UsageError(
-                f"rows_per_batch must be from 1 to the {available} rows of split {split!r} of {self.path}"
-                f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
-            )
         around = download_ahead([*reader.arrays, *(sinks.norms if sinks else ())], plan.shards)
         return iter_batches_on(target, reader, plan, dtype, batches_ahead, around or nullcontext())
 

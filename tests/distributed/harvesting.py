@@ -87,7 +87,7 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     with harvest.said_by(rank).open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    os.environ.update(_environment(rank, size, port) | harvest.environment)
+    os.environ.update(environment_of(rank, size, port) | harvest.environment)
     import torch
 
     from saecache.common.errors import SaecacheError
@@ -113,7 +113,7 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
         sys.exit(error.exit_status)
 
 
-def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
     values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SAECACHE_TIMEOUT": 300}
     return {name: str(value) for name, value in (values | meeting).items()}

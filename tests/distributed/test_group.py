@@ -1,6 +1,7 @@
 """Groups of processes: what they exchange, and how they fail together."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from saecache.common.errors import UsageError
 from saecache.distributed import join_world, launch, world
 from saecache.distributed.group import ALONE
+from saecache.distributed.stillness import Stillness
 
 from .processes import SECONDS, run, start, wait
 
@@ -127,6 +129,44 @@ def test_who_waits_for_a_device_that_waits_for_a_frozen_process_ends(tmp_path: P
         processes[1].communicate()
 
 
+def test_a_process_that_makes_no_progress_says_where_it_is(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    processes = start(2, [PROGRAM, "stand_still", str(fifo)], tmp_path, SAECACHE_STILL_MINUTES="0.01")
+    errors = processes[1].stderr
+    assert errors is not None
+    said = next(line for line in errors if "no progress" in line)
+    assert said.startswith(f"warning: process 1 (pid {processes[1].pid} on ")
+    assert "for 0.01 minutes" in said and "open (" in said and f"kill -9 {processes[1].pid}" in said
+    fifo.write_text("come back")
+    first, second = wait(processes)
+    assert (first.status, second.status, first.errors) == (0, 0, "")  # it waited for the other
+    assert json.loads(second.output) == {"read": ["", "come back"]}
+
+
+def test_stillness_is_said_once_for_each_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used, place = [0.0], [0.0], [(("file.py", 1, "read"),)]
+    monkeypatch.setattr("saecache.distributed.stillness.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("saecache.distributed.stillness.time.process_time", lambda: used[0])
+    monkeypatch.setattr("saecache.distributed.stillness.find_place", lambda _: place[0])
+    still = Stillness(3, 60.0)
+
+    def warnings(seconds: int, *, waiting: bool = False, share: float = 0.0) -> list[str]:
+        found = []
+        for _ in range(seconds):
+            now[0] += 1
+            used[0] += share
+            found.append(still.look(waiting=waiting))
+        return [warning for warning in found if warning is not None]
+
+    (said,) = warnings(300)
+    assert "process 3 " in said and "for 1 minutes" in said and "read (file.py:1)" in said
+    assert warnings(300, waiting=True) == warnings(300, share=0.1) == []
+    assert len(warnings(300)) == 1
+    place[0] = (("file.py", 2, "write"),)
+    assert len(warnings(300)) == 1
+
+
 def test_a_process_alone_exchanges_nothing() -> None:
     tensor = torch.tensor([1.5, 2.5])
     with join_world() as alone:
@@ -158,6 +198,16 @@ def test_a_process_alone_exchanges_nothing() -> None:
                 "SAECACHE_TIMEOUT": "-1",
             },
             "SAECACHE_TIMEOUT must be a number of seconds above 0",
+        ),
+        (
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "1",
+                "SAECACHE_STILL_MINUTES": "soon",
+            },
+            "SAECACHE_STILL_MINUTES must be a number of minutes above 0",
         ),
     ],
 )

@@ -77,3 +77,25 @@ def test_every_byte_leaves_the_store_once_for_each_machine(
         assert found == once if path in rows else found in (0, once), path
     root = cache_path / "zarr.json"
     assert sent[f"/{url.removeprefix('s3://')}/zarr.json"] == root.stat().st_size  # one tells the others
+
+
+def test_machines_that_share_rows_read_their_own_shards(
+    cache_path: Path, team: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """In the first epoch, in which rows come as they are stored."""
+    url = f"{team}/cache"
+    Push(cache_path, url).run()
+    sent = count_bytes(proxy)
+    settings = ["epochs=1", "batch_rows=1024", "parallel.rows=2", "variants=[{kind: topk, k: 4}]"]
+    settings += ["initialisation.decoder_bias=zeros"]  # else all look at the first rows
+    command = [*TRAIN, *(part for setting in settings for part in ("--set", setting))]
+    command += ["--cache", url, "--out", str(tmp_path / "run")]
+    own = [{"SAECACHE_CACHE_DIR": str(tmp_path / f"machine{rank}")} for rank in range(2)]
+    ended = wait(start(2, command, tmp_path, own=own))
+    assert [one.status for one in ended] == [0, 0], [one.errors[-2000:] for one in ended]
+    files = {file.path: file.size for file in open_cache(cache_path).manifest.files}
+    rows = [path for path in files if path.startswith("rows/h/activations/")]
+    batches = int(0.9 * ROWS) // 1024
+    twice = [path for path in rows if sent[f"/{url.removeprefix('s3://')}/{path}"] > files[path]]
+    read = [path for path in rows if sent[f"/{url.removeprefix('s3://')}/{path}"]]
+    assert twice == [] and len(read) >= 4 * batches

@@ -113,7 +113,8 @@ def test_the_traffic_of_a_step(size: int, cache: ActivationCache, tmp_path: Path
     per_latent = 4 * (2 * D_MODEL + 1)  # of both matrices and b_enc
     gradients, weights = (held - owned) * (per_latent + 4), owned * per_latent  # and through_encoder
     statistics = 8 * held + (8 + 8 * rows) + 8 * 2 + 4 * D_MODEL  # firing; row_l0; loss, error; b_dec
-    over_rows = gradients + weights + statistics + 8  # and whether all numbers are finite
+    variance = 8 * (2 + D_MODEL)  # of the rows, for FVU
+    over_rows = gradients + weights + statistics + variance + 8  # and whether all numbers are finite
     through_encoder, norms = 4 * D_MODEL * units // size, 8 * 3 * owned
     over_all = through_encoder + norms + 2 * 8  # and stop; still running
     over_latents = 0

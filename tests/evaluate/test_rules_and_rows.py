@@ -11,8 +11,8 @@ from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.evaluate import format_table, run
 from saecache.evaluate.config import EvaluateConfig
-from saecache.evaluate.measure import reconstruct_in_batches
 from saecache.evaluate.rows import MeasuredRows, choose_rows, group_rows
+from saecache.evaluate.splicing import reconstruct_in_batches
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import SAE, load_sae

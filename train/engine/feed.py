@@ -40,32 +40,35 @@ def batches(
     first_step: int,
     last_step: int,
     sink_hooks: Sequence[str] = (),
+    own_rows: slice = slice(None),
 ) -> Generator[Tensor, None, None]:
     """Yield the batches, float32 [R, D], of steps ``first_step`` to ``last_step - 1``, over all their epochs.
 
-    Every batch is full: leaving out sinks shortens the epoch, not the batch. Large batches share one tensor,
-    which the next one overwrites. A row is left out if it is a sink at one of ``sink_hooks``; without
-    any, at ``hook``.
+    Only ``own_rows`` of every batch are read and yielded. Every batch is full: leaving out sinks shortens the
+    epoch, not the batch. Large batches share one tensor, which the next one overwrites. A row is left out if
+    it is a sink at one of ``sink_hooks``; without any, at ``hook``.
     """
     sink_hooks = sink_hooks or [hook]
     per_epoch = usable_rows(config, cache, sink_hooks) // config.batch_rows
-    piece_rows = choose_piece_rows(config.batch_rows, cache.d_model(hook))
-    pieces = config.batch_rows // piece_rows
+    num_own = len(range(config.batch_rows)[own_rows])
+    pieces = num_own // choose_piece_rows(num_own, cache.d_model(hook))
     number, last = first_step * config.accumulate_batches, last_step * config.accumulate_batches
     while number < last:
         epoch, start = divmod(number, per_epoch)
         stream = cache.batches(
             hook,
-            piece_rows,
+            config.batch_rows,
             config.seed,
             epoch,
             normalization=config.normalization,
-            start_batch=start * pieces,
+            start_batch=start,
             drop_last=True,
             device=device,
             sink_ratio=config.sink_ratio,
             sink_hooks=sink_hooks,
             batches_ahead=BATCHES_AHEAD * pieces,
+            own_rows=own_rows,
+            pieces=pieces,
         )
         with closing(stream):
             for x in stream if pieces == 1 else join_pieces(stream, pieces):
@@ -83,6 +86,7 @@ def batches_of_sources(
     first_step: int,
     last_step: int,
     sink_hooks: Sequence[str] = (),
+    own_rows: slice = slice(None),
 ) -> Generator[BatchRows, None, None]:
     """Yield the :func:`batches` of several sources together: row b is the same token in all of them.
 
@@ -101,6 +105,7 @@ def batches_of_sources(
                         first_step,
                         last_step,
                         sink_hooks,
+                        own_rows,
                     )
                 )
             )

@@ -115,9 +115,11 @@ def drop_diverged(
 def train_on_batch(
     trainee: Trainee, rows: BatchRows, step: int, number: int, rate_factor: float, config: TrainConfig
 ) -> None:
-    """Add the gradients of ``rows``, the 0-based batch ``number`` of a step; update after the last."""
-    own = {source: x[trainee.plan.own_rows] for source, x in rows.items()}
-    with centered(own, trainee.reading, trainee.parameters) as (x_centered, target_centered):
+    """Add the gradients of ``rows``, this process's rows of the 0-based batch ``number`` of a step.
+
+    After the last batch the parameters are updated.
+    """
+    with centered(rows, trainee.reading, trainee.parameters) as (x_centered, target_centered):
         trainee.add_batch(x_centered, target_centered, step, config.dead_after_rows, number_in_step=number)
         if number == config.accumulate_batches - 1:
             trainee.update(rate_factor)

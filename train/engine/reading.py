@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ...common.fvu import RowVariance
+from ...distributed.group import ALONE, Group
 from ..backends.plain.products import matmul
 from ..backends.scratch import borrowed
+from ..latent_shards import sum_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,16 +123,36 @@ class TargetVariance:
 
 
 class Inputs:
-    """The :class:`RowVariance` of every source that some SAE of a run reconstructs."""
+    """The :class:`RowVariance` of every source that some SAE of a run reconstructs, over all rows.
 
-    def __init__(self, readings: Sequence[Reading], device: torch.device) -> None:
+    Processes of ``row_group`` have a part of the rows of every batch each; their sums are added up in the
+    order of the rows, batch by batch, so that a run that was stopped in between has the same.
+    """
+
+    def __init__(self, readings: Sequence[Reading], device: torch.device, row_group: Group = ALONE) -> None:
         sources = dict.fromkeys(source for reading in readings for source in reading.targets)
         self.of_source = {source: RowVariance(source.width, device) for source in sources}
+        self._row_group = row_group
 
     def add(self, rows: BatchRows) -> None:
-        """Take in the rows of a batch."""
+        """Take in the rows of a batch that this process has."""
+        if self._row_group.size == 1:
+            for source, variance in self.of_source.items():
+                variance.add(rows[source])
+            return
+        parts = []
         for source, variance in self.of_source.items():
-            variance.add(rows[source])
+            own = RowVariance(source.width, variance.sum.device)
+            own.add(rows[source])
+            parts += [own.rows.double()[None], own.squares[None], own.sum]
+        summed = sum_in_order(self._row_group.gather(torch.cat(parts)))
+        sums = iter(torch.split(summed, [len(part) for part in parts]))
+        for variance, (num_rows, squares, total) in zip(
+            self.of_source.values(), zip(sums, sums, sums, strict=True), strict=True
+        ):
+            variance.rows += num_rows[0].long()
+            variance.squares += squares[0]
+            variance.sum += total
 
     def of(self, reading: Reading) -> TargetVariance:
         """The variance of what one SAE reconstructs."""

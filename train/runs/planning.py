@@ -57,6 +57,11 @@ class RunPlan:
         return self.jobs[self.layout.own]
 
     @property
+    def own_rows(self) -> slice:
+        """The rows of every batch that this process reads and trains on."""
+        return self.jobs[0].plan.own_rows
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """All rows that this process reads, each once."""
         return sources_of(self.own_jobs)
@@ -78,7 +83,8 @@ class Memory:
         updated = sum(4 * _num_weights(plan, plan.owners) for plan in plans)
         batches = 0
         if len(sources) > 1:
-            batches = 2 * 4 * plans[0].batch_rows * sum(source.width for source in sources)
+            own = plans[0].own_rows
+            batches = 2 * 4 * (own.stop - own.start) * sum(source.width for source in sources)
         return cls(weights=weights, gradients=weights, moments=2 * updated, batches=batches)
 
     @property

@@ -146,7 +146,7 @@ def default_folder(
 def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path) -> None:
     """Everything between an empty or interrupted folder and a finished one."""
     everyone, group = plan.layout.everyone, plan.layout.grid
-    inputs = Inputs([job.reading for job in plan.own_jobs], plan.device)
+    inputs = Inputs([job.reading for job in plan.own_jobs], plan.device, plan.layout.row_group)
     folders = [out / job.name for job in plan.jobs]
     steps = everyone.on_first(lambda: resume_steps(folders, plan.num_steps))
     trainees = _make_trainees(config, cache, plan, fresh=not steps)
@@ -166,7 +166,9 @@ def _train(config: TrainConfig, cache: ActivationCache, plan: RunPlan, out: Path
     steps_to_go = (first_step, plan.num_steps)
     with (
         closing(
-            batches_of_sources(config, cache, plan.sources, plan.device, *steps_to_go, plan.hooks)
+            batches_of_sources(
+                config, cache, plan.sources, plan.device, *steps_to_go, plan.hooks, plan.own_rows
+            )
         ) as stream,
         matmul_precision(config.matmul_precision),
         stop_on_signals() as stop_asked,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saecache.evaluate.latents.codes import CodeSpill
-from saecache.evaluate.latents.collect import CollectSettings, collect_latents
+from saecache.evaluate.latents.collect import CollectSettings, collect_latents, compare_directions
 from saecache.evaluate.latents.rows import LatentRows, find_latent_rows
 from saecache.evaluate.latents.table import Latents
 from saecache.evaluate.rows import MeasuredRows
@@ -72,7 +72,7 @@ def collect(cache: ActivationCache, sae, rows, unembedding, tmp_path_factory) ->
                 name="topk",
                 rows=rows.counts,
                 fingerprint=cache.fingerprint,
-                unembedding=unembedding if with_model else None,
+                directions=compare_directions(sae, unembedding if with_model else None),
                 decode_token="<{}>".format,
             )
         assert list(folder.iterdir()) == []

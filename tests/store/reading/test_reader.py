@@ -119,6 +119,53 @@ def test_batches_are_cuts_of_one_order(
         assert torch.equal(whole, stored)
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    own=st.sampled_from([(0, 40), (40, 90), (90, 120), (30, 60)]),
+    pieces=st.sampled_from([1, 2, 5]),
+    epoch=st.integers(0, 2),
+    start=st.integers(0, 5),
+    drop_last=st.booleans(),
+    sink_ratio=st.sampled_from([None, 1.0]),
+)
+def test_own_rows_are_cuts_of_the_batches(
+    cache: ActivationCache,
+    own: tuple[int, int],
+    pieces: int,
+    epoch: int,
+    start: int,
+    drop_last: bool,
+    sink_ratio: float | None,
+) -> None:
+    options: dict[str, Any] = {"seed": 3, "epoch": epoch, "start_batch": start, "drop_last": drop_last}
+    whole = [batch[slice(*own)] for batch in cache.batches(HOOK, 120, sink_ratio=sink_ratio, **options)]
+    parts = list(
+        cache.batches(HOOK, 120, sink_ratio=sink_ratio, own_rows=slice(*own), pieces=pieces, **options)
+    )
+    size = (own[1] - own[0]) // pieces
+    expected = [piece for batch in whole for piece in torch.split(batch, size) if len(piece)]
+    assert [len(part) for part in parts] == [len(piece) for piece in expected]
+    assert torch.equal(torch.cat([torch.empty(0, 24), *parts]), torch.cat([torch.empty(0, 24), *expected]))
+
+
+def test_chunks_without_own_rows_are_not_read(cache: ActivationCache) -> None:
+    array = cache._row_reader(HOOK, "train", None).activations
+    chunk_rows, chunks = array.spec.chunk_rows, len(cache) // array.spec.chunk_rows
+    assert chunks >= 6
+    batch_rows = 3 * chunk_rows
+    list(cache.batches(HOOK, batch_rows, own_rows=slice(chunk_rows, 2 * chunk_rows), drop_last=True))
+    whole = chunks // 3 * 3
+    assert [i for i in range(chunks) if array.is_checked(i)] == list(range(1, whole, 3))
+
+
+@pytest.mark.parametrize(
+    ("own_rows", "pieces"), [(slice(5, 5), 1), (slice(0, 10), 3), (slice(0, 10, 2), 1), (slice(0, 9), 0)]
+)
+def test_own_rows_that_cannot_be(cache: ActivationCache, own_rows: slice, pieces: int) -> None:
+    with pytest.raises(UsageError, match="expected consecutive rows of a batch"):
+        cache.batches(HOOK, 20, own_rows=own_rows, pieces=pieces)
+
+
 def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
     return rows[np.lexsort(rows.numpy().T)]
 

@@ -60,8 +60,8 @@ class Plan:
     @property
     def own_rows(self) -> slice:
         """The rows of every batch that this process trains on."""
-        rank, size = self.row_group.rank, self.row_group.size
-        return slice(self.batch_rows * rank // size, self.batch_rows * (rank + 1) // size)
+        own = self.row_group.share(self.batch_rows)
+        return slice(own.start, own.stop)
 
     @property
     def d_decoded(self) -> int:

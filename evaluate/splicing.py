@@ -1,0 +1,175 @@
+"""SAEs as the language model sees them: spliced in at the hooks that they reconstruct.
+
+Legend: P rows, m rows of a batch of sequences, D width of what is encoded, O width of what is reconstructed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..common.memory import check_memory
+from ..distributed.group import ALONE, Group
+from ..store import ActivationCache
+from ..train import SAE
+from ..train.sae import SAEConfig
+from ..train.sae_hooks import decoded_hooks, split_by_hook
+from .config import EvaluateConfig
+from .language_model import Spliced, SplicedModel, measure_language_model
+from .measure import read_rows
+from .results import LanguageModelMetrics
+from .rows import MeasuredRows, batch_rows_of
+from .sequences import ScoredSequences
+from .targets import Target
+
+
+def measure_costs(
+    model: SplicedModel | None,
+    targets: Sequence[Target],
+    configs: Mapping[str, SAEConfig],
+    cache: ActivationCache,
+    rows: MeasuredRows,
+    sequences: ScoredSequences | None,
+    config: EvaluateConfig,
+    device: torch.device,
+    group: Group,
+    *,
+    show_progress: bool,
+) -> dict[str, LanguageModelMetrics]:
+    """What the SAEs cost the language model, by name, or by :func:`name_at` for a crosscoder at one hook.
+
+    The processes of ``group`` share the sequences; all get the figures, none without a model. A pass
+    over the sequences measures a part of the SAEs, so that one process does not hold more of them the more
+    there are of both.
+    """
+    if model is None or sequences is None:
+        return {}
+    fitting = [target for target in targets if hooks_of_model(configs[target.name], cache)]
+    found: dict[str, LanguageModelMetrics] = {}
+    for some in parts_for(fitting, group):
+        spliced = [
+            one
+            for target in some
+            for one in splice_sae(
+                target.name, target.load(device), cache, rows.split, sequences, config, group
+            )
+        ]
+        found |= measure_language_model(
+            model,
+            cache,
+            spliced,
+            sequences,
+            split=rows.split,
+            logit_bytes=config.logit_bytes,
+            seed=config.seed,
+            group=group,
+            show_progress=show_progress,
+        )
+    figures = group.on_first(lambda: {name: one.model_dump(mode="json") for name, one in found.items()})
+    return {name: LanguageModelMetrics.model_validate(one) for name, one in figures.items()}
+
+
+def parts_for(targets: Sequence[Target], group: Group) -> list[Sequence[Target]]:
+    """Parts of the SAEs for processes that share the work on each part and hold it whole: as many SAEs as
+    each process would have if they were spread. With one process, one part.
+    """
+    size = max(1, -(-len(targets) // group.size))
+    return [targets[start : start + size] for start in range(0, len(targets), size)]
+
+
+def splice_sae(
+    name: str,
+    sae: SAE,
+    cache: ActivationCache,
+    split: str,
+    sequences: ScoredSequences,
+    config: EvaluateConfig,
+    group: Group,
+) -> list[Spliced]:
+    """The SAE as the language model sees it: at the hook that it reconstructs; a crosscoder at one hook at a
+    time. Where it encodes other hooks than the one that is replaced, their rows come from the cache.
+    """
+
+    def reconstruct(raw_PD: torch.Tensor) -> torch.Tensor:
+        reconstruction: torch.Tensor = sae(raw_PD.to(sae.W_dec.device), input="raw")
+        return reconstruction
+
+    by_row = None
+    if config.rule == "batch":
+        by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config, group)
+    parts = decoded_hooks(sae.cfg)
+    if by_row is None and (sae.cfg.target is not None or len(parts) > 1):
+        by_row = reconstruct_cached(sae, cache, split)
+    if by_row is None or len(parts) == 1:
+        return [Spliced(name=name, hook=parts[0].hook, reconstruct=reconstruct, by_row=by_row)]
+    whole = by_row
+
+    def at(hook: str) -> Spliced:
+        def replace(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            return split_by_hook(sae.cfg, whole(rows, numbers))[hook]
+
+        return Spliced(name=name_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
+
+    return [at(hook) for hook in hooks_of_model(sae.cfg, cache)]
+
+
+def name_at(name: str, hook: str) -> str:
+    """The name of a crosscoder spliced in at one of its hooks."""
+    return f"{name} at {hook}"
+
+
+def hooks_of_model(cfg: SAEConfig, cache: ActivationCache) -> list[str]:
+    """The hooks that an SAE reconstructs and that are of the model of ``cache``, not of a cache beside it."""
+    return [part.hook for part in decoded_hooks(cfg) if part.hook in cache.manifest.hooks]
+
+
+def reconstruct_in_batches(
+    sae: SAE,
+    cache: ActivationCache,
+    split: str,
+    row_P: NDArray[np.int64],
+    settings: EvaluateConfig,
+    group: Group = ALONE,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruct the cache's rows ``row_P`` int64 [P], ascending, by the training rule in shuffled batches.
+
+    A batch has the size of training, or somewhat more, so that no row is left over. What the language model
+    runs at a time then does not matter.
+
+    Returns:
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
+    """
+    size = 4 * len(row_P) * sae.cfg.d_decoded
+    check_memory(size, torch.device("cpu"), f"reconstructions of {len(row_P):,} rows", "lower ce_tokens")
+    whole_PO = torch.empty(len(row_P), sae.cfg.d_decoded)
+    order = np.random.default_rng(settings.seed).permutation(len(row_P))
+    parts = np.array_split(order, max(1, len(row_P) // batch_rows_of(sae, settings)))
+    done = [whole_PO[:0]]
+    with group.together():
+        for number in group.share(len(parts)):
+            place_B = np.sort(parts[number])
+            read = read_rows(sae, cache, split, row_P[place_B])
+            codes = sae.encode_sparse(read.x, as_trained=True, batch_number=number)
+            done.append(sae.to_raw(sae.predict(codes, read.x), read.removed).cpu())
+    places = np.concatenate([np.sort(part) for part in parts])
+    whole_PO[torch.from_numpy(places)] = torch.cat(group.gather_rows(torch.cat(done)))
+    numbers_P = torch.from_numpy(row_P)
+    return lambda _, wanted_m: whole_PO[torch.searchsorted(numbers_P, wanted_m)]
+
+
+def reconstruct_cached(sae: SAE, cache: ActivationCache, split: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruct rows from what the cache holds of them: for SAEs that read more than the hook they replace.
+
+    Returns:
+        A function of rows [m, D], which it ignores, and their numbers, int64 [m]: their raw reconstructions
+        [m, O].
+    """
+
+    def reconstruct(_: Tensor, row_m: Tensor) -> Tensor:
+        read = read_rows(sae, cache, split, row_m.cpu().numpy())
+        return sae.to_raw(sae.predict(sae.encode_sparse(read.x), read.x), read.removed)
+
+    return reconstruct
