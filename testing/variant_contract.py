@@ -105,7 +105,7 @@ class VariantContract(ABC):
         dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(3)) < dead_share
         batch = self.step_on(parameters, x, dead)
         exact = {name: t.double().requires_grad_() for name, t in parameters.items()}
-        losses, codes = self.reference(exact, x.double(), dead)
+        losses, codes = self.reference(self.shape.dense(exact), x.double(), dead)
         total = torch.stack(list(losses.values())).sum()
         wanted = torch.autograd.grad(total, list(exact.values()), allow_unused=True)
 
@@ -274,6 +274,10 @@ class VariantContract(ABC):
             parameters["W_dec"] = decoder / decoder.norm(dim=1, keepdim=True)
             parameters["b_in"] = parameters["b_dec"]
             parameters["b_dec"] = 0.1 * torch.randn(D_OUT, generator=own)
+            if self.shape.num_layers > 1:
+                parameters["W_enc"] = parameters["W_enc"][:, : self.plan.d_encoder].contiguous()
+                written = self.shape.written(parameters["W_dec"])
+                parameters["W_dec"] = written / written.norm(dim=1, keepdim=True)
             if self.plan.skip:
                 parameters["W_skip"] = 0.2 * torch.randn(D_OUT, PLAN.d_model, generator=own)
         extra = self.variant.extra_parameters(PLAN)

@@ -35,10 +35,10 @@ class AdamSettings:
     gradient_scale: float | Tensor = 1.0
 
 
-class Backend(Protocol):
-    """The functions of a backend module: the operations of a training step that differ between devices.
+class Selections(Protocol):
+    """The selection rules.
 
-    Selections return :class:`Pairs` in row order; their values are the numbers that were compared. The
+    They return :class:`Pairs` in row order; their values are the numbers that were compared. The
     pre-activations of an :class:`.sources.Encoder` are ``sddmm(pairs, x_centered, W_enc) + b_enc[latent]``,
     whichever product screened them; the number of threads and the block size never change a selection.
     """
@@ -60,6 +60,10 @@ class Backend(Protocol):
 
     def above(self, source: Source, threshold: Tensor) -> Pairs:
         """Select pairs strictly above their latent's ``threshold``, float32 [F]; infinity selects none."""
+
+
+class Backend(Selections, Protocol):
+    """The functions of a backend module: the operations of a training step that differ between devices."""
 
     def sddmm(self, pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
         """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]; the pairs' values are not used.
