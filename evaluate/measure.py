@@ -19,7 +19,7 @@ from ..common.memory import check_memory
 from ..common.progress import progress_bar
 from ..store import ActivationCache
 from ..train import SAE, Pairs
-from ..train.sae_hooks import decoded_hooks, encoded_hooks, read_hooks_side_by_side
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, name_of, read_hooks_side_by_side
 from .config import EvaluateConfig
 from .hook_measures import HookStreams
 from .latents.codes import CodeSpill
@@ -75,7 +75,7 @@ def measure_sae(
     normalized, raw = ReconstructionStream(groups.count), ReconstructionStream(groups.count)
     codes, progressive = CodeStream(cfg.num_latents, groups.count), ProgressiveStream(sae)
     by_hook = HookStreams(sae, groups.count)
-    has_skip = cfg.target is not None and cfg.target.skip
+    has_skip = any(part.skip for part in cfg.predicted)
     more = np.zeros(0, dtype=np.int64) if view is None else view.rows.more
     bar = progress_bar(name, "row", rows.count + len(more), hidden=not show_progress)
     with bar as progress, ExitStack() as stack:
@@ -144,7 +144,7 @@ def measure_sae(
             sample_latents(density_F, settings.num_latents, settings.seed),
             density_F.numpy(),
         ),
-        target=None if cfg.target is None else cfg.target.hook,
+        target=name_of(cfg.predicted) or None,
         hooks=by_hook.results(settings.seed, density_F),
     )
     return result, latents
@@ -200,7 +200,7 @@ def read_rows(sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.
     device = sae.W_dec.device
     x_BD, raw_BD = read_hooks_side_by_side(cache, encoded_hooks(sae.cfg), index_B, split, device)
     _, removed = sae.normalizer.apply(raw_BD)
-    if sae.cfg.target is None:
+    if not sae.cfg.predicted:
         return SaeRows(x_BD, x_BD, raw_BD, removed)
     return SaeRows(
         x_BD, *read_hooks_side_by_side(cache, decoded_hooks(sae.cfg), index_B, split, device), removed

@@ -284,7 +284,7 @@ def _check_one_hook(configs: Mapping[str, SAEConfig], *, absorption: bool) -> No
     for name, cfg in configs.items():
         if cfg.hooks is not None:
             raise UsageError(
-                f"{name} is a crosscoder of {cfg.hook}: probing and absorption read one hook; measure it "
+                f"{name} is a {cfg.shape} of {cfg.hook}: probing and absorption read one hook; measure it "
                 "without them"
             )
         if absorption and cfg.target is not None:
@@ -350,7 +350,7 @@ def _spliced(
     sequences: ScoredSequences,
     config: EvaluateConfig,
 ) -> list[Spliced]:
-    """The SAE as the language model sees it: at the hook that it reconstructs; a crosscoder at one hook at a
+    """The SAE as the language model sees it: at the hook that it reconstructs; one of several at one at a
     time. Where it encodes other hooks than the one that is replaced, their rows come from the cache.
     """
 
@@ -362,7 +362,7 @@ def _spliced(
     if config.rule == "batch":
         by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config)
     parts = decoded_hooks(sae.cfg)
-    if by_row is None and (sae.cfg.target is not None or len(parts) > 1):
+    if by_row is None and (sae.cfg.predicted or len(parts) > 1):
         by_row = reconstruct_cached(sae, cache, split)
     if by_row is None or len(parts) == 1:
         return [Spliced(name=name, hook=parts[0].hook, reconstruct=reconstruct, by_row=by_row)]

@@ -52,9 +52,15 @@ class VariantContract(ABC):
         """
 
     def error(self, parameters: Mapping[str, Tensor], codes: Tensor, x: Tensor) -> Tensor:
-        """Reconstruction - target, [B, O]; ``codes`` may be those of the first latents only."""
-        decoded = codes @ parameters["W_dec"][: codes.shape[1]] + parameters["b_dec"]
+        """Reconstruction - target, [B, O]."""
+        decoded = codes @ parameters["W_dec"] + parameters["b_dec"]
         return decoded + skip_of(dict(parameters), x) - self.target(x)
+
+    def first_latents(self, codes: Tensor, count: int) -> Tensor:
+        """``codes`` [B, F] of the first ``count`` latents, in turn of every layer; the others are 0."""
+        by_turn = torch.arange(codes.shape[1]).view(self.shape.num_layers, -1).T.flatten()
+        first = torch.zeros(codes.shape[1]).index_fill(0, by_turn[:count], 1.0)
+        return codes * first
 
     def target(self, x: Tensor) -> Tensor:
         """What is to be reconstructed from ``x`` [B, D]: x itself, or a transcoder's rows [B, O]."""

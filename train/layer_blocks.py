@@ -43,6 +43,12 @@ class LayerBlocks:
         size = self.shards.total // self.num_layers
         return (latents + self.shards.first).div(size, rounding_mode="floor")
 
+    def place_in_turn(self, latents: Tensor) -> Tensor:
+        """The place among all F of ``latents`` (int64) if one of each layer follows after the other."""
+        size = self.shards.total // self.num_layers
+        layer = self.layer_of(latents)
+        return (latents + self.shards.first - layer * size) * self.num_layers + layer
+
     def by_layer(self, pairs: Pairs) -> Pairs:
         """``pairs`` [B, n] as those of B * L rows, where row b * L + l has the latents of layer l.
 

@@ -14,6 +14,8 @@ u f                subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1) 
                    divides by its std
 any                nothing (normalized input)    y                  1
 =================  ============================  =================  =======================
+
+The rows of a cross-layer transcoder have a number f for each hook, by which the format scales its weights.
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...train import SAE
+from ...train.sae_hooks import all_hooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,15 @@ def choose_space(sae: SAE, *, format_name: str, standardizes: bool, normalized_i
         UsageError: the format cannot normalize rows as needed, or ``normalized_input`` does nothing.
     """
     kind, d_model = sae.normalizer.kind, sae.cfg.d_model
+    parts = [part.normalizer for part in all_hooks(sae.cfg)]
+    if sae.cfg.hooks is not None and not normalized_input:
+        if any(part.starts_from != "raw" or part.factor is None for part in parts):
+            raise UsageError(
+                f"SAE {sae.cfg.name} was trained on rows with their own mean and norm removed, and the "
+                f"{format_name} format has no such step: use --normalized-input, to hand in rows that you "
+                "normalize yourself"
+            )
+        return Space(rows="raw", standardized=False, factor=1.0)  # the format scales each hook for itself
     if normalized_input:
         if kind == "none":
             raise UsageError(

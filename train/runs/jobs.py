@@ -235,7 +235,7 @@ def problems_of_reading(job: Job, config: TrainConfig) -> list[str]:
             "initialisation.decoder=zeros frees the norms of W_dec, and its penalty would fade while they "
             "grow: take decoder=free (relu), or initialisation.decoder=directions"
         )
-    tied = config.initialisation.encoder == "tied" and not free
+    tied = config.init is None and config.initialisation.encoder == "tied" and not free
     if tied and plan.d_decoded != plan.d_encoder:
         problems.append(
             f"W_enc of width {plan.d_encoder} cannot start as a multiple of W_dec of width "
