@@ -36,7 +36,7 @@ class LayerBlocks:
     def bounds_among(self, latents: Tensor) -> tuple[int, ...]:
         """The same for some of the latents: int64 [m], ascending."""
         bounds = torch.tensor(self.bounds, device=latents.device)
-        return tuple(torch.searchsorted(latents, bounds).tolist())
+        return tuple(torch.searchsorted(latents, bounds).cpu().tolist())
 
     def layer_of(self, latents: Tensor) -> Tensor:
         """The layer of each of ``latents``, int64, as this process numbers them."""
