@@ -63,8 +63,8 @@ def attach(
     if sae.cfg.hooks is not None:
         raise UsageError(
             f"SAE {sae.cfg.name} is a {sae.cfg.shape} of {sae.cfg.hook}, which reads layers that come after "
-            "those that it would replace: run the model once, join the activations (train.sae_hooks.join), and "
-            "call the SAE on them"
+            "those that it would replace: run the model once, join the activations (train.sae_hooks.join), "
+            "and call the SAE on them"
         )
     if sae.cfg.target is not None and hook is not None:
         raise UsageError(

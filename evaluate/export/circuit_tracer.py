@@ -1,15 +1,15 @@
-"""circuit-tracer: ``config.yaml`` and, for each layer, ``W_enc_L.safetensors`` and ``W_dec_L.safetensors``, read
-with ``load_clt``. Cross-layer transcoders only.
+"""circuit-tracer: ``config.yaml`` and, for each layer, ``W_enc_L.safetensors`` and ``W_dec_L.safetensors``,
+read with ``load_clt``. Cross-layer transcoders only.
 
-Written after circuit-tracer 0.5.0 (transcoder/cross_layer_transcoder.py). It subtracts nothing before encoding
-and normalizes nothing:
+Written after circuit-tracer 0.5.0 (transcoder/cross_layer_transcoder.py). It subtracts nothing before
+encoding and normalizes nothing:
 
     features of layer l = rule(W_enc_l x_l + b_enc_l),
     prediction of layer t = sum over l <= t of (features of layer l) W_dec_l[:, t - l] + b_dec_t
 
-Here rows c_l x_l - b_in are encoded and t_t times the targets are predicted, where c_l and t_t are the numbers
-that normalize them (1 if the export takes normalized rows, and then gives them, too). So features are the
-codes, and
+Here rows c_l x_l - b_in are encoded and t_t times the targets are predicted, where c_l and t_t are the
+numbers that normalize them (1 if the export takes normalized rows, and then gives them, too). So features are
+the codes, and
 
     W_enc = c W_enc          W_dec = W_dec / t
     b_enc = b_enc - W_enc b_in          b_dec = b_dec / t

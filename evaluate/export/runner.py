@@ -174,8 +174,8 @@ def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
         )
     if not chosen.forms:
         raise UsageError(
-            f"SAE {sae.cfg.name} is an autoencoder, and {chosen.name} holds cross-layer transcoders only: use "
-            f"--format {' or '.join(able)}"
+            f"SAE {sae.cfg.name} is an autoencoder, and {chosen.name} holds cross-layer transcoders only: "
+            f"use --format {' or '.join(able)}"
         )
     raise UsageError(
         f"SAE {sae.cfg.name} ({sae.cfg.kind}) finds its codes by {sae.cfg.inference!r}, and {chosen.name} "

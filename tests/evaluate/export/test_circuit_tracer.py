@@ -46,7 +46,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
         rows[f"mlp_out.{i}"] = (i + 1) * (rows[f"mlp_in.{i}"] @ sparse_rows(WIDTH, WIDTH, i)).relu()
     path = tmp_path_factory.mktemp("cache") / "cache"
     identity = {"model": {"name": "toy"}}
-    with CacheWriter(path, hooks=dict.fromkeys(rows, WIDTH), identity=identity, heldout_fraction=0.1) as writer:
+    with CacheWriter(
+        path, hooks=dict.fromkeys(rows, WIDTH), identity=identity, heldout_fraction=0.1
+    ) as writer:
         writer.write_rows(rows)
     return open_cache(path)
 
@@ -85,9 +87,7 @@ def test_the_export_computes_what_the_sae_does(
     kind: str, normalization: str, saes: dict[str, dict[str, Path]], cache: ActivationCache, tmp_path: Path
 ) -> None:
     folder, normalized = saes[normalization][kind], normalization == "unit"
-    export = export_sae(
-        folder, "circuit_tracer", tmp_path / "out", cache=cache, normalized_input=normalized
-    )
+    export = export_sae(folder, "circuit_tracer", tmp_path / "out", cache=cache, normalized_input=normalized)
     assert (export.architecture, export.feature_factor) == ("CrossLayerTranscoder", 1.0)
     assert [one.rows for one in export.comparisons] == ["random", "heldout"]
     for one in export.comparisons:

@@ -88,7 +88,8 @@ def tensors_of(export: Export) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("format_name", "normalization"), [("saelens", "unit"), *((name, "scale") for name, each in FORMATS.items() if each.forms)]
+    ("format_name", "normalization"),
+    [("saelens", "unit"), *((name, "scale") for name, each in FORMATS.items() if each.forms)],
 )
 @pytest.mark.parametrize("kind", sorted(VARIANTS))
 def test_every_kind_is_exported_or_refused(
