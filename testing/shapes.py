@@ -47,7 +47,7 @@ class Shape:
         """The parameters with W_enc as [F, D]: zeros for the layers that a latent does not read."""
         if self.num_layers == 1:
             return dict(parameters)
-        W_enc = torch.block_diag(*parameters["W_enc"].chunk(self.num_layers))
+        W_enc = torch.block_diag(*parameters["W_enc"].chunk(self.num_layers))  # type: ignore[no-untyped-call]
         return {**parameters, "W_enc": W_enc, "W_dec": self.written(parameters["W_dec"])}
 
     @property

@@ -41,7 +41,7 @@ def write_sparse_cache(
 def write_cache_of_two_hooks(path: Path, num_rows: int = 3000, seed: int = 0) -> ActivationCache:
     """The rows of :func:`write_sparse_cache`, and under ``out`` [16] a function of them with some noise.
 
-    Their halves are there by themselves too, as two layers: ``layer.0``, ``layer.1``, ``added.0``, ``added.1``.
+    Their halves are there too, as those of two layers: ``layer.0``, ``layer.1``, ``added.0``, ``added.1``.
     """
     rows = sparse_rows(num_rows, D_MODEL, seed)
     generator = torch.Generator().manual_seed(4)

@@ -35,7 +35,7 @@ class AdamSettings:
 
 
 class Selections(Protocol):
-    """The selection rules. A backend's select from a :data:`.sources.Source`; see also :mod:`..selection.layered`.
+    """The selection rules. A backend's select from a :data:`.sources.Source`.
 
     They return :class:`Pairs` in row order; their values are the numbers that were compared. The
     pre-activations of an :class:`.sources.Encoder` are ``sddmm(pairs, x_centered, W_enc) + b_enc[latent]``,

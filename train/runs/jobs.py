@@ -1,7 +1,7 @@
 """The SAEs of a run: which hooks each reads, and what it reconstructs.
 
-A run has one SAE for each variant and hook; with ``target`` they are transcoders. With ``crosscoder``, and with
-``target.cross_layer``, all hooks together have one SAE for each variant.
+A run has one SAE for each variant and hook; with ``target`` they are transcoders. With ``crosscoder``, and
+with ``target.cross_layer``, all hooks together have one SAE for each variant.
 """
 
 import re
@@ -227,8 +227,8 @@ def problems_of_reading(job: Job, config: TrainConfig) -> list[str]:
     free = plan.free_decoder
     if plan.num_latents % plan.num_layers:
         problems.append(
-            f"{plan.num_latents} latents cannot be divided among {plan.num_layers} layers: set num_latents to "
-            f"a multiple of {plan.num_layers}, or expansion_factor"
+            f"{plan.num_latents} latents cannot be divided among {plan.num_layers} layers: set num_latents "
+            f"to a multiple of {plan.num_layers}, or expansion_factor"
         )
     if free and job.variant.needs_unit_decoder:
         problems.append(

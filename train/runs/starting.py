@@ -89,15 +89,15 @@ class Start:
                 "another library's SAE)"
             ]
         return [
-            f"init is {_describe(mine, cfg.predicted)}, and the run trains {_describe(encoded, targets)}: set "
-            f"{_settings(mine, cfg.predicted)}, or give another init"
+            f"init is {_describe(mine, cfg.predicted)}, and the run trains {_describe(encoded, targets)}: "
+            f"set {_settings(mine, cfg.predicted)}, or give another init"
         ]
 
     def _problems_of_rows(self, encoded: Sequence[HookRows], targets: Sequence[SAETarget]) -> list[str]:
         pairs = self._pairs(encoded, targets)
         found = [
-            f"init was trained on rows normalized by {mine.normalizer.kind!r}, which no factor turns into the "
-            f"run's {ours.normalizer.kind!r}: set {setting}={mine.normalizer.kind}"
+            f"init was trained on rows normalized by {mine.normalizer.kind!r}, which no factor turns into "
+            f"the run's {ours.normalizer.kind!r}: set {setting}={mine.normalizer.kind}"
             for setting, mine, ours in pairs
             if _factor(mine.normalizer, ours.normalizer) is None
         ]

@@ -1,4 +1,4 @@
-"""Cross-layer transcoders: the latents of each layer read that layer and write to it and to all later ones."""
+"""Cross-layer transcoders: the latents of each layer read it, and write to it and to all later ones."""
 
 import re
 from collections.abc import Callable
