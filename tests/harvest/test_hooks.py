@@ -312,7 +312,11 @@ def test_a_hook_that_another_thread_removes_during_a_forward_is_left_alone() -> 
     point = HookPoint("mlp_in.0", "0", "input")
     seen: list[torch.Tensor] = []
     watching = watched(model, point, seen.append)
-    handle = model[0].register_forward_pre_hook(lambda *_: watching.__exit__(None, None, None))
+
+    def remove(*_: object) -> None:
+        watching.__exit__(None, None, None)
+
+    handle = model[0].register_forward_pre_hook(remove)
     watching.__enter__()
     with ThreadPoolExecutor(1) as pool:  # its forward removes the hook that this thread added
         pool.submit(model, torch.ones(2, 4)).result()
