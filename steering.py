@@ -62,9 +62,9 @@ def attach(
         raise UsageError(f"latents {both} are both set (steer) and added to (add): choose one")
     if sae.cfg.hooks is not None:
         raise UsageError(
-            f"SAE {sae.cfg.name} is a crosscoder of {sae.cfg.hook}, which reads layers that come after those "
-            "that it would replace: run the model once, join the activations (train.sae_hooks.join), and "
-            "call the SAE on them"
+            f"SAE {sae.cfg.name} is a {sae.cfg.shape} of {sae.cfg.hook}, which reads layers that come after "
+            "those that it would replace: run the model once, join the activations (train.sae_hooks.join), "
+            "and call the SAE on them"
         )
     if sae.cfg.target is not None and hook is not None:
         raise UsageError(

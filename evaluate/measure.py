@@ -19,7 +19,7 @@ from ..common.progress import progress_bar
 from ..distributed.group import ALONE, Group
 from ..store import ActivationCache
 from ..train import SAE, Pairs
-from ..train.sae_hooks import decoded_hooks, encoded_hooks, read_hooks_side_by_side
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, name_of, read_hooks_side_by_side
 from .config import EvaluateConfig
 from .hook_measures import HookStreams
 from .latents.codes import CodeSpill, StoredCodes, collect_codes
@@ -65,7 +65,7 @@ class RowMeasures:
         target, raw = (None, None) if block_0 is None else (block_0.target, block_0.raw)
         both = () if block_0 is None else (block_0.target, block_0.raw)
         self._sae, self._name = sae, name
-        self._has_skip = sae.cfg.target is not None and sae.cfg.target.skip
+        self._has_skip = any(part.skip for part in sae.cfg.predicted)
         self.normalized = ReconstructionStream(num_groups, first_block=first_block, block_0_BD=target)
         self.raw = ReconstructionStream(num_groups, first_block=first_block, block_0_BD=raw)
         self.codes = CodeStream(sae.cfg.num_latents, num_groups, first_block=first_block)
@@ -162,7 +162,7 @@ class MeasuredSae:
             latents=[]
             if latents is None or view is None
             else describe_latents(latents, view.rows, sampled, density_F.numpy()),
-            target=None if cfg.target is None else cfg.target.hook,
+            target=name_of(cfg.predicted) or None,
             hooks=self.measures.by_hook.results(settings.seed, density_F),
             weights_sha256=self.sae.weights_sha256(),
         )
@@ -278,7 +278,7 @@ def read_rows(sae: SAE, cache: ActivationCache, split: str, index_B: NDArray[np.
     device = sae.W_dec.device
     x_BD, raw_BD = read_hooks_side_by_side(cache, encoded_hooks(sae.cfg), index_B, split, device)
     _, removed = sae.normalizer.apply(raw_BD)
-    if sae.cfg.target is None:
+    if not sae.cfg.predicted:
         return SaeRows(x_BD, x_BD, raw_BD, removed)
     return SaeRows(
         x_BD, *read_hooks_side_by_side(cache, decoded_hooks(sae.cfg), index_B, split, device), removed

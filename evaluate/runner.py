@@ -284,11 +284,10 @@ def _check_texts(configs: Mapping[str, SAEConfig], cache: ActivationCache, *, ab
                 f"{name} encodes {', '.join(others)} too, which the model that reads the texts lacks: "
                 "measure it without probing and absorption"
             )
-        if absorption and (cfg.hooks is not None or cfg.target is not None):
-            kind = "crosscoder" if cfg.hooks is not None else "transcoder"
+        if absorption and cfg.shape != "autoencoder":
             to = "several hooks" if cfg.target is None else cfg.target.hook
             raise UsageError(
-                f"{name} is a {kind}: absorption compares decoder rows with a probe of one hook that is "
+                f"{name} is a {cfg.shape}: absorption compares decoder rows with a probe of one hook that is "
                 f"encoded, and its decoder writes to {to}; measure it without --absorption"
             )
 

@@ -88,7 +88,7 @@ def splice_sae(
     config: EvaluateConfig,
     group: Group,
 ) -> list[Spliced]:
-    """The SAE as the language model sees it: at the hook that it reconstructs; a crosscoder at one hook at a
+    """The SAE as the language model sees it: at the hook that it reconstructs; one of several at one at a
     time. Where it encodes other hooks than the one that is replaced, their rows come from the cache.
     """
 
@@ -100,7 +100,7 @@ def splice_sae(
     if config.rule == "batch":
         by_row = reconstruct_in_batches(sae, cache, split, sequences.rows[sequences.spliced], config, group)
     parts = decoded_hooks(sae.cfg)
-    if by_row is None and (sae.cfg.target is not None or len(parts) > 1):
+    if by_row is None and (sae.cfg.predicted or len(parts) > 1):
         by_row = reconstruct_cached(sae, cache, split)
     if by_row is None or len(parts) == 1:
         return [Spliced(name=name, hook=parts[0].hook, reconstruct=reconstruct, by_row=by_row)]

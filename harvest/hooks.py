@@ -94,7 +94,8 @@ def _attached(
             module = model.get_submodule(point.module_path)
             if point.side == "input":
 
-                def before(_m: Any, args: Any, kwargs: Any, point: HookPoint = point) -> None:
+                # Without kwargs torch calls the hook of another thread that is being removed right now.
+                def before(_m: Any, args: Any, kwargs: Any = None, point: HookPoint = point) -> None:
                     if get_ident() == thread:
                         on_activation(point, args[0] if args else kwargs.get("hidden_states"))
 

@@ -1,8 +1,12 @@
-"""The shapes that every kind of SAE can have: an autoencoder, transcoders and a crosscoder."""
+"""The shapes that every kind of SAE can have: an autoencoder, transcoders, a crosscoder, a cross-layer
+transcoder.
+"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..train.sae_hooks import HookRows, SAETarget
@@ -27,8 +31,41 @@ class Shape:
         return "d_target" in self.plan
 
     @property
+    def num_layers(self) -> int:
+        """Of a cross-layer transcoder; else 1."""
+        return int(self.plan.get("num_layers", 1))
+
+    def written(self, W_dec: Tensor) -> Tensor:
+        """W_dec [F, O] with zeros for the layers that a latent does not write to."""
+        if self.num_layers == 1:
+            return W_dec
+        size, width = (length // self.num_layers for length in W_dec.shape)
+        mask = torch.ones(self.num_layers, self.num_layers).triu()
+        return W_dec * mask.repeat_interleave(size, 0).repeat_interleave(width, 1)
+
+    def dense(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters with W_enc as [F, D]: zeros for the layers that a latent does not read."""
+        if self.num_layers == 1:
+            return dict(parameters)
+        W_enc = torch.block_diag(*parameters["W_enc"].chunk(self.num_layers))  # type: ignore[no-untyped-call]
+        return {**parameters, "W_enc": W_enc, "W_dec": self.written(parameters["W_dec"])}
+
+    @property
     def config(self) -> dict[str, Any]:
         """The fields of an SAE's config that a shape sets, of unnormalized rows."""
+        if self.num_layers > 1:
+            layers, widths = range(self.num_layers), (D_MODEL // self.num_layers, D_OUT // self.num_layers)
+            encoded, predicted = (
+                [hook_rows(f"{name}.{i}", width) for i in layers]
+                for name, width in zip(("resid", "out"), widths, strict=True)
+            )
+            return {
+                "format_version": 2,
+                "hook": "+".join(part["hook"] for part in encoded),
+                "hooks": tuple(HookRows(**part) for part in encoded),
+                "targets": tuple(SAETarget(**part) for part in predicted),
+                "normalization": {"kind": "joined", "d_model": D_MODEL},
+            }
         if self.is_transcoder:
             rows = hook_rows("out", D_OUT)
             return {"format_version": 2, "target": SAETarget(**rows, skip=self.plan.get("skip", False))}
@@ -60,6 +97,14 @@ SHAPES = {
             "hook": "resid",
             "target": {"hook": "out", "skip": True, "normalization": "scale"},
             "initialisation": {"encoder": "independent", "decoder_bias": "mean"},
+        },
+    ),
+    "cross-layer transcoder": Shape(
+        {"d_target": D_OUT, "num_layers": 2},
+        {
+            "hook": "layer.*",
+            "target": {"hook": "added.*", "cross_layer": True},
+            "initialisation": {"encoder": "independent"},
         },
     ),
     "crosscoder": Shape({"hook_widths": WIDTHS}, {"hook": ["resid", "out"], "crosscoder": True}),

@@ -39,18 +39,26 @@ def write_sparse_cache(
 
 
 def write_cache_of_two_hooks(path: Path, num_rows: int = 3000, seed: int = 0) -> ActivationCache:
-    """The rows of :func:`write_sparse_cache`, and under ``out`` [16] a function of them with some noise."""
+    """The rows of :func:`write_sparse_cache`, and under ``out`` [16] a function of them with some noise.
+
+    Their halves are there too, as those of two layers: ``layer.0``, ``layer.1``, ``added.0``, ``added.1``.
+    """
     rows = sparse_rows(num_rows, D_MODEL, seed)
     generator = torch.Generator().manual_seed(4)
     weights = torch.randn(D_MODEL, D_OUT, generator=generator)
     out = (rows @ weights).relu() + 0.05 * torch.randn(num_rows, D_OUT, generator=generator)
+    halves = {
+        f"{name}.{i}": half
+        for name, whole in (("layer", rows), ("added", out))
+        for i, half in enumerate(whole.chunk(2, dim=1))
+    }
     with CacheWriter(
         path,
-        hooks={"resid": D_MODEL, "out": D_OUT},
+        hooks={"resid": D_MODEL, "out": D_OUT, **{name: half.shape[1] for name, half in halves.items()}},
         identity={"source": f"synthetic {seed} and a function of it", "model": {"name": "toy"}},
         heldout_fraction=0.1,
     ) as writer:
-        writer.write_rows({"resid": rows, "out": out})
+        writer.write_rows({"resid": rows, "out": out, **halves})
     return open_cache(path)
 
 

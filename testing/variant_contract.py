@@ -52,9 +52,15 @@ class VariantContract(ABC):
         """
 
     def error(self, parameters: Mapping[str, Tensor], codes: Tensor, x: Tensor) -> Tensor:
-        """Reconstruction - target, [B, O]; ``codes`` may be those of the first latents only."""
-        decoded = codes @ parameters["W_dec"][: codes.shape[1]] + parameters["b_dec"]
+        """Reconstruction - target, [B, O]."""
+        decoded = codes @ parameters["W_dec"] + parameters["b_dec"]
         return decoded + skip_of(dict(parameters), x) - self.target(x)
+
+    def first_latents(self, codes: Tensor, count: int) -> Tensor:
+        """``codes`` [B, F] of the first ``count`` latents, in turn of every layer; the others are 0."""
+        by_turn = torch.arange(codes.shape[1]).view(self.shape.num_layers, -1).T.flatten()
+        first = torch.zeros(codes.shape[1]).index_fill(0, by_turn[:count], 1.0)
+        return codes * first
 
     def target(self, x: Tensor) -> Tensor:
         """What is to be reconstructed from ``x`` [B, D]: x itself, or a transcoder's rows [B, O]."""
@@ -105,7 +111,7 @@ class VariantContract(ABC):
         dead = torch.rand(PLAN.num_latents, generator=torch.Generator().manual_seed(3)) < dead_share
         batch = self.step_on(parameters, x, dead)
         exact = {name: t.double().requires_grad_() for name, t in parameters.items()}
-        losses, codes = self.reference(exact, x.double(), dead)
+        losses, codes = self.reference(self.shape.dense(exact), x.double(), dead)
         total = torch.stack(list(losses.values())).sum()
         wanted = torch.autograd.grad(total, list(exact.values()), allow_unused=True)
 
@@ -274,6 +280,10 @@ class VariantContract(ABC):
             parameters["W_dec"] = decoder / decoder.norm(dim=1, keepdim=True)
             parameters["b_in"] = parameters["b_dec"]
             parameters["b_dec"] = 0.1 * torch.randn(D_OUT, generator=own)
+            if self.shape.num_layers > 1:
+                parameters["W_enc"] = parameters["W_enc"][:, : self.plan.d_encoder].contiguous()
+                written = self.shape.written(parameters["W_dec"])
+                parameters["W_dec"] = written / written.norm(dim=1, keepdim=True)
             if self.plan.skip:
                 parameters["W_skip"] = 0.2 * torch.randn(D_OUT, PLAN.d_model, generator=own)
         extra = self.variant.extra_parameters(PLAN)

@@ -34,6 +34,7 @@ from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
 from .engine.reading import input_bias
 from .latent_shards import LatentShards
+from .layer_blocks import LayerBlocks
 from .pairs import Pairs
 from .sae_hooks import HookRows, SAETarget, check_hooks, make_normalizer
 from .shared_tensor_file import write_tensors
@@ -43,7 +44,7 @@ from .variants.base.rows import Rows
 from .variants.base.variant import Plan
 
 FORMAT_VERSION = 1
-FORMAT_OF_SEVERAL_HOOKS = 2  # of transcoders and crosscoders
+FORMAT_OF_SEVERAL_HOOKS = 2  # of transcoders and crosscoders, cross-layer or not
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
 SAE_FOLDER = "sae"  # of a variant, in a run
 THRESHOLD = "threshold"
@@ -68,17 +69,35 @@ class SAEConfig(FrozenModel):
     training: dict[str, Any]  # steps, rows, seed, learning rate, ...
     hooks: tuple[HookRows, ...] | None = None  # of a crosscoder, side by side in its rows
     target: SAETarget | None = None  # what a transcoder predicts
+    targets: tuple[SAETarget, ...] | None = None  # of a cross-layer transcoder, one for each of its hooks
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Files of autoencoders stay as they were before there were other kinds."""
         values: dict[str, Any] = serialize(self)
-        return {k: v for k, v in values.items() if k not in ("hooks", "target") or v is not None}
+        return {k: v for k, v in values.items() if k not in ("hooks", "target", "targets") or v is not None}
 
     @property
     def d_decoded(self) -> int:
         """O, the width of what is reconstructed."""
-        return self.d_model if self.target is None else self.target.d_model
+        return sum(part.d_model for part in self.predicted) or self.d_model
+
+    @property
+    def predicted(self) -> tuple[SAETarget, ...]:
+        """What a transcoder predicts: one hook, or one for each layer; nothing for other SAEs."""
+        return self.targets or (() if self.target is None else (self.target,))
+
+    @property
+    def num_layers(self) -> int:
+        """L, the layers of a cross-layer transcoder; 1 for other SAEs."""
+        return 1 if self.targets is None else len(self.targets)
+
+    @property
+    def shape(self) -> str:
+        """What kind of function it is, for messages."""
+        if self.targets is not None:
+            return "cross-layer transcoder"
+        return "transcoder" if self.target else "autoencoder" if self.hooks is None else "crosscoder"
 
 
 class SAE(nn.Module):
@@ -86,11 +105,14 @@ class SAE(nn.Module):
 
     A transcoder (``cfg.target``) predicts rows of another hook from x: codes @ W_dec + b_dec, and with a skip
     connection + W_skip (x - b_in). A crosscoder (``cfg.hooks``) is an autoencoder of rows that hold those of
-    several hooks side by side (:func:`.sae_hooks.join`, :func:`.sae_hooks.split_by_hook`).
+    several hooks side by side (:func:`.sae_hooks.join`, :func:`.sae_hooks.split_by_hook`). A cross-layer
+    transcoder (``cfg.targets``) takes the rows of L layers side by side and predicts L targets side by side;
+    its latents come in L blocks, of which each reads one layer (:mod:`.layer_blocks`).
 
     Attributes:
-        W_enc, W_dec: float32 [F, D] and [F, O]; b_enc: [F]; b_dec: [O]; threshold: [], [F] or None. The
-            variant's own tensors are beside them, and of a transcoder b_in [D], maybe W_skip [O, D].
+        W_enc, W_dec: float32 [F, D] (of a cross-layer transcoder [F, D / L]) and [F, O]; b_enc: [F]; b_dec:
+            [O]; threshold: [], [F] or None. The variant's own tensors are beside them, and of a transcoder
+            b_in [D], maybe W_skip [O, D].
     """
 
     W_enc: Tensor
@@ -211,11 +233,16 @@ class SAE(nn.Module):
 
     def to_raw(self, reconstruction: Tensor, removed: Any) -> Tensor:
         """Normalized reconstructions [B, O] as raw rows, given what normalizing the rows x removed."""
-        if self.cfg.target is None:
+        if not self.cfg.predicted:
             raw: Tensor = self.normalizer.invert(reconstruction, removed)
             return raw
-        normalizer = self.cfg.target.normalizer
-        return normalizer.invert(reconstruction, RowState(factor=normalizer.factor or 1.0))
+        normalizers = [part.normalizer for part in self.cfg.predicted]
+        parts = torch.split(reconstruction, [n.d_model for n in normalizers], dim=-1)
+        inverted = [
+            normalizer.invert(part, RowState(factor=normalizer.factor or 1.0))
+            for normalizer, part in zip(normalizers, parts, strict=True)
+        ]
+        return inverted[0] if len(inverted) == 1 else torch.cat(inverted, dim=-1)
 
     def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:
         self._check(x)
@@ -327,6 +354,9 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
         raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
     for name, tensor in tensors.items():
         check_values(f"{weights}: tensor {name}", tensor, cfg.num_latents, unbounded=name == THRESHOLD)
+    blocks = LayerBlocks(cfg.num_layers, LatentShards.divide(cfg.num_latents))
+    if any(bool(part.any()) for part in blocks.unwritten(tensors["W_dec"])):
+        raise UsageError(f"{weights}: a latent writes to a layer before its own: its weights are damaged")
     return SAE(cfg, tensors)
 
 
@@ -394,10 +424,11 @@ def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo
 def _shapes(cfg: SAEConfig, num_latents: int) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that every SAE of this config has, whatever its kind."""
     F, D, O = num_latents, cfg.d_model, cfg.d_decoded  # noqa: E741 - as in the legend
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (F, D), "W_dec": (F, O), "b_enc": (F,), "b_dec": (O,)}
-    if cfg.target is not None:
+    encoder = (F, D // cfg.num_layers)
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": encoder, "W_dec": (F, O), "b_enc": (F,), "b_dec": (O,)}
+    if cfg.predicted:
         shapes["b_in"] = (D,)
-        if cfg.target.skip:
+        if cfg.predicted[0].skip:
             shapes["W_skip"] = (O, D)
     return shapes
 

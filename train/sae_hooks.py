@@ -1,4 +1,4 @@
-"""The hooks of an SAE: those whose rows it encodes, and the one that a transcoder predicts.
+"""The hooks of an SAE: those whose rows it encodes, and those that a transcoder predicts.
 
 The rows of a crosscoder hold those of several hooks side by side, each normalized for itself.
 Legend: B rows, D width of what is encoded.
@@ -92,13 +92,13 @@ def encoded_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
 
 
 def decoded_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
-    """The hooks whose rows an SAE reconstructs: those that it encodes, or a transcoder's target."""
-    return encoded_hooks(cfg) if cfg.target is None else (cfg.target,)
+    """The hooks whose rows an SAE reconstructs: those that it encodes, or a transcoder's targets."""
+    return cfg.predicted or encoded_hooks(cfg)
 
 
 def all_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
     """Every hook that an SAE encodes or reconstructs."""
-    return encoded_hooks(cfg) + (() if cfg.target is None else (cfg.target,))
+    return encoded_hooks(cfg) + cfg.predicted
 
 
 def place_of(cfg: "SAEConfig") -> tuple[tuple[tuple[str, int], ...], ...]:
@@ -143,10 +143,30 @@ def check_hooks(cfg: "SAEConfig") -> None:
             f"its hooks should be two or more, without a target, of {cfg.d_model} dimensions in all, named "
             f"in hook with + between them, with normalization {JOINED}"
         )
-    if cfg.target is not None and not is_invertible_alone(cfg.target.normalizer.kind):
+    for part in cfg.predicted:
+        if not is_invertible_alone(part.normalizer.kind):
+            raise UsageError(
+                f"target.normalization is {part.normalizer.kind}, which cannot be inverted for a row that "
+                "is only predicted"
+            )
+    if cfg.targets is not None:
+        _check_layers(cfg)
+
+
+def _check_layers(cfg: "SAEConfig") -> None:
+    encoded, predicted = encoded_hooks(cfg), cfg.predicted
+    widths = [{part.d_model for part in parts} for parts in (encoded, predicted)]
+    if (
+        cfg.hooks is None
+        or len(predicted) != len(encoded)
+        or any(len(each) > 1 for each in widths)
+        or any(part.skip for part in predicted)
+        or cfg.num_latents % len(encoded)
+    ):
         raise UsageError(
-            f"target.normalization is {cfg.target.normalizer.kind}, which cannot be inverted for a row that "
-            "is only predicted"
+            "a cross-layer transcoder needs as many targets as hooks, without skip, equally wide each, and a "
+            f"number of latents that they divide: {len(encoded)} hooks, {len(predicted)} targets, "
+            f"{cfg.num_latents} latents"
         )
 
 

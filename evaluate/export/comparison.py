@@ -14,7 +14,9 @@ from torch import Tensor
 from ...common.errors import SaecacheError
 from ...common.fvu import FVU
 from ...store import ActivationCache
+from ...store.normalization import RowState
 from ...train import SAE
+from ...train.sae_hooks import encoded_hooks
 from ..rows import MeasuredRows
 from .format import Forward
 from .space import Space
@@ -74,7 +76,7 @@ def compare(
         ours_BF = sae.encode(x_BD, input=space.rows)
         ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
         theirs_BF, theirs_BD = forward(x_BD)
-        if sae.cfg.target is not None:  # the rows to predict are not at hand: its own predictions stand in
+        if sae.cfg.predicted:  # the rows to predict are not at hand: its own predictions stand in
             x_BD = ours_BD
         active, in_export = ours_BF != 0, theirs_BF != 0
         one += int((active ^ in_export).sum())
@@ -150,14 +152,28 @@ def make_random_rows(sae: SAE, space: Space) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     num_latents, d_model = sae.cfg.num_latents, sae.cfg.d_model
-    directions_FD, centre_D = (sae.W_dec, sae.b_dec) if sae.cfg.target is None else (sae.W_enc, sae.b_in)
+    directions_FD, centre_D = (sae.W_enc, sae.b_in) if sae.cfg.predicted else (sae.W_dec, sae.b_dec)
     num_active = min(num_latents, max(1, round(sae.cfg.k or 8)))
     latent_BK = torch.randint(num_latents, (RANDOM_ROWS, num_active), generator=generator)
     amount_BK = torch.rand(latent_BK.shape, generator=generator)
-    row_BD = torch.einsum("bk,bkd->bd", amount_BK, directions_FD[latent_BK])
+    if sae.cfg.num_layers == 1:
+        row_BD = torch.einsum("bk,bkd->bd", amount_BK, directions_FD[latent_BK])
+    else:  # each latent's direction is of the rows of its layer
+        layer_BKL = torch.nn.functional.one_hot(
+            latent_BK * sae.cfg.num_layers // num_latents, sae.cfg.num_layers
+        )
+        sums = torch.einsum("bk,bkl,bkd->bld", amount_BK, layer_BKL.float(), directions_FD[latent_BK])
+        row_BD = sums.flatten(1)
     noise_BD = torch.randn(row_BD.shape, generator=generator)
     row_BD = row_BD / _norm(row_BD) + NOISE * noise_BD / _norm(noise_BD)
     normalizer = sae.normalizer
+    if sae.cfg.hooks is not None:
+        normalized_BD = row_BD * sqrt(d_model) + centre_D
+        if space.rows == "normalized":
+            return normalized_BD
+        states = [RowState(factor=part.factor or 1.0) for part in normalizer.parts]
+        inverted: Tensor = normalizer.invert(normalized_BD, states)
+        return inverted
     unit = normalizer.starts_from == "unit"
     typical = normalizer.factor or 1.0 if unit else sqrt(d_model)
     raw_BD = row_BD * typical + centre_D
@@ -180,7 +196,11 @@ def read_cached_rows(
     sae: SAE, space: Space, cache: ActivationCache, measured: MeasuredRows
 ) -> Iterator[Tensor]:
     """Read rows of the cache in blocks, as ``space`` says they are handed in: float32 [B, D]."""
-    kind = "none" if space.rows == "raw" else sae.normalizer.kind
     for block in measured.blocks(BLOCK_ROWS):
         index = np.arange(block.start, block.stop)
-        yield cache.rows(sae.cfg.hook, index, split=measured.split, normalization=kind).float()
+        parts = []
+        for part in encoded_hooks(sae.cfg):
+            kind = "none" if space.rows == "raw" else part.normalizer.kind
+            rows = cache.rows(part.hook, index, split=measured.split, normalization=kind)
+            parts.append(rows.float())
+        yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

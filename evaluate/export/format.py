@@ -41,6 +41,7 @@ class Format(ABC):
     name: ClassVar[str]
     forms: ClassVar[frozenset[Form]]
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset()  # rules that it has for transcoders
+    cross_layer_forms: ClassVar[frozenset[Form]] = frozenset()  # and for cross-layer transcoders
     steps: ClassVar[frozenset[Step]] = frozenset()  # what the library can do to each row first
 
     @abstractmethod

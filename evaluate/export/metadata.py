@@ -6,6 +6,7 @@ from typing import Any
 from ...store import ActivationCache
 from ...train import SAE
 from ...train.foreign.hook_names import parse_named_hook, to_transformer_lens
+from ...train.sae_hooks import name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     return Provenance(
         model=sae.cfg.cache.get("model_name") or _mapping(identity.get("model")).get("name"),
         hook=sae.cfg.hook,
-        target=None if sae.cfg.target is None else sae.cfg.target.hook,
+        target=name_of(sae.cfg.predicted) or None,
         context=None if cache is None else cache.manifest.context,
         dataset=dataset,
         prepend_bos=packing["bos_id"] is not None if "bos_id" in packing else None,

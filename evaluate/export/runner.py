@@ -15,19 +15,22 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..rows import choose_rows
 from ..targets import Place, Target, check_belongs, find_targets
+from .circuit_tracer import CircuitTracer
 from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
 from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
 from .metadata import find_provenance
 from .new_folder import check_new, new_folder
-from .rules import Rule, choose_rule
+from .rules import Form, Rule, choose_rule
 from .saelens import SAELens
 from .space import Space, choose_space
 from .sparsify import Sparsify
 
 REPORT_FILE = "saecache-export.json"
 CACHED_ROWS = 8192  # held-out rows that an export is compared on
-FORMATS: dict[str, Format] = {each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify())}
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify(), CircuitTracer())
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def export_sae(
 
     Args:
         sae_dir: the SAE's folder, that of a run with one SAE, or a URL.
-        format: ``saelens``, ``dictionary_learning`` or ``sparsify``.
+        format: ``saelens``, ``dictionary_learning``, ``sparsify`` or ``circuit_tracer``.
         cache: the cache the SAE was trained from; it also names the text, the context and BOS.
         normalized_input: the rows handed in will be normalized already, as the cache normalizes them.
 
@@ -103,7 +106,7 @@ def export_sae(
         check_belongs(sae, target, opened)
     provenance = find_provenance(sae, opened)
     origin = asdict(provenance)
-    if sae.cfg.target is None:
+    if not sae.cfg.predicted:
         del origin["target"]
     what = Exportable(sae=sae, rule=rule, space=space, provenance=provenance)
     with new_folder(path) as folder:
@@ -152,25 +155,37 @@ def find_one(folder: Place) -> Target:
 
 
 def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
-    if sae.cfg.hooks is not None:
+    shape = sae.cfg.shape
+    if shape == "crosscoder":
         raise UsageError(
             f"SAE {sae.cfg.name} is a crosscoder of {sae.cfg.hook}, and none of the formats "
             f"{', '.join(FORMATS)} holds crosscoders; share its own folder instead"
         )
-    if sae.cfg.target is not None and rule.form not in chosen.transcoder_forms:
-        able = [name for name, each in FORMATS.items() if rule.form in each.transcoder_forms]
+    able = [name for name, each in FORMATS.items() if rule.form in _forms_of(each, shape)]
+    if chosen.name in able:
+        return
+    if shape != "autoencoder":
         raise UsageError(
-            f"SAE {sae.cfg.name} is a transcoder that finds its codes by {sae.cfg.inference!r}, and "
-            f"{chosen.name} has no transcoders of that rule"
+            f"SAE {sae.cfg.name} is a {shape} that finds its codes by {sae.cfg.inference!r}, and "
+            f"{chosen.name} has no {shape}s of that rule"
             f"{': use --format ' + ' or '.join(able) if able else ', nor has another format'}"
         )
-    if rule.form in chosen.forms:
-        return
-    able = [name for name, each in FORMATS.items() if rule.form in each.forms]
+    if not chosen.forms:
+        raise UsageError(
+            f"SAE {sae.cfg.name} is an autoencoder, and {chosen.name} holds cross-layer transcoders only: "
+            f"use --format {' or '.join(able)}"
+        )
     raise UsageError(
         f"SAE {sae.cfg.name} ({sae.cfg.kind}) finds its codes by {sae.cfg.inference!r}, and {chosen.name} "
         f"holds {', '.join(sorted(chosen.forms))} only: use --format {' or '.join(able)}"
     )
+
+
+def _forms_of(chosen: Format, shape: str) -> frozenset[Form]:
+    """The rules that a format has for SAEs of a ``shape`` (:attr:`SAEConfig.shape`)."""
+    if shape == "cross-layer transcoder":
+        return chosen.cross_layer_forms
+    return chosen.transcoder_forms if shape == "transcoder" else chosen.forms
 
 
 def _comparisons(

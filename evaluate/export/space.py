@@ -16,6 +16,8 @@ u f                subtracts the row's mean,     sqrt(D - 1) u      sqrt(D - 1) 
 x sqrt(D) / |x|    multiplies by sqrt(D) / |x|   y                  1
 any                nothing (normalized input)    y                  1
 =================  ============================  =================  =======================
+
+The rows of a cross-layer transcoder have a number f for each hook, by which the format scales its weights.
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...train import SAE
+from ...train.sae_hooks import all_hooks
 
 Step = Literal["standardize", "rms_norm"]
 """What a library can do to each row first: subtract its mean and divide by its standard deviation, or
@@ -56,6 +59,15 @@ def choose_space(sae: SAE, *, format_name: str, steps: frozenset[Step], normaliz
         UsageError: the format cannot normalize rows as needed, or ``normalized_input`` does nothing.
     """
     kind, d_model = sae.normalizer.kind, sae.cfg.d_model
+    parts = [part.normalizer for part in all_hooks(sae.cfg)]
+    if sae.cfg.hooks is not None and not normalized_input:
+        if any(part.starts_from != "raw" or part.factor is None for part in parts):
+            raise UsageError(
+                f"SAE {sae.cfg.name} was trained on rows with their own mean and norm removed, and the "
+                f"{format_name} format has no such step: use --normalized-input, to hand in rows that you "
+                "normalize yourself"
+            )
+        return Space(rows="raw", standardized=False, factor=1.0)  # the format scales each hook for itself
     if normalized_input:
         if kind == "none":
             raise UsageError(

@@ -198,7 +198,7 @@ def _note_logits(sae: SAE, unembedding: Unembedding | None) -> str | None:
         return NO_MODEL
     width = unembedding.weight.shape[1]
     if sae.cfg.hooks is not None:
-        return "No logit effects: a crosscoder's directions are of several hooks side by side."
+        return f"No logit effects: a {sae.cfg.shape}'s directions are of several hooks side by side."
     (decoded,) = decoded_hooks(sae.cfg)
     if decoded.d_model != width:
         return (

@@ -10,7 +10,8 @@ from torch import nn
 
 from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
-from saecache.harvest.hook_points import find_blocks
+from saecache.harvest.hook_points import HookPoint, find_blocks
+from saecache.harvest.hooks import watched
 
 CLASSES = ["neox", "neox_sequential", "gpt2", "llama", "qwen3", "mistral", "gemma2", "olmo2", "opt", "llama4"]
 BLOCKS = {
@@ -303,6 +304,24 @@ def test_threads_that_run_the_model_at_once_see_their_own_activations(neox: Lang
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda ids: neox.activations(ids, ["mlp_out.2"])["mlp_out.2"], texts))
     assert all(map(torch.equal, alone, together))
+
+
+def test_a_hook_that_another_thread_removes_during_a_forward_is_left_alone() -> None:
+    """Torch then calls it without the keywords that it was registered for."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    point = HookPoint("mlp_in.0", "0", "input")
+    seen: list[torch.Tensor] = []
+    watching = watched(model, point, seen.append)
+
+    def remove(*_: object) -> None:
+        watching.__exit__(None, None, None)
+
+    handle = model[0].register_forward_pre_hook(remove)
+    watching.__enter__()
+    with ThreadPoolExecutor(1) as pool:  # its forward removes the hook that this thread added
+        pool.submit(model, torch.ones(2, 4)).result()
+    handle.remove()
+    assert seen == [] and not model[0]._forward_pre_hooks
 
 
 def test_padding_changes_nothing_before_it(neox: LanguageModel) -> None:

@@ -36,6 +36,7 @@ from ..hostile import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="FIFOs, and the peak of memory in /proc")
 
 NAME = "batch_topk_k3"
+SEVERAL = ("transcoder with skip", "crosscoder", "cross-layer transcoder")
 FILES = ("cfg.json", "weights.safetensors")
 LAST = "step_00000008"
 CHECKPOINT_FILES = (*FILES, "training.safetensors", "progress.json")
@@ -128,7 +129,7 @@ def test_any_value_in_the_config_of_an_sae(trained: Path, tmp_path: Path) -> Non
 def several(cache_of_two_hooks: ActivationCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """SAEs of several hooks, by shape."""
     found = {}
-    for shape in ("transcoder with skip", "crosscoder"):
+    for shape in SEVERAL:
         settings = {"variants": [{"kind": "topk", "k": 3}], "num_latents": 48, "batch_rows": 128, "steps": 2}
         config = TrainConfig.model_validate({**settings, "device": "cpu", **SHAPES[shape].run})
         (found[shape],) = run(
@@ -137,7 +138,7 @@ def several(cache_of_two_hooks: ActivationCache, tmp_path_factory: pytest.TempPa
     return found
 
 
-@pytest.mark.parametrize("shape", ["transcoder with skip", "crosscoder"])
+@pytest.mark.parametrize("shape", SEVERAL)
 def test_any_value_in_the_config_of_an_sae_of_several_hooks(
     shape: str, several: dict[str, Path], tmp_path: Path
 ) -> None:

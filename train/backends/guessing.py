@@ -10,13 +10,14 @@ Legend: B rows, F latents, P pairs.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..pairs import Pairs
 from .plain.products import matmul
-from .sources import Encoder, Source
+from .sources import AnySource, Encoder
 
 MARGIN = 1.25  # how many times ``total`` pairs should reach a guess
 SAMPLE_ROWS, SAMPLE_LATENTS = 256, 2048  # of the sample from which thresholds are guessed
@@ -34,13 +35,13 @@ class Collector:
         mask_of_largest: a mask of the ``count`` largest of values [n], ties to the first: bool [n].
     """
 
-    reaching: Callable[[Source, float, int], Pairs]
+    reaching: Callable[[Any, float, int], Pairs]
     kth_largest: Callable[[Tensor, int], float]
     mask_of_largest: Callable[[Tensor, int], Tensor]
 
 
 def largest_of_batch(
-    collector: Collector, source: Source, total: int, hint: Tensor | None
+    collector: Collector, source: AnySource, total: int, hint: Tensor | None
 ) -> tuple[Pairs, Tensor | None]:
     """See :meth:`.protocol.Backend.largest_of_batch`."""
     for guess in _guesses(collector, source, total, hint):
@@ -51,7 +52,7 @@ def largest_of_batch(
     return chosen, torch.tensor(next_guess(collector.kth_largest, chosen.value)) if total else None
 
 
-def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | None) -> Iterator[float]:
+def _guesses(collector: Collector, source: AnySource, total: int, hint: Tensor | None) -> Iterator[float]:
     """Yield thresholds to try until enough pairs reach one; the last one is minus infinity."""
     last = torch.inf if hint is None else float(hint)
     if not isfinite(last):  # this is the first batch
@@ -65,7 +66,7 @@ def _guesses(collector: Collector, source: Source, total: int, hint: Tensor | No
     yield -torch.inf
 
 
-def sample(source: Source, processes: int = 1) -> tuple[Tensor, float]:
+def sample(source: AnySource, processes: int = 1) -> tuple[Tensor, float]:
     """Some pre-activations, spread over rows and latents or a whole block, and their share of all.
 
     ``processes`` that share the latents take as many together as one.

@@ -9,13 +9,12 @@ Legend: B rows, D model width, F latents, P pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..pairs import Pairs
-from .sources import Source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,31 +34,33 @@ class AdamSettings:
     gradient_scale: float | Tensor = 1.0
 
 
-class Backend(Protocol):
-    """The functions of a backend module: the operations of a training step that differ between devices.
+class Selections(Protocol):
+    """The selection rules. A backend's select from a :data:`.sources.Source`.
 
-    Selections return :class:`Pairs` in row order; their values are the numbers that were compared. The
+    They return :class:`Pairs` in row order; their values are the numbers that were compared. The
     pre-activations of an :class:`.sources.Encoder` are ``sddmm(pairs, x_centered, W_enc) + b_enc[latent]``,
     whichever product screened them; the number of threads and the block size never change a selection.
     """
 
-    def largest_per_row(self, source: Source, k: int) -> Pairs:
+    def largest_per_row(self, source: Any, k: int) -> Pairs:
         """Select the ``k`` largest of each row, negative ones too; ties go to the lowest latent."""
 
-    def largest_of_batch(
-        self, source: Source, total: int, hint: Tensor | None
-    ) -> tuple[Pairs, Tensor | None]:
+    def largest_of_batch(self, source: Any, total: int, hint: Tensor | None) -> tuple[Pairs, Tensor | None]:
         """Select the ``total`` largest of all, negative ones too; ties go to the lowest (row, latent).
 
         ``hint`` (float32 []) is a guess of their threshold from an earlier batch; it changes the time, never
         the result. Returns the pairs and the guess for the next batch, which is None if ``total`` is 0.
         """
 
-    def largest_per_latent(self, source: Source, counts: Tensor) -> Pairs:
+    def largest_per_latent(self, source: Any, counts: Tensor) -> Pairs:
         """Select the ``counts[i]`` (int64 [F]) largest rows of latent i; ties go to the lowest row."""
 
-    def above(self, source: Source, threshold: Tensor) -> Pairs:
+    def above(self, source: Any, threshold: Tensor) -> Pairs:
         """Select pairs strictly above their latent's ``threshold``, float32 [F]; infinity selects none."""
+
+
+class Backend(Selections, Protocol):
+    """The functions of a backend module: the operations of a training step that differ between devices."""
 
     def sddmm(self, pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
         """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]; the pairs' values are not used.

@@ -5,7 +5,8 @@ Legend: B rows, b rows of a block, D model width, F latents.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -126,4 +127,80 @@ class Scores:
         return self.stream()
 
 
+@dataclass(frozen=True, eq=False)
+class LayeredEncoder:
+    """The pre-activations of latents that read one of several layers each, whose rows lie side by side.
+
+    The latents of a layer are consecutive, and ascend with the layers. Latent i of layer l has the
+    pre-activation <x_centered of layer l, W_enc_i> + b_enc_i: the products with other layers do not exist.
+
+    Attributes:
+        x_centered: float32 [B, L * d], the rows of L layers. W_enc: float32 [F, d]. b_enc: float32 [F].
+        bounds: the first latent of each layer, ascending, and F at the end.
+        block_rows, slice_latents: as those of :class:`Encoder`.
+    """
+
+    x_centered: Tensor
+    W_enc: Tensor
+    b_enc: Tensor
+    bounds: tuple[int, ...]
+    block_rows: int | None = None
+    slice_latents: int | None = None
+
+    def __post_init__(self) -> None:
+        width = self.W_enc.shape[1] * (len(self.bounds) - 1)
+        if self.x_centered.dim() != 2 or self.x_centered.shape[1] != width:
+            raise ValueError(f"x_centered must be [B, {width}], got {tuple(self.x_centered.shape)}")
+
+    @property
+    def num_rows(self) -> int:
+        return self.x_centered.shape[0]
+
+    @property
+    def num_latents(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
+
+    @cached_property
+    def layers(self) -> tuple[tuple[slice, Encoder], ...]:
+        """The latents of every layer that has some, with their encoder; each copies the rows of its layer."""
+        width = self.W_enc.shape[1]
+        return tuple(
+            (
+                slice(first, stop),
+                Encoder(
+                    self.x_centered[:, layer * width : (layer + 1) * width],
+                    self.W_enc[first:stop],
+                    self.b_enc[first:stop],
+                    self.block_rows,
+                ),
+            )
+            for layer, (first, stop) in enumerate(pairwise(self.bounds))
+            if first < stop
+        )
+
+    def of_rows(self, rows: slice) -> "LayeredEncoder":
+        """The same encoder for some of the rows."""
+        return replace(self, x_centered=self.x_centered[rows])
+
+    def blocks(self) -> Blocks:
+        """Yield all pre-activations block by block, from float32 matrix products."""
+        num_rows, num_latents = self.num_rows, self.num_latents
+        size = self.block_rows or block_rows(num_latents, self.device)
+        step = self.slice_latents or max(1, num_latents)
+        with borrowed(min(size, num_rows), num_latents, dtype=torch.float32, device=self.device) as buffer:
+            for first_row in range(0, num_rows, size):
+                out = buffer[: min(size, num_rows - first_row)]
+                for own, encoder in self.layers:
+                    part = encoder.x_centered[first_row : first_row + size]
+                    for first in range(own.start - own.start % step, own.stop, step):
+                        some = slice(max(own.start, first), min(own.stop, first + step))
+                        matmul(part, self.W_enc[some].T, out[:, some])
+                yield first_row, out.add_(self.b_enc)
+
+
 Source = Encoder | Scores
+AnySource = Source | LayeredEncoder  # backends take the first two; see :mod:`..selection.layered`

@@ -35,7 +35,7 @@ def run_each_variant(
 
     # Processes exchange in one order, which side by side does not keep.
     alone = all(trainee.plan.owners.is_whole for trainee in running)
-    largest = max((trainee.plan.num_latents * trainee.plan.d_model for trainee in running), default=0)
+    largest = max((trainee.plan.num_latents * trainee.plan.d_encoder for trainee in running), default=0)
     largest_rows = max(rows.values(), key=Tensor.numel)
     together = num_side_by_side(len(running), largest, largest_rows) if alone else 0
     contexts = [copy_context() for _ in range(together)]  # a thread does not inherit its caller's

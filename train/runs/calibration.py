@@ -8,11 +8,10 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
-from ..backends.sources import Encoder
 from ..engine.reading import input_bias
 from ..sae import SAE, SAEConfig
 from ..sae_hooks import encoded_hooks
-from ..selection.pre_activations import PreActivations
+from ..variants.base.rows import Rows
 
 SHARE = 0.25  # of the held-out rows, for calibration
 TINY = 1e-12  # replaces a threshold of 0, which no factor would change
@@ -37,14 +36,17 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
     assert sae.threshold is not None, "target_l0 has checked that"
     threshold = sae.threshold.expand(sae.shards.count)
     usable = threshold.isfinite().nonzero().flatten()  # the others were never active and stay inactive
-    base = threshold[usable].clamp_min(TINY)[:, None] if sae.threshold.dim() else 1.0
-    group = sae.shards.group
-    x_centered = x.float() - input_bias(dict(sae.named_buffers()))
-    bias = (sae.b_enc[usable, None] / base).flatten()
-    encoder = Encoder(x_centered, sae.W_enc[usable] / base, bias)
+    base = threshold.clamp_min(TINY) if sae.threshold.dim() else torch.ones_like(threshold)
+    group, tensors = sae.shards.group, dict(sae.named_buffers())
+    rows = Rows(
+        x_centered=x.float() - input_bias(tensors),
+        parameters={"W_enc": sae.W_enc / base[:, None], "b_enc": sae.b_enc / base},
+        state={},
+        latent_shards=sae.shards,
+    )
+    scores = rows.pre_activations(usable)
     total = round(l0 * x.shape[0])
     most = x.shape[0] * sae.shards.add_up(usable.numel())
-    scores = PreActivations(encoder, sae.shards.count, latents=usable, latent_shards=sae.shards)
     chosen = torch.cat(group.gather_rows(scores.largest_of_batch(min(total + 1, most)).value))
     largest = chosen[chosen > 0].sort(descending=True).values
     if not 0 < total <= largest.numel():

@@ -53,6 +53,8 @@ class TargetConfig(FrozenModel):
     # A kind that divides each row by its own norm could not be inverted for a row that is only predicted.
     normalization: NormalizationKind = "unit_scale"  # E|y|² = 1
     skip: bool = False  # adds W_skip x, an affine skip connection
+    # One transcoder of all hooks: the latents of each write to its target and to those of all later hooks
+    cross_layer: bool = False
 
     @field_validator("normalization")
     @classmethod
@@ -64,6 +66,12 @@ class TargetConfig(FrozenModel):
                 f"that is predicted: take one of {able}"
             )
         return kind
+
+    @model_validator(mode="after")
+    def _cross_layer_goes_without_skip(self) -> Self:
+        if self.cross_layer and self.skip:
+            raise ValueError("a cross-layer transcoder has no skip connection: set target.skip=false")
+        return self
 
 
 class CalibrationConfig(FrozenModel):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...common.errors import SaecacheError
 from ..engine.optimizer import normalize_rows
+from ..layer_blocks import LayerBlocks
 from ..variants.base.variant import Plan
 from .config import InitialisationConfig
 
@@ -30,17 +31,21 @@ def initial_parameters(
 
     b_enc [F] is 0, b_dec [O] is as given, and so is a transcoder's b_in [D]; its W_skip [O, D] is 0. All are
     float32; training does not keep the two matrices tied. With ``decoder: zeros`` W_dec is 0 instead, so that
-    training starts from the prediction b_dec (as sparsify's transcoders do). Processes that share the latents
-    (``plan.group``) get their own rows of what one process would draw.
+    training starts from the prediction b_dec (as sparsify's transcoders do). A cross-layer transcoder has
+    W_enc [F, D / L], and rows of W_dec of norm 1 that are 0 for layers before the latent's. Processes that
+    share the latents (``plan.group``) get their own rows of what one process would draw.
     """
     config = config or InitialisationConfig()
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts alike
     draw = orthogonal_rows if config.directions == "orthogonal" else isotropic_rows
     from_zeros, own = config.decoder == "zeros", plan.shards.own
-    width = plan.d_model if from_zeros else plan.d_decoded
+    width = plan.d_encoder if from_zeros else plan.d_decoded
     W_dec = draw(plan.num_latents, width, generator, own).to(b_dec.device)
     tied = from_zeros or config.encoder == "tied"
-    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_model, generator, own).to(b_dec.device)
+    W_enc = W_dec if tied else draw(plan.num_latents, plan.d_encoder, generator, own).to(b_dec.device)
+    if plan.num_layers > 1 and not from_zeros:
+        LayerBlocks(plan.num_layers, plan.shards).clear_unwritten(W_dec)
+        normalize_rows(W_dec)
     parameters = {
         "W_enc": W_enc * config.encoder_norm,
         "W_dec": W_dec.new_zeros(len(W_dec), plan.d_decoded) if from_zeros else W_dec,
@@ -48,7 +53,7 @@ def initial_parameters(
         "b_dec": b_dec.clone(),
     }
     if plan.d_target is not None:
-        parameters["b_in"] = torch.zeros_like(W_enc[0]) if b_in is None else b_in.clone()
+        parameters["b_in"] = b_dec.new_zeros(plan.d_model) if b_in is None else b_in.clone()
     if plan.skip:
         parameters["W_skip"] = torch.zeros(plan.d_decoded, plan.d_model, device=b_dec.device)
     return parameters

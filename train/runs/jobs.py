@@ -1,7 +1,7 @@
 """The SAEs of a run: which hooks each reads, and what it reconstructs.
 
-A run has one SAE for each variant and hook; with ``target`` they are transcoders, and with ``crosscoder`` all
-hooks together have one SAE for each variant.
+A run has one SAE for each variant and hook; with ``target`` they are transcoders. With ``crosscoder``, and
+with ``target.cross_layer``, all hooks together have one SAE for each variant.
 """
 
 import re
@@ -78,8 +78,13 @@ def num_jobs(config: TrainConfig, cache: ActivationCache) -> int:
     Raises:
         UsageError: the cache does not have the hooks.
     """
-    one = config.hook is None or config.crosscoder
+    one = config.hook is None or config.crosscoder or is_cross_layer(config)
     return len(config.variants) * (1 if one else len(choose_hooks(config, cache)))
+
+
+def is_cross_layer(config: TrainConfig) -> bool:
+    """Whether the run trains cross-layer transcoders."""
+    return config.target is not None and config.target.cross_layer
 
 
 def choose_readings(
@@ -103,9 +108,33 @@ def choose_readings(
         return [Reading.autoencoder(*sources)]
     if config.target is None:
         return [Reading.autoencoder(source) for source in sources]
-    return [
-        Reading(inputs=(source,), targets=(_target_of(config, cache, source.hook),)) for source in sources
-    ]
+    targets = [_target_of(config, cache, source.hook) for source in sources]
+    if config.target.cross_layer:
+        _check_layers(sources, targets)
+        return [Reading(inputs=tuple(sources), targets=tuple(targets))]
+    return [Reading(inputs=(source,), targets=(to,)) for source, to in zip(sources, targets, strict=True)]
+
+
+def _check_layers(sources: Sequence[Source], targets: Sequence[Source]) -> None:
+    """Make sure that hooks can be the layers of a cross-layer transcoder.
+
+    Raises:
+        UsageError: there is one only, two have the same target, or their widths differ.
+    """
+    if len(sources) == 1:
+        raise UsageError(
+            f"a cross-layer transcoder needs two hooks or more, and hook gives {sources[0].hook} alone: set "
+            "hook to a list or a pattern, as mlp_in.*, or target.cross_layer=false"
+        )
+    if len(set(targets)) < len(targets):
+        raise UsageError(
+            f"target.hook gives {targets[0].hook} for several hooks, and every layer of a cross-layer "
+            "transcoder needs a target of its own: put * in the place of the layer's number, as mlp_out.*"
+        )
+    for what, layers in (("hooks", sources), ("targets", targets)):
+        if len({source.width for source in layers}) > 1:
+            widths = ", ".join(f"{source.hook}: {source.width}" for source in layers)
+            raise UsageError(f"the {what} of a cross-layer transcoder must be equally wide ({widths})")
 
 
 def _target_of(config: TrainConfig, cache: ActivationCache, hook: str) -> Source:
@@ -168,6 +197,7 @@ def _make_job(
     chosen = variant.num_latents or config.num_latents
     if chosen is None and config.expansion_factor is not None:
         chosen = config.expansion_factor * max(source.width for source in reading.inputs)
+        chosen *= len(reading.inputs) if is_cross_layer(config) else 1
     chosen = num_latents if chosen is None else chosen
     assert chosen is not None, "the config gives one of the three"
     plan = Plan(
@@ -180,6 +210,7 @@ def _make_job(
         skip=config.target is not None and config.target.skip,
         free_decoder=config.initialisation.decoder == "zeros",
         hook_widths=tuple(source.width for source in reading.inputs) if config.crosscoder else (),
+        num_layers=len(reading.inputs) if is_cross_layer(config) else 1,
         group=layout.group,
         row_group=layout.row_group,
         grid=layout.grid,
@@ -192,18 +223,23 @@ def _make_job(
 
 def problems_of_reading(job: Job, config: TrainConfig) -> list[str]:
     """The reasons why a variant cannot be what the config asks for, and how to fix them."""
-    problems = []
-    free = job.plan.free_decoder
+    problems, plan = [], job.plan
+    free = plan.free_decoder
+    if plan.num_latents % plan.num_layers:
+        problems.append(
+            f"{plan.num_latents} latents cannot be divided among {plan.num_layers} layers: set num_latents "
+            f"to a multiple of {plan.num_layers}, or expansion_factor"
+        )
     if free and job.variant.needs_unit_decoder:
         problems.append(
             "initialisation.decoder=zeros frees the norms of W_dec, and its penalty would fade while they "
             "grow: take decoder=free (relu), or initialisation.decoder=directions"
         )
-    tied = config.initialisation.encoder == "tied" and not free
-    if tied and job.plan.d_decoded != job.plan.d_model:
+    tied = config.init is None and config.initialisation.encoder == "tied" and not free
+    if tied and plan.d_decoded != plan.d_encoder:
         problems.append(
-            f"W_enc of width {job.plan.d_model} cannot start as a multiple of W_dec of width "
-            f"{job.plan.d_decoded}: set initialisation.encoder=independent, or initialisation.decoder=zeros"
+            f"W_enc of width {plan.d_encoder} cannot start as a multiple of W_dec of width "
+            f"{plan.d_decoded}: set initialisation.encoder=independent, or initialisation.decoder=zeros"
         )
     return problems
 
@@ -213,11 +249,12 @@ def encoded_by(job: Job, cache: ActivationCache) -> tuple[HookRows, ...]:
     return tuple(_rows_of(source, cache) for source in job.reading.inputs)
 
 
-def predicted_by(job: Job, cache: ActivationCache) -> SAETarget | None:
-    """What a transcoder predicts, as its config names it; None for other SAEs."""
+def predicted_by(job: Job, cache: ActivationCache) -> tuple[SAETarget, ...]:
+    """What a transcoder predicts, as its config names it: a target for each layer; none for other SAEs."""
     if job.plan.d_target is None:
-        return None
-    return SAETarget(**_rows_of(job.reading.targets[0], cache).model_dump(), skip=job.plan.skip)
+        return ()
+    found = (_rows_of(target, cache).model_dump() for target in job.reading.targets)
+    return tuple(SAETarget(**rows, skip=job.plan.skip) for rows in found)
 
 
 def _rows_of(source: Source, cache: ActivationCache) -> HookRows:

@@ -139,7 +139,7 @@ def step_traffic(plan: Plan, latents: int, rows: int) -> float:
     """
     own_rows, own_latents = plan.step_rows / rows, plan.num_latents / latents
     of_latents = own_rows * (8 * plan.d_decoded + 4 * CODES * (latents - 1)) if latents > 1 else 0.0
-    return of_latents + 8 * own_latents * (plan.d_model + plan.d_decoded) * (rows - 1) / rows
+    return of_latents + 8 * own_latents * (plan.d_encoder + plan.d_decoded) * (rows - 1) / rows
 
 
 def layout_problems(layout: Layout, plans: Sequence[Plan]) -> list[str]:

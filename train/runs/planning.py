@@ -102,11 +102,12 @@ class Memory:
 def _num_weights(plan: Plan, shards: LatentShards) -> int:
     """W_enc [F, D], W_dec [F, O], b_enc [F], b_dec [O]; b_in [D] and W_skip [O, D] of a transcoder.
 
-    Of the first three, those of the latents of this process in ``shards``.
+    Of the first three, those of the latents of this process in ``shards``. A cross-layer transcoder has W_enc
+    [F, D / L].
     """
     encoded, decoded = plan.d_model, plan.d_decoded
     transcoder = 0 if plan.d_target is None else encoded + encoded * decoded * plan.skip
-    return shards.count * (encoded + decoded + 1) + decoded + transcoder
+    return shards.count * (plan.d_encoder + decoded + 1) + decoded + transcoder
 
 
 def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
@@ -185,7 +186,7 @@ def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device)
     fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
     needs = [(memory.total, device, what)]
     if device.type != "cpu":
-        drawn = 4 * largest.shards.count * (largest.d_model + largest.d_decoded)
+        drawn = 4 * largest.shards.count * (largest.d_encoder + largest.d_decoded)
         needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
     problems = []
     for needed_bytes, place, who in needs:

@@ -119,10 +119,10 @@ class Recorder:
         """The SAE after ``step`` steps; it shares the trainee's tensors."""
         variant, plan = trainee.variant, trainee.plan
         job = self.jobs[trainee.name]
-        rows, target = encoded_by(job, self.cache), predicted_by(job, self.cache)
+        rows, predicted = encoded_by(job, self.cache), predicted_by(job, self.cache)
         identity = self.cache.manifest.identity
         cfg = SAEConfig(
-            format_version=FORMAT_VERSION if target is None and len(rows) == 1 else FORMAT_OF_SEVERAL_HOOKS,
+            format_version=FORMAT_OF_SEVERAL_HOOKS if predicted or len(rows) > 1 else FORMAT_VERSION,
             kind=variant.kind,
             name=trainee.name,
             d_model=plan.d_model,
@@ -131,8 +131,9 @@ class Recorder:
             inference=variant.inference,
             hook=name_of(rows),
             normalization=normalization_of(rows),
-            hooks=rows if plan.hook_widths else None,
-            target=target,
+            hooks=rows if len(rows) > 1 else None,
+            target=predicted[0] if len(predicted) == 1 else None,
+            targets=predicted if len(predicted) > 1 else None,
             variant=variant,
             cache={
                 "fingerprint": self.cache.fingerprint,

@@ -52,78 +52,74 @@ class Start:
             "hook": cfg.hook,
             "normalization": cfg.normalization if cfg.hooks is not None else sae.normalizer.to_dict(),
         }
-        if cfg.hooks is not None or cfg.target is not None:
-            identity |= cfg.model_dump(mode="json", include={"hooks", "target"})
+        if cfg.hooks is not None or cfg.predicted:
+            identity |= cfg.model_dump(mode="json", include={"hooks", "target", "targets"})
         return cls(sae=sae, identity=identity)
 
     def problems(
-        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], target: SAETarget | None
+        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], targets: Sequence[SAETarget]
     ) -> list[str]:
         """The reasons why ``variant`` cannot start from the SAE, and how to fix them.
 
         Args:
             encoded: the hooks whose rows the run's SAE encodes.
-            target: what it predicts, if it is a transcoder.
+            targets: what it predicts, if it is a transcoder.
         """
         cfg = self.sae.cfg
-        found = self._problems_of_hooks(encoded, target)
+        found = self._problems_of_hooks(encoded, targets)
         for what, theirs, ours in (
             ("width", _widths(encoded_hooks(cfg)), _widths(encoded)),
-            ("target of width", *(_widths([to] if to else []) for to in (cfg.target, target))),
+            ("target of width", _widths(cfg.predicted), _widths(targets)),
             ("num_latents", cfg.num_latents, plan.num_latents),
         ):
             if theirs != ours:
                 found.append(f"init has {what} {theirs}, the variant {ours}: they must be the same")
-        return found or self._problems_of_rows(encoded, target) or self._problems_of_kind(variant)
+        return found or self._problems_of_rows(encoded, targets) or self._problems_of_kind(variant)
 
-    def _problems_of_hooks(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[str]:
+    def _problems_of_hooks(self, encoded: Sequence[HookRows], targets: Sequence[SAETarget]) -> list[str]:
         cfg = self.sae.cfg
         mine = encoded_hooks(cfg)
-        if _describe(mine, cfg.target) == _describe(encoded, target):
+        if _describe(mine, cfg.predicted) == _describe(encoded, targets):
             return []
-        if len(mine) == len(encoded) == 1 and cfg.target is None and target is None:
+        if len(mine) == len(encoded) == 1 and not cfg.predicted and not targets:
             return [
                 f"init is an SAE of hook {cfg.hook}, and the run trains on {encoded[0].hook}: set "
                 f"hook={cfg.hook}, or give an SAE of this hook (saecache import --hook renames the hook of "
                 "another library's SAE)"
             ]
         return [
-            f"init is {_describe(mine, cfg.target)}, and the run trains {_describe(encoded, target)}: set "
-            f"{_settings(mine, cfg.target)}, or give another init"
+            f"init is {_describe(mine, cfg.predicted)}, and the run trains {_describe(encoded, targets)}: "
+            f"set {_settings(mine, cfg.predicted)}, or give another init"
         ]
 
-    def _problems_of_rows(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[str]:
-        found = []
-        for setting, mine, ours in self._pairs(encoded, target):
-            if _factor(mine.normalizer, ours.normalizer) is None:
+    def _problems_of_rows(self, encoded: Sequence[HookRows], targets: Sequence[SAETarget]) -> list[str]:
+        pairs = self._pairs(encoded, targets)
+        found = [
+            f"init was trained on rows normalized by {mine.normalizer.kind!r}, which no factor turns into "
+            f"the run's {ours.normalizer.kind!r}: set {setting}={mine.normalizer.kind}"
+            for setting, mine, ours in pairs
+            if _factor(mine.normalizer, ours.normalizer) is None
+        ]
+        for side in () if found else (pairs[: len(encoded)], pairs[len(encoded) :]):
+            if len(factors := {f"{factor:.9g}" for factor in _factors(side)}) > 1:
                 found.append(
-                    f"init was trained on rows normalized by {mine.normalizer.kind!r}, which no factor turns "
-                    f"into the run's {ours.normalizer.kind!r}: set {setting}={mine.normalizer.kind}"
+                    f"init is a {self.sae.cfg.shape}, and the rows of its hooks are scaled by different "
+                    f"factors here ({', '.join(sorted(factors))}): train on a cache with the same "
+                    "statistics, or set normalization to a kind that scales every row alike in both runs, "
+                    "and train it anew"
                 )
-        if not found and len(factors := {f"{f:.9g}" for f in self._factors(encoded, None)}) > 1:
-            found.append(
-                f"init is a crosscoder, and the rows of its hooks are scaled by different factors here "
-                f"({', '.join(sorted(factors))}): train on a cache with the same statistics, or set "
-                "normalization to a kind that scales every row alike in both runs, and train it anew"
-            )
         return found
 
     def _pairs(
-        self, encoded: Sequence[HookRows], target: SAETarget | None
+        self, encoded: Sequence[HookRows], targets: Sequence[SAETarget]
     ) -> list[tuple[str, HookRows, HookRows]]:
         """The rows of the SAE and those of the run, hook by hook, with the setting of their normalization."""
         cfg = self.sae.cfg
-        pairs = [("normalization", *each) for each in zip(encoded_hooks(cfg), encoded, strict=True)]
-        if cfg.target is not None and target is not None:
-            pairs.append(("target.normalization", cfg.target, target))
-        return pairs
-
-    def _factors(self, encoded: Sequence[HookRows], target: SAETarget | None) -> list[float]:
-        """c of rows y' = c y, for each pair."""
-        factors = [
-            _factor(mine.normalizer, ours.normalizer) for _, mine, ours in self._pairs(encoded, target)
-        ]
-        return [factor for factor in factors if factor is not None]
+        sides = (
+            ("normalization", encoded_hooks(cfg), encoded),
+            ("target.normalization", cfg.predicted, targets),
+        )
+        return [(name, *pair) for name, mine, ours in sides for pair in zip(mine, ours, strict=True)]
 
     def _problems_of_kind(self, variant: Variant) -> list[str]:
         cfg, found = self.sae.cfg, []
@@ -153,7 +149,7 @@ class Start:
 
     @torch.no_grad()
     def tensors(
-        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], target: SAETarget | None
+        self, variant: Variant, plan: Plan, encoded: Sequence[HookRows], targets: Sequence[SAETarget]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Where ``variant`` starts, float32 on the CPU.
 
@@ -161,10 +157,11 @@ class Start:
             The initial W_enc, W_dec, b_enc, b_dec and, of a transcoder, b_in and W_skip, with the rows of
             this process's latents; and tensors of the variant's own, with those of all latents.
         """
-        factors = self._factors(encoded, target)
-        assert len(factors) == len(self._pairs(encoded, target)), "problems() has said so"
+        pairs = self._pairs(encoded, targets)
+        factors = _factors(pairs)
+        assert len(factors) == len(pairs), "problems() has said so"
         found = {name: tensor.clone() for name, tensor in self.sae.named_buffers()}
-        _scale(found, factors[0], factors[0] if target is None else factors[-1])
+        _scale(found, factors[0], factors[-1] if targets else factors[0])
         norms = _norms(self.sae)
         if variant.unit_norm_decoder and bool(((norms - 1).abs() > NORM_TOLERANCE).any()):
             _normalize_decoder(found, norms)
@@ -184,6 +181,12 @@ def _factor(mine: Normalizer, ours: Normalizer) -> float | None:
     return ours.factor / mine.factor
 
 
+def _factors(pairs: Sequence[tuple[str, HookRows, HookRows]]) -> list[float]:
+    """c of rows y' = c y, for each of the pairs that have one."""
+    found = (_factor(mine.normalizer, ours.normalizer) for _, mine, ours in pairs)
+    return [factor for factor in found if factor is not None]
+
+
 def _scale(tensors: dict[str, Tensor], encoded: float, decoded: float) -> None:
     """Change the units of the rows that are encoded and of those that are reconstructed, by these factors."""
     factors = dict.fromkeys(IN_UNITS_OF_ROWS, decoded)
@@ -197,20 +200,25 @@ def _widths(hooks: Sequence[HookRows]) -> str:
     return "+".join(str(part.d_model) for part in hooks)
 
 
-def _describe(encoded: Sequence[HookRows], target: SAETarget | None) -> str:
+def _describe(encoded: Sequence[HookRows], targets: Sequence[SAETarget]) -> str:
     """What an SAE reads and reconstructs, in words."""
-    if target is not None:
-        skip = " with a skip connection" if target.skip else ""
-        return f"a transcoder from {encoded[0].hook} to {target.hook}{skip}"
+    if targets:
+        skip = " with a skip connection" if targets[0].skip else ""
+        kind = "a cross-layer transcoder" if len(targets) > 1 else "a transcoder"
+        return f"{kind} from {name_of(encoded)} to {name_of(targets)}{skip}"
     return f"{'a crosscoder' if len(encoded) > 1 else 'an SAE'} of {name_of(encoded)}"
 
 
-def _settings(encoded: Sequence[HookRows], target: SAETarget | None) -> str:
+def _settings(encoded: Sequence[HookRows], targets: Sequence[SAETarget]) -> str:
     """The settings of a run that trains such an SAE."""
-    if target is not None:
+    hooks = f"[{', '.join(part.hook for part in encoded)}]"
+    if len(targets) > 1:
+        return f"hook={hooks}, target.hook to the pattern of {name_of(targets)}, and target.cross_layer=true"
+    if targets:
+        target = targets[0]
         return f"hook={encoded[0].hook}, target.hook={target.hook} and target.skip={str(target.skip).lower()}"
     if len(encoded) > 1:
-        return f"hook=[{', '.join(part.hook for part in encoded)}] and crosscoder=true"
+        return f"hook={hooks} and crosscoder=true"
     return f"hook={encoded[0].hook}, target=null and crosscoder=false"
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from ...distributed.group import ALONE, Group
 from ..backends.guessing import SAMPLE_MARGINS, next_guess, sample
 from ..backends.plain.products import by_latent
-from ..backends.protocol import Backend
-from ..backends.sources import Source
+from ..backends.protocol import Selections
+from ..backends.sources import AnySource
 from ..latent_shards import LatentShards, agreed
 from ..pairs import Pairs
 
@@ -56,7 +56,7 @@ class Sharers:
         return agreed(self.row_group, partial(self.shards.agreed, select))
 
 
-def largest_per_row(backend: Backend, source: Source, k: int, shards: LatentShards) -> Pairs:
+def largest_per_row(backend: Selections, source: AnySource, k: int, shards: LatentShards) -> Pairs:
     """See :meth:`..backends.protocol.Backend.largest_per_row`."""
     if shards.is_whole:
         return backend.largest_per_row(source, k)
@@ -88,7 +88,7 @@ def keep_largest_per_row(pairs: Pairs, k: int, shards: LatentShards) -> Pairs:
 
 
 def largest_of_batch(
-    backend: Backend, source: Source, total: int, hint: Tensor | None, sharers: Sharers
+    backend: Selections, source: AnySource, total: int, hint: Tensor | None, sharers: Sharers
 ) -> tuple[Pairs, Tensor | None]:
     """See :meth:`..backends.protocol.Backend.largest_of_batch`; the hint has the same bits as there."""
     if sharers.is_alone:
@@ -113,7 +113,7 @@ def largest_of_batch(
     return candidates.keep(chosen | equal), torch.tensor(next_guess(_kth_largest, largest))
 
 
-def largest_per_latent(backend: Backend, source: Source, counts: Tensor, sharers: Sharers) -> Pairs:
+def largest_per_latent(backend: Selections, source: AnySource, counts: Tensor, sharers: Sharers) -> Pairs:
     """See :meth:`..backends.protocol.Backend.largest_per_latent`; ``counts`` are of the rows of all."""
     some = bool(source.num_rows and source.num_latents)
     own = counts.clamp(max=source.num_rows)
@@ -161,7 +161,7 @@ def _largest_of_each(values: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
     return mask
 
 
-def _guesses(source: Source, total: int, hint: Tensor | None, sharers: Sharers) -> Iterator[float]:
+def _guesses(source: AnySource, total: int, hint: Tensor | None, sharers: Sharers) -> Iterator[float]:
     """Yield thresholds that enough pairs of all processes may exceed: see :mod:`..backends.guessing`."""
     last = torch.inf if hint is None or not bool(hint.isfinite()) else float(hint)
     values = torch.empty(0, device=source.device)
@@ -178,13 +178,13 @@ def _guesses(source: Source, total: int, hint: Tensor | None, sharers: Sharers) 
             yield min(last, _kth_largest(every, rank))
 
 
-def above(backend: Backend, source: Source, threshold: Tensor) -> Pairs:
+def above(backend: Selections, source: AnySource, threshold: Tensor) -> Pairs:
     """See :meth:`..backends.protocol.Backend.above`; a process may have no rows, or no latents."""
     some = source.num_rows and source.num_latents
     return backend.above(source, threshold) if some else nothing(source)
 
 
-def _own_largest(backend: Backend, source: Source, total: int) -> Pairs:
+def _own_largest(backend: Selections, source: AnySource, total: int) -> Pairs:
     """The largest pairs of this process; those of all processes are among them."""
     most = source.num_rows * source.num_latents
     return backend.largest_of_batch(source, min(total, most), None)[0] if most else nothing(source)
@@ -205,7 +205,7 @@ def _rank_of_ties(pairs: Pairs, equal: Tensor, sharers: Sharers) -> Tensor:
     return before[rows] + in_row + in_lower_rows
 
 
-def nothing(source: Source) -> Pairs:
+def nothing(source: AnySource) -> Pairs:
     """No pair of the rows of ``source``."""
     none = torch.zeros(0, dtype=torch.int64, device=source.device)
     row_ptr = torch.zeros(source.num_rows + 1, dtype=torch.int64, device=source.device)

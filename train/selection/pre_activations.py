@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ...distributed.group import ALONE, Group
 from ..backends.choice import backend_of
-from ..backends.protocol import Backend
-from ..backends.sources import Blocks, Encoder, Scores, Source, block_rows
+from ..backends.protocol import Backend, Selections
+from ..backends.sources import AnySource, Blocks, Encoder, LayeredEncoder, Scores, block_rows
 from ..latent_shards import LatentShards
+from ..layer_blocks import LayerBlocks
 from ..pairs import Pairs
 from . import agreement
+from .layered import selections_of
 
 HINT = "selection_hint"  # the key of a state under which the guess of the next batch's threshold is kept
 
@@ -34,7 +36,7 @@ class PreActivations:
     product instead.
 
     Attributes:
-        encoder: computes the pre-activations of the chosen latents.
+        encoder: computes the pre-activations of the chosen latents, which may read one of several layers.
         scores: numbers to compare instead of the pre-activations; None compares those.
         latents: int64 [n], ascending, the latents of the encoder; None means all F.
         num_latents: F, of this process.
@@ -42,7 +44,7 @@ class PreActivations:
         row_group: the processes that hold the other rows of the batch.
     """
 
-    encoder: Encoder
+    encoder: Encoder | LayeredEncoder
     num_latents: int
     scores: Scores | None = None
     latents: Tensor | None = None
@@ -59,9 +61,14 @@ class PreActivations:
         return backend_of(self.encoder.W_enc)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> AnySource:
         """What selections compare."""
         return self.encoder if self.scores is None else self.scores
+
+    @property
+    def selections(self) -> Selections:
+        """The rules of the backend, which work layer by layer where latents read several."""
+        return selections_of(self.backend, self.source)
 
     def of_rows(self, rows: slice) -> "PreActivations":
         """The same for some of the rows. It shares the weights of the chosen latents."""
@@ -70,7 +77,7 @@ class PreActivations:
 
     def as_computed(self) -> "PreActivations":
         """The same with the values of the matrix product, which are not recomputed pair by pair."""
-        return self._compared_by(Encoder.blocks)
+        return self._compared_by(lambda encoder: encoder.blocks())
 
     def ranked_by(self, ranking: Ranking) -> "PreActivations":
         """The same, but selections compare and return a function of the pre-activations.
@@ -80,7 +87,7 @@ class PreActivations:
                 Every pass over the blocks calls it again.
         """
 
-        def ranked(encoder: Encoder) -> Blocks:
+        def ranked(encoder: Encoder | LayeredEncoder) -> Blocks:
             for first_row, pre in encoder.blocks():
                 yield first_row, ranking(first_row, pre)
 
@@ -99,7 +106,7 @@ class PreActivations:
         most = self._most_latents()
         if not 1 <= k <= most:
             raise ValueError(f"k must be from 1 to the number of latents, {most}, got {k}")
-        return self._over_all(agreement.largest_per_row(self.backend, self.source, k, self.shards))
+        return self._over_all(agreement.largest_per_row(self.selections, self.source, k, self.shards))
 
     def largest_of_batch(self, total: int, state: MutableMapping[str, Tensor] | None = None) -> Pairs:
         """BatchTopK: select the ``total`` largest of all; ties go to the lowest (row, latent).
@@ -112,7 +119,7 @@ class PreActivations:
         if not 0 <= total <= most:
             raise ValueError(f"total must be from 0 to {most}, the pairs of rows and latents, got {total}")
         hint = None if state is None else state.get(HINT)
-        chosen, guess = agreement.largest_of_batch(self.backend, self.source, total, hint, self._sharers)
+        chosen, guess = agreement.largest_of_batch(self.selections, self.source, total, hint, self._sharers)
         if state is not None and guess is not None:
             state[HINT] = guess if hint is None else guess.to(hint)
         return self._over_all(chosen)
@@ -131,23 +138,24 @@ class PreActivations:
                 f"got {int(counts.min())} to {int(counts.max())}"
             )
         counts = counts.to(self.source.device)
-        chosen = agreement.largest_per_latent(self.backend, self.source, counts, self._sharers)
+        chosen = agreement.largest_per_latent(self.selections, self.source, counts, self._sharers)
         return self._over_all(chosen)
 
     def above(self, threshold: Tensor | float) -> Pairs:
         """Select all pairs strictly above ``threshold``, a number or float32 [n]; infinity selects none."""
         each = torch.as_tensor(threshold, dtype=torch.float32, device=self.source.device)
         each = each.expand(self.source.num_latents).contiguous()
-        select = partial(agreement.above, self.backend, self.source, each)
+        select = partial(agreement.above, self.selections, self.source, each)
         return self._over_all(self.shards.agreed(select))
 
     def at(self, pairs: Pairs) -> Tensor:
         """The pre-activations at given pairs, float32 [P]; for rules that compare other scores."""
-        encoder = self.encoder
-        dots = self.backend.sddmm(pairs, encoder.x_centered, encoder.W_enc)
+        encoder, x = self.encoder, self.encoder.x_centered
+        blocks = LayerBlocks(x.shape[1] // encoder.W_enc.shape[1], self.shards)
+        dots = self.backend.sddmm(blocks.by_layer(pairs), blocks.rows_by_layer(x), encoder.W_enc)
         return dots + encoder.b_enc.index_select(0, pairs.latent)
 
-    def _compared_by(self, make: Callable[[Encoder], Blocks]) -> "PreActivations":
+    def _compared_by(self, make: Callable[[Encoder | LayeredEncoder], Blocks]) -> "PreActivations":
         """The same with the values that ``make`` gives; who holds which latents changes none of them."""
         size = block_rows(self.shards.total, self.encoder.device)
         encoder = replace(self.encoder, block_rows=size, slice_latents=self.shards.unit)

@@ -23,6 +23,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 class MatryoshkaBatchTopK(BatchRule):
     """BatchTopK over all latents, loss = sum over prefixes g of w_g |x - reconstruction from the first m_g|².
 
+    The latents of a cross-layer transcoder are counted in turn, one of each layer after the other, so that
+    a prefix has as many of every layer.
+
     ``prefixes`` are fractions of the dictionary. The default has the paper's 2048, 6144, 14336, 30720 and
     65536 of 65536 latents, and its weights of 1. AuxK's residual, the metrics and inference are those of the
     whole dictionary.
@@ -80,7 +83,8 @@ def train_nested(
     """
     W_dec, num_rings = part.parameters["W_dec"], len(sizes)
     bounds = torch.tensor(sizes, device=codes.latent.device)
-    ring, order = torch.bucketize(codes.latent + part.shards.first, bounds, right=True).sort(stable=True)
+    place = part.layers.place_in_turn(codes.latent)
+    ring, order = torch.bucketize(place, bounds, right=True).sort(stable=True)
     rows = ring * part.num_rows + codes.rows()[order]
     rings = Pairs.from_rows(
         rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents

@@ -57,7 +57,9 @@ def error_between(got: Tensor, want: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("shape", ["autoencoder", "transcoder with skip", "crosscoder"])
+@pytest.mark.parametrize(
+    "shape", ["autoencoder", "transcoder with skip", "crosscoder", "cross-layer transcoder"]
+)
 def test_a_run_is_the_cpus_and_resumes_exactly(
     name: str, shape: str, cache_of_two_hooks: ActivationCache, make_config: Config, tmp_path: Path
 ) -> None:

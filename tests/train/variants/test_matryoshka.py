@@ -30,7 +30,7 @@ class TestMatryoshka(VariantContract):
         codes = torch.zeros_like(pre).flatten().scatter(0, top, pre.flatten()[top].relu()).view_as(pre)
         losses = {}
         for size, weight in ((24, 0.5), (48, 2.0), (96, 1.5)):
-            error = self.error(parameters, codes[:, :size], x)
+            error = self.error(parameters, self.first_latents(codes, size), x)
             losses[f"mse_{size}"] = weight * mean_square(error)
         return losses | auxk_loss(parameters, pre, error, dead, 4, 0.1), codes
 
@@ -46,7 +46,7 @@ class TestSmallPrefixes(WithoutRuns, TestMatryoshka):
 
     def reference(self, parameters: Mapping[str, Tensor], x: Tensor, dead: Tensor) -> tuple[Losses, Tensor]:
         losses, codes = super().reference(parameters, x, dead)
-        error = self.error(parameters, codes[:, :1], x)
+        error = self.error(parameters, self.first_latents(codes, 1), x)
         whole = losses["mse_96"] / 1.5
         rest = {name: loss for name, loss in losses.items() if name == "auxk"}
         return {"mse_1": mean_square(error), "mse_96": whole, **rest}, codes

@@ -15,6 +15,9 @@ the first term of its gradient alone, and with E = 2 weight / R * e of the recon
     d loss / d W_skip        = Eᵀ x'
     d loss / d b_in          = -(sum over pairs d loss / d pre) W_enc - (sum over rows E) W_skip
 
+The latents of a cross-layer transcoder read one of L layers each: there x' is the part of their layer, W_enc
+is [F, D / L], and d loss / d W_dec is cut to the layers that a latent writes to (:mod:`...layer_blocks`).
+
 Legend: R rows of the step, B rows of a part, D model width, O width of the target, F latents, P pairs.
 """
 
@@ -118,16 +121,33 @@ def backpropagate(
     """
     gradients, sum_per_latent = batch.gradients, batch.backend.sum_per_latent
     if decoded is None:
-        products.accumulate_by_latent(codes, d_pre, batch.x_centered, gradients["W_enc"], batch.shards)
+        accumulate_encoder_gradient(batch, codes, d_pre)
         per_latent = sum_per_latent(codes, d_pre)
     else:
         assert decoded.codes.latent is codes.latent, "both are of the same pairs"
-        inputs = d_pre, batch.x_centered, decoded.error, decoded.scale
-        outputs = gradients["W_enc"], gradients["W_dec"]
-        per_latent = products.weight_gradients(decoded.codes, *inputs, *outputs, batch.shards)
-        add_bias_gradient(batch, decoded)
+        if batch.layers.num_layers == 1:
+            inputs = d_pre, batch.x_centered, decoded.error, decoded.scale
+            outputs = gradients["W_enc"], gradients["W_dec"]
+            per_latent = products.weight_gradients(decoded.codes, *inputs, *outputs, batch.shards)
+            add_bias_gradient(batch, decoded)
+        else:
+            backpropagate_decoder(batch, decoded)
+            accumulate_encoder_gradient(batch, codes, d_pre)
+            per_latent = sum_per_latent(codes, d_pre)
     batch.outcome.through_encoder.add_(per_latent)
     gradients["b_enc"].add_(per_latent if d_bias is None else sum_per_latent(codes, d_bias))
+
+
+def accumulate_encoder_gradient(batch: Batch, codes: Pairs, d_pre: Tensor) -> None:
+    """Add the gradient of W_enc at the pairs ``codes``, of whose pre-activations ``d_pre`` [P] is one."""
+    layers = batch.layers
+    products.accumulate_by_latent(
+        layers.by_layer(codes),
+        d_pre,
+        layers.rows_by_layer(batch.x_centered),
+        batch.gradients["W_enc"],
+        batch.shards,
+    )
 
 
 def backpropagate_decoder(batch: Batch, decoded: Reconstruction) -> None:
@@ -153,9 +173,12 @@ def add_affine_gradient(batch: Batch, error: Tensor, scale: float = 1.0) -> None
 
 
 def finish_gradients(batch: Batch) -> None:
-    """Add the gradients that reach ``b_dec``, or ``b_in``, through x'; call it after all parts."""
+    """Add the gradients that reach ``b_dec``, or ``b_in``, through x', and drop those of decoders that a
+    cross-layer transcoder does not have; call it after all parts.
+    """
     gradients, parameters = batch.gradients, batch.parameters
-    through_encoder = batch.shards.weighted_sum(batch.outcome.through_encoder, parameters["W_enc"])
+    batch.layers.clear_unwritten(gradients["W_dec"])
+    through_encoder = batch.layers.weighted_sum(batch.outcome.through_encoder, parameters["W_enc"])
     gradients["b_in" if "b_in" in parameters else "b_dec"].sub_(through_encoder)
     if "W_skip" in parameters:  # its reconstruction has the gradient of b_dec, summed over the rows
         gradients["b_in"].sub_(weighted_sum(gradients["b_dec"], parameters["W_skip"]))

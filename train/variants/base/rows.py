@@ -13,9 +13,10 @@ from torch import Tensor
 from ....distributed.group import ALONE, Group
 from ...backends.choice import backend_of
 from ...backends.protocol import Backend
-from ...backends.sources import Encoder
+from ...backends.sources import Encoder, LayeredEncoder
 from ...engine.late import LateRead
 from ...latent_shards import LatentShards
+from ...layer_blocks import LayerBlocks
 from ...pairs import Pairs
 from ...selection.pre_activations import PreActivations
 
@@ -39,7 +40,7 @@ class Rows:
         x_centered: float32 [B, D], normalized rows minus ``b_dec`` (a transcoder's: minus ``b_in``).
         parameters: ``W_enc`` [F, D], ``W_dec`` [F, O], ``b_enc`` [F], ``b_dec`` [O], and the variant's own. O
             is D unless a transcoder's target has another width; it also has ``b_in`` [D], and ``W_skip``
-            [O, D] if it has a skip connection.
+            [O, D] if it has a skip connection. Of a cross-layer transcoder ``W_enc`` is [F, D / L].
         state: the variant's running tensors during training, its inference tensors afterwards.
         first_row: the number of the first row in its batch, of which these rows may be a part.
         number: the 0-based number of the batch in the run; outside training that of the batches encoded.
@@ -77,6 +78,11 @@ class Rows:
         return self.latent_shards or LatentShards.divide(self.num_latents)
 
     @property
+    def layers(self) -> LayerBlocks:
+        """The layers that the latents of a cross-layer transcoder read; other SAEs have one."""
+        return LayerBlocks(self.x_centered.shape[1] // self.parameters["W_enc"].shape[1], self.shards)
+
+    @property
     def backend(self) -> Backend:
         """The backend for these rows."""
         return backend_of(self.x_centered)
@@ -89,10 +95,15 @@ class Rows:
         With ``screened=False`` the values are those of the matrix product: some rules keep so many pairs that
         recomputing each would cost more than the product.
         """
-        W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
+        W_enc, b_enc, layers = self.parameters["W_enc"], self.parameters["b_enc"], self.layers
         if latents is not None:
             W_enc, b_enc = W_enc.index_select(0, latents), b_enc.index_select(0, latents)
-        encoder = Encoder(self.x_centered, W_enc, b_enc)
+        encoder: Encoder | LayeredEncoder
+        if layers.num_layers == 1:
+            encoder = Encoder(self.x_centered, W_enc, b_enc)
+        else:
+            bounds = layers.bounds if latents is None else layers.bounds_among(latents)
+            encoder = LayeredEncoder(self.x_centered, W_enc, b_enc, bounds)
         pre = PreActivations(
             encoder,
             num_latents=self.num_latents,

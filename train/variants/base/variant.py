@@ -29,6 +29,7 @@ class Plan:
         skip: the transcoder has a skip connection.
         free_decoder: the rows of W_dec may have any norm, whatever the variant says.
         hook_widths: of a crosscoder, whose sum is ``d_model``; else empty.
+        num_layers: of a cross-layer transcoder; else 1. ``d_model`` and ``d_target`` are of all its layers.
         group: the processes that share the latents, and have the same rows of a batch as this one.
         row_group: those that share the rows of a batch, and have the same latents as this one.
         grid: all that train the SAE, by latents and then by rows; only if rows are shared.
@@ -43,6 +44,7 @@ class Plan:
     skip: bool = False
     free_decoder: bool = False
     hook_widths: tuple[int, ...] = ()
+    num_layers: int = 1
     group: Group = ALONE
     row_group: Group = ALONE
     grid: Group = ALONE
@@ -62,6 +64,11 @@ class Plan:
         """The rows of every batch that this process trains on."""
         own = self.row_group.share(self.batch_rows)
         return slice(own.start, own.stop)
+
+    @property
+    def d_encoder(self) -> int:
+        """The width of W_enc: of a cross-layer transcoder that of one layer."""
+        return self.d_model // self.num_layers
 
     @property
     def d_decoded(self) -> int:

@@ -102,8 +102,11 @@ def restart(batch: Batch, latents: Tensor, rows: Tensor, encoder_scale: float) -
     norms = norms[others] if bool(others.any()) else norms
     own = batch.shards.among_own(latents)
     own_rows = rows[torch.isin(latents, own + batch.shards.first)]
-    directions = batch.rows_of_all(batch.x_centered, own_rows)
+    layers, numbers = batch.layers, torch.arange(len(own), device=own.device)
+    encoded = layers.rows_by_layer(batch.rows_of_all(batch.x_centered, own_rows))
+    directions = encoded[numbers * layers.num_layers + layers.layer_of(own)]
     decoded = batch.rows_of_all(batch.target_centered, own_rows)
+    layers.clear_unwritten_of(own, decoded)
     normalize_rows(directions)
     normalize_rows(decoded)
     W_dec[own] = decoded
