@@ -2,11 +2,13 @@
 
     python benchmarks/write.py [--quick] [--stages] [--mib N] [--width D] [--rounds R] [--folder DIR]
 
-``shuffled`` is all of CacheWriter: float32 rows in, normalized, spilled, sorted by key, written as shards
-with crc32c, sha256 and statistics. ``unshuffled`` is the same without spill and sort: rows encoded and
-written as shards in the order in which they come. Either way every side syncs its files, or none does (``no
-fsync``: what the program costs where the disk is no limit). The ways take turns. By default the cache is
-twice as large as the writer's memory; a smaller one (``--mib 384``) is never spilled.
+``shuffled`` is all of CacheWriter, of rows that can be made again (``commit_first=False``): float32 rows in,
+normalized, spilled, sorted by key, written as shards with crc32c, sha256 and statistics. ``committed`` is the
+same with a commit before the shards, so that a killed finalize loses nothing. ``unshuffled`` is the same
+without spill and sort: rows encoded and written as shards in the order in which they come. Either way every
+side syncs its files, or none does (``no fsync``: what the program costs where the disk is no limit). The ways
+take turns. By default the cache is twice as large as the writer's memory; a smaller one (``--mib 384``) is
+never spilled.
 
 ``--stages`` measures the stages of writing one at a time instead, and the whole writer, without fsync: on one
 core, and on all of them, with the threads pinned. It says how much more cores would give.
@@ -54,13 +56,15 @@ def write_plain(folder: Path, x: NDArray[np.float32], rows: int, storage: Storag
             os.fsync(file.fileno())
 
 
-def write_shuffled(folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig) -> None:
+def write_shuffled(
+    folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig, commit_first: bool = False
+) -> None:
     writer = CacheWriter(
         folder, hooks={HOOK: x.shape[1]}, identity={}, storage=storage, planned_sequences=rows
     )
     for block in blocks(x, rows):
         writer.write_rows({HOOK: block})
-    writer.finalize()
+    writer.finalize(commit_first=commit_first)
 
 
 def write_unshuffled(folder: Path, x: NDArray[np.float32], rows: int, storage: StorageConfig) -> None:
@@ -130,6 +134,7 @@ WAYS: dict[str, Callable[[Path, NDArray[np.float32], int, StorageConfig], None]]
     "plain": write_plain,
     "unshuffled": write_unshuffled,
     "shuffled": write_shuffled,
+    "committed": partial(write_shuffled, commit_first=True),
 }
 
 
@@ -163,7 +168,7 @@ def main() -> None:
             seconds = seconds_of(take_turns(turns, settings.rounds))
         for name, taken in seconds.items():
             report.add(name, (gigabytes / time for time in taken), "GB/s", f"{label}: speed")
-        for name in ("unshuffled", "shuffled"):
+        for name in ("unshuffled", "shuffled", "committed"):
             faster = ratios(seconds["plain"], seconds[name])
             report.add(f"{name} / plain", faster, group=f"{label}: ratio of speeds")
     report.save()

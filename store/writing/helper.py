@@ -119,11 +119,8 @@ class HelperWriter:
         self._number, self._journal = number, journal
         self._planned_rows = planned_sequences * self.context
         self._part: SpillPart | None = None
-        self._mark = SpillMark(**journal.parts[number - 1].model_dump()) if self._is_known else SpillMark()
-
-    @property
-    def _is_known(self) -> bool:
-        return self._number <= len(self._journal.parts)
+        known = [part.model_dump() for part in journal.parts[number - 1 : number]]
+        self._mark = SpillMark(**(known[0] if known else {}))
 
     @property
     def progress(self) -> dict[str, Any]:
