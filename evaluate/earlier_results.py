@@ -10,6 +10,7 @@ from pathlib import Path
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
 from .definitions import JUDGE_DEFINITIONS
+from .judge_results import Interpretation
 from .results import Results, SaeResult, read_results
 
 _SAME = ("kind", "hook", "target", "d_model", "num_latents", "k", "normalization")
@@ -58,11 +59,9 @@ def keep_judged(measured: Results, path: Path) -> tuple[Results, list[str]]:
         )
     lost = [name for name in judged if name not in kept]
     if lost:
-        aside = _set_aside(path, "judged-" + re.sub(r"[^0-9T]", "", former.created[:19]))
+        aside = _set_aside_judged(path, former)
         names = {sae.name for sae in measured.saes}
-        reasons = [
-            f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in lost
-        ]  # of results that may name many SAEs
+        reasons = [f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in lost]
         warning = (
             f"What the judge said of {', '.join(reasons)} is not in these results. It stays in {aside.name}, "
             "and the judge's answers stay stored."
@@ -70,6 +69,40 @@ def keep_judged(measured: Results, path: Path) -> tuple[Results, list[str]]:
         notes.append(warning)
         measured = measured.model_copy(update={"warnings": [*measured.warnings, warning]})
     return measured, notes
+
+
+def copy_if_judged_less(former: Results, now: Results, path: Path) -> str | None:
+    """Copy the results ``former`` in ``path`` if ``now``, which will replace them, lack what a judge said.
+
+    That is so after an interpretation with other settings, which has fewer latents or other scores.
+
+    Returns:
+        What to say to the user; None where nothing is left out.
+    """
+    after = {sae.name: sae.interpretation for sae in now.saes}
+    lost = [
+        f"{part} of {sae.name}"
+        for sae in former.saes
+        if sae.interpretation is not None
+        for part in _left_out(sae.interpretation, after[sae.name])
+    ]
+    pairs = {(pair.a, pair.b) for pair in now.uniqueness}
+    lost += [f"unique latents of {pair.a}" for pair in former.uniqueness if (pair.a, pair.b) not in pairs]
+    if not lost:
+        return None
+    aside = _set_aside_judged(path, former)
+    return (
+        f"these settings leave out {', '.join(lost)}, which the results held: the former file was copied to "
+        f"{aside.name}"
+    )
+
+
+def _left_out(former: Interpretation, now: Interpretation | None) -> list[str]:
+    """The parts of an interpretation that another one lacks."""
+    parts = ("detection", "fuzzing", "calibration")
+    lost = [part for part in parts if getattr(former, part) is not None and getattr(now, part, None) is None]
+    missing = {one.index for one in former.latents} - {one.index for one in (now.latents if now else [])}
+    return [*lost, *([f"{len(missing)} explained latents"] if missing else [])]
 
 
 def is_same_sae(former: SaeResult, now: SaeResult) -> bool:
@@ -85,6 +118,10 @@ def _why_not(name: str, measured: set[str], *, same_cache: bool) -> str:
     if not same_cache:
         return "it was on another cache"
     return "the SAE has changed" if name in measured else "it was not measured this time"
+
+
+def _set_aside_judged(path: Path, former: Results) -> Path:
+    return _set_aside(path, "judged-" + re.sub(r"[^0-9T]", "", former.created[:19]))
 
 
 def _set_aside(path: Path, label: str) -> Path:

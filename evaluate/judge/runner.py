@@ -13,6 +13,7 @@ from ...store import ActivationCache
 from ...store.durable import make_folder
 from ...train import SAE
 from ..definitions import JUDGE_DEFINITIONS
+from ..earlier_results import copy_if_judged_less
 from ..judge_results import Uniqueness
 from ..results import Results, read_results, write_results
 from ..rows import MeasuredRows
@@ -176,6 +177,9 @@ def interpret(
             "uniqueness": unique + [one for one in measured.uniqueness if not {one.a, one.b} <= named],
         }
     )
+    if lost := copy_if_judged_less(measured, done.results, results):
+        done.warnings.append(lost)
+        say(f"warning: {lost}")
     write_results(done.results, results)
     return done
 

@@ -14,7 +14,7 @@ from .conftest import Ask
 
 QUICK = {
     "calibration": None,
-    "num_latents": 2,
+    "latents": [0, 1, 2],
     "fuzzing": "none",
     "embeddings": {"kind": "endpoint", "model": "reader-1"},
 }
@@ -92,6 +92,20 @@ def test_results_without_hashes_are_compared_by_their_config(ask: Ask, run_folde
     path.write_text(json.dumps(values))
     again = evaluate([run_folder], word_cache, num_latents=0, show_progress=False)
     assert [sae.interpretation is not None for sae in again.saes] == [False, True]
+
+
+def test_an_interpretation_that_says_less_leaves_a_copy(ask: Ask, run_folder: Path) -> None:
+    said: list[str] = []
+    ask("plain", **QUICK, say=said.append)
+    before = results_of(run_folder)
+    ask("plain", **QUICK, say=said.append)
+    assert list(run_folder.glob("results.judged-*")) == [] and not any("leave out" in text for text in said)
+    done = ask("plain", **QUICK | {"detection": False, "fuzzing": "active", "latents": [0]})
+    (aside,) = run_folder.glob("results.judged-*.json")
+    assert read_results(aside) == before
+    (warning,) = done.warnings
+    assert "leave out detection of plain, 2 explained latents of plain, which the results held" in warning
+    assert warning.endswith(f"the former file was copied to {aside.name}")
 
 
 def test_a_file_that_cannot_be_read_is_not_destroyed(run_folder: Path, word_cache, capsys) -> None:
