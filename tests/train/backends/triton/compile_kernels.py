@@ -183,6 +183,7 @@ def main() -> None:
                 continue
             names.add((function.__module__, function.__name__))
             line: dict[str, Any] = {"kernel": label, "capability": capability}
+            line["module"] = function.__module__
             try:
                 with redirect_stdout(io.StringIO()) as log:
                     out = compiled(function, arguments, options, capability)
