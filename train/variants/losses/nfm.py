@@ -14,12 +14,12 @@ from torch import Tensor
 from ....common.frozen import FrozenModel
 from ...backends.plain.adam import TINY
 from ...backends.plain.products import matmul, part_of, total
-from ...backends.sources import block_rows
+from ...backends.sources import block_bytes, block_rows
 from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from ..base.rows import Batch, RandomStream
 
-GRAM_ROWS = 4096  # latents whose unit rows are held in memory at a time
+GRAM_ROWS = 4096  # latents whose unit rows are held in main memory at a time
 
 
 class NFM(FrozenModel):
@@ -31,7 +31,8 @@ class NFM(FrozenModel):
         """Add the term and its gradient, once per step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖."""
         W_dec, shards = batch.parameters["W_dec"], batch.shards
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
-        num_rows, part_rows = max(1, GRAM_ROWS // shards.unit) * shards.unit, part_of(len(gram))
+        num_rows = max(1, latents_at_once(W_dec) // shards.unit) * shards.unit
+        part_rows = part_of(len(gram))
 
         def add(rows: slice) -> None:
             for start in range(0, len(W_dec), num_rows):
@@ -89,6 +90,13 @@ class NFMInf(FrozenModel):
             add_cosine_gradient(batch, norms, (block, unit), (nearest, other), cosine, weight)
 
 
+def latents_at_once(W_dec: Tensor) -> int:
+    """Latents whose unit rows are held at a time; a GPU takes many, so that it starts few kernels."""
+    if W_dec.device.type == "cpu":
+        return GRAM_ROWS
+    return max(GRAM_ROWS, block_bytes(W_dec.device) // (W_dec.shape[1] * W_dec.element_size()))
+
+
 def share_of(coefficient: float, batch: Batch) -> float:
     """The coefficient in the process with the first rows, 0 in the others: the term is of weights alone."""
     return coefficient if batch.row_group.is_first else 0.0
@@ -120,9 +128,8 @@ def nearest_of_all(
     """
     cosines = matmul(unit, W_dec.T, columns=shards.unit)
     cosines.div_(norms)
-    own = latents - shards.first
-    here = (own >= 0) & (own < shards.count)
-    cosines[here, own[here]] = -torch.inf
+    here, own = held_here(latents, shards)
+    cosines[here, own] = -torch.inf
     best = cosines.max(dim=1)
     value, latent = best.values, best.indices + shards.first
     others = shards.group.gather(value), shards.group.gather(latent)
@@ -131,6 +138,18 @@ def nearest_of_all(
         better = other > value
         value, latent = torch.where(better, other, value), torch.where(better, its_latent, latent)
     return value, latent
+
+
+def held_here(latents: Tensor, shards: LatentShards) -> tuple[Tensor, Tensor]:
+    """Which of ``latents`` (int64 [b], of all F) this process holds: their places, and their numbers here.
+
+    A process that holds all of them need not wait for its device to say how many there are.
+    """
+    if shards.is_whole:
+        return torch.arange(len(latents), device=latents.device), latents
+    own = latents - shards.first
+    here = ((own >= 0) & (own < shards.count)).nonzero().flatten()
+    return here, own[here]
 
 
 def add_cosine_gradient(
@@ -151,9 +170,7 @@ def add_cosine_gradient(
     gradient, shards, c = batch.gradients["W_dec"], batch.shards, cosine[:, None]
     (i, unit_i), (j, unit_j) = first, second
     for latents, is_first in ((i, True), (j, False)):
-        own = latents - shards.first
-        here = ((own >= 0) & (own < shards.count)).nonzero().flatten()
-        own = own[here]
+        here, own = held_here(latents, shards)
         if is_first:
             gradient[own] += (unit_j[here] - c[here] * unit_i[here]) * (weight / norms[own, None])
         else:

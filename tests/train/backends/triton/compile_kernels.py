@@ -184,6 +184,7 @@ def main() -> None:
                 continue
             names.add(name)
             line: dict[str, Any] = {"kernel": label, "capability": capability, "encodes": encodes}
+            line["module"] = function.__module__
             try:
                 with redirect_stdout(io.StringIO()) as log:
                     out = compiled(function, arguments, options, capability)
