@@ -5,7 +5,7 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -23,7 +23,7 @@ from saecache.train.runs.calibration import rows_for_calibration
 
 SHORT_OF_FORM = {"rates": 0.5, "auxiliary_k": 0.8}  # share of the form's steps
 CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
-ROWS_OF_ONE_SEED = 6_000  # held-out rows that sections with one seed measure
+FROM_LOG = ("rates",)  # measured on the last batches of training, whose rows training had not seen before
 SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
 
@@ -68,12 +68,11 @@ def measure_section(
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
-        for rule, found in measured.items():
+        for rule, found in measured.items() if section not in FROM_LOG else ():
             found += _evaluate(list(result.saes.values()), rule, section, form, cache, model, runs, seed)
     if only_seed is not None:
         return None
     found, by_batch = map(_together, measured.values())
-    assert found is not None, "a section has SAEs"
     manifest = cache.manifest
     return {
         "section": section,
@@ -84,20 +83,20 @@ def measure_section(
             "model": manifest.identity.get("model", {}).get("name"),
             "tokens": manifest.counts.get("tokens"),
             "train_rows": len(cache),
-            "measured_rows": found.cache.rows,
+            "measured_rows": found and found.cache.rows,
             "width": cache.d_model(form.hook),
         },
-        "ce_tokens": min((s.language_model.num_tokens for s in found.saes if s.language_model), default=None),
+        "ce_tokens": form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
         "software": software_versions(("saecache", "torch")),
         "arms": {
             name: {
                 "variant": arm,
-                "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, found)],
-                "figures": _figures(name, found, by_batch, log, saes),
-                "curves": _curves(name, found, log),
+                "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, saes)],
+                "figures": _figures(name, found, by_batch, log, saes) if found else _of_log(name, log),
+                "curves": _curves(name, found, log) if found else {},
             }
             for name, arm in arms.items()
-            if _names(name, found)
+            if _names(name, saes)
         },
         "failed": failed,
     }
@@ -127,8 +126,7 @@ def _evaluate(
     file = runs / f"{rule}-seed{seed}.json"
     if file.is_file():
         return [read_results(file)]
-    rows = min(form.max_rows, ROWS_OF_ONE_SEED) if section in ONE_SEED else form.max_rows
-    before_calibration = rows_for_calibration(cache, rows).start  # also of kinds that have no threshold
+    before_calibration = rows_for_calibration(cache, 1).start  # also of kinds that have no threshold
     return [
         evaluate(
             folders,
@@ -141,7 +139,7 @@ def _evaluate(
             overlap_latents=1,
             match_latents=0,
             ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
-            max_rows=min(rows, before_calibration),
+            max_rows=min(form.max_rows, before_calibration),
             show_progress=False,
         )
     ]
@@ -174,8 +172,8 @@ def fitted_zipf(section: Mapping[str, Any]) -> dict[str, float]:
     return {key: round(mean(figures[f"zipf_{key}"]), 4) for key in ("alpha", "beta")}
 
 
-def _names(arm: str, results: Results) -> list[str]:
-    return sorted(sae.name for sae in results.saes if sae.name.rpartition("_seed")[0] == arm)
+def _names(arm: str, saes: Iterable[str]) -> list[str]:
+    return sorted(name for name in saes if name.rpartition("_seed")[0] == arm)
 
 
 def _saes(arm: str, results: Results) -> list[SaeResult]:
@@ -219,7 +217,7 @@ def _figures(
         figures["fvu_batch"].append(sae.normalized.fvu)
         figures["mse_batch"].append(sae.normalized.mse)
         figures["l0_batch"].append(sae.codes.l0)
-    names = _names(arm, found)
+    names = _names(arm, folders)
     for one, other in zip(names, [*names[1:], names[0]], strict=True) if len(names) > 2 else ():
         pair = [(name, load_sae(folders[name])) for name in (one, other)]
         overlap = measure_overlap(*pair, num_sampled=SAMPLED_LATENTS, match_latents=0, seed=0)
@@ -231,12 +229,20 @@ def _figures(
     }
 
 
+def _of_log(arm: str, log: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """FVU, L0 and dead latents at the end of training, for each seed."""
+    last = {line["variant"]: line for line in log}
+    return {
+        figure: [float(last[name][figure]) for name in _names(arm, last)] for figure in ("fvu", "l0", "dead")
+    }
+
+
 def _curves(arm: str, found: Results, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Alive latents over training for each seed; the other curves are of the first seed."""
     alive: dict[int, list[float]] = defaultdict(list)
-    for name in _names(arm, found):
+    for sae in _saes(arm, found):
         for line in log:
-            if line["variant"] == name:
+            if line["variant"] == sae.name:
                 alive[line["step"]].append(line["alive"])
     first = _saes(arm, found)[0]
     points = list(zip(first.density.rank, first.density.density, strict=True))
