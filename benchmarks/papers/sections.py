@@ -5,10 +5,10 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Literal
 
 from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
 from verdicts import COEFFICIENT, between_coefficients
@@ -59,7 +59,6 @@ def measure_section(
     rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
-    measured: dict[str, list[Results]] = {"threshold": [], "batch": []}
     for seed in sorted({variant.seed for variant in config.variants}):
         if only_seed not in (None, seed):
             continue
@@ -68,11 +67,16 @@ def measure_section(
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
-        for rule, found in measured.items() if section not in FROM_LOG else ():
-            found += _evaluate(list(result.saes.values()), rule, section, form, cache, model, runs, seed)
+    found = by_batch = None
+    if section not in FROM_LOG:
+        label = "" if only_seed is None else f"-seed{only_seed}"
+        language_model = model if section in WITH_MODEL else lambda: None
+        found = _evaluate(saes, "threshold", label, section, form, cache, language_model, runs)
+    if section in BY_BATCH:
+        having = {name: folder for name, folder in saes.items() if load_sae(folder).threshold is not None}
+        by_batch = _evaluate(having, "batch", label, section, form, cache, lambda: None, runs)
     if only_seed is not None:
         return None
-    found, by_batch = map(_together, measured.values())
     manifest = cache.manifest
     return {
         "section": section,
@@ -103,52 +107,38 @@ def measure_section(
 
 
 def _evaluate(
-    folders: list[Path],
-    rule: str,
+    saes: Mapping[str, Path],
+    rule: Literal["threshold", "batch"],
+    label: str,
     section: str,
     form: Form,
     cache: ActivationCache,
     model: Callable[[], Any],
     runs: Path,
-    seed: int,
-) -> list[Results]:
-    """The results of the SAEs of a seed by one rule, as one result or none; each is written to a file."""
-    if rule == "batch" and section in BY_BATCH:
-        folders = [folder for folder in folders if load_sae(folder).threshold is not None]
-    elif rule == "batch":
-        folders = []
-    if (every := runs / f"{rule}.json").is_file():  # of all seeds together, as former versions wrote it
-        results = read_results(every)
-        names = {folder.parent.name for folder in folders}
-        return [results.model_copy(update={"saes": [s for s in results.saes if s.name in names]})]
-    if not folders:
-        return []
-    file = runs / f"{rule}-seed{seed}.json"
-    if file.is_file():
-        return [read_results(file)]
-    before_calibration = rows_for_calibration(cache, 1).start  # also of kinds that have no threshold
-    return [
-        evaluate(
-            folders,
-            cache,
-            model=model() if rule == "threshold" and section in WITH_MODEL else None,
-            out=file,
-            rule=rule,
-            num_latents=0,
-            all_latents=False,
-            overlap_latents=1,
-            match_latents=0,
-            ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
-            max_rows=min(form.max_rows, before_calibration),
-            show_progress=False,
+) -> Results:
+    """Measure SAEs, but for those that a file in ``runs`` has; the others go to ``<rule><label>.json``."""
+    parts = [read_results(file) for file in sorted(runs.glob(f"{rule}*.json"))]
+    done = {sae.name for part in parts for sae in part.saes}
+    if rest := [folder for name, folder in saes.items() if name not in done]:
+        parts.append(
+            evaluate(
+                rest,
+                cache,
+                model=model(),
+                out=runs / f"{rule}{label}.json",
+                rule=rule,
+                num_latents=0,
+                all_latents=False,
+                overlap_latents=1,
+                match_latents=0,
+                ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
+                # also for kinds without a threshold: all are measured on the same rows
+                max_rows=min(form.max_rows, rows_for_calibration(cache, 1).start),
+                show_progress=False,
+            )
         )
-    ]
-
-
-def _together(parts: Sequence[Results]) -> Results | None:
-    """The results of all seeds as one; None where there are none."""
-    saes = [sae for part in parts for sae in part.saes]
-    return parts[0].model_copy(update={"saes": saes}) if saes else None
+    every = [sae for part in parts for sae in part.saes if sae.name in saes]
+    return parts[0].model_copy(update={"saes": every})
 
 
 def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
