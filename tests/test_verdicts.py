@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
-from verdicts import Outcome, at_equal_l0, between_coefficients, compare, compare_alike
+from verdicts import Outcome, at_equal_l0, between_coefficients, compare, compare_alike, show
 
 FEW, MORE, MANY = [1.0, 1.1, 0.9], [1.3, 1.0, 1.6], [3.0, 3.1, 2.9]
 
@@ -78,3 +78,17 @@ def test_arms_of_two_coefficients_become_one_at_the_wanted_l0() -> None:
     assert one["gated_k16"]["fvu"] == pytest.approx([0.3, 0.3])
     assert one["gated_k16"]["dead"] == pytest.approx([40.0, 40.0])
     assert one["gated_k16"]["l0"] == [16.0, 16.0] and one["gated_k16"]["measured l0"] == [22.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([2.31e-4, 2.33e-4, 2.35e-4], "2.33e-04 ± 2e-06"),
+        ([0.25, 0.26, 0.27], "0.2600 ± 0.0100"),
+        ([0.0, 0.0], "0.0000 ± 0.0000"),
+        ([150.0, 170.0, 190.0], "170 ± 20"),
+        ([0.5], "0.5000"),
+    ],
+)
+def test_figures_are_shown_with_their_deviation(values: list[float], text: str) -> None:
+    assert show(values) == text

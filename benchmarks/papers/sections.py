@@ -5,10 +5,10 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Literal
 
 from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
 from verdicts import COEFFICIENT, between_coefficients
@@ -23,7 +23,7 @@ from saecache.train.runs.calibration import rows_for_calibration
 
 SHORT_OF_FORM = {"rates": 0.5, "auxiliary_k": 0.8}  # share of the form's steps
 CURVE_POINTS = 40  # of a density curve, whose ranks are spaced evenly in log
-ROWS_OF_ONE_SEED = 6_000  # held-out rows that sections with one seed measure
+FROM_LOG = ("rates",)  # measured on the last batches of training, whose rows training had not seen before
 SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of the next seed
 
 
@@ -59,7 +59,6 @@ def measure_section(
     rates = rates if section in TUNED else {}
     config, arms = training_of(section, form, rates, zipf)
     saes, failed, log = {}, {}, []
-    measured: dict[str, list[Results]] = {"threshold": [], "batch": []}
     for seed in sorted({variant.seed for variant in config.variants}):
         if only_seed not in (None, seed):
             continue
@@ -68,12 +67,16 @@ def measure_section(
         saes |= result.saes
         failed |= result.failed
         log += map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
-        for rule, found in measured.items():
-            found += _evaluate(list(result.saes.values()), rule, section, form, cache, model, runs, seed)
+    found = by_batch = None
+    if section not in FROM_LOG:
+        label = "" if only_seed is None else f"-seed{only_seed}"
+        language_model = model if section in WITH_MODEL else lambda: None
+        found = _evaluate(saes, "threshold", label, section, form, cache, language_model, runs)
+    if section in BY_BATCH:
+        having = {name: folder for name, folder in saes.items() if load_sae(folder).threshold is not None}
+        by_batch = _evaluate(having, "batch", label, section, form, cache, lambda: None, runs)
     if only_seed is not None:
         return None
-    found, by_batch = map(_together, measured.values())
-    assert found is not None, "a section has SAEs"
     manifest = cache.manifest
     return {
         "section": section,
@@ -84,73 +87,58 @@ def measure_section(
             "model": manifest.identity.get("model", {}).get("name"),
             "tokens": manifest.counts.get("tokens"),
             "train_rows": len(cache),
-            "measured_rows": found.cache.rows,
+            "measured_rows": found and found.cache.rows,
             "width": cache.d_model(form.hook),
         },
-        "ce_tokens": min((s.language_model.num_tokens for s in found.saes if s.language_model), default=None),
+        "ce_tokens": form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
         "software": software_versions(("saecache", "torch")),
         "arms": {
             name: {
                 "variant": arm,
-                "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, found)],
-                "figures": _figures(name, found, by_batch, log, saes),
-                "curves": _curves(name, found, log),
+                "seeds": [int(sae.rpartition("_seed")[2]) for sae in _names(name, saes)],
+                "figures": _figures(name, found, by_batch, log, saes) if found else _of_log(name, log),
+                "curves": _curves(name, found, log) if found else {},
             }
             for name, arm in arms.items()
-            if _names(name, found)
+            if _names(name, saes)
         },
         "failed": failed,
     }
 
 
 def _evaluate(
-    folders: list[Path],
-    rule: str,
+    saes: Mapping[str, Path],
+    rule: Literal["threshold", "batch"],
+    label: str,
     section: str,
     form: Form,
     cache: ActivationCache,
     model: Callable[[], Any],
     runs: Path,
-    seed: int,
-) -> list[Results]:
-    """The results of the SAEs of a seed by one rule, as one result or none; each is written to a file."""
-    if rule == "batch" and section in BY_BATCH:
-        folders = [folder for folder in folders if load_sae(folder).threshold is not None]
-    elif rule == "batch":
-        folders = []
-    if (every := runs / f"{rule}.json").is_file():  # of all seeds together, as former versions wrote it
-        results = read_results(every)
-        names = {folder.parent.name for folder in folders}
-        return [results.model_copy(update={"saes": [s for s in results.saes if s.name in names]})]
-    if not folders:
-        return []
-    file = runs / f"{rule}-seed{seed}.json"
-    if file.is_file():
-        return [read_results(file)]
-    rows = min(form.max_rows, ROWS_OF_ONE_SEED) if section in ONE_SEED else form.max_rows
-    before_calibration = rows_for_calibration(cache, rows).start  # also of kinds that have no threshold
-    return [
-        evaluate(
-            folders,
-            cache,
-            model=model() if rule == "threshold" and section in WITH_MODEL else None,
-            out=file,
-            rule=rule,
-            num_latents=0,
-            all_latents=False,
-            overlap_latents=1,
-            match_latents=0,
-            ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
-            max_rows=min(rows, before_calibration),
-            show_progress=False,
+) -> Results:
+    """Measure SAEs, but for those that a file in ``runs`` has; the others go to ``<rule><label>.json``."""
+    parts = [read_results(file) for file in sorted(runs.glob(f"{rule}*.json"))]
+    done = {sae.name for part in parts for sae in part.saes}
+    if rest := [folder for name, folder in saes.items() if name not in done]:
+        parts.append(
+            evaluate(
+                rest,
+                cache,
+                model=model(),
+                out=runs / f"{rule}{label}.json",
+                rule=rule,
+                num_latents=0,
+                all_latents=False,
+                overlap_latents=1,
+                match_latents=0,
+                ce_tokens=form.tuned_ce_tokens if section in TUNED else form.ce_tokens,
+                # also for kinds without a threshold: all are measured on the same rows
+                max_rows=min(form.max_rows, rows_for_calibration(cache, 1).start),
+                show_progress=False,
+            )
         )
-    ]
-
-
-def _together(parts: Sequence[Results]) -> Results | None:
-    """The results of all seeds as one; None where there are none."""
-    saes = [sae for part in parts for sae in part.saes]
-    return parts[0].model_copy(update={"saes": saes}) if saes else None
+    every = [sae for part in parts for sae in part.saes if sae.name in saes]
+    return parts[0].model_copy(update={"saes": every})
 
 
 def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
@@ -174,8 +162,8 @@ def fitted_zipf(section: Mapping[str, Any]) -> dict[str, float]:
     return {key: round(mean(figures[f"zipf_{key}"]), 4) for key in ("alpha", "beta")}
 
 
-def _names(arm: str, results: Results) -> list[str]:
-    return sorted(sae.name for sae in results.saes if sae.name.rpartition("_seed")[0] == arm)
+def _names(arm: str, saes: Iterable[str]) -> list[str]:
+    return sorted(name for name in saes if name.rpartition("_seed")[0] == arm)
 
 
 def _saes(arm: str, results: Results) -> list[SaeResult]:
@@ -219,7 +207,7 @@ def _figures(
         figures["fvu_batch"].append(sae.normalized.fvu)
         figures["mse_batch"].append(sae.normalized.mse)
         figures["l0_batch"].append(sae.codes.l0)
-    names = _names(arm, found)
+    names = _names(arm, folders)
     for one, other in zip(names, [*names[1:], names[0]], strict=True) if len(names) > 2 else ():
         pair = [(name, load_sae(folders[name])) for name in (one, other)]
         overlap = measure_overlap(*pair, num_sampled=SAMPLED_LATENTS, match_latents=0, seed=0)
@@ -231,12 +219,20 @@ def _figures(
     }
 
 
+def _of_log(arm: str, log: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """FVU, L0 and dead latents at the end of training, for each seed."""
+    last = {line["variant"]: line for line in log}
+    return {
+        figure: [float(last[name][figure]) for name in _names(arm, last)] for figure in ("fvu", "l0", "dead")
+    }
+
+
 def _curves(arm: str, found: Results, log: list[dict[str, Any]]) -> dict[str, Any]:
     """Alive latents over training for each seed; the other curves are of the first seed."""
     alive: dict[int, list[float]] = defaultdict(list)
-    for name in _names(arm, found):
+    for sae in _saes(arm, found):
         for line in log:
-            if line["variant"] == name:
+            if line["variant"] == sae.name:
                 alive[line["step"]].append(line["alive"])
     first = _saes(arm, found)[0]
     points = list(zip(first.density.rank, first.density.density, strict=True))

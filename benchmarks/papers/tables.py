@@ -71,14 +71,19 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
 
 def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
     """The sweeps that were run with one seed: learning rates, and AuxK's k."""
-    titles = {"rates": "Learning rates", "auxiliary_k": "AuxK's k: how many latents end dead"}
+    titles = {
+        "rates": "Learning rates (at the end of training)",
+        "auxiliary_k": "AuxK's k: how many latents end dead",
+    }
     for name, title in titles.items():
         if name not in sections:
             continue
-        yield from ("", f"### {title}", "", "| arm | fvu | dead | silent |", "|---|---|---|---|")
-        for arm, values in sections[name]["arms"].items():
-            fvu, dead, silent = (values["figures"][name][0] for name in ("fvu", "dead", "silent"))
-            yield f"| {arm} | {fvu:.4f} | {dead:.0f} | {silent:.0f} |"
+        arms = sections[name]["arms"]
+        columns = [c for c in ("fvu", "l0", "dead", "silent") if c in next(iter(arms.values()))["figures"]]
+        yield from ("", f"### {title}", "", f"| arm | {' | '.join(columns)} |")
+        yield "|---" * (len(columns) + 1) + "|"
+        for arm, values in arms.items():
+            yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
 
 
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:

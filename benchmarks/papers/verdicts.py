@@ -114,8 +114,11 @@ def show(values: list[float]) -> str:
     """Mean and standard deviation."""
     largest = max(map(abs, values))
     digits = 0 if largest >= 100 else 1 if largest >= 10 else 2 if largest >= 1 else 4
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}" if largest >= 1e-2 or largest == 0 else f"{mean(values):.2e}"
+    tiny = 0 < largest < 1e-2
+    shown = f"{mean(values):.2e}" if tiny else f"{mean(values):.{digits}f}"
+    if len(values) == 1:
+        return shown
+    return f"{shown} ± {stdev(values):.0e}" if tiny else f"{shown} ± {stdev(values):.{digits}f}"
 
 
 def _verdict(outcome: Outcome, figure: str, one: str, other: str, a: list[float], b: list[float]) -> Verdict:
