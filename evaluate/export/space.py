@@ -67,7 +67,7 @@ def choose_space(sae: SAE, *, format_name: str, steps: frozenset[Step], normaliz
                 f"{format_name} format has no such step: use --normalized-input, to hand in rows that you "
                 "normalize yourself"
             )
-        return Space(rows="raw", standardized=False, factor=1.0)  # the format scales each hook for itself
+        return Space(rows="raw", factor=1.0)  # the format scales each hook for itself
     if normalized_input:
         if kind == "none":
             raise UsageError(

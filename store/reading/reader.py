@@ -212,7 +212,7 @@ class ActivationCache(CacheContents):
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
-            keep=sinks and sinks.keep,
+            keep=None if sinks is None else sinks.keep,
             own=None if len(own) == rows_per_batch else own,
             pieces=pieces,
         )
