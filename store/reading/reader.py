@@ -1,7 +1,6 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,7 @@ class ActivationCache(CacheContents):
             rows_per_batch=rows_per_batch,
             start_batch=start_batch,
             drop_last=drop_last,
-            keep=sinks and sinks.keep,
+            keep=None if sinks is None else sinks.keep,
         )
         available = self._count_kept(sink_hooks, split, sink_ratio, rows)
         if not 0 < rows_per_batch <= available:
@@ -204,7 +203,7 @@ class ActivationCache(CacheContents):
                 f"{'' if available == rows else ' that are not sinks'}, got {rows_per_batch}"
             )
         around = download_ahead([*reader.arrays, *(sinks.norms if sinks else ())], plan.shards)
-        return iter_batches_on(target, reader, plan, dtype, batches_ahead, around or nullcontext())
+        return iter_batches_on(target, reader, plan, dtype, batches_ahead, around)
 
     def num_batches(
         self,
@@ -249,8 +248,7 @@ class ActivationCache(CacheContents):
         numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         chunks = numbers // self._layout.chunk_rows
-        around = download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist())
-        with around or nullcontext():
+        with download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist()):
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 
