@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Real commands against real S3 servers while the network breaks and processes are killed; docs/reliability.md shows a
 # result. About an hour; the short form takes some minutes. SEED=n makes other random choices.

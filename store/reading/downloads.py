@@ -1,16 +1,15 @@
 """Downloads ahead of a reader whose arrays may be those of several remote caches, or of folders."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 
 from .mapped_shards import ShardFiles
 from .sharded_array import ShardedArray
 
 
-def download_ahead(
-    arrays: Iterable[ShardedArray], shards: Callable[[int], Sequence[int]]
-) -> AbstractContextManager[None] | None:
-    """A context in which shards of ``arrays`` are downloaded in order; None if all are in folders.
+@contextmanager
+def download_ahead(arrays: Iterable[ShardedArray], shards: Callable[[int], Sequence[int]]) -> Iterator[None]:
+    """A context in which shards of ``arrays`` are downloaded in order, of those that are not in folders.
 
     Args:
         arrays: those of one cache are all cut alike.
@@ -20,16 +19,9 @@ def download_ahead(
     for array in arrays:
         if array.files is not None:
             by_cache.setdefault(id(array.files), (array.files, {}))[1][array.spec.path] = array
-    return _downloading(list(by_cache.values()), shards) if by_cache else None
-
-
-@contextmanager
-def _downloading(
-    caches: Sequence[tuple[ShardFiles, dict[str, ShardedArray]]], shards: Callable[[int], Sequence[int]]
-) -> Iterator[None]:
     with ExitStack() as stack:
-        for files, arrays in caches:
-            specs = [array.spec for array in arrays.values()]
+        for files, found in by_cache.values():
+            specs = [array.spec for array in found.values()]
             numbers = shards(specs[0].chunks_per_shard)
             stack.enter_context(files.ahead([spec.shard_path(n) for n in numbers for spec in specs]))
         yield

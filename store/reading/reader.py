@@ -1,7 +1,6 @@
 """Reading a finished cache: rows by batch, by number, and where each came from."""
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -217,7 +216,7 @@ class ActivationCache(CacheContents):
             pieces=pieces,
         )
         around = download_ahead([*reader.arrays, *(sinks.norms if sinks else ())], plan.shards)
-        return iter_batches_on(target, reader, plan, dtype, batches_ahead, around or nullcontext())
+        return iter_batches_on(target, reader, plan, dtype, batches_ahead, around)
 
     def num_batches(
         self,
@@ -262,8 +261,7 @@ class ActivationCache(CacheContents):
         numbers = check_row_numbers(reader.activations, indices)
         out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
         chunks = numbers // self._layout.chunk_rows
-        around = download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist())
-        with around or nullcontext():
+        with download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist()):
             reader.fill(out, numbers, BufferPool(), release=True)
         return out
 

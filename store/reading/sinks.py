@@ -1,6 +1,5 @@
 """Which rows are attention sinks: those whose norm is far above the median norm of their hook."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +45,7 @@ class SinkFilter:
     def count_kept(self, rows: int) -> int:
         """How many of the first ``rows`` rows are no sinks."""
         chunks = -(-rows // self.norms[0].spec.chunk_rows)
-        around = download_ahead(self.norms, lambda size: range(-(-chunks // size)))
-        with around or nullcontext():
+        with download_ahead(self.norms, lambda size: range(-(-chunks // size))):
             return sum(
                 int(self.keep(np.arange(start, min(start + _COUNTED_ROWS, rows))).sum())
                 for start in range(0, rows, _COUNTED_ROWS)

@@ -10,6 +10,7 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.common.outputs import check_file_output, check_folder_output, take_lock
+from tests.killing import DEADLINE_SECONDS
 
 
 def test_places_that_work_are_left_as_they_are(tmp_path: Path) -> None:
@@ -58,4 +59,6 @@ def test_a_fifo_as_a_lock_file_makes_nobody_wait(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from saecache.common.outputs import take_lock;"
         "take_lock(Path(sys.argv[1]), Path('out'), 'give another --out').release()"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], timeout=60, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], timeout=DEADLINE_SECONDS, check=True
+    )

@@ -17,6 +17,7 @@ import pytest
 from saecache.common.errors import UsageError
 from saecache.evaluate import run
 from saecache.evaluate.report.server import PageServer, make_server
+from tests.killing import DEADLINE_SECONDS
 
 from .browser import CHROMIUM, Page
 from .test_page import unpacked
@@ -116,7 +117,7 @@ def test_the_command_says_where_and_ends_by_ctrl_c(measured) -> None:
         connection.request("GET", "/parts/0/index")
         assert connection.getresponse().status == 200
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=DEADLINE_SECONDS)
         assert (process.returncode, output, errors) == (0, "", "ended\n")
 
 

@@ -21,6 +21,7 @@ from saecache.store.normalization import KINDS, Kind
 from saecache.store.reading import device_batches
 from saecache.store.reading.device_batches import Load
 
+from ...killing import DEADLINE_SECONDS
 from ...pretend_transfers import PretendTransfers, pretend
 from ..encodings import ENCODINGS
 
@@ -228,7 +229,7 @@ def test_python_ends_though_an_iterator_is_left_over(caches: Callable[..., Activ
         capture_output=True,
         text=True,
         cwd=root,
-        timeout=120,
+        timeout=DEADLINE_SECONDS,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "begun\n", "")
 

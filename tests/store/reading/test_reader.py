@@ -25,6 +25,8 @@ from saecache.store import (
     open_cache,
 )
 
+from ...killing import DEADLINE_SECONDS
+
 HOOK = "resid_post.1"
 KINDS = ["unit", "none", "scale", "unit_scale", "layer_norm"]
 
@@ -482,5 +484,5 @@ batches = saecache.open_cache(sys.argv[1]).batches(sys.argv[2], rows_per_batch=8
 next(batches)
 """
     command = [sys.executable, "-c", script, str(cache_path), HOOK]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
     assert (done.returncode, done.stderr) == (0, "")

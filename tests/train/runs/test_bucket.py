@@ -19,7 +19,7 @@ from saecache.testing.run_folders import TIMING, folder_bytes, metrics
 from saecache.testing.sparse_rows import D_MODEL, sparse_rows
 from saecache.train import TrainConfig, run
 
-from ...killing import killed_runs
+from ...killing import DEADLINE_SECONDS, killed_runs
 from ...store.remote.proxy import Proxy
 
 ROUNDS = 50 if os.environ.get("SAECACHE_LONG_TESTS") else 5
@@ -170,7 +170,7 @@ def test_sigterm_of_the_command_saves_and_says_so(
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130, stderr
     assert "what was done is saved" in stderr
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]

@@ -15,6 +15,8 @@ from saecache.testing.run_folders import TIMING, folder_bytes, metrics
 from saecache.train import TrainConfig, run
 from saecache.train.runs.checkpoint import resume_steps, saved_steps
 
+from ...killing import DEADLINE_SECONDS
+
 NAMES = ("topk_k4", "batch_topk_k4", "feature_choice_k4")
 MOMENTS = {  # name -> (patched function of the package, before or after which of its calls, signal)
     "while a checkpoint is being written": ("runs.checkpoint.write_tensors", "before", 5, "SIGKILL"),
@@ -88,7 +90,10 @@ def runs(
     run(config, cache, folder / "never stopped")
     arguments = [str(cache.path), str(folder), config.model_dump_json(), json.dumps(MOMENTS)]
     process = subprocess.run(
-        [sys.executable, "-c", PARENT_OF_THE_KILLED, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PARENT_OF_THE_KILLED, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
     )
     assert process.returncode == 0, process.stderr
     statuses = json.loads(process.stdout)
