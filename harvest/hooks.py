@@ -93,7 +93,6 @@ def _attached(
         for point in points:
             module = model.get_submodule(point.module_path)
             if point.side == "input":
-
                 # Without kwargs torch calls the hook of another thread that is being removed right now.
                 def before(_m: Any, args: Any, kwargs: Any = None, point: HookPoint = point) -> None:
                     if get_ident() == thread:

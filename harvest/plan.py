@@ -122,7 +122,7 @@ def make_plan(
     rule = packing_rule(config.tokens, tokenizer, as_it_is=needs_no_special_tokens(config.text))
     adapter = _locate_adapter(config, before)
     known_tokenizer = tokenizer_sha256(files, tokenizer)
-    side = ModelSide(tokenizer, known_tokenizer, int(settings.get_text_config().vocab_size))
+    side = ModelSide(tokenizer, known_tokenizer, int(settings.get_text_config().vocab_size), rule)
     source = open_source(config.text, settled_facts(known, "text"), model=side, seed=config.seed)
     heldout_fraction = resolve_heldout(config, source, known)
     dtype: str = config.model.dtype

@@ -120,7 +120,9 @@ class MixturePart(FrozenModel):
     """One data set of a mixture."""
 
     weight: float = Field(
-        gt=0, allow_inf_nan=False, description="share of the documents, relative to the other parts"
+        gt=0,
+        allow_inf_nan=False,
+        description="share of the documents, or of the tokens, relative to the others",
     )
     text: DatasetText
 
@@ -130,6 +132,11 @@ class MixtureText(FrozenModel):
 
     kind: Literal["mixture"] = "mixture"
     parts: Annotated[tuple[MixturePart, ...], Field(min_length=2, max_length=1000)]
+    by: Literal["documents", "tokens"] = Field(
+        default="documents",
+        description="what the weights are shares of; for 'tokens' a part is drawn by weight / mean length of "
+        "documents, as measured on its first ones",
+    )
     when_one_ends: Literal["continue", "stop"] = Field(
         default="continue",
         description="when a part has no more documents: 'continue' with the others, or 'stop' there; no text "

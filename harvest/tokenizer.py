@@ -14,6 +14,7 @@ from .config import TokensConfig
 from .model_files import ModelFiles, check_small_files, files_explained, locate_model_of
 from .packing import PackingRule, Role, TokenDocument
 from .sources import Content, Conversation, Document
+from .sources.source import num_characters
 
 if TYPE_CHECKING:
     from ..store import ActivationCache
@@ -121,7 +122,7 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
             document, failure = None, error
         if document is not None:
             group.append(document)
-            characters += _num_characters(document.content)
+            characters += num_characters(document.content)
         if document is None or characters >= enough or len(group) >= _BATCH_DOCUMENTS:
             yield from _encode_group(group, tokenizer)
             group, characters, enough = [], 0, min(2 * enough, _BATCH_CHARACTERS)
@@ -129,12 +130,6 @@ def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDo
             break
     if failure is not None:
         raise failure
-
-
-def _num_characters(content: Content) -> int:
-    if isinstance(content, Conversation):
-        return sum(len(message["content"]) for message in content.messages)
-    return len(content)
 
 
 def _encode_group(group: list[Document], tokenizer: Any) -> Iterator[TokenDocument]:

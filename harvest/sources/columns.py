@@ -7,12 +7,13 @@ import numpy as np
 
 from ...common.errors import UsageError
 from ..chat import ChatTemplate
+from ..packing import PackingRule
 from ..text_config import MESSAGE_ROLES, ChatConfig, FilesText, HubText, PretokenizedConfig
 from .source import Content, Conversation
 
 
 class ModelSide(NamedTuple):
-    """What is known of the model before its weights are loaded.
+    """What is known of the model before its weights are loaded, and how its sequences are packed.
 
     ``vocabulary`` counts the token ids that the model embeds: 0 up to one less.
     """
@@ -20,6 +21,7 @@ class ModelSide(NamedTuple):
     tokenizer: Any
     tokenizer_sha256: str
     vocabulary: int
+    rule: PackingRule | None = None
 
 
 class Column(Protocol):

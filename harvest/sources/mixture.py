@@ -1,4 +1,10 @@
-"""Several data sets mixed by weight: which one a document comes from is a pure function of (seed, number)."""
+"""Several data sets mixed by weight: which one a document comes from is a pure function of (seed, number).
+
+Weights are shares of the documents, or of the tokens. For the latter a part is drawn with a probability
+proportional to weight / (its mean number of tokens in a document), which is measured once, on the first
+documents of the part, and is part of the text's identity. So a harvest still begins anywhere without reading
+what comes before; shares are as exact as those documents are typical of their part.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,26 +28,39 @@ class MixtureSource:
     their weights, and a harvest continues anywhere without knowing when a part ended.
     """
 
-    def __init__(self, config: MixtureText, parts: Sequence[TextSource], seed: int) -> None:
+    def __init__(
+        self,
+        config: MixtureText,
+        parts: Sequence[TextSource],
+        seed: int,
+        lengths: Sequence[float] | None = None,
+    ) -> None:
+        """``lengths``: the mean number of tokens in a document of each part, if weights are of tokens."""
         self._parts, self._seed = list(parts), seed
         self._weights = [part.weight for part in config.parts]
-        self._bounds = np.cumsum(self._weights) / sum(self._weights)
+        self._lengths = lengths
+        drawn = np.array(self._weights) / (1.0 if lengths is None else np.array(lengths))
+        self._bounds = np.cumsum(drawn) / drawn.sum()
         self._stops = config.when_one_ends == "stop"
 
     def __str__(self) -> str:
-        shares = np.diff(self._bounds, prepend=0)
-        return " + ".join(f"{share:.0%} {part}" for share, part in zip(shares, self._parts, strict=True))
+        shares = np.array(self._weights) / sum(self._weights)
+        of_tokens = "" if self._lengths is None else " of the tokens"
+        parts = " + ".join(f"{share:.0%} {part}" for share, part in zip(shares, self._parts, strict=True))
+        return parts + of_tokens
 
     def identity(self) -> dict[str, Any]:
         """The draws depend on the harvest's seed, which is part of every identity."""
-        return {
-            "kind": "mixture",
-            "when_one_ends": "stop" if self._stops else "continue",
-            "parts": [
-                {"weight": weight, "text": part.identity()}
-                for weight, part in zip(self._weights, self._parts, strict=True)
-            ],
-        }
+        parts: list[dict[str, Any]] = [
+            {"weight": weight, "text": part.identity()}
+            for weight, part in zip(self._weights, self._parts, strict=True)
+        ]
+        identity = {"kind": "mixture", "when_one_ends": "stop" if self._stops else "continue", "parts": parts}
+        if self._lengths is None:
+            return identity
+        for part, length in zip(parts, self._lengths, strict=True):
+            part["tokens_per_document"] = length
+        return {**identity, "by": "tokens"}
 
     def num_documents(self) -> int | None:
         counts = [part.num_documents() for part in self._parts]

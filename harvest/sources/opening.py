@@ -7,6 +7,7 @@ from ...common.errors import UsageError
 from ..chat import ChatTemplate, check_conversations
 from ..text_config import DatasetText, FilesText, HubText, MixtureText
 from .columns import ChatColumn, Column, ModelSide, column_of
+from .lengths import mean_length
 from .mixture import MixtureSource
 from .source import Conversation, TextSource
 
@@ -41,7 +42,15 @@ def open_source(
         _open_dataset(part.text, before.get("text"), model)
         for part, before in zip(config.parts, known, strict=True)
     ]
-    return MixtureSource(config, parts, seed)
+    if config.by == "documents":
+        return MixtureSource(config, parts, seed)
+    if model is None:
+        raise UsageError("a mixture by tokens needs the tokenizer that counts them: set text.by=documents")
+    lengths = [
+        float(before.get("tokens_per_document") or mean_length(part, model))
+        for part, before in zip(parts, known, strict=True)
+    ]
+    return MixtureSource(config, parts, seed, lengths)
 
 
 def _open_dataset(config: DatasetText, pinned: dict[str, Any] | None, model: ModelSide | None) -> TextSource:

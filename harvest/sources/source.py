@@ -19,6 +19,13 @@ class Conversation(NamedTuple):
 Content = str | Conversation | NDArray[np.int32]  # plain text, a chat, or token ids [n]
 
 
+def num_characters(content: Content) -> int:
+    """The length of a document; of one of token ids their number."""
+    if isinstance(content, Conversation):
+        return sum(len(message["content"]) for message in content.messages)
+    return len(content)
+
+
 class Document(NamedTuple):
     """One document. ``number`` grows in the source's fixed order, empty documents included.
 

@@ -14,9 +14,9 @@ from saecache.common.errors import UsageError
 from saecache.harvest import HarvestConfig, LanguageModel
 from saecache.harvest.model_files import locate_model
 from saecache.harvest.runner import run
-from saecache.harvest.sources import TextSource, open_source
+from saecache.harvest.sources import ModelSide, TextSource, open_source
 from saecache.harvest.text_config import MixtureText
-from saecache.harvest.tokenizer import encode, load_tokenizer, tokenizer_sha256
+from saecache.harvest.tokenizer import encode, load_tokenizer, packing_rule, tokenizer_sha256
 from saecache.store import open_cache
 
 from .test_resume import digests, stopped_while_reading
@@ -98,6 +98,43 @@ def test_identity_names_parts_weights_and_the_end(tmp_path: Path) -> None:
     ]
     for other in others:
         assert open_source(other).identity() != identity
+
+
+def test_weights_of_tokens(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Documents of 2 and of 20 words: by tokens, the short ones are drawn more often."""
+    config = make_config("llama", tokens={"context": 16})
+    tokenizer, sha256 = tokenizer_of(config)
+    for name, words in (("short", 2), ("long", 20)):
+        lines = (json.dumps({"text": f"{name} " * words + str(i)}) + "\n" for i in range(4000))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    parts = [
+        {"weight": weight, "text": {"kind": "files", "paths": str(tmp_path / f"{name}.jsonl")}}
+        for name, weight in (("short", 1), ("long", 3))
+    ]
+    text = MixtureText.model_validate({"parts": parts, "by": "tokens"})
+    rule = packing_rule(config.tokens, tokenizer, as_it_is=False)
+    source = open_source(text, model=ModelSide(tokenizer, sha256, 300, rule), seed=1)
+    found = contents(source)[:3000]
+    tokens = np.array(
+        [len(ids) + (rule.separator_id is not None) for ids in encode(tokenizer, [t for _, t in found])]
+    )
+    short = np.array([text.startswith("short") for _, text in found])
+    assert tokens[short].sum() / tokens.sum() == pytest.approx(0.25, abs=0.02)
+    assert short.mean() > 0.6
+    assert contents(source, found[1000][0])[:5] == found[1000:1005]
+    identity = source.identity()
+    assert identity["by"] == "tokens"
+    lengths = [part["tokens_per_document"] for part in identity["parts"]]
+    assert lengths[0] < lengths[1] / 4
+    assert str(source).endswith("of the tokens") and str(source).startswith("25%")
+    pinned = {**identity, "parts": [{**part, "tokens_per_document": 7.0} for part in identity["parts"]]}
+    again = open_source(text, pinned, model=ModelSide(tokenizer, sha256, 300, rule), seed=1)
+    assert [part["tokens_per_document"] for part in again.identity()["parts"]] == [
+        7.0,
+        7.0,
+    ]  # not measured anew
+    with pytest.raises(UsageError, match="needs the tokenizer"):
+        open_source(text)
 
 
 def write_ids(path: Path, documents: list[list[int]], column: str = "input_ids") -> dict[str, Any]:
