@@ -14,7 +14,7 @@ SCORES = ("squared_l2", "entropy", "uniform")
 MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
-L1_COEFFICIENTS = {"relu": (0.1, 0.16), "gated": (0.12, 0.24)}  # about 25 to 10 active latents, in trials
+L1_COEFFICIENTS = {"relu": (0.07, 0.11), "gated": (0.1, 0.2)}  # to either side of 16 active latents, in trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ FORMS = {
         dead_after_rows=40_000,
         ce_tokens=2_000,
         tuned_ce_tokens=1_000,
-        pools=(1, 3, 10, 30),
+        pools=(3, 10, 30),
     ),
     "demo": Form(
         hook="resid_post.3",
