@@ -65,7 +65,7 @@ TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
     ),
     "feature_choice with zipf": ({"kind": "feature_choice", "k": K, "zipf": {}}, 0, (120, 5, 12.0)),
     "topk of a transcoder": ({"kind": "topk", "k": K}, 0, (66, 2, 6.2)),
-    "topk of a crosscoder": ({"kind": "topk", "k": K}, 0, (120, 4, 8.0)),
+    "topk of a crosscoder": ({"kind": "topk", "k": K}, 0, (66, 2, 6.2)),
 }
 
 
