@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from itertools import groupby
 
+from .notes import OUT_OF_TIME
 from .report import Report, Section
 from .timing import Summary, format_summary
 
@@ -22,6 +23,10 @@ def summarize(report: Report) -> str:
     verdict = f"**{failed} of {len(checks)} checks FAILED**" if failed else f"all {len(checks)} checks passed"
     broken = [section.name for section in report.sections if section.status == "failed"]
     verdict += f", **sections that broke down: {', '.join(broken)}**" if broken else ""
+    lacking = [left.why for section in report.sections for left in section.left_out]
+    lacking += [section.reason for section in report.sections if section.status == "skipped"]
+    if late := sum(why.startswith(OUT_OF_TIME) for why in lacking):
+        verdict += f", **{late} {'part was' if late == 1 else 'parts were'} left out for lack of time**"
     load = "" if report.load is None else f", load {report.load:g} when it began"
     stopped = ", interrupted" if report.interrupted else ""
     return (

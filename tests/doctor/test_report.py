@@ -97,4 +97,11 @@ def test_markdown_has_everything_that_was_found() -> None:
     assert "| topk | 2 (1 to 3) ms | 3 |\n| relu | 9 ms | 1 |" in text, "figures of a group stay together"
     assert "| gated | out of time |" in text
     assert "### Peers (skipped: no clone)" in text
-    assert "all 0 checks passed" in render(report())
+    assert "all 0 checks passed; backend" in render(report())
+    assert "1 of 2 checks FAILED**, **1 part was left out for lack of time**; backend" in text
+
+
+def test_a_section_that_had_no_time_is_counted_in_the_headline() -> None:
+    good = section(left_out=(LeftOut(name="b", why="out of time"), LeftOut(name="c", why="no GPU")))
+    late = section(status="skipped", reason="out of time: the limit is 60 s")
+    assert "**2 parts were left out for lack of time**" in render(report(good, late))

@@ -20,7 +20,7 @@ from saecache.distributed import join_world
 from ...distributed.harvesting import environment_of
 from . import pretended_device
 from .pretended_device import PretendedTensor, to_host
-from .test_budgets import cost_of_a_step
+from .test_budgets import cost_of_a_step, settings_of
 
 COLLECTIVES = ("all_gather", "all_reduce", "broadcast", "isend", "recv", "all_to_all_single")
 
@@ -51,6 +51,6 @@ def step(rank: int, size: int, port: int, kinds: Sequence[str], scale: int, out:
     with join_world() as world, exchanging():
         for kind in kinds:
             with pytest.MonkeyPatch.context() as patched:
-                counts = cost_of_a_step(kind, scale, patched, world.everyone)
+                counts = cost_of_a_step(settings_of(kind), scale, patched, group=world.everyone)
             found[kind] = {"launches": counts.launches.most_common(), "syncs": counts.syncs.most_common()}
     (out / f"{rank}.json").write_text(json.dumps(found))

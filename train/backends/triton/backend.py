@@ -13,7 +13,7 @@ from ..plain import backend as plain
 from ..protocol import AdamSettings
 from ..sources import Encoder, Source
 from . import above as kernels_above
-from . import adam, gradients, largest
+from . import adam, gradients, largest, replay
 from . import decode as kernels_decode
 from . import largest_of_batch as kernels_batch
 from .adam import clip, global_norm, gradient_norm, row_squares
@@ -53,6 +53,8 @@ def largest_per_row(source: Source, k: int) -> Pairs:
     if not isinstance(source, Encoder):
         return plain.largest_per_row(source, k)
     x, W, b = source.x_centered, source.W_enc, source.b_enc
+    if replay.is_wanted(x.device):
+        return replay.largest_per_row(x, W, b, k, kept_rows(W))
     return largest.largest_per_row(x, W, b, k, rounded_W=kept_rows(W))
 
 

@@ -99,13 +99,20 @@ class LargestPerRow:
     ends: Tensor | None = None
     room: int = 0
 
-    def finished(self) -> Pairs:
+    def numbers(self) -> Tensor:
+        """What :meth:`finished` reads, on the device: limits of the factors, and which rows overflew."""
+        return self.factors.limits(above=self.ends, room=self.room)
+
+    def finished(self, numbers_there: Tensor | None = None) -> Pairs:
         """The pairs, right in all rows. Reads from the device once.
+
+        Args:
+            numbers_there: :meth:`numbers`, where they were asked for already.
 
         Raises:
             NonFiniteError: a pre-activation is NaN, or too large for float32.
         """
-        numbers = self.factors.limits(above=self.ends, room=self.room).cpu().tolist()
+        numbers = (self.numbers() if numbers_there is None else numbers_there).cpu().tolist()
         self.factors.check(numbers[:3])
         if any(numbers[3:]):
             self._select_whole_rows(self.overflown.nonzero()[:, 0])
