@@ -19,7 +19,7 @@ from saecache.distributed import join_world
 
 from ...distributed.harvesting import environment_of
 from . import pretended_device
-from .pretended_device import PretendedTensor, to_host
+from .pretended_device import DEVICE, PretendedTensor, to_host
 from .test_budgets import cost_of_a_step, settings_of
 
 COLLECTIVES = ("all_gather", "all_reduce", "broadcast", "isend", "recv", "all_to_all_single")
@@ -49,6 +49,7 @@ def step(rank: int, size: int, port: int, kinds: Sequence[str], scale: int, out:
     os.environ.update(environment_of(rank, size, port))
     found = {}
     with join_world() as world, exchanging():
+        world.everyone.connection.carries |= {DEVICE.type}
         for kind in kinds:
             with pytest.MonkeyPatch.context() as patched:
                 counts = cost_of_a_step(settings_of(kind), scale, patched, group=world.everyone)
