@@ -159,7 +159,7 @@ def test_faults_that_stay_are_told_and_nothing_is_lost(
 ) -> None:
     """What is done stays done: the second run reads no text, and brings only what is missing."""
     quick = Patience(retry_seconds=1, first_retry_seconds=1, max_attempts=2)
-    monkeypatch.setattr("saecache.store.remote.remote_folder.Patience", lambda: quick)
+    monkeypatch.setattr("saecache.store.remote.places.Patience", lambda: quick)
     proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=status, code=code, times=9999)
     with pytest.raises(error, match=message):
         run(config, url)

@@ -54,7 +54,7 @@ def test_an_answer_of_nothing_that_lasts(proxy: Proxy, team: str, cache_path: Pa
 
 
 def test_the_commands_say_so(proxy: Proxy, team: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saecache.store.remote.remote_folder.Patience", lambda: HASTY)
+    monkeypatch.setattr("saecache.store.remote.places.Patience", lambda: HASTY)
     proxy.add("page", path=LISTINGS, times=10**6)
     for command in ("ls", "info"):
         told = run(command, team, status=1)

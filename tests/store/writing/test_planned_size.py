@@ -37,7 +37,7 @@ def test_the_plan_is_never_too_small_and_hardly_too_large(
         nonlocal peak
         peak = max(peak, sum(size_of(file) for file in tmp_path.rglob("*")))
 
-    monkeypatch.setattr("saecache.store.writing.writer.Finalizer", _measuring(measure))
+    monkeypatch.setattr("saecache.store.writing.unfinished.Finalizer", _measuring(measure))
     manifest = write_cache(tmp_path / "c", source, storage=storage, heldout_fraction=heldout_fraction)
     final = sum(file.size for file in manifest.files)
     assert final <= planned.final_bytes < final * 1.15
