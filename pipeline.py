@@ -66,7 +66,7 @@ def evaluate(
     decode, notes = None, []
     if model is not None:
         decode = _token_decoder(model.tokenizer)
-    elif _names_model(cache):
+    elif _names_model(cache) and cache.manifest.tokens == "ids and documents" and config.shows_latents:
         try:
             decode = _token_decoder(load_tokenizer_of(cache))
         except UsageError as error:

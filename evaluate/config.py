@@ -62,3 +62,8 @@ class EvaluateConfig(FrozenModel):
     """Chooses the shown latents, their contexts and the scored sequences."""
     device: str = "auto"
     """Where SAEs and the language model run: cpu, cuda, cuda:1, mps, or auto (the fastest that is there)."""
+
+    @property
+    def shows_latents(self) -> bool:
+        """Whether contexts of latents are collected, in the results or beside them."""
+        return bool(self.num_latents or self.all_latents)

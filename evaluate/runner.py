@@ -141,7 +141,7 @@ def run(
         hooks = [h for cfg in configs.values() for h in hooks_of_model(cfg, cache)]
         check_model(model, cache, hooks, sequences, rows.split)
     view = None
-    if has_tokens and (config.num_latents or config.all_latents):
+    if has_tokens and config.shows_latents:
         view = LatentView(
             rows=find_latent_rows(cache, rows, config.training_rows, config.seed),
             folder=out.absolute().parent,

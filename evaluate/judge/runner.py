@@ -107,7 +107,8 @@ def interpret(
         caller = _caller(stack, config, folder, stop, config.endpoint.url, config.endpoint.key_variable)
         device = choose_device(config.device)
         encoder = _encoder(stack, config, folder, stop, count, found)
-        asked_early = folder.is_empty and not dry_run  # stored answers may be all that is needed
+        # Stored answers may be all that is needed; a key in the clear is warned of before it is sent.
+        asked_early = folder.is_empty and not dry_run and not caller.endpoint.sends_key_in_the_clear
         if asked_early:
             _check_judge(caller, encoder, config)
         places = find_places(cache, rows.split, rows.first, rows.count)
