@@ -14,7 +14,10 @@ SCORES = ("squared_l2", "entropy", "uniform")
 MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
-L1_COEFFICIENTS = {"relu": (0.07, 0.11), "gated": (0.1, 0.2)}  # to either side of 16 active latents, in trials
+L1_COEFFICIENTS = {
+    "relu": (0.07, 0.11),
+    "gated": (0.1, 0.2),
+}  # to either side of 16 active latents, in trials
 
 
 @dataclass(frozen=True, kw_only=True)

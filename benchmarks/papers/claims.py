@@ -270,6 +270,14 @@ PROBABILISTIC: Sequence[Claim] = (
         why="Without noise it is nearly TopK of the normalized pre-activations; the noise costs here.",
     ),
     Claim(
+        where="ours, to see what the noise costs",
+        text="Without noise (a sigmoid gate) its loss is that of TopK (without AuxK)",
+        figure="mse",
+        lower="probabilistic_sigmoid",
+        higher="topk_without_auxk",
+        alike=True,
+    ),
+    Claim(
         where="section 5.1, figure 6",
         text="Without LayerNorm it is about as good",
         figure="mse",

@@ -32,7 +32,8 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
         "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
         "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
         "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
-        "until the last step, while inference has none."
+        "until the last step, while inference has none. The claim about a sigmoid gate above says what the "
+        "same training comes to without noise."
     )
     yield from (
         "",
@@ -122,7 +123,9 @@ def peers(run: Mapping[str, Any]) -> Iterator[str]:
         f"{run['size']}; {run['figures'][0]['rounds']} seeds, which differ in the start only; the same "
         "batches in the same order. FVU is by the rule of training in batches, lower is better; the median, "
         "and the smallest and largest of the seeds. Each SAE is measured by our code and by the other "
-        "package's own."
+        "package's own. All have the same learning rate; each package keeps its own start, clipping and "
+        "treatment of the decoder's norm. With `--scaled` SAELens gets rows of mean norm √D, as its "
+        "normalization makes them, the others rows of norm 1. sparsify has no BatchTopK."
     )
     yield from ("", f"`{run['command']}`", "")
     yield from ("| kind | whose | median | smallest | largest |", "|---|---|---|---|---|")
