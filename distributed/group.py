@@ -323,7 +323,7 @@ ALONE = Group()
 
 def _end_of_work(device: torch.device) -> Callable[[], bool]:
     """Whether a GPU has done all that was asked of it so far. NCCL returns before anything has travelled."""
-    end = torch.cuda.Event()
+    end = torch.cuda.Event()  # type: ignore[no-untyped-call]
     end.record(torch.cuda.current_stream(device))
     return end.query
 

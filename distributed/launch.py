@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from time import monotonic, sleep
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -140,7 +141,7 @@ def join_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _agree_on_carriers(store: "dist.Store", rank: int, size: int, local_size: int) -> dict[str, str]:
+def _agree_on_carriers(store: Any, rank: int, size: int, local_size: int) -> dict[str, str]:
     """Who carries the tensors of each type of device: gloo those in main memory, NCCL those on GPUs.
 
     NCCL only carries them if every machine has a GPU for each of its processes, and every torch has NCCL. All

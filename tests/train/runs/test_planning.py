@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
+from saecache.train.runs import planning
 from saecache.train.runs.planning import plan_run
 
 TOPK = {"kind": "topk", "k": 4}
@@ -114,3 +117,19 @@ def test_widths_come_from_the_cache(cache: ActivationCache, make_config: Callabl
     assert {job.plan.d_model for job in plan.jobs} == {24}
     expected = make_config(TOPK, expect={"fingerprint": cache.fingerprint[:8], "model": "toy"})
     assert plan_run(expected, cache).hook == "resid"
+
+
+def test_each_process_of_a_machine_trains_on_a_gpu_of_its_own(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def choose(name: str, *, float64: bool, local_rank: int | None) -> torch.device:
+        asked.append(local_rank)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(planning, "choose_device", choose)
+    plan_run(make_config(TOPK), cache)
+    monkeypatch.setattr(planning, "world", lambda: SimpleNamespace(number_of_gpu=3))
+    plan_run(make_config(TOPK), cache)
+    assert asked == [None, 3]
