@@ -27,7 +27,7 @@ from ..train.sae_hooks import decoded_hooks, place_of, split_by_hook
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
 from .hook_measures import with_costs
-from .language_model import Spliced, SplicedModel, check_model, measure_language_model
+from .language_model import ModelBeside, Spliced, SplicedModel, check_model, measure_language_model
 from .latents.contexts import DecodeToken
 from .latents.folder import latents_folder, write_latents
 from .latents.logits import Unembedding
@@ -56,7 +56,6 @@ from .targets import Target, choose_output, find_targets_of
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=BaseModel)
 
-_ONE_MODEL = "the language model that is run is that of the first cache."
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
 
@@ -66,6 +65,7 @@ def run(
     config: EvaluateConfig | None = None,
     *,
     model: SplicedModel | None = None,
+    models_beside: Mapping[str, SplicedModel] | None = None,
     decode_token: DecodeToken | None = None,
     reader: TextReader | None = None,
     unembedding: Unembedding | None = None,
@@ -83,6 +83,7 @@ def run(
         cache: the cache the SAEs were trained from; with ``other_cache`` any of the same model and hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
+        models_beside: those of the caches beside it, by the caches' names, for the hooks that are theirs.
         reader: the model with its tokenizer, for probing and absorption, which read other texts.
         unembedding: the model's last weights, for the tokens that latents promote and suppress.
         decode_token: turns a token id into text for the contexts; without it they show numbers.
@@ -109,8 +110,10 @@ def run(
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
-    elif cache.beside:
-        warnings.append(f"CE and KL were not measured at hooks of {', '.join(cache.beside)}: {_ONE_MODEL}")
+    elif without := [name for name in cache.beside if name not in (models_beside or {})]:
+        warnings.append(
+            f"CE and KL were not measured at hooks of {', '.join(without)}: their models were not run."
+        )
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
     if show_progress:
@@ -133,11 +136,12 @@ def run(
                 "positions of the model; lower it"
             )
         words = make_letter_words(reader, config.seed) if config.absorption else None
-    sequences = None
-    if model is not None and has_tokens:
+    sequences, models = None, _models_of(cache, model, models_beside or {}) if has_tokens else []
+    if models:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        hooks = [h for cfg in configs.values() for h in _of_model(cfg, cache)]
-        check_model(model, cache, hooks, sequences, rows.split)
+        decoded = dict.fromkeys(part.hook for cfg in configs.values() for part in decoded_hooks(cfg))
+        for one, own in models:
+            check_model(one, cache, [hook for hook in decoded if hook in own], sequences, rows.split)
     view = None
     if has_tokens and (config.num_latents or config.all_latents):
         view = LatentView(
@@ -165,26 +169,29 @@ def run(
         return result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
 
     def measure_costs(some: Sequence[Target]) -> dict[str, LanguageModelMetrics]:
-        if model is None or sequences is None:
+        if sequences is None:
             return {}
+        every = [hook for _, own in models for hook in own]
         spliced = [
             one
             for target in some
-            if _of_model(configs[target.name], cache)
+            if any(part.hook in every for part in decoded_hooks(configs[target.name]))
             for one in _spliced(target.name, target.load(device), cache, rows.split, sequences, config)
         ]
-        if not spliced:
-            return {}
-        return measure_language_model(
-            model,
-            cache,
-            spliced,
-            sequences,
-            split=rows.split,
-            logit_bytes=config.logit_bytes,
-            seed=config.seed,
-            show_progress=show_progress,
-        )
+        costs: dict[str, LanguageModelMetrics] = {}
+        for language_model, own in models:
+            if at_own := [one for one in spliced if one.hook in own]:
+                costs |= measure_language_model(
+                    language_model,
+                    cache,
+                    at_own,
+                    sequences,
+                    split=rows.split,
+                    logit_bytes=config.logit_bytes,
+                    seed=config.seed,
+                    show_progress=show_progress,
+                )
+        return costs
 
     def measure_all(some: Sequence[Target]) -> list[SaeResult]:
         measured, costs = [measure(target) for target in some], measure_costs(some)
@@ -374,12 +381,28 @@ def _spliced(
 
         return Spliced(name=_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
 
-    return [at(hook) for hook in _of_model(sae.cfg, cache)]
+    return [at(part.hook) for part in parts]
 
 
-def _of_model(cfg: SAEConfig, cache: ActivationCache) -> list[str]:
-    """The hooks that an SAE reconstructs and that are of the model of ``cache``, not of a cache beside it."""
-    return [part.hook for part in decoded_hooks(cfg) if part.hook in cache.manifest.hooks]
+def _models_of(
+    cache: ActivationCache, model: SplicedModel | None, beside: Mapping[str, SplicedModel]
+) -> list[tuple[SplicedModel, list[str]]]:
+    """The models that are run, each with the hooks that are its own, as ``cache`` names them.
+
+    Raises:
+        UsageError: a model of a cache that is not there.
+    """
+    if unknown := [name for name in beside if name not in cache.beside]:
+        raise UsageError(
+            f"models_beside has a model for {', '.join(unknown)}; the caches beside {cache.path} are "
+            f"{', '.join(cache.beside) or 'none'}"
+        )
+    models: list[tuple[SplicedModel, list[str]]] = []
+    if model is not None:
+        models.append((model, list(cache.manifest.hooks)))
+    for name, other in beside.items():
+        models.append((ModelBeside(other, name), [f"{name}:{hook}" for hook in cache.beside[name].hooks]))
+    return models
 
 
 def _relative(path: Path, folder: Path) -> str:
