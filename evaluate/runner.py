@@ -283,7 +283,7 @@ def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig
 
 
 def _check_one_hook(configs: Mapping[str, SAEConfig], *, absorption: bool) -> None:
-    """Refuse probing of crosscoders, and absorption of SAEs whose decoder is not in the space of the hook.
+    """Refuse probing of SAEs of several hooks, and absorption of SAEs whose decoder writes to another hook.
 
     Raises:
         UsageError: an SAE that cannot be measured so.
