@@ -57,10 +57,15 @@ def evaluate(
     find_targets_of(found, cache, other_cache=config.other_cache)
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)
-    model = None
+    model, beside = None, {}
     if with_model and _names_model(cache):
         try:
             model = load_model_of(cache, device=config.device)
+            beside = {
+                name: load_model_of(other, device=config.device)
+                for name, other in cache.beside.items()
+                if _names_model(other)
+            }
         except UsageError as error:
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode, notes = None, []
@@ -77,6 +82,7 @@ def evaluate(
         cache,
         config,
         model=model,
+        models_beside=beside,
         decode_token=decode,
         reader=reader,
         unembedding=None if model is None else read_unembedding(model),

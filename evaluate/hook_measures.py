@@ -24,7 +24,7 @@ TINY = 1e-30
 
 
 class HookStreams:
-    """Fidelity at each hook that a crosscoder reconstructs, from rows that stream by; none for other SAEs."""
+    """Fidelity at each of several hooks that an SAE reconstructs, from rows that stream by; else nothing."""
 
     def __init__(
         self, sae: SAE, num_groups: int, *, first_block: int = 0, block_0: Sequence[Tensor] = ()

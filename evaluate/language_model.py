@@ -44,6 +44,20 @@ class SplicedModel(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ModelBeside:
+    """The model of a cache that is read beside another one, where its hooks are called NAME:HOOK."""
+
+    model: SplicedModel
+    name: str
+
+    def logits(self, ids: Tensor) -> Tensor:
+        return self.model.logits(ids)
+
+    def logits_with(self, ids: Tensor, hook: str, replace: Replacement) -> Tensor:
+        return self.model.logits_with(ids, hook.removeprefix(f"{self.name}:"), replace)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
     """An SAE as the language model sees it: ``reconstruct`` maps raw rows [m, D] float32 to raw rows.

@@ -230,7 +230,7 @@ class LatentResult(Record):
 
 
 class HookResult(Record):
-    """A crosscoder at one of its hooks: fidelity there, and the share of its latents' decoder norms."""
+    """An SAE at one of its hooks: fidelity there, and the share of its latents' decoder norms."""
 
     hook: str
     d_model: int
@@ -248,8 +248,8 @@ class SaeResult(Record):
     training). ``rows`` are those that it was measured on; None in results of version 0.2.0. ``latents_dir``
     is the folder of all latents, relative to that of the results file; None if there is none. The report
     draws ``calibration`` where a judge has filled it in. ``target`` is the hook that a transcoder predicts
-    from ``hook``; ``hooks`` are those of a crosscoder. ``weights_sha256`` is of all tensors of the SAE; None
-    in results of version 0.2.0.
+    from ``hook``; ``hooks`` are those of a crosscoder, or of a cross-layer transcoder. ``weights_sha256``
+    is of all tensors of the SAE; None in results of version 0.2.0.
     """
 
     name: str

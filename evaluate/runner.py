@@ -22,7 +22,7 @@ from ..store import ActivationCache, open_cache
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
 from ..train.sae import SAEConfig
-from ..train.sae_hooks import encoded_hooks, place_of
+from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
 from .earlier_results import keep_judged
@@ -51,10 +51,9 @@ from .results import (
 )
 from .rows import MeasuredRows, RowGroups, choose_rows, group_rows, warn_of_few_rows
 from .sequences import choose_sequences
-from .splicing import hooks_of_model, measure_costs, name_at, parts_for
+from .splicing import find_models, measure_costs, name_at, parts_for
 from .targets import Place, Target, choose_output, find_targets_of
 
-_ONE_MODEL = "the language model that is run is that of the first cache."
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
 
 
@@ -64,6 +63,7 @@ def run(
     config: EvaluateConfig | None = None,
     *,
     model: SplicedModel | None = None,
+    models_beside: Mapping[str, SplicedModel] | None = None,
     decode_token: DecodeToken | None = None,
     reader: TextReader | None = None,
     unembedding: Unembedding | None = None,
@@ -84,6 +84,7 @@ def run(
         cache: the cache the SAEs were trained from; with ``other_cache`` any of the same model and hook.
         config: the settings; the defaults when None.
         model: the language model of the cache; without it CE and KL are not measured.
+        models_beside: those of the caches beside it, by the caches' names, for the hooks that are theirs.
         reader: the model with its tokenizer, for probing and absorption, which read other texts.
         unembedding: the model's last weights, for the tokens that latents promote and suppress.
         decode_token: turns a token id into text for the contexts; without it they show numbers.
@@ -110,8 +111,10 @@ def run(
     has_tokens = cache.manifest.tokens == "ids and documents"
     if not has_tokens:
         warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
-    elif cache.beside:
-        warnings.append(f"CE and KL were not measured at hooks of {', '.join(cache.beside)}: {_ONE_MODEL}")
+    elif without := [name for name in cache.beside if name not in (models_beside or {})]:
+        warnings.append(
+            f"CE and KL were not measured at hooks of {', '.join(without)}: their models were not run."
+        )
     warnings += notes
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
@@ -135,11 +138,12 @@ def run(
                 "positions of the model; lower it"
             )
         words = make_letter_words(reader, config.seed) if config.absorption else None
-    sequences = None
-    if model is not None and has_tokens:
+    sequences, models = None, find_models(cache, model, models_beside or {}) if has_tokens else []
+    if models:
         sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        hooks = [h for cfg in configs.values() for h in hooks_of_model(cfg, cache)]
-        check_model(model, cache, hooks, sequences, rows.split)
+        decoded = dict.fromkeys(part.hook for cfg in configs.values() for part in decoded_hooks(cfg))
+        for one, own in models:
+            check_model(one, cache, [hook for hook in decoded if hook in own], sequences, rows.split)
     view = None
     if has_tokens and config.shows_latents:
         view = LatentView(
@@ -157,7 +161,7 @@ def run(
             wave, cache, rows, groups, view, config, device, out, show_progress=show_progress
         )
     costs = measure_costs(
-        model, found, configs, cache, rows, sequences, config, device, everyone, show_progress=show_progress
+        models, found, configs, cache, rows, sequences, config, device, everyone, show_progress=show_progress
     )
     probed, absorbed = _on_texts(reader, found, labelled, words, config, device, everyone, show_progress)
     saes = [

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common.errors import UsageError
 from ..common.memory import check_memory
 from ..distributed.group import ALONE, Group
 from ..store import ActivationCache
@@ -17,7 +18,7 @@ from ..train import SAE
 from ..train.sae import SAEConfig
 from ..train.sae_hooks import decoded_hooks, split_by_hook
 from .config import EvaluateConfig
-from .language_model import Spliced, SplicedModel, measure_language_model
+from .language_model import ModelBeside, Spliced, SplicedModel, measure_language_model
 from .measure import read_rows
 from .results import LanguageModelMetrics
 from .rows import MeasuredRows, batch_rows_of
@@ -26,7 +27,7 @@ from .targets import Target
 
 
 def measure_costs(
-    model: SplicedModel | None,
+    models: Sequence[tuple[SplicedModel, list[str]]],
     targets: Sequence[Target],
     configs: Mapping[str, SAEConfig],
     cache: ActivationCache,
@@ -40,13 +41,19 @@ def measure_costs(
 ) -> dict[str, LanguageModelMetrics]:
     """What the SAEs cost the language model, by name, or by :func:`name_at` for a crosscoder at one hook.
 
-    The processes of ``group`` share the sequences; all get the figures, none without a model. A pass
+    ``models`` are what :func:`find_models` finds. The processes of ``group`` share the sequences; all get the
+    figures, none without a model. A pass
     over the sequences measures a part of the SAEs, so that one process does not hold more of them the more
     there are of both.
     """
-    if model is None or sequences is None:
+    if sequences is None:
         return {}
-    fitting = [target for target in targets if hooks_of_model(configs[target.name], cache)]
+    every = {hook for _, own in models for hook in own}
+    fitting = [
+        target
+        for target in targets
+        if any(part.hook in every for part in decoded_hooks(configs[target.name]))
+    ]
     found: dict[str, LanguageModelMetrics] = {}
     for some in parts_for(fitting, group):
         spliced = [
@@ -56,17 +63,19 @@ def measure_costs(
                 target.name, target.load(device), cache, rows.split, sequences, config, group
             )
         ]
-        found |= measure_language_model(
-            model,
-            cache,
-            spliced,
-            sequences,
-            split=rows.split,
-            logit_bytes=config.logit_bytes,
-            seed=config.seed,
-            group=group,
-            show_progress=show_progress,
-        )
+        for model, own in models:
+            if at_own := [one for one in spliced if one.hook in own]:
+                found |= measure_language_model(
+                    model,
+                    cache,
+                    at_own,
+                    sequences,
+                    split=rows.split,
+                    logit_bytes=config.logit_bytes,
+                    seed=config.seed,
+                    group=group,
+                    show_progress=show_progress,
+                )
     figures = group.on_first(lambda: {name: one.model_dump(mode="json") for name, one in found.items()})
     return {name: LanguageModelMetrics.model_validate(one) for name, one in figures.items()}
 
@@ -112,7 +121,7 @@ def splice_sae(
 
         return Spliced(name=name_at(name, hook), hook=hook, reconstruct=reconstruct, by_row=replace)
 
-    return [at(hook) for hook in hooks_of_model(sae.cfg, cache)]
+    return [at(part.hook) for part in parts]
 
 
 def name_at(name: str, hook: str) -> str:
@@ -120,9 +129,29 @@ def name_at(name: str, hook: str) -> str:
     return f"{name} at {hook}"
 
 
-def hooks_of_model(cfg: SAEConfig, cache: ActivationCache) -> list[str]:
-    """The hooks that an SAE reconstructs and that are of the model of ``cache``, not of a cache beside it."""
-    return [part.hook for part in decoded_hooks(cfg) if part.hook in cache.manifest.hooks]
+def find_models(
+    cache: ActivationCache, model: SplicedModel | None, beside: Mapping[str, SplicedModel]
+) -> list[tuple[SplicedModel, list[str]]]:
+    """The models that are run, each with the hooks that are its own, as ``cache`` names them.
+
+    Args:
+        model: that of ``cache`` itself.
+        beside: those of caches beside it, by the caches' names.
+
+    Raises:
+        UsageError: a model of a cache that is not there.
+    """
+    if unknown := [name for name in beside if name not in cache.beside]:
+        raise UsageError(
+            f"models_beside has a model for {', '.join(unknown)}; the caches beside {cache.path} are "
+            f"{', '.join(cache.beside) or 'none'}"
+        )
+    models: list[tuple[SplicedModel, list[str]]] = []
+    if model is not None:
+        models.append((model, list(cache.manifest.hooks)))
+    for name, other in beside.items():
+        models.append((ModelBeside(other, name), [f"{name}:{hook}" for hook in cache.beside[name].hooks]))
+    return models
 
 
 def reconstruct_in_batches(

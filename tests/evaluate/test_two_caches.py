@@ -86,6 +86,29 @@ def test_each_model_has_its_figures(
     assert f"Decoder norm at {HOOK}" in page and f"Decoder norm at {TUNED_HOOK}" in page
 
 
+def test_costs_at_hooks_of_a_cache_are_of_its_model(
+    run: Path, cache: ActivationCache, tuned: ActivationCache, model: TinyModel, tmp_path: Path
+) -> None:
+    settings = {
+        "beside": {"tuned": str(tuned.path)},
+        "show_progress": False,
+        "ce_tokens": 300,
+        "num_latents": 0,
+    }
+    both = {"model": model, "models_beside": {"tuned": TunedModel()}}
+    results = evaluate([run], cache, out=tmp_path / "results.json", **both, **settings)
+    alone = evaluate([run], cache, out=tmp_path / "alone.json", model=model, **settings)
+    (base, other), (expected, _) = ([one.language_model for one in r.saes[0].hooks] for r in (results, alone))
+    assert base == expected and base is not None and other is not None
+    assert other.ce_clean != base.ce_clean and other.ce_clean < other.ce_sae < other.ce_zero
+    assert other.activation_mismatch < 0.01 and not any("CE and KL" in each for each in results.warnings)
+    wrong = {"model": model, "models_beside": {"tuned": model}}
+    with pytest.raises(UsageError, match=f"does not give the activations .* at {TUNED_HOOK}"):
+        evaluate([run], cache, out=tmp_path / "wrong.json", **wrong, **settings)
+    with pytest.raises(UsageError, match=r"a model for other; the caches beside .* are tuned"):
+        evaluate([run], cache, out=tmp_path / "no.json", models_beside={"other": model}, **settings)
+
+
 def test_both_caches_are_asked_for(
     run: Path, cache: ActivationCache, tuned: ActivationCache, tmp_path: Path
 ) -> None:
