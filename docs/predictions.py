@@ -134,7 +134,7 @@ def learning(
     ]  # fmt: skip
 
 
-def updating(F: int, width: int = D) -> list[Phase]:
+def updating(F: float, width: int = D) -> list[Phase]:
     """The gradients' norm and Adam, which reads four matrices and writes three for each of the two."""
     return [
         Phase(name="norm of the gradients", bytes=3 * 4 * F * width, launches=4),
