@@ -14,7 +14,7 @@ from .common.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .train import SAE
+    from .train.sae import SAE
 
 
 @contextmanager

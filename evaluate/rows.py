@@ -14,7 +14,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 from ..store import ActivationCache
 from ..train import SAE
-from ..train.sae import SAEConfig
+from ..train.sae_config import SAEConfig
 from .config import EvaluateConfig
 from .metrics.bootstrap import MIN_GROUPS, group_documents
 

@@ -21,7 +21,7 @@ from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
 from ..train.foreign.building import imported_from
 from ..train.runs.calibration import first_row_of_calibration
-from ..train.sae import SAEConfig
+from ..train.sae_config import SAEConfig
 from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS

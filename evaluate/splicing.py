@@ -15,7 +15,7 @@ from ..common.memory import check_memory
 from ..distributed.group import ALONE, Group
 from ..store import ActivationCache
 from ..train import SAE
-from ..train.sae import SAEConfig
+from ..train.sae_config import SAEConfig
 from ..train.sae_hooks import decoded_hooks, split_by_hook
 from .config import EvaluateConfig
 from .language_model import ModelBeside, Spliced, SplicedModel, measure_language_model

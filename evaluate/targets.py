@@ -16,7 +16,8 @@ from ..train import SAE, load_sae
 from ..train.foreign.building import imported_from
 from ..train.foreign.formats import find_format
 from ..train.foreign.hook_names import same_activation
-from ..train.sae import CONFIG_FILE, SAE_FOLDER, find_saes
+from ..train.loading import find_saes
+from ..train.sae import CONFIG_FILE, SAE_FOLDER
 from ..train.sae_hooks import all_hooks
 from .results import RESULTS_NAME
 

@@ -8,7 +8,7 @@ import yaml
 
 from ..evaluate.results import Results, SaeResult
 from ..store.untrusted import printable
-from ..train.sae import SAEConfig
+from ..train.sae_config import SAEConfig
 
 PLOT_NAME, RECIPE_NAME = "results.svg", "config.yaml"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")

@@ -14,7 +14,8 @@ from ..store.remote.published import MANIFEST_NAME, SAE_FILES, PublishedFiles, r
 from ..store.remote.retries import Patience
 from ..store.remote.urls import parse_url
 from ..store.untrusted_files import read_text
-from ..train.sae import SAE, SAE_FOLDER, find_saes, load_sae
+from ..train.loading import find_saes, load_sae
+from ..train.sae import SAE, SAE_FOLDER
 from .card import PLOT_NAME, RECIPE_NAME, make_card
 from .plot import draw_plot
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..train.sae_hooks import HookRows, SAETarget
+from ..train.sae_config import HookRows, SAETarget
 from ..train.variants.base.variant import Plan
 from .sparse_rows import D_MODEL, D_OUT
 

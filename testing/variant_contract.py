@@ -16,7 +16,7 @@ from ..store.reading.reader import ActivationCache
 from ..train import SAE, TrainConfig, load_sae, run
 from ..train.engine.trainee import DivergedError, Trainee
 from ..train.pairs import Pairs
-from ..train.sae import SAEConfig
+from ..train.sae_config import SAEConfig
 from ..train.variants import VARIANTS
 from ..train.variants.base.gradients import finish_gradients
 from ..train.variants.base.rows import Batch, Outcome

@@ -14,7 +14,8 @@ from saecache.evaluate.export.saelens import SAELens
 from saecache.evaluate.export.space import choose_space
 from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
 from saecache.store.normalization import KINDS, Kind
-from saecache.train.sae import SAE, SAEConfig
+from saecache.train.sae import SAE
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.topk import TopK
 
 HOOK, WIDTH, LATENTS, ROWS = "h", 24, 40, 500

@@ -7,8 +7,7 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
 from saecache.train import SAE
-from saecache.train.sae import SAEConfig
-from saecache.train.sae_hooks import HookRows, SAETarget
+from saecache.train.sae_config import HookRows, SAEConfig, SAETarget
 from saecache.train.variants.topk import TopK
 
 HOOK, LATENTS = "resid_post.3", 64

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from .foreign import from_llama_scope as from_llama_scope
     from .foreign import from_saelens as from_saelens
     from .foreign import from_sparsify as from_sparsify
+    from .loading import load_sae as load_sae
     from .pairs import Pairs as Pairs
     from .runs.config import TrainConfig as TrainConfig
     from .runs.runner import TrainResult as TrainResult
     from .runs.runner import run as run
     from .sae import SAE as SAE
-    from .sae import load_sae as load_sae
 
 __all__ = [
     "SAE",
@@ -41,7 +41,7 @@ _LAZY = {  # imported on first use, because they import torch
     "from_llama_scope": "foreign",
     "from_saelens": "foreign",
     "from_sparsify": "foreign",
-    "load_sae": "sae",
+    "load_sae": "loading",
     "run": "runs.runner",
 }
 

@@ -9,39 +9,24 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import (
-    NonNegativeFloat,
-    PositiveInt,
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
 from torch import Tensor, nn
 
 from ..common.errors import UsageError
-from ..common.frozen import FrozenModel
-from ..common.memory import check_memory
-from ..common.validation import validate
 from ..store.durable import write_bytes
 from ..store.normalization import RowState
-from ..store.untrusted_files import read_object
 from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
 from .engine.reading import input_bias
 from .latent_shards import LatentShards
-from .layer_blocks import LayerBlocks
 from .pairs import Pairs
-from .sae_hooks import HookRows, SAETarget, check_hooks, make_normalizer
+from .sae_config import SAEConfig, tensor_shapes
+from .sae_hooks import make_normalizer
 from .shared_tensor_file import write_tensors
-from .tensor_file import TensorInfo, check_header, read_tensors
-from .variants import VARIANTS, AnyVariant
 from .variants.base.rows import Rows
-from .variants.base.variant import Plan
 
 FORMAT_VERSION = 1
 FORMAT_OF_SEVERAL_HOOKS = 2  # of transcoders and crosscoders, cross-layer or not
@@ -50,54 +35,6 @@ SAE_FOLDER = "sae"  # of a variant, in a run
 THRESHOLD = "threshold"
 ENCODE_ROWS = 16384  # rows encoded at a time by forward()
 Space = Literal["normalized", "raw"]
-
-
-class SAEConfig(FrozenModel):
-    """The content of ``cfg.json``. ``variant`` holds all settings of the kind; the others are for reading."""
-
-    format_version: int = FORMAT_VERSION
-    kind: str
-    name: str
-    d_model: PositiveInt
-    num_latents: PositiveInt
-    k: NonNegativeFloat | None  # number of active latents per row set in training
-    inference: str  # "topk", "threshold" (pre-activation > tensor "threshold", [] or [F]), or the kind's own
-    hook: str  # of what it encodes; the names of a crosscoder's hooks with + between them
-    normalization: dict[str, Any]  # of store.normalization.Normalizer
-    variant: SerializeAsAny[AnyVariant]
-    cache: dict[str, Any]  # fingerprint, model, ... of the rows it was trained on
-    training: dict[str, Any]  # steps, rows, seed, learning rate, ...
-    hooks: tuple[HookRows, ...] | None = None  # of a crosscoder, side by side in its rows
-    target: SAETarget | None = None  # what a transcoder predicts
-    targets: tuple[SAETarget, ...] | None = None  # of a cross-layer transcoder, one for each of its hooks
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of autoencoders stay as they were before there were other kinds."""
-        values: dict[str, Any] = serialize(self)
-        return {k: v for k, v in values.items() if k not in ("hooks", "target", "targets") or v is not None}
-
-    @property
-    def d_decoded(self) -> int:
-        """O, the width of what is reconstructed."""
-        return sum(part.d_model for part in self.predicted) or self.d_model
-
-    @property
-    def predicted(self) -> tuple[SAETarget, ...]:
-        """What a transcoder predicts: one hook, or one for each layer; nothing for other SAEs."""
-        return self.targets or (() if self.target is None else (self.target,))
-
-    @property
-    def num_layers(self) -> int:
-        """L, the layers of a cross-layer transcoder; 1 for other SAEs."""
-        return 1 if self.targets is None else len(self.targets)
-
-    @property
-    def shape(self) -> str:
-        """What kind of function it is, for messages."""
-        if self.targets is not None:
-            return "cross-layer transcoder"
-        return "transcoder" if self.target else "autoencoder" if self.hooks is None else "crosscoder"
 
 
 class SAE(nn.Module):
@@ -134,7 +71,7 @@ class SAE(nn.Module):
         self.cfg = cfg
         self.shards = shards or LatentShards.divide(cfg.num_latents)
         self.normalizer: Any = make_normalizer(cfg)  # Normalizer, or of a crosscoder JoinedNormalizer
-        for name, shape in _shapes(cfg, self.shards.count).items():
+        for name, shape in tensor_shapes(cfg, self.shards.count).items():
             got = tuple(tensors[name].shape) if name in tensors else None
             if got != shape:
                 raise UsageError(f"SAE {cfg.name}: tensor {name} should have shape {shape}, got {got}")
@@ -296,150 +233,3 @@ class SAE(nn.Module):
         text = self.cfg.model_dump_json(indent=2) + "\n"
         self.shards.group.on_first(lambda: write_bytes(folder / CONFIG_FILE, text.encode("utf-8")))
         return checksum
-
-
-def find_saes(place: str | Path) -> list[Path]:
-    """The SAE folders that a folder stands for: itself, a variant's ``sae``, or every one of a run.
-
-    The SAE at a URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    from .foreign.formats import FORMATS, find_format  # which builds SAEs
-    from .foreign.hub import find_folder
-
-    folder = find_folder(place)
-    if find_format(folder) is not None:
-        return [folder]
-    for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
-        if found := sorted(path.parent for path in folder.glob(pattern + CONFIG_FILE)):
-            return found
-    what = f"it has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
-    raise UsageError(
-        f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}), a "
-        f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE}), or a folder of {', '.join(FORMATS)}"
-    )
-
-
-def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
-
-    Folders of SAELens, dictionary_learning, sparsify, Gemma Scope and Llama Scope are loaded as well
-    (:mod:`.foreign`). A URL (``hf://ORG/NAME[@REVISION][/FOLDER]``, or of a bucket) is downloaded once. The
-    files may come from anybody: no tensor is read before its type and shape were found to be right.
-
-    Raises:
-        UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
-            itself, or weights that contradict the config, are not finite, or do not fit into memory.
-    """
-    found = find_saes(folder)
-    if len(found) > 1:
-        raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
-    folder = found[0]
-    weights = folder / WEIGHTS_FILE
-    if not weights.exists():
-        from .foreign.formats import load_foreign
-
-        if (foreign := load_foreign(folder, device)) is not None:
-            return foreign
-        raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
-    try:
-        cfg = _read_config(folder)
-        expected = _expected_tensors(cfg)
-        check_header(weights, expected)
-        check_memory(weights.stat().st_size, torch.device(device), f"{weights}", "use another machine")
-        tensors = read_tensors(weights, device)
-    except (UsageError, FileNotFoundError) as error:
-        raise UsageError(f"{folder} does not hold a readable SAE: {error}") from None
-    for name, tensor in tensors.items():
-        check_values(f"{weights}: tensor {name}", tensor, cfg.num_latents, unbounded=name == THRESHOLD)
-    blocks = LayerBlocks(cfg.num_layers, LatentShards.divide(cfg.num_latents))
-    if any(bool(part.any()) for part in blocks.unwritten(tensors["W_dec"])):
-        raise UsageError(f"{weights}: a latent writes to a layer before its own: its weights are damaged")
-    return SAE(cfg, tensors)
-
-
-def _read_config(folder: Path) -> SAEConfig:
-    path = folder / CONFIG_FILE
-    values = read_object(path, "copy the SAE again from where it was trained")
-    version = values.get("format_version")
-    if version not in (FORMAT_VERSION, FORMAT_OF_SEVERAL_HOOKS):
-        raise UsageError(
-            f"SAE format {version!r:.80}; this version of saecache reads {FORMAT_VERSION} and "
-            f"{FORMAT_OF_SEVERAL_HOOKS}"
-        )
-    kind = values.get("kind")
-    if not isinstance(kind, str) or kind not in VARIANTS:
-        raise UsageError(
-            f"SAE of kind {kind!r:.80}, which this version of saecache does not know; it knows "
-            f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
-        )
-    cfg = validate(SAEConfig, values, str(path))
-    for name in ("name", "hook"):  # are shown in a terminal
-        if not getattr(cfg, name).isprintable():
-            raise UsageError(
-                f"{path}: {name} holds characters that cannot be shown: {getattr(cfg, name)!r:.80}"
-            )
-    try:
-        check_hooks(cfg)
-    except UsageError as error:
-        raise UsageError(f"{path} contradicts itself: {error}") from None
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"{path}: normalization cannot be read ({error!r:.80})") from None
-    for name, got, wanted in (
-        ("kind", cfg.kind, cfg.variant.kind),
-        ("inference", cfg.inference, cfg.variant.inference),
-        ("normalization.d_model", cfg.normalization.get("d_model"), cfg.d_model),
-    ):
-        if got != wanted:
-            raise UsageError(
-                f"{path} contradicts itself: {name} is {got!r:.80}, and the rest says {wanted!r}"
-            )
-    for name in ("k", "num_latents"):
-        got = getattr(cfg.variant, name, None)
-        if got is not None and got > cfg.num_latents:
-            raise UsageError(f"{path} contradicts itself: {name}={got} of {cfg.num_latents} latents")
-    return cfg
-
-
-def _expected_tensors(cfg: SAEConfig) -> dict[str, TensorInfo | tuple[TensorInfo, ...]]:
-    """The types and shapes of an SAE's tensors; nothing is allocated for them."""
-    plan = Plan(d_model=cfg.d_model, num_latents=cfg.num_latents, batch_rows=1, num_steps=1)
-    expected: dict[str, TensorInfo | tuple[TensorInfo, ...]] = {
-        name: TensorInfo(torch.float32, shape) for name, shape in _shapes(cfg, cfg.num_latents).items()
-    }
-    with torch.device("meta"):
-        own = {
-            **cfg.variant.extra_parameters(plan),
-            **cfg.variant.inference_tensors(cfg.variant.initial_state(plan)),
-        }
-    expected |= {name: TensorInfo.of(tensor) for name, tensor in own.items()}
-    if THRESHOLD in expected:
-        each = TensorInfo(torch.float32, (cfg.num_latents,))
-        expected[THRESHOLD] = (TensorInfo(torch.float32, ()), each)
-    return expected
-
-
-def _shapes(cfg: SAEConfig, num_latents: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that every SAE of this config has, whatever its kind."""
-    F, D, O = num_latents, cfg.d_model, cfg.d_decoded  # noqa: E741 - as in the legend
-    encoder = (F, D // cfg.num_layers)
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": encoder, "W_dec": (F, O), "b_enc": (F,), "b_dec": (O,)}
-    if cfg.predicted:
-        shapes["b_in"] = (D,)
-        if cfg.predicted[0].skip:
-            shapes["W_skip"] = (O, D)
-    return shapes
-
-
-def check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:
-    """Refuse floats that are not finite (a threshold may be infinity: never active) and indices beyond F."""
-    if tensor.numel() == 0:
-        return
-    least, most = (float(extreme) for extreme in torch.aminmax(tensor))  # NaN if there is one
-    if tensor.is_floating_point():
-        if not (isfinite(least) or (unbounded and least == inf)) or not (isfinite(most) or unbounded):
-            raise UsageError(f"{what} is not finite: its weights are damaged")
-    elif not 0 <= least <= most < num_latents:
-        raise UsageError(f"{what} should number the {num_latents} latents, got {least:g} to {most:g}")

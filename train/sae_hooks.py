@@ -6,41 +6,19 @@ Legend: B rows, D width of what is encoded.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from torch import Tensor
 
 from ..common.errors import UsageError
-from ..common.frozen import FrozenModel
 from ..store.normalization import Normalizer, RowState, is_invertible_alone
 from ..store.reading.reader import ActivationCache
-
-if TYPE_CHECKING:
-    from .sae import SAEConfig
+from .sae_config import HookRows, SAEConfig
 
 JOINED = "joined"  # the kind of normalization of a crosscoder's rows, which has one for each hook
-
-
-class HookRows(FrozenModel):
-    """The rows of one hook, as an SAE reads or predicts them."""
-
-    hook: str
-    d_model: PositiveInt
-    normalization: dict[str, Any]  # of store.normalization.Normalizer
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return Normalizer.from_dict(self.normalization)
-
-
-class SAETarget(HookRows):
-    """What a transcoder predicts. Its normalization can be inverted without the row."""
-
-    skip: bool = False  # the prediction includes W_skip (x - b_in)
 
 
 @dataclass(frozen=True)
@@ -84,24 +62,24 @@ def name_of(hooks: Sequence[HookRows]) -> str:
     return "+".join(part.hook for part in hooks)
 
 
-def encoded_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
+def encoded_hooks(cfg: SAEConfig) -> tuple[HookRows, ...]:
     """The hooks whose rows an SAE encodes, in the order in which they lie side by side."""
     if cfg.hooks is not None:
         return cfg.hooks
     return (HookRows(hook=cfg.hook, d_model=cfg.d_model, normalization=cfg.normalization),)
 
 
-def decoded_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
+def decoded_hooks(cfg: SAEConfig) -> tuple[HookRows, ...]:
     """The hooks whose rows an SAE reconstructs: those that it encodes, or a transcoder's targets."""
     return cfg.predicted or encoded_hooks(cfg)
 
 
-def all_hooks(cfg: "SAEConfig") -> tuple[HookRows, ...]:
+def all_hooks(cfg: SAEConfig) -> tuple[HookRows, ...]:
     """Every hook that an SAE encodes or reconstructs."""
     return encoded_hooks(cfg) + cfg.predicted
 
 
-def place_of(cfg: "SAEConfig") -> tuple[tuple[tuple[str, int], ...], ...]:
+def place_of(cfg: SAEConfig) -> tuple[tuple[tuple[str, int], ...], ...]:
     """The hooks and widths that an SAE encodes, and those that it reconstructs.
 
     SAEs of one place have comparable directions.
@@ -112,14 +90,14 @@ def place_of(cfg: "SAEConfig") -> tuple[tuple[tuple[str, int], ...], ...]:
     )
 
 
-def make_normalizer(cfg: "SAEConfig") -> Normalizer | JoinedNormalizer:
+def make_normalizer(cfg: SAEConfig) -> Normalizer | JoinedNormalizer:
     """The normalization of the rows that an SAE encodes."""
     if cfg.hooks is None:
         return Normalizer.from_dict(cfg.normalization)
     return JoinedNormalizer(tuple(part.normalizer for part in cfg.hooks))
 
 
-def check_hooks(cfg: "SAEConfig") -> None:
+def check_hooks(cfg: SAEConfig) -> None:
     """Make sure that what a config says about hooks fits together.
 
     Raises:
@@ -153,7 +131,7 @@ def check_hooks(cfg: "SAEConfig") -> None:
         _check_layers(cfg)
 
 
-def _check_layers(cfg: "SAEConfig") -> None:
+def _check_layers(cfg: SAEConfig) -> None:
     encoded, predicted = encoded_hooks(cfg), cfg.predicted
     widths = [{part.d_model for part in parts} for parts in (encoded, predicted)]
     if (
@@ -199,7 +177,7 @@ def read_hooks_side_by_side(
     return torch.cat([x for x, _ in found], dim=1), torch.cat([raw for _, raw in found], dim=1)
 
 
-def join(cfg: "SAEConfig", rows: Mapping[str, Tensor]) -> Tensor:
+def join(cfg: SAEConfig, rows: Mapping[str, Tensor]) -> Tensor:
     """Rows of every hook that a crosscoder encodes, by hook, side by side: [..., D].
 
     Raises:
@@ -213,7 +191,7 @@ def join(cfg: "SAEConfig", rows: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([rows[hook] for hook in hooks], dim=-1)
 
 
-def split_by_hook(cfg: "SAEConfig", rows: Tensor) -> dict[str, Tensor]:
+def split_by_hook(cfg: SAEConfig, rows: Tensor) -> dict[str, Tensor]:
     """The parts of reconstructed rows [..., O] (or of decoder rows) by hook, as views."""
     hooks = decoded_hooks(cfg)
     return dict(

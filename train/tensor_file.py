@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 import torch
@@ -167,3 +168,15 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
 def damaged(path: Path, reason: str) -> UsageError:
     """The error for a file that cannot be read."""
     return UsageError(f"{path} is not a readable safetensors file: {reason}")
+
+
+def check_values(what: str, tensor: Tensor, num_latents: int, *, unbounded: bool) -> None:
+    """Refuse floats that are not finite (a threshold may be infinity: never active) and indices beyond F."""
+    if tensor.numel() == 0:
+        return
+    least, most = (float(extreme) for extreme in torch.aminmax(tensor))  # NaN if there is one
+    if tensor.is_floating_point():
+        if not (isfinite(least) or (unbounded and least == inf)) or not (isfinite(most) or unbounded):
+            raise UsageError(f"{what} is not finite: its weights are damaged")
+    elif not 0 <= least <= most < num_latents:
+        raise UsageError(f"{what} should number the {num_latents} latents, got {least:g} to {most:g}")

@@ -29,7 +29,8 @@ from ...common.errors import UsageError
 from ...store.durable import write_bytes
 from ...train import SAE
 from ...train.foreign.hook_names import TRANSFORMER_LENS, parse_named_hook
-from ...train.sae_hooks import HookRows, encoded_hooks
+from ...train.sae_config import HookRows
+from ...train.sae_hooks import encoded_hooks
 from ...train.tensor_file import read_tensors, write_tensors
 from .format import Exportable, Format, Forward, Written
 from .rules import Form

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache
-from saecache.train.sae import SAE, SAEConfig
+from saecache.train.sae import SAE
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
 

@@ -13,7 +13,7 @@ from saecache.evaluate.synthetic import GroundTruth, remake_ground_truth, write_
 from saecache.store.reading.reader import ActivationCache, open_cache
 from saecache.store.writing.writer import CacheWriter
 from saecache.train import SAE, TrainConfig, load_sae, run
-from saecache.train.sae import SAEConfig
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.batch_topk import BatchTopK
 
 from .test_synthetic import small

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...store.normalization import Normalizer
-from ..sae import SAE, THRESHOLD, SAEConfig, check_values
-from ..tensor_file import sha256_of
+from ..sae import SAE, THRESHOLD
+from ..sae_config import SAEConfig
+from ..tensor_file import check_values, sha256_of
 from ..variants.base.variant import Variant
 from ..variants.jumprelu import PARAMETER, JumpReLU
 from .tensor_files import TensorFile

@@ -12,6 +12,8 @@ from ...common.errors import UsageError
 from ...store.remote import is_url
 from ...store.remote.places import open_remote_folder
 from ...store.remote.published import fetch_sae, read_published
+from ..sae import CONFIG_FILE, WEIGHTS_FILE
+from .formats import FORMATS
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
@@ -41,8 +43,6 @@ def download_sae(url: str) -> Path:
 
 def _is_published(url: str) -> bool:
     """Whether the place has what ``saecache publish`` writes, or the weights of an SAE as we write them."""
-    from ..sae import WEIGHTS_FILE
-
     place = open_remote_folder(url)
     return read_published(place) is not None or place.head(WEIGHTS_FILE) is not None
 
@@ -61,9 +61,6 @@ def download_folder(name: str) -> Path:
     match = _parse(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    from ..sae import CONFIG_FILE, WEIGHTS_FILE
-    from .formats import FORMATS
 
     inside = f"{match[3]}/" if match[3] else ""
     files = {CONFIG_FILE, WEIGHTS_FILE, "config.json"}

@@ -9,7 +9,8 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
 from ..engine.reading import input_bias
-from ..sae import SAE, SAEConfig
+from ..sae import SAE
+from ..sae_config import SAEConfig
 from ..sae_hooks import encoded_hooks
 from ..variants.base.rows import Rows
 

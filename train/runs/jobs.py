@@ -13,7 +13,7 @@ from ...common.errors import UsageError
 from ...common.hook_names import block_of
 from ...store.reading.reader import ActivationCache
 from ..engine.reading import Reading, Source
-from ..sae_hooks import HookRows, SAETarget
+from ..sae_config import HookRows, SAETarget
 from ..variants.base.variant import Plan, Variant
 from .config import TrainConfig
 from .layout import Layout

@@ -18,7 +18,8 @@ from ..engine.metrics import METRICS_FILE, MetricsFile, heldout_metrics
 from ..engine.reading import BatchRows, Inputs, Source
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
-from ..sae import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAE, SAEConfig
+from ..sae import SAE
+from ..sae_config import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAEConfig
 from ..sae_hooks import name_of, normalization_of
 from .calibration import calibrated_on, rows_for_calibration
 from .checkpoint import prune, record_failure, save_checkpoint

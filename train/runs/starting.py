@@ -17,8 +17,10 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.normalization import Normalizer
 from ..latent_shards import WITHOUT_LATENTS
-from ..sae import SAE, THRESHOLD, load_sae
-from ..sae_hooks import HookRows, SAETarget, encoded_hooks, name_of
+from ..loading import load_sae
+from ..sae import SAE, THRESHOLD
+from ..sae_config import HookRows, SAETarget
+from ..sae_hooks import encoded_hooks, name_of
 from ..variants.base.variant import Plan, Variant
 
 OF_EVERY_KIND = {"W_enc", "W_dec", "b_enc", *WITHOUT_LATENTS}

@@ -15,7 +15,8 @@ from saecache.evaluate.judge.activations import Places, find_places
 from saecache.evaluate.judge.windows import Windows, cut_windows
 from saecache.store import CacheWriter, StorageConfig, open_cache
 from saecache.store.reading.reader import ActivationCache
-from saecache.train.sae import SAE, SAEConfig
+from saecache.train.sae import SAE
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.batch_topk import BatchTopK
 
 from .judge_server import MODEL, Judge, serve

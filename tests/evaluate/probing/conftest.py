@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from saecache.evaluate.probing.texts import TextReader
-from saecache.train.sae import SAE, SAEConfig
+from saecache.train.sae import SAE
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.relu import ReLU
 
 HOOK, WIDTH = "resid_post.0", 24

@@ -15,7 +15,8 @@ from saecache.evaluate.probing.sparse_probing import choose_inputs, make_tasks, 
 from saecache.evaluate.probing.texts import TextReader, pool_texts
 from saecache.store.normalization import Normalizer
 from saecache.train import SAE
-from saecache.train.sae_hooks import HookRows, name_of, normalization_of
+from saecache.train.sae_config import HookRows
+from saecache.train.sae_hooks import name_of, normalization_of
 
 from .conftest import HOOK, WIDTH, WORDS, WordModel, relu_sae
 

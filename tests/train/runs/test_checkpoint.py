@@ -11,6 +11,7 @@ from saecache.common.fvu import RowVariance
 from saecache.testing.stepping import take_step
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
+from saecache.train.loading import load_sae
 from saecache.train.runs.checkpoint import (
     failure_before,
     forget_failure,
@@ -21,7 +22,8 @@ from saecache.train.runs.checkpoint import (
     save_checkpoint,
     saved_steps,
 )
-from saecache.train.sae import SAE, SAEConfig, load_sae
+from saecache.train.sae import SAE
+from saecache.train.sae_config import SAEConfig
 from saecache.train.variants.base.variant import Plan, Variant
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.topk import TopK
