@@ -69,12 +69,14 @@ def test_arms_of_two_coefficients_become_one_at_the_wanted_l0() -> None:
             "l0": l0,
             "fvu": [0.3 * (x / 16) ** -0.5 for x in l0],
             "dead": [40 + 10 * math.log2(x / 16) for x in l0],
+            "fvu_64_kept": [0.2] if coefficient == "0.1" else [0.2, 0.2],  # one seed has so many codes
         }
         for coefficient, l0 in ends.items()
     }
     other = {"fvu": [0.1, 0.2]}
     one = between_coefficients({**found, "topk_k16": other})
     assert set(one) == {"gated_k16", "topk_k16"} and one["topk_k16"] == other
+    assert "fvu_64_kept" not in one["gated_k16"]
     assert one["gated_k16"]["fvu"] == pytest.approx([0.3, 0.3])
     assert one["gated_k16"]["dead"] == pytest.approx([40.0, 40.0])
     assert one["gated_k16"]["l0"] == [16.0, 16.0] and one["gated_k16"]["measured l0"] == [22.0, 8.0]

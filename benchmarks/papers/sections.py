@@ -215,7 +215,7 @@ def _figures(
     return {
         figure: [float(f"{value:.6g}") for value in values if value is not None]
         for figure, values in figures.items()
-        if None not in values
+        if None not in values and len(values) == len(names)
     }
 
 

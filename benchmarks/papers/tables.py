@@ -103,17 +103,22 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         "found best for it (below), in the order of their FVU. ReLU and Gated have no k: each was trained "
         "with two L1 coefficients, and stands on the line through both at this L0. JumpReLU's thresholds "
         "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, "
-        "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10. *Step* is the processor time of a training step "
-        "against TopK's, early in training."
+        "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10."
     )
-    yield from ("", f"| kind | learning rate | {' | '.join(EVERY_KIND.values())} | step |")
-    yield "|---" * (len(EVERY_KIND) + 3) + "|"
+    if costs:
+        yield "*Step* is the processor time of a training step against TopK's, early in training."
+    headings = ["kind", "learning rate", *EVERY_KIND.values(), *(["step"] if costs else [])]
+    yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     for name in sorted(kinds, key=lambda name: mean(found[name]["fvu at L0 = k"])):
-        values = (show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND)
-        shown = name.removeprefix(PREFIX).rpartition("_k")[0]
-        rate, cost = tuned[0]["rates"][kinds[name]], costs.get(name)
-        step = "–" if cost is None else f"{cost:.2f}"
-        yield f"| {shown} | {rate:g} | {' | '.join(values)} | {step} |"
+        cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
+        cells += [show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND]
+        if costs:
+            cells.append(f"{costs[name]:.2f}" if name in costs else "–")
+        yield f"| {' | '.join(cells)} |"
+    yield (
+        "\nThe learning rates were chosen in trainings of half the length, on the last training batches. "
+        "Where the best one is the largest that was tried, a larger one may be better still."
+    )
 
 
 def peers(run: Mapping[str, Any]) -> Iterator[str]:

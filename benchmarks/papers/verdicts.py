@@ -99,8 +99,8 @@ def _at_l0(
     shares = [log(k / a) / log(b / a) for a, b in zip(one["l0"], other["l0"], strict=True)]
     found: dict[str, list[float]] = {}
     for figure in one:
-        if figure not in other:
-            continue
+        if not len(one[figure]) == len(other.get(figure, ())) == len(shares):
+            continue  # not defined for every seed
         values = zip(one[figure], other[figure], shares, strict=True)
         if figure in LOSSES:
             found[figure] = [a * exp(share * log(b / a)) for a, b, share in values]

@@ -18,6 +18,7 @@ from .bootstrap import Floats
 
 MIN_ALIVE = 10  # a law of three parameters says nothing about fewer densities
 _GRID = 48  # values of beta at which the search begins
+_LARGEST = 600.0  # of the logarithm of the scale: e^709 is the largest float64
 
 
 def fit_zipf(density_F: Tensor) -> ZipfLaw | None:
@@ -63,11 +64,17 @@ def _fit_logarithms(density_A: Floats) -> ZipfFit:
     total = float(y_centered @ y_centered)
 
     def line(log_beta: float) -> tuple[float, float, float]:
-        """Squared error, slope, and mean of log(i + beta), for beta = e^log_beta - 1."""
+        """Squared error, slope, and mean of log(i + beta), for beta = e^log_beta - 1.
+
+        The error is infinite where the scale would be too large for a number: densities that fall as an
+        exponential are fitted ever better as alpha and beta grow.
+        """
         x = np.log(rank + np.expm1(log_beta))
         x_centered = x - x.mean()
         slope = float(x_centered @ y_centered / (x_centered @ x_centered))
-        return total - slope * float(x_centered @ y_centered), slope, float(x.mean())
+        mean = float(x.mean())
+        error = total - slope * float(x_centered @ y_centered)
+        return error if y.mean() - slope * mean < _LARGEST else np.inf, slope, mean
 
     grid = np.linspace(0, np.log1p(10 * len(density_A)), _GRID)
     best = int(np.argmin([line(value)[0] for value in grid]))
@@ -75,6 +82,7 @@ def _fit_logarithms(density_A: Floats) -> ZipfFit:
     log_beta = minimize_scalar(
         lambda t: line(t)[0], bounds=bounds, method="bounded", options={"xatol": 1e-9}
     ).x
+    log_beta = min(log_beta, grid[best], key=lambda t: line(float(t))[0])
     error, slope, mean = line(float(log_beta))
     return ZipfFit(
         alpha=-slope,
@@ -98,6 +106,9 @@ def _fit_densities(density_A: Floats, start: ZipfFit) -> ZipfFit:
         return law
 
     def error(parameters: NDArray[np.float64]) -> float:
+        alpha, log_beta = np.clip(parameters, [0, 0], [20, 40])
+        if alpha * log_beta > _LARGEST:
+            return np.inf
         weight = weights(parameters)
         return float(np.square(density_A - scale_of(weight) * weight).sum() / np.square(density_A).sum())
 

@@ -52,6 +52,19 @@ def test_fits_of_noisy_densities_are_scipys() -> None:
     assert law.num_alive == 800
 
 
+@pytest.mark.parametrize("latents_of_one_e", [60, 20, 5])
+def test_the_scale_of_densities_that_fall_exponentially_is_a_number(latents_of_one_e: int) -> None:
+    """The best alpha and beta grow without end there; JSON has no infinite numbers."""
+    density = 0.4 * np.exp(-np.arange(1152) / latents_of_one_e)
+    law = fit_zipf(torch.from_numpy(density))
+    assert law is not None
+    for fit in (law.log, law.linear):
+        assert np.isfinite([fit.alpha, fit.beta, fit.scale, fit.r2]).all()
+        assert np.isfinite(expected_density(fit, 1152)).all()
+    assert law.log.r2 > 0.9 and law.linear.r2 > 0.9
+    assert ZipfLaw.model_validate_json(law.model_dump_json()) == law
+
+
 def test_too_few_or_equal_densities_have_no_law() -> None:
     assert fit_zipf(torch.tensor([0.5, 0.1, 0.0])) is None
     assert fit_zipf(torch.full((100,), 0.25)) is None
