@@ -13,8 +13,7 @@ from .chat import ChatTemplate
 from .config import TokensConfig
 from .model_files import ModelFiles, check_small_files, files_explained, locate_model_of
 from .packing import PackingRule, Role, TokenDocument
-from .sources import Content, Conversation, Document
-from .sources.source import num_characters
+from .sources.source import Content, Conversation, Document, num_characters
 
 if TYPE_CHECKING:
     from ..store import ActivationCache
