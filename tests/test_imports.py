@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: who imports whom, what stays light, which settings are read."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -29,21 +30,25 @@ def source_files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imported_packages(path: Path) -> set[str]:
-    """Top-level packages of ours that a file imports, relatively or absolutely, at any depth of its code."""
+def imported_names(path: Path) -> set[str]:
+    """What a file imports, relatively or absolutely, at any depth of its code: modules, and names in them."""
     found = set()
     package = ("saecache", *path.relative_to(ROOT).parent.parts)
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        names: list[str] = []
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            found |= {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("saecache.")}
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages of ours that a file imports."""
     above = {"cli", "commands", "pipeline"}
-    return found & {*LAYERS, *above}
+    names = imported_names(path)
+    return {name.split(".")[1] for name in names if name.startswith("saecache.")} & {*LAYERS, *above}
 
 
 @pytest.mark.parametrize("package", LAYERS)
@@ -52,6 +57,24 @@ def test_imports_run_downwards(package: str) -> None:
     for path in source_files(package):
         foreign = imported_packages(path) - LAYERS[package] - {package}
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports for types and inside functions count. A package's face stands for the module with the name."""
+    files = [path for package in LAYERS for path in source_files(package)]
+    modules = {".".join(("saecache", *path.relative_to(ROOT).with_suffix("").parts)): path for path in files}
+
+    def module_of(name: str) -> str | None:
+        return name if name in modules else next(iter({name.rpartition(".")[0]} & modules.keys()), None)
+
+    sorter = graphlib.TopologicalSorter(
+        {
+            module: {found for name in imported_names(path) if (found := module_of(name))} - {module}
+            for module, path in modules.items()
+            if path.name != "__init__.py"
+        }
+    )
+    assert len(list(sorter.static_order())) > 300
 
 
 def test_contributing_shows_the_layers() -> None:
