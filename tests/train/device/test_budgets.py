@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.distributed.group import ALONE, Group
 from saecache.train import TrainConfig
 from saecache.train.backends import sources
 from saecache.train.backends.choice import use_backend
@@ -42,11 +41,8 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
 }
 
 
-def cost_of_a_step(kind: str, scale: int, monkeypatch: pytest.MonkeyPatch, group: Group = ALONE) -> Counts:
-    """The second step's, when everything that is kept from step to step is there; no latent is dead.
-
-    The processes of ``group`` share the latents.
-    """
+def cost_of_a_step(kind: str, scale: int, monkeypatch: pytest.MonkeyPatch) -> Counts:
+    """The second step's, when everything that is kept from step to step is there; no latent is dead."""
     monkeypatch.setattr(sources, "DEVICE_BLOCK_BYTES", sources.DEVICE_BLOCK_BYTES // scale**2)
     sources.block_bytes.cache_clear()
     latents, rows, width = LATENTS // scale, ROWS // scale, WIDTH // scale
@@ -54,14 +50,13 @@ def cost_of_a_step(kind: str, scale: int, monkeypatch: pytest.MonkeyPatch, group
     config = TrainConfig.model_validate(
         {"variants": [settings], "num_latents": latents, "batch_rows": rows, "steps": 100}
     )
-    plan = Plan(d_model=width, num_latents=latents, batch_rows=rows, num_steps=100, group=group)
+    plan = Plan(d_model=width, num_latents=latents, batch_rows=rows, num_steps=100)
     generator = torch.Generator().manual_seed(0)
     W = torch.nn.functional.normalize(torch.randn(latents, width, generator=generator), dim=1)
     x = torch.nn.functional.normalize(torch.randn(2, rows, width, generator=generator), dim=2)
     parameters = {"W_enc": W / 2, "W_dec": W, "b_enc": torch.zeros(latents), "b_dec": torch.zeros(width)}
     with torch.no_grad(), pretended_device() as counts, use_backend("triton"):
-        own = {n: plan.shards.part(t) if n != "b_dec" else t for n, t in parameters.items()}
-        on_device = {name: tensor.to(DEVICE) for name, tensor in own.items()}
+        on_device = {name: tensor.to(DEVICE) for name, tensor in parameters.items()}
         trainee = Trainee(config.variants[0], plan, 0, config.optimizer, on_device)
         for step, batch in enumerate(x.to(DEVICE)):
             counts.reset()
