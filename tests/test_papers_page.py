@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
 import page
-from arms import FORMS, PREFIX, SECTIONS, TUNED, with_seeds
+from arms import FORMS, ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
 from sections import best_rates, fitted_zipf, training_of
@@ -128,6 +128,17 @@ def test_the_page_has_verdicts_and_figures(
     for path in pictures:
         ElementTree.fromstring(path.read_text("utf-8"))
         assert f"(papers/{path.name})" in text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_compared_was_measured_on_the_same_rows(form: str) -> None:
+    """Kinds without a threshold were once measured on the rows that calibrated the others, too."""
+    rows = {
+        name: section["cache"]["measured_rows"]
+        for name, section in page.read_form(page.ROOT / "benchmarks" / "results" / "papers" / form).items()
+        if "cache" in section and name not in ONE_SEED
+    }
+    assert len(set(rows.values())) <= 1, rows
 
 
 def test_what_later_sections_take_from_earlier_ones() -> None:
