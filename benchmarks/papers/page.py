@@ -167,7 +167,7 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"`{name}` stopped early: {why}."
     yield f"Measured: {', '.join(sections)}."
     names = [name for name, _, _ in parts(FORMS[form])]
-    if missing := [name for name in (*names, "speed", "gates", "synthetic") if name not in sections]:
+    if missing := [name for name in (*names, "gates", "synthetic") if name not in sections]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
 
 

@@ -1,7 +1,7 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from arms import PREFIX, TUNED
@@ -94,8 +94,6 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     if not arms:
         return
     kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in arms.items()}
-    relative = sections.get("speed", {}).get("relative", {})
-    costs = {COEFFICIENT.sub("", name): median(values) for name, values in relative.items()}
     k = next(iter(kinds)).rpartition("_k")[2]
     yield from ("", "### Every kind on the same rows", "")
     yield (
@@ -105,15 +103,11 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, "
         "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10."
     )
-    if costs:
-        yield "*Step* is the processor time of a training step against TopK's, early in training."
-    headings = ["kind", "learning rate", *EVERY_KIND.values(), *(["step"] if costs else [])]
+    headings = ["kind", "learning rate", *EVERY_KIND.values()]
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     for name in sorted(kinds, key=lambda name: mean(found[name]["fvu at L0 = k"])):
         cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
         cells += [show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND]
-        if costs:
-            cells.append(f"{costs[name]:.2f}" if name in costs else "–")
         yield f"| {' | '.join(cells)} |"
     yield (
         "\nThe learning rates were chosen in trainings of half the length, on the last training batches. "
