@@ -264,7 +264,7 @@ BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
 WITH_MODEL = ("baselines", "choice", "probabilistic", "every_kind", "every_penalty")  # CE and KL too
 ONE_SEED = ("rates", "auxiliary_k")
 TUNED = ("every_kind", "every_penalty")  # each kind has its own learning rate
-BY_BATCH = ("baselines", "choice", "choice_ablations")  # measured by the rule of training too
+BY_BATCH = ("baselines", "choice", "choice_ablations", "sampled")  # measured by the rule of training too
 
 
 def with_seeds(arms: Arms, seeds: Sequence[int], rates: Mapping[str, float]) -> list[dict[str, Any]]:

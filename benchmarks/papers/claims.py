@@ -326,6 +326,13 @@ def sampled_claims(found: Figures) -> Iterator[Claim]:
                 lower="batch_topk",
                 higher=f"sampled_{score}_l{pool}",
             )
+            yield Claim(
+                where="section 5, figure 3 (by the rule of training, with the pool)",
+                text=f"... also where both choose as in training, {score}, ℓ = {pool}",
+                figure="fvu_batch",
+                lower="batch_topk",
+                higher=f"sampled_{score}_l{pool}",
+            )
         for low, high in pairwise(pools):
             yield Claim(
                 where="figures 3 to 6",

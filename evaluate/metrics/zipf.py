@@ -66,15 +66,15 @@ def _fit_logarithms(density_A: Floats) -> ZipfFit:
     def line(log_beta: float) -> tuple[float, float, float]:
         """Squared error, slope, and mean of log(i + beta), for beta = e^log_beta - 1.
 
-        The error is infinite where the scale would be too large for a number: densities that fall as an
-        exponential are fitted ever better as alpha and beta grow.
+        Where the scale would be too large for a number, the error is larger than that of any line: densities
+        that fall as an exponential are fitted ever better as alpha and beta grow.
         """
         x = np.log(rank + np.expm1(log_beta))
         x_centered = x - x.mean()
         slope = float(x_centered @ y_centered / (x_centered @ x_centered))
         mean = float(x.mean())
         error = total - slope * float(x_centered @ y_centered)
-        return error if y.mean() - slope * mean < _LARGEST else np.inf, slope, mean
+        return error if y.mean() - slope * mean < _LARGEST else 2 * total, slope, mean
 
     grid = np.linspace(0, np.log1p(10 * len(density_A)), _GRID)
     best = int(np.argmin([line(value)[0] for value in grid]))
@@ -108,7 +108,7 @@ def _fit_densities(density_A: Floats, start: ZipfFit) -> ZipfFit:
     def error(parameters: NDArray[np.float64]) -> float:
         alpha, log_beta = np.clip(parameters, [0, 0], [20, 40])
         if alpha * log_beta > _LARGEST:
-            return np.inf
+            return _LARGEST
         weight = weights(parameters)
         return float(np.square(density_A - scale_of(weight) * weight).sum() / np.square(density_A).sum())
 
