@@ -5,7 +5,8 @@
 Every size runs in a process of its own. Measured is the growth over the beginning of each part: anonymous
 memory (what the program allocated) and mapped files (page cache in its address space, which the system may
 take back). Later epochs map up to 32 chunks at once, 192 MiB at the default width: a window of 16, and the
-next one. Of a compressed cache as many are decoded. With glibc every block above 64 KiB is mapped by itself:
+next one. Chunks that were read stay mapped, up to a quarter of the available memory. Of a compressed cache as
+many are decoded. With glibc every block above 64 KiB is mapped by itself:
 freed memory is gone at once, and what the allocator would keep of it is not measured.
 """
 
@@ -25,6 +26,7 @@ from shared.measuring import Report, parser
 
 from saecache.store import CacheWriter, StorageConfig, convert_cache, open_cache
 from saecache.store.encoding.codecs import ZstdCodec
+from saecache.store.reading.kept_chunks import KEPT
 
 HOOK, CALL_ROWS = "h", 2048
 Peaks = dict[str, dict[str, int]]
@@ -119,11 +121,14 @@ def main() -> None:
     options.add_argument("--chunk-rows", type=int, default=4096)
     options.add_argument("--folder", type=Path, default=None, help="where the files go (a temporary folder)")
     options.add_argument("--rows", type=int, default=None, help="measure this many rows only, as JSON")
+    options.add_argument("--kept-mib", type=int, default=None, help="of chunks that stay mapped (as in use)")
     settings = options.parse_args()
     if settings.quick:
         settings.mib, settings.memory_mib, settings.chunk_rows = 8, 8, 256
     if settings.rows is not None:  # one size, in a process of its own
         give_back_freed_memory()
+        if settings.kept_mib is not None:
+            KEPT.limit_bytes = settings.kept_mib << 20
         storage = StorageConfig(
             memory_bytes=settings.memory_mib << 20,
             shard_bytes=min(256 << 20, settings.memory_mib << 19),

@@ -124,6 +124,7 @@ def join_world() -> Iterator[World]:
             ours = dist.PrefixStore("saecache", store)  # type: ignore[attr-defined]
             carriers = _agree_on_carriers(ours, rank, size, local_size)
             named = ",".join(f"{device}:{carrier}" for device, carrier in carriers.items())
+            named = "gloo" if "cuda" not in carriers else named  # by its name alone torch warns of nothing
             dist.init_process_group(named, store=ours, rank=rank, world_size=size, timeout=_NO_LIMIT)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(f"the {size} processes did not meet: {error}") from error

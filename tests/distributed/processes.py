@@ -65,6 +65,10 @@ class Forked:
         output, errors = (file.read_text() for file in self.files)
         return output, errors
 
+    def said(self) -> str:
+        """What it has printed to stderr so far."""
+        return self.files[1].read_text() if self.files[1].exists() else ""
+
     def kill(self) -> None:
         self.process.kill()
 

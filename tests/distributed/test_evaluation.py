@@ -15,7 +15,7 @@ from saecache.train.variants.topk import TopK
 
 from ..evaluate.conftest import HOOK, OTHER_HOOK, SHORT_RUN, cache, make_sae, model
 from .evaluating import CASES, evaluate_with
-from .harvesting import forkserver
+from .processes import forkserver
 
 __all__ = ["cache", "model"]  # fixtures
 

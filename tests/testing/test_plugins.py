@@ -91,7 +91,7 @@ def test_the_contract_runs_against_it(command: Any, tmp_path: Path) -> None:
         "pytest", "-q", "-p", "no:cacheprovider", "test_wrong.py", "-k", "definition or gradients"
     )
     assert failed.returncode == 1
-    assert "17 failed" in failed.stdout
+    assert "21 failed" in failed.stdout
 
 
 def test_the_contract_of_caches_runs_against_a_writer_elsewhere(command: Any, tmp_path: Path) -> None:

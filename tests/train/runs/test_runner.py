@@ -144,7 +144,9 @@ def test_shipped_recipes_train_from_a_cache_without_heldout_rows(
     hooks = [f"{kind}.{layer}" for kind in ("mlp_in", "mlp_out", "resid_post") for layer in (0, 1)]
     with CacheWriter(tmp_path / "cache", hooks=dict.fromkeys(hooks, 16), identity={}) as writer:
         writer.write_rows({hook: rows + i for i, hook in enumerate(hooks)})
-    settings = ["num_latents=48", "batch_rows=128", "steps=2", "variants.0.k=4", "log.progress=false"]
+    settings = ["num_latents=48", "batch_rows=128", "steps=2", "log.progress=false"]
+    if recipe != "cross_layer_transcoder":  # JumpReLU has no k
+        settings.append("variants.0.k=4")
     config = load_config(TrainConfig, recipe, settings, kinds=("train",))
     if config.hook is None:
         config = config.model_copy(update={"hook": "resid_post.1"})
@@ -157,6 +159,9 @@ def test_shipped_recipes_train_from_a_cache_without_heldout_rows(
     if recipe == "transcoder":
         hooks_of = [(cfg.hook, cfg.target and cfg.target.hook) for cfg in saes]
         assert hooks_of == [("mlp_in.0", "mlp_out.0"), ("mlp_in.1", "mlp_out.1")]
+    elif recipe == "cross_layer_transcoder":
+        assert [cfg.hook for cfg in saes] == ["mlp_in.0+mlp_in.1"]
+        assert [part.hook for part in saes[0].predicted] == ["mlp_out.0", "mlp_out.1"]
     elif recipe == "crosscoder":
         assert [cfg.hook for cfg in saes] == ["resid_post.0+resid_post.1"]
     else:

@@ -88,6 +88,7 @@ def batches(number: int, rows: int = 6) -> list[Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 def test_a_replayed_selection_is_that_of_its_batch_and_weights(
     weights: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
