@@ -14,6 +14,7 @@ from arms import FORMS, ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
 from sections import best_rates, fitted_zipf, training_of
+from tables import every_kind
 
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
@@ -178,6 +179,19 @@ def test_kinds_without_k_are_compared_between_their_coefficients() -> None:
     for coefficient, active in ((0.1, 12.0), (0.2, 3.0)):
         found[f"relu_c{coefficient:g}_k8"] = {"l0": [active] * 3, "fvu": [0.5 * (active / 8) ** -0.7] * 3}
     assert with_equal_l0(found)["relu_k8"]["fvu at L0 = k"] == pytest.approx([0.5] * 3)
+    found["relu_c0.2_k8"] = {"l0": [8.5] * 3, "fvu": [0.45] * 3}
+    assert with_equal_l0(found)["relu_k8"] == {"measured l0": [12.0, 8.5]}, (
+        "a line is not drawn beyond its ends"
+    )
+
+
+def test_kinds_whose_fvu_at_this_l0_is_not_known_stand_last() -> None:
+    arms = {f"{PREFIX}{name}_k8": arm(0.0, 8) for name in ("topk", "mutual")}
+    sections = {TUNED[0]: {"arms": arms, "rates": {"topk": 1e-3}}}
+    found = {name: dict(one["figures"]) for name, one in arms.items()}
+    found[f"{PREFIX}mutual_k8"]["fvu at L0 = k"] = [0.4] * 3
+    rows = [line for line in every_kind(found, sections) if line.startswith(("| mutual", "| topk"))]
+    assert rows[0].startswith("| mutual | 0.001 | 0.4000") and rows[1].startswith("| topk | 0.001 | – |")
 
 
 def test_a_chart_shows_intervals_and_leaves_out_what_a_logarithm_cannot_show() -> None:

@@ -1,6 +1,6 @@
 """One claim of a paper: the arms that test it, and its verdict for each k."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from verdicts import Figures, Verdict, at_equal_l0, between_coefficients, compare, compare_alike
@@ -50,9 +50,9 @@ def ks_of(found: Figures, arm: str) -> list[int]:
 def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
     """The figures with ``fvu at L0 = k`` and ``mse at L0 = k`` beside them, for arms whose k is known.
 
-    Arms with two coefficients have become one arm.
+    Arms with two coefficients have become one arm, without figures where its k is not between their L0s.
     """
-    found = between_coefficients(found)
+    found = {name: _within_ends(name, figures) for name, figures in between_coefficients(found).items()}
     reference = {k: f"topk_k{k}" for k in ks_of(found, "topk")}
     richer = {}
     for name, figures in found.items():
@@ -65,3 +65,10 @@ def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
             if all(loss in found[one] for one in (*arms.values(), *reference.values())):
                 richer[name][figure] = at_equal_l0(found, loss, arms, int(k), reference)
     return richer
+
+
+def _within_ends(name: str, figures: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+    ends = figures.get("measured l0")
+    if ends is None or min(ends) <= int(name.rpartition("_k")[2]) <= max(ends):
+        return figures
+    return {"measured l0": ends}

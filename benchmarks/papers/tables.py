@@ -1,6 +1,7 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from statistics import mean
 from typing import Any
 
@@ -100,12 +101,14 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         f"Each kind at {k} active latents a row on average, with the learning rate that section `rates` "
         "found best for it (below), in the order of their FVU. ReLU and Gated have no k: each was trained "
         "with two L1 coefficients, and stands on the line through both at this L0. JumpReLU's thresholds "
-        "were calibrated to it. `mutual` is Mutual Choice, `zipf_after_mutual` Feature Choice after it, "
-        "`sampled` Sampled-SAE with squared ℓ2 and ℓ = 10."
+        "were calibrated to it. Where only one k was run, an FVU at exactly this L0 is not known. `mutual` "
+        "is Mutual Choice, `zipf_after_mutual` Feature Choice after it, `sampled` Sampled-SAE with squared "
+        "ℓ2 and ℓ = 10."
     )
     headings = ["kind", "learning rate", *EVERY_KIND.values()]
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
-    for name in sorted(kinds, key=lambda name: mean(found[name]["fvu at L0 = k"])):
+    fvu = {name: mean(found[name].get("fvu at L0 = k", [inf])) for name in kinds}
+    for name in sorted(kinds, key=fvu.__getitem__):
         cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
         cells += [show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND]
         yield f"| {' | '.join(cells)} |"
