@@ -36,7 +36,7 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
     "mutual_choice": (120, 4, 12.0),
     "feature_choice": (120, 4, 12.0),
     "multi_topk": (120, 4, 22.0),
-    "matryoshka_batch_topk": (166, 4, 18.0),
+    "matryoshka_batch_topk": (166, 4, 19.5),
     "sampled": (156, 4, 23.0),
     "probabilistic_topk": (120, 4, 22.0),
     "relu": (100, 4, 30.0),
