@@ -45,6 +45,8 @@ class LayerBlocks:
 
     def place_in_turn(self, latents: Tensor) -> Tensor:
         """The place among all F of ``latents`` (int64) if one of each layer follows after the other."""
+        if self.num_layers == 1:
+            return latents + self.shards.first
         size = self.shards.total // self.num_layers
         layer = self.layer_of(latents)
         return (latents + self.shards.first - layer * size) * self.num_layers + layer
