@@ -44,8 +44,27 @@ def block_rows(num_latents: int, device: torch.device) -> int:
     return max(32, min(4096, 1 << max(fitting, 1).bit_length() - 1))
 
 
+class _Factors:
+    """What pre-activations have that are made of rows [B, ...] and of an encoder's matrix [F, ...]."""
+
+    x_centered: Tensor
+    W_enc: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.x_centered.shape[0]
+
+    @property
+    def num_latents(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
+
+
 @dataclass(frozen=True, eq=False)
-class Encoder:
+class Encoder(_Factors):
     """The pre-activations x_centered @ W_enc.T + b_enc, which are not computed yet.
 
     A backend can use the factors to screen with a cheaper product, and then compute only the few
@@ -78,18 +97,6 @@ class Encoder:
             raise ValueError(f"block_rows must be at least 1, got {self.block_rows}")
         if self.block_rows is None:
             object.__setattr__(self, "block_rows", block_rows(num_latents, self.device))
-
-    @property
-    def num_rows(self) -> int:
-        return self.x_centered.shape[0]
-
-    @property
-    def num_latents(self) -> int:
-        return self.W_enc.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.W_enc.device
 
     @property
     def rows_per_block(self) -> int:
@@ -128,7 +135,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredEncoder:
+class LayeredEncoder(_Factors):
     """The pre-activations of latents that read one of several layers each, whose rows lie side by side.
 
     The latents of a layer are consecutive, and ascend with the layers. Latent i of layer l has the
@@ -151,18 +158,6 @@ class LayeredEncoder:
         width = self.W_enc.shape[1] * (len(self.bounds) - 1)
         if self.x_centered.dim() != 2 or self.x_centered.shape[1] != width:
             raise ValueError(f"x_centered must be [B, {width}], got {tuple(self.x_centered.shape)}")
-
-    @property
-    def num_rows(self) -> int:
-        return self.x_centered.shape[0]
-
-    @property
-    def num_latents(self) -> int:
-        return self.W_enc.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.W_enc.device
 
     @cached_property
     def layers(self) -> tuple[tuple[slice, Encoder], ...]:
