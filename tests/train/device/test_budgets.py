@@ -90,9 +90,7 @@ def cost_of_a_step(
     widths = {"transcoder": {"d_target": width}, "crosscoder": {"hook_widths": (width // 2,) * 2}}
     shaped = {"d_model": width, **widths.get(shape, {})}
     plan = Plan(num_latents=latents, batch_rows=rows, num_steps=100, **shaped)
-    generator = torch.Generator().manual_seed(
-        1
-    )  # not that of the parameters, whose directions rows would have
+    generator = torch.Generator().manual_seed(1)  # by that of the parameters rows would be their directions
     x = torch.nn.functional.normalize(torch.randn(2, rows, width, generator=generator), dim=2)
     parameters = initial_parameters(plan, 0, torch.zeros(width))
     num_dead = round(dead * latents)
