@@ -10,8 +10,7 @@ from .printing import JsonFlag, print_json
 from .settings import SetOption, load_settings
 
 if TYPE_CHECKING:
-    from ..evaluate.judge_results import Interpretation, MeanScore
-    from ..evaluate.results import Results
+    from ..evaluate.results import Interpretation, MeanScore, Results
 
 
 def interpret(

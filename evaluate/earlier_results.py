@@ -10,8 +10,7 @@ from pathlib import Path
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
 from .definitions import JUDGE_DEFINITIONS
-from .judge_results import Interpretation
-from .results import Results, SaeResult, read_results
+from .results import Interpretation, Results, SaeResult, read_results
 
 _SAME = ("kind", "hook", "target", "d_model", "num_latents", "k", "normalization")
 

@@ -12,34 +12,26 @@ from typing import Any
 
 import torch
 
-from ..common.devices import choose_device
-from ..common.errors import UsageError
 from ..common.outputs import check_file_output
 from ..common.validation import validate
 from ..common.versions import software_versions
 from ..distributed import Group, world
 from ..store import ActivationCache, open_cache
-from ..train.foreign.building import imported_from
-from ..train.runs.calibration import first_row_of_calibration
-from ..train.sae_config import SAEConfig
-from ..train.sae_hooks import decoded_hooks, encoded_hooks, place_of
+from ..train.sae_hooks import place_of
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
 from .earlier_results import keep_judged
 from .hook_measures import with_costs
-from .language_model import SplicedModel, check_model
+from .language_model import SplicedModel
 from .latents.contexts import DecodeToken
 from .latents.folder import latents_folder, write_latents
 from .latents.logits import Unembedding
-from .latents.rows import find_latent_rows
-from .measure import LatentView, MeasuredSae, measure_sae
+from .measure import MeasuredSae, measure_sae
 from .metrics.overlap import measure_overlap
+from .preparation import Evaluation, Models, prepare_evaluation
 from .probing.absorption import measure_absorption
-from .probing.labelled import LabelledTexts, load_labelled
-from .probing.letters import LetterWords, make_letter_words
 from .probing.sparse_probing import probe_labelled
 from .probing.texts import TextReader
-from .record import spread_records
 from .results import (
     AbsorptionResult,
     CacheSummary,
@@ -47,11 +39,11 @@ from .results import (
     ProbingResult,
     Results,
     SaeResult,
+    spread_records,
     write_results,
 )
-from .rows import MeasuredRows, RowGroups, choose_rows, group_rows, warn_of_few_rows
-from .sequences import choose_sequences
-from .splicing import find_models, measure_costs, name_at, parts_for
+from .rows import MeasuredRows
+from .splicing import measure_costs, name_at, parts_for
 from .targets import Place, Target, choose_output, find_targets_of
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
@@ -106,64 +98,38 @@ def run(
         cache = open_cache(cache, group=world().everyone)
     cache = cache.with_beside(config.beside, world().everyone)
     found = find_targets_of(targets, cache, other_cache=config.other_cache)
-    configs = {target.name: target.load().cfg for target in found}
-    rows, warnings = choose_rows(cache, min(config.max_rows, _rows_before_calibration(cache, configs)))
-    has_tokens = cache.manifest.tokens == "ids and documents"
-    if not has_tokens:
-        warnings.append("The cache holds no token ids: contexts, CE and KL were not measured.")
-    elif without := [name for name in cache.beside if name not in (models_beside or {})]:
-        warnings.append(
-            f"CE and KL were not measured at hooks of {', '.join(without)}: their models were not run."
-        )
-    warnings += notes
-    groups = group_rows(cache, rows)
-    warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
-    if show_progress:
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    device = choose_device(config.device, float64=True, local_rank=world().number_of_gpu)
-    labelled = [load_labelled(source, config.probing, config.seed) for source in config.probing.data]
-    if reader is None and (labelled or config.absorption):
-        raise UsageError(
-            "probing and absorption read texts with the language model and its tokenizer, and there is none: "
-            "leave out --no-model, or give run() a reader"
-        )
-    if labelled or config.absorption:
-        _check_texts(configs, cache, absorption=config.absorption)
-    words = None
-    if reader is not None:
-        if labelled and reader.max_positions is not None and config.probing.context > reader.max_positions:
-            raise UsageError(
-                f"probing.context={config.probing.context} is longer than the {reader.max_positions} "
-                "positions of the model; lower it"
-            )
-        words = make_letter_words(reader, config.seed) if config.absorption else None
-    sequences, models = None, find_models(cache, model, models_beside or {}) if has_tokens else []
-    if models:
-        sequences = choose_sequences(cache, rows.split, rows.count, config.ce_tokens, config.seed)
-        decoded = dict.fromkeys(part.hook for cfg in configs.values() for part in decoded_hooks(cfg))
-        for one, own in models:
-            check_model(one, cache, [hook for hook in decoded if hook in own], sequences, rows.split)
-    view = None
-    if has_tokens and config.shows_latents:
-        view = LatentView(
-            rows=find_latent_rows(cache, rows, config.training_rows, config.seed),
-            folder=out.absolute().parent,
-            decode_token=decode_token or "⟨{}⟩".format,
-            unembedding=unembedding,
-        )
-
-    everyone = world().everyone
-    measured: list[SaeResult] = []
-    for first in range(0, len(found), everyone.size):
-        wave = found[first : first + everyone.size]
-        measured += _measure_wave(
-            wave, cache, rows, groups, view, config, device, out, show_progress=show_progress
-        )
-    costs = measure_costs(
-        models, found, configs, cache, rows, sequences, config, device, everyone, show_progress=show_progress
+    models = Models(
+        spliced=model,
+        beside=models_beside or {},
+        reader=reader,
+        unembedding=unembedding,
+        decode_token=decode_token,
     )
-    probed, absorbed = _on_texts(reader, found, labelled, words, config, device, everyone, show_progress)
+    return _measure(
+        prepare_evaluation(found, cache, config, models, out, notes, show_progress=show_progress),
+        world().everyone,
+    )
+
+
+def _measure(evaluation: Evaluation, group: Group) -> Results:
+    """Measure everything and write the results."""
+    cache, config, found, out = evaluation.cache, evaluation.config, evaluation.targets, evaluation.out
+    measured: list[SaeResult] = []
+    for first in range(0, len(found), group.size):
+        measured += _measure_wave(found[first : first + group.size], evaluation, group)
+    costs = measure_costs(
+        evaluation.models,
+        found,
+        evaluation.configs,
+        cache,
+        evaluation.rows,
+        evaluation.sequences,
+        config,
+        evaluation.device,
+        group,
+        show_progress=evaluation.show_progress,
+    )
+    probed, absorbed = _on_texts(evaluation, group)
     saes = [
         result.model_copy(
             update={
@@ -172,9 +138,9 @@ def run(
                 "hooks": with_costs(
                     result.hooks,
                     {
-                        h.hook: costs[at]
-                        for h in result.hooks
-                        if (at := name_at(target.name, h.hook)) in costs
+                        one.hook: costs[at]
+                        for one in result.hooks
+                        if (at := name_at(target.name, one.hook)) in costs
                     },
                 ),
                 "probing": [by_name[target.name] for by_name in probed],
@@ -183,53 +149,41 @@ def run(
         )
         for result, target in zip(measured, found, strict=True)
     ]
-    pairs = [
-        (a, b) for a, b in combinations(found, 2) if place_of(configs[a.name]) == place_of(configs[b.name])
-    ]
-    overlap = spread_records(everyone, pairs, partial(_overlaps, config=config, device=device), Overlap)
+    places = {target.name: place_of(evaluation.configs[target.name]) for target in found}
+    pairs = [(a, b) for a, b in combinations(found, 2) if places[a.name] == places[b.name]]
+    overlaps = partial(_overlaps, config=config, device=evaluation.device)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software_versions(_SOFTWARE),
         settings=config.model_dump(mode="json"),
-        cache=_summary(cache, rows),
+        cache=_summary(cache, evaluation.rows),
         definitions=DEFINITIONS,
-        warnings=warnings,
+        warnings=evaluation.warnings,
         saes=saes,
-        overlap=overlap,
+        overlap=spread_records(group, pairs, overlaps, Overlap),
     )
-    with everyone.together():
-        if everyone.is_first:
+    with group.together():
+        if group.is_first:
             results, kept = keep_judged(results, out)
             write_results(results, out)
-            for note in kept if show_progress else []:
+            for note in kept if evaluation.show_progress else []:
                 print(note, file=sys.stderr)
     return results
 
 
-def _measure_wave(
-    wave: Sequence[Target],
-    cache: ActivationCache,
-    rows: MeasuredRows,
-    groups: RowGroups,
-    view: LatentView | None,
-    config: EvaluateConfig,
-    device: torch.device,
-    out: Path,
-    *,
-    show_progress: bool,
-) -> list[SaeResult]:
+def _measure_wave(wave: Sequence[Target], evaluation: Evaluation, group: Group) -> list[SaeResult]:
     """Measure as many SAEs as there are processes, or fewer. All share the rows of each; then each process
     describes the latents of one.
     """
-    everyone = world().everyone
+    cache, config, view = evaluation.cache, evaluation.config, evaluation.view
     own: list[MeasuredSae] = []
     with ExitStack() as stack:
         for owner, target in enumerate(wave):
-            with everyone.together():
-                sae = target.load(device)
+            with group.together():
+                sae = target.load(evaluation.device)
             measured = measure_sae(
-                sae, target.name, cache, rows, groups, view, config,
-                stack=stack, group=everyone, owner=owner, show_progress=show_progress,
+                sae, target.name, cache, evaluation.rows, evaluation.groups, view, config,
+                stack=stack, group=group, owner=owner, show_progress=evaluation.show_progress,
             )  # fmt: skip
             own += [] if measured is None else [measured]
 
@@ -238,84 +192,32 @@ def _measure_wave(
             for one in some:
                 result, latents = one.describe(cache, view, config)
                 if latents is not None and config.all_latents:
-                    folder = latents_folder(out, one.name)
+                    folder = latents_folder(evaluation.out, one.name)
                     write_latents(latents, folder)
-                    result = result.model_copy(update={"latents_dir": _relative(folder, out.parent)})
+                    result = result.model_copy(
+                        update={"latents_dir": _relative(folder, evaluation.out.parent)}
+                    )
                 results.append(result)
             return results
 
-        return spread_records(everyone, wave, lambda _: describe(own), SaeResult)
-
-
-def _rows_before_calibration(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> int:
-    """The number of held-out rows before those that the threshold of any of the SAEs was set on."""
-    own = [cfg for cfg in configs.values() if cfg.cache.get("fingerprint") == cache.fingerprint]
-    starts = [first for cfg in own if (first := first_row_of_calibration(cfg)) is not None]
-    return min([*starts, max(cache.num_rows("heldout"), len(cache))])
-
-
-def _warn_of_other_cache(cache: ActivationCache, configs: Mapping[str, SAEConfig]) -> list[str]:
-    foreign = {name: cfg for name, cfg in configs.items() if imported_from(cfg) is not None}
-    others = [
-        name
-        for name, cfg in configs.items()
-        if name not in foreign and cfg.cache.get("fingerprint") != cache.fingerprint
-    ]
-    warnings = [
-        f"{name}: loaded from {imported_from(cfg)}. Its model is {cfg.cache.get('model_name') or 'not named'}"
-        ", and must be the cache's; the measured documents may have been among its training text."
-        for name, cfg in foreign.items()
-    ]
-    if others:
-        warnings.append(
-            f"{', '.join(others)}: trained from another cache of the same model. Its training text is not "
-            "known here: if it is the text of this cache too, then the measured documents are unseen only if "
-            "both caches have the same seed and heldout_fraction."
-        )
-    return warnings
-
-
-def _check_texts(configs: Mapping[str, SAEConfig], cache: ActivationCache, *, absorption: bool) -> None:
-    """Refuse SAEs that cannot be measured on texts, which one language model reads.
-
-    Raises:
-        UsageError: an SAE encodes rows of another model, or absorption is to be measured of one whose decoder
-            is not in the space of the one hook that it encodes.
-    """
-    for name, cfg in configs.items():
-        if others := [part.hook for part in encoded_hooks(cfg) if part.hook not in cache.manifest.hooks]:
-            raise UsageError(
-                f"{name} encodes {', '.join(others)} too, which the model that reads the texts lacks: "
-                "measure it without probing and absorption"
-            )
-        if absorption and cfg.shape != "autoencoder":
-            to = "several hooks" if cfg.target is None else cfg.target.hook
-            raise UsageError(
-                f"{name} is a {cfg.shape}: absorption compares decoder rows with a probe of one hook that is "
-                f"encoded, and its decoder writes to {to}; measure it without --absorption"
-            )
+        return spread_records(group, wave, lambda _: describe(own), SaeResult)
 
 
 def _on_texts(
-    reader: TextReader | None,
-    targets: Sequence[Target],
-    labelled: Sequence[LabelledTexts],
-    words: LetterWords | None,
-    config: EvaluateConfig,
-    device: torch.device,
-    group: Group,
-    show_progress: bool,
+    evaluation: Evaluation, group: Group
 ) -> tuple[list[dict[str, ProbingResult]], dict[str, AbsorptionResult]]:
     """Probing on each set of labelled texts, and absorption, by SAE.
 
     The texts are read once for each part of the SAEs; with one process there is one part.
     """
+    reader, labelled, words = evaluation.reader, evaluation.labelled, evaluation.words
     if reader is None or not (labelled or words):
         return [], {}
+    config, show_progress = evaluation.config, evaluation.show_progress
     probed: list[dict[str, ProbingResult]] = [{} for _ in labelled]
     absorbed: dict[str, AbsorptionResult] = {}
-    for some in parts_for(targets, group):
-        saes = {target.name: target.load(device) for target in some}
+    for some in parts_for(evaluation.targets, group):
+        saes = {target.name: target.load(evaluation.device) for target in some}
         for results, data in zip(probed, labelled, strict=True):
             results |= probe_labelled(
                 reader, saes, data, config.probing, config.seed, group=group, show_progress=show_progress

@@ -9,7 +9,6 @@ Legend: L latents, K buckets, R draws.
 import numpy as np
 from numpy.typing import NDArray
 
-from ..judge_results import Calibration, CalibrationBucket
 from ..metrics.bootstrap import (
     Floats,
     draw_weights,
@@ -17,6 +16,7 @@ from ..metrics.bootstrap import (
     percentile_interval,
     sum_by_group,
 )
+from ..results import Calibration, CalibrationBucket
 
 _LATENTS_AT_ONCE = 1024  # what draw_weights takes
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..judge_results import BucketInterpretation, JudgeScore, LatentInterpretation
+from ..results import BucketInterpretation, JudgeScore, LatentInterpretation
 from .calls import Call, Caller, Unanswered
 from .config import DECILES
 from .cost import TYPICAL_EXPLANATION, Estimate

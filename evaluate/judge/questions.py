@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..judge_results import JudgeScore
+from ..results import JudgeScore
 from .calls import Call, Unanswered, split
 from .chat import Message, make_chat_call, read_explanation, read_marks
 from .config import InterpretConfig

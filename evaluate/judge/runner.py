@@ -14,8 +14,7 @@ from ...store.durable import make_folder
 from ...train import SAE
 from ..definitions import JUDGE_DEFINITIONS
 from ..earlier_results import copy_if_judged_less
-from ..judge_results import Uniqueness
-from ..results import Results, read_results, write_results
+from ..results import Results, Uniqueness, read_results, write_results
 from ..rows import MeasuredRows
 from ..targets import Place, Target, choose_output, find_targets_of
 from .activations import find_places

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..judge_results import JudgeScore
 from ..metrics.bootstrap import (
     Floats,
     Interval,
@@ -21,6 +20,7 @@ from ..metrics.bootstrap import (
     ratio,
     sum_by_group,
 )
+from ..results import JudgeScore
 from .windows import Ints
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..judge_results import Interpretation, JudgeScore, LatentInterpretation, MeanScore
 from ..metrics.bootstrap import mean_interval
+from ..results import Interpretation, JudgeScore, LatentInterpretation, MeanScore
 from ..rows import MeasuredRows
 from .calibration import measure_calibration
 from .config import DECILES, InterpretConfig

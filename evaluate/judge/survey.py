@@ -15,8 +15,8 @@ from ...common.errors import UsageError
 from ...common.progress import progress_bar
 from ...store import ActivationCache
 from ...train import SAE
-from ..judge_results import SkippedLatent
 from ..measure import read_rows
+from ..results import SkippedLatent
 from ..rows import MeasuredRows
 from .activations import ActivationStream
 from .config import InterpretConfig

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ...train import SAE
 from ...train.sae_hooks import place_of
 from ...train.variants.losses.nfm import unit_rows
-from ..judge_results import BestMatch, LatentInterpretation, Uniqueness
 from ..metrics.bootstrap import mean_interval
 from ..metrics.overlap import max_cosines
+from ..results import BestMatch, LatentInterpretation, Uniqueness
 
 
 class Encoder(Protocol):

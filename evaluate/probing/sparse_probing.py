@@ -25,8 +25,7 @@ from ..metrics.bootstrap import (
     ratio,
     sum_by_group,
 )
-from ..record import spread_records
-from ..results import ProbingAccuracy, ProbingResult
+from ..results import ProbingAccuracy, ProbingResult, spread_records
 from .config import ProbingConfig
 from .labelled import LabelledTexts
 from .logistic import fit_logistic

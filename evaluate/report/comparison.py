@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..judge_results import MeanScore
-from ..results import CacheSummary, Results, SaeResult
+from ..results import CacheSummary, MeanScore, Results, SaeResult
 from ..table import mean_accuracy
 from .training import Curves
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..judge_results import JudgeScore
-from ..results import Results, SaeResult
+from ..results import JudgeScore, Results, SaeResult
 
 MOST_UNIQUE = 8  # latents shown of each pair of SAEs
 

@@ -9,8 +9,7 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.judge.failures import EndpointError
-from saecache.evaluate.judge_results import Interpretation
-from saecache.evaluate.results import read_results
+from saecache.evaluate.results import Interpretation, read_results
 
 from .conftest import SMALL, WIDTH, WORDS, Ask
 from .judge_server import Judge, Request, content, explain, saying, status

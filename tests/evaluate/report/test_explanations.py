@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 
 from saecache.evaluate import run, write_report
-from saecache.evaluate.judge_results import (
+from saecache.evaluate.report.server import make_server
+from saecache.evaluate.results import (
     BestMatch,
     Interpretation,
     JudgeScore,
     LatentInterpretation,
     MeanScore,
+    Results,
     Uniqueness,
+    write_results,
 )
-from saecache.evaluate.report.server import make_server
-from saecache.evaluate.results import Results, write_results
 
 from .browser import CHROMIUM, Page
 from .test_page import HOSTILE
