@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:  # it needs torch, and results are read without
-    from ..distributed import Group
+    from ...distributed import Group
 
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound="Record")
