@@ -4,27 +4,20 @@
 over text, ``finishing`` shuffles and writes the arrays. A job that was stopped continues in its phase.
 """
 
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
-import torch
-
-from ..common.devices import device_name
 from ..common.interrupts import stop_on_signals
 from ..common.progress import progress_bar
-from ..common.versions import software_versions
 from ..distributed.group import ALONE, Group
 from ..distributed.launch import world
 from ..store import (
     ActivationCache,
     Manifest,
-    SaecacheError,
     UsageError,
     check_disk_space,
 )
@@ -39,17 +32,13 @@ from .conditions import condition_differences, describe_conditions
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
 from .extend import BasePrefix, match_base, open_base
-from .feed import Feed, Share
-from .forward import ActivationReader, block_sequences, step_sequences
+from .facts import provenance_facts
 from .model import LanguageModel
 from .plan import HarvestPlan, follow_plan, make_plan
-from .row_writer import HarvestStep, Progress, RowWriter
+from .reading import read_text
+from .row_writer import Progress
 from .shared_folder import check_all_see
 from .sinks import measure_first_block
-from .stages import run_overlapped
-from .stream import TokenBatch, token_batches
-
-_PACKAGES = ("saecache", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
@@ -290,58 +279,9 @@ class HarvestJob:
 
     def _read(self, writer: SharedCacheWriter | HelperWriter) -> None:
         """Text through the model, from where the last run stopped to the target."""
-        plan, progress, group = self._plan, self._progress, self._group
-        assert self._model is not None and progress.batch_size is not None
-        context, device = plan.rule.context, plan.device
-        block = block_sequences(device, context, progress.batch_size)
-        reader = ActivationReader(self._model, plan.hooks, block)
-        feed = Feed(
-            group,
-            first=writer.sequences_done,
-            context=context,
-            block=block,
-            step=step_sequences(device, context, progress.batch_size),
-            selection=plan.config.selection,
-            stop_asked=self._stop_asked,
-        )
-        stream: Iterator[TokenBatch] = iter(())
-        if group.is_first:
-            stream = token_batches(plan, progress.cursor, progress.tokens, feed.round_sequences)
-        wanted, resumed = plan.config.num_tokens, progress.tokens
-        if resumed:
-            self._say(f"continuing after {resumed:,} tokens")
-
-        def read(share: Share) -> HarvestStep:
-            if share.batch is None:
-                return HarvestStep(share, {}, nullcontext())
-            try:
-                return HarvestStep(share, reader.rows(*share.batch), reader.beside())
-            except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(writer, error) from None
-
-        def hand_out(rounds: Iterator[TokenBatch]) -> Iterator[Share]:
-            return feed.shares(rounds, rows)
-
-        hidden = not group.is_first
-        with progress_bar("harvest", "tok", max(wanted, resumed), done=resumed, hidden=hidden) as bar:
-            rows = RowWriter(writer, progress, plan.config, bar, group)
-            try:
-                run_overlapped(stream, hand_out, read, rows.write)
-            except BaseException as error:
-                if group.size == 1:
-                    rows.save()
-                elif isinstance(error, Exception):
-                    feed.say_failed(error)
-                raise
-            rows.save()
-        if feed.stopped:
-            raise KeyboardInterrupt
-        if progress.tokens < wanted:
-            self._say(
-                f"warning: the text ended after {progress.tokens:,} tokens, {wanted - progress.tokens:,} "
-                f"short of num_tokens={wanted:,}; the cache holds what there is, no text is repeated"
-            )
-        progress.phase = "finishing"
+        assert self._model is not None
+        read_text(self._plan, self._model, self._progress, writer, self._group, self._stop_asked, self._say)
+        self._progress.phase = "finishing"
 
     def _finish(self, writer: SharedCacheWriter | HelperWriter) -> Manifest:
         """Shuffle and write the final arrays: each process some shards, and the first one the manifest."""
@@ -371,7 +311,7 @@ class HarvestJob:
                 if isinstance(writer, SharedCacheWriter):
                     manifest = writer.finalize(
                         counts=self._progress.counts(self._plan.config.num_tokens),
-                        provenance=self._facts(),
+                        provenance=provenance_facts(self._plan, self._progress, self._group.size),
                         on_progress=show_and_stop if group.size == 1 else show,
                     )
             return manifest or read_manifest_at(self._destination.name)
@@ -388,39 +328,6 @@ class HarvestJob:
                 f"warning: {base.path} was harvested under other conditions, so the new rows may differ in "
                 f"the last bits from those of one longer harvest ({'; '.join(lines)})"
             )
-
-    def _out_of_memory(self, writer: SharedCacheWriter | HelperWriter, error: BaseException) -> SaecacheError:
-        device, batch_size = self._plan.device, self._progress.batch_size
-        what = f"out of memory on {device} with batch_size={batch_size}"
-        if not writer.sequences_done:
-            return SaecacheError(f"{what}: lower it (--set batch_size=...) ({error})")
-        return SaecacheError(
-            f"{what}; what was done is kept. Free memory on the device and run the same command again, or "
-            f"remove {self._plan.path} and lower batch_size ({error})"
-        )
-
-    def _facts(self) -> dict[str, Any]:
-        """Facts about the run that do not make it another cache, for its provenance group. Plain JSON."""
-        plan, progress = self._plan, self._progress
-        files, seconds, adapter = plan.files, progress.seconds, plan.how.adapter
-        local = not files.from_hub and not files.name.startswith(("builtin:", "package:"))
-        return {
-            # A cache names a local model only by the last part of its path.
-            **({"model_folder": str(files.place)} if local else {}),
-            **({"adapter_folder": str(adapter.folder)} if adapter and adapter.revision is None else {}),
-            **({"derived": {"by": "extend", "from": [progress.extends]}} if progress.extends else {}),
-            "software": software_versions([*_PACKAGES, *(["peft"] if adapter else [])]),
-            "conditions": progress.conditions,
-            "device": plan.device.type,
-            "device_name": device_name(plan.device),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "processes": self._group.size,
-            "batch_size": progress.batch_size,
-            "median_norms": progress.median_norms,
-            "harvest_seconds": round(seconds, 3),
-            "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else None,
-        }
 
     def _say(self, message: str) -> None:
         """Once, however many processes there are."""

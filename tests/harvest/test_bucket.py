@@ -165,7 +165,7 @@ def test_faults_that_stay_are_told_and_nothing_is_lost(
         run(config, url)
     assert open_remote_folder(url).head("zarr.json") is None
     proxy.clear()
-    monkeypatch.setattr("saecache.harvest.job.token_batches", lambda *_: pytest.fail("text was read"))
+    monkeypatch.setattr("saecache.harvest.reading.token_batches", lambda *_: pytest.fail("text was read"))
     run(config, url)
     assert objects(open_remote_folder(url)) == contents(local)
     put = [seen.path for seen in proxy.seen if seen.method == "PUT" and "/token/c/" in seen.path]
