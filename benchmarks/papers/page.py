@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from arms import FORMS
+from arms import ONE_SEED, SECTIONS
 from claim import with_equal_l0
-from claims import CLAIMS
+from claims import CHOICE, CLAIMS
+from forms import FORMS
+from growth import growth
 from pictures import pictures
 from run import parts
-from tables import every_kind, gates, one_seed, peers, synthetic, table
+from tables import every_kind, gates, layers, one_seed, peers, synthetic, table
 from verdicts import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +65,8 @@ def main() -> None:
     read = {form: read_form(settings.results / form) for form in ORDER}
     read = {form: sections for form, sections in read.items() if sections}
     lines = [INTRODUCTION, "", *summary(read)]
-    for file in sorted(settings.results.glob("fvu*.json")):
-        lines += peers(json.loads(file.read_text("utf-8")))
+    against = sorted(settings.results.glob("fvu*.json"), key=lambda file: file.stem)
+    lines += peers([json.loads(file.read_text("utf-8")) for file in against])
     for form, sections in read.items():
         lines += ["", *chapter(form, sections, figures)]
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -76,9 +78,10 @@ def read_form(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def arms_of(sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every arm that was trained with several seeds, of all sections."""
+    """Every arm that was trained with several seeds, of all sections, with its figures of probing."""
+    more = sections.get("probing", {}).get("probing", {}).get("figures", {})
     return {
-        name: arm
+        name: {**arm, "figures": {**arm["figures"], **more.get(name, {})}}
         for section in sections.values()
         for name, arm in section.get("arms", {}).items()
         if len(arm["seeds"]) > 1
@@ -125,9 +128,11 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
         yield ""
         yield from pictures(form, paper, found, arms, figures)
     if found:
+        yield from layers(found, CHOICE, FORMS[form].hook)
         yield from ("", "### All arms", "")
         yield from table(found, [figure for figure in TABLE if any(figure in f for f in found.values())])
     yield from one_seed(sections)
+    yield from growth(sections)
     if "gates" in sections:
         yield from gates(sections["gates"]["gates"])
     if "synthetic" in sections:
@@ -137,8 +142,11 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
 def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
     """What was run, from the settings that the files hold."""
     every = [section for section in sections.values() if "arms" in section]
-    settings, cache = every[0]["settings"], every[0]["cache"]
-    steps = sorted({section["settings"]["steps"] for section in every})
+    main = [
+        section for name, section in sections.items() if name in SECTIONS and name not in ONE_SEED
+    ] or every
+    settings, cache = main[0]["settings"], main[0]["cache"]
+    steps = sorted({section["settings"]["steps"] for section in main})
     seeds = sorted({seed for section in every for arm in section["arms"].values() for seed in arm["seeds"]})
     zipf = next((section["zipf"] for name, section in sections.items() if name.startswith("choice_k")), None)
     yield (
@@ -167,7 +175,9 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"`{name}` stopped early: {why}."
     yield f"Measured: {', '.join(sections)}."
     names = [name for name, _, _ in parts(FORMS[form])]
-    if missing := [name for name in (*names, "gates", "synthetic") if name not in sections]:
+    if missing := [
+        name for name in (*names, "gates", "speed", "probing", "synthetic") if name not in sections
+    ]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
 
 

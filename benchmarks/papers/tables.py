@@ -6,6 +6,8 @@ from statistics import mean
 from typing import Any
 
 from arms import PREFIX, TUNED
+from claim import LAYER, Claim
+from learning_rates import rates_to_try
 from verdicts import COEFFICIENT, Figures, compare, show
 
 EVERY_KIND = {  # figure -> its heading
@@ -16,6 +18,9 @@ EVERY_KIND = {  # figure -> its heading
     "dead": "dead",
     "over_10": "over 10 %",
     "mmcs": "MMCS",
+    "probe_1": "probe of 1",
+    "probe_5": "probe of 5",
+    "speed": "rows/s",
 }
 
 
@@ -55,11 +60,31 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
         f"{section['rows']:,} rows, {settings['steps']:,} steps of {settings['batch_rows']:,}, "
         f"{settings['num_latents']:,} latents, k = 60; {section['heldout_rows']:,} held-out rows measured. "
         "The paper reports an FVE (1 − FVU) of about 0.99 for BatchTopK on rows that it trains on, less for "
-        "Sampled-SAE, and leaves recovery to later work."
+        "Sampled-SAE, and leaves recovery to later work. A feature counts as recovered where a latent of "
+        "its own has a cosine of 0.7 or more with it. LF and HF are features of low and high frequency, LA "
+        "and HA of low and high amplitude."
     )
+    yield (
+        "\nWhat can be reached at all, computed from the true directions, with values that are fitted to "
+        "each row (but for the first line, where only the noise is missed):"
+    )
+    yield from ("", "| codes | FVE |", "|---|---|")
     for name, value in section["oracle"].items():
-        yield f"The best possible: {name}: {value:.4f}."
-    yield ""
+        yield f"| {name} | {1 - value:.4f} |"
+    yield (
+        "\nAn SAE's encoder is linear: it can choose by projections only. BatchTopK alone, one seed, on few "
+        "rows and on many, with more latents and more steps:"
+    )
+    yield from (
+        "",
+        "| training rows | epochs | latents | steps | FVE on training rows | FVE on held-out rows |",
+    )
+    yield "|---" * 6 + "|"
+    for one in section["alone"]:
+        cells = [f"{one[name]:,}" for name in ("train_rows", "epochs", "latents", "steps")]
+        cells += [f"{1 - one[f'fvu of {split} rows']:.4f}" for split in ("train", "heldout")]
+        yield f"| {' | '.join(cells)} |"
+    yield from ("", "All kinds on the same rows:", "")
     figures = list(next(iter(section["arms"].values())))
     yield f"| arm | {' | '.join(figures)} |"
     yield "|---" * (len(figures) + 1) + "|"
@@ -105,32 +130,122 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         "is Mutual Choice, `zipf_after_mutual` Feature Choice after it, `sampled` Sampled-SAE with squared "
         "ℓ2 and ℓ = 10."
     )
-    headings = ["kind", "learning rate", *EVERY_KIND.values()]
+    if "probing" in sections:
+        yield from probed(sections["probing"]["probing"])
+    speeds = sections.get("speed", {}).get("speed", {})
+    found = {name: {**found[name], **speed_of(name, speeds)} for name in kinds}
+    if speeds:
+        yield (
+            "\n*rows/s* is the speed of training against TopK's in the same turn, in processor time of one "
+            f"thread, on steps {speeds['steps'][0]} to {speeds['steps'][1]}, when no latent is dead yet: "
+            f"mean and standard deviation of {speeds['rounds']} turns. A step of TopK took "
+            f"{mean(speeds['topk_seconds']):.3f} s."
+        )
+    shown = {f: heading for f, heading in EVERY_KIND.items() if any(f in one for one in found.values())}
+    headings = ["kind", "learning rate", *shown.values()]
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     fvu = {name: mean(found[name].get("fvu at L0 = k", [inf])) for name in kinds}
     for name in sorted(kinds, key=fvu.__getitem__):
         cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
-        cells += [show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND]
+        cells += [show(found[name][f]) if f in found[name] else "–" for f in shown]
         yield f"| {' | '.join(cells)} |"
     yield (
-        "\nThe learning rates were chosen in trainings of half the length, on the last training batches. "
-        "Where the best one is the largest that was tried, a larger one may be better still."
+        "\nThe learning rates were chosen in trainings of half the length, on the last training batches, "
+        "among rates that differ by a factor of two."
+    )
+    if "rates" in sections and (missing := rates_to_try(sections["rates"])):
+        yield (
+            f"The best rate of {', '.join(sorted(missing))} is at the end of what was tried: one beyond it "
+            "may be better still."
+        )
+
+
+def probed(probing: Mapping[str, Any]) -> Iterator[str]:
+    """What the columns of probing mean."""
+    model = probing["model"]
+    yield (
+        "\n*Probe of 1* and *of 5* are the accuracies of k-sparse probes, which see the mean of a passage's "
+        "codes and of these only so many latents: which of the packages "
+        f"{', '.join(probing['packages'])} of Python's standard library is the passage from? Half of the "
+        f"{probing['test_texts']} passages that are tested are of the package, so chance is 0.5. The same "
+        f"probes of the model's own activations reach {model['probe_1']:.3f} and {model['probe_5']:.3f}, and "
+        f"{model['probe_all']:.3f} if they see all."
     )
 
 
-def peers(run: Mapping[str, Any]) -> Iterator[str]:
-    """The FVU of our TopK and BatchTopK and of other packages', from what ``benchmarks/fvu.py`` wrote."""
+def speed_of(name: str, speeds: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The speed of an arm, turn by turn; the mean of both arms where it has two coefficients."""
+    arms = [values for arm, values in speeds.get("speed", {}).items() if COEFFICIENT.sub("", arm) == name]
+    return {"speed": [mean(turn) for turn in zip(*arms, strict=True)]} if arms else {}
+
+
+def layers(found: Figures, claims: Sequence[Claim], hook: str) -> Iterator[str]:
+    """The main claims at several layers: whether one layer says what another does."""
+    numbers = sorted({int(match.group(1)) for name in found if (match := LAYER.match(name))})
+    if not numbers:
+        return
+    own = int(hook.rpartition(".")[2])
+    prefixes = {number: f"layer{number}_" for number in numbers} | {own: ""}
+    yield from ("", "### The main claims at other layers", "")
+    yield (
+        f"The arms of layer {own} above, trained in the same way at layers "
+        f"{', '.join(map(str, numbers))} too; m_i and `aux_zipf` have the law that was fitted at layer "
+        f"{own}. *At L0 = k* uses the slope of TopK at the same layer."
+    )
+    yield from ("", f"| claim | {' | '.join(f'layer {number}' for number in sorted(prefixes))} |")
+    yield "|---" * (len(prefixes) + 1) + "|"
+    for claim in claims:
+        cells = {}
+        for number, prefix in prefixes.items():
+            if verdicts := list(claim.at_layer(prefix).verdicts(found)):
+                k, verdict = verdicts[-1]
+                a, b = verdict.values
+                cells[number] = f"{verdict.outcome} ({show(a)}, {show(b)})"
+        if set(cells) == set(prefixes):
+            where = f"{claim.text} (k = {k}; {claim.figure} of {claim.lower}, {claim.higher})"
+            yield f"| {where} | {' | '.join(cells[number] for number in sorted(cells))} |"
+
+
+def peers(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The FVU of our TopK and BatchTopK and of other packages', from what ``benchmarks/fvu.py`` wrote: all at
+    one learning rate, and each at its own.
+    """
+    if not runs:
+        return
+    first = runs[0]
     yield from ("", "## TopK and BatchTopK of other packages", "")
     yield (
-        f"{run['size']}; {run['figures'][0]['rounds']} seeds, which differ in the start only; the same "
+        f"{first['size']}; {first['figures'][0]['rounds']} seeds, which differ in the start only; the same "
         "batches in the same order. FVU is by the rule of training in batches, lower is better; the median, "
         "and the smallest and largest of the seeds. Each SAE is measured by our code and by the other "
-        "package's own. All have the same learning rate; each package keeps its own start, clipping and "
-        "treatment of the decoder's norm. With `--scaled` SAELens gets rows of mean norm √D, as its "
-        "normalization makes them, the others rows of norm 1. sparsify has no BatchTopK."
+        "package's own. Each package keeps its own start, clipping and treatment of the decoder's norm. With "
+        "`--scaled` SAELens gets rows of mean norm √D, as its normalization makes them, the others rows of "
+        "norm 1. sparsify has no BatchTopK."
     )
-    yield from ("", f"`{run['command']}`", "")
-    yield from ("| kind | whose | median | smallest | largest |", "|---|---|---|---|---|")
-    for figure in run["figures"]:
-        values = " | ".join(f"{figure[name]:.4f}" for name in ("median", "low", "high"))
-        yield f"| {figure['group']} | {figure['what']} | {values} |"
+    columns = {_heading(run): {(f["group"], f["what"]): f for f in run["figures"]} for run in runs}
+    if len(columns) > 1:
+        yield (
+            "\n*Own rate* is the learning rate that each package takes by default for so many latents, and "
+            "for sparsify its default optimizer too. Such rates are meant for runs that are far longer than "
+            "this one, so that column says what the defaults come to here, not which package is better."
+        )
+    yield from ("", *(f"`{run['command']}`\n" for run in runs))
+    headings = ["kind", "whose", *columns]
+    yield from (f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
+    for group, what in next(iter(columns.values())):
+        if not what.startswith("learning rate"):
+            cells = [_of_seeds(column, group, what) for column in columns.values()]
+            yield f"| {group} | {what} | {' | '.join(cells)} |"
+
+
+def _heading(run: Mapping[str, Any]) -> str:
+    return "own rate" if "learning rate its own" in run["size"] else "same rate"
+
+
+def _of_seeds(figures: Mapping[tuple[str, str], Mapping[str, Any]], group: str, what: str) -> str:
+    """The median and the range, and the learning rate where the package chose it."""
+    if (found := figures.get((group, what))) is None:
+        return "–"
+    text = "{median:.4f} ({low:.4f} to {high:.4f})".format(**found)
+    rate = figures.get((group, f"learning rate of {what}"))
+    return text if rate is None else f"{text}, rate {rate['median']:.2g}"

@@ -1,0 +1,69 @@
+"""The peak learning rate that suits each kind: on a grid that grows until the best is not at its end."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+from verdicts import COEFFICIENT, between_coefficients
+
+
+def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
+    """For each kind in section ``rates`` the learning rate of the lowest FVU.
+
+    A rate at which an arm of the kind diverged is not chosen.
+    """
+    fvu = _fvu_by_rate(section)
+    return {kind: min(by_rate, key=lambda rate: (by_rate[rate], rate)) for kind, by_rate in fvu.items()}
+
+
+def rates_to_try(section: Mapping[str, Any]) -> dict[str, float]:
+    """The next rate of each kind whose best one is the largest or the smallest that was tried: twice or half
+    of it. Empty where the best rate of every kind lies between others.
+    """
+    next_ones = {}
+    for kind, by_rate in _fvu_by_rate(section).items():
+        best = best_rates(section)[kind]
+        if best == max(by_rate):
+            next_ones[kind] = 2 * best
+        elif best == min(by_rate):
+            next_ones[kind] = best / 2
+    return next_ones
+
+
+def stale_arms(section: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
+    """The arms of a measured section of ``TUNED`` whose kinds have got other learning rates since."""
+    measured = section["rates"]
+    return [
+        name
+        for name, arm in section["arms"].items()
+        if rate_of(arm["variant"]["kind"], measured) != rate_of(arm["variant"]["kind"], rates)
+    ]
+
+
+def rate_of(kind: str, rates: Mapping[str, float]) -> float | None:
+    """The learning rate of a kind: that of BatchTopK where the kind was not tried, None without any."""
+    return rates.get(kind, rates.get("batch_topk"))
+
+
+def _fvu_by_rate(section: Mapping[str, Any]) -> dict[str, dict[float, float]]:
+    """Kind -> learning rate -> FVU, infinite where an arm failed. Arms are named ``lr<rate>_<name>_k<k>``."""
+    arms = section["arms"]
+    kinds = {_without_rate(name): arm["variant"]["kind"] for name, arm in arms.items()}
+    found: dict[str, dict[float, float]] = defaultdict(dict)
+    merged = between_coefficients({name: arm["figures"] for name, arm in arms.items()})
+    for name, figures in merged.items():
+        (fvu,) = figures["fvu"]
+        found[kinds[_without_rate(name)]][_rate(name)] = fvu
+    for name in section["failed"]:
+        if kind := kinds.get(_without_rate(name.rpartition("_seed")[0])):
+            found[kind][_rate(name)] = inf
+    return found
+
+
+def _rate(name: str) -> float:
+    return float(name.partition("_")[0].removeprefix("lr"))
+
+
+def _without_rate(name: str) -> str:
+    return COEFFICIENT.sub("", name).partition("_")[2]
