@@ -13,7 +13,7 @@ def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
 
     A rate at which an arm of the kind diverged is not chosen.
     """
-    fvu = _fvu_by_rate(section)
+    fvu = fvu_by_rate(section)
     return {kind: min(by_rate, key=lambda rate: (by_rate[rate], rate)) for kind, by_rate in fvu.items()}
 
 
@@ -22,7 +22,7 @@ def rates_to_try(section: Mapping[str, Any]) -> dict[str, float]:
     of it. Empty where the best rate of every kind lies between others.
     """
     next_ones = {}
-    for kind, by_rate in _fvu_by_rate(section).items():
+    for kind, by_rate in fvu_by_rate(section).items():
         best = best_rates(section)[kind]
         if best == max(by_rate):
             next_ones[kind] = 2 * best
@@ -46,22 +46,26 @@ def rate_of(kind: str, rates: Mapping[str, float]) -> float | None:
     return rates.get(kind, rates.get("batch_topk"))
 
 
-def _fvu_by_rate(section: Mapping[str, Any]) -> dict[str, dict[float, float]]:
-    """Kind -> learning rate -> FVU, infinite where an arm failed. Arms are named ``lr<rate>_<name>_k<k>``."""
+def fvu_by_rate(section: Mapping[str, Any]) -> dict[str, dict[float, float]]:
+    """Kind -> learning rate -> FVU at the end of training, infinite where an arm failed.
+
+    Arms are named ``lr<rate>_<name>_k<k>``. Of those with two coefficients it is the FVU at L0 = k.
+    """
     arms = section["arms"]
     kinds = {_without_rate(name): arm["variant"]["kind"] for name, arm in arms.items()}
     found: dict[str, dict[float, float]] = defaultdict(dict)
     merged = between_coefficients({name: arm["figures"] for name, arm in arms.items()})
     for name, figures in merged.items():
         (fvu,) = figures["fvu"]
-        found[kinds[_without_rate(name)]][_rate(name)] = fvu
+        found[kinds[_without_rate(name)]][rate_of_arm(name)] = fvu
     for name in section["failed"]:
         if kind := kinds.get(_without_rate(name.rpartition("_seed")[0])):
-            found[kind][_rate(name)] = inf
+            found[kind][rate_of_arm(name)] = inf
     return found
 
 
-def _rate(name: str) -> float:
+def rate_of_arm(name: str) -> float:
+    """The learning rate in the name of an arm of section ``rates``."""
     return float(name.partition("_")[0].removeprefix("lr"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from arms import PREFIX, TUNED
 from claim import LAYER, Claim
-from learning_rates import rates_to_try
+from learning_rates import fvu_by_rate, rate_of_arm, rates_to_try
 from verdicts import COEFFICIENT, Figures, compare, show
 
 EVERY_KIND = {  # figure -> its heading
@@ -35,21 +35,19 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
     """What the noisy gates of Probabilistic TopK choose, by temperature."""
     yield from ("", "### Why Probabilistic TopK differs in training", "")
     yield (
-        "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
-        "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
-        "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
-        "until the last step, while inference has none. The claim about a sigmoid gate above says what the "
-        "same training comes to without noise."
+        "The share of the latents chosen without noise that are also chosen with it, at several temperatures "
+        "β, with the trained weights of the first seed; and FVU of both choices at the last temperature. "
+        "As β falls, the gate becomes a draw of probability σ(LayerNorm(a)): the noise of the choice does "
+        "not fade with β, and the weights are trained for it until the last step, while inference has none. "
+        "The claim about a sigmoid gate above says what the same training comes to without noise."
     )
-    yield from (
-        "",
-        "| arm | β | same latents | FVU without noise | FVU with noise |",
-        "|---|---|---|---|---|",
-    )
+    betas = next(iter(found.values()))["beta"]
+    headings = ["arm", *(f"same at β = {beta:g}" for beta in betas), "FVU without noise", "FVU with noise"]
+    yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     for arm, values in found.items():
-        for row in zip(*(values[name] for name in ("beta", "same", "fvu", "fvu with noise")), strict=True):
-            beta, same, clean, noisy = row
-            yield f"| {arm} | {beta:g} | {same:.0%} | {clean:.4f} | {noisy:.4f} |"
+        cells = [arm, *(f"{share:.0%}" for share in values["same"])]
+        cells += [f"{values[name][-1]:.4f}" for name in ("fvu", "fvu with noise")]
+        yield f"| {' | '.join(cells)} |"
 
 
 def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
@@ -96,21 +94,47 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
             yield from ("", f"- BatchTopK reconstructs better than {arm} (section 4): {verdict}")
 
 
-def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
-    """The sweeps that were run with one seed: learning rates, and AuxK's k."""
-    titles = {
-        "rates": "Learning rates (at the end of training)",
-        "auxiliary_k": "AuxK's k: how many latents end dead",
-    }
-    for name, title in titles.items():
-        if name not in sections:
-            continue
-        arms = sections[name]["arms"]
-        columns = [c for c in ("fvu", "l0", "dead", "silent") if c in next(iter(arms.values()))["figures"]]
-        yield from ("", f"### {title}", "", f"| arm | {' | '.join(columns)} |")
-        yield "|---" * (len(columns) + 1) + "|"
-        for arm, values in arms.items():
-            yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
+def rates(section: Mapping[str, Any]) -> Iterator[str]:
+    """FVU of each kind by learning rate, where the best one is bold."""
+    found = fvu_by_rate(section)
+    tried = sorted({rate for by_rate in found.values() for rate in by_rate})
+    l0 = {(arm["variant"]["kind"], rate_of_arm(name)): arm for name, arm in section["arms"].items()}
+    yield from ("", "### Learning rates", "")
+    yield (
+        f"FVU on the last training batches after {section['settings']['steps']:,} steps, one seed. Twice the "
+        "rate was tried for a kind until the best one (bold) had a worse one on either side. ReLU and Gated "
+        "are shown at L0 = k, on the line through two coefficients. JumpReLU's L0 in training depends on the "
+        "rate; it is in brackets."
+    )
+    yield from (
+        "",
+        f"| kind | {' | '.join(f'{rate:g}' for rate in tried)} |",
+        "|---" * (len(tried) + 1) + "|",
+    )
+    for kind, by_rate in found.items():
+        best, cells = min(by_rate, key=by_rate.__getitem__), []
+        for rate in tried:
+            text = (
+                "–" if rate not in by_rate else f"{by_rate[rate]:.4f}" if by_rate[rate] < inf else "diverged"
+            )
+            if kind == "jumprelu" and (kind, rate) in l0:
+                text += f" ({l0[kind, rate]['figures']['l0'][0]:.1f})"
+            cells.append(f"**{text}**" if rate == best else text)
+        yield f"| {kind} | {' | '.join(cells)} |"
+
+
+def auxiliary_k(section: Mapping[str, Any]) -> Iterator[str]:
+    """How many latents end dead, by AuxK's k."""
+    arms = section["arms"]
+    columns = [c for c in ("fvu", "l0", "dead", "silent") if c in next(iter(arms.values()))["figures"]]
+    yield from ("", "### AuxK's k: how many latents end dead", "")
+    yield (
+        f"One seed, {section['settings']['steps']:,} steps at the smallest k. `aux2` means that AuxK may use "
+        "twice k latents in a row."
+    )
+    yield from ("", f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|")
+    for arm, values in arms.items():
+        yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
 
 
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
