@@ -17,10 +17,12 @@ from claim import Claim, with_equal_l0
 from forms import FORMS
 from growth import growth
 from learning_rates import best_rates, rates_to_try, stale_arms
+from oracles import measure_oracles, pursue
 from run import measure_what_is_missing, parts
 from sections import fitted_zipf, training_of
-from tables import every_kind, layers, peers
+from tables import every_kind, layers, peers, rates
 
+from saecache.evaluate.synthetic import FeatureBucket, GroundTruth, SyntheticConfig
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
@@ -383,3 +385,37 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
     assert cells["relu"]["probe of 5"] == "0.8000 ± 0.1000" and "probe of 1" not in columns
     assert cells["relu"]["rows/s"] == "0.5000 ± 0.0000" and cells["topk"]["rows/s"] == "1.00 ± 0.00"
     assert any("of the packages a, b of Python's standard library" in line for line in lines)
+
+
+def test_the_best_rate_is_bold_and_a_diverged_one_is_named() -> None:
+    section = tried(
+        {"lr0.001_topk_k8": 0.5, "lr0.002_topk_k8": 0.4},
+        failed={"lr0.004_topk_k8_seed0": "FVU is not finite"},
+    )
+    section["settings"] = {"steps": 10}
+    section["arms"]["lr0.002_jumprelu_k8"] = {
+        "variant": {"kind": "jumprelu"},
+        "figures": {"l0": [5.25], "fvu": [0.3]},
+    }
+    assert [line for line in rates(section) if line.startswith("|")] == [
+        "| kind | 0.001 | 0.002 | 0.004 |",
+        "|---|---|---|---|",
+        "| topk | 0.5000 | **0.4000** | diverged |",
+        "| jumprelu | – | **0.3000 (5.2)** | – |",
+    ]
+
+
+def test_the_limits_of_codes_follow_from_the_true_directions() -> None:
+    """Few features on nearly orthogonal directions: choosing one by one misses least, but for the noise."""
+    bucket = FeatureBucket(name="all", num_features=24, frequency=0.1, scale=1.0)
+    truth = GroundTruth(SyntheticConfig(num_rows=300, width=32, buckets=(bucket,), coherence=0.2, seed=1))
+    found = list(measure_oracles(truth, 3, 200).values())
+    true, largest, projections, pursued = found
+    assert 0.005 < true < 0.02, "20 dB of noise are 1 %"
+    assert true < pursued < largest < projections < 1, "three codes are fewer than some rows have features"
+    codes, rows = next(iter(truth.blocks()))
+    few = (codes != 0).sum(1) == 2
+    chosen = pursue(rows[few], truth.directions, 2)
+    right = codes[few].abs().topk(2, dim=1).indices
+    same = (chosen.sort(1).values == right.sort(1).values).all(1)
+    assert float(same.float().mean()) > 0.5 and len(chosen[0].unique()) == 2
