@@ -142,7 +142,10 @@ def layer_prefix(form: Form) -> str:
 
 
 def longer(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """Probabilistic TopK and TopK as in its paper, for as many steps as the form has; at the largest k."""
+    """Probabilistic TopK and TopK as in its paper, for as many steps as the form has; at the largest k.
+
+    The arms of other sections are those of the usual number of steps.
+    """
     k = form.ks[-1]
     return {
         f"steps{form.steps}_{name}_k{k}": arm
@@ -154,11 +157,11 @@ def longer(form: Form, zipf: Mapping[str, float]) -> Arms:
 
 
 def widths(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """The same with half, twice and four times as many latents."""
+    """The same with half, twice and four times as many latents as the arms of other sections."""
     k = form.ks[-1]
     return {
         f"latents{latents}_{name}_k{k}": {**arm, "num_latents": latents}
-        for latents in (form.num_latents // 2, form.num_latents, form.num_latents * 2, form.num_latents * 4)
+        for latents in (form.num_latents // 2, form.num_latents * 2, form.num_latents * 4)
         for name, arm in _noisy_and_topk(k).items()
     }
 

@@ -36,7 +36,7 @@ class Form:
     max_rows: int = 500_000
     pools: tuple[int, ...] = (1, 3, 10, 30, 100)
     other_hooks: tuple[str, ...] = ()
-    longer: tuple[int, ...] = (1, 2)
+    longer: tuple[int, ...] = (2,)
 
     def settings(self, steps: int | None = None) -> dict[str, Any]:
         """What every arm of this form has in common, as settings of a training."""
@@ -68,7 +68,7 @@ FORMS = {
         ce_tokens=20_000,
         tuned_ce_tokens=20_000,
         other_hooks=("resid_post.9", "resid_post.20"),
-        longer=(1, 2, 4),
+        longer=(2, 4),
     ),
     "medium": Form(
         hook="resid_post.14",
@@ -83,7 +83,7 @@ FORMS = {
         tuned_ce_tokens=1_000,
         pools=(3, 10, 30),
         other_hooks=("resid_post.9", "resid_post.20"),
-        longer=(1, 2, 4, 8),
+        longer=(2, 4, 8),
     ),
     "demo": Form(
         hook="resid_post.3",

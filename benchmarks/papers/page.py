@@ -150,7 +150,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
         yield from rates(sections["rates"])
     if "auxiliary_k" in sections:
         yield from auxiliary_k(sections["auxiliary_k"])
-    yield from growth(sections)
+    yield from growth(sections, found, FORMS[form])
     if "gates" in sections:
         yield from gates(sections["gates"]["gates"])
     if "synthetic" in sections:
