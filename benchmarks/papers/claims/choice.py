@@ -39,6 +39,7 @@ CHOICE: Sequence[Claim] = (
         figure="fvu at L0 = k",
         lower="zipf_after_mutual",
         higher="topk",
+        why="On the demo model Mutual Choice, from which it starts, hardly differs from TopK.",
     ),
     Claim(
         where="section 6, figure 4",
@@ -75,6 +76,7 @@ CHOICE: Sequence[Claim] = (
         figure="dead",
         lower="mutual",
         higher="topk_without_auxk",
+        why="In so short a run few latents die at all, and aux_zipf adds dead ones there: see the next claim.",
     ),
     Claim(
         where="section 6, figure 5",
@@ -165,6 +167,8 @@ CHOICE: Sequence[Claim] = (
         figure="fvu at L0 = k",
         lower="zipf_after_mutual",
         higher="batch_topk",
+        why="It starts from the weights of Mutual Choice, and its own part of the steps costs more than it "
+        "gains at this size: compare the two arms below.",
     ),
     Claim(
         where="table 2 (each kind at its own learning rate)",
@@ -187,5 +191,6 @@ CHOICE: Sequence[Claim] = (
         figure="fvu_4_kept",
         lower="mutual",
         higher="topk",
+        why="At k = 4 the four largest are all that TopK has, and what it was trained for.",
     ),
 )
