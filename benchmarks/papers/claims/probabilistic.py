@@ -105,8 +105,8 @@ PROBABILISTIC: Sequence[Claim] = (
         figure="mse",
         lower="probabilistic",
         higher="probabilistic_beta0.5",
-        why="A lower first temperature is less noise in the first part of the run, and noise is what costs here: "
-        "see the study below.",
+        why="A lower first temperature is less noise in the first part of the run, and noise is what costs "
+        "here: see the study below.",
     ),
     Claim(
         where="section 5.2, figure 7",

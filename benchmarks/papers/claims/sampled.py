@@ -53,6 +53,6 @@ def sampled_claims(found: Figures) -> Iterator[Claim]:
                 lower=f"sampled_{score}_l{middle}",
                 higher="batch_topk",
                 why="Uniform pools leave hardly a latent dead, pools by the other scores most of them (table "
-                "below). A dead latent keeps its random start, which no other seed has: the figure says how many "
-                "were trained. The paper trains far longer.",
+                "below). A dead latent keeps its random start, which no other seed has: the figure says how "
+                "many were trained. The paper trains far longer.",
             )
