@@ -1,5 +1,6 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from statistics import mean
@@ -135,6 +136,12 @@ def auxiliary_k(section: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|")
     for arm, values in arms.items():
         yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
+    by_kind: dict[str, dict[str, float]] = defaultdict(dict)
+    for arm, values in arms.items():
+        kind, _, multiple = arm.rpartition("_")
+        by_kind[kind][multiple] = values["figures"]["dead"][0]
+    best = (f"{min(dead, key=dead.__getitem__)} for {kind}" for kind, dead in by_kind.items())
+    yield f"\nFewest latents end dead with {' and with '.join(best)}."
 
 
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
