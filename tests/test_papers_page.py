@@ -17,7 +17,7 @@ from charts import Series, draw
 from claim import Claim, with_equal_l0
 from forms import FORMS
 from growth import growth
-from learning_rates import best_rates, rates_to_try, stale_arms
+from learning_rates import best_rates, rates_to_try
 from oracles import measure_oracles, pursue
 from run import measure_what_is_missing, parts
 from sections import fitted_zipf, training_of
@@ -243,7 +243,7 @@ def test_rates_are_measured_until_the_best_is_between_others(tmp_path: Path) -> 
             fvu = 0.3 + abs(math.log(rate / best.get(kind, 4e-3)))
             found[name] = {"variant": arms[name], "figures": {"l0": [16.0], "fvu": [fvu]}}
             if "_c" in name:  # the two coefficients are on either side of k
-                found[name]["figures"]["l0"] = [12.0 if name.endswith(("0.11_k16", "0.2_k16")) else 20.0]
+                found[name]["figures"]["l0"] = [12.0 if name.endswith(("0.08_k16", "0.13_k16")) else 20.0]
         return {"arms": found, "failed": {}}
 
     *_, last = measure_what_is_missing("rates", form, {}, measure, None, tmp_path / "rates")
@@ -253,30 +253,29 @@ def test_rates_are_measured_until_the_best_is_between_others(tmp_path: Path) -> 
     assert not list(measure_what_is_missing("rates", form, {}, measure, last, tmp_path / "rates"))
 
 
-def test_only_kinds_with_another_rate_are_measured_again(tmp_path: Path) -> None:
+def test_only_arms_that_are_new_or_have_another_rate_are_measured_again(tmp_path: Path) -> None:
+    form, runs = FORMS["medium"], tmp_path / "every_kind"
+    settings = SECTIONS["every_kind"](form, ZIPF)
     known = {
-        "arms": {"tuned_topk_k16": arm(0.0, 16), "tuned_mutual_k16": arm(0.1, 16)},
-        "rates": {"topk": 1e-3, "mutual_choice": 1e-3},
+        "arms": {name: {"variant": variant, "figures": {}} for name, variant in settings.items()},
+        "rates": {"topk": 1e-3, "batch_topk": 1e-3},
         "failed": {"tuned_topk_k16_seed1": "FVU is not finite"},
     }
-    known["arms"]["tuned_mutual_k16"]["variant"] = {"kind": "mutual_choice"}
+    known["arms"]["tuned_of_before_k16"] = known["arms"].pop("tuned_matryoshka_k16")
     calls = []
 
     def measure(form: Any, runs: Path, wanted: Any = None) -> dict[str, Any]:
         calls.append((runs, list(wanted)))
         return {"arms": {name: arm(-0.1, 16) for name in wanted}, "rates": rates, "failed": {}}
 
-    rates = {"topk": 2e-3, "mutual_choice": 1e-3}
-    assert stale_arms(known, rates) == ["tuned_topk_k16"]
-    (found,) = measure_what_is_missing(
-        "every_kind", FORMS["medium"], rates, measure, known, tmp_path / "every_kind"
-    )
-    assert found["arms"] == known["arms"] | {"tuned_topk_k16": arm(-0.1, 16)}
+    rates = {"topk": 2e-3, "batch_topk": 1e-3}
+    (found,) = measure_what_is_missing("every_kind", form, rates, measure, known, runs)
+    assert calls[0][1] == ["tuned_topk_k16", "tuned_matryoshka_k16"] and calls[0][0] != runs
+    assert list(found["arms"]) == list(settings), "in their order, without those of before"
+    assert found["arms"]["tuned_topk_k16"] == arm(-0.1, 16), "measured again"
+    assert found["arms"]["tuned_mutual_k16"] == known["arms"]["tuned_mutual_k16"], "its rate is the same"
     assert found["rates"] == rates and found["failed"] == {}
-    assert calls[0][1] == ["tuned_topk_k16"] and calls[0][0] != tmp_path / "every_kind"
-    assert not list(
-        measure_what_is_missing("every_kind", FORMS["medium"], rates, measure, found, tmp_path / "every_kind")
-    )
+    assert not list(measure_what_is_missing("every_kind", form, rates, measure, found, runs))
 
 
 def test_what_is_trained_apart() -> None:
@@ -376,7 +375,8 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
         "speed": {names[0]: [1.0, 1.0], names[1]: [0.4, 0.5], names[2]: [0.6, 0.5]},
     }  # fmt: skip
     sections = {
-        TUNED[0]: {"arms": arms, "rates": {"topk": 1e-3, "relu": 2e-3}},
+        TUNED[0]: {"arms": {names[0]: arms.pop(names[0])}, "rates": {"topk": 1e-3, "relu": 9e-3}},
+        TUNED[1]: {"arms": arms, "rates": {"topk": 9e-3, "relu": 2e-3}},
         "probing": {"probing": probing},
         "speed": {"speed": speed},
     }
@@ -387,6 +387,7 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
         row.split(" | ")[0].strip("| "): dict(zip(columns, row.strip("| ").split(" | "), strict=True))
         for row in rows
     }
+    assert [cells[kind]["learning rate"] for kind in ("topk", "relu")] == ["0.001", "0.002"]
     assert cells["relu"]["probe of 5"] == "0.8000 ± 0.1000" and "probe of 1" not in columns
     assert cells["relu"]["rows/s"] == "0.5000 ± 0.0000" and cells["topk"]["rows/s"] == "1.00 ± 0.00"
     assert any("of the packages a, b of Python's standard library" in line for line in lines)

@@ -16,9 +16,9 @@ MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
 L1_COEFFICIENTS = {
-    "relu": (0.07, 0.11),
-    "gated": (0.1, 0.2),
-}  # to either side of 16 active latents, in trials
+    "relu": (0.05, 0.08),
+    "gated": (0.075, 0.13),
+}  # to either side of 16 active latents, at the best learning rates of form medium
 
 
 def rates(form: Form, zipf: Mapping[str, float]) -> Arms:

@@ -31,13 +31,17 @@ def rates_to_try(section: Mapping[str, Any]) -> dict[str, float]:
     return next_ones
 
 
-def stale_arms(section: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
-    """The arms of a measured section of ``TUNED`` whose kinds have got other learning rates since."""
-    measured = section["rates"]
+def arms_to_measure(
+    section: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float]
+) -> list[str]:
+    """The names of those ``arms`` that a measured section of ``TUNED`` lacks, or whose kinds have got other
+    learning rates since.
+    """
     return [
         name
-        for name, arm in section["arms"].items()
-        if rate_of(arm["variant"]["kind"], measured) != rate_of(arm["variant"]["kind"], rates)
+        for name, arm in arms.items()
+        if name not in section["arms"]
+        or rate_of(arm["kind"], section["rates"]) != rate_of(arm["kind"], rates)
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from arms import BY_HOOK, BY_K, BY_STEPS, SECTIONS, TUNED, layer_prefix
 from forms import FORMS, Form
-from learning_rates import best_rates, rates_to_try, stale_arms
+from learning_rates import arms_to_measure, best_rates, rates_to_try
 from sections import fitted_zipf, measure_section
 
 from saecache import open_cache
@@ -104,7 +104,8 @@ def measure_what_is_missing(
 ) -> Iterator[dict[str, Any]]:
     """What is to be written for a section, each time that more of it was measured.
 
-    A measured section of ``TUNED`` is measured again for the arms whose learning rates have changed since.
+    A measured section of ``TUNED`` is measured again for arms that it lacks and for those whose learning
+    rates have changed since.
     Section ``rates`` grows until the best rate of every kind lies between others.
 
     Args:
@@ -117,11 +118,13 @@ def measure_what_is_missing(
         if (known := measure(form=form, runs=runs)) is None:
             return
         yield known
-    if section in TUNED and (stale := stale_arms(known, rates)):
-        key = json.dumps([stale, rates], sort_keys=True)
+    arms = SECTIONS[section](form, {})
+    if section in TUNED and (wanted := arms_to_measure(known, arms, rates)):
+        key = json.dumps([wanted, rates], sort_keys=True)
         folder = runs.with_name(f"{runs.name}-{sha256(key.encode()).hexdigest()[:8]}")
-        if more := measure(form=form, runs=folder, wanted=stale):
-            yield with_arms({**known, "rates": more["rates"]}, more, stale)
+        if more := measure(form=form, runs=folder, wanted=wanted):
+            found = with_arms({**known, "rates": more["rates"]}, more, wanted)
+            yield {**found, "arms": {name: found["arms"][name] for name in arms if name in found["arms"]}}
     while section == "rates" and (missing := rates_to_try(known)):
         rate = min(missing.values())
         one = replace(form, rates=(rate,))

@@ -8,7 +8,7 @@ from typing import Any
 
 from arms import PREFIX, TUNED
 from claim import LAYER, Claim
-from learning_rates import fvu_by_rate, rate_of_arm, rates_to_try
+from learning_rates import fvu_by_rate, rate_of, rate_of_arm, rates_to_try
 from verdicts import COEFFICIENT, Figures, compare, show
 
 EVERY_KIND = {  # figure -> its heading
@@ -147,10 +147,14 @@ def auxiliary_k(section: Mapping[str, Any]) -> Iterator[str]:
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     """All kinds at one L0, each at its own learning rate, in the order of their FVU."""
     tuned = [sections[name] for name in TUNED if name in sections]
-    arms = {name: arm for section in tuned for name, arm in section["arms"].items()}
-    if not arms:
+    if not tuned:
         return
-    kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in arms.items()}
+    trained_at = {  # each section has the rates that it was trained with
+        COEFFICIENT.sub("", name): rate_of(arm["variant"]["kind"], section["rates"])
+        for section in tuned
+        for name, arm in section["arms"].items()
+    }
+    kinds = list(trained_at)
     k = next(iter(kinds)).rpartition("_k")[2]
     yield from ("", "### Every kind on the same rows", "")
     yield (
@@ -177,7 +181,7 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     fvu = {name: mean(found[name].get("fvu at L0 = k", [inf])) for name in kinds}
     for name in sorted(kinds, key=fvu.__getitem__):
-        cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
+        cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{trained_at[name]:g}"]
         cells += [show(found[name][f]) if f in found[name] else "–" for f in shown]
         yield f"| {' | '.join(cells)} |"
     yield (
