@@ -25,7 +25,7 @@ from saecache import ActivationCache, open_cache
 from saecache.store.durable import write_bytes
 from saecache.train import TrainConfig, run
 
-ROUNDS = 5
+ROUNDS = 3
 FEW, MORE = 10, 40  # steps
 
 

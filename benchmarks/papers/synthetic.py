@@ -49,10 +49,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "sampled_uniform_l10": {"kind": "sampled", "k": K, "score": "uniform", "pool_factor": 10, "auxk": AUXK},
 }
 FORMS: dict[str, dict[str, Any]] = {
-    # rows of the cache, steps, arms; and (rows, latents, steps) of each training of BatchTopK alone
+    # rows of the cache, steps, arms, seeds; (rows, latents, steps) of each training of BatchTopK alone
     "full": {
         "rows": 1_000_000,
         "steps": 12_000,
+        "seeds": (0, 1, 2),
         "arms": tuple(ARMS),
         "alone": ((1_000_000, 2048, 50_000), (10_000, 2048, 12_000), (10_000, 65_536, 12_000)),
     },
@@ -60,16 +61,17 @@ FORMS: dict[str, dict[str, Any]] = {
         "rows": 300_000,
         "steps": 300,
         "arms": tuple(ARMS),
-        "alone": ((300_000, 2048, 1800), (10_000, 2048, 1800), (10_000, 8192, 900)),
+        "seeds": (0,),
+        "alone": ((300_000, 2048, 1200), (10_000, 2048, 1200), (10_000, 8192, 600)),
     },
     "short": {
         "rows": 20_000,
         "steps": 20,
+        "seeds": (0, 1),
         "arms": ("batch_topk", "sampled_squared_l2_l10"),
         "alone": ((10_000, 2048, 20),),
     },
 }
-SEEDS = (0, 1, 2)
 
 
 def training(variants: list[dict[str, Any]], latents: int, steps: int) -> TrainConfig:
@@ -102,9 +104,9 @@ def make_cache(rows: int, runs: Path) -> ActivationCache:
 def recover(form: dict[str, Any], cache: ActivationCache, runs: Path) -> dict[str, Any]:
     """Train all arms with all seeds; what they reconstruct and recover, by arm and seed."""
     truth, arms = remake_ground_truth(cache), {name: ARMS[name] for name in form["arms"]}
-    config = training(with_seeds(arms, SEEDS, {}), 2048, form["steps"])
+    config = training(with_seeds(arms, form["seeds"], {}), 2048, form["steps"])
     recovered: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for seed in SEEDS:
+    for seed in form["seeds"]:
         variants = tuple(variant for variant in config.variants if variant.seed == seed)
         result = run(config.model_copy(update={"variants": variants}), cache, runs / f"seed{seed}")
         for name, folder in sorted(result.saes.items()):
@@ -126,7 +128,7 @@ def recover(form: dict[str, Any], cache: ActivationCache, runs: Path) -> dict[st
 def train_alone(rows: int, latents: int, steps: int, runs: Path) -> dict[str, Any]:
     """BatchTopK on ``rows`` rows: its FVU on rows that it was trained on, and on others."""
     cache = make_cache(rows, runs)
-    config = training(with_seeds({"batch_topk": BATCH_TOPK}, SEEDS[:1], {}), latents, steps)
+    config = training(with_seeds({"batch_topk": BATCH_TOPK}, (0,), {}), latents, steps)
     result = run(config, cache, runs / f"alone-{rows}-{latents}-{steps}")
     (folder,) = result.saes.values()
     sae = load_sae(folder)
