@@ -53,7 +53,7 @@ same sign for every seed; so does "the opposite holds here". Otherwise it "canno
 arms are at a limit of the figure in every run, the verdict says "saturated". A claim that two arms are alike
 holds where no such difference was found. A claim that does not come out here may still hold at the papers'
 sizes: the SAEs are small and the runs short. Claims that need a judge (interpretability scores) are not
-tested here.
+tested here, nor is absorption of first letters, which needs a model that can spell.
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
