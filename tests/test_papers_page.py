@@ -243,7 +243,7 @@ def test_rates_are_measured_until_the_best_is_between_others(tmp_path: Path) -> 
             fvu = 0.3 + abs(math.log(rate / best.get(kind, 4e-3)))
             found[name] = {"variant": arms[name], "figures": {"l0": [16.0], "fvu": [fvu]}}
             if "_c" in name:  # the two coefficients are on either side of k
-                found[name]["figures"]["l0"] = [12.0 if name.endswith(("0.05_k16", "0.13_k16")) else 20.0]
+                found[name]["figures"]["l0"] = [12.0 if name.endswith(("0.08_k16", "0.13_k16")) else 20.0]
         return {"arms": found, "failed": {}}
 
     *_, last = measure_what_is_missing("rates", form, {}, measure, None, tmp_path / "rates")

@@ -16,7 +16,7 @@ MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
 L1_COEFFICIENTS = {
-    "relu": (0.035, 0.05),
+    "relu": (0.05, 0.08),
     "gated": (0.075, 0.13),
 }  # to either side of 16 active latents, at the best learning rates of form medium
 
