@@ -83,7 +83,7 @@ FORMS = {
         tuned_ce_tokens=1_000,
         pools=(3, 10, 30),
         other_hooks=("resid_post.9", "resid_post.20"),
-        longer=(2, 4, 8),
+        longer=(2, 4),
     ),
     "demo": Form(
         hook="resid_post.3",
