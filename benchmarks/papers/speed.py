@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from saecache.store.durable import write_bytes
 from saecache.train import TrainConfig, run
 
 ROUNDS = 3
-FEW, MORE = 10, 40  # steps
+FEW, MORE = 10, 30  # steps
 
 
 def seconds(config: TrainConfig, variant: Any, cache: ActivationCache, steps: int) -> float:
@@ -43,7 +44,13 @@ def main() -> None:
     torch.set_num_threads(1)
     load = round(os.getloadavg()[0], 1)
     cache, form = open_cache(settings.cache), FORMS[settings.form]
-    configs = [training_of(section, form, {}, PAPER_ZIPF)[0] for section in TUNED]
+    brief = replace(form, dead_after_rows=8 * form.batch_rows)  # aux_zipf's window ends in so short a run
+    configs = [
+        training_of(section, brief, {}, PAPER_ZIPF)[0].model_copy(
+            update={"dead_after_rows": form.dead_after_rows}
+        )
+        for section in TUNED
+    ]
     trained = [(config, v) for config in configs for v in config.variants if v.seed == form.seeds[0]]
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(ROUNDS + 1):
