@@ -42,6 +42,8 @@ papers: $(VENV)/.installed
 	$(BIN)/saecache harvest smollm2-135m --out $(PAPERS)/smollm2-135m
 	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/page.py
 
@@ -49,6 +51,8 @@ papers-short: $(VENV)/.installed
 	$(BIN)/saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out $(PAPERS)/demo
 	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/page.py --results $(PAPERS)/results --out $(PAPERS)/papers.md
 

@@ -76,7 +76,7 @@ def evaluate(
             decode = _token_decoder(load_tokenizer_of(cache))
         except UsageError as error:
             notes.append(f"Tokens are shown as numbers, because their tokenizer is not here: {error}")
-    reader = None if model is None else _text_reader(model, cache)
+    reader = None if model is None else text_reader(model, cache)
     return run(
         found,
         cache,
@@ -131,7 +131,7 @@ def _token_decoder(tokenizer: Any) -> Callable[[int], str]:
     return lambda token: str(tokenizer.decode([token]))
 
 
-def _text_reader(model: "LanguageModel", cache: "ActivationCache") -> "TextReader":
+def text_reader(model: "LanguageModel", cache: "ActivationCache") -> "TextReader":
     """The model for texts that are not in the cache; they begin as the cache's sequences do."""
     from .evaluate.probing.texts import TextReader
     from .harvest.tokenizer import encode, list_vocabulary

@@ -1,12 +1,14 @@
 """The FVU our TopK and BatchTopK reach against other packages', at equal data and settings, over some seeds.
 
     python benchmarks/fvu.py [--cache CACHE] [--peer-python PATH] [--quick] [--hook HOOK] [--steps N]
-        [--seeds N] [--latents F] [--k K] [--learning-rate LR] [--encoder-norm NORM | own] [--scaled]
+        [--seeds N] [--latents F] [--k K] [--learning-rate LR | own] [--encoder-norm NORM | own] [--scaled]
 
 Without ``--cache`` the demo's model is harvested first; without ``--peer-python``, the Python of an
 environment with the other packages, ours is measured alone. All train on the same batches in the same
 order: decoder rows of norm 1, encoder rows of ``--encoder-norm`` at the start, Adam at one constant
-learning rate after the same warmup. ``own`` leaves each package's own start of the encoder. Each keeps its
+learning rate after the same warmup. ``--encoder-norm own`` leaves each package's own start of the encoder,
+``--learning-rate own`` the rate that each package chooses by default, for sparsify with its default optimizer
+(schedule-free sign descent instead of Adam). Each keeps its
 own start of the bias, clipping, auxiliary losses (no latent is dead in so short a run, so that none acts)
 and treatment of the decoder's norm, which SAELens lets grow. ``--scaled`` gives SAELens rows of mean norm
 √D, as its ``normalize_activations: expected_average_only_in`` does; the others get rows of norm 1.
@@ -33,6 +35,8 @@ from saecache.configs import load_config
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.train import TrainConfig, run
+from saecache.train.engine.optimizer import OptimizerConfig
+from saecache.train.engine.schedule import peak_learning_rate
 
 PEER_SCRIPT = Path(__file__).parent / "peers" / "train_one.py"
 PEERS = ("SAELens", "dictionary_learning", "sparsify")
@@ -51,7 +55,7 @@ def ours(
             "num_latents": settings.latents,
             "batch_rows": settings.rows,
             "steps": settings.steps,
-            "optimizer": {"learning_rate": settings.learning_rate},
+            "optimizer": {"learning_rate": settings.learning_rate or "auto"},
             "initialisation": {}
             if settings.encoder_norm is None
             else {"encoder_norm": settings.encoder_norm},
@@ -70,6 +74,11 @@ def ours(
         np.save(our_file(folder, variant, seed), torch.cat(rows).numpy())
         found.append(measured.value() or 0.0)
     return found
+
+
+def rate_of_ours(settings: argparse.Namespace) -> float:
+    config = OptimizerConfig(learning_rate=settings.learning_rate or "auto")
+    return peak_learning_rate(config, settings.latents)
 
 
 def our_file(folder: Path, variant: str, seed: int) -> Path:
@@ -120,8 +129,8 @@ def main() -> None:
     options.add_argument("--latents", type=int, default=1024)
     options.add_argument("--rows", type=int, default=1024)
     options.add_argument("--k", type=int, default=16)
-    options.add_argument("--learning-rate", type=float, default=4e-3)
-    options.add_argument("--encoder-norm", type=norm_or_own, default=0.5)
+    options.add_argument("--learning-rate", type=number_or_own, default=4e-3)
+    options.add_argument("--encoder-norm", type=number_or_own, default=0.5)
     options.add_argument("--scaled", action="store_true", help="give SAELens rows of mean norm √D")
     options.add_argument("--peer", choices=PEERS, action="append", default=[])
     settings = options.parse_args()
@@ -137,7 +146,8 @@ def main() -> None:
             "fvu",
             settings,
             f"{settings.hook}, F = {settings.latents:,}, D = {settings.width}, k = {settings.k}, "
-            f"{settings.steps} steps of {settings.rows:,} rows, learning rate {settings.learning_rate:g}, "
+            f"{settings.steps} steps of {settings.rows:,} rows, "
+            f"learning rate {settings.learning_rate or 'its own'}, "
             f"encoder norm {settings.encoder_norm or 'its own'}: FVU of {len(heldout):,} held-out rows",
         )
         np.save(folder / "heldout.npy", heldout.numpy())
@@ -145,6 +155,7 @@ def main() -> None:
         for variant in settings.variant or VARIANTS:
             values = ours(settings, cache, variant, heldout, folder)
             report.add("saecache", values, group=variant, decimals=4)
+            report.add("learning rate of saecache", [rate_of_ours(settings)], group=variant, decimals=6)
             report.save()
             for peer in (settings.peer or PEERS) if settings.peer_python else ():
                 found = theirs(settings, peer, variant, folder)
@@ -152,6 +163,7 @@ def main() -> None:
                     print(f"  {peer}: left out ({found})", flush=True)
                     continue
                 report.add(peer, found["fvu"], group=variant, decimals=4)
+                report.add(f"learning rate of {peer}", [found["learning_rate"]], group=variant, decimals=6)
                 for whose, key in ((peer, "by_their_evaluation"), ("saecache", "ours_by_their_evaluation")):
                     what = f"{whose}, by the evaluation of {peer}"
                     report.add(what, found[key], group=variant, decimals=4)
@@ -165,7 +177,7 @@ def harvest_demo(settings: argparse.Namespace, path: Path) -> Path:
     return harvest(load_config(HarvestConfig, "demo", overrides, kinds=("harvest",)), path).path
 
 
-def norm_or_own(text: str) -> float | None:
+def number_or_own(text: str) -> float | None:
     return None if text == "own" else float(text)
 
 

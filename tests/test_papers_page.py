@@ -1,8 +1,10 @@
 """The page of the papers' claims is made from the JSON of the claims run: verdicts, tables, SVG figures."""
 
 import json
+import math
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
 import page
-from arms import FORMS, ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
+from arms import ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
-from sections import best_rates, fitted_zipf, training_of
-from tables import every_kind
+from forms import FORMS
+from growth import growth
+from learning_rates import best_rates, rates_to_try
+from oracles import measure_oracles, pursue
+from run import measure_what_is_missing, parts
+from sections import fitted_zipf, training_of
+from tables import every_kind, layers, peers, rates
 
+from saecache.evaluate.synthetic import FeatureBucket, GroundTruth, SyntheticConfig
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
@@ -143,11 +151,10 @@ def test_what_is_compared_was_measured_on_the_same_rows(form: str) -> None:
 
 
 def test_what_later_sections_take_from_earlier_ones() -> None:
-    rated = {"x": arm(0.1, 8), "y": arm(0.0, 8)}
-    rated["y"]["variant"]["optimizer"] = {"learning_rate": 4e-3}
+    rated = {"lr0.001_topk_k8": arm(0.1, 8), "lr0.004_topk_k8": arm(0.0, 8)}
     for one in rated.values():
         one["figures"]["fvu"] = one["figures"]["fvu"][:1]
-    assert best_rates({"arms": rated}) == {"topk": 4e-3}
+    assert best_rates({"arms": rated, "failed": {}}) == {"topk": 4e-3}
     assert fitted_zipf({"arms": {"topk_k8": {}, "batch_topk_k8": arm(0.0, 8)}}) == {"alpha": 1.0, "beta": 3.0}
 
 
@@ -160,7 +167,7 @@ def test_a_rate_is_chosen_at_equal_l0() -> None:
             one["variant"] = {"kind": "relu", "optimizer": {"learning_rate": rate}}
             one["figures"] = {"l0": [active], "fvu": [(0.5 + shift) * (active / 8) ** -0.4]}
             rated[f"lr{rate:g}_relu_c{coefficient:g}_k8"] = one
-    assert best_rates({"arms": rated}) == {"relu": 1e-3}
+    assert best_rates({"arms": rated, "failed": {}}) == {"relu": 1e-3}
 
 
 def test_a_claim_may_have_a_value_of_the_paper() -> None:
@@ -201,3 +208,219 @@ def test_a_chart_shows_intervals_and_leaves_out_what_a_logarithm_cannot_show() -
     space = "{http://www.w3.org/2000/svg}"
     assert len(root.findall(f"{space}circle")) == 2
     assert "a & b" in [node.text for node in root.iter(f"{space}text")]
+
+
+def tried(fvu: dict[str, float], **more: Any) -> dict[str, Any]:
+    """A section ``rates`` with these FVUs by name, all of TopK."""
+    arms = {
+        name: {"variant": {"kind": "topk"}, "figures": {"l0": [8.0], "fvu": [value]}}
+        for name, value in fvu.items()
+    }
+    return {"arms": arms, "failed": {}, **more}
+
+
+def test_the_grid_of_rates_grows_where_its_best_is_at_an_end() -> None:
+    at_the_top = {"lr0.001_topk_k8": 0.5, "lr0.002_topk_k8": 0.4}
+    assert rates_to_try(tried(at_the_top)) == {"topk": 0.004}
+    assert rates_to_try(tried({**at_the_top, "lr0.004_topk_k8": 0.45})) == {}
+    assert rates_to_try(tried({"lr0.001_topk_k8": 0.4, "lr0.002_topk_k8": 0.5})) == {"topk": 0.0005}
+    diverged = tried(at_the_top, failed={"lr0.004_topk_k8_seed0": "FVU is not finite"})
+    assert rates_to_try(diverged) == {} and best_rates(diverged) == {"topk": 0.002}
+
+
+def test_rates_are_measured_until_the_best_is_between_others(tmp_path: Path) -> None:
+    """Only kinds whose best rate is at an end are trained again, in a folder of their own."""
+    form, calls = FORMS["medium"], []
+    best = {"topk": 16e-3, "gated": 4e-3}  # all other kinds as Gated
+
+    def measure(form: Any, runs: Path, wanted: Any = None) -> dict[str, Any]:
+        arms = SECTIONS["rates"](form, ZIPF)
+        wanted = arms if wanted is None else wanted
+        calls.append((runs.name, sorted(wanted)))
+        found = {}
+        for name in wanted:
+            kind, rate = arms[name]["kind"], arms[name]["optimizer"]["learning_rate"]
+            fvu = 0.3 + abs(math.log(rate / best.get(kind, 4e-3)))
+            found[name] = {"variant": arms[name], "figures": {"l0": [16.0], "fvu": [fvu]}}
+            if "_c" in name:  # the two coefficients are on either side of k
+                found[name]["figures"]["l0"] = [12.0 if name.endswith(("0.08_k16", "0.13_k16")) else 20.0]
+        return {"arms": found, "failed": {}}
+
+    *_, last = measure_what_is_missing("rates", form, {}, measure, None, tmp_path / "rates")
+    assert [name for name, _ in calls] == ["rates", "rates-0.016", "rates-0.032"]
+    assert calls[1][1] == ["lr0.016_topk_k16"] and calls[2][1] == ["lr0.032_topk_k16"]
+    assert best_rates(last)["topk"] == 16e-3 and set(best_rates(last).values()) == {16e-3, 4e-3}
+    assert not list(measure_what_is_missing("rates", form, {}, measure, last, tmp_path / "rates"))
+
+
+def test_only_arms_that_are_new_or_have_another_rate_are_measured_again(tmp_path: Path) -> None:
+    form, runs = FORMS["medium"], tmp_path / "every_kind"
+    settings = SECTIONS["every_kind"](form, ZIPF)
+    known = {
+        "arms": {name: {"variant": variant, "figures": {}} for name, variant in settings.items()},
+        "rates": {"topk": 1e-3, "batch_topk": 1e-3},
+        "failed": {"tuned_topk_k16_seed1": "FVU is not finite"},
+    }
+    known["arms"]["tuned_of_before_k16"] = known["arms"].pop("tuned_matryoshka_k16")
+    calls = []
+
+    def measure(form: Any, runs: Path, wanted: Any = None) -> dict[str, Any]:
+        calls.append((runs, list(wanted)))
+        return {"arms": {name: arm(-0.1, 16) for name in wanted}, "rates": rates, "failed": {}}
+
+    rates = {"topk": 2e-3, "batch_topk": 1e-3}
+    (found,) = measure_what_is_missing("every_kind", form, rates, measure, known, runs)
+    assert calls[0][1] == ["tuned_topk_k16", "tuned_matryoshka_k16"] and calls[0][0] != runs
+    assert list(found["arms"]) == list(settings), "in their order, without those of before"
+    assert found["arms"]["tuned_topk_k16"] == arm(-0.1, 16), "measured again"
+    assert found["arms"]["tuned_mutual_k16"] == known["arms"]["tuned_mutual_k16"], "its rate is the same"
+    assert found["rates"] == rates and found["failed"] == {}
+    assert not list(measure_what_is_missing("every_kind", form, rates, measure, found, runs))
+
+
+def test_what_is_trained_apart() -> None:
+    """One k, one layer, one number of steps at a time, with the settings that the name says."""
+    found = {name: (section, part) for name, section, part in parts(FORMS["medium"])}
+    assert found["choice_k16"][1].ks == (16,)
+    assert found["layer9"][0] == "layers" and found["layer9"][1].hook == "resid_post.9"
+    assert found["longer_x4"][1].steps == 4 * FORMS["medium"].steps
+    assert not [name for name in parts(FORMS["short"]) if name[0].startswith("layer")]
+
+
+def test_layers_are_compared_along_their_own_slope() -> None:
+    found = {f"topk_k{k}": arm(0.0, k)["figures"] for k in (8, 16)}
+    for k in (8, 16):
+        found[f"layer9_topk_k{k}"] = {"l0": [float(k)] * 3, "fvu": [0.5 * (k / 8) ** -1.0] * 3}
+    found["layer9_mutual_k16"] = {"l0": [20.0] * 3, "fvu": [0.2] * 3}
+    assert with_equal_l0(found)["layer9_mutual_k16"]["fvu at L0 = k"] == pytest.approx([0.25] * 3)
+
+
+def test_the_table_of_layers_has_the_claims_that_all_layers_tested() -> None:
+    lower, higher = (
+        {"dead": values, "fvu": values, "l0": [16.0] * 3} for values in ([1.0, 1.1, 0.9], [3.0, 3.1, 2.9])
+    )
+    found = {"mutual_k16": lower, "topk_k16": higher, "batch_topk_k16": higher}
+    found |= {"layer9_mutual_k16": higher, "layer9_topk_k16": lower}
+    claims = [
+        Claim(where="", text=f"fewer than {other}", figure="dead", lower="mutual", higher=other)
+        for other in ("topk", "batch_topk")
+    ]
+    rows = [line for line in layers(found, claims, "resid_post.14") if line.startswith("|")]
+    assert rows[0] == "| claim | layer 9 | layer 14 |" and len(rows) == 3, "BatchTopK is at one layer only"
+    assert rows[2] == (
+        "| fewer than topk (k = 16; dead of mutual, topk) "
+        "| the opposite holds here (3.00 ± 0.10, 1.00 ± 0.10) | holds here (1.00 ± 0.10, 3.00 ± 0.10) |"
+    )
+
+
+def test_the_gap_by_steps_is_in_the_table_and_in_words() -> None:
+    def section(steps: int, topk: float, noisy: float) -> dict[str, Any]:
+        arms = {"topk_without_auxk": topk, "probabilistic": noisy}
+        return {
+            "arms": {
+                f"steps{steps}_{name}_k8": {"figures": {"mse": [mse], "dead": [3.0]}}
+                for name, mse in arms.items()
+            }
+        }
+
+    sections = {"longer_x4": section(400, 0.5, 0.525), "longer_x2": section(200, 0.6, 0.7)}
+    found = {
+        f"{kind}_k8": {"mse": [mse, 9.0], "dead": [3.0, 9.0]}
+        for kind, mse in (("topk_without_auxk", 1.0), ("probabilistic", 1.2))
+    }
+    lines = list(growth(sections, found, replace(FORMS["medium"], steps=100)))
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[2].startswith("| 100 | 1.00 | 1.20 | +20.0% |"), "in the order of the steps"
+    assert rows[4].startswith("| 400 | 0.5000 | 0.5250 | +5.0% |")
+    text = "\n".join(lines)
+    assert "the gap of `probabilistic_k8` goes from +20.0% to +5.0%" in text
+    assert "MSE fell: `topk_without_auxk_k8` by 16.7%, `probabilistic_k8` by 25.0%" in text
+
+
+def test_packages_are_compared_at_one_rate_and_at_their_own() -> None:
+    def run(size: str, fvu: float, rate: float) -> dict[str, Any]:
+        figures = [("saecache", fvu), ("learning rate of saecache", rate)]
+        return {
+            "size": size, "command": "python", "figures": [
+                {"group": "topk", "what": what, "median": v, "low": v, "high": v, "rounds": 3}
+                for what, v in figures
+            ],
+        }  # fmt: skip
+
+    runs = [run("learning rate its own", 0.3, 7.5e-4), run("learning rate 0.004", 0.2, 4e-3)]
+    rows = [line for line in peers(runs) if line.startswith("|")]
+    assert rows == [
+        "| kind | whose | own rate | same rate |",
+        "|---|---|---|---|",
+        "| topk | saecache | 0.3000 (0.3000 to 0.3000), rate 0.00075 "
+        "| 0.2000 (0.2000 to 0.2000), rate 0.004 |",
+    ]
+    assert list(peers([])) == []
+
+
+def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
+    names = [f"{PREFIX}{name}_k8" for name in ("topk", "relu_c0.1", "relu_c0.2")]
+    arms = {name: arm(0.0, 8) for name in names}
+    for name, l0 in zip(names[1:], (12.0, 6.0), strict=True):
+        arms[name]["figures"]["l0"] = [l0] * 3
+        arms[name]["variant"] = {"kind": "relu"}
+    probing = {
+        "packages": ["a", "b"],
+        "test_texts": 10,
+        "model": dict.fromkeys(("probe_1", "probe_5", "probe_all"), 1.0),
+    }
+    probing["figures"] = {name: {"probe_5": [0.7, 0.8, 0.9]} for name in names}
+    speed = {
+        "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0],
+        "speed": {names[0]: [1.0, 1.0], names[1]: [0.4, 0.5], names[2]: [0.6, 0.5]},
+    }  # fmt: skip
+    sections = {
+        TUNED[0]: {"arms": {names[0]: arms.pop(names[0])}, "rates": {"topk": 1e-3, "relu": 9e-3}},
+        TUNED[1]: {"arms": arms, "rates": {"topk": 9e-3, "relu": 2e-3}},
+        "probing": {"probing": probing},
+        "speed": {"speed": speed},
+    }
+    lines = list(every_kind(page.figures_of(sections), sections))
+    head, _, *rows = [line for line in lines if line.startswith("|")]
+    columns = head.strip("| ").split(" | ")
+    cells = {
+        row.split(" | ")[0].strip("| "): dict(zip(columns, row.strip("| ").split(" | "), strict=True))
+        for row in rows
+    }
+    assert [cells[kind]["learning rate"] for kind in ("topk", "relu")] == ["0.001", "0.002"]
+    assert cells["relu"]["probe of 5"] == "0.8000 ± 0.1000" and "probe of 1" not in columns
+    assert cells["relu"]["rows/s"] == "0.5000 ± 0.0000" and cells["topk"]["rows/s"] == "1.00 ± 0.00"
+    assert any("of the packages a, b of Python's standard library" in line for line in lines)
+
+
+def test_the_best_rate_is_bold_and_a_diverged_one_is_named() -> None:
+    section = tried(
+        {"lr0.001_topk_k8": 0.5, "lr0.002_topk_k8": 0.4}, failed={"lr0.004_topk_k8_seed0": "not finite"}
+    )
+    section["settings"] = {"steps": 10}
+    section["arms"]["lr0.002_jumprelu_k8"] = {
+        "variant": {"kind": "jumprelu"},
+        "figures": {"l0": [5.25], "fvu": [0.3]},
+    }
+    assert [line for line in rates(section) if line.startswith("|")] == [
+        "| kind | 0.001 | 0.002 | 0.004 |",
+        "|---|---|---|---|",
+        "| topk | 0.5000 | **0.4000** | diverged |",
+        "| jumprelu | – | **0.3000 (5.2)** | – |",
+    ]
+
+
+def test_the_limits_of_codes_follow_from_the_true_directions() -> None:
+    """Few features on nearly orthogonal directions: choosing one by one misses least, but for the noise."""
+    bucket = FeatureBucket(name="all", num_features=24, frequency=0.1, scale=1.0)
+    truth = GroundTruth(SyntheticConfig(num_rows=300, width=32, buckets=(bucket,), coherence=0.2, seed=1))
+    found = list(measure_oracles(truth, 3, 200).values())
+    true, largest, projections, pursued = found
+    assert 0.005 < true < 0.02, "20 dB of noise are 1 %"
+    assert true < pursued < largest < projections < 1, "three codes are fewer than some rows have features"
+    codes, rows = next(iter(truth.blocks()))
+    few = (codes != 0).sum(1) == 2
+    chosen = pursue(rows[few], truth.directions, 2)
+    right = codes[few].abs().topk(2, dim=1).indices
+    same = (chosen.sort(1).values == right.sort(1).values).all(1)
+    assert float(same.float().mean()) > 0.5 and len(chosen[0].unique()) == 2

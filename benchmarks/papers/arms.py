@@ -1,4 +1,4 @@
-"""What the claims run trains: forms (how large, how long), and sections of arms, trained side by side.
+"""What the claims run trains: sections of arms, trained side by side.
 
 An arm is one variant with one set of settings; each is trained with every seed of the form. All arms of a
 form have the same cache, width, batches, steps, optimizer, schedule and AuxK, and but for the sections in
@@ -6,8 +6,9 @@ form have the same cache, width, batches, steps, optimizer, schedule and AuxK, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from forms import Form
 
 Arms = dict[str, dict[str, Any]]  # name -> settings of the variant
 SCORES = ("squared_l2", "entropy", "uniform")
@@ -15,110 +16,16 @@ MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
 L1_COEFFICIENTS = {
-    "relu": (0.07, 0.11),
-    "gated": (0.1, 0.2),
-}  # to either side of 16 active latents, in trials
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """The size of a run.
-
-    Attributes:
-        aux_k: AuxK's k for all arms, from k.
-        rate: the peak learning rate of all arms, but for those of the sections in :data:`TUNED`.
-        rates: the learning rates among which section ``rates`` finds that of each kind for those.
-        ce_tokens: tokens on which CE and KL are measured; ``tuned_ce_tokens`` in the sections in
-            :data:`TUNED`, which have the most SAEs.
-        pools: the pool factors of Sampled-SAE.
-    """
-
-    hook: str
-    num_latents: int
-    batch_rows: int
-    steps: int
-    seeds: tuple[int, ...]
-    ks: tuple[int, ...]
-    aux_k: Callable[[int], int] = lambda k: 2 * k
-    rate: float = 2e-3
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    dead_after_rows: int
-    ce_tokens: int
-    tuned_ce_tokens: int = 2_000
-    max_rows: int = 500_000
-    pools: tuple[int, ...] = (1, 3, 10, 30, 100)
-
-    def settings(self, steps: int | None = None) -> dict[str, Any]:
-        """What every arm of this form has in common, as settings of a training."""
-        steps = steps or self.steps
-        return {
-            "hook": self.hook,
-            "normalization": "unit",
-            "num_latents": self.num_latents,
-            "batch_rows": self.batch_rows,
-            "steps": steps,
-            "dead_after_rows": self.dead_after_rows,
-            "optimizer": {"kind": "adam", "learning_rate": self.rate, "clip_norm": 1.0},
-            "schedule": {"warmup": 0.05, "decay": "linear", "decay_start": 0.7},
-            "initialisation": {"encoder_norm": 1.0},
-            "checkpoint": {"every_steps": max(50, steps // 4), "keep": 1},
-            "log": {"every_steps": max(1, steps // 20), "heldout_rows": 0, "progress": False},
-        }
-
-
-FORMS = {
-    "full": Form(  # about three hours on two quiet cores
-        hook="resid_post.14",
-        num_latents=4608,
-        batch_rows=2048,
-        steps=1500,
-        seeds=(0, 1, 2),
-        ks=(4, 8, 16, 32),
-        dead_after_rows=200_000,
-        ce_tokens=20_000,
-        tuned_ce_tokens=20_000,
-    ),
-    "medium": Form(
-        hook="resid_post.14",
-        num_latents=1152,
-        batch_rows=512,
-        steps=400,
-        seeds=(0, 1, 2),
-        ks=(8, 16),
-        rates=(2e-3, 4e-3, 8e-3),
-        dead_after_rows=40_000,
-        ce_tokens=2_000,
-        tuned_ce_tokens=1_000,
-        pools=(3, 10, 30),
-    ),
-    "demo": Form(
-        hook="resid_post.3",
-        num_latents=1280,
-        batch_rows=1024,
-        steps=300,
-        seeds=(0, 1, 2),
-        ks=(4, 16),
-        dead_after_rows=60_000,
-        ce_tokens=5_000,
-        max_rows=12_000,
-        pools=(1, 10, 50),
-    ),
-    "short": Form(
-        hook="resid_post.3",
-        num_latents=1024,
-        batch_rows=512,
-        steps=100,
-        seeds=(0, 1),
-        ks=(8,),
-        dead_after_rows=20_000,
-        ce_tokens=2_000,
-        pools=(1, 10),
-    ),
-}
+    "relu": (0.05, 0.08),
+    "gated": (0.075, 0.13),
+}  # to either side of 16 active latents, at the best learning rates of form medium
 
 
 def rates(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """One seed of every kind at several learning rates, for the sections in :data:`TUNED`."""
+    """One seed of every kind at several learning rates, for the sections in :data:`TUNED`.
+
+    :func:`learning_rates.rates_to_try` says which further ones a kind needs.
+    """
     return {
         name.replace(PREFIX, f"lr{rate:g}_"): {**arm, "optimizer": {"learning_rate": rate}}
         for name, arm in {**every_kind(form, zipf), **every_penalty(form, zipf)}.items()
@@ -213,6 +120,52 @@ def sampled(form: Form, zipf: Mapping[str, float]) -> Arms:
     }
 
 
+def layers(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The main kinds at another layer, at the largest k; TopK also at the smallest, for the slope along k."""
+    k = form.ks[-1]
+    auxk = {"k": form.aux_k(k)}
+    mutual, phase = _mutual_and_phase(k, form, zipf)
+    smallest = {"kind": "topk", "k": form.ks[0], "auxk": {"k": form.aux_k(form.ks[0])}}
+    arms: Arms = {
+        f"topk_k{form.ks[0]}": smallest,
+        f"topk_k{k}": {"kind": "topk", "k": k, "auxk": auxk},
+        f"batch_topk_k{k}": {"kind": "batch_topk", "k": k, "auxk": auxk},
+        f"mutual_k{k}": mutual,
+        f"zipf_after_mutual_k{k}": _feature(k, zipf=_carried(zipf), mutual_choice=phase),
+    }
+    return {f"{layer_prefix(form)}{name}": arm for name, arm in arms.items()}
+
+
+def layer_prefix(form: Form) -> str:
+    """Of the arms of section ``layers``, as ``layer9_``."""
+    return f"layer{form.hook.rpartition('.')[2]}_"
+
+
+def longer(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """Probabilistic TopK and TopK as in its paper, for as many steps as the form has; at the largest k.
+
+    The arms of other sections are those of the usual number of steps.
+    """
+    k = form.ks[-1]
+    return {
+        f"steps{form.steps}_{name}_k{k}": arm
+        for name, arm in {
+            **_noisy_and_topk(k),
+            "probabilistic_long_warmup": _probabilistic(k, warmup=0.53),
+        }.items()
+    }
+
+
+def widths(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The same with half, twice and four times as many latents as the arms of other sections."""
+    k = form.ks[-1]
+    return {
+        f"latents{latents}_{name}_k{k}": {**arm, "num_latents": latents}
+        for latents in (form.num_latents // 2, form.num_latents * 2, form.num_latents * 4)
+        for name, arm in _noisy_and_topk(k).items()
+    }
+
+
 def every_kind(form: Form, zipf: Mapping[str, float]) -> Arms:
     """The kinds that choose how many latents are active, at the largest k."""
     k = form.ks[-1]
@@ -259,10 +212,15 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "sampled": sampled,
     "every_kind": every_kind,
     "every_penalty": every_penalty,
+    "layers": layers,
+    "longer": longer,
+    "widths": widths,
 }
 BY_K = ("choice", "probabilistic")  # trained and measured one k at a time
+BY_HOOK = ("layers",)  # ... at each of the form's other hooks
+BY_STEPS = ("longer",)  # ... for each of the form's multiples of steps
 WITH_MODEL = ("baselines", "choice", "probabilistic", "every_kind", "every_penalty")  # CE and KL too
-ONE_SEED = ("rates", "auxiliary_k")
+ONE_SEED = ("rates", "auxiliary_k", "longer", "widths")
 TUNED = ("every_kind", "every_penalty")  # each kind has its own learning rate
 BY_BATCH = ("baselines", "choice", "choice_ablations", "sampled")  # measured by the rule of training too
 
@@ -302,6 +260,13 @@ def _carried(zipf: Mapping[str, float]) -> dict[str, Any]:
 
 def _penalty(coefficient: float) -> dict[str, Any]:
     return {"coefficient": coefficient, "warmup": 0.1}
+
+
+def _noisy_and_topk(k: int) -> Arms:
+    return {
+        "topk_without_auxk": {"kind": "topk", "k": k, "auxk": None},
+        "probabilistic": _probabilistic(k),
+    }
 
 
 def _probabilistic(k: int, **more: Any) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """One claim of a paper: the arms that test it, and its verdict for each k."""
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verdicts import Figures, Verdict, at_equal_l0, between_coefficients, compare, compare_alike
 
+LAYER = re.compile(r"layer(\d+)_")  # begins the names of arms at another layer than the form's
 EQUAL_L0 = {"fvu at L0 = k": "fvu", "mse at L0 = k": "mse"}  # figure -> the loss it is made of
 
 
@@ -23,6 +25,13 @@ class Claim:
     higher: str | float
     alike: bool = False
     why: str = ""
+
+    def at_layer(self, prefix: str) -> "Claim":
+        """The same claim about the arms whose names begin with ``prefix``."""
+        lower, higher = (
+            f"{prefix}{side}" if isinstance(side, str) else side for side in (self.lower, self.higher)
+        )
+        return replace(self, lower=lower, higher=higher)
 
     def verdicts(self, found: Figures) -> Iterator[tuple[int, Verdict]]:
         """The verdict for each k for which both arms were trained."""
@@ -53,10 +62,12 @@ def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
     Arms with two coefficients have become one arm, without figures where its k is not between their L0s.
     """
     found = {name: _within_ends(name, figures) for name, figures in between_coefficients(found).items()}
-    reference = {k: f"topk_k{k}" for k in ks_of(found, "topk")}
     richer = {}
     for name, figures in found.items():
         arm, _, k = name.rpartition("_k")
+        layer = LAYER.match(name)
+        topk = f"{layer.group()}topk" if layer else "topk"
+        reference = {k: f"{topk}_k{k}" for k in ks_of(found, topk)}
         richer[name] = dict(figures)
         if not k.isdigit() or "l0" not in figures or len(reference) < 2:
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import FORMS
+from forms import FORMS
 from run import parser
 
 from saecache import SAE, load_sae, open_cache

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from arms import FORMS
+from arms import ONE_SEED, SECTIONS
 from claim import with_equal_l0
-from claims import CLAIMS
+from claims import CHOICE, CLAIMS
+from forms import FORMS
+from growth import growth
 from pictures import pictures
 from run import parts
-from tables import every_kind, gates, one_seed, peers, synthetic, table
+from tables import auxiliary_k, every_kind, gates, layers, peers, rates, synthetic, table
 from verdicts import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -29,26 +31,41 @@ TABLE = ("fvu", "l0", "fvu at L0 = k", "fvu_batch", "ce_recovered", "kl", "dead"
 INTRODUCTION = """\
 # What the papers claim, and what comes out here
 
-Each claim is in our words, with the section that makes it, and is tested as the paper tests it: with paired
-seeds, the same data, width, batches, steps, optimizer, learning rate and AuxK for all arms, at an equal mean
-number of active latents (L0). Arms named `tuned_...` have the learning rate that suits their kind instead.
+saecache implements three papers about sparse autoencoders (SAEs). This page tests what they claim, on
+activations of a real language model and of the small model that comes with the code:
 
-A verdict needs a difference larger than both standard deviations together, of the same sign for every seed.
-Otherwise it "cannot be told", and where both arms are at a limit of the figure in every run, the verdict says
-"saturated". A claim that two arms are alike holds where no such difference was found. A claim that does not
-come out here may still hold at the papers' sizes: the SAEs are small and the runs short. Claims that need a
-judge (interpretability scores) are not tested here, nor are probing and absorption.
+- *Adaptive Sparse Allocation with Mutual Choice & Feature Choice SAEs*: rows and latents are matched over a
+  whole batch (Mutual Choice), or each latent gets a fixed number of rows (Feature Choice);
+- *Probabilistic TopK SAE*: noisy gates decide in training which latents a row gets;
+- *Distribution-Aware Feature Selection for SAEs* (Sampled-SAE): BatchTopK among the latents that score best
+  on the batch.
+
+If you only want to choose a kind of SAE, read [the table of every kind](#every-kind-on-the-same-rows).
+
+**How a claim is tested.** Each claim is in our words, with the section that makes it. Its two arms, that is,
+kinds of SAE with their settings, are trained with paired seeds, the same data, width, batches, steps,
+optimizer, learning rate and AuxK, and compared at an equal mean number of active latents (L0). An arm is
+named after its kind and k (`topk_k8`, `mutual_without_zipf_k8`); arms named `tuned_...` have the learning
+rate that suits their kind instead of the common one.
+
+**What a verdict says.** "Holds here" needs a difference larger than both standard deviations together, of the
+same sign for every seed; so does "the opposite holds here". Otherwise it "cannot be told", and where both
+arms are at a limit of the figure in every run, the verdict says "saturated". A claim that two arms are alike
+holds where no such difference was found. A claim that does not come out here may still hold at the papers'
+sizes: the SAEs are small and the runs short. Claims that need a judge (interpretability scores) are not
+tested here, nor is absorption of first letters, which needs a model that can spell.
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
 `benchmarks/results/papers/`.
 
-**Figures.** `fvu`, `mse`, `l0`, `ce_recovered` and `kl` are of held-out documents by the rule of inference;
-thresholds were calibrated on other held-out documents. *At L0 = k* is the loss brought to exactly that L0
-along the arm's own losses at its smallest and largest k. `fvu_batch` is by the rule of training in full
-batches. `dead` latents had not fired on so many training rows as stated when training ended; `silent` ones
-fired on none of the held-out rows. `over_10` is the share of latents active on over 10 % of rows, `mmcs`
-the mean max cosine similarity with the next seed."""
+**Figures.** `fvu` (the share of the variance that is missed, lower is better), `mse`, `l0`, `ce_recovered`
+(the share of the model's loss that is kept when the SAE stands in) and `kl` are of held-out documents by the
+rule of inference; thresholds were calibrated on other held-out documents. *At L0 = k* is the loss brought to
+exactly that L0 along the arm's own losses at its smallest and largest k. `fvu_batch` is by the rule of
+training in full batches. `dead` latents had not fired on so many training rows as stated when training ended;
+`silent` ones fired on none of the held-out rows. `over_10` is the share of latents active on over 10 % of
+rows, `mmcs` the mean max cosine similarity with the next seed."""
 
 
 def main() -> None:
@@ -63,8 +80,8 @@ def main() -> None:
     read = {form: read_form(settings.results / form) for form in ORDER}
     read = {form: sections for form, sections in read.items() if sections}
     lines = [INTRODUCTION, "", *summary(read)]
-    for file in sorted(settings.results.glob("fvu*.json")):
-        lines += peers(json.loads(file.read_text("utf-8")))
+    against = sorted(settings.results.glob("fvu*.json"), key=lambda file: file.stem)
+    lines += peers([json.loads(file.read_text("utf-8")) for file in against])
     for form, sections in read.items():
         lines += ["", *chapter(form, sections, figures)]
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -76,9 +93,10 @@ def read_form(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def arms_of(sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every arm that was trained with several seeds, of all sections."""
+    """Every arm that was trained with several seeds, of all sections, with its figures of probing."""
+    more = sections.get("probing", {}).get("probing", {}).get("figures", {})
     return {
-        name: arm
+        name: {**arm, "figures": {**arm["figures"], **more.get(name, {})}}
         for section in sections.values()
         for name, arm in section.get("arms", {}).items()
         if len(arm["seeds"]) > 1
@@ -125,9 +143,14 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
         yield ""
         yield from pictures(form, paper, found, arms, figures)
     if found:
+        yield from layers(found, CHOICE, FORMS[form].hook)
         yield from ("", "### All arms", "")
         yield from table(found, [figure for figure in TABLE if any(figure in f for f in found.values())])
-    yield from one_seed(sections)
+    if "rates" in sections:
+        yield from rates(sections["rates"])
+    if "auxiliary_k" in sections:
+        yield from auxiliary_k(sections["auxiliary_k"])
+    yield from growth(sections, found, FORMS[form])
     if "gates" in sections:
         yield from gates(sections["gates"]["gates"])
     if "synthetic" in sections:
@@ -137,8 +160,11 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
 def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
     """What was run, from the settings that the files hold."""
     every = [section for section in sections.values() if "arms" in section]
-    settings, cache = every[0]["settings"], every[0]["cache"]
-    steps = sorted({section["settings"]["steps"] for section in every})
+    main = [
+        section for name, section in sections.items() if name in SECTIONS and name not in ONE_SEED
+    ] or every
+    settings, cache = main[0]["settings"], main[0]["cache"]
+    steps = sorted({section["settings"]["steps"] for section in main})
     seeds = sorted({seed for section in every for arm in section["arms"].values() for seed in arm["seeds"]})
     zipf = next((section["zipf"] for name, section in sections.items() if name.startswith("choice_k")), None)
     yield (
@@ -167,7 +193,9 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"`{name}` stopped early: {why}."
     yield f"Measured: {', '.join(sections)}."
     names = [name for name, _, _ in parts(FORMS[form])]
-    if missing := [name for name in (*names, "gates", "synthetic") if name not in sections]:
+    if missing := [
+        name for name in (*names, "gates", "speed", "probing", "synthetic") if name not in sections
+    ]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
 
 

@@ -5,13 +5,13 @@ Everything that the page shows is in the JSON whose content :func:`measure_secti
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, Form, with_seeds
-from verdicts import COEFFICIENT, between_coefficients
+from arms import BY_BATCH, ONE_SEED, SECTIONS, TUNED, WITH_MODEL, Arms, with_seeds
+from forms import Form
 
 from saecache import ActivationCache, load_sae
 from saecache.common.versions import software_versions
@@ -28,10 +28,20 @@ SAMPLED_LATENTS = 512  # latents of each SAE that are looked for among those of 
 
 
 def training_of(
-    section: str, form: Form, rates: Mapping[str, float], zipf: Mapping[str, float]
+    section: str,
+    form: Form,
+    rates: Mapping[str, float],
+    zipf: Mapping[str, float],
+    wanted: Container[str] | None = None,
 ) -> tuple[TrainConfig, Arms]:
-    """The settings of a section's training, and its arms. ``rates`` are peak learning rates by kind."""
-    arms = SECTIONS[section](form, zipf)
+    """The settings of a section's training, and its arms.
+
+    Args:
+        rates: peak learning rates by kind.
+        wanted: names of arms; None for all.
+    """
+    every = SECTIONS[section](form, zipf)
+    arms = {name: arm for name, arm in every.items() if wanted is None or name in wanted}
     seeds = form.seeds[:1] if section in ONE_SEED else form.seeds
     values = form.settings(round(form.steps * SHORT_OF_FORM.get(section, 1)))
     values["variants"] = with_seeds(arms, seeds, rates)
@@ -51,13 +61,15 @@ def measure_section(
     model: Callable[[], Any],
     runs: Path,
     only_seed: int | None = None,
+    wanted: Container[str] | None = None,
 ) -> dict[str, Any] | None:
     """Train (or continue) the section in ``runs`` and evaluate it, seed by seed.
 
-    With ``only_seed`` this is done for that seed only, and there is no result.
+    With ``only_seed`` this is done for that seed only, and there is no result. With ``wanted`` only these
+    arms are trained.
     """
     rates = rates if section in TUNED else {}
-    config, arms = training_of(section, form, rates, zipf)
+    config, arms = training_of(section, form, rates, zipf, wanted)
     saes, failed, log = {}, {}, []
     for seed in sorted({variant.seed for variant in config.variants}):
         if only_seed not in (None, seed):
@@ -139,17 +151,6 @@ def _evaluate(
         )
     every = [sae for part in parts for sae in part.saes if sae.name in saes]
     return parts[0].model_copy(update={"saes": every})
-
-
-def best_rates(section: Mapping[str, Any]) -> dict[str, float]:
-    """For each kind in section ``rates`` the learning rate of the lowest FVU."""
-    found = between_coefficients({name: arm["figures"] for name, arm in section["arms"].items()})
-    best: dict[str, tuple[float, float]] = {}
-    for name, arm in section["arms"].items():
-        rate, (fvu,) = arm["variant"]["optimizer"]["learning_rate"], found[COEFFICIENT.sub("", name)]["fvu"]
-        kind = arm["variant"]["kind"]
-        best[kind] = min(best.get(kind, (fvu, rate)), (fvu, rate))
-    return {kind: rate for kind, (_, rate) in best.items()}
 
 
 def fitted_zipf(section: Mapping[str, Any]) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from statistics import mean
 from typing import Any
 
 from arms import PREFIX, TUNED
+from claim import LAYER, Claim
+from learning_rates import fvu_by_rate, rate_of, rate_of_arm, rates_to_try
 from verdicts import COEFFICIENT, Figures, compare, show
 
 EVERY_KIND = {  # figure -> its heading
@@ -16,6 +19,9 @@ EVERY_KIND = {  # figure -> its heading
     "dead": "dead",
     "over_10": "over 10 %",
     "mmcs": "MMCS",
+    "probe_1": "probe of 1",
+    "probe_5": "probe of 5",
+    "speed": "rows/s",
 }
 
 
@@ -30,21 +36,19 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
     """What the noisy gates of Probabilistic TopK choose, by temperature."""
     yield from ("", "### Why Probabilistic TopK differs in training", "")
     yield (
-        "The share of the latents chosen without noise that are chosen with it, and FVU of both choices with "
-        "the trained weights (first seed). As β falls, the gate becomes a draw of probability "
-        "σ(LayerNorm(a)): the noise of the choice does not fade with β, and the weights are trained for it "
-        "until the last step, while inference has none. The claim about a sigmoid gate above says what the "
-        "same training comes to without noise."
+        "The share of the latents chosen without noise that are also chosen with it, at several temperatures "
+        "β, with the trained weights of the first seed; and FVU of both choices at the last temperature. "
+        "As β falls, the gate becomes a draw of probability σ(LayerNorm(a)): the noise of the choice does "
+        "not fade with β, and the weights are trained for it until the last step, while inference has none. "
+        "The claim about a sigmoid gate above says what the same training comes to without noise."
     )
-    yield from (
-        "",
-        "| arm | β | same latents | FVU without noise | FVU with noise |",
-        "|---|---|---|---|---|",
-    )
+    betas = next(iter(found.values()))["beta"]
+    headings = ["arm", *(f"same at β = {beta:g}" for beta in betas), "FVU without noise", "FVU with noise"]
+    yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     for arm, values in found.items():
-        for row in zip(*(values[name] for name in ("beta", "same", "fvu", "fvu with noise")), strict=True):
-            beta, same, clean, noisy = row
-            yield f"| {arm} | {beta:g} | {same:.0%} | {clean:.4f} | {noisy:.4f} |"
+        cells = [arm, *(f"{share:.0%}" for share in values["same"])]
+        cells += [f"{values[name][-1]:.4f}" for name in ("fvu", "fvu with noise")]
+        yield f"| {' | '.join(cells)} |"
 
 
 def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
@@ -55,46 +59,102 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
         f"{section['rows']:,} rows, {settings['steps']:,} steps of {settings['batch_rows']:,}, "
         f"{settings['num_latents']:,} latents, k = 60; {section['heldout_rows']:,} held-out rows measured. "
         "The paper reports an FVE (1 − FVU) of about 0.99 for BatchTopK on rows that it trains on, less for "
-        "Sampled-SAE, and leaves recovery to later work."
+        "Sampled-SAE, and leaves recovery to later work. A feature counts as recovered where a latent of "
+        "its own has a cosine of 0.7 or more with it. LF and HF are features of low and high frequency, LA "
+        "and HA of low and high amplitude."
     )
+    yield (
+        "\nWhat can be reached at all, computed from the true directions, with values that are fitted to "
+        "each row (but for the first line, where only the noise is missed):"
+    )
+    yield from ("", "| codes | FVE |", "|---|---|")
     for name, value in section["oracle"].items():
-        yield f"The best possible: {name}: {value:.4f}."
-    yield ""
+        yield f"| {name} | {1 - value:.4f} |"
+    yield (
+        "\nAn SAE's encoder is linear: it can choose by projections only. BatchTopK alone, one seed, on few "
+        "rows and on many, with more latents and more steps:"
+    )
+    yield from (
+        "",
+        "| training rows | epochs | latents | steps | FVE on training rows | FVE on held-out rows |",
+    )
+    yield "|---" * 6 + "|"
+    for one in section["alone"]:
+        cells = [f"{one[name]:,}" for name in ("train_rows", "epochs", "latents", "steps")]
+        cells += [f"{1 - one[f'fvu of {split} rows']:.4f}" for split in ("train", "heldout")]
+        yield f"| {' | '.join(cells)} |"
+    yield from ("", "All kinds on the same rows:", "")
     figures = list(next(iter(section["arms"].values())))
     yield f"| arm | {' | '.join(figures)} |"
     yield "|---" * (len(figures) + 1) + "|"
     for arm, values in section["arms"].items():
         yield f"| {arm} | {' | '.join(show(values[figure]) for figure in figures)} |"
     for arm in section["arms"]:
-        if arm.startswith("sampled"):
+        if arm.startswith("sampled") and len(section["arms"][arm]["fvu"]) > 1:
             verdict = compare(section["arms"], "fvu", "batch_topk", arm)
             yield from ("", f"- BatchTopK reconstructs better than {arm} (section 4): {verdict}")
 
 
-def one_seed(sections: Mapping[str, Any]) -> Iterator[str]:
-    """The sweeps that were run with one seed: learning rates, and AuxK's k."""
-    titles = {
-        "rates": "Learning rates (at the end of training)",
-        "auxiliary_k": "AuxK's k: how many latents end dead",
-    }
-    for name, title in titles.items():
-        if name not in sections:
-            continue
-        arms = sections[name]["arms"]
-        columns = [c for c in ("fvu", "l0", "dead", "silent") if c in next(iter(arms.values()))["figures"]]
-        yield from ("", f"### {title}", "", f"| arm | {' | '.join(columns)} |")
-        yield "|---" * (len(columns) + 1) + "|"
-        for arm, values in arms.items():
-            yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
+def rates(section: Mapping[str, Any]) -> Iterator[str]:
+    """FVU of each kind by learning rate, where the best one is bold."""
+    found = fvu_by_rate(section)
+    tried = sorted({rate for by_rate in found.values() for rate in by_rate})
+    l0 = {(arm["variant"]["kind"], rate_of_arm(name)): arm for name, arm in section["arms"].items()}
+    yield from ("", "### Learning rates", "")
+    yield (
+        f"FVU on the last training batches after {section['settings']['steps']:,} steps, one seed. Twice the "
+        "rate was tried for a kind until the best one (bold) had a worse one on either side. ReLU and Gated "
+        "are shown at L0 = k, on the line through two coefficients. JumpReLU's L0 in training depends on the "
+        "rate; it is in brackets."
+    )
+    yield from (
+        "",
+        f"| kind | {' | '.join(f'{rate:g}' for rate in tried)} |",
+        "|---" * (len(tried) + 1) + "|",
+    )
+    for kind, by_rate in found.items():
+        best, cells = min(by_rate, key=by_rate.__getitem__), []
+        for rate in tried:
+            text = (
+                "–" if rate not in by_rate else f"{by_rate[rate]:.4f}" if by_rate[rate] < inf else "diverged"
+            )
+            if kind == "jumprelu" and (kind, rate) in l0:
+                text += f" ({l0[kind, rate]['figures']['l0'][0]:.1f})"
+            cells.append(f"**{text}**" if rate == best else text)
+        yield f"| {kind} | {' | '.join(cells)} |"
+
+
+def auxiliary_k(section: Mapping[str, Any]) -> Iterator[str]:
+    """How many latents end dead, by AuxK's k."""
+    arms = section["arms"]
+    columns = [c for c in ("fvu", "l0", "dead", "silent") if c in next(iter(arms.values()))["figures"]]
+    yield from ("", "### AuxK's k: how many latents end dead", "")
+    yield (
+        f"One seed, {section['settings']['steps']:,} steps at the smallest k. `aux2` means that AuxK may use "
+        "twice k latents in a row."
+    )
+    yield from ("", f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|")
+    for arm, values in arms.items():
+        yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
+    by_kind: dict[str, dict[str, float]] = defaultdict(dict)
+    for arm, values in arms.items():
+        kind, _, multiple = arm.rpartition("_")
+        by_kind[kind][multiple] = values["figures"]["dead"][0]
+    best = (f"{min(dead, key=dead.__getitem__)} for {kind}" for kind, dead in by_kind.items())
+    yield f"\nFewest latents end dead with {' and with '.join(best)}."
 
 
 def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     """All kinds at one L0, each at its own learning rate, in the order of their FVU."""
     tuned = [sections[name] for name in TUNED if name in sections]
-    arms = {name: arm for section in tuned for name, arm in section["arms"].items()}
-    if not arms:
+    if not tuned:
         return
-    kinds = {COEFFICIENT.sub("", name): arm["variant"]["kind"] for name, arm in arms.items()}
+    trained_at = {  # each section has the rates that it was trained with
+        COEFFICIENT.sub("", name): rate_of(arm["variant"]["kind"], section["rates"])
+        for section in tuned
+        for name, arm in section["arms"].items()
+    }
+    kinds = list(trained_at)
     k = next(iter(kinds)).rpartition("_k")[2]
     yield from ("", "### Every kind on the same rows", "")
     yield (
@@ -105,32 +165,122 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         "is Mutual Choice, `zipf_after_mutual` Feature Choice after it, `sampled` Sampled-SAE with squared "
         "ℓ2 and ℓ = 10."
     )
-    headings = ["kind", "learning rate", *EVERY_KIND.values()]
+    if "probing" in sections:
+        yield from probed(sections["probing"]["probing"])
+    speeds = sections.get("speed", {}).get("speed", {})
+    found = {name: {**found[name], **speed_of(name, speeds)} for name in kinds}
+    if speeds:
+        yield (
+            "\n*rows/s* is the speed of training against TopK's in the same turn, in processor time of one "
+            f"thread, on steps {speeds['steps'][0]} to {speeds['steps'][1]}, when no latent is dead yet: "
+            f"mean and standard deviation of {speeds['rounds']} turns. A step of TopK took "
+            f"{mean(speeds['topk_seconds']):.3f} s."
+        )
+    shown = {f: heading for f, heading in EVERY_KIND.items() if any(f in one for one in found.values())}
+    headings = ["kind", "learning rate", *shown.values()]
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
     fvu = {name: mean(found[name].get("fvu at L0 = k", [inf])) for name in kinds}
     for name in sorted(kinds, key=fvu.__getitem__):
-        cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{tuned[0]['rates'][kinds[name]]:g}"]
-        cells += [show(found[name][f]) if f in found[name] else "–" for f in EVERY_KIND]
+        cells = [name.removeprefix(PREFIX).rpartition("_k")[0], f"{trained_at[name]:g}"]
+        cells += [show(found[name][f]) if f in found[name] else "–" for f in shown]
         yield f"| {' | '.join(cells)} |"
     yield (
-        "\nThe learning rates were chosen in trainings of half the length, on the last training batches. "
-        "Where the best one is the largest that was tried, a larger one may be better still."
+        "\nThe learning rates were chosen in trainings of half the length, on the last training batches, "
+        "among rates that differ by a factor of two."
+    )
+    if "rates" in sections and (missing := rates_to_try(sections["rates"])):
+        yield (
+            f"The best rate of {', '.join(sorted(missing))} is at the end of what was tried: one beyond it "
+            "may be better still."
+        )
+
+
+def probed(probing: Mapping[str, Any]) -> Iterator[str]:
+    """What the columns of probing mean."""
+    model = probing["model"]
+    yield (
+        "\n*Probe of 1* and *of 5* are the accuracies of k-sparse probes, which see the mean of a passage's "
+        "codes and of these only so many latents: which of the packages "
+        f"{', '.join(probing['packages'])} of Python's standard library is the passage from? Half of the "
+        f"{probing['test_texts']} passages that are tested are of the package, so chance is 0.5. The same "
+        f"probes of the model's own activations reach {model['probe_1']:.3f} and {model['probe_5']:.3f}, and "
+        f"{model['probe_all']:.3f} if they see all."
     )
 
 
-def peers(run: Mapping[str, Any]) -> Iterator[str]:
-    """The FVU of our TopK and BatchTopK and of other packages', from what ``benchmarks/fvu.py`` wrote."""
+def speed_of(name: str, speeds: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The speed of an arm, turn by turn; the mean of both arms where it has two coefficients."""
+    arms = [values for arm, values in speeds.get("speed", {}).items() if COEFFICIENT.sub("", arm) == name]
+    return {"speed": [mean(turn) for turn in zip(*arms, strict=True)]} if arms else {}
+
+
+def layers(found: Figures, claims: Sequence[Claim], hook: str) -> Iterator[str]:
+    """The main claims at several layers: whether one layer says what another does."""
+    numbers = sorted({int(match.group(1)) for name in found if (match := LAYER.match(name))})
+    if not numbers:
+        return
+    own = int(hook.rpartition(".")[2])
+    prefixes = {number: f"layer{number}_" for number in numbers} | {own: ""}
+    yield from ("", "### The main claims at other layers", "")
+    yield (
+        f"The arms of layer {own} above, trained in the same way at layers "
+        f"{', '.join(map(str, numbers))} too; m_i and `aux_zipf` have the law that was fitted at layer "
+        f"{own}. *At L0 = k* uses the slope of TopK at the same layer."
+    )
+    yield from ("", f"| claim | {' | '.join(f'layer {number}' for number in sorted(prefixes))} |")
+    yield "|---" * (len(prefixes) + 1) + "|"
+    for claim in claims:
+        cells = {}
+        for number, prefix in prefixes.items():
+            if verdicts := list(claim.at_layer(prefix).verdicts(found)):
+                k, verdict = verdicts[-1]
+                a, b = verdict.values
+                cells[number] = f"{verdict.outcome} ({show(a)}, {show(b)})"
+        if set(cells) == set(prefixes):
+            where = f"{claim.text} (k = {k}; {claim.figure} of {claim.lower}, {claim.higher})"
+            yield f"| {where} | {' | '.join(cells[number] for number in sorted(cells))} |"
+
+
+def peers(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The FVU of our TopK and BatchTopK and of other packages', from what ``benchmarks/fvu.py`` wrote: all at
+    one learning rate, and each at its own.
+    """
+    if not runs:
+        return
+    first = runs[0]
     yield from ("", "## TopK and BatchTopK of other packages", "")
     yield (
-        f"{run['size']}; {run['figures'][0]['rounds']} seeds, which differ in the start only; the same "
+        f"{first['size']}; {first['figures'][0]['rounds']} seeds, which differ in the start only; the same "
         "batches in the same order. FVU is by the rule of training in batches, lower is better; the median, "
         "and the smallest and largest of the seeds. Each SAE is measured by our code and by the other "
-        "package's own. All have the same learning rate; each package keeps its own start, clipping and "
-        "treatment of the decoder's norm. With `--scaled` SAELens gets rows of mean norm √D, as its "
-        "normalization makes them, the others rows of norm 1. sparsify has no BatchTopK."
+        "package's own. Each package keeps its own start, clipping and treatment of the decoder's norm. With "
+        "`--scaled` SAELens gets rows of mean norm √D, as its normalization makes them, the others rows of "
+        "norm 1. sparsify has no BatchTopK."
     )
-    yield from ("", f"`{run['command']}`", "")
-    yield from ("| kind | whose | median | smallest | largest |", "|---|---|---|---|---|")
-    for figure in run["figures"]:
-        values = " | ".join(f"{figure[name]:.4f}" for name in ("median", "low", "high"))
-        yield f"| {figure['group']} | {figure['what']} | {values} |"
+    columns = {_heading(run): {(f["group"], f["what"]): f for f in run["figures"]} for run in runs}
+    if len(columns) > 1:
+        yield (
+            "\n*Own rate* is the learning rate that each package takes by default for so many latents, and "
+            "for sparsify its default optimizer too. Such rates are meant for runs that are far longer than "
+            "this one, so that column says what the defaults come to here, not which package is better."
+        )
+    yield from ("", *(f"`{run['command']}`\n" for run in runs))
+    headings = ["kind", "whose", *columns]
+    yield from (f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
+    for group, what in next(iter(columns.values())):
+        if not what.startswith("learning rate"):
+            cells = [_of_seeds(column, group, what) for column in columns.values()]
+            yield f"| {group} | {what} | {' | '.join(cells)} |"
+
+
+def _heading(run: Mapping[str, Any]) -> str:
+    return "own rate" if "learning rate its own" in run["size"] else "same rate"
+
+
+def _of_seeds(figures: Mapping[tuple[str, str], Mapping[str, Any]], group: str, what: str) -> str:
+    """The median and the range, and the learning rate where the package chose it."""
+    if (found := figures.get((group, what))) is None:
+        return "–"
+    text = "{median:.4f} ({low:.4f} to {high:.4f})".format(**found)
+    rate = figures.get((group, f"learning rate of {what}"))
+    return text if rate is None else f"{text}, rate {rate['median']:.2g}"

@@ -21,16 +21,18 @@ class Trainer(NamedTuple):
         reconstruct: of rows, by the rule of training.
         W_enc: [F, D], its encoder, a view of what it trains.
         declare_dead: takes bool [F], latents to count as dead from now on.
+        learning_rate: what it trains with; None in ``settings`` is its own default.
     """
 
     step: Callable[[torch.Tensor], object]
     reconstruct: Callable[[torch.Tensor], torch.Tensor]
     W_enc: torch.Tensor
     declare_dead: Callable[[torch.Tensor], object]
+    learning_rate: float
 
 
 def saelens(settings) -> Trainer:
-    from sae_lens.config import SAETrainerConfig
+    from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -46,11 +48,12 @@ def saelens(settings) -> Trainer:
             decoder_init_norm=1.0,
         )
     ).to(settings.device)  # fmt: skip
+    learning_rate = settings.learning_rate or LanguageModelSAERunnerConfig.lr
     config = SAETrainerConfig(
         total_training_samples=settings.steps * settings.rows,
         train_batch_size_samples=settings.rows,
-        lr=settings.learning_rate,
-        lr_end=settings.learning_rate,
+        lr=learning_rate,
+        lr_end=learning_rate,
         lr_warm_up_steps=settings.warmup_steps,
         device=settings.device,
     )
@@ -66,7 +69,13 @@ def saelens(settings) -> Trainer:
     def declare_dead(dead):
         trainer.n_forward_passes_since_fired[dead] = FOREVER
 
-    return Trainer(step, lambda x: sae.decode(sae.encode(x * scale)) / scale, sae.W_enc.data.T, declare_dead)
+    return Trainer(
+        step,
+        lambda x: sae.decode(sae.encode(x * scale)) / scale,
+        sae.W_enc.data.T,
+        declare_dead,
+        learning_rate,
+    )
 
 
 def dictionary_learning(settings) -> Trainer:
@@ -89,6 +98,7 @@ def dictionary_learning(settings) -> Trainer:
         lambda x: ae.decode(ae.encode(x, use_threshold=False)),
         ae.encoder.weight.data,
         declare_dead,
+        trainer.lr,
     )
 
 
@@ -101,10 +111,7 @@ def sparsify(settings) -> Trainer:
     config = SparseCoderConfig(num_latents=settings.latents, k=settings.k)
     coder = SparseCoder(settings.width, config).to(settings.device)
     coder.set_decoder_norm_to_unit_norm()
-    optimizer = torch.optim.Adam(coder.parameters(), lr=settings.learning_rate)
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    )
+    optimizer, schedule, learning_rate = sparsify_optimizer(settings, coder)
     since_fired = torch.zeros(settings.latents, dtype=torch.long, device=settings.device)
     steps = iter(range(FOREVER))
 
@@ -118,14 +125,38 @@ def sparsify(settings) -> Trainer:
         torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        warmup.step()
+        schedule()
         since_fired.add_(len(x))
         since_fired[out.latent_indices.flatten()] = 0
 
     def declare_dead(dead):
         since_fired[dead] = FOREVER
 
-    return Trainer(step, lambda x: coder(x).sae_out, coder.encoder.weight.data, declare_dead)
+    def reconstruct(x):
+        if settings.learning_rate is None:
+            optimizer.eval()  # of schedule-free training: the mean of the weights
+        return coder(x).sae_out
+
+    return Trainer(step, reconstruct, coder.encoder.weight.data, declare_dead, learning_rate)
+
+
+def sparsify_optimizer(settings, coder):
+    """The optimizer, what follows each of its steps, and the learning rate: Adam with the rate of
+    ``settings`` after a warmup, or sparsify's default, whose rate its trainer computes so.
+    """
+    if settings.learning_rate is None:
+        from schedulefree import ScheduleFreeWrapper
+        from sparsify.sign_sgd import SignSGD
+
+        rate = 5e-3 / (settings.latents / 2**14) ** 0.5
+        optimizer = ScheduleFreeWrapper(SignSGD(coder.parameters(), lr=rate), momentum=0.95)
+        optimizer.train()
+        return optimizer, lambda: None, rate
+    optimizer = torch.optim.Adam(coder.parameters(), lr=settings.learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    )
+    return optimizer, warmup.step, settings.learning_rate
 
 
 def saelens_fvu(x, reconstruction, batch_rows):

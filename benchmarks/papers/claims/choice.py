@@ -1,10 +1,8 @@
-"""The papers' claims, each in our words with its section, put against the arms that test it."""
+"""The claims of Mutual and Feature Choice, in our words."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 from claim import Claim
-from verdicts import Figures
 
 CHOICE: Sequence[Claim] = (
     Claim(
@@ -41,6 +39,7 @@ CHOICE: Sequence[Claim] = (
         figure="fvu at L0 = k",
         lower="zipf_after_mutual",
         higher="topk",
+        why="On the demo model Mutual Choice, from which it starts, hardly differs from TopK.",
     ),
     Claim(
         where="section 6, figure 4",
@@ -77,6 +76,7 @@ CHOICE: Sequence[Claim] = (
         figure="dead",
         lower="mutual",
         higher="topk_without_auxk",
+        why="In so short a run few latents die at all, and aux_zipf adds dead ones: see the next claim.",
     ),
     Claim(
         where="section 6, figure 5",
@@ -167,6 +167,8 @@ CHOICE: Sequence[Claim] = (
         figure="fvu at L0 = k",
         lower="zipf_after_mutual",
         higher="batch_topk",
+        why="It starts from the weights of Mutual Choice, and its own part of the steps costs more than it "
+        "gains at this size: compare the two arms below.",
     ),
     Claim(
         where="table 2 (each kind at its own learning rate)",
@@ -189,171 +191,6 @@ CHOICE: Sequence[Claim] = (
         figure="fvu_4_kept",
         lower="mutual",
         higher="topk",
+        why="At k = 4 the four largest are all that TopK has, and what it was trained for.",
     ),
 )
-
-PROBABILISTIC: Sequence[Claim] = (
-    Claim(
-        where="section 4.2, figures 2 and 3",
-        text="Probabilistic TopK has a lower MSE than TopK (without AuxK, as there)",
-        figure="mse",
-        lower="probabilistic",
-        higher="topk_without_auxk",
-        why="See the study below.",
-    ),
-    Claim(
-        where="section 4.2 (ours: AuxK for TopK)",
-        text="... and than TopK with AuxK",
-        figure="mse",
-        lower="probabilistic",
-        higher="topk",
-        why="See the study below.",
-    ),
-    Claim(
-        where="section 4.2, figure 2 (each kind at its own learning rate)",
-        text="... and than TopK with AuxK, where each kind has the learning rate that suits it",
-        figure="mse at L0 = k",
-        lower="tuned_probabilistic",
-        higher="tuned_topk",
-        why="See the study below.",
-    ),
-    Claim(
-        where="section 4.2, figure 2 (each kind at its own learning rate)",
-        text="It has a lower MSE than ReLU with an L1 penalty",
-        figure="mse at L0 = k",
-        lower="tuned_probabilistic",
-        higher="tuned_relu",
-    ),
-    Claim(
-        where="section 4.2, figure 2 (each kind at its own learning rate)",
-        text="It has a lower MSE than Gated",
-        figure="mse at L0 = k",
-        lower="tuned_probabilistic",
-        higher="tuned_gated",
-    ),
-    Claim(
-        where="section 4.2, figure 4",
-        text="It leaves fewer latents dead than TopK (without AuxK)",
-        figure="dead",
-        lower="probabilistic",
-        higher="topk_without_auxk",
-    ),
-    Claim(
-        where="section 4.2 (ours: AuxK for TopK)",
-        text="... and than TopK with AuxK",
-        figure="dead",
-        lower="probabilistic",
-        higher="topk",
-    ),
-    Claim(
-        where="table 1 (the reading is ours)",
-        text="The warmup of 20,000, read as steps (53 % of the run), serves it as well as 4 %",
-        figure="mse",
-        lower="probabilistic_long_warmup",
-        higher="probabilistic",
-        alike=True,
-        why="While β is high the gates are open at random, and that takes half of so short a run.",
-    ),
-    Claim(
-        where="section 5.1, figure 6",
-        text="Scores without the magnitude are worse",
-        figure="mse",
-        lower="probabilistic",
-        higher="probabilistic_no_magnitude",
-    ),
-    Claim(
-        where="section 5.1, figure 6",
-        text="A sigmoid in place of the Concrete gate is worse at small k",
-        figure="mse",
-        lower="probabilistic",
-        higher="probabilistic_sigmoid",
-        why="Without noise it is nearly TopK of the normalized pre-activations; the noise costs here.",
-    ),
-    Claim(
-        where="ours, to see what the noise costs",
-        text="Without noise (a sigmoid gate) its loss is that of TopK (without AuxK)",
-        figure="mse",
-        lower="probabilistic_sigmoid",
-        higher="topk_without_auxk",
-        alike=True,
-    ),
-    Claim(
-        where="section 5.1, figure 6",
-        text="Without LayerNorm it is about as good",
-        figure="mse",
-        lower="probabilistic",
-        higher="probabilistic_no_layer_norm",
-        alike=True,
-        why="Rows have norm 1, as there: without LayerNorm pre-activations are far below the gate's noise.",
-    ),
-    Claim(
-        where="section 5.2, figure 7",
-        text="A first temperature of 0.5 is worse than 5 at small k",
-        figure="mse",
-        lower="probabilistic",
-        higher="probabilistic_beta0.5",
-    ),
-    Claim(
-        where="section 5.2, figure 7",
-        text="10 is about as good as 5",
-        figure="mse",
-        lower="probabilistic",
-        higher="probabilistic_beta10",
-        alike=True,
-    ),
-)
-
-
-def sampled_claims(found: Figures) -> Iterator[Claim]:
-    """The claims along ℓ, for the pool factors that were trained."""
-    pools = sorted(
-        {int(name.split("_l")[2].split("_")[0]) for name in found if name.startswith("sampled_squared_l2")}
-    )
-    for pool in pools:
-        yield Claim(
-            where="section 5, figure 4",
-            text=f"Squared ℓ2, ℓ = {pool}: more latents fire on over 10 % of the rows than with BatchTopK",
-            figure="over_10",
-            lower="batch_topk",
-            higher=f"sampled_squared_l2_l{pool}",
-        )
-    for score in ("squared_l2", "entropy", "uniform"):
-        for pool in pools:
-            yield Claim(
-                where="section 5, figure 3",
-                text=f"BatchTopK reconstructs better than {score}, ℓ = {pool}",
-                figure="fvu at L0 = k",
-                lower="batch_topk",
-                higher=f"sampled_{score}_l{pool}",
-            )
-            yield Claim(
-                where="section 5, figure 3 (by the rule of training, with the pool)",
-                text=f"... also where both choose as in training, {score}, ℓ = {pool}",
-                figure="fvu_batch",
-                lower="batch_topk",
-                higher=f"sampled_{score}_l{pool}",
-            )
-        for low, high in pairwise(pools):
-            yield Claim(
-                where="figures 3 to 6",
-                text=f"FVU falls from ℓ = {low} to {high} ({score})",
-                figure="fvu at L0 = k",
-                lower=f"sampled_{score}_l{high}",
-                higher=f"sampled_{score}_l{low}",
-            )
-        if pools:
-            middle = pools[len(pools) // 2]
-            yield Claim(
-                where="section 5, table 1",
-                text=f"Seeds of BatchTopK agree more (MMCS) than those of {score}, ℓ = {middle}",
-                figure="mmcs",
-                lower=f"sampled_{score}_l{middle}",
-                higher="batch_topk",
-            )
-
-
-CLAIMS: Mapping[str, Callable[[Figures], Sequence[Claim]]] = {
-    "Mutual and Feature Choice": lambda found: CHOICE,
-    "Probabilistic TopK": lambda found: PROBABILISTIC,
-    "Sampled-SAE": lambda found: tuple(sampled_claims(found)),
-}

@@ -1,0 +1,120 @@
+"""The claims of Probabilistic TopK, in our words."""
+
+from collections.abc import Sequence
+
+from claim import Claim
+
+PROBABILISTIC: Sequence[Claim] = (
+    Claim(
+        where="section 4.2, figures 2 and 3",
+        text="Probabilistic TopK has a lower MSE than TopK (without AuxK, as there)",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="mse",
+        lower="probabilistic",
+        higher="topk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2, figure 2 (each kind at its own learning rate)",
+        text="... and than TopK with AuxK, where each kind has the learning rate that suits it",
+        figure="mse at L0 = k",
+        lower="tuned_probabilistic",
+        higher="tuned_topk",
+        why="See the study below.",
+    ),
+    Claim(
+        where="section 4.2, figure 2 (each kind at its own learning rate)",
+        text="It has a lower MSE than ReLU with an L1 penalty",
+        figure="mse at L0 = k",
+        lower="tuned_probabilistic",
+        higher="tuned_relu",
+    ),
+    Claim(
+        where="section 4.2, figure 2 (each kind at its own learning rate)",
+        text="It has a lower MSE than Gated",
+        figure="mse at L0 = k",
+        lower="tuned_probabilistic",
+        higher="tuned_gated",
+        why="See the study below. The paper itself finds the two comparable at large k on one of its models.",
+    ),
+    Claim(
+        where="section 4.2, figure 4",
+        text="It leaves fewer latents dead than TopK (without AuxK)",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk_without_auxk",
+    ),
+    Claim(
+        where="section 4.2 (ours: AuxK for TopK)",
+        text="... and than TopK with AuxK",
+        figure="dead",
+        lower="probabilistic",
+        higher="topk",
+    ),
+    Claim(
+        where="table 1 (the reading is ours)",
+        text="The warmup of 20,000, read as steps (53 % of the run), serves it as well as 4 %",
+        figure="mse",
+        lower="probabilistic_long_warmup",
+        higher="probabilistic",
+        alike=True,
+        why="While β is high the gates are open at random, and that takes half of so short a run.",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Scores without the magnitude are worse",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_magnitude",
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="A sigmoid in place of the Concrete gate is worse at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_sigmoid",
+        why="Without noise it is nearly TopK of the normalized pre-activations; the noise costs here.",
+    ),
+    Claim(
+        where="ours, to see what the noise costs",
+        text="Without noise (a sigmoid gate) its loss is that of TopK (without AuxK)",
+        figure="mse",
+        lower="probabilistic_sigmoid",
+        higher="topk_without_auxk",
+        alike=True,
+    ),
+    Claim(
+        where="section 5.1, figure 6",
+        text="Without LayerNorm it is about as good",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_no_layer_norm",
+        alike=True,
+        why="Rows have norm 1, as there: without LayerNorm pre-activations are far below the gate's noise.",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="A first temperature of 0.5 is worse than 5 at small k",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta0.5",
+        why="A lower first temperature is less noise in the first part of the run, and noise is what costs "
+        "here: see the study below.",
+    ),
+    Claim(
+        where="section 5.2, figure 7",
+        text="10 is about as good as 5",
+        figure="mse",
+        lower="probabilistic",
+        higher="probabilistic_beta10",
+        alike=True,
+        why="It is more noise in the first part of the run, which is short here.",
+    ),
+)
