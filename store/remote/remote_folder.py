@@ -194,6 +194,8 @@ class RemoteFolder(ObjectRequests):
                     key, content, sha256, create=create and not ours, passing=_IS_THERE + _UNSUPPORTED
                 )
             except _IS_THERE:
+                if self.head(key) is None:  # S3 may refuse both of two who write at once (409)
+                    raise RemoteError(f"writing {key} at {self.url}: somebody else writes it too") from None
                 return False
             except _UNSUPPORTED:  # a server without conditional writes: nearly as good
                 return False if self.head(key) is not None else self.put(key, content)
