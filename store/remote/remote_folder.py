@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -82,7 +83,8 @@ class RemoteFolder(ObjectRequests):
         except MissingObjectError:
             return None
         except (AccessError, RemoteError):
-            self.open_once(key)  # the answer to HEAD has no words; the one to GET has
+            with suppress(MissingObjectError):
+                self.open_once(key)  # the answer to HEAD has no words; the one to GET has
             raise
 
     def get(self, key: str, max_bytes: int) -> bytes:

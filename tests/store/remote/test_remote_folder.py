@@ -248,6 +248,13 @@ def test_a_refusal_to_remove_one_of_many(
     assert len(proxy.seen) == 1 or kind is RemoteError
 
 
+def test_a_refused_head_is_no_missing_object(proxy: Proxy, open_quickly: Open, team: str) -> None:
+    """The same question by GET, which gives the reason, may find that there is nothing."""
+    proxy.add("status", method="HEAD", status=403, times=100)
+    with pytest.raises(AccessError, match="looking at x at .* not allowed"):
+        open_quickly(team).head("x")
+
+
 def test_wrong_credentials_rights_and_buckets(
     team: str, file: Path, monkeypatch: pytest.MonkeyPatch, open_patiently: Open
 ) -> None:
