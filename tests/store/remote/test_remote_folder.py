@@ -251,7 +251,7 @@ def test_a_refusal_to_remove_one_of_many(
 def test_a_refused_head_is_no_missing_object(proxy: Proxy, open_quickly: Open, team: str) -> None:
     """The same question by GET, which gives the reason, may find that there is nothing."""
     proxy.add("status", method="HEAD", status=403, times=100)
-    with pytest.raises(AccessError, match="looking at x at .* not allowed"):
+    with pytest.raises(AccessError, match=r"looking at x at .* not allowed"):
         open_quickly(team).head("x")
 
 
