@@ -14,8 +14,8 @@ import pytest
 import saecache as saecache_package
 from saecache.cli import app, cache_app
 from saecache.commands.border import RESUMES, message_of
-from saecache.common.errors import UsageError
 from saecache.commands.printing import shell_line, suggest_hook, train_words
+from saecache.common.errors import UsageError
 
 COMMANDS = [
     *("harvest", "train", "evaluate", "report", "export", "inspect", "recipes", "demo", "doctor"),
