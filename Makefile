@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test papers papers-short stress stress-short lint types check bench bench-docs device-docs hooks wheel clean
+.PHONY: demo test papers papers-short stress stress-short stress-docs lint types check bench bench-docs device-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
@@ -25,6 +25,10 @@ stress: $(VENV)/.installed $(SERVERS)/.installed
 
 stress-short: $(VENV)/.installed
 	$(STRESS) --stores seaweedfs --kill-every 37 --rounds 1 --meetings 1
+
+# The results of docs/reliability.md from the runs in docs/reliability, each the stress.json of one.
+stress-docs: $(VENV)/.installed
+	$(BIN)/python -m tests.stress.page
 
 $(SERVERS)/.installed:
 	$(PYTHON) -m venv $(SERVERS)

@@ -125,7 +125,19 @@ def debugging() -> bool:
 
 
 def message_of(error: BaseException) -> str | None:
-    """What to tell the user of ``error``; None for what can only be a bug, whose stack trace is wanted."""
+    """What to tell the user of ``error``; None for what can only be a bug, whose stack trace is wanted.
+
+    It may quote the files of others: what would control the terminal is escaped.
+    """
+    text = _words_of(error)
+    return None if text is None else "".join(map(_shown, text))
+
+
+def _shown(c: str) -> str:
+    return c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii")
+
+
+def _words_of(error: BaseException) -> str | None:
     text = str(error).strip()
     if isinstance(error, SaecacheError):
         return text

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.errors import UsageError
+from ..common.errors import CorruptCacheError, UsageError
 from ..common.versions import package_version
 from ..evaluate.results import RESULTS_NAME, Results, SaeResult, read_results
 from ..store.durable import write_bytes
@@ -159,7 +159,12 @@ def _send(
     place: RemoteFolder, out: Path, files: PublishedFiles, *, replace: bool, notes: list[str]
 ) -> list[str]:
     """Upload what is missing or different; returns the names of those files."""
-    there = read_published(place)
+    try:
+        there = read_published(place)
+    except CorruptCacheError as error:
+        if not replace:
+            raise UsageError(f"{error}: choose another place, or replace it with --replace") from None
+        there = None
     missing = [
         name
         for name, file in files.files.items()
@@ -180,7 +185,7 @@ def _send(
     for name in missing:
         file = files.files[name]
         place.upload(out / name, name, size=file.size, sha256=file.sha256)
-    if missing or there is None:
+    if missing or there != files:  # a killed publish may have sent every file but this one
         content = (out / MANIFEST_NAME).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         place.upload(out / MANIFEST_NAME, MANIFEST_NAME, size=len(content), sha256=digest)

@@ -15,6 +15,7 @@ import saecache as saecache_package
 from saecache.cli import app, cache_app
 from saecache.commands.border import RESUMES, message_of
 from saecache.commands.printing import shell_line, suggest_hook, train_words
+from saecache.common.errors import UsageError
 
 COMMANDS = [
     *("harvest", "train", "evaluate", "report", "export", "inspect", "recipes", "demo", "doctor"),
@@ -190,6 +191,7 @@ def test_errors_of_the_system_and_of_libraries_are_messages() -> None:
         raise AssertionError("it should fail")
 
     assert message_of(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
+    assert message_of(UsageError("no file a\x1b[2J\x07\n  of é")) == "no file a\\x1b[2J\\x07\n  of é"
     assert message_of(OSError("the disk is gone")) == "the disk is gone"
     assert message_of(SafetensorError("header too large")) == "safetensors: header too large"
     assert "YAML: " in str(message_of(error_of(lambda: yaml.safe_load("a: [1"))))

@@ -18,7 +18,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemorySto
 
 from ...common.errors import SaecacheError, UsageError
 from .credentials import s3_config
-from .failures import RemoteError, parse_failure, translate
+from .failures import RemoteError, UnreadableAnswerError, parse_failure, translate
 from .hub.address import hub_endpoint, hub_token, parse_hub_path
 from .redirects import refuse_redirects, sends_tokens
 from .retries import Patience
@@ -32,6 +32,7 @@ Purpose = Literal["reading", "writing", "parts", "removing singly"]
 """Of a connection: they differ in timeouts; parts are repeated; the last is for servers that cannot remove
 many objects by one request.
 """
+_PANICS = ("RustPanic", "PanicException")  # of the library, where an answer is not what it takes for granted
 
 
 class Bucket:
@@ -87,6 +88,12 @@ class Bucket:
         except (BaseError, FileNotFoundError, PermissionError, NotImplementedError) as error:
             self.has_answered = self.has_answered or parse_failure(error).status is not None
             raise translate(error, what, where, self.server) from None
+        except BaseException as error:
+            if type(error).__name__ not in _PANICS:
+                raise
+            raise UnreadableAnswerError(
+                f"{what} at {where}: the answer of {self.server} makes no sense; run again, it continues"
+            ) from None
         self.has_answered = True
 
     def ask(self, start: Callable[[], Awaitable[T]], *, bounded: bool = True) -> T:

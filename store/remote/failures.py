@@ -58,8 +58,9 @@ _DAMAGED_ON_THE_WAY = {
     "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout",
     "InvalidPart", "NoSuchUpload",
 }  # fmt: skip
-_MAY_PASS = {408, 412, 416, 429}  # and everything from 500 on that is not in the next line
+_MAY_PASS = {408, 409, 412, 416, 429}  # and everything from 500 on that is not in the next line
 _NOT_SUPPORTED = {405, 501}
+_NO_ANSWERS = {304}  # to what we ask; nor is what HTTP has no meaning for
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"}
 _WRONG_KEY = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "AuthorizationHeaderMalformed",
@@ -70,6 +71,8 @@ _NO_CREDENTIALS = re.compile(
 )
 
 
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]+)</Code>|\"(?:code|reason)\": *\"([A-Za-z0-9.]+)\"")
+_CODE_OF_ONE = re.compile(r"\(code: ([A-Za-z0-9.]+)\)\s*$")  # of one of many objects that were to be removed
 _VARIABLES = {  # of the environment, that decide for one kind of store: the endpoint, the credentials
     "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"),
     "gs": ("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
@@ -82,13 +85,13 @@ def parse_failure(error: BaseException) -> Failure:
     """Status and code of an error that came from the object store library."""
     text = str(error).split("Debug source:")[0]
     status = re.search(r"status code: (\d{3})", text)
-    code = re.search(r"<Code>([A-Za-z0-9.]+)</Code>|\"(?:code|reason)\": *\"([A-Za-z0-9.]+)\"", text)
+    code = _CODE.search(text) or _CODE_OF_ONE.search(text)
     found = int(status[1]) if status else None
     if isinstance(error, FileNotFoundError):
         found = found or 404
     if isinstance(error, PermissionError) or type(error).__name__ == "PermissionDeniedError":
         found = found or 403
-    return Failure(found, (code[1] or code[2]) if code else "", text)
+    return Failure(found, next(filter(None, code.groups()), "") if code else "", text)
 
 
 def is_missing_bucket(error: BaseException) -> bool:
@@ -112,13 +115,16 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
             "would get the session token; check the endpoint, or use keys without a token"
         )
     failure = parse_failure(error)
-    name = f" ({failure.status} {failure.code})".replace(" )", ")") if failure.status else ""
+    known = f"{failure.status or ''} {failure.code}".strip()
+    name = f" ({known})" if known else ""
     refusal = _refusal(failure, name, what, where)
     if refusal is not None:
         return AccessError(refusal)
     if failure.status == 404:
         return MissingObjectError(f"{what} at {where}: there is no such object")
-    if failure.status is None:
+    if failure.status is None and failure.code:  # within an answer whose own status is 200
+        return RemoteError(f"{what} at {where}: the server kept failing{name}; run again later, it continues")
+    if failure.status is None or failure.status in _NO_ANSWERS or not 200 <= failure.status < 600:
         kind, words = RemoteError, f"no answer from {server} (check the endpoint and the network)"
         if "response body" in failure.text:
             words = "the connection broke or stalled in the middle of an answer"
@@ -154,7 +160,9 @@ def _refusal(failure: Failure, name: str, what: str, where: str) -> str | None:
         return f"{where}: the server's clock and this machine's differ too much{name}; set the clock"
     if code in _WRONG_KEY or status == 401:
         return f"{what} at {where}: the credentials were not accepted{name}; check {credentials}"
-    if status == 403:
+    if status == 407:
+        return f"{what} at {where}: the proxy between here and there wants a login{name}; see HTTPS_PROXY"
+    if status == 403 or code == "AccessDenied":
         return f"{what} at {where}: not allowed{name}; the credentials work, but lack the right for this"
     if "Received redirect" in text:  # one without a place to go to
         return f"{where}: the bucket is in another region{name}; set AWS_REGION to its own"

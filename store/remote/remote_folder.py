@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -82,7 +83,8 @@ class RemoteFolder(ObjectRequests):
         except MissingObjectError:
             return None
         except (AccessError, RemoteError):
-            self.open_once(key)  # the answer to HEAD has no words; the one to GET has
+            with suppress(MissingObjectError):
+                self.open_once(key)  # the answer to HEAD has no words; the one to GET has
             raise
 
     def get(self, key: str, max_bytes: int) -> bytes:
@@ -194,6 +196,8 @@ class RemoteFolder(ObjectRequests):
                     key, content, sha256, create=create and not ours, passing=_IS_THERE + _UNSUPPORTED
                 )
             except _IS_THERE:
+                if self.head(key) is None:  # S3 may refuse both of two who write at once (409)
+                    raise RemoteError(f"writing {key} at {self.url}: somebody else writes it too") from None
                 return False
             except _UNSUPPORTED:  # a server without conditional writes: nearly as good
                 return False if self.head(key) is not None else self.put(key, content)

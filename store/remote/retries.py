@@ -4,6 +4,7 @@ The object store library repeats nothing for us, with one exception: the parts o
 beginning such an upload anew would cost all of its bytes.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Patience:
     first_retry_seconds: float = 15.0  # the same until the first answer: a wrong endpoint is reported soon
     first_backoff_seconds: float = 0.1  # between attempts; doubles each time
     max_backoff_seconds: float = 15.0
-    max_wait_seconds: float = 330.0  # where the server says for how long it wants no requests
+    max_wait_seconds: float = 660.0  # in all, where the server says for how long it wants no requests
     max_retries: int = 10  # of one request
     max_attempts: int = 4  # when wrong bytes come: reading again seldom helps more often
 
@@ -76,6 +78,7 @@ def repeat(work: Callable[[], T], patience: Patience, has_answered: Callable[[],
         WrongBytesError: wrong bytes came ``max_attempts`` times.
     """
     attempt = wrong_bytes = 0
+    waited = 0.0  # because the server wanted it
     first_failure: float | None = None
     while True:
         attempt += 1
@@ -85,16 +88,20 @@ def repeat(work: Callable[[], T], patience: Patience, has_answered: Callable[[],
             wrong_bytes += isinstance(error, WrongBytesError)
             first_failure = first_failure or time.monotonic()
             seconds = patience.retry_seconds if has_answered() else patience.first_retry_seconds
+            wait = getattr(error, "wait_seconds", 0.0)
+            waited += wait
             if (
                 not error.may_pass
                 or attempt > patience.max_retries
                 or wrong_bytes >= patience.max_attempts
+                or waited > patience.max_wait_seconds
                 or time.monotonic() - first_failure > seconds
             ):
                 error.may_pass = False
                 raise
-            if (wait := getattr(error, "wait_seconds", 0.0)) > 0:
-                time.sleep(min(wait, patience.max_wait_seconds) * random.uniform(1, 1.1))
+            if wait > 0:
+                logger.warning("the server wants no requests for %g seconds: waiting", wait)
+                time.sleep(wait * random.uniform(1, 1.1))
                 first_failure = None  # it was not a failure to wait
                 continue
             pause = min(patience.first_backoff_seconds * 2.0**attempt, patience.max_backoff_seconds)

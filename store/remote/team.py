@@ -18,6 +18,7 @@ from ...common.tables import align_columns
 from ..manifest import Manifest
 from ..untrusted import printable
 from .cache_objects import ROOT, UNFINISHED, find_root
+from .failures import AccessError
 from .places import open_remote_folder
 from .remote_folder import RemoteFolder
 from .retries import Patience
@@ -78,7 +79,7 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
         for key, state in states.items():
             if key in modified and (root := find_root(place, key)) is not None:
                 return _describe(place.url, state, modified[key], root.manifest), []
-    except CorruptCacheError as error:
+    except (AccessError, CorruptCacheError) as error:  # refused for this object: others can be read
         return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
     except UsageError as error:
         if "format version" in str(error):

@@ -19,8 +19,8 @@ from saecache.common.errors import CorruptCacheError, UsageError
 from saecache.evaluate.results import read_results
 from saecache.publishing import publish_sae
 from saecache.publishing.card import make_card
-from saecache.store.remote import open_remote_folder
-from saecache.store.remote.published import fetch_sae
+from saecache.store.remote import RemoteFolder, open_remote_folder
+from saecache.store.remote.published import MANIFEST_NAME, fetch_sae
 from saecache.testing.sparse_rows import small_run, write_sparse_cache
 from saecache.train import load_sae, run
 
@@ -161,6 +161,37 @@ def test_another_sae_is_not_replaced_by_accident(hub: Any, measured: Path) -> No
     with pytest.raises(UsageError, match=r"holds another SAE .*--replace"):
         publish_sae(measured / "topk_k6", URL)
     assert len(hub.repositories["model", "me/my-sae"].commits) == commits
+
+
+def test_a_publish_that_was_stopped_before_its_last_file_ends(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had replaced another SAE: what lists the files was still that of the other one."""
+    url, upload = f"{(tmp_path / 'bucket').as_uri()}/sae", RemoteFolder.upload
+    publish_sae(measured / "topk_k4", url)
+
+    def stop(self: RemoteFolder, path: Path, key: str, **settings: Any) -> Any:
+        if key == MANIFEST_NAME:
+            raise KeyboardInterrupt
+        return upload(self, path, key, **settings)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(RemoteFolder, "upload", stop)
+        with pytest.raises(KeyboardInterrupt):
+            publish_sae(measured / "topk_k6", url, replace=True)
+    assert publish_sae(measured / "topk_k6", url).sent == [MANIFEST_NAME]
+    assert load_sae(url).cfg.name == "topk_k6"
+    assert publish_sae(measured / "topk_k6", url).sent == []
+
+
+def test_a_damaged_list_of_files_can_be_replaced(measured: Path, tmp_path: Path) -> None:
+    url = f"{(tmp_path / 'bucket').as_uri()}/sae"
+    publish_sae(measured / "topk_k4", url)
+    open_remote_folder(url).put(MANIFEST_NAME, b"{")
+    with pytest.raises(UsageError, match=r"no list of the files of an SAE: .*--replace"):
+        publish_sae(measured / "topk_k4", url)
+    assert publish_sae(measured / "topk_k4", url, replace=True).sent == [MANIFEST_NAME]
+    assert load_sae(url).cfg.name == "topk_k4"
 
 
 def test_a_card_that_was_edited_there_stays(hub: Any, measured: Path) -> None:

@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from .clients import Client
-from .commands import HARVEST, LS, PULL, PUSH, RM, VERIFY, Command
+from .commands import EXTEND, HARVEST, LS, PUBLISH, PULL, PUSH, RM, VERIFY, Command
 from .outcomes import RECOVERED, Outcomes, Row
 from .world import Place, World, complaint
 
 MOMENTS = ("before request n", "after request n")
 Recovery = Callable[[Place, Command, int], str]
 """Gives commands at the place of a killed command, whose request is the last argument; what is wrong."""
-FOLLOWING = {"push": (RM, PUSH), "harvest": (RM, HARVEST), "rm": (PUSH, RM)}
+FOLLOWING = {"push": (RM, PUSH), "harvest": (RM, HARVEST), "rm": (PUSH, RM), "extend": (RM, EXTEND)}
 """By killed command: (another command that is given instead of the same, the one that must work after it)."""
+_AFTERWARDS = {"rm": (PUSH,), "publish": (PUBLISH,)}
+"""By killed command: those of which one is given when the same has ended, where not all make sense."""
 
 
 def kill_at(place: Place, command: Command, request: int, moment: str) -> Client:
@@ -103,7 +105,7 @@ def _recover(place: Place, command: Command, request: int) -> str:
     problem = complaint(again) or command.problem(place, again)
     if problem:
         return f"the same command: {problem}"
-    others = (PUSH,) if command is RM else (VERIFY, LS, PULL, RM, PUSH)
+    others = _AFTERWARDS.get(command.name, (VERIFY, LS, PULL, RM, PUSH))
     other = others[request % len(others)]
     client = place.run(other.words(place), directly=True)
     problem = complaint(client) or other.problem(place, client)

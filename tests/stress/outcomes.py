@@ -3,12 +3,13 @@
 import json
 import os
 import platform
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 RIGHT = "right at once"
 AGAIN = "an error, then right"
@@ -58,15 +59,31 @@ class Outcomes:
         (folder / "stress.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "stress.md").write_text(self.markdown())
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What :meth:`write` wrote as ``stress.json``."""
+        document = json.loads(path.read_text("utf-8"))
+        counts: Counter[tuple[str, Row, str]] = Counter()
+        for one in document["counts"]:
+            row = Row(one["kind"], one["command"], one["what"])
+            counts[one["store"], row, one["outcome"]] = one["rounds"]
+        return cls(document["facts"], counts, document["failures"])
+
     def markdown(self) -> str:
         lines = [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += self.tables()
+        for failure in self.failures:
+            lines += ["", f"WRONG: `{json.dumps(failure)}`"]
+        return "\n".join(lines) + "\n"
+
+    def tables(self) -> list[str]:
+        """A table for each kind of round."""
+        lines = []
         for kind, title in _TITLES.items():
             rows = sorted({row for _, row, _ in self.counts if row.kind == kind})
             if rows:
                 lines += ["", f"**{title}**", "", *self._table(rows)]
-        for failure in self.failures:
-            lines += ["", f"WRONG: `{json.dumps(failure)}`"]
-        return "\n".join(lines) + "\n"
+        return lines
 
     def _table(self, rows: list[Row]) -> list[str]:
         """What was done, how often to each command, and how that ended; one line for each thing done."""
@@ -93,15 +110,31 @@ class Outcomes:
 
 
 def facts_of_this_run(command: str, seed: int, stores: list[str]) -> dict[str, Any]:
-    """Date, command, seed and machine."""
+    """Date, command, seed, commit and machine."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "command": command,
         "seed": seed,
         "stores": ", ".join(stores),
+        "commit": _commit(),
         "machine": f"{_cores()} cores, {platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
     }
+
+
+def _commit() -> str:
+    """The commit whose files these are; with a ``+`` where some have changed since."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=9", "--exclude=*", "--dirty=+"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def _cores() -> int:

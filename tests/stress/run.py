@@ -21,10 +21,11 @@ from .kills import run_kills
 from .outcomes import Outcomes, facts_of_this_run
 from .parties import run_parties
 from .stores import PROGRAMS, running_store
-from .world import World, make_caches, open_world
+from .world import World, make_world, open_world
 
 STORES = ("seaweedfs", *PROGRAMS)
 SECTIONS = ("kills", "faults", "parties")
+_CODE = ("commands", "common", "configs", "evaluate", "harvest", "publishing", "store", "train")
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
 def code_digest() -> str:
     """The sha256 of every module of saecache."""
     digest = hashlib.sha256()
-    for folder in ("commands", "common", "configs", "harvest", "store", "train"):
+    for folder in _CODE:
         for path in sorted((Path(saecache.__file__).parent / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -61,7 +62,7 @@ def code_digest() -> str:
 
 def run_on_each_store(arguments: argparse.Namespace, outcomes: Outcomes, folder: Path) -> None:
     clients = Clients(folder)
-    made = make_caches(clients, folder)
+    made = make_world(clients, folder)
     for name in arguments.stores:
         with (
             running_store(name, folder / name) as store,

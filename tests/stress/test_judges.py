@@ -6,6 +6,7 @@ import pytest
 
 from .clients import Client
 from .outcomes import RECOVERED, RIGHT, WRONG, Outcomes, Row
+from .page import PAGE, fill, results
 from .world import complaint, difference
 
 FILES = {"zarr.json": b"{}", "c/0": b"rows", "provenance/zarr.json": b"{}"}
@@ -57,4 +58,27 @@ def test_what_is_wrong_is_counted_and_kept(tmp_path: Path) -> None:
     assert "| before request n | 3 | 2 | 1 |" in table
     assert f"| | ls | {RIGHT} | {WRONG} |" in table
     assert "| 500 | 1 | 1 | 0 |" in table
+    again = Outcomes.read(tmp_path / "stress.json")
+    assert (again.counts, again.failures) == (outcomes.counts, outcomes.failures)
     assert '"request": 7' in table and '"request": 7' in (tmp_path / "stress.json").read_text()
+
+
+def test_the_page_shows_the_runs_that_are_kept() -> None:
+    """Run ``make stress-docs`` after a run was added."""
+    assert PAGE.read_text("utf-8") == fill(PAGE.read_text("utf-8"))
+
+
+def test_results_are_summed_by_store(tmp_path: Path) -> None:
+    runs = []
+    for day, wrong in ((2, False), (1, True)):
+        facts = {"date": f"2026-11-0{day}", "command": "python -m tests.stress.run --seed 3", "minutes": 1.5}
+        runs.append(Outcomes({**facts, "finished": "yes" if wrong else "no", "commit": "abc"}))
+        runs[-1].add("moto", Row("faults", "ls", "500"), RIGHT)
+        if wrong:
+            runs[-1].fail("moto", Row("faults", "ls", "500"), "hangs")
+    text = results(runs)
+    assert "### moto" in text and "SeaweedFS" not in text
+    first, second = (line for line in text.splitlines() if "`--seed 3`" in line)
+    assert first == "| 2026-11-01 | `--seed 3` | abc | 1.5 | 2 | 1 |"
+    assert second == "| 2026-11-02 | `--seed 3`, stopped | abc | 1.5 | 1 | 0 |"
+    assert "| 500 | 3 | 2 | 1 |" in text

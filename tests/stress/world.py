@@ -1,4 +1,4 @@
-"""What all rounds share: two caches, a store behind a proxy, and places to run commands at."""
+"""What all rounds share: caches, an SAE, a store behind a proxy, and places to run commands at."""
 
 import json
 import shutil
@@ -8,19 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..store.remote.proxy import Proxy, running_proxy
 from ..store.remote.server import BUCKET, SECRET_KEY
 from .clients import DEADLINE_SECONDS, Client, Clients
 from .stores import Store
 
+EXTENDED = "extended"  # the name of the cache that extends the first
 PROVENANCE = "provenance/zarr.json"  # when and where a cache was made: it differs from harvest to harvest
 _HARVEST = """
 model: {name: "builtin:demo"}
 text: {kind: files, paths: text}
 tokens: {context: 64}
 hooks: [resid_post.1]
-num_tokens: 1000
+num_tokens: TOKENS
 seed: SEED
 heldout_fraction: 0.1
 batch_size: 16
@@ -41,14 +43,20 @@ log: {every_steps: 4, progress: false}
 
 @dataclass
 class World:
-    """One store behind one proxy. ``caches`` are two caches that were harvested into folders."""
+    """One store behind one proxy, and what was made in folders: what every round is compared with.
+
+    ``caches`` are two caches, and a third that extends the first; ``trained`` is the SAE of a run on the
+    first, ``measured`` its results, and ``published`` what publishing it writes.
+    """
 
     store: Store
     proxy: Proxy
     clients: Clients
     folder: Path
     caches: dict[str, Path]
-    trained: dict[str, bytes]  # the SAE that training from the first cache gives
+    trained: dict[str, bytes]
+    measured: list[Any]
+    published: dict[str, bytes]
     _numbers: Iterator[int] = field(default_factory=count)
 
     def new_place(self) -> "Place":
@@ -68,11 +76,12 @@ class World:
 
 @dataclass
 class Place:
-    """A prefix of its own in the store, and a folder of its own here."""
+    """A prefix of its own in the store, and a folder of its own here. ``cache`` is the one it is to hold."""
 
     world: World
     name: str
     folder: Path
+    cache: str = "a"
 
     @property
     def team(self) -> str:
@@ -97,12 +106,12 @@ class Place:
         return self.world.store.objects(f"{self.name}/c")
 
     def fill(self) -> None:
-        """Put the first cache there, as a push leaves it."""
-        self.world.store.fill(f"{self.name}/c", files_of(self.world.caches["a"]))
+        """Put its cache there, as a push leaves it."""
+        self.world.store.fill(f"{self.name}/c", files_of(self.world.caches[self.cache]))
 
-    def difference(self, cache: str = "a") -> str:
+    def difference(self, cache: str | None = None) -> str:
         """How the objects differ from those of a cache, or "" where they do not."""
-        return difference(self.objects(), files_of(self.world.caches[cache]))
+        return difference(self.objects(), files_of(self.world.caches[cache or self.cache]))
 
     def remove(self) -> None:
         """Remove everything, so that a long run needs little room."""
@@ -142,28 +151,43 @@ def complaint(client: Client) -> str:
 
 
 def settings_files(folder: Path) -> None:
-    """``harvest-a.yaml``, ``harvest-b.yaml``, ``train.yaml`` and the text of the harvests."""
+    """``harvest-a.yaml`` and others like it, ``train.yaml`` and the text of the harvests."""
     (folder / "text").mkdir()
     documents = (f"document {n} says " + "so it goes, " * (n % 7) for n in range(120))
     lines = (json.dumps({"text": document}) for document in documents)
     (folder / "text" / "documents.jsonl").write_text("\n".join(lines))
-    for cache, seed in (("a", 0), ("b", 1)):
-        (folder / f"harvest-{cache}.yaml").write_text(_HARVEST.replace("SEED", str(seed)))
+    for cache, seed, tokens in (("a", 0, 1000), ("b", 1, 1000), (EXTENDED, 0, 1600)):
+        text = _HARVEST.replace("SEED", f"{seed}").replace("TOKENS", f"{tokens}")
+        (folder / f"harvest-{cache}.yaml").write_text(text)
     (folder / "train.yaml").write_text(_TRAIN)
 
 
-def make_caches(clients: Clients, folder: Path) -> tuple[dict[str, Path], dict[str, bytes]]:
-    """Harvest the two caches into folders and train from the first: what every round is compared with."""
+def make_world(clients: Clients, folder: Path) -> dict[str, Any]:
+    """Give every command once where nothing disturbs it; the facts of a :class:`World`."""
     settings_files(folder)
     commands = [
         *(["harvest", f"harvest-{cache}.yaml", "--out", f"cache-{cache}"] for cache in "ab"),
+        ["harvest", f"harvest-{EXTENDED}.yaml", "--extend", "cache-a", "--out", f"cache-{EXTENDED}"],
         ["train", "train.yaml", "--cache", "cache-a", "--out", "run"],
+        ["evaluate", "run", "--cache", "cache-a", "--no-model", "--out", "measured/results.json"],
+        ["publish", "run", "s3://team/sae", "--results", "measured/results.json", "--preview", "published"],
     ]
     for words in commands:
         client = clients.run(words, {}, learn=True)
         if client.status != 0:
             raise RuntimeError(f"{' '.join(words)}: {client.errors}")
-    return {cache: folder / f"cache-{cache}" for cache in "ab"}, sae_of(folder / "run")
+    return {
+        "caches": {cache: folder / f"cache-{cache}" for cache in ("a", "b", EXTENDED)},
+        "trained": sae_of(folder / "run"),
+        "measured": measures_of(folder / "measured" / "results.json"),
+        "published": files_of(folder / "published"),
+    }
+
+
+def measures_of(results: Path) -> list[Any]:
+    """What a results file says of its SAEs; the rest of it says when and from where."""
+    found: list[Any] = json.loads(results.read_text())["saes"]
+    return found
 
 
 def sae_of(run: Path) -> dict[str, bytes]:
@@ -172,8 +196,6 @@ def sae_of(run: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def open_world(
-    store: Store, clients: Clients, folder: Path, made: tuple[dict[str, Path], dict[str, bytes]]
-) -> Iterator[World]:
+def open_world(store: Store, clients: Clients, folder: Path, made: dict[str, Any]) -> Iterator[World]:
     with running_proxy(store.endpoint) as proxy:
-        yield World(store, proxy, clients, folder, *made)
+        yield World(store, proxy, clients, folder, **made)

@@ -3,6 +3,7 @@
 Such a member takes as many bytes in memory as in the file, so that no small file can fill the memory.
 """
 
+import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ _DAMAGES = (
 class StoredZip:
     """The members of one archive. Use :func:`open_stored_zip`."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+    def __init__(self, path: Path, archive: zipfile.ZipFile, num_bytes: int) -> None:
         self.path = path
         self._archive = archive
+        self._num_bytes = num_bytes  # of the whole file
         self._members = {info.filename: info for info in archive.infolist()}
         if len(self._members) != len(archive.infolist()) or len(self._members) > MAX_MEMBERS:
             raise damaged(path, "two members have one name, or there are more than any such file has")
@@ -45,7 +47,7 @@ class StoredZip:
         """The bytes of a member.
 
         Raises:
-            UsageError: there is none of this name, or it is compressed.
+            UsageError: there is none of this name, it is compressed, or larger than the file.
         """
         if name not in self._members:
             raise damaged(self.path, f"it lacks the member {name[:80]!r}")
@@ -55,6 +57,8 @@ class StoredZip:
                 f"{self.path}: member {name[:80]!r} is compressed, which is not read: write the file again "
                 "without compression (torch.save, np.savez)"
             )
+        if info.file_size > self._num_bytes:  # before as much memory is taken
+            raise damaged(self.path, f"member {name[:80]!r} would be larger than the file")
         return info.file_size
 
     def head(self, name: str, most_bytes: int) -> bytes:
@@ -99,7 +103,7 @@ def open_stored_zip(path: Path) -> Iterator[StoredZip]:
         except (*_DAMAGES, OSError) as error:
             raise damaged(path, f"it is no zip archive ({error!s:.200})") from None
         with archive:
-            yield StoredZip(path, archive)
+            yield StoredZip(path, archive, os.fstat(file.fileno()).st_size)
 
 
 def damaged(path: Path, reason: str) -> UsageError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ Layout = Literal["FD", "DF", "F", "D", "1", "F or 1"]
 """The axes of a tensor in the file: D model width, F latents, 1 a single number."""
 
 MAX_NPY_HEADER_BYTES = 4096
+_NOT_NPY = (ValueError, TypeError, LookupError, SyntaxError, TokenError, RecursionError, MemoryError)
 _NUMPY_DTYPES = {
     "<f4": torch.float32,
     "<f2": torch.float16,
@@ -159,7 +161,7 @@ def _parse_npy(archive: StoredZip, member: str) -> _NpyHeader:
             version
         ]
         shape, by_columns, dtype = parse(stream, max_header_size=MAX_NPY_HEADER_BYTES)
-    except (ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError) as error:
+    except _NOT_NPY as error:
         raise damaged(archive.path, f"{member[:80]!r} is no array ({error!s:.100})") from None
     if dtype.str not in _NUMPY_DTYPES or len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
         raise damaged(

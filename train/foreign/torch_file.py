@@ -170,12 +170,11 @@ class _Reader:
                 arguments = stack.pop()
                 stack.append(_make(stack.pop(), arguments))
             case "SETITEM":
-                key, value = self._last(2)
+                pair = self._last(2)
                 del stack[-2:]
-                self._dict()[key] = value
+                self._set(pair)
             case "SETITEMS":
-                pairs = self._above_mark()
-                self._dict().update(zip(pairs[::2], pairs[1::2], strict=True))
+                self._set(self._above_mark())
             case "BUILD":  # attributes of the dict, as the versions of modules: not used
                 stack.pop()
                 self._dict()
@@ -186,6 +185,12 @@ class _Reader:
         if len(self.stack) < count:
             raise ValueError("an instruction lacks its values")
         return self.stack[-count:]
+
+    def _set(self, pairs: list[Any]) -> None:
+        """Set entries: names and values in turns. The hash of a tuple of tuples may take for ever."""
+        if not all(isinstance(name, str | int) for name in pairs[::2]):
+            raise ValueError("the name of an entry is no text")
+        self._dict().update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def _dict(self) -> dict[Any, Any]:
         value = self._last(1)[0]

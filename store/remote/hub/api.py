@@ -85,7 +85,11 @@ class HubApi:
         address = self._api.format("tree") + (f"/{quote(folder)}" if folder else "")
         query = urlencode({"recursive": str(recursive).lower(), "expand": str(not recursive).lower()})
         url: str | None = f"{self.requests.endpoint}{address}?{query}"
+        asked: set[str] = set()
         while url is not None:
+            if url in asked:
+                raise UnreadableAnswerError(f"{what}: the next page is said to be one that came before")
+            asked.add(url)
             try:
                 answer = self.requests.ask("GET", url, what)
             except MissingObjectError:

@@ -1,7 +1,6 @@
 """Single requests to the Hub's HTTP API: bounded in time, errors translated, the token for the Hub only."""
 
 import http.client
-import json
 import re
 import urllib.error
 import urllib.request
@@ -13,11 +12,12 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ....common.errors import SaecacheError
+from ...untrusted import parse_json
 from ..bucket import Bucket
 from ..failures import AccessError, MissingObjectError, RemoteError, UnreadableAnswerError
 from ..retries import LEAST_BODY_BYTES
 
-_MAX_ANSWER_BYTES = 256 << 20  # a listing of a thousand files takes some 300 kB
+_MAX_ANSWER_BYTES = 32 << 20  # a listing of a thousand files takes some 300 kB
 _LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
 
 
@@ -39,11 +39,11 @@ class Answer:
     def parse(self, what: str) -> Any:
         """
         Raises:
-            RemoteError: it is no JSON.
+            RemoteError: it is no JSON, or of such a kind that it would fill the memory.
         """
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return parse_json(self.body)
+        except ValueError:
             kind = self.headers.get("Content-Type", "").partition(";")[0] or "no kind"
             page = kind if re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", kind) else "another kind"
             raise UnreadableAnswerError(
@@ -135,7 +135,7 @@ class HubRequests:
             while block := answer.read1(1 << 20):
                 body += block
                 if len(body) > _MAX_ANSWER_BYTES:
-                    raise UnreadableAnswerError(f"{self._where}: an answer of more than 256 MiB")
+                    raise UnreadableAnswerError(f"{self._where}: an answer of more than 32 MiB")
                 if (past := monotonic() - since) > patience.upload_seconds or (
                     past > patience.stall_seconds and len(body) < LEAST_BODY_BYTES
                 ):
@@ -177,9 +177,12 @@ class HubRequests:
         if status in (409, 412):
             return BranchMovedError(f"{what} at {self._where}: the branch keeps changing{name}; run again")
         if status == 429:
+            wait = _wanted_wait(error.headers)
+            when = f"in {wait:g} seconds" if wait else "later"
             return RemoteError(
-                f"{what} at {self._where}: the Hub wants fewer requests{name}; run again later, it continues",
-                wait_seconds=_wanted_wait(error.headers),
+                f"{what} at {self._where}: the Hub wants fewer requests{name}; run again {when}, "
+                "it continues",
+                wait_seconds=wait,
             )
         if status >= 500:
             return RemoteError(

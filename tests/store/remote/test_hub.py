@@ -35,6 +35,7 @@ from saecache.store.remote.urls import parse_url
 from saecache.store.remote.verify import verify_remote
 from saecache.testing.known_rows import cache_bytes
 
+from ...hostile import right_or_refused
 from .conftest import HOOK, PASSING, QUICK
 from .hub_server import READER, WRITER, HubServer
 from .proxy import Answer, Proxy, running_proxy
@@ -406,9 +407,18 @@ def test_a_hub_that_wants_fewer_requests_is_waited_for(hub: HubServer, cache_pat
     started = time.monotonic()
     assert open_remote_folder(URL, replace(QUICK, retry_seconds=0.5, first_retry_seconds=0.5)).objects() == []
     assert time.monotonic() - started >= 3 and hub.wanting_fewer == 0 and there.branches
-    hub.wanting_fewer = 1000
-    with pytest.raises(RemoteError, match="the Hub wants fewer requests"):
-        open_remote_folder(URL, replace(QUICK, max_wait_seconds=0.01)).objects()
+
+
+def test_a_hub_that_wants_too_long_a_pause_is_not_waited_for(hub: HubServer) -> None:
+    """Users wait for minutes, not for hours; the error says how long the Hub wants."""
+    hub.make("dataset", "team/rows")
+    for limit, requests in ((0.01, 1), (2.5, 3)):
+        hub.wanting_fewer = 1000
+        with pytest.raises(
+            RemoteError, match=r"the Hub wants fewer requests \(429\); run again in 1 seconds"
+        ):
+            open_remote_folder(URL, replace(QUICK, max_wait_seconds=limit)).objects()
+        assert hub.wanting_fewer == 1000 - requests
 
 
 VERBS: dict[str, Callable[[Path], object]] = {
@@ -526,6 +536,33 @@ def test_listings_that_are_none_are_refused(pushed: HubServer, api_proxy: Proxy,
     api_proxy.rewrite = lie
     with pytest.raises(RemoteError, match="an entry of the listing is no file"):
         open_remote_folder(URL, QUICK).objects()
+
+
+def test_a_listing_without_end_is_refused(pushed: HubServer, api_proxy: Proxy) -> None:
+    def again(_method: str, path: str, answer: Answer) -> Answer:
+        status, headers, content = answer
+        link = ("Link", f'<{api_proxy.url}{path}>; rel="next"')
+        return status, [*headers, link] if "/tree/" in path else headers, content
+
+    pushed.page_files = 10_000
+    api_proxy.rewrite = again
+    for listing in (open_remote_folder(URL, QUICK).objects, open_remote_folder(URL, QUICK).folders):
+        with pytest.raises(RemoteError, match="next page is said to be one that came before"):
+            listing()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory in /proc")
+def test_an_answer_that_would_fill_the_memory_is_refused(pushed: HubServer, api_proxy: Proxy) -> None:
+    def lists(_method: str, path: str, answer: Answer) -> Answer:
+        return answer if "/tree/" not in path else (200, [], b"[" + b"[]," * 2_000_000 + b"0]")
+
+    api_proxy.rewrite = lists
+
+    def look() -> None:
+        with pytest.raises(RemoteError, match="instead of JSON"):
+            open_remote_folder(URL, replace(QUICK, max_retries=0)).objects()
+
+    right_or_refused(look)
 
 
 def test_an_upload_to_nowhere_is_refused(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:

@@ -18,7 +18,7 @@ from saecache.store.remote.failures import AccessError, MissingObjectError, Remo
 from saecache.store.remote.file_blocks import HashedParts, part_size
 from saecache.store.remote.urls import redact_url
 
-from .proxy import Proxy
+from .proxy import Answer, Proxy
 from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
 
 Open = Callable[[str], RemoteFolder]
@@ -181,6 +181,7 @@ ACCESS = {
     "wrong key": ({"status": 403, "code": "InvalidAccessKeyId"}, "not accepted"),
     "wrong clock": ({"status": 403, "code": "RequestTimeTooSkewed"}, "set the clock"),
     "another region": ({"status": 301, "code": "PermanentRedirect"}, "another region"),
+    "a proxy's login": ({"status": 407, "code": "None"}, "the proxy .* wants a login"),
 }
 
 
@@ -198,6 +199,60 @@ def test_what_no_retry_can_mend_is_said_at_once(
         with pytest.raises(AccessError, match=words):
             work()
         assert len(proxy.seen) == 1
+
+
+@pytest.mark.parametrize("status", [101, 304, 409, 600])
+def test_answers_that_are_none_pass(proxy: Proxy, open_patiently: Open, team: str, status: int) -> None:
+    """Of a proxy, for example; 409 of two who write at once."""
+    location = open_patiently(team)
+    faults = [proxy.add("status", method=method, status=status) for method in ("PUT", "GET", "POST")]
+    location.put("x", b"1")
+    location.put("y", b"2")
+    location.delete(["x", "y"])
+    assert [fault.met for fault in faults] == [1, 1, 1]
+    assert location.objects() == []
+
+
+def test_a_refusal_to_create_while_somebody_else_writes_is_no_other_object(
+    proxy: Proxy, open_patiently: Open, team: str
+) -> None:
+    """S3 may refuse both of two who write at once, and then there is none."""
+    proxy.add("status", method="PUT", status=409, code="ConditionalRequestConflict", times=2)
+    assert open_patiently(team).put("claim", b"1", create=True)
+    assert not open_patiently(team).put("claim", b"2", create=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "kind", "words"),
+    [
+        ("x", "AccessDenied", AccessError, r"not allowed \(AccessDenied\)"),
+        ("x", "SlowDown", RemoteError, r"kept failing \(SlowDown\)"),
+        ("of nobody", "AccessDenied", RemoteError, "makes no sense"),  # the library panics
+    ],
+)
+def test_a_refusal_to_remove_one_of_many(
+    proxy: Proxy, open_quickly: Open, team: str, key: str, code: str, kind: type[Exception], words: str
+) -> None:
+    """AWS answers with 200 and says in it which objects it did not remove, and why."""
+    prefix = team.partition(f"{BUCKET}/")[2]
+
+    def refuse(method: str, path: str, answer: Answer) -> Answer:
+        if method != "POST":
+            return answer
+        one = f"<Error><Key>{prefix}/{key}</Key><Code>{code}</Code><Message>no</Message></Error>"
+        return 200, [("Content-Type", "application/xml")], f"<DeleteResult>{one}</DeleteResult>".encode()
+
+    proxy.rewrite = refuse
+    with pytest.raises(kind, match=words):
+        open_quickly(team).delete(["x", "y"])
+    assert len(proxy.seen) == 1 or kind is RemoteError
+
+
+def test_a_refused_head_is_no_missing_object(proxy: Proxy, open_quickly: Open, team: str) -> None:
+    """The same question by GET, which gives the reason, may find that there is nothing."""
+    proxy.add("status", method="HEAD", status=403, times=100)
+    with pytest.raises(AccessError, match=r"looking at x at .* not allowed"):
+        open_quickly(team).head("x")
 
 
 def test_wrong_credentials_rights_and_buckets(

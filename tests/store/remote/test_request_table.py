@@ -101,6 +101,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "503": {"kind": "status", "status": 503, "code": "SlowDown"},
     "429": {"kind": "status", "status": 429, "code": "TooManyRequests"},
     "408": {"kind": "status", "status": 408, "code": "RequestTimeout"},
+    "409": {"kind": "status", "status": 409, "code": "ConditionalRequestConflict"},
     "lost answer": {"kind": "lost_answer"},
     "reset in the body": {"kind": "reset", "after": 60},
     "cut body": {"kind": "truncate", "after": 60},

@@ -95,3 +95,14 @@ def test_folders_of_this_machine(caches: dict[str, Path], tmp_path: Path) -> Non
 def test_what_a_manifest_says_does_not_steer_the_terminal() -> None:
     listed = Listed("s3://b/x\x1b[2J", "complete", None, model="\x1b]0;owned\x07", hooks=("a",))
     assert "\x1b" not in format_listing([listed], "s3://b")
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "SignatureDoesNotMatch"])
+def test_a_cache_that_may_not_be_read_is_listed(team: str, cache_path: Path, proxy: Proxy, code: str) -> None:
+    """It is there: a list without it would say that nobody has it."""
+    Push(cache_path, f"{team}/ours").run()
+    Push(cache_path, f"{team}/theirs").run()
+    proxy.add("status", path=f"/theirs/{ROOT}", status=403, code=code, times=100)
+    ours, theirs = list_caches(team, patience=PASSING)
+    assert (ours.state, theirs.state) == ("complete", "unreadable")
+    assert code in theirs.problem

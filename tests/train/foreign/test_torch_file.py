@@ -16,6 +16,8 @@ from torch import nn
 from saecache.common.errors import UsageError
 from saecache.train.foreign.tensor_files import open_tensors
 
+from ...hostile import right_or_refused
+
 MARK = "SAECACHE_TEST_OF_A_PICKLE_THAT_RAN"
 
 
@@ -137,4 +139,54 @@ def test_arrays_of_numpy(order: Any, dtype: str, tmp_path: Path) -> None:
 def test_arrays_that_hold_no_plain_numbers(array: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=array)
     with pytest.raises(UsageError, match="no plain floats"):
+        open_tensors(tmp_path / "a.npz")
+
+
+def test_a_name_whose_hash_takes_for_ever(tmp_path: Path) -> None:
+    """A pickle of some hundred bytes: a tuple that holds one tuple twice, which does so too, and so on."""
+    doubled = b"h\x00h\x00\x86q\x00" * 100
+    with zipfile.ZipFile(tmp_path / "t.pt", "w") as archive:
+        archive.writestr("t/data.pkl", b"\x80\x02})q\x00" + doubled + b"Ns.")
+
+    def read() -> None:
+        with pytest.raises(UsageError, match="the name of an entry is no text"):
+            open_tensors(tmp_path / "t.pt")
+
+    right_or_refused(read)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.pt"])
+def test_a_member_that_says_to_be_larger_than_the_file(name: str, tmp_path: Path) -> None:
+    """It is refused before the memory for it is taken, a gigabyte here."""
+    path, said = tmp_path / name, 1 << 30
+    if name == "a.npz":
+        np.savez(path, a=np.zeros(12, np.float32))
+        content = path.read_bytes().replace(b"(12,)      ", f"({said // 4 - 32},)".encode())  # 32: its header
+    else:
+        torch.save({"a": torch.zeros(12)}, path)
+        content = path.read_bytes().replace(
+            b"K\x0ctq\x03Q", b"J" + (said // 4).to_bytes(4, "little") + b"tq\x03Q"
+        )
+    path.write_bytes(_with_size(content, b"a.npy" if name == "a.npz" else b"a/data/0", said))
+
+    def read() -> None:
+        with pytest.raises(UsageError, match="would be larger than the file"):
+            open_tensors(path).read("a")
+
+    right_or_refused(read)
+
+
+def _with_size(archive: bytes, member: bytes, size: int) -> bytes:
+    """The archive with another size of a member in its directory."""
+    at = archive.rindex(member) - 46  # of the entry in the directory, which ends with the name
+    assert archive[at : at + 4] == b"PK\x01\x02"
+    return archive[: at + 20] + size.to_bytes(4, "little") * 2 + archive[at + 28 :]
+
+
+@pytest.mark.parametrize("header", ["{'shape': (3,", "{'a': '''x", "  x\n y\n", "((" * 2000])
+def test_a_header_of_numpy_that_does_not_end(header: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        length = len(header).to_bytes(2, "little")
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + length + header.encode())
+    with pytest.raises(UsageError, match=r"member|'a\.npy' is no array"):
         open_tensors(tmp_path / "a.npz")
