@@ -24,6 +24,7 @@ from .arguments import (
     sequence_arguments,
 )
 from .journal import Journal, journal_path
+from .pieces import PieceStore
 from .publish import publish
 from .unfinished import UnfinishedCache
 from .unit_records import Delivery
@@ -53,6 +54,7 @@ class CacheWriter:
         planned_sequences: int | None = None,
         delivery: Delivery | None = None,
         shared: bool = False,
+        pieces: PieceStore | None = None,
     ) -> None:
         """Start a cache in a new folder, or continue the unfinished one that is there.
 
@@ -71,6 +73,8 @@ class CacheWriter:
             delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
             shared: other processes write into ``path`` too (see ``helper.py``), perhaps still when this one
                 is closed: so nothing is removed before the first commit.
+            pieces: takes all rows and the journal with each commit, so that other processes need not see
+                ``path``, and the next writer may be on another machine.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -87,7 +91,7 @@ class CacheWriter:
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
         planned_rows = None if planned_sequences is None else planned_sequences * context
-        self._unfinished = UnfinishedCache(self.path, self.identity, self.storage, planned_rows)
+        self._unfinished = UnfinishedCache(self.path, self.identity, self.storage, planned_rows, pieces)
 
     @property
     def journal(self) -> Journal:
