@@ -66,7 +66,7 @@ class Journal(_Counts):
     def lengths(self, part: int = 0) -> SpillLengths:
         """How far the spill number ``part`` goes, of which nothing may be known yet."""
         if part == 0:
-            elsewhere = (*self.parts, *self.pieces)
+            elsewhere: tuple[PartLengths | Piece, ...] = (*self.parts, *self.pieces)
             rows = self.train_rows + self.heldout_rows - sum(other.rows for other in elsewhere)
             sequences = self.sequences - sum(piece.sequences for piece in self.pieces)
             return SpillLengths(self.blocks, rows, sequences)

@@ -86,7 +86,7 @@ class CacheWriter:
         self.seed = seed
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
-        self._delivery, self._shared = delivery, shared
+        self._delivery, self._shared, self._pieces = delivery, shared, pieces
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
@@ -214,7 +214,8 @@ class CacheWriter:
         From the commit on no row can be lost: if the process is killed, the next writer finalizes the same
         cache. With ``commit_first=False`` the last rows go from memory into the arrays, which saves writing
         and syncing them once more. If the process is killed meanwhile they are lost, so that is for rows that
-        can be made again; after an error they are committed. With a ``delivery`` they always are, first.
+        can be made again; after an error they are committed. With a ``delivery`` or ``pieces`` they always
+        are, first.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
@@ -230,7 +231,8 @@ class CacheWriter:
         check_counts(counts)
         unfinished = self._unfinished
         with unfinished.working():
-            if not unfinished.is_committed and (commit_first or self._delivery is not None):
+            elsewhere = self._delivery is not None or self._pieces is not None
+            if not unfinished.is_committed and (commit_first or elsewhere):
                 unfinished.make_durable()
             if not self.is_published:
                 try:
