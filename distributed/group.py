@@ -100,7 +100,7 @@ class Group:
         """The tensors [n, ...] of all processes, in the order of their ranks; n may differ."""
         if self.size == 1:
             return [tensor]
-        lengths = [int(n) for n in self.gather(torch.tensor([len(tensor)], device=tensor.device))]
+        lengths = self._lengths(tensor)
         longest = max(lengths)
         if longest == 0:
             return [tensor for _ in lengths]
@@ -115,7 +115,7 @@ class Group:
         """
         if self.size == 1:
             return [tensor]
-        lengths = [int(n) for n in self.gather(torch.tensor([len(tensor)]))]
+        lengths = self._lengths(tensor)
         if self.rank == owner:
             rows = (tensor.new_empty(n, *tensor.shape[1:]) for n in lengths)
             return [tensor if r == owner else self.receive(part, r) for r, part in enumerate(rows)]
@@ -276,6 +276,10 @@ class Group:
         for rank, (other, message) in enumerate(statuses):
             if other:
                 raise OtherProcessError(self.ranks[rank], other, message)
+
+    def _lengths(self, tensor: Tensor) -> list[int]:
+        """The numbers of rows of all processes, by way of main memory: no device is waited for."""
+        return [int(n) for n in self.gather(torch.tensor([len(tensor)]))]
 
     def _same_before(self, statuses: list[Any]) -> bool:
         """Whether a process before this one says the same, so that it is said once."""

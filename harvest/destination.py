@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.counts import format_bytes
@@ -11,12 +11,16 @@ from ..store import PlannedSize, UsageError, inspect_output, plan_size
 from ..store.config import StorageConfig
 from ..store.identity import canonical_json
 from ..store.remote import is_url
+from ..store.remote.bucket_pieces import BucketPieces
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from ..store.writing.journal import WORK_FOLDER, journal_path
+from ..store.untrusted import describe_invalid
+from ..store.writing.journal import WORK_FOLDER, damaged_journal, journal_path, parse_journal
+from ..store.writing.spills import WINDOW_BYTES
 from .config import HarvestConfig
 from .identity import Existing
 from .packing import Cursor
 from .plan import HarvestPlan
+from .row_writer import COMMIT_BYTES
 from .stream import token_batches
 
 _SAMPLE_SEQUENCES = 256
@@ -31,23 +35,39 @@ _OPERATIONAL = {
 
 @dataclass(frozen=True)
 class Destination:
-    """``folder`` is where the harvest writes; with ``delivery`` the cache itself goes elsewhere."""
+    """``folder`` is where the harvest writes; with ``delivery`` the cache itself goes elsewhere.
+
+    With ``pieces`` all that a harvest needs to go on is there too, and ``folder`` is this process's own.
+    """
 
     folder: Path
     delivery: BucketDelivery | None = None
+    pieces: BucketPieces | None = None
 
     @property
     def name(self) -> Path | str:
         """The folder or URL of the cache."""
         return self.folder if self.delivery is None else self.delivery.url
 
-    def finished(self) -> tuple[str, Existing] | None:
-        """The finished cache in the bucket, if there is one, and its URL."""
+    def in_bucket(self) -> tuple[str, Existing] | None:
+        """The cache in the bucket, if there is one, and its URL: finished, or with pieces of its rows.
+
+        Raises:
+            CorruptCacheError: what is there is damaged.
+        """
         if self.delivery is None:
             return None
         root = self.delivery.finished()
         if root is not None:
             return self.delivery.url, Existing(root.manifest.identity, root.manifest)
+        content = self.delivery.pieces().read_journal()
+        if content is not None:
+            try:
+                journal = parse_journal(content)
+            except ValueError as error:
+                where = f"the journal at {self.delivery.pieces()}"
+                raise damaged_journal(where, describe_invalid(error)) from None
+            return self.delivery.url, Existing(journal.identity, None, journal.progress)
         if inspect_output(self.folder) == "complete":  # of a former harvest, whose cache was removed there
             _remove_scratch(self.folder)
         return None
@@ -56,16 +76,30 @@ class Destination:
         """What this machine's disk has to hold of ``planned`` while so many processes write."""
         if self.delivery is None:
             return planned
+        spilled = planned.peak_bytes - planned.final_bytes
+        if self.pieces is not None:
+            spilled = min(spilled, processes * max(WINDOW_BYTES, COMMIT_BYTES + storage.memory_bytes))
         shards = min(
             planned.final_bytes, processes * (WAITING_AT_MOST + UPLOADS_AT_ONCE) * storage.shard_bytes
         )
-        return PlannedSize(planned.final_bytes, planned.peak_bytes - planned.final_bytes + shards)
+        return PlannedSize(planned.final_bytes, spilled + shards)
+
+    def apart(self, folder: Path) -> "Destination":
+        """The same, where this process shares no folder with the others and works in ``folder``."""
+        assert self.delivery is not None
+        return replace(self, folder=folder, pieces=self.delivery.work_apart(folder))
 
     def describe(self, planned: PlannedSize, here: PlannedSize) -> str:
         """What goes where."""
         sizes, peak = f"{format_bytes(planned.final_bytes)} ({planned.final_bytes:,} bytes)", here.peak_bytes
         if self.delivery is None:
             return f"planned: {sizes} in {self.folder}, {format_bytes(peak)} while it is written"
+        if self.pieces is not None:
+            return (
+                f"planned: {sizes} at {self.name}. The processes share no scratch folder, so until the cache "
+                f"is finished its rows are kept at {self.pieces}, from where any machine can go on; the "
+                f"processes of each machine take up to {format_bytes(peak)} of scratch"
+            )
         return (
             f"planned: {sizes} at {self.name}; until it is there, up to {format_bytes(peak)} of "
             f"scratch in {self.folder}. An interrupted harvest goes on from this folder only: for another "

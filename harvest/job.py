@@ -4,10 +4,11 @@
 over text, ``finishing`` shuffles and writes the arrays. A job that was stopped continues in its phase.
 """
 
+import platform
 import sys
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -34,10 +35,11 @@ from .destination import Destination, open_destination, planned_size
 from .extend import BasePrefix, match_base, open_base
 from .facts import provenance_facts
 from .model import LanguageModel
+from .own_folder import own_folder
 from .plan import HarvestPlan, follow_plan, make_plan
 from .reading import read_text
 from .row_writer import Progress
-from .shared_folder import check_all_see
+from .shared_folder import all_see, check_all_see
 from .sinks import measure_first_block
 
 
@@ -69,11 +71,13 @@ def harvest(
     with group.together():
         destination = open_destination(config, out, scratch)
         base, base_facts = (None, None) if extend is None else open_base(extend)
-    with closing(destination):
-        plan = None
+    with ExitStack() as stack:
+        stack.enter_context(closing(destination))
+        plan = in_bucket = None
         with group.together():
             if group.is_first:
-                plan = make_plan(config, destination.folder, base_facts, destination.finished())
+                in_bucket = destination.in_bucket()
+                plan = make_plan(config, destination.folder, base_facts, in_bucket)
         settled = group.gather_values(plan.settled() if plan is not None and group.size > 1 else None)[0]
         with group.together():
             plan = plan or follow_plan(config, destination.folder, settled)
@@ -82,7 +86,10 @@ def harvest(
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
         if settled is not None and settled["finished"]:
             return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
-        check_all_see(plan.path, group)
+        if _share_no_folder(plan, destination, begun_so=in_bucket is not None, group=group):
+            destination = destination.apart(stack.enter_context(own_folder(destination.folder, group)))
+            stack.enter_context(closing(destination))  # before that folder goes
+            plan = replace(plan, path=destination.folder)
         with stop_on_signals() as stop_asked:
             job = HarvestJob(plan, destination, base, stop_asked, group)
             found = None if force else job.ask_team()
@@ -90,6 +97,31 @@ def harvest(
                 return found
             job.prepare()
             return job.run()
+
+
+def _share_no_folder(plan: HarvestPlan, destination: Destination, begun_so: bool, group: Group) -> bool:
+    """Whether each process works in a folder of its own, because some do not see that of the first one.
+
+    ``begun_so``, of the first process, says that a former run did: its rows are in the bucket.
+
+    Raises:
+        UsageError: a harvest into a folder, or one that was begun in a folder that all saw.
+    """
+    if group.gather_values(begun_so)[0]:
+        return True
+    if destination.delivery is None:
+        check_all_see(plan.path, group)
+        return False
+    if all_see(plan.path, group):
+        return False
+    with group.together():
+        if group.is_first and plan.existing is not None and plan.existing.progress:
+            raise UsageError(
+                f"{plan.path.absolute()} on {platform.node()} has rows of this harvest, which was begun by "
+                "processes that all saw this folder, and now some do not: go on with processes that do, or "
+                "remove it to harvest those rows again"
+            )
+    return True
 
 
 class HarvestJob:
@@ -245,13 +277,20 @@ class HarvestJob:
                     planned_sequences=plan.full_sequences,
                     delivery=destination.delivery,
                     shared=group.size > 1,
+                    pieces=destination.pieces,
                 )
         try:
             journal = self._journal_of_first(writer)
             sequences = -(-plan.full_sequences // group.size)
             with group.together():
                 return writer or HelperWriter(
-                    plan.path, group.rank, journal, config.storage, sequences, destination.delivery
+                    plan.path,
+                    group.rank,
+                    journal,
+                    config.storage,
+                    sequences,
+                    destination.delivery,
+                    destination.pieces,
                 )
         except BaseException:
             if writer is not None:

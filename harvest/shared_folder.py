@@ -1,4 +1,4 @@
-"""Whether all processes of a harvest see one folder, which they must; found out before anything is loaded."""
+"""Whether all processes of a harvest see one folder; found out before anything is loaded."""
 
 import secrets
 import socket
@@ -15,36 +15,53 @@ from ..store.writing.journal import WORK_FOLDER
 _PATIENCE_SECONDS = 5.0  # network file systems show a new file late
 
 
+def all_see(path: Path, group: Group) -> bool:
+    """Whether ``path`` is one folder for all, and not one on the own disk of each of several machines."""
+    return all(group.gather_values(_sees(path, group)))
+
+
 def check_all_see(path: Path, group: Group) -> None:
-    """Refuse a folder that is another one for some process, as on the own disk of each of several machines.
+    """Refuse a folder that is another one for some process.
 
     Each shard of a cache has rows that all processes have made, and whoever writes it reads the spills of
-    all. A folder of the same name, and even one with an older part of the same harvest, is not enough: the
-    first process leaves a mark there that no other folder has.
+    all.
 
     Raises:
-        UsageError: some process does not find it.
+        UsageError: this process does not see the folder of the first one.
+    """
+    sees = _sees(path, group)
+    machine = group.gather_values(socket.gethostname())[0]
+    with group.together():
+        if not sees:
+            raise UsageError(
+                f"process {group.rank}, on {socket.gethostname()}, does not see what process 0, on "
+                f"{machine}, has written into {path.absolute()}: expected a folder on a disk that all "
+                "machines share, because each shard is made of rows of all processes. Name such a folder "
+                "(--out), harvest into a bucket (--out s3://...), for which each machine can have scratch of "
+                "its own, or start processes on one machine only"
+            )
+
+
+def _sees(path: Path, group: Group) -> bool:
+    """Whether this process sees the folder ``path`` of the first one.
+
+    A folder of the same name, and even one with an older part of the same harvest, is not enough: the first
+    process leaves a mark there that no other folder has.
     """
     if group.size == 1:
-        return
-    with _marked(path, group) as (mark, machine), group.together():
+        return True
+    with _marked(path, group) as mark:
         until = monotonic() + _PATIENCE_SECONDS
-        while not (path / WORK_FOLDER / mark).is_file():
-            if monotonic() > until:
-                raise UsageError(
-                    f"process {group.rank}, on {socket.gethostname()}, does not see what process 0, on "
-                    f"{machine}, has written into {path.absolute()}: expected a folder on a disk that all "
-                    "machines share, because each shard is made of rows of all processes. Name such a folder "
-                    "(--out, or --scratch for a harvest into a bucket), start processes on one machine only, "
-                    "or harvest parts of the text apart and join them with 'saecache cache merge'"
-                )
+        while not (found := (path / WORK_FOLDER / mark).is_file()) and monotonic() < until:
             sleep(0.05)
+        group.barrier()  # the mark stays until everybody has looked
+        return found
 
 
 @contextmanager
-def _marked(path: Path, group: Group) -> Iterator[tuple[str, str]]:
-    """The name of a mark that the first process makes in ``path``, and its machine; the mark is gone then."""
-    mark, machine = group.gather_values([f"seen-by-all-{secrets.token_hex(8)}", socket.gethostname()])[0]
+def _marked(path: Path, group: Group) -> Iterator[str]:
+    """The name of a mark that the first process makes in ``path``; the mark is gone then."""
+    mark = group.gather_values(f"seen-by-all-{secrets.token_hex(8)}")[0]
     work, created = path / WORK_FOLDER, []
     try:
         with group.together():
@@ -53,7 +70,7 @@ def _marked(path: Path, group: Group) -> Iterator[tuple[str, str]]:
                     created = [place for place in (work, *work.parents) if not place.exists()]
                     work.mkdir(parents=True, exist_ok=True)
                     (work / mark).touch()
-        yield mark, machine
+        yield mark
     finally:
         with suppress(OSError):
             if group.is_first:

@@ -26,6 +26,8 @@ UNFINISHED = ".unfinished.json"
 """The root's zarr.json under another name: a cache that is being pushed or removed, or whose push stopped."""
 HARVEST_CLAIM = ".harvest.json"
 """In the place of the root while a harvest writes there."""
+HARVEST_WORK = ".harvest"
+"""The folder of what such a harvest keeps there until it is finished, if its processes share no folder."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,17 @@ class Root:
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """Every key that the place of the cache may have; claims may be left over from a killed command."""
+        """Keys that the place of the cache may have; claims may be left over from a killed command."""
         shards = (file.path for file in self.manifest.files)
         return frozenset([ROOT, UNFINISHED, HARVEST_CLAIM, PROVENANCE, *self.metadata, *shards])
 
     def foreign(self, keys: Iterable[str]) -> str | None:
         """The first of ``keys`` that is no part of the cache."""
-        return next((key for key in keys if key not in self.keys), None)
+        return next((key for key in keys if not self.owns(key)), None)
+
+    def owns(self, key: str) -> bool:
+        """Whether the place of the cache may have this key."""
+        return key in self.keys or key.startswith(f"{HARVEST_WORK}/")
 
     def checked(self, key: str, content: bytes, where: str) -> bytes:
         """The ``content`` of a zarr.json below the root's: of an array, a group, or the provenance.

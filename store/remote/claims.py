@@ -19,6 +19,7 @@ from typing import Literal
 from ...common.errors import CorruptCacheError, UsageError
 from ..manifest import MAX_MANIFEST_BYTES, Manifest
 from ..untrusted import parse_json
+from .bucket_pieces import remove_pieces
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root
 from .failures import MissingObjectError, RemoteChangedError
 from .inventory import Inventory
@@ -102,7 +103,7 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        self.folder.delete([self.key])
+        _remove_claim(self.folder, self.key)
 
     def changed(self, what: str) -> RemoteChangedError:
         return RemoteChangedError(
@@ -169,7 +170,14 @@ def release_leftover(folder: RemoteFolder, root: Root) -> None:
     for key in CLAIMS:
         holder = read_claim(folder, key)
         if holder is not None and holder.fingerprint == root.manifest.fingerprint:
-            folder.delete([key])
+            _remove_claim(folder, key)
+
+
+def _remove_claim(folder: RemoteFolder, key: str) -> None:
+    """Remove a claim, and before it what a harvest has kept beside it."""
+    if key == HARVEST_CLAIM:
+        remove_pieces(folder)
+    folder.delete([key])
 
 
 def describe_other(there: Manifest | HarvestedCache, here: Manifest | HarvestedCache) -> str:

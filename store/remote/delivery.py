@@ -12,6 +12,7 @@ from pathlib import Path
 from ...common.errors import SaecacheError, UsageError
 from ...distributed.group import Group
 from ..manifest import FileInfo
+from .bucket_pieces import BucketPieces
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
 from .claims import ELSEWHERE, Claim, HarvestedCache, claim_for_harvest, release_leftover
 from .failures import AccessError, RemoteChangedError
@@ -37,6 +38,7 @@ class BucketDelivery:
         self.url = self._remote.url
         self._inventory = Inventory(self._remote)
         self._claim: Claim | None = None
+        self._apart = False
         self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, "saecache-upload")
         self._under_way: deque[Future[None]] = deque()
 
@@ -47,6 +49,15 @@ class BucketDelivery:
             with suppress(AccessError):  # who may only read has nothing to do here
                 release_leftover(self._remote, root)
         return root
+
+    def work_apart(self, folder: Path) -> BucketPieces:
+        """Let ``folder`` be one that no other process sees; returns where the processes meet instead."""
+        self.folder, self._apart = folder, True
+        return self.pieces()
+
+    def pieces(self) -> BucketPieces:
+        """What a harvest keeps at the URL until it is finished, if its processes share no folder."""
+        return BucketPieces(self._remote)
 
     def claim(self, fingerprint: str, conditions: str | None = None) -> None:
         """Claim the place for the cache with this fingerprint, or go on with it.
@@ -69,10 +80,15 @@ class BucketDelivery:
     def has(self, file: FileInfo, *, keep: bool) -> bool:
         path = self.folder / file.path
         here = path.is_file() and path.stat().st_size == file.size
-        return here or (not keep and self._inventory.has(CacheObject.of(file)))
+        there_is_enough = self._apart or not keep
+        return here or (there_is_enough and self._inventory.has(CacheObject.of(file)))
 
     def take(self, file: FileInfo, *, keep: bool) -> None:
         self._take(CacheObject.of(file), keep)
+
+    def bring_back(self, file: FileInfo) -> None:
+        path = self.folder / file.path
+        self._remote.download(file.path, path, size=file.size, sha256=file.sha256)
 
     def meet(self, group: Group) -> None:
         with group.together():

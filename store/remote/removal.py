@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
-from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, Root, find_root
+from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, Root, find_root
 from .claims import CLAIMS, HarvestedCache, claim_for_cache, claim_for_harvest
 from .failures import RemoteChangedError
 from .object_requests import ObjectInfo
@@ -94,6 +94,6 @@ class Removal:
 
     def _ours(self, there: Iterable[ObjectInfo]) -> list[ObjectInfo]:
         if self.root is not None:
-            return [info for info in there if info.key in self.root.keys]
-        names = {*TOP_FOLDERS, ROOT, *CLAIMS}
+            return [info for info in there if self.root.owns(info.key)]
+        names = {*TOP_FOLDERS, ROOT, *CLAIMS, HARVEST_WORK}
         return [info for info in there if info.key.split("/")[0] in names]

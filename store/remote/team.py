@@ -17,7 +17,7 @@ from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ...common.tables import align_columns
 from ..manifest import Manifest
 from ..untrusted import printable
-from .cache_objects import ROOT, UNFINISHED, find_root
+from .cache_objects import HARVEST_WORK, ROOT, UNFINISHED, find_root
 from .failures import AccessError
 from .places import open_remote_folder
 from .remote_folder import RemoteFolder
@@ -84,7 +84,7 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
     except UsageError as error:
         if "format version" in str(error):
             return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
-    return None, [place.child(name) for name in folders]
+    return None, [place.child(name) for name in folders if name != HARVEST_WORK]
 
 
 def _describe(url: str, state: State, modified: datetime | None, manifest: Manifest) -> Listed:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from math import fsum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,10 @@ from ..untrusted import describe_invalid
 from .blocks import Block
 from .journal import Journal, damaged_journal
 from .lanes import Lanes, choose_lanes
+from .pieces import PieceStore
 from .planned_size import plan_layout
 from .shard_units import NamedUnit, ShardUnits
-from .shuffle import ShuffledSpill
+from .spills import FolderSpills, PieceSpills, Spills
 from .unit_records import Delivery, UnitRecords
 
 _QUANTILE_BLOCK_ROWS = 1 << 20
@@ -45,6 +47,7 @@ class Finalizer:
         storage: how they are stored.
         on_progress: called with (bytes done, bytes in all).
         delivery: takes the shards that are finished.
+        pieces: has the rows, where processes share no folder.
         in_memory: blocks of rows that were not spilled.
         drop_pages: whether the system may drop pages of the spill once they were read.
     """
@@ -57,6 +60,7 @@ class Finalizer:
         *,
         on_progress: Callable[[int, int], None] | None = None,
         delivery: Delivery | None = None,
+        pieces: PieceStore | None = None,
         in_memory: Sequence[Block] = (),
         drop_pages: bool = True,
     ) -> None:
@@ -72,34 +76,37 @@ class Finalizer:
             sequences=journal.sequences,
             tokens=journal.tokens,
         )
-        self._records = UnitRecords(cache, self._layout, on_progress, delivery)
-        spills = journal.spills(cache)
+        self._records = UnitRecords(cache, self._layout, on_progress, delivery, pieces)
         widths = identity["hooks"].values()
         widest = max(RecordLayout(width, storage.dtype).record_bytes for width in widths)
         rows = [self._layout.activations("train", hook) for hook in self._layout.hooks]
         limit_bytes = storage.memory_bytes // 4
         bucket_bytes = widest * journal.train_rows // journal.num_buckets
         chunk_bytes = max(spec.chunk_bytes for spec in rows)
+        most_lanes = max(spec.num_shards for spec in rows) if pieces is None else 1
         number = choose_lanes(
-            max(spec.num_shards for spec in rows),
+            most_lanes,
             limit_bytes,
             bucket_bytes * 9 // 8 + CHUNKS_IN_FLIGHT * chunk_bytes,  # buckets are not all of one size
         )
 
         def lane() -> ShardUnits:
             shards = ShardWriter()
-            shuffled = ShuffledSpill(
-                spills,
-                identity["seed"],
-                journal.num_buckets,
-                limit_bytes=limit_bytes // number,
-                in_use=shards.under_way,
-                in_memory=in_memory,
-                drop_pages=drop_pages and number == 1,  # other lanes may still want them
-                record_bytes=widest,
-            )
+            limits: dict[str, Any] = {"limit_bytes": limit_bytes // number, "in_use": shards.under_way}
+            spills: Spills
+            if pieces is not None:
+                spills = PieceSpills(cache, journal, self._layout, pieces, **limits)
+            else:
+                spills = FolderSpills(
+                    journal.spills(cache),
+                    journal,
+                    in_memory=in_memory,
+                    drop_pages=drop_pages and number == 1,  # other lanes may still want them
+                    record_bytes=widest,
+                    **limits,
+                )
             unit = storage.normalization == "unit"
-            return ShardUnits(cache, self._layout, spills[0], shuffled, shards, unit=unit)
+            return ShardUnits(cache, self._layout, spills, shards, unit=unit)
 
         self._units, *others = (lane() for _ in range(number))
         self._lanes = Lanes([self._units, *others], self._records)
@@ -110,8 +117,8 @@ class Finalizer:
         Raises:
             CorruptCacheError: the journal's numbers are not those of what was written.
         """
-        self._records.make_folders()
         try:
+            self._records.prepare()
             for _ in self._lanes.run(lambda units: chain(units.of_tokens(), units.of_sequences())):
                 pass
             hooks = {hook: self._hook(hook, number) for number, hook in enumerate(self._layout.hooks)}
@@ -141,14 +148,15 @@ class Finalizer:
         records, layout = self._records, self._layout
         shares = [self._share(rank, group.size) for rank in range(group.size)]
         mine = shares[group.rank]
+        self._units.keep_within(mine)
         specs = [layout.activations("train", hook) for hook in layout.hooks]
         step = max(1, _MEETING_BYTES // max(spec.shard_rows * spec.row_bytes for spec in specs))
         on_progress, records.on_progress = records.on_progress, None  # which is told of all processes at once
         try:
-            with group.together(), disk_explained(self._cache):
-                records.make_folders()
             if self._delivery is not None:
                 self._delivery.meet(group)
+            with group.together(), disk_explained(self._cache):
+                records.prepare()
             for first in range(0, max(map(len, shares)), step):
                 with group.together(), disk_explained(self._cache):
                     for name, write in mine[first : first + step]:
@@ -192,7 +200,8 @@ class Finalizer:
         moments = sums / max(train_rows, 1)
         for name, write in self._units.of_statistics(hook, number, moments):
             self._records.once(name, write)
-        self._records.settle()  # the norms are read again
+        self._records.settle()
+        self._records.bring_back(self._layout.norm("train", hook))
         try:
             quantiles = exact_quantiles(partial(self._norms, hook), train_rows)
             return HookInfo(d_model=width, mean_square_norm=fsum(moments[1]), norm_quantiles=quantiles)

@@ -19,6 +19,7 @@ from .arguments import check_activations
 from .finalize import Finalizer
 from .journal import Journal, read_journal
 from .part import SpillMark, SpillPart
+from .pieces import PieceStore
 from .unit_records import Delivery
 from .writer import CacheWriter
 
@@ -84,12 +85,13 @@ class HelperWriter:
     """Writes rows of the cache in ``path`` as process ``number``, from 1 on, of those that write it.
 
     Args:
-        path: the cache's folder, which all processes see.
+        path: the cache's folder, which all processes see; with ``pieces`` one of its own.
         number: of this process. Whatever the last commit does not know of its spill is cut off.
         journal: the last commit, of the first process.
         storage: as in the first process.
         planned_sequences: how many this process may write.
         delivery: as in the first process.
+        pieces: as in the first process.
 
     Raises:
         UsageError: this process does not see the folder of the first one.
@@ -103,15 +105,16 @@ class HelperWriter:
         storage: StorageConfig,
         planned_sequences: int,
         delivery: Delivery | None = None,
+        pieces: PieceStore | None = None,
     ) -> None:
-        there = read_journal(path)
+        there = read_journal(path) if pieces is None else journal
         if there is None or there.identity != journal.identity:
             raise UsageError(
                 f"process {number} does not see what process 0 has written into {path.absolute()}: expected "
                 "a folder on a disk that all machines share"
             )
         self.path = path
-        self._delivery = delivery
+        self._delivery, self._pieces = delivery, pieces
         self.sequences_done = journal.sequences
         self.hooks: dict[str, int] = journal.identity["hooks"]
         self.context: int = journal.identity["context"]
@@ -158,8 +161,11 @@ class HelperWriter:
             DiskFullError: the last commit still stands.
         """
         with disk_explained(self.path):
-            self._open().make_durable()
-        self._mark = self._mark.model_copy(update={"blocks": self._open().blocks})
+            piece = self._open().make_durable()
+        if self._pieces is None:
+            self._mark = self._mark.model_copy(update={"blocks": self._open().blocks})
+        elif piece is not None:
+            self._mark = self._mark.model_copy(update={"pieces": (*self._mark.pieces, piece)})
         return self._mark
 
     def run_share(self, journal: Journal, group: Group, stop_asked: Callable[[], bool]) -> None:
@@ -169,7 +175,14 @@ class HelperWriter:
             KeyboardInterrupt: ``stop_asked()`` in any process; what was finished is kept.
         """
         with group.together():
-            finalizer = Finalizer(self.path, journal, self.storage, delivery=self._delivery, drop_pages=False)
+            finalizer = Finalizer(
+                self.path,
+                journal,
+                self.storage,
+                delivery=self._delivery,
+                pieces=self._pieces,
+                drop_pages=False,
+            )
         finalizer.run_share(group, stop_asked)
 
     def close(self) -> None:
@@ -184,7 +197,12 @@ class HelperWriter:
     def _open(self) -> SpillPart:
         if self._part is None:
             self._part = SpillPart(
-                self.path, self._number, self._journal, self.storage, planned_rows=self._planned_rows
+                self.path,
+                self._number,
+                self._journal,
+                self.storage,
+                planned_rows=self._planned_rows,
+                store=self._pieces,
             )
         return self._part
 

@@ -13,6 +13,7 @@ from ..layout import TokensKind
 from ..manifest import MAX_MANIFEST_BYTES
 from ..untrusted import check_depth, describe_invalid, parse_json
 from .blocks import MAX_BUCKETS
+from .pieces import Piece
 from .spill import SpillLengths
 
 WORK_FOLDER = ".writing"
@@ -40,7 +41,8 @@ class Journal(_Counts):
     """Everything that is needed to continue.
 
     ``blocks`` are those of the first spill. ``train_rows`` and ``heldout_rows`` are in all spills together;
-    ``parts`` says how far the second and the further ones go, if several processes have written.
+    ``parts`` says how far the second and the further ones go, if several processes have written. ``pieces``
+    are in object storage (see ``pieces.py``); then the spills hold only what came after the last commit.
     """
 
     version: Literal[1] = 1
@@ -52,19 +54,22 @@ class Journal(_Counts):
     train_rows: _Count = 0
     heldout_rows: _Count = 0
     parts: Annotated[tuple[PartLengths, ...], Field(max_length=MAX_PARTS)] = ()
+    pieces: tuple[Piece, ...] = ()
     progress: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_are_not_the_larger(self) -> "Journal":
         if self.lengths().rows < 0:
-            raise ValueError("parts: more rows than in all")
+            raise ValueError("parts and pieces: more rows than in all")
         return self
 
     def lengths(self, part: int = 0) -> SpillLengths:
         """How far the spill number ``part`` goes, of which nothing may be known yet."""
         if part == 0:
-            rows = self.train_rows + self.heldout_rows - sum(other.rows for other in self.parts)
-            return SpillLengths(self.blocks, rows, self.sequences)
+            elsewhere: tuple[PartLengths | Piece, ...] = (*self.parts, *self.pieces)
+            rows = self.train_rows + self.heldout_rows - sum(other.rows for other in elsewhere)
+            sequences = self.sequences - sum(piece.sequences for piece in self.pieces)
+            return SpillLengths(self.blocks, rows, sequences)
         known = self.parts[part - 1] if part <= len(self.parts) else PartLengths()
         return SpillLengths(known.blocks, known.rows)
 
@@ -92,19 +97,34 @@ def read_journal(cache: Path) -> Journal | None:
     if not path.is_file():
         return None
     try:
-        values = parse_json(read_regular(path, MAX_MANIFEST_BYTES))
-        check_depth(values, JOURNAL)
-        return Journal.model_validate(values)
+        return parse_journal(read_regular(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError) as error:
         raise damaged_journal(cache, describe_invalid(error)) from None
 
 
-def damaged_journal(cache: Path, why: str) -> CorruptCacheError:
+def parse_journal(content: bytes) -> Journal:
+    """
+    Raises:
+        ValueError: it is no journal.
+    """
+    values = parse_json(content)
+    check_depth(values, JOURNAL)
+    return Journal.model_validate(values)
+
+
+def damaged_journal(cache: Path | str, why: str) -> CorruptCacheError:
     """The error for a journal that cannot be continued from."""
+    where = cache if isinstance(cache, str) else journal_path(cache)
     return CorruptCacheError(
-        f"{journal_path(cache)} is damaged or of another version ({why}); remove {cache} to start again"
+        f"{where} is damaged or of another version ({why}); remove {cache} to start again"
     )
 
 
 def write_journal(cache: Path, journal: Journal) -> None:
-    write_bytes(journal_path(cache), journal.model_dump_json(indent=1).encode("utf-8"))
+    write_bytes(journal_path(cache), journal_bytes(journal))
+
+
+def journal_bytes(journal: Journal) -> bytes:
+    """What :func:`parse_journal` reads."""
+    left_out = set() if journal.pieces else {"pieces"}  # which version 0.2 did not know
+    return journal.model_dump_json(indent=1, exclude=left_out).encode("utf-8")

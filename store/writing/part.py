@@ -14,15 +14,17 @@ from ..keys import is_heldout, row_keys
 from .arguments import SequenceArrays
 from .blocks import Block, bucket_of
 from .journal import Journal, PartLengths, spill_folder
-from .spill import SpillWriter
+from .pieces import Piece, PieceStore, put_piece
+from .spill import SpillLengths, SpillWriter
 from .staging import Staging
 
 
 class SpillMark(PartLengths):
-    """How far the spill of a process goes, and how many of its rows this run has added."""
+    """How far the spill of a process goes, and what this run has added: rows, and pieces if it makes some."""
 
     train_rows: int = 0
     heldout_rows: int = 0
+    pieces: tuple[Piece, ...] = ()
 
 
 class SpillPart:
@@ -35,6 +37,7 @@ class SpillPart:
         storage: how rows are stored, and the memory for them.
         sequence_arrays: the token arrays, "ids" and "document"; only the first process has any.
         planned_rows: how many this process may write, if it is known.
+        store: takes what is spilled, where processes share no folder.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class SpillPart:
         *,
         sequence_arrays: tuple[str, ...] = (),
         planned_rows: int | None = None,
+        store: PieceStore | None = None,
     ) -> None:
         identity = journal.identity
         self._hooks = list(identity["hooks"])
@@ -56,9 +60,11 @@ class SpillPart:
         self._num_buckets = journal.num_buckets
         self._lengths = journal.lengths(number)
         records = {hook: RecordLayout(width, storage.dtype) for hook, width in identity["hooks"].items()}
+        self._store, self._records = store, list(records.values())
+        self._folder = spill_folder(cache, number)
         self._spill = SpillWriter(
-            spill_folder(cache, number),
-            list(records.values()),
+            self._folder,
+            self._records,
             journal.num_buckets,
             sequence_arrays,
             self._context,
@@ -125,10 +131,17 @@ class SpillPart:
         """Add token arrays int32 [n, context], by name."""
         self._staging.add_sequences(arrays)
 
-    def make_durable(self) -> None:
-        """Spill and sync what is staged."""
+    def make_durable(self) -> Piece | None:
+        """Spill and sync what is staged; a store then gets all that is spilled, as one piece."""
         self._staging.flush()
         self._spill.sync()
+        if self._store is None:
+            return None
+        piece = put_piece(self._folder, self._records, self._num_buckets, self._context, self._store)
+        self._lengths = SpillLengths()
+        self._spill.begin(self._lengths)
+        self._staging.blocks_submitted = 0
+        return piece
 
     def keep_in_memory(self) -> list[Block]:
         """The blocks that the spill does not have; see :meth:`.staging.Staging.keep_in_memory`."""

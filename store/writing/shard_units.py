@@ -1,6 +1,6 @@
 """The units of work that make the shards of a cache: each writes one range of rows of some arrays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..encoding.stored_rows import StoredRows
 from ..layout import SPLITS, ArraySpec, Layout
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import add_moments
-from .shuffle import ShuffledSpill
+from .spills import Spills
 from .unit_records import Unit, Written
 
 NamedUnit = tuple[str, Callable[[], Unit]]  # the record's name, and what writes the files
@@ -28,8 +28,7 @@ class ShardUnits:
     Args:
         cache: the folder of the cache.
         layout: of the cache.
-        token_arrays: the folder of the spill that has them.
-        shuffled: the rows in stored order.
+        spills: what the shards are made from.
         shards: writes the files.
         unit: whether stored rows are u rather than x.
     """
@@ -38,21 +37,25 @@ class ShardUnits:
         self,
         cache: Path,
         layout: Layout,
-        token_arrays: Path,
-        shuffled: ShuffledSpill,
+        spills: Spills,
         shards: ShardWriter,
         *,
         unit: bool,
     ) -> None:
-        self._cache, self._layout, self._token_arrays = cache, layout, token_arrays
-        self._shuffled, self._shards, self._unit = shuffled, shards, unit
+        self._cache, self._layout = cache, layout
+        self._spills, self._shards, self._unit = spills, shards, unit
         self._encoding = ThreadPoolExecutor(CHUNKS_IN_FLIGHT, "saecache-encode")
         self._ring: list[NDArray[Any]] = []
 
     def close(self) -> None:
-        self._shuffled.close()
+        self._spills.close()
         self._encoding.shutdown()
         self._shards.close()
+
+    def keep_within(self, units: Iterable[NamedUnit]) -> None:
+        """Only ``units`` are going to be done."""
+        parts = (name.rpartition(".") for name, _ in units)
+        self._spills.keep_within((array, int(shard)) for array, _, shard in parts)
 
     def of_tokens(self) -> Iterator[NamedUnit]:
         """Of the token index of each row, in both splits."""
@@ -84,18 +87,14 @@ class ShardUnits:
     def _tokens(self, split: str, shard: int) -> Unit:
         spec = self._layout.token(split)
         start = shard * spec.shard_rows
-        tokens = self._shuffled.tokens(split, start, start + spec.rows_of_shard(shard))
+        stop = start + spec.rows_of_shard(shard)
+        tokens = self._spills.rows(None, split, start, stop).tokens(split, start, stop)
         return [self._write(spec, shard, chunks_of(tokens, spec))], None
 
     def _sequences(self, name: str, shard: int) -> Unit:
         spec = self._layout.sequence_arrays()[name]
-        rows = np.fromfile(
-            self._token_arrays / name,
-            "<i4",
-            count=spec.rows_of_shard(shard) * spec.shape[1],
-            offset=shard * spec.shard_rows * spec.row_bytes,
-        )
-        return [self._write(spec, shard, chunks_of(rows.reshape(-1, spec.shape[1]), spec))], None
+        rows = self._spills.sequences(name, shard * spec.shard_rows, spec.rows_of_shard(shard))
+        return [self._write(spec, shard, chunks_of(rows, spec))], None
 
     def _statistic(self, spec: ArraySpec, values: NDArray[np.float64]) -> Unit:
         return [self._write(spec, 0, chunks_of(values, spec))], None
@@ -119,7 +118,8 @@ class ShardUnits:
 
         def chunks() -> Iterator[NDArray[Any]]:
             slot = used = done = 0
-            for stored in self._shuffled.rows(number, record, split, start, start + rows):
+            shuffled = self._spills.rows(number, split, start, start + rows)
+            for stored in shuffled.rows(number, record, split, start, start + rows):
                 first = 0
                 while first < len(stored):
                     count = min(spec.chunk_rows - used, len(stored) - first)

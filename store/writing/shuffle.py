@@ -55,6 +55,8 @@ class ShuffledSpill:
         in_memory: blocks of rows that were not spilled; they come after those that were.
         record_bytes: of the widest hook.
         drop_pages: whether the system may drop pages of the spill once they were read.
+        rows_before: training rows of former buckets, which the folders do not have.
+        in_reading_order: whether held-out rows arrived in reading order in each folder, as from one process.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class ShuffledSpill:
         in_memory: Sequence[Block] = (),
         record_bytes: int = SMALL_BUCKET_BYTES,
         drop_pages: bool = True,
+        rows_before: int = 0,
+        in_reading_order: bool = True,
     ) -> None:
         most_rows = min(limit_bytes, SMALL_BUCKET_BYTES) // record_bytes
         self._spill = SpillReader(folders, num_buckets, in_memory, most_rows=most_rows, drop_pages=drop_pages)
@@ -75,9 +79,9 @@ class ShuffledSpill:
         self._limit_bytes = limit_bytes
         self._in_use = in_use
         self._bucket_rows = self._spill.bucket_rows()
-        self._bucket_ends = np.cumsum(self._bucket_rows[:num_buckets])
+        self._bucket_ends = rows_before + np.cumsum(self._bucket_rows[:num_buckets])
         self._ranks: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-        self._several = len(folders) > 1
+        self._in_reading_order = in_reading_order and len(folders) == 1
         self._buffers: deque[_Buffer] = deque()  # the one that is handed out comes first
         self._thread = futures.ThreadPoolExecutor(1, "saecache-sort")  # all reading is done there
 
@@ -196,17 +200,16 @@ class ShuffledSpill:
         """Where the held-out rows ``start:stop`` arrived: pairs of a place among all that arrived, and the
         places in ``start:stop`` of the rows that arrived from there on.
 
-        In one folder they arrived in reading order. So in each of several folders they lie side by side.
+        Those of one block arrived in reading order, so they lie side by side.
         """
-        if not self._several:
+        if self._in_reading_order:
             yield start, np.arange(stop - start)
             return
-        arrivals, first = self._heldout_order[start:stop], 0
-        for count in self._spill.heldout_rows:
-            places = np.flatnonzero((arrivals >= first) & (arrivals < first + count))
-            if len(places):
-                yield int(arrivals[places[0]]), places
-            first += count
+        arrivals = self._heldout_order[start:stop]
+        blocks = np.searchsorted(np.cumsum(self._spill.heldout_rows), arrivals, side="right")
+        for block in np.unique(blocks):
+            places = np.flatnonzero(blocks == block)
+            yield int(arrivals[places[0]]), places
 
     @cached_property
     def _heldout_order(self) -> NDArray[np.int64]:
@@ -217,7 +220,7 @@ class ShuffledSpill:
         pieces = [np.empty(0, np.uint64)]
         if split == "heldout":
             token = self._spill.tokens(self._heldout)
-            return (token[self._heldout_order] if self._several else token)[start:stop]
+            return (token if self._in_reading_order else token[self._heldout_order])[start:stop]
         bucket = int(np.searchsorted(self._bucket_ends, start, side="right"))
         while start < stop:
             first, end = self._first_row(bucket), int(self._bucket_ends[bucket])

@@ -37,7 +37,7 @@ class SpillReader:
     ) -> None:
         self._drop_pages = drop_pages
         self._sources: list[Path | _InOrder] = []  # of each block: its folder, or itself
-        starts, counts, heldout = [], [], []
+        starts, counts = [], []
         for folder in folders:
             spilled = np.fromfile(folder / "segments", "<u4").reshape(-1, num_buckets + 1)
             rows = spilled.sum(axis=1, dtype=np.int64)
@@ -48,14 +48,12 @@ class SpillReader:
             self._sources += [folder] * len(spilled)
             starts.append(np.cumsum(rows) - rows)
             counts.append(spilled)
-            heldout.append(int(spilled[:, -1].sum(dtype=np.int64)))
         self._sources += [(block, block.by_bucket()) for block in in_memory]
         starts.append(np.zeros(len(in_memory), np.int64))
         counts += [block.count_buckets(num_buckets)[None] for block in in_memory]
-        heldout.append(sum(int(block.count_buckets(num_buckets)[-1]) for block in in_memory))
-        self.heldout_rows = heldout
-        """Held-out rows in each folder, and in memory: each in reading order."""
         self._counts = merge_buckets(np.vstack(counts).astype(np.int64), most_rows).T.copy()
+        self.heldout_rows = self._counts[-1]
+        """Held-out rows of each block, int64 [blocks], which lie in reading order."""
         self.num_buckets = len(self._counts) - 1  # _counts is [buckets + 1, blocks]
         self._block_starts = np.concatenate(starts)
         self._before = 0, np.zeros_like(self._block_starts)  # a bucket, and each block's rows in those before

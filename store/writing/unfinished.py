@@ -13,9 +13,18 @@ from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences
 from ..layout import TokensKind
 from ..manifest import load_manifest
+from ..untrusted import describe_invalid
 from .blocks import Block, choose_buckets
 from .finalize import Finalizer
-from .journal import Journal, PartLengths, read_journal, write_journal
+from .journal import (
+    Journal,
+    PartLengths,
+    damaged_journal,
+    journal_bytes,
+    parse_journal,
+    read_journal,
+    write_journal,
+)
 from .output import (
     claim_output,
     discard_results,
@@ -26,6 +35,7 @@ from .output import (
     unmark_uncommitted,
 )
 from .part import SpillMark, SpillPart
+from .pieces import Piece, PieceStore
 from .unit_records import Delivery
 
 
@@ -37,6 +47,7 @@ class UnfinishedCache:
         identity: the whole identity.
         storage: how rows are stored.
         planned_rows: how many will be written, if it is known.
+        pieces: has the rows and the journal, where processes share no folder.
 
     Raises:
         UsageError: the folder holds something else, or an unfinished cache of another identity; another
@@ -44,9 +55,16 @@ class UnfinishedCache:
     """
 
     def __init__(
-        self, path: Path, identity: dict[str, Any], storage: StorageConfig, planned_rows: int | None
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        storage: StorageConfig,
+        planned_rows: int | None,
+        pieces: PieceStore | None = None,
     ) -> None:
         self._path, self._storage, self._planned_rows = path, storage, planned_rows
+        self._store = pieces
+        self._pieces_of_others: tuple[Piece, ...] = ()  # that this run has recorded
         self._part: SpillPart | None = None
         self._rows_of_others: dict[str, int] = {}  # that this run has recorded, by the journal's names
         self._failed = False  # an error left rows half written: nothing more may be written or committed
@@ -124,6 +142,7 @@ class UnfinishedCache:
                 self._storage,
                 sequence_arrays=names,
                 planned_rows=self._planned_rows,
+                store=self._store,
             )
             self._change(tokens=tokens)
         return self._part
@@ -143,22 +162,28 @@ class UnfinishedCache:
     def spill_durably(self) -> Journal:
         """The first half of a commit."""
         if self._part is not None:
-            self._part.make_durable()
-            self._change(blocks=self._part.blocks)
+            piece = self._part.make_durable()
+            more = () if piece is None else (piece,)
+            self._change(blocks=self._part.blocks, pieces=self.pending.pieces + more)
         return self.pending
 
     def record(self, durable: Journal, others: Sequence[SpillMark], progress: Mapping[str, Any]) -> None:
         """The second half of a commit of several processes; see :meth:`.CacheWriter.record`."""
         parts = tuple(PartLengths(blocks=mark.blocks, rows=mark.rows) for mark in others)
         parts += durable.parts[len(parts) :]
+        parts = parts if self._store is None else ()
+        known = {piece.name for piece in self._pieces_of_others}
+        pieces = tuple(piece for mark in others for piece in mark.pieces)
         names = ("train_rows", "heldout_rows")
         rows = {name: sum(getattr(mark, name) for mark in others) for name in names}
         more = {name: rows[name] - self._rows_of_others.get(name, 0) for name in names}
 
         def with_others(journal: Journal) -> Journal:
-            return journal.with_more(**more).model_copy(update={"parts": parts})
+            own = tuple(piece for piece in journal.pieces if piece.name not in known)
+            return journal.with_more(**more).model_copy(update={"parts": parts, "pieces": own + pieces})
 
         self.pending, self._rows_of_others = with_others(self.pending), rows
+        self._pieces_of_others = pieces
         self.set_progress(progress)
         self._replace_journal(with_others(durable).model_copy(update={"progress": self.pending.progress}))
 
@@ -194,6 +219,7 @@ class UnfinishedCache:
             self._storage,
             on_progress=on_progress,
             delivery=delivery,
+            pieces=self._store,
             in_memory=in_memory,
             drop_pages=self.is_committed and not shared,
         )
@@ -217,31 +243,48 @@ class UnfinishedCache:
         self._part = None
 
     def _load_or_start(self, identity: dict[str, Any]) -> Journal:
-        journal = read_journal(self._path)
+        journal = read_journal(self._path) if self._store is None else self._fetch_journal(self._store)
         if journal is None:
             widest = RecordLayout(max(identity["hooks"].values()), self._storage.dtype).record_bytes
             buckets = choose_buckets(self._planned_rows, widest, self._storage)
             journal = Journal(identity=identity, num_buckets=buckets)
-            write_journal(self._path, journal)
+            self._write_journal(journal)
         elif journal.identity != identity:
             listed = "\n".join(f"  - {line}" for line in differences(journal.identity, identity))
+            place = self._path if self._store is None else self._store
             raise UsageError(
-                f"{self._path} holds an unfinished cache of another identity: remove it, or choose another "
+                f"{place} holds an unfinished cache of another identity: remove it, or choose another "
                 f"folder. They differ in\n{listed}"
             )
         if self.has_manifest:  # all rows are in it, also those that were never spilled
             manifest = load_manifest(self._path)
             return journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
+        if self._store is not None:
+            self._write_journal(journal)  # from now on no other run can
+            self._store.keep_only([piece.name for piece in journal.pieces])
         discard_uncommitted_results(self._path)
         for number in range(1, 1 + len(journal.parts)):  # cut back to the last commit
             SpillPart(self._path, number, journal, self._storage).close()
         return journal
 
+    @staticmethod
+    def _fetch_journal(store: PieceStore) -> Journal | None:
+        content = store.read_journal()
+        try:
+            return None if content is None else parse_journal(content)
+        except ValueError as error:
+            raise damaged_journal(f"the journal at {store}", describe_invalid(error)) from None
+
+    def _write_journal(self, journal: Journal) -> None:
+        if self._store is not None:
+            self._store.write_journal(journal_bytes(journal))
+        write_journal(self._path, journal)
+
     def _change(self, **changed: Any) -> None:
         self.pending = self.pending.model_copy(update=changed)
 
     def _replace_journal(self, journal: Journal) -> None:
-        write_journal(self._path, journal)
+        self._write_journal(journal)
         self.journal = journal
         unmark_uncommitted(self._path)
 

@@ -12,10 +12,11 @@ import numpy as np
 from ...common.untrusted_files import read_regular
 from ...distributed.group import Group
 from ..durable import make_folders, write_bytes
-from ..layout import Layout
+from ..layout import ArraySpec, Layout
 from ..manifest import MAX_MANIFEST_BYTES, FileInfo
 from ..untrusted import parse_json
 from .journal import WORK_FOLDER
+from .pieces import PieceStore
 
 _UNITS_UNDER_WAY = 2  # being synced and recorded while the next is made
 
@@ -32,6 +33,9 @@ class Delivery(Protocol):
     def take(self, file: FileInfo, *, keep: bool) -> None:
         """Copy a shard to its place; without ``keep`` it is then removed from the folder."""
 
+    def bring_back(self, file: FileInfo) -> None:
+        """Copy a shard from its place into the folder."""
+
     def meet(self, group: Group) -> None:
         """Wait for the copies of all processes of ``group``, and notice what is at the place then."""
 
@@ -47,6 +51,7 @@ class UnitRecords:
         layout: of the cache.
         on_progress: called with (bytes done, bytes in all).
         delivery: takes the files that are finished.
+        shared: has the records of all processes, where they share no folder.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class UnitRecords:
         layout: Layout,
         on_progress: Callable[[int, int], None] | None,
         delivery: Delivery | None,
+        shared: PieceStore | None = None,
     ) -> None:
         self.files: list[FileInfo] = []
         self.done_bytes = 0
@@ -62,7 +68,7 @@ class UnitRecords:
         self.on_progress = on_progress
         self._cache = cache
         self.folder = cache / WORK_FOLDER / "done"
-        self._delivery = delivery
+        self._delivery, self._shared = delivery, shared
         self._read_again = tuple(f"{layout.norm('train', hook).path}/" for hook in layout.hooks)
         self._paths = frozenset(
             spec.shard_path(shard) for spec in layout.arrays() for shard in range(spec.num_shards)
@@ -70,9 +76,14 @@ class UnitRecords:
         self._threads = ThreadPoolExecutor(1, "saecache-record")
         self._under_way: deque[Future[list[FileInfo]]] = deque()
 
-    def make_folders(self) -> None:
-        """Create the folders of all files that the cache will have."""
+    def prepare(self) -> None:
+        """Create the folders of all files that the cache will have, and copy the records of others."""
         make_folders(sorted({(self._cache / path).parent for path in self._paths}))
+        if self._shared is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            known = frozenset(path.name for path in self.folder.glob("*.json"))
+            for name, content in self._shared.read_records(known):
+                (self.folder / name).write_bytes(content)
 
     def has(self, name: str) -> bool:
         """Whether a former run did a unit, so that :meth:`once` will not do it."""
@@ -88,7 +99,7 @@ class UnitRecords:
         done = self._read(record)
         if done is None:
             written, extra = write()
-            self._under_way.append(self._threads.submit(_record, record, written, extra))
+            self._under_way.append(self._threads.submit(self._record, record, written, extra))
         else:
             files, extra = done
             self._under_way.append(self._threads.submit(lambda: files))
@@ -106,6 +117,13 @@ class UnitRecords:
             self.done_bytes += sum(file.size for file in files)
             if self.on_progress:
                 self.on_progress(self.done_bytes, self.total_bytes)
+
+    def bring_back(self, spec: ArraySpec) -> None:
+        """Make sure that the files of an array are here, where other processes may have written some."""
+        for file in self.files if self._delivery is not None else ():
+            if file.path.startswith(f"{spec.path}/") and not (self._cache / file.path).is_file():
+                assert self._delivery is not None
+                self._delivery.bring_back(file)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -135,13 +153,14 @@ class UnitRecords:
         """Whether a file stays in the folder until the end, because it is read again for the statistics."""
         return file.path.startswith(self._read_again)
 
-
-def _record(record: Path, written: list[Written], extra: Any) -> list[FileInfo]:
-    """Record the files of a unit durably, once the files themselves are durable."""
-    files = []
-    for path, finished in written:
-        size, digest = finished.result()
-        files.append(FileInfo(path=path, size=size, sha256=digest))
-    saved = {"files": [file.model_dump() for file in files], "extra": extra}
-    write_bytes(record, json.dumps(saved).encode())
-    return files
+    def _record(self, record: Path, written: list[Written], extra: Any) -> list[FileInfo]:
+        """Record the files of a unit durably, once the files themselves are durable."""
+        files = []
+        for path, finished in written:
+            size, digest = finished.result()
+            files.append(FileInfo(path=path, size=size, sha256=digest))
+        saved = json.dumps({"files": [file.model_dump() for file in files], "extra": extra}).encode()
+        write_bytes(record, saved)
+        if self._shared is not None:
+            self._shared.put_record(record.name, saved)
+        return files

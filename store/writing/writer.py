@@ -24,6 +24,7 @@ from .arguments import (
     sequence_arguments,
 )
 from .journal import Journal, journal_path
+from .pieces import PieceStore
 from .publish import publish
 from .unfinished import UnfinishedCache
 from .unit_records import Delivery
@@ -53,6 +54,7 @@ class CacheWriter:
         planned_sequences: int | None = None,
         delivery: Delivery | None = None,
         shared: bool = False,
+        pieces: PieceStore | None = None,
     ) -> None:
         """Start a cache in a new folder, or continue the unfinished one that is there.
 
@@ -71,6 +73,8 @@ class CacheWriter:
             delivery: moves shards elsewhere as they are finished; ``path`` then only holds unfinished work.
             shared: other processes write into ``path`` too (see ``helper.py``), perhaps still when this one
                 is closed: so nothing is removed before the first commit.
+            pieces: takes all rows and the journal with each commit, so that other processes need not see
+                ``path``, and the next writer may be on another machine.
 
         Raises:
             UsageError: bad arguments; a folder that holds something else, or an unfinished cache of another
@@ -82,12 +86,12 @@ class CacheWriter:
         self.seed = seed
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
-        self._delivery, self._shared = delivery, shared
+        self._delivery, self._shared, self._pieces = delivery, shared, pieces
         self._provenance = json.loads(canonical_json(dict(provenance)))
         check_settings(self.hooks, context, heldout_fraction, self.storage)
         self.identity = whole_identity(identity, self.hooks, context, seed, heldout_fraction, self.storage)
         planned_rows = None if planned_sequences is None else planned_sequences * context
-        self._unfinished = UnfinishedCache(self.path, self.identity, self.storage, planned_rows)
+        self._unfinished = UnfinishedCache(self.path, self.identity, self.storage, planned_rows, pieces)
 
     @property
     def journal(self) -> Journal:
@@ -210,7 +214,8 @@ class CacheWriter:
         From the commit on no row can be lost: if the process is killed, the next writer finalizes the same
         cache. With ``commit_first=False`` the last rows go from memory into the arrays, which saves writing
         and syncing them once more. If the process is killed meanwhile they are lost, so that is for rows that
-        can be made again; after an error they are committed. With a ``delivery`` they always are, first.
+        can be made again; after an error they are committed. With a ``delivery`` or ``pieces`` they always
+        are, first.
 
         Args:
             counts: further counts for the manifest (documents, tokens left out, ...).
@@ -226,7 +231,8 @@ class CacheWriter:
         check_counts(counts)
         unfinished = self._unfinished
         with unfinished.working():
-            if not unfinished.is_committed and (commit_first or self._delivery is not None):
+            elsewhere = self._delivery is not None or self._pieces is not None
+            if not unfinished.is_committed and (commit_first or elsewhere):
                 unfinished.make_durable()
             if not self.is_published:
                 try:

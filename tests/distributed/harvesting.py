@@ -35,7 +35,8 @@ class Mishap:
 @dataclass(frozen=True)
 class Harvest:
     """A harvest into ``out``, by way of ``scratch`` if that is a URL; each process writes what it says to a
-    file in ``said``. ``elsewhere`` is where the last process looks for the folder, if not there.
+    file in ``said``. ``elsewhere`` is where the last process looks for the folder, if not there. With several
+    ``nodes`` the processes are on as many machines, and each machine has a folder below ``scratch``.
     """
 
     config: HarvestConfig
@@ -44,10 +45,16 @@ class Harvest:
     scratch: Path | None = None
     elsewhere: str | None = None
     extend: Path | None = None
+    nodes: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def said_by(self, rank: int) -> Path:
         return self.said / f"{rank}.txt"
+
+    def scratch_of(self, rank: int, size: int) -> Path | None:
+        if self.scratch is None or self.nodes == 1:
+            return self.scratch
+        return self.scratch / f"node{rank * self.nodes // size}"
 
 
 def into_folder(config: HarvestConfig, path: Path) -> Harvest:
@@ -87,7 +94,7 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     with harvest.said_by(rank).open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    os.environ.update(environment_of(rank, size, port) | harvest.environment)
+    os.environ.update(environment_of(rank, size, port, harvest.nodes) | harvest.environment)
     import torch
 
     from saecache.common.errors import SaecacheError
@@ -95,9 +102,11 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     from saecache.harvest import feed
     from saecache.harvest.runner import run as run_harvest
     from saecache.store.derived import replay
+    from saecache.store.writing import spills
 
     torch.set_num_threads(1)
     feed.ROUND_TOKENS = 1  # one step of each process
+    spills.WINDOW_BYTES = 1 << 17  # two shards
     replay._BLOCK_BYTES, replay.COMMIT_BYTES = 1 << 16, 1 << 17  # many rounds of copying, with commits
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
     if mishap is not None:
@@ -105,7 +114,8 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     try:
         with join_world():
             out = harvest.elsewhere if harvest.elsewhere and rank == size - 1 else harvest.out
-            run_harvest(harvest.config, out, scratch=harvest.scratch, extend=harvest.extend)
+            scratch = harvest.scratch_of(rank, size)
+            run_harvest(harvest.config, out, scratch=scratch, extend=harvest.extend)
     except KeyboardInterrupt:
         sys.exit(130)
     except SaecacheError as error:
@@ -113,8 +123,9 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
         sys.exit(error.exit_status)
 
 
-def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
-    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+def environment_of(rank: int, size: int, port: int, nodes: int = 1) -> dict[str, str]:
+    mine = [other for other in range(size) if other * nodes // size == rank * nodes // size]
+    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": mine.index(rank), "LOCAL_WORLD_SIZE": len(mine)}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SAECACHE_TIMEOUT": 300}
     return {name: str(value) for name, value in (values | meeting).items()}
 

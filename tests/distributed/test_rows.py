@@ -15,6 +15,7 @@ from saecache.testing.run_folders import folder_bytes
 from saecache.testing.sparse_rows import D_MODEL
 from saecache.train import run
 
+from ..train.device.kinds import settings_of
 from .test_training import (
     LATENTS,
     SOME,
@@ -89,6 +90,31 @@ def test_another_number_of_processes_continues_with_as_many_row_groups(
     expected, made = folder_bytes(some_by_two), folder_bytes(out)
     assert lines_of(out) == lines_of(some_by_two)
     assert [name for name in expected if "/sae/" in name and made[name] != expected[name]] == []
+
+
+# One of each way in which rows are chosen: in each row, in the batch, for each latent, from a pool.
+BY_MORE = ["topk", "mutual_choice", "feature_choice after mutual", "sampled", "matryoshka_batch_topk"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [3, 4])
+def test_three_and_four_groups_train_what_one_process_does(
+    groups: int, cache: ActivationCache, alone: Path, tmp_path: Path
+) -> None:
+    """128 rows are not a multiple of 3. A run that was killed has the bytes of one that was not."""
+    variants = [settings_of(name) | {"name": name.replace(" ", "_")} for name in BY_MORE]
+    config = config_of(*variants, parallel={"rows": groups})
+    out, again = tmp_path / "run", tmp_path / "again"
+    assert ends(train_with(groups, cache, out, config)) == ["well"] * groups
+    for name in (variant["name"] for variant in variants):
+        ours, expected = (load_file(run / name / "sae" / "weights.safetensors") for run in (out, alone))
+        assert ours.keys() == expected.keys()
+        for tensor, values in expected.items():
+            torch.testing.assert_close(ours[tensor], values, rtol=1e-6, atol=1e-6, msg=f"{name}: {tensor}")
+    stop_and_continue((groups, groups), {"rank": groups - 1, "signal": "SIGKILL"}, cache, again, config)
+    assert lines_of(again) == lines_of(out)
+    expected_bytes, made = folder_bytes(out), folder_bytes(again)
+    assert [name for name in expected_bytes if "/sae/" in name and made[name] != expected_bytes[name]] == []
 
 
 def test_another_number_of_row_groups_is_another_run(cache: ActivationCache, tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from saecache.harvest import HarvestConfig
+from saecache.harvest import run as harvest
 from saecache.store.reading.reader import ActivationCache
 
-from .processes import free_port, wait
+from .processes import Ended, free_port, wait
+from .test_harvest import bytes_at, contents
 from .test_rows import ROWS, some_by_two
 from .test_training import PROGRAM, SOME, assert_same_run, cache, config_of, ends
 
@@ -57,9 +60,39 @@ def test_two_nodes_train_what_one_does(
     nodes: list[tuple[str, str]], cache: ActivationCache, some_by_two: Path, tmp_path: Path
 ) -> None:
     """Latents are shared in a node, rows across the nodes."""
-    out, port = tmp_path / "run", str(free_port())
+    out = tmp_path / "run"
     config = config_of(*SOME, calibration={}, parallel=ROWS)
-    processes = []
+    arguments = [PROGRAM, str(cache.path), str(out), config.model_dump_json(), "{}"]
+    ended = run_on(nodes, lambda _: arguments, tmp_path)
+    assert ends([json.loads(one.output) for one in ended]) == ["well"] * len(ended)
+    assert_same_run(out, some_by_two)
+
+
+@pytest.mark.slow
+def test_two_nodes_harvest_what_one_process_does(
+    nodes: list[tuple[str, str]], make_config: Callable[..., HarvestConfig], tmp_path: Path
+) -> None:
+    """Into a bucket, for which a folder stands here; each node has scratch of its own."""
+    config = make_config(
+        num_tokens=6000, commit_seconds=0.0, tokens={"context": 16, "max_document_tokens": 99}
+    )
+    (tmp_path / "harvest.json").write_text(config.model_dump_json())
+    alone = harvest(config, tmp_path / "alone")
+    (tmp_path / "bucket").mkdir()
+    url = f"file://{tmp_path}/bucket/cache"
+
+    def command(node: int) -> list[str]:
+        arguments = ["-m", "saecache", "harvest", str(tmp_path / "harvest.json"), "--out", url]
+        return [*arguments, "--scratch", str(tmp_path / f"node{node}" / "scratch")]
+
+    ended = run_on(nodes, command, tmp_path)
+    assert "share no scratch folder" in ended[0].errors
+    assert bytes_at(url) == contents(Path(alone.path))
+
+
+def run_on(nodes: list[tuple[str, str]], arguments: Callable[[int], list[str]], folder: Path) -> list[Ended]:
+    """Run ``python <arguments of the node>`` in the processes of all nodes; they must all succeed."""
+    processes, port = [], str(free_port())
     for rank in range(len(nodes) * PER_NODE):
         namespace, cable = nodes[rank // PER_NODE]
         own = {
@@ -72,11 +105,11 @@ def test_two_nodes_train_what_one_does(
             "GLOO_SOCKET_IFNAME": cable,
             "OMP_NUM_THREADS": "1",
         }
-        arguments = [PROGRAM, str(cache.path), str(out), config.model_dump_json(), "{}"]
+        command = [sys.executable, *arguments(rank // PER_NODE)]
         processes.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", namespace, sys.executable, *arguments],
-                cwd=tmp_path,
+                ["ip", "netns", "exec", namespace, *command],
+                cwd=folder,
                 env=os.environ | own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -85,5 +118,4 @@ def test_two_nodes_train_what_one_does(
         )
     ended = wait(processes)
     assert [one.status for one in ended] == [0] * len(ended), "\n".join(one.errors[-1500:] for one in ended)
-    assert ends([json.loads(one.output) for one in ended]) == ["well"] * len(ended)
-    assert_same_run(out, some_by_two)
+    return ended

@@ -141,6 +141,8 @@ def keep_largest_per_latent(pairs: Pairs, counts: Tensor, row_group: Group) -> P
         among = _largest_of_each(torch.cat(every), lengths[:, first:last], counts[first:last])
         start = sum(map(len, every[: row_group.rank]))
         chosen[own] = among[start : start + own.stop - own.start]
+        del every, among  # before the next ones come, or the pairs are copied
+    del values
     return pairs.keep(torch.empty_like(chosen).index_copy_(0, order.pair, chosen))
 
 

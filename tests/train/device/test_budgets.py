@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from saecache.distributed.group import ALONE, Group
 from saecache.train import TrainConfig
 from saecache.train.backends import sources
 from saecache.train.backends.choice import use_backend
@@ -75,10 +76,12 @@ def cost_of_a_step(
     *,
     dead: float = 0.0,
     shape: str = "autoencoder",
+    group: Group = ALONE,
 ) -> Counts:
     """The second step's, when everything that is kept from step to step is there.
 
-    A part ``dead`` of the latents is dead; the biases keep them inactive.
+    A part ``dead`` of the latents is dead; the biases keep them inactive. The processes of ``group`` share
+    the latents.
     """
     monkeypatch.setattr(sources, "DEVICE_BLOCK_BYTES", sources.DEVICE_BLOCK_BYTES // scale**2)
     monkeypatch.setattr(nfm, "GRAM_ROWS", nfm.GRAM_ROWS // scale)
@@ -89,7 +92,7 @@ def cost_of_a_step(
     )
     widths = {"transcoder": {"d_target": width}, "crosscoder": {"hook_widths": (width // 2,) * 2}}
     shaped = {"d_model": width, **widths.get(shape, {})}
-    plan = Plan(num_latents=latents, batch_rows=rows, num_steps=100, **shaped)
+    plan = Plan(num_latents=latents, batch_rows=rows, num_steps=100, group=group, **shaped)
     generator = torch.Generator().manual_seed(1)  # by that of the parameters rows would be their directions
     x = torch.nn.functional.normalize(torch.randn(2, rows, width, generator=generator), dim=2)
     parameters = initial_parameters(plan, 0, torch.zeros(width))

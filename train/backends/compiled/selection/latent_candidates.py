@@ -34,16 +34,22 @@ class LatentCandidates:
         """Add the candidates among the rows of a block."""
         run_parts(lambda first, last: self._parts[first].add(block), len(self._parts), 1)
 
-    def collected(self) -> tuple[Any, Any, Any]:
+    def collect(self) -> tuple[Any, Any, Any]:
         """Row (int64), latent (int64) and score v (float32) of every candidate that is left.
 
-        They are ordered by groups of ``PART_LATENTS`` latents, within these by rows, then by latents.
+        They are ordered by groups of ``PART_LATENTS`` latents, within these by rows, then by latents. The
+        memory in which they were held is freed on the way, and nothing can be added any more.
         """
         for part in self._parts:
             part.drop_beaten()
-        columns = zip(*[part.columns() for part in self._parts], strict=True)
-        row, latent, score = (np.concatenate(column) for column in columns)
-        return row, latent, score
+            del part.heap, part.upper
+        return self._join("row", np.int64), self._join("latent", np.int64), self._join("score", np.float32)
+
+    def _join(self, column: str, dtype: Any) -> Any:
+        joined = np.concatenate([getattr(part, column)[: part.held] for part in self._parts], dtype=dtype)
+        for part in self._parts:
+            delattr(part, column)
+        return joined
 
 
 class _Part:
@@ -61,14 +67,10 @@ class _Part:
         self.held = 0
 
     def _reserve(self, size: int) -> None:
-        self.row: Any = np.empty(size, np.int64)
-        self.latent: Any = np.empty(size, np.int64)
+        self.row: Any = np.empty(size, np.int32)  # of the batch, which has fewer than 2^31
+        self.latent: Any = np.empty(size, np.int32)
         self.score: Any = np.empty(size, np.float32)
         self.upper: Any = np.empty(size, np.int32)
-
-    def columns(self) -> tuple[Any, Any, Any]:
-        n = self.held
-        return self.row[:n], self.latent[:n], self.score[:n]
 
     def add(self, block: ScoredBlock) -> None:
         row = 0

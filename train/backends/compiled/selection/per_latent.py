@@ -56,7 +56,7 @@ def _from_encoder(encoder: Encoder, counts: Tensor) -> Pairs:
 
 
 def _by_rows(candidates: LatentCandidates, num_rows: int) -> Pairs:
-    row, latent, score = (torch.from_numpy(array) for array in candidates.collected())
+    row, latent, score = (torch.from_numpy(array) for array in candidates.collect())
     # by_latent sorts by rows here, as row and latent are swapped. It is stable: latents stay ascending.
     places = Pairs(row_ptr=torch.tensor([0, row.numel()]), latent=row, value=score, num_latents=num_rows)
     order = by_latent(places)
