@@ -95,6 +95,13 @@ class Pairs:
             num_latents=self.num_latents,
         )
 
+    def join_rows(self, num_rows: int) -> "Pairs":
+        """The same pairs in ``num_rows`` rows, each of as many consecutive rows, whose latents ascend."""
+        if num_rows == self.num_rows:
+            return self
+        ends = self.row_ptr[:: self.num_rows // max(num_rows, 1)].contiguous()
+        return Pairs(row_ptr=ends, latent=self.latent, value=self.value, num_latents=self.num_latents)
+
     def count_per_latent(self) -> Tensor:
         """The number of rows that use each latent: int64 [F]."""
         return torch.bincount(self.latent, minlength=self.num_latents)

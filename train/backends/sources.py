@@ -114,7 +114,8 @@ class Encoder(_Factors):
         with borrowed(min(size, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
             for first_row in range(0, len(x), size):
                 part = x[first_row : first_row + size]
-                yield first_row, matmul(part, W.T, buffer[: len(part)], columns=self.slice_latents).add_(b)
+                out = buffer[: len(part)]
+                yield first_row, matmul(part, W.T, out, columns=self.slice_latents, bias=b)
 
 
 @dataclass(frozen=True, eq=False)

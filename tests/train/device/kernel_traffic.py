@@ -13,6 +13,7 @@ UPDATED = {
     "_rows_kernel": ("parameter", "mean", "square"),
     "_histogram_kernel": ("histogram", "state"),
     "_digit_kernel": ("histogram", "state"),
+    "_nested_kernel": ("slopes",),
 }
 ADDED_TO = {"_one_kernel": ("out",), "_both_kernel": ("enc", "dec", "bias")}  # with ADD
 
@@ -84,6 +85,14 @@ def _scan(named: Named) -> tuple[int, tuple[str, ...]]:
     return scanned + places + _size(named["number"]), ("scores", "row", "column", "chunks")
 
 
+def _reaching(named: Named) -> tuple[int, tuple[str, ...]]:
+    """Only the chunks that reach what is looked for; the list is written up to the last one that does."""
+    scanned = int((named["tops"] >= named["least"][:, None]).sum()) * named["CHUNK"]
+    found = min(int(named["ptr"][-1]), named["room"]) if named["FILL"] else 0
+    places = found * (named["column"].element_size() + named["value"].element_size())
+    return scanned * named["scores"].element_size() + places, ("scores", "column", "value")
+
+
 def _kept(named: Named) -> tuple[int, tuple[str, ...]]:
     """Of the list of candidates only those that are there."""
     if named.get("DENSE") or "ptr" not in named:
@@ -101,4 +110,6 @@ GATHERING: dict[str, Callable[[Named], tuple[int, tuple[str, ...]]]] = {
     "_both_kernel": _by_latent(("x", "x_scratch"), ("error", "e_scratch")),
     "_scan_kernel": _scan,
     "_keep_kernel": _kept,
+    "_nested_kernel": _decoded(2),
+    "_reaching_kernel": _reaching,
 }

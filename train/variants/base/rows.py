@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....distributed.group import ALONE, Group
 from ...backends.choice import backend_of
+from ...backends.gates import Draw
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder, LayeredEncoder
 from ...engine.late import LateRead
@@ -120,11 +121,15 @@ class Rows:
 
         Each is a function of (seed, number of the batch, stream, row, column) alone, on every device.
         """
-        batch = stream << 32 | self.number
+        seed, batch, *_ = self.draw(stream, first_row)
         device = self.x_centered.device
         return self.backend.random_uniform(
-            self.seed % 2**64, batch, first_row, num_rows, num_columns, device, first_column
+            seed, batch, first_row, num_rows, num_columns, device, first_column
         )
+
+    def draw(self, stream: RandomStream, first_row: int, first_column: int = 0) -> Draw:
+        """Which numbers :meth:`random_uniform` draws, for an operation that draws them itself."""
+        return self.seed % 2**64, stream << 32 | self.number, first_row, first_column
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
@@ -251,9 +256,12 @@ class Batch(Rows):
     def record(self, codes: Pairs, squared_error: Tensor) -> None:
         """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.
 
-        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 [].
+        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 []. The codes may be those
+        of several rows for each row, one after the other.
         """
         row_l0, firing = self.backend.count_active(codes)
+        if codes.num_rows != self.num_rows:
+            row_l0 = row_l0.view(self.num_rows, -1).sum(1)
         self.outcome.firing += firing
         self.outcome.row_l0.append(self.shards.sum(row_l0))
         self.outcome.squared_error += squared_error
