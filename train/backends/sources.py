@@ -106,7 +106,8 @@ class Encoder(_Factors):
 
     def of_rows(self, rows: slice) -> "Encoder":
         """The same encoder for some of the rows."""
-        return replace(self, x_centered=self.x_centered[rows])
+        start, stop, _ = rows.indices(self.num_rows)
+        return self if stop - start == self.num_rows else replace(self, x_centered=self.x_centered[rows])
 
     def blocks(self) -> Blocks:
         """Yield all pre-activations block by block, from float32 matrix products."""

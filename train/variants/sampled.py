@@ -91,7 +91,7 @@ class Sampled(BatchRule):
         pool = self.choose_pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows_of_all
         chosen = rows.pre_activations(rows.shards.among_own(pool)).largest_of_batch(total, hint_of(rows))
-        return chosen.keep(chosen.value > 0)
+        return chosen.positive()
 
     def choose_pool(self, rows: Rows) -> Tensor:
         """Choose the latents, of all F, that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""

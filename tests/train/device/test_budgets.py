@@ -18,7 +18,7 @@ from saecache.train.engine.loop import train_on_batch
 from saecache.train.engine.reading import Reading, Source
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
-from saecache.train.variants import VARIANTS
+from saecache.train.variants import VARIANTS, sampled
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.losses import nfm
 
@@ -46,9 +46,15 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
 # The same of the terms of a loss that need more than the codes, with an eighth of all latents dead where dead
 # ones are trained, and of what else an SAE can read. aux_zipf selects among dead and among dying latents.
 # NFM goes along the decoder twice in operations of torch, and NFM-inf once.
+AUX = {"k": 64}  # what AuxK trains of a row where so many are dead; its default depends on the width, too
 TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
-    "topk with auxk": ({"kind": "topk", "k": K}, 1 / 8, (120, 4, 12.0)),
-    "mutual_choice with aux_zipf": ({"kind": "mutual_choice", "k": K}, 1 / 8, (160, 4, 16.0)),
+    "topk with auxk": ({"kind": "topk", "k": K, "auxk": AUX}, 1 / 8, (120, 4, 12.0)),
+    "mutual_choice with aux_zipf": (
+        {"kind": "mutual_choice", "k": K, "auxk": AUX, "aux_zipf": AUX, "window_rows": 1}, 1 / 8, (160, 4, 16.0)
+    ),
+    "feature_choice with zipf": (
+        {"kind": "feature_choice", "k": K, "zipf": {"rounding": "carry"}}, 0, (120, 4, 12.0)
+    ),
     "mutual_choice with nfm and nfm_inf": (
         {
             "kind": "mutual_choice",
@@ -78,10 +84,12 @@ def cost_of_a_step(
 ) -> Counts:
     """The second step's, when everything that is kept from step to step is there.
 
-    A part ``dead`` of the latents is dead; the biases keep them inactive.
+    A part ``dead`` of the latents is dead: their pre-activations are above 0, so that a term that trains them
+    has as many pairs as it asks for, but far below those of others.
     """
     monkeypatch.setattr(sources, "DEVICE_BLOCK_BYTES", sources.DEVICE_BLOCK_BYTES // scale**2)
     monkeypatch.setattr(nfm, "GRAM_ROWS", nfm.GRAM_ROWS // scale)
+    monkeypatch.setattr(sampled, "THRESHOLD_ROWS", sampled.THRESHOLD_ROWS // scale)
     sources.block_bytes.cache_clear()
     latents, rows, width = LATENTS // scale, ROWS // scale, WIDTH // scale
     config = TrainConfig.model_validate(
@@ -94,7 +102,8 @@ def cost_of_a_step(
     x = torch.nn.functional.normalize(torch.randn(2, rows, width, generator=generator), dim=2)
     parameters = initial_parameters(plan, 0, torch.zeros(width))
     num_dead = round(dead * latents)
-    parameters["b_enc"][:num_dead] = -2.0
+    parameters["W_enc"][:num_dead] *= 0.01
+    parameters["b_enc"][:num_dead] = 0.05
     with torch.no_grad(), pretended_device() as counts, use_backend("triton"):
         on_device = {name: tensor.to(DEVICE) for name, tensor in parameters.items()}
         reading = READINGS[shape](width)

@@ -101,7 +101,7 @@ class LargestPerRow:
 
     def numbers(self) -> Tensor:
         """What :meth:`finished` reads, on the device: limits of the factors, and which rows overflew."""
-        return self.factors.limits(above=self.ends, room=self.room)
+        return self.factors.limits(above=self.ends, room=self.room, values=self.pairs.value)
 
     def finished(self, numbers_there: Tensor | None = None) -> Pairs:
         """The pairs, right in all rows. Reads from the device once.
@@ -113,10 +113,11 @@ class LargestPerRow:
             NonFiniteError: a pre-activation is NaN, or too large for float32.
         """
         numbers = (self.numbers() if numbers_there is None else numbers_there).cpu().tolist()
-        self.factors.check(numbers[:3])
-        if any(numbers[3:]):
+        self.factors.check(numbers)
+        if self.ends is not None and numbers[3]:
             self._select_whole_rows(self.overflown.nonzero()[:, 0])
-        return self.pairs
+            return self.pairs
+        return self.pairs.with_num_positive(int(numbers[4]))
 
     @property
     def overflown(self) -> Tensor:
@@ -259,4 +260,5 @@ def largest_per_latent(
         latent=order.row,
         value=found.value.index_select(0, order.pair),
         num_latents=len(W),
+        num_positive=found.num_positive,
     )

@@ -229,11 +229,14 @@ class Batch(Rows):
 
     def of_rows(self, rows: slice) -> "Batch":
         """A part of the rows, which shares the gradients and the outcome."""
+        start, stop, _ = rows.indices(self.num_rows)
+        if stop - start == self.num_rows:
+            return self
         return replace(
             self,
             x_centered=self.x_centered[rows],
             target_centered=self.target_centered[rows],
-            first_row=self.first_row + rows.indices(self.num_rows)[0],
+            first_row=self.first_row + start,
         )
 
     def leading_rows(self, count: int) -> "Batch":

@@ -110,9 +110,10 @@ def run_operations(B: int, K: int) -> None:
     largest.queue_largest_per_row(x, W, b, K)
     wide = torch.ones(F, dtype=torch.int64)
     factors = prepare.factors_of(x, W, b, None)
-    for counts in ((), (ptr[-1:],), (ptr[-1:], ptr[-1:])):
-        factors.limits(*counts)
-    factors.limits(above=ptr[1:], room=4)
+    factors.limits()
+    factors.limits(ptr[-1:], kept=ptr[-1:])
+    factors.limits(ptr[-1:], values=x.view(-1))
+    factors.limits(above=ptr[1:], room=4, values=x.view(-1))
     for pays in (True, False):
         largest.screening_pays = lambda *_, pays=pays: pays
         largest.queue_largest_per_row(x, W, b, K)
@@ -123,7 +124,9 @@ def run_operations(B: int, K: int) -> None:
     least = candidates.least_of_all(found, 9)
     for limit, of in ((least, "all"), (b, "column")):
         some = candidates.candidates(found, limit, of, 999, x, W)
-    compact.compact_candidates(some, order.among_largest(some.value, some.count, 9), F, 9)
+    compact.compact_candidates(some, some.value > 0, F, 9)
+    compact.largest_candidates(some, B, F, 9)
+    compact.largest_of_matrix(values, 9)
 
 
 def encode_rows() -> None:
