@@ -31,7 +31,16 @@ def bytes_of_kernel(name: str, named: Named) -> int:
             continue  # a tensor stands in for arguments that a kernel does not look at
         seen.add(value.data_ptr())
         total += _size(value) * (2 if argument in updated else 1)
+    for argument in ADDED_TO.get(name, ()) if named.get("ADD") else ():
+        total -= 2 * _untouched(named, argument)
     return total
+
+
+def _untouched(named: Named, argument: str) -> int:
+    """The bytes of the rows of a gradient whose latents have no pairs; every entry of the bias is written."""
+    if named[argument].dim() == 1:
+        return 0
+    return int((named["latent_ptr"].diff() == 0).sum()) * _row(named[argument], named["D"])
 
 
 def _size(tensor: Tensor) -> int:

@@ -82,7 +82,7 @@ def cost_of_a_step(
     dead: float = 0.0,
     shape: str = "autoencoder",
 ) -> Counts:
-    """The second step's, when everything that is kept from step to step is there.
+    """The third step's, when everything that is kept from step to step is there.
 
     A part ``dead`` of the latents is dead: their pre-activations are above 0, so that a term that trains them
     has as many pairs as it asks for, but far below those of others.
@@ -99,7 +99,7 @@ def cost_of_a_step(
     shaped = {"d_model": width, **widths.get(shape, {})}
     plan = Plan(num_latents=latents, batch_rows=rows, num_steps=100, **shaped)
     generator = torch.Generator().manual_seed(1)  # by that of the parameters rows would be their directions
-    x = torch.nn.functional.normalize(torch.randn(2, rows, width, generator=generator), dim=2)
+    x = torch.nn.functional.normalize(torch.randn(3, rows, width, generator=generator), dim=2)
     parameters = initial_parameters(plan, 0, torch.zeros(width))
     num_dead = round(dead * latents)
     parameters["W_enc"][:num_dead] *= 0.01
