@@ -127,8 +127,8 @@ class PreActivations:
     def largest_per_latent(self, counts: Tensor) -> Pairs:
         """Feature Choice: select the ``counts[i]`` largest rows of latent i; ties go to the lowest row.
 
-        ``counts`` is int64 [n], each from 0 to B of all processes. That is checked in main memory only: asking
-        a device would wait for it.
+        ``counts`` is int64 [n], each from 0 to B of all processes, which is checked in main memory only:
+        to ask a device is to wait for it.
         """
         num_latents, num_rows = self.source.num_latents, self.row_group.add_up(self.source.num_rows)
         if counts.shape != (num_latents,) or counts.dtype != torch.int64:

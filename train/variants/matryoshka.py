@@ -68,9 +68,7 @@ class MatryoshkaBatchTopK(BatchRule):
                 self.auxk.term(self.k)(part, error)
 
 
-def train_nested(
-    part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]
-) -> Tensor:
+def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
     """Add the loss of every prefix and its gradients, and record the codes.
 
     Returns the error of the whole dictionary, [B, D].

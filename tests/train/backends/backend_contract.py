@@ -181,7 +181,7 @@ class BackendContract:
 
     def test_weight_gradients_of_rings(self, normal):
         """The rings of a row share the row that was encoded."""
-        rings, codes = self.rings(3)
+        rings, _ = self.rings(3)
         d_pre, x, slopes = normal(len(rings)), normal(40, 20), normal(120, 20)
         W_enc, W_dec = normal(90, 20), normal(90, 20)
         d_dense = rings.with_value(d_pre).to_dense().double()

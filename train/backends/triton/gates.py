@@ -1,5 +1,4 @@
-"""The gates of Probabilistic TopK in one pass: normalized, with their random numbers, ranked. One program a row.
-"""
+"""The gates of Probabilistic TopK in one pass: normalized, with their random numbers, ranked."""
 
 import torch
 import triton.language as tl

@@ -1,7 +1,7 @@
 """The largest of each row of given scores, which are compared as they are.
 
-As in :mod:`.largest`: as many chunks of a row reach a number as scores are wanted, so that a scan looks only at
-the chunks that reach it, too. Legend: M rows, N columns, C chunks of a row.
+The bar of a row is a number that as many of its chunks reach as scores are wanted. Only chunks that reach
+it are scanned. Legend: M rows, N columns, C chunks of a row.
 """
 
 import torch

@@ -1,5 +1,6 @@
-"""The rounded rows of an encoder, kept from one step to the next: the optimizer's pass refreshes them. Those of a
-batch are kept for the selections of its step.
+"""The rounded rows of an encoder, kept from one step to the next: the optimizer's pass refreshes them.
+
+Those of a batch are kept for the other selections of its step.
 
 They belong to the tensor object, and hold as long as torch has not changed it: torch counts its own changes
 in place, and of the kernels here only :func:`.adam.adam_step` changes weights, and none changes a batch.

@@ -1,7 +1,7 @@
 """The errors of nested dictionaries, and what they mean for each code, one program a row.
 
-A row of the batch has G rows of pairs, its rings. The program adds up ring after ring, so that it has the error
-of every prefix on the way, and then goes back to sum what each ring is to blame for.
+A row of the batch has G rows of pairs, its rings. The program adds up ring after ring, and so has the error
+of every prefix on the way. Then it goes back, and adds up the weighted errors that each ring takes part in.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ def _nested_kernel(
     inside = column < D
     x = tl.load(target + r * D + column, mask=inside, other=0.0)
     sums = tl.zeros((DP,), tl.float32)
-    for g in range(0, G):
+    for g in range(G):
         first, last = tl.load(row_ptr + ring + g), tl.load(row_ptr + ring + g + 1)
         sums = decoded_row(sums, latent, value, W, first, last, D, DP)
         e = sums - x
         tl.store(slopes + (ring + g) * D + column, e, mask=inside)
         tl.store(squared + g * B + r, tl.sum(e * e))
     tl.store(whole + r * D + column, sums - x, mask=inside)
-    blame = tl.zeros((DP,), tl.float32)
-    for h in range(0, G):  # the last ring first
+    slope = tl.zeros((DP,), tl.float32)
+    for h in range(G):  # the last ring first
         g = G - 1 - h
         place = slopes + (ring + g) * D + column
-        blame = tl.fma(tl.load(place, mask=inside, other=0.0), tl.load(weight + g), blame)
-        tl.store(place, blame, mask=inside)
+        slope = tl.fma(tl.load(place, mask=inside, other=0.0), tl.load(weight + g), slope)
+        tl.store(place, slope, mask=inside)
     tl.debug_barrier()  # every warp reads the whole rows back, in the order of sums of exact.py
-    for g in range(0, G):
+    for g in range(G):
         first, last = tl.load(row_ptr + ring + g), tl.load(row_ptr + ring + g + 1)
         for start in range(first, last, N):
             p = start + tl.arange(0, N)

@@ -117,9 +117,7 @@ def factors_of(x: Tensor, W: Tensor, b: Tensor, rounded_W: ScreenRows | None) ->
             f"b must be float32 [{len(W)}], one for each row of W, got {b.dtype} {tuple(b.shape)}"
         )
     b = b.detach().contiguous()
-    return Factors(
-        x=x, W=W, b=b, x_rows=x_rows, W_rows=round_latents(W) if rounded_W is None else rounded_W
-    )
+    return Factors(x=x, W=W, b=b, x_rows=x_rows, W_rows=round_latents(W) if rounded_W is None else rounded_W)
 
 
 def screening_pays(device: torch.device, width: int, num_columns: int, wanted_of_row: float) -> bool:

@@ -259,8 +259,8 @@ class Batch(Rows):
     def record(self, codes: Pairs, squared_error: Tensor) -> None:
         """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.
 
-        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 []. The codes may be those
-        of several rows for each row, one after the other.
+        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 []. Several rows of
+        ``codes``, one after the other, may have the codes of one row.
         """
         row_l0, firing = self.backend.count_active(codes)
         if codes.num_rows != self.num_rows:

@@ -86,7 +86,9 @@ def run_operations(B: int, K: int) -> None:
         gradients.weight_gradients(
             pairs, pairs.value, pairs.value, x, x, W, W, b, add=add, add_bias=False, scale=0.5
         )
-    rings = Pairs(row_ptr=torch.arange(2 * B + 1) * K // 2, latent=pairs.latent, value=pairs.value, num_latents=F)
+    rings = Pairs(
+        row_ptr=torch.arange(2 * B + 1) * K // 2, latent=pairs.latent, value=pairs.value, num_latents=F
+    )
     nested.reconstruct_nested(rings, W, x, (1.0, 2.0), 0.5)
     gradients.weight_gradients(rings, pairs.value, pairs.value, x, x.repeat(2, 1), W, W, b, add_bias=False)
     whole = torch.zeros(B, F)
