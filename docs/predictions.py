@@ -150,6 +150,11 @@ def all_pre_activations(F: int, *, passes: int) -> Phase:
     )
 
 
+def errors_of_prefixes(prefixes: int) -> Phase:
+    """The error of every prefix of a nested dictionary: written, read and weighted."""
+    return Phase(name="errors of prefixes", bytes=prefixes * 3 * 4 * B * D, launches=4)
+
+
 def penalized(F: int, *, products: int) -> list[Phase]:
     """The kinds in which a penalty decides: so many latents are active that matrices are multiplied whole."""
     passes = 4 + 2 * products
@@ -168,11 +173,11 @@ STEPS: dict[str, Step] = {
         selecting(F, wanted=4 * K, decoded=5 * K) + learning(F, decoded=5 * K, reconstructions=2)
     ),
     "batch_topk": lambda F: selecting(F) + learning(F),
-    "matryoshka_batch_topk": lambda F: selecting(F) + learning(F, reconstructions=5),
+    "matryoshka_batch_topk": lambda F: [*selecting(F), *learning(F), errors_of_prefixes(5)],
     "mutual_choice": lambda F: selecting(F) + learning(F),
     "feature_choice": lambda F: selecting(F, per_latent=True) + learning(F),
-    "sampled": lambda F: [all_pre_activations(F, passes=4), *selecting(5 * K), *learning(F)],
-    "probabilistic_topk": lambda F: [all_pre_activations(F, passes=14), *learning(F)],
+    "sampled": lambda F: [all_pre_activations(F, passes=2), *selecting(5 * K), *learning(F)],
+    "probabilistic_topk": lambda F: [all_pre_activations(F, passes=4), *learning(F)],
     "relu": lambda F: penalized(F, products=5),
     "jumprelu": lambda F: penalized(F, products=5),
     "gated": lambda F: penalized(F, products=7),

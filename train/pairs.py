@@ -23,6 +23,7 @@ class Pairs:
         latent: int64 [P], strictly ascending within a row.
         value: float32 [P].
         num_latents: F.
+        num_positive: how many values are above 0, if the host knows it.
         made: what :meth:`once` has made for these places.
     """
 
@@ -30,6 +31,7 @@ class Pairs:
     latent: Tensor
     value: Tensor
     num_latents: int
+    num_positive: int | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -61,7 +63,13 @@ class Pairs:
 
     def with_value(self, value: Tensor) -> "Pairs":
         """The same places with other values ``value``, [P]."""
-        same_places = replace(self, value=value)
+        same_places = replace(self, value=value, num_positive=None)
+        object.__setattr__(same_places, "made", self.made)
+        return same_places
+
+    def with_num_positive(self, num_positive: int) -> "Pairs":
+        """The same pairs, of whose values ``num_positive`` are known to be above 0."""
+        same_places = replace(self, num_positive=num_positive)
         object.__setattr__(same_places, "made", self.made)
         return same_places
 
@@ -83,6 +91,12 @@ class Pairs:
             num_latents=self.num_latents,
         )
 
+    def positive(self) -> "Pairs":
+        """The pairs whose value is above 0."""
+        if self.num_positive == len(self):
+            return self
+        return self.keep(self.value > 0, self.num_positive)
+
     def slice_rows(self, start: int, stop: int) -> "Pairs":
         """Rows ``start:stop``, as views of the same memory except for ``row_ptr``."""
         if start == 0 and stop >= self.num_rows:
@@ -94,6 +108,13 @@ class Pairs:
             value=self.value[first:last],
             num_latents=self.num_latents,
         )
+
+    def join_rows(self, num_rows: int) -> "Pairs":
+        """The same pairs in ``num_rows`` rows, each of as many consecutive rows, whose latents ascend."""
+        if num_rows == self.num_rows:
+            return self
+        ends = self.row_ptr[:: self.num_rows // max(num_rows, 1)].contiguous()
+        return Pairs(row_ptr=ends, latent=self.latent, value=self.value, num_latents=self.num_latents)
 
     def count_per_latent(self) -> Tensor:
         """The number of rows that use each latent: int64 [F]."""

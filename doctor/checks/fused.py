@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ...train.backends.choice import load_backend
+from ...train.backends.gates import Gates
 from ...train.pairs import Pairs
 from ..notes import Notes
 from .problems import Problem, compare, same_bits
@@ -17,6 +18,9 @@ def check_fused_operations(notes: Notes, backend: Any, problem: Problem, codes: 
     """Check the operations of a step that backends may fuse, and the random numbers."""
     for name, check in {
         "reconstruct": _check_reconstruct,
+        "reconstruct_nested": _check_reconstruct_nested,
+        "rank_gates": _check_rank_gates,
+        "sum_rows": _check_sum_rows,
         "weight_gradients": _check_weight_gradients,
         "count_active": _check_count_active,
         "global_norm": _check_global_norm,
@@ -52,6 +56,40 @@ def _check_reconstruct(notes: Notes, name: str, backend: Any, problem: Problem, 
         notes.check(f"{name}, {part}", *compare(ours, theirs, whole=exact))
     again = backend.reconstruct(codes, problem.W_dec, problem.x, scale)
     notes.check(f"{name}, again", same_bits(*zip(got, again, strict=True)))
+
+
+def _check_reconstruct_nested(notes: Notes, name: str, backend: Any, problem: Problem, codes: Pairs) -> None:
+    """Each two rows of codes are the rings of one row."""
+    num_rows = codes.num_rows // 2 * 2
+    rings, target, weights = codes.slice_rows(0, num_rows), problem.x[: num_rows // 2], (1.0, 2.0)
+    got = backend.reconstruct_nested(rings, problem.W_dec, target, weights, 0.5)
+    there = problem.W_dec.cpu().double(), target.cpu().double()
+    want = _plain().reconstruct_nested(in_float64(rings), *there, weights, 0.5)
+    for part, ours, theirs in zip(("error", "slopes", "dot products", "squares"), got, want, strict=True):
+        exact = problem.whole and part in ("error", "slopes")
+        notes.check(f"{name}, {part}", *compare(ours, theirs, whole=exact))
+    again = backend.reconstruct_nested(rings, problem.W_dec, target, weights, 0.5)
+    notes.check(f"{name}, again", same_bits(*zip(got, again, strict=True)))
+
+
+def _check_rank_gates(notes: Notes, name: str, backend: Any, problem: Problem, codes: Pairs) -> None:
+    a = problem.x @ problem.W.T
+    for beta, weight in ((2.0, 1e-2), (0.5, 0.0)):
+        gates = [
+            Gates(beta=torch.tensor(beta, device=t.device), magnitude_weight=weight, layer_norm=True,
+                  draw=(SEED, BATCH, FIRST_ROW, 0))
+            for t in (a, a.cpu())
+        ]  # fmt: skip
+        want = _plain().rank_gates(a.cpu().double(), gates[1])
+        notes.check(f"{name}, λ = {weight:g}", *compare(backend.rank_gates(a, gates[0]), want))
+
+
+def _check_sum_rows(notes: Notes, name: str, backend: Any, problem: Problem, codes: Pairs) -> None:
+    pre = problem.x @ problem.W.T
+    for entropy in (False, True):
+        got = backend.sum_rows(pre, positive=True, entropy=entropy)
+        want = _plain().sum_rows(pre.cpu().double(), positive=True, entropy=entropy)
+        notes.check(f"{name}{', entropy' if entropy else ''}", *compare(got, want))
 
 
 def _check_weight_gradients(notes: Notes, name: str, backend: Any, problem: Problem, codes: Pairs) -> None:

@@ -4,6 +4,7 @@ Legend: B rows, D model width, F latents, P pairs.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +26,30 @@ def reconstruct(
     return error, sddmm(codes, error, W_dec).mul_(scale), sum_of_squares(error)
 
 
+def reconstruct_nested(
+    decode: Callable[[Pairs, Tensor], Tensor],
+    sddmm: Callable[[Pairs, Tensor, Tensor], Tensor],
+    rings: Pairs,
+    W_dec: Tensor,
+    target: Tensor,
+    weights: Sequence[float],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :meth:`.protocol.Backend.reconstruct_nested`."""
+    slopes = decode(rings, W_dec)  # first the errors
+    errors = slopes.view(len(target), len(weights), W_dec.shape[1]).unbind(1)
+    errors[0].sub_(target)
+    for before, error in pairwise(errors):
+        error.add_(before)
+    squared_errors = torch.stack([sum_of_squares(error) for error in errors])
+    whole = errors[-1].clone()
+    for weight, error in zip(weights, errors, strict=True):
+        error *= weight * scale
+    for after, error in pairwise(reversed(errors)):
+        error.add_(after)
+    return whole, slopes, sddmm(rings, slopes, W_dec), squared_errors
+
+
 def weight_gradients(
     accumulate_by_latent: Callable[[Pairs, Tensor, Tensor, Tensor], None],
     sum_per_latent: Callable[[Pairs, Tensor], Tensor],
@@ -38,6 +63,7 @@ def weight_gradients(
 ) -> Tensor:
     """See :meth:`.protocol.Backend.weight_gradients`."""
     accumulate_by_latent(codes, codes.value * scale, error, W_dec_grad)
+    codes = codes.join_rows(len(x_centered))
     accumulate_by_latent(codes, d_pre, x_centered, W_enc_grad)
     return sum_per_latent(codes, d_pre)
 
@@ -46,6 +72,14 @@ def count_active(codes: Pairs) -> tuple[Tensor, Tensor]:
     """See :meth:`.protocol.Backend.count_active`."""
     active = codes.keep(codes.value != 0)
     return active.row_ptr.diff(), active.count_per_latent()
+
+
+def sum_rows(pre: Tensor, *, positive: bool, entropy: bool) -> Tensor:
+    """See :meth:`.protocol.Backend.sum_rows`."""
+    z = pre.clamp(min=0.0) if positive else pre
+    if entropy:
+        return torch.stack([z.sum(0), torch.xlogy(z, z).sum(0)])
+    return z.square().sum(0, keepdim=True)
 
 
 def global_norm(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..pairs import Pairs
+from .gates import Gates
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +90,19 @@ class Backend(Selections, Protocol):
             the sum of the squares of the error, float64 [].
         """
 
+    def reconstruct_nested(
+        self, rings: Pairs, W_dec: Tensor, target: Tensor, weights: Sequence[float], scale: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode nested sets of codes, G for each row, and compare each with ``target`` [B, D].
+
+        ``rings`` [B * G, F]: row b * G + h has the codes that set h of row b has beyond those of set h - 1.
+
+        Returns:
+            With e_g [B, D] the error of set g, and s_h = scale * sum over g >= h of weights[g] * e_g: the
+            error of the last set, [B, D]; s, row b * G + h for set h of row b, [B * G, D];
+            <s[row], W_dec[latent]> of every pair, [P]; and the sum of the squares of each e_g, float64 [G].
+        """
+
     def weight_gradients(
         self,
         codes: Pairs,
@@ -102,7 +116,9 @@ class Backend(Selections, Protocol):
         """Add the gradients of both matrices [F, D] over the pairs of ``codes``, in a fixed order.
 
         W_enc_grad[latent] += sum of d_pre * x_centered[row], W_dec_grad[latent] += sum of scale * value *
-        error[row], with ``d_pre`` [P], ``x_centered`` and ``error`` [B, D].
+        error[row], with ``d_pre`` [P], ``x_centered`` and ``error`` [B, D]. Codes may also be rings as those
+        of :meth:`reconstruct_nested`, [B * G, F], and ``error`` [B * G, D]: each row of ``x_centered`` then
+        serves its G rings, whose latents ascend from ring to ring.
 
         Returns:
             The sum of ``d_pre`` over the pairs of each latent, [F].
@@ -136,6 +152,19 @@ class Backend(Selections, Protocol):
 
         Each is a function of (``seed``, ``batch``, row, latent) alone, the same on every backend: the one of
         :mod:`.plain.random_numbers`. ``seed`` and ``batch`` are from 0 to 2**64 - 1.
+        """
+
+    def rank_gates(self, a: Tensor, gates: Gates) -> Tensor:
+        """Rank the pre-activations ``a`` [b, F] of a block by their gates: float32 [b, F].
+
+        With t = (LayerNorm(a) + log u - log(1 - u)) / beta it is λ |a| - σ(-t), or t if λ is 0.
+        """
+
+    def sum_rows(self, pre: Tensor, *, positive: bool, entropy: bool) -> Tensor:
+        """Sums over the rows of ``pre`` [b, F]; with ``positive`` of what ReLU leaves of it.
+
+        Returns:
+            The sums of the squares, [1, F]; for ``entropy`` those of the values z and of z log z, [2, F].
         """
 
     def gradient_norm(self, gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:

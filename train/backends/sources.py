@@ -106,7 +106,8 @@ class Encoder(_Factors):
 
     def of_rows(self, rows: slice) -> "Encoder":
         """The same encoder for some of the rows."""
-        return replace(self, x_centered=self.x_centered[rows])
+        start, stop, _ = rows.indices(self.num_rows)
+        return self if stop - start == self.num_rows else replace(self, x_centered=self.x_centered[rows])
 
     def blocks(self) -> Blocks:
         """Yield all pre-activations block by block, from float32 matrix products."""
@@ -114,7 +115,8 @@ class Encoder(_Factors):
         with borrowed(min(size, len(x)), len(W), dtype=x.dtype, device=x.device) as buffer:
             for first_row in range(0, len(x), size):
                 part = x[first_row : first_row + size]
-                yield first_row, matmul(part, W.T, buffer[: len(part)], columns=self.slice_latents).add_(b)
+                out = buffer[: len(part)]
+                yield first_row, matmul(part, W.T, out, columns=self.slice_latents, bias=b)
 
 
 @dataclass(frozen=True, eq=False)

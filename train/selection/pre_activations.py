@@ -127,12 +127,14 @@ class PreActivations:
     def largest_per_latent(self, counts: Tensor) -> Pairs:
         """Feature Choice: select the ``counts[i]`` largest rows of latent i; ties go to the lowest row.
 
-        ``counts`` is int64 [n], each from 0 to B of all processes.
+        ``counts`` is int64 [n], each from 0 to B of all processes, which is checked in main memory only:
+        to ask a device is to wait for it.
         """
         num_latents, num_rows = self.source.num_latents, self.row_group.add_up(self.source.num_rows)
         if counts.shape != (num_latents,) or counts.dtype != torch.int64:
             raise ValueError(f"counts must be int64 [{num_latents}], got {counts.dtype} {list(counts.shape)}")
-        if num_latents and not (int(counts.min()) >= 0 and int(counts.max()) <= num_rows):
+        here = counts.device.type == "cpu"
+        if here and num_latents and not (int(counts.min()) >= 0 and int(counts.max()) <= num_rows):
             raise ValueError(
                 f"counts must be from 0 to the number of rows, {num_rows}, "
                 f"got {int(counts.min())} to {int(counts.max())}"

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -111,16 +112,29 @@ class FeatureChoice(Variant):
 
     def _select(self, rows: Rows) -> Pairs:
         chosen = rows.pre_activations().largest_per_latent(self._counts(rows))
-        return chosen.keep(chosen.value > 0)
+        return chosen.positive()
 
     def _counts(self, rows: Rows) -> Tensor:
-        """m_i of each latent for ``rows``, int64 [F]."""
-        num_rows = rows.num_rows_of_all
+        """m_i of each latent for ``rows``, int64 [F], on their device."""
+        num_rows, device = rows.num_rows_of_all, rows.x_centered.device
         if self.zipf is None:
-            counts = uniform_counts(self.k * num_rows, rows.shards.total, num_rows)
+            counts = _uniform_on_device(self.k * num_rows, rows.shards.total, num_rows, device)
             return rows.shards.part(counts)
-        by_rank = self.zipf.rows_in_batch(self.k, rows.shards.total, num_rows, rows.number)
-        return by_rank[rows.state[RANK].cpu()]
+        number = rows.number if self.zipf.rounding == "carry" else 0  # else all batches have the same
+        by_rank = _by_rank_on_device(self.zipf, self.k, rows.shards.total, num_rows, number, device)
+        return by_rank[rows.state[RANK]]
+
+
+@lru_cache(maxsize=4)  # every step asks again: on a GPU it would have to be copied each time
+def _uniform_on_device(total: int, num_latents: int, num_rows: int, device: torch.device) -> Tensor:
+    return uniform_counts(total, num_latents, num_rows).to(device)
+
+
+@lru_cache(maxsize=4)
+def _by_rank_on_device(
+    zipf: ZipfAllotment, k: int, num_latents: int, num_rows: int, number: int, device: torch.device
+) -> Tensor:
+    return zipf.rows_in_batch(k, num_latents, num_rows, number).to(device)
 
 
 def uniform_counts(total: int, num_latents: int, num_rows: int) -> Tensor:

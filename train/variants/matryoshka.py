@@ -2,6 +2,7 @@
 Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders".
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -9,8 +10,8 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from ...common.fvu import sum_of_squares
 from ..pairs import Pairs
+from .base import products
 from .base.batch_rule import BatchRule
 from .base.gradients import add_affine_gradient, backpropagate
 from .base.rows import PART_ROWS, Batch
@@ -60,52 +61,61 @@ class MatryoshkaBatchTopK(BatchRule):
     def train(self, batch: Batch, codes: Pairs) -> None:
         widths = self.sizes(batch.shards.total)
         weights = self.weights or (1.0,) * len(widths)
-        for rows, part in batch.split(max(1, PART_ROWS // len(widths))):
-            part_codes = codes.slice_rows(rows.start, rows.stop)
-            error, squared_error = train_nested(part, part_codes, widths, weights)
-            part.record(part_codes, squared_error)
+        on_cpu = batch.x_centered.device.type == "cpu"  # a GPU has room for the errors of all prefixes
+        for rows, part in batch.split(max(1, PART_ROWS // len(widths)) if on_cpu else PART_ROWS):
+            error = train_nested(part, codes.slice_rows(rows.start, rows.stop), widths, weights)
             if self.auxk is not None:
                 self.auxk.term(self.k)(part, error)
 
 
-def train_nested(
-    part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """Add the loss of every prefix and its gradients.
+def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
+    """Add the loss of every prefix and its gradients, and record the codes.
 
-    Returns:
-        The error of the whole dictionary, [B, D], and the sum of its squares, float64 [].
+    Returns the error of the whole dictionary, [B, D].
 
     Ring h holds the latents of prefix h that are not in prefix h - 1. With e_g the error of prefix g and
     s_h = sum over g >= h of w_g e_g, the gradients for ring h are those of :mod:`.base.gradients` with s_h in
-    the place of e: d loss / d code = 2 / R <s_h, W_dec>. The rings of G prefixes are stacked as G * B rows,
-    so that each product is one call.
+    the place of e: d loss / d code = 2 / R <s_h, W_dec>.
     """
-    W_dec, num_rings = part.parameters["W_dec"], len(sizes)
-    bounds = torch.tensor(sizes, device=codes.latent.device)
-    place = part.layers.place_in_turn(codes.latent)
-    ring, order = torch.bucketize(place, bounds, right=True).sort(stable=True)
-    rows = ring * part.num_rows + codes.rows()[order]
-    rings = Pairs.from_rows(
-        rows, codes.latent[order], codes.value[order], num_rings * part.num_rows, codes.num_latents
+    rings, order = rings_of(part, codes, sizes)
+    W_dec, gradients, R = part.parameters["W_dec"], part.gradients, part.step_rows
+    whole, slopes, d_value, squared_errors = products.reconstruct_nested(
+        rings, W_dec, part.target_centered, weights, 2.0 / R, part.shards
     )
-    errors = part.shards.decode(rings, W_dec).view(num_rings, part.num_rows, -1)
-    errors[0].sub_(part.target_centered)
-    for g in range(1, num_rings):
-        errors[g].add_(errors[g - 1])
-    squared_errors = sum_of_squares(errors)
     for size, weight, squared_error in zip(sizes, weights, squared_errors, strict=True):
-        part.outcome.add_loss(f"mse_{size}", squared_error * (weight / part.step_rows))
-    whole = errors[-1].clone()
-    scale = 2.0 / part.step_rows
-    for weight, error in zip(weights, errors, strict=True):
-        error *= weight * scale
-    for h in reversed(range(num_rings - 1)):
-        errors[h].add_(errors[h + 1])
-    summed = errors.view(rings.num_rows, -1)
-    part.backend.accumulate_by_latent(rings, rings.value, summed, part.gradients["W_dec"])
-    d_value = torch.empty_like(codes.value)
-    d_value[order] = part.backend.sddmm(rings, summed, W_dec)
-    backpropagate(part, codes, d_value)
-    add_affine_gradient(part, errors[0])
-    return whole, squared_errors[-1]
+        part.outcome.add_loss(f"mse_{size}", squared_error * (weight / R))
+    if order is None:
+        outputs = gradients["W_enc"], gradients["W_dec"]
+        per_latent = products.weight_gradients(
+            rings, d_value, part.x_centered, slopes, 1.0, *outputs, part.shards
+        )
+        part.outcome.through_encoder.add_(per_latent)
+        gradients["b_enc"].add_(per_latent)
+    else:
+        part.backend.accumulate_by_latent(rings, rings.value, slopes, gradients["W_dec"])
+        backpropagate(part, codes, torch.empty_like(d_value).index_copy_(0, order, d_value))
+    add_affine_gradient(part, slopes.view(part.num_rows, len(sizes), slopes.shape[1])[:, 0])
+    part.record(rings, squared_errors[-1])
+    return whole
+
+
+def rings_of(part: Batch, codes: Pairs, sizes: list[int]) -> tuple[Pairs, Tensor | None]:
+    """The codes [B, n] as rings [B * G, n]: row b * G + h has those of row b in ring h.
+
+    Also returns the place of each pair among the codes, int64 [P]; None if it is the same. The latents of a
+    cross-layer transcoder do not ascend with the rings.
+    """
+    place = part.layers.place_in_turn(codes.latent)
+    ring = torch.bucketize(place, _on_device(tuple(sizes), place.device), right=True)
+    row = codes.rows() * len(sizes) + ring
+    latent, value, order = codes.latent, codes.value, None
+    if part.layers.num_layers > 1:
+        row, order = row.sort(stable=True)
+        latent, value = latent[order], value[order]
+    row_ptr = torch.searchsorted(row, torch.arange(part.num_rows * len(sizes) + 1, device=row.device))
+    return Pairs(row_ptr=row_ptr, latent=latent, value=value, num_latents=codes.num_latents), order
+
+
+@lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time
+def _on_device(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sizes, device=device)

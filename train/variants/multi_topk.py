@@ -51,7 +51,7 @@ class MultiTopK(Variant):
         for _, part in batch.split():
             wide = part.pre_activations().largest_per_row(self.multiple * self.k)
             narrow = largest_per_row(wide, self.k, part.shards)
-            wide, narrow = wide.keep(wide.value > 0), narrow.keep(narrow.value > 0)
+            wide, narrow = wide.positive(), narrow.positive()
             found = reconstruct(part, narrow)
             backpropagate(part, narrow, found.d_value, found)
             part.record(narrow, found.squared_error)
@@ -62,7 +62,7 @@ class MultiTopK(Variant):
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)
-        return chosen.keep(chosen.value > 0)
+        return chosen.positive()
 
 
 def largest_per_row(pairs: Pairs, k: int, shards: LatentShards) -> Pairs:

@@ -2,7 +2,7 @@
 Sparse Autoencoder for Interpreting the Activations of Large Language Models", sections 3 and 5.1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -10,15 +10,14 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ..backends.gates import Gates, layer_norm, rank_gates
 from ..engine.schedule import in_steps
-from ..latent_shards import LatentShards
 from ..pairs import Pairs
 from .base.gradients import train_selected
 from .base.rows import Batch, RandomStream, Rows
 from .base.variant import Plan, Variant
 
 BETA = "beta"
-EPSILON = 1e-5  # of LayerNorm
 
 
 class ProbabilisticTopK(Variant):
@@ -104,28 +103,14 @@ class ProbabilisticTopK(Variant):
 
     def rank(self, rows: Rows, noisy: bool, first_row: int, a: Tensor) -> Tensor:
         """Turn the block a [b, F], which begins at ``first_row`` of ``rows``, into s - 1, or t if λ = 0."""
-        beta, weight = rows.state[BETA], self.magnitude_weight
-        t = layer_norm(a, rows.shards) if self.layer_norm else a.clone()
-        if noisy:
-            first = rows.first_row + first_row, *a.shape, rows.shards.first
-            t += rows.random_uniform(RandomStream.GATES, *first).logit_()
-        t /= beta
-        return t if weight == 0 else t.neg_().sigmoid_().neg_().add_(a.abs(), alpha=weight)
-
-
-def layer_norm(a: Tensor, shards: LatentShards) -> Tensor:
-    """(a - mean) / sqrt(variance + 1e-5), with mean and variance over a row's F latents; ``a`` is [b, n].
-
-    Sums over the latents of a unit are float32, sums over units float64: of all processes, in one order.
-    """
-
-    def mean_of(of_unit: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """The mean of a row, float64 [b], from its sums over the latents of each unit, float32 [b, units]."""
-        whole = shards.count // shards.unit * shards.unit
-        parts = [values[:, :whole].view(len(values), -1, shards.unit), values[:, None, whole:]]
-        sums = torch.cat([of_unit(part) for part in parts if part.numel()], dim=1).double()
-        return shards.gather_units(sums.T.contiguous()).sum(0).div_(shards.total)
-
-    centered = a - mean_of(lambda part: part.sum(2), a).to(a.dtype)[:, None]
-    variance = mean_of(lambda part: torch.linalg.vector_norm(part, dim=2).square(), centered)
-    return centered.mul_((variance + EPSILON).rsqrt_().to(a.dtype)[:, None])
+        shards = rows.shards
+        gates = Gates(
+            beta=rows.state[BETA],
+            magnitude_weight=self.magnitude_weight,
+            layer_norm=self.layer_norm,
+            draw=rows.draw(RandomStream.GATES, rows.first_row + first_row, shards.first) if noisy else None,
+        )
+        if shards.is_whole:
+            return rows.backend.rank_gates(a, gates)
+        normalize = partial(layer_norm, num_latents=shards.total, gather_units=shards.gather_units)
+        return rank_gates(rows.backend.random_uniform, a, gates, normalize)

@@ -91,7 +91,7 @@ class Sampled(BatchRule):
         pool = self.choose_pool(rows)
         total = min(self.k, pool.numel()) * rows.num_rows_of_all
         chosen = rows.pre_activations(rows.shards.among_own(pool)).largest_of_batch(total, hint_of(rows))
-        return chosen.keep(chosen.value > 0)
+        return chosen.positive()
 
     def choose_pool(self, rows: Rows) -> Tensor:
         """Choose the latents, of all F, that may be active on ``rows``: int64 [floor(ℓ k)], ascending."""
@@ -103,18 +103,14 @@ class Sampled(BatchRule):
 
     def scores(self, rows: Rows) -> Tensor:
         """The score of each latent, float64 [F]; the pool takes the highest, ties go to the lowest latent."""
-        total, moment = (rows.x_centered.new_zeros(rows.num_latents, dtype=torch.float64) for _ in range(2))
+        entropy, positive = self.score == "entropy", self.scored == "relu"
+        sums = rows.x_centered.new_zeros(1 + entropy, rows.num_latents, dtype=torch.float64)
         for _, pre in rows.pre_activations(screened=False).blocks():
-            z = pre.clamp(min=0.0) if self.scored == "relu" else pre
-            if self.score == "entropy":
-                total += z.sum(0)
-                moment += torch.xlogy(z, z).sum(0)
-            else:
-                moment += z.square().sum(0)
-        total, moment = (sum_in_order(rows.row_group.gather(each)) for each in (total, moment))
-        if self.score != "entropy":
+            sums += rows.backend.sum_rows(pre, positive=positive, entropy=entropy)
+        *total, moment = sum_in_order(rows.row_group.gather(sums))
+        if not entropy:
             return moment  # monotone in |Z_j|
-        fires = total > 0
-        safe = total.where(fires, 1.0)
-        entropy = (safe.log() - moment / safe).where(fires, 0.0)  # -sum q log q, with q = z / total
-        return entropy if self.entropy_prefers == "high" else (-entropy).where(fires, -torch.inf)
+        fires = total[0] > 0
+        safe = total[0].where(fires, 1.0)
+        found = (safe.log() - moment / safe).where(fires, 0.0)  # -sum q log q, with q = z / total
+        return found if self.entropy_prefers == "high" else (-found).where(fires, -torch.inf)

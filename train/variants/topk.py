@@ -37,4 +37,4 @@ class TopK(Variant):
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)
-        return chosen.keep(chosen.value > 0)
+        return chosen.positive()

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from saecache.train.backends.choice import load_backend
+from saecache.train.backends.gates import Gates
 from saecache.train.backends.plain.random_numbers import random_uniform
 from saecache.train.backends.protocol import AdamSettings, Backend
-from saecache.train.backends.sources import Encoder
+from saecache.train.backends.sources import Encoder, Scores
 from saecache.train.pairs import Pairs
 from saecache.train.selection import reference
+from saecache.train.selection.errors import NonFiniteError
 
+CPU = torch.device("cpu")
 RULES = ("largest_per_row", "above", "largest_of_batch", "largest_per_latent")
 
 
@@ -146,6 +149,102 @@ class BackendContract:
         close(W_enc, wanted[0])
         close(W_dec, wanted[1])
         close(sums, dense.sum(0))
+
+    def rings(self, G):
+        """Codes of 40 rows as G rings each, of 90 latents: (rings, the codes of each set, [G, 40, 90])."""
+        dense = torch.rand(40, 90, generator=torch.Generator().manual_seed(6)) * 2 - 1
+        dense[dense.abs() > 0.2] = 0
+        dense[7] = 0
+        latent = torch.arange(90)
+        of_ring = torch.stack([dense * (latent * G // 90 == ring) for ring in range(G)], dim=1)
+        return Pairs.from_dense(of_ring.flatten(0, 1)), of_ring.cumsum(1).transpose(0, 1).double()
+
+    @pytest.mark.parametrize("G", [1, 2, 5])
+    def test_reconstruct_nested(self, normal, G):
+        rings, codes = self.rings(G)
+        W_dec, target, weights = normal(90, 20), normal(40, 20), [0.5 + ring for ring in range(G)]
+        whole, slopes, dots, squared = self.backend.reconstruct_nested(rings, W_dec, target, weights, 0.25)
+        errors = codes @ W_dec.double() - target.double()
+        weighted = 0.25 * torch.tensor(weights).double()[:, None, None] * errors
+        wanted = weighted.flip(0).cumsum(0).flip(0).transpose(0, 1).flatten(0, 1)
+        close(whole, errors[-1])
+        close(slopes, wanted)
+        close(dots, (wanted @ W_dec.double().T)[rings.rows(), rings.latent])
+        assert squared.dtype == torch.float64
+        close(squared, errors.square().sum((1, 2)))
+
+    def test_reconstruct_nested_of_no_rows(self, normal):
+        none = Pairs.from_dense(torch.zeros(0, 90))
+        found = self.backend.reconstruct_nested(none, normal(90, 20), normal(0, 20), [1.0, 1.0], 1.0)
+        assert [tuple(tensor.shape) for tensor in found] == [(0, 20), (0, 20), (0,), (2,)]
+        assert not bool(found[3].any())
+
+    def test_weight_gradients_of_rings(self, normal):
+        """The rings of a row share the row that was encoded."""
+        rings, _ = self.rings(3)
+        d_pre, x, slopes = normal(len(rings)), normal(40, 20), normal(120, 20)
+        W_enc, W_dec = normal(90, 20), normal(90, 20)
+        d_dense = rings.with_value(d_pre).to_dense().double()
+        wanted = [W_enc.double() + d_dense.view(40, 3, 90).sum(1).T @ x.double()]
+        wanted.append(W_dec.double() + 0.25 * rings.to_dense().double().T @ slopes.double())
+        sums = self.backend.weight_gradients(rings, d_pre, x, slopes, 0.25, W_enc, W_dec)
+        close(W_enc, wanted[0])
+        close(W_dec, wanted[1])
+        close(sums, d_dense.sum(0))
+
+    # ---- whole blocks of pre-activations
+
+    @pytest.mark.parametrize("draw", [None, (2**64 - 1, 3 << 32 | 7, 11, 0), (5, 0, 0, 6)])
+    @pytest.mark.parametrize("weight", [0.0, 1e-2])
+    @pytest.mark.parametrize("layer_norm", [True, False])
+    def test_rank_gates(self, normal, layer_norm, weight, draw):
+        """The definition in float64. Of open gates, t > 0, the distance from 1 is what counts."""
+        a = normal(7, 90) + 0.3
+        before = a.clone()
+        gates = Gates(beta=torch.tensor(0.3), magnitude_weight=weight, layer_norm=layer_norm, draw=draw)
+        found = self.backend.rank_gates(a, gates)
+        t = a.double()
+        if layer_norm:
+            t = (t - t.mean(1, keepdim=True)) / (t.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        if draw is not None:
+            seed, batch, first_row, first_latent = draw
+            t = t + random_uniform(seed, batch, first_row, 7, 90, "cpu", first_latent).double().logit()
+        t = t / 0.3
+        wanted = t if weight == 0 else weight * a.double().abs() - torch.sigmoid(-t)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5 if weight == 0 else 1e-6)
+        assert torch.equal(a, before), "the block is left alone"
+
+    @pytest.mark.parametrize("rows", [0, 1, 300])
+    @pytest.mark.parametrize("positive", [True, False])
+    def test_sum_rows(self, normal, positive, rows):
+        pre = normal(rows, 90)
+        z = pre.double().clamp(min=0) if positive else pre.double()
+        close(self.backend.sum_rows(pre, positive=positive, entropy=False), z.square().sum(0)[None])
+        if positive:
+            wanted = torch.stack([z.sum(0), torch.xlogy(z, z).sum(0)])
+            close(self.backend.sum_rows(pre, positive=True, entropy=True), wanted)
+
+    @pytest.mark.parametrize("k", [1, 7, 72])
+    def test_given_scores_are_compared_as_they_are(self, k):
+        """With ties, infinities of either sign, both zeros, and rows of one number."""
+        scores = (torch.randn(23, 72, generator=torch.Generator().manual_seed(3)) * 2).round()
+        scores[3], scores[4], scores[5, ::2], scores[6, 9] = 1.0, -torch.inf, -0.0, torch.inf
+        source = Scores(lambda: iter([(0, scores[:20].clone()), (20, scores[20:].clone())]), 23, 72, CPU)
+        pairs = self.backend.largest_per_row(source, k)
+        mask = reference.per_row(scores, k)
+        assert torch.equal(pairs.row_ptr, torch.arange(24) * k)
+        assert torch.equal(pairs.latent, mask.nonzero()[:, 1])
+        assert torch.equal(pairs.value, scores[mask])
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in Triton's interpreter
+    def test_a_given_score_that_is_nan_is_named(self):
+        scores = torch.zeros(8, 72)
+        scores[5, 70] = torch.nan
+        source = Scores(lambda: iter([(0, scores[:4]), (4, scores[4:])]), 8, 72, CPU)
+        with pytest.raises(NonFiniteError, match="row 5, latent 70"):
+            self.backend.largest_per_row(source, 3)
+
+    # ---- counts
 
     def test_count_active(self, pairs):
         """A pair whose value is 0 is none."""

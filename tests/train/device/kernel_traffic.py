@@ -13,6 +13,7 @@ UPDATED = {
     "_rows_kernel": ("parameter", "mean", "square"),
     "_histogram_kernel": ("histogram", "state"),
     "_digit_kernel": ("histogram", "state"),
+    "_nested_kernel": ("slopes",),
 }
 ADDED_TO = {"_one_kernel": ("out",), "_both_kernel": ("enc", "dec", "bias")}  # with ADD
 
@@ -30,7 +31,16 @@ def bytes_of_kernel(name: str, named: Named) -> int:
             continue  # a tensor stands in for arguments that a kernel does not look at
         seen.add(value.data_ptr())
         total += _size(value) * (2 if argument in updated else 1)
+    for argument in ADDED_TO.get(name, ()) if named.get("ADD") else ():
+        total -= 2 * _untouched(named, argument)
     return total
+
+
+def _untouched(named: Named, argument: str) -> int:
+    """The bytes of the rows of a gradient whose latents have no pairs; every entry of the bias is written."""
+    if named[argument].dim() == 1:
+        return 0
+    return int((named["latent_ptr"].diff() == 0).sum()) * _row(named[argument], named["D"])
 
 
 def _size(tensor: Tensor) -> int:
@@ -84,6 +94,14 @@ def _scan(named: Named) -> tuple[int, tuple[str, ...]]:
     return scanned + places + _size(named["number"]), ("scores", "row", "column", "chunks")
 
 
+def _reaching(named: Named) -> tuple[int, tuple[str, ...]]:
+    """Only the chunks that reach what is looked for; the list is written up to the last one that does."""
+    scanned = int((named["tops"] >= named["least"][:, None]).sum()) * named["CHUNK"]
+    found = min(int(named["ptr"][-1]), named["room"]) if named["FILL"] else 0
+    places = found * (named["column"].element_size() + named["value"].element_size())
+    return scanned * named["scores"].element_size() + places, ("scores", "column", "value")
+
+
 def _kept(named: Named) -> tuple[int, tuple[str, ...]]:
     """Of the list of candidates only those that are there."""
     if named.get("DENSE") or "ptr" not in named:
@@ -101,4 +119,6 @@ GATHERING: dict[str, Callable[[Named], tuple[int, tuple[str, ...]]]] = {
     "_both_kernel": _by_latent(("x", "x_scratch"), ("error", "e_scratch")),
     "_scan_kernel": _scan,
     "_keep_kernel": _kept,
+    "_nested_kernel": _decoded(2),
+    "_reaching_kernel": _reaching,
 }

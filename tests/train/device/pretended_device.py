@@ -143,7 +143,8 @@ class _Dispatch(TorchDispatchMode):
         if name in READS:
             return out
         if name not in VIEWS and name not in ALLOCATIONS:
-            self.counts.launch(name, _bytes_of(name, real_args, ours, out))
+            read = [t for t in ours if not any(t is other for other in _outputs(func, args, kwargs))]
+            self.counts.launch(name, _bytes_of(name, real_args, read, out))
         written = [
             value
             for argument, value in _named_arguments(func, args, kwargs)
@@ -272,11 +273,16 @@ def _named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> list[tuple
     return by_place + [(a, kwargs[a.name]) for a in arguments if a.name in kwargs]
 
 
+def _outputs(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """The tensors that a call only writes: ``out=...``."""
+    return [value for argument, value in _named_arguments(func, args, kwargs) if argument.is_out]
+
+
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _bytes_of(name: str, real_args: Any, ours: list[PretendedTensor], out: Any) -> int:
+def _bytes_of(name: str, real_args: Any, read: list[PretendedTensor], out: Any) -> int:
     written = sum(_size(t) for t in tree_flatten(out)[0] if isinstance(t, Tensor))
     if name in ("zero_", "fill_"):
         return written
@@ -285,7 +291,7 @@ def _bytes_of(name: str, real_args: Any, ours: list[PretendedTensor], out: Any) 
     if name == "_embedding_bag":
         W, index = real_args[:2]
         return index.numel() * W.shape[1] * W.element_size() + _size(out[0]) + _size(index)
-    return sum(_size(t.numbers) for t in ours) + written
+    return sum(_size(t.numbers) for t in read) + written
 
 
 def _line() -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...pairs import Pairs
-from .. import composed, guessing
+from .. import composed, gates, guessing
 from ..sources import Source
 from .adam import adam_step as adam_step
 from .adam import gradient_norm
@@ -22,7 +22,10 @@ from .selection.per_row import largest_per_row as largest_per_row
 clip = composed.clip
 count_active = composed.count_active
 global_norm = partial(composed.global_norm, gradient_norm)
+rank_gates = partial(gates.rank_gates, random_uniform)
 reconstruct = partial(composed.reconstruct, decode, sddmm)
+reconstruct_nested = partial(composed.reconstruct_nested, decode, sddmm)
+sum_rows = composed.sum_rows
 weight_gradients = partial(composed.weight_gradients, accumulate_by_latent, sum_per_latent)
 
 

@@ -29,8 +29,11 @@ def matmul(
     part_rows: int | None = None,
     columns: int | None = None,
     terms: int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Write a @ b into ``out``, or ``add`` it to ``out``: [n, m], [m, p], [n, p].
+
+    A ``bias`` [p] is added to each row of a product that is written.
 
     A library may round an entry of a product otherwise if the product has another size. In main memory
     ``part_rows``, ``columns`` and ``terms`` therefore set the largest n, p and m of the products that it is
@@ -38,8 +41,11 @@ def matmul(
     """
     if out is None:
         out = a.new_empty(a.shape[0], b.shape[1])
+    assert bias is None or not add
     if a.device.type != "cpu":
-        return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+        if add:
+            return out.addmm_(a, b)
+        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
     columns, terms = columns or max(1, b.shape[1]), terms or max(1, b.shape[0])
 
     def part(start: int, stop: int) -> None:
@@ -54,7 +60,7 @@ def matmul(
                     torch.mm(x, y, out=sums)
 
     run_parts(part, a.shape[0], part_rows or part_of(a.shape[0]))
-    return out
+    return out if bias is None else out.add_(bias)
 
 
 def weighted_sum(weight: Tensor, rows: Tensor) -> Tensor:

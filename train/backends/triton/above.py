@@ -62,11 +62,11 @@ def above(
             bar = limit[some.column.long().where(there, 0)] if threshold.dim() else limit
             marked = (some.value > bar if strict else some.value >= bar) & there
             pairs = compact_candidates(some, marked, num_latents, room)
-            *limits, number, kept = f.limits(some.count, pairs.row_ptr[-1:]).cpu().tolist()
+            limits = f.limits(some.count, kept=pairs.row_ptr[-1:]).cpu().tolist()
             f.check(limits)
-            if number <= room:
-                return _shortened(pairs, int(kept))
-            room = int(number)
+            if limits[3] <= room:
+                return _shortened(pairs, int(limits[4]))
+            room = int(limits[3])
     f.check(f.limits().cpu().tolist())
     values = exact_matrix(x, W, b)
     marked = values > limit if strict else values >= limit

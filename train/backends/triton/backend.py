@@ -1,6 +1,7 @@
 """The CUDA backend: screened on tensor cores, decided by exact pre-activations; see the kernels beside this.
 
-Scores that a variant makes itself (:class:`..sources.Scores`) are compared in torch operations.
+Scores that a variant makes itself (:class:`..sources.Scores`) are compared as they are: the largest of each
+row by :mod:`.given`, for other rules in torch operations.
 """
 
 from weakref import WeakKeyDictionary
@@ -19,9 +20,13 @@ from . import largest_of_batch as kernels_batch
 from .adam import clip, global_norm, gradient_norm, row_squares
 from .decode import add_decoded, decode
 from .exact import sddmm
+from .gates import rank_gates
+from .given import largest_per_row_of_scores
 from .gradients import accumulate_by_latent
 from .kept_rows import kept_rows, rows_to_refresh
+from .nested import reconstruct_nested
 from .random_numbers import random_uniform
+from .row_sums import sum_rows
 from .sums import count_active, sum_per_latent
 
 __all__ = [
@@ -38,10 +43,13 @@ __all__ = [
     "largest_per_latent",
     "largest_per_row",
     "random_uniform",
+    "rank_gates",
     "reconstruct",
+    "reconstruct_nested",
     "row_squares",
     "sddmm",
     "sum_per_latent",
+    "sum_rows",
     "weight_gradients",
 ]
 
@@ -51,7 +59,7 @@ _numbers: WeakKeyDictionary[AdamSettings, dict[int, Tensor]] = WeakKeyDictionary
 def largest_per_row(source: Source, k: int) -> Pairs:
     """As :meth:`..protocol.Backend.largest_per_row`."""
     if not isinstance(source, Encoder):
-        return plain.largest_per_row(source, k)
+        return largest_per_row_of_scores(source, k)
     x, W, b = source.x_centered, source.W_enc, source.b_enc
     if replay.is_wanted(x.device):
         return replay.largest_per_row(x, W, b, k, kept_rows(W))

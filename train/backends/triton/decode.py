@@ -12,26 +12,32 @@ DOTS = 8  # dot products at a time of one row's error
 
 
 @kernel
-def _scaled(index, scale, source, i, last, column, D: tl.constexpr):
-    """scale[i] and the row source[index[i]]; zeros from ``last`` on."""
+def _scaled(index, scale, source, i, last, column, D: tl.constexpr, SHARE: tl.constexpr):
+    """scale[i] and the row source[index[i] // SHARE]; zeros from ``last`` on."""
     there = i < last
-    place = tl.load(index + i, mask=there, other=0).to(tl.int64) * D
-    row = tl.load(source + place + column, mask=column < tl.where(there, D, 0), other=0.0)
+    place = tl.load(index + i, mask=there, other=0).to(tl.int64)
+    if SHARE > 1:
+        place = place // SHARE
+    row = tl.load(source + place * D + column, mask=column < tl.where(there, D, 0), other=0.0)
     return tl.load(scale + i, mask=there, other=0.0), row
 
 
 @kernel
-def decoded_row(sums, index, scale, source, first, last, D: tl.constexpr, DP: tl.constexpr):
+def decoded_row(
+    sums, index, scale, source, first, last,
+    D: tl.constexpr, DP: tl.constexpr, SHARE: tl.constexpr = 1,
+):  # fmt: skip
     """sums + scale[i] * source[index[i]] for i in first..last-1, in that order, one fused multiply-add each.
 
-    Four rows are asked for at a time, since a program waits for memory, not for arithmetic.
+    With SHARE above 1 as many consecutive indices share a row of ``source``. Four rows are asked for at a
+    time, since a program waits for memory, not for arithmetic.
     """
     column = tl.arange(0, DP)
     for i in range(first, last, 4):
-        a, s = _scaled(index, scale, source, i, last, column, D)
-        b, t = _scaled(index, scale, source, i + 1, last, column, D)
-        c, u = _scaled(index, scale, source, i + 2, last, column, D)
-        d, v = _scaled(index, scale, source, i + 3, last, column, D)
+        a, s = _scaled(index, scale, source, i, last, column, D, SHARE)
+        b, t = _scaled(index, scale, source, i + 1, last, column, D, SHARE)
+        c, u = _scaled(index, scale, source, i + 2, last, column, D, SHARE)
+        d, v = _scaled(index, scale, source, i + 3, last, column, D, SHARE)
         sums = tl.fma(s, a, sums)
         sums = tl.fma(t, b, sums)
         sums = tl.fma(u, c, sums)

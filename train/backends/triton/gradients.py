@@ -25,9 +25,13 @@ MOST_SEGMENTS = 1 << 14  # in scratch memory; above it the segments grow
 @kernel
 def _segments_kernel(
     segment_ptr, latent_ptr, row, coefficient, source, scratch, coefficient_2, source_2, scratch_2, F,
-    BOTH: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BOTH: tl.constexpr, STEPS: tl.constexpr, SEGMENT: tl.constexpr, SHARE: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """One segment of a long latent, into row ``program_id`` of ``scratch``; with BOTH of two sums."""
+    """One segment of a long latent, into row ``program_id`` of ``scratch``; with BOTH of two sums.
+
+    SHARE consecutive rows of pairs share a row of the first ``source``.
+    """
     s = tl.program_id(0)
     if s < tl.load(segment_ptr + F):
         low, high = s * 0, s * 0 + F  # segment_ptr[low] <= s < segment_ptr[high]
@@ -40,7 +44,8 @@ def _segments_kernel(
         first = tl.load(latent_ptr + low) + (s - tl.load(segment_ptr + low)) * SEGMENT
         last = tl.minimum(first + SEGMENT, tl.load(latent_ptr + low + 1))
         column = tl.arange(0, DP)
-        sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient, source, first, last, D, DP)
+        sums = tl.zeros((DP,), tl.float32)
+        sums = decoded_row(sums, row, coefficient, source, first, last, D, DP, SHARE)
         tl.store(scratch + s.to(tl.int64) * D + column, sums, mask=column < D)
         if BOTH:
             sums = decoded_row(tl.zeros((DP,), tl.float32), row, coefficient_2, source_2, first, last, D, DP)
@@ -50,7 +55,7 @@ def _segments_kernel(
 @kernel
 def _latent_row(
     f, segment_ptr, latent_ptr, row, coefficient, source, scratch, out,
-    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    ADD: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SHARE: tl.constexpr = 1,
 ):  # fmt: skip
     """out[f] (+)= the sum of one latent: of its pairs, or of its segments."""
     first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
@@ -65,7 +70,7 @@ def _latent_row(
                 sums += tl.load(part + column, mask=inside, other=0.0)
                 part += D
         else:
-            sums = decoded_row(sums, row, coefficient, source, first, last, D, DP)
+            sums = decoded_row(sums, row, coefficient, source, first, last, D, DP, SHARE)
         place = out + f.to(tl.int64) * D + column
         if ADD:
             sums += tl.load(place, mask=inside, other=0.0)
@@ -85,10 +90,10 @@ def _one_kernel(
 def _both_kernel(
     segment_ptr, latent_ptr, row, d_pre, d_dec, x, error,
     x_scratch, e_scratch, enc, dec, bias,
-    ADD: tl.constexpr, ADD_BIAS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    ADD: tl.constexpr, ADD_BIAS: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     f = tl.program_id(0)
-    _latent_row(f, segment_ptr, latent_ptr, row, d_pre, x, x_scratch, enc, ADD, D, DP)
+    _latent_row(f, segment_ptr, latent_ptr, row, d_pre, x, x_scratch, enc, ADD, D, DP, SHARE)
     _latent_row(f, segment_ptr, latent_ptr, row, d_dec, error, e_scratch, dec, ADD, D, DP)
     first, last = tl.load(latent_ptr + f), tl.load(latent_ptr + f + 1)
     lane = tl.arange(0, 128)
@@ -135,16 +140,19 @@ class _Segments:
         )  # fmt: skip
         self.ptr = count.cumsum(0)
 
-    def add_up(self, order: LatentMajor, *sums: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """The scratch memory [segments, D] of one or two sums (coefficient, source), filled."""
+    def add_up(self, order: LatentMajor, *sums: tuple[Tensor, Tensor], share: int = 1) -> list[Tensor]:
+        """The scratch memory [segments, D] of one or two sums (coefficient, source), filled.
+
+        ``share`` consecutive rows of pairs share a row of the first source.
+        """
         num_latents, width = len(self.ptr) - 1, sums[0][1].shape[1]
         scratches = [source.new_empty(max(self.most, 1), width) for _, source in sums]
         each = [(*pair, scratch) for pair, scratch in zip(sums, scratches, strict=True)]
         launch(
             _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, *each[0], *each[-1],
             num_latents,
-            BOTH=len(sums) > 1, STEPS=num_latents.bit_length(), SEGMENT=self.size, D=width, DP=padded(width),
-            num_warps=warps_of(width),
+            BOTH=len(sums) > 1, STEPS=num_latents.bit_length(), SEGMENT=self.size, SHARE=share, D=width,
+            DP=padded(width), num_warps=warps_of(width),
         )  # fmt: skip
         return scratches
 
@@ -198,11 +206,14 @@ def weight_gradients(
     ``add_bias`` says it for b_enc_grad, if it differs.
 
     Args:
-        pairs: [B, F]. d_pre, d_dec_coefficient: float32 [P]. x_centered, error: float32 [B, D].
+        pairs: [B, F], or [G * B, F] with G rows, one after the other, for each row of ``x_centered``.
+        d_pre, d_dec_coefficient: float32 [P]. x_centered: float32 [B, D]. error: float32, a row for each of
+            the pairs' rows.
         W_enc_grad, W_dec_grad: float32 [F, D]. b_enc_grad: float32 [F].
     """
     width = x_centered.shape[1]
     x_centered, error = whole_rows("x_centered", x_centered), whole_rows("error", error, width)
+    share = pairs.num_rows // max(len(x_centered), 1)
     order = by_latent(pairs)
     segments = _segments(pairs, order)
     g, c = error.new_empty(len(pairs)), error.new_empty(len(pairs))
@@ -210,7 +221,7 @@ def weight_gradients(
         _ordered_kernel, (blocks(len(pairs), BLOCK),), order.pair, d_pre.contiguous(),
         d_dec_coefficient.contiguous(), scale, g, c, len(pairs), N=BLOCK,
     )  # fmt: skip
-    x_scratch, e_scratch = segments.add_up(order, (g, x_centered), (c, error))
+    x_scratch, e_scratch = segments.add_up(order, (g, x_centered), (c, error), share=share)
     with (
         written_whole("W_enc_grad", W_enc_grad, width) as enc,
         written_whole("W_dec_grad", W_dec_grad, width) as dec,
@@ -219,6 +230,6 @@ def weight_gradients(
         launch(
             _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
             error, x_scratch, e_scratch, enc, dec, bias, ADD=add,
-            ADD_BIAS=add if add_bias is None else add_bias, D=width, DP=padded(width),
+            ADD_BIAS=add if add_bias is None else add_bias, SHARE=share, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip

@@ -101,7 +101,7 @@ class LargestPerRow:
 
     def numbers(self) -> Tensor:
         """What :meth:`finished` reads, on the device: limits of the factors, and which rows overflew."""
-        return self.factors.limits(above=self.ends, room=self.room)
+        return self.factors.limits(above=self.ends, room=self.room, values=self.pairs.value)
 
     def finished(self, numbers_there: Tensor | None = None) -> Pairs:
         """The pairs, right in all rows. Reads from the device once.
@@ -113,10 +113,11 @@ class LargestPerRow:
             NonFiniteError: a pre-activation is NaN, or too large for float32.
         """
         numbers = (self.numbers() if numbers_there is None else numbers_there).cpu().tolist()
-        self.factors.check(numbers[:3])
-        if any(numbers[3:]):
+        self.factors.check(numbers)
+        if self.ends is not None and numbers[3]:
             self._select_whole_rows(self.overflown.nonzero()[:, 0])
-        return self.pairs
+            return self.pairs
+        return self.pairs.with_num_positive(int(numbers[4]))
 
     @property
     def overflown(self) -> Tensor:
@@ -131,20 +132,38 @@ class LargestPerRow:
         for some in rows.split(matrix_rows(len(W), W.device)):
             bias = f.b[some] if self.swapped else f.b
             values = exact_matrix(x[some], W, bias, bias_of)
-            self._keep(values.view(-1), some)
+            keep_largest(self.pairs, self.wanted, values.view(-1), rows=some)
 
-    def _keep(
-        self, value: Tensor, rows: Tensor | None, ptr: Tensor | None = None, column: Tensor | None = None
-    ) -> None:
-        pairs, dense = self.pairs, rows is not None
-        unused = pairs.row_ptr
-        launch(
-            _keep_kernel, (pairs.num_rows if rows is None else len(rows),),
-            unused if ptr is None else ptr, unused if column is None else column, value, self.wanted,
-            unused if rows is None else rows, pairs.row_ptr, pairs.latent, pairs.value,
-            value.numel(), pairs.num_latents, COUNTS=isinstance(self.wanted, Tensor), DENSE=dense,
-            BLOCK=1024 if dense else 128, num_warps=4 if dense else 1,
-        )  # fmt: skip
+
+def keep_largest(
+    pairs: Pairs,
+    wanted: int | Tensor,
+    value: Tensor,
+    *,
+    rows: Tensor | None = None,
+    ptr: Tensor | None = None,
+    column: Tensor | None = None,
+) -> None:
+    """Write the ``wanted`` largest values of each row to the places of ``pairs``, the first of equal ones.
+
+    Args:
+        value: float32, of candidates; row r has those from ``ptr[r]`` to ``ptr[r + 1]``, at ``column``. Rows
+            that end beyond ``value`` are left out.
+        rows: int64 [m]: ``value`` has all numbers of these rows instead, one row after the other.
+    """
+    dense, unused = rows is not None, pairs.row_ptr
+    launch(
+        _keep_kernel, (pairs.num_rows if rows is None else len(rows),),
+        unused if ptr is None else ptr, unused if column is None else column, value, wanted,
+        unused if rows is None else rows, pairs.row_ptr, pairs.latent, pairs.value,
+        value.numel(), pairs.num_latents, COUNTS=isinstance(wanted, Tensor), DENSE=dense,
+        BLOCK=1024 if dense else 128, num_warps=4 if dense else 1,
+    )  # fmt: skip
+
+
+def row_ends(num_rows: int, k: int, device: torch.device) -> Tensor:
+    """``row_ptr`` of ``num_rows`` rows with ``k`` pairs each."""
+    return torch.arange(0, (num_rows + 1) * k, k, device=device)
 
 
 def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, swapped: bool) -> LargestPerRow:
@@ -173,7 +192,7 @@ def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, sw
     found = screen(rows, columns, f.b, chunk=chunk_for(num_columns, mean), bias_of_rows=swapped)
     least = least_of_rows(found, wanted)
     some = candidates(found, least, "row", room_for(num_rows, num_columns, total), x, W)
-    out._keep(some.value, None, some.ptr, some.column)
+    keep_largest(out.pairs, wanted, some.value, ptr=some.ptr, column=some.column)
     return replace(out, ends=some.ptr[1:], room=some.room)
 
 
@@ -183,7 +202,7 @@ def queue_largest_per_row(
     """:func:`largest_per_row` without waiting for the device: nothing is read from it."""
     if not 1 <= k <= len(W):
         raise ValueError(f"k must be from 1 to the number of latents, {len(W)}, got {k}")
-    row_ptr = torch.arange(0, (len(x) + 1) * k, k, device=x.device)
+    row_ptr = row_ends(len(x), k, x.device)
     return _select(factors_of(x, W, b, rounded_W), k, k * len(x), row_ptr, swapped=False)
 
 
@@ -241,4 +260,5 @@ def largest_per_latent(
         latent=order.row,
         value=found.value.index_select(0, order.pair),
         num_latents=len(W),
+        num_positive=found.num_positive,
     )

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from ...pairs import Pairs
 from .candidates import candidates, least_of_all, room_for
-from .compact import compact_candidates, compact_matrix
+from .compact import largest_candidates, largest_of_matrix
 from .exact import exact_matrix
-from .order import among_largest
 from .prepare import Factors, factors_of, screening_pays
 from .rounding import ScreenRows
 from .screen import chunk_for, screen
@@ -44,24 +43,24 @@ def largest_of_batch(
         none = torch.zeros(0, dtype=torch.int64, device=x.device)
         return Pairs(row_ptr=row_ptr, latent=none, value=x.new_zeros(0), num_latents=num_latents)
     if not screening_pays(x.device, x.shape[1], num_latents, total / num_rows):
-        f.check(f.limits().cpu().tolist())
         return _of_matrix(f, total)
     found = screen(f.x_rows, f.W_rows, b, chunk=chunk_for(num_latents, total / num_rows))
     least = least_of_all(found, total)
     room = room_for(num_rows, num_latents, total)
     while True:
         some = candidates(found, least, "all", room, x, W)
-        pairs = compact_candidates(some, among_largest(some.value, some.count, total), num_latents, total)
-        *limits, number = f.limits(some.count).cpu().tolist()
+        pairs = largest_candidates(some, num_rows, num_latents, total)
+        limits = f.limits(some.count, values=pairs.value).cpu().tolist()
         f.check(limits)
-        if number <= room:
-            return pairs
-        if number > LARGEST_SHARE * num_rows * num_latents:
+        if limits[3] <= room:
+            return pairs.with_num_positive(int(limits[4]))
+        if limits[3] > LARGEST_SHARE * num_rows * num_latents:
             return _of_matrix(f, total)
-        room = int(number)
+        room = int(limits[3])
 
 
 def _of_matrix(f: Factors, total: int) -> Pairs:
-    values = exact_matrix(f.x, f.W, f.b)
-    count = torch.full((1,), values.numel(), dtype=torch.int64, device=values.device)
-    return compact_matrix(values, among_largest(values.view(-1), count, total), total)
+    pairs = largest_of_matrix(exact_matrix(f.x, f.W, f.b), total)
+    limits = f.limits(values=pairs.value).cpu().tolist()
+    f.check(limits)
+    return pairs.with_num_positive(int(limits[4]))

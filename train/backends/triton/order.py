@@ -50,22 +50,26 @@ def _histogram_kernel(
 
 
 @kernel
-def _digit_kernel(histogram, state, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
-    """The next digit of the key that the wanted number of values reach, into ``state``: key, still wanted."""
+def _digit_kernel(histogram, state, out, wanted, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
+    """The next digit of the key that ``wanted`` values reach, into ``state``: key, still wanted.
+
+    After the last digit the value of the key goes to ``out``; before it the histogram is cleared.
+    """
     digit = tl.arange(0, 1 << WIDTH)
     counts = tl.load(histogram + digit)
     reaching = tl.sum(counts) - tl.cumsum(counts) + counts  # values with this digit or a higher one
-    wanted = tl.load(state + 1)
-    found = tl.max(tl.where(reaching >= wanted, digit, 0))
+    left = tl.load(state + 1)
+    if SHIFT + WIDTH == 32:  # the first digit
+        left = left * 0 + wanted
+    found = tl.max(tl.where(reaching >= left, digit, 0))
     above = tl.sum(tl.where(digit > found, counts, 0))
-    tl.store(state, tl.load(state) | (found.to(tl.int64) << SHIFT))
-    tl.store(state + 1, wanted - above)
-    tl.store(histogram + digit, tl.zeros_like(counts))
-
-
-@kernel
-def _value_kernel(state, out):
-    tl.store(out, float_of_key(tl.load(state).to(tl.uint32)))
+    key = tl.load(state) | (found.to(tl.int64) << SHIFT)
+    tl.store(state, key)
+    tl.store(state + 1, left - above)
+    if SHIFT == 0:
+        tl.store(out, float_of_key(key.to(tl.uint32)))
+    else:
+        tl.store(histogram + digit, tl.zeros_like(counts))
 
 
 def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -78,39 +82,12 @@ def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
         It, float32 [1], negative infinity or NaN when there are fewer; and how many of the values equal to it
         are among the n largest, int64 [1].
     """
-    device = values.device
-    state = torch.zeros(2, dtype=torch.int64, device=device)
-    state[1].fill_(n)
-    histogram = torch.zeros(_BINS, dtype=torch.int64, device=device)
-    size = values.numel()
+    state, histogram = torch.zeros(2 + _BINS, dtype=torch.int64, device=values.device).split([2, _BINS])
+    out, size = values.new_empty(1), values.numel()
     for shift, width in DIGITS:
         launch(
             _histogram_kernel, (blocks(size, BLOCK),), values, count, size, state, histogram,
             SHIFT=shift, WIDTH=width, N=BLOCK,
         )  # fmt: skip
-        launch(_digit_kernel, (1,), histogram, state, SHIFT=shift, WIDTH=width)
-    out = values.new_empty(1)
-    launch(_value_kernel, (1,), state, out, num_warps=1)
+        launch(_digit_kernel, (1,), histogram, state, out, n, SHIFT=shift, WIDTH=width)
     return out, state[1:]
-
-
-@kernel
-def _keep_kernel(values, count, capacity, least, kept, N: tl.constexpr):
-    """kept[i] = 2 above the least, 1 equal to it, 0 below; and 0 from ``count`` on."""
-    n = tl.minimum(tl.load(count), capacity)
-    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    value = tl.load(values + i, mask=i < n, other=0.0)
-    key, bar = key_of(value), key_of(tl.load(least + i * 0))
-    mark = tl.where(key > bar, 2, tl.where(key == bar, 1, 0))
-    tl.store(kept + i, tl.where(i < n, mark, 0).to(tl.int8), mask=i < capacity)
-
-
-def among_largest(values: Tensor, count: Tensor, n: int) -> Tensor:
-    """Which of the first ``count`` values are the ``n`` largest, the first of equal ones: bool [N]."""
-    least, wanted = nth_largest(values, count, n)
-    mark = torch.empty(values.numel(), dtype=torch.int8, device=values.device)
-    launch(
-        _keep_kernel, (blocks(values.numel(), BLOCK),), values, count, values.numel(), least, mark, N=BLOCK
-    )
-    equal = mark == 1
-    return (mark == 2) | (equal & (equal.cumsum(0, dtype=torch.int64) <= wanted))

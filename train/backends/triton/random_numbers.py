@@ -21,18 +21,16 @@ def _unit(word):
 
 
 @kernel
-def _uniform_kernel(out, words, row0, F, first, N: tl.constexpr):
-    """``words`` int64 [4]: the halves of the seed and of the batch's number."""
-    skipped = first % 4
-    across = tl.cdiv(
-        F + skipped, 4 * N
-    )  # programs beside each other; a grid may have no more than 65535 of them in y
-    r = tl.program_id(0) // across
-    group = tl.program_id(0) % across * N + tl.arange(0, N)
+def uniform_groups(words, row, group):
+    """Four numbers in (0, 1) for the latents 4 * group to 4 * group + 3 of ``row``; all of one shape.
+
+    ``words`` int64 [2]: the bits of the seed and of the batch's number.
+    """
     zero = (group * 0).to(tl.uint32)
-    k0, k1 = zero + tl.load(words).to(tl.uint32), zero + tl.load(words + 1).to(tl.uint32)
-    c2, c3 = zero + tl.load(words + 2).to(tl.uint32), zero + tl.load(words + 3).to(tl.uint32)
-    c0, c1 = (group + first // 4).to(tl.uint32), (group * 0 + r + row0).to(tl.uint32)
+    seed, batch = tl.load(words), tl.load(words + 1)
+    k0, k1 = zero + seed.to(tl.uint32), zero + (seed >> 32).to(tl.uint32)
+    c2, c3 = zero + batch.to(tl.uint32), zero + (batch >> 32).to(tl.uint32)
+    c0, c1 = group.to(tl.uint32), zero + row.to(tl.uint32)
     m0, m1 = zero + _M0, zero + _M1
     for _ in range(_ROUNDS):
         high0, low0 = tl.umulhi(c0, m0), c0 * m0
@@ -40,12 +38,37 @@ def _uniform_kernel(out, words, row0, F, first, N: tl.constexpr):
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0 += _K0
         k1 += _K1
+    return _unit(c0), _unit(c1), _unit(c2), _unit(c3)
+
+
+@kernel
+def _uniform_kernel(out, words, row0, F, first, N: tl.constexpr):
+    skipped = first % 4
+    across = tl.cdiv(
+        F + skipped, 4 * N
+    )  # programs beside each other; a grid may have no more than 65535 of them in y
+    r = tl.program_id(0) // across
+    group = tl.program_id(0) % across * N + tl.arange(0, N)
+    u0, u1, u2, u3 = uniform_groups(words, r + row0, group + first // 4)
     latent = group * 4 - skipped
     place = out + r.to(tl.int64) * F + latent
-    tl.store(place, _unit(c0), mask=(latent >= 0) & (latent < F))
-    tl.store(place + 1, _unit(c1), mask=(latent + 1 >= 0) & (latent + 1 < F))
-    tl.store(place + 2, _unit(c2), mask=(latent + 2 >= 0) & (latent + 2 < F))
-    tl.store(place + 3, _unit(c3), mask=latent + 3 < F)
+    tl.store(place, u0, mask=(latent >= 0) & (latent < F))
+    tl.store(place + 1, u1, mask=(latent + 1 >= 0) & (latent + 1 < F))
+    tl.store(place + 2, u2, mask=(latent + 2 >= 0) & (latent + 2 < F))
+    tl.store(place + 3, u3, mask=latent + 3 < F)
+
+
+def words_of(seed: int, batch: int, device: torch.device | str) -> Tensor:
+    """The bits of both numbers, int64 [2], made on the device: copying them there would wait for it."""
+    halves(seed, batch)  # checks them
+    words = torch.full((2,), _signed(seed), dtype=torch.int64, device=device)
+    words[1].fill_(_signed(batch))
+    return words
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of a number below 2⁶⁴."""
+    return number - (number >> 63 << 64)
 
 
 def random_uniform(
@@ -58,7 +81,7 @@ def random_uniform(
     first_latent: int = 0,
 ) -> Tensor:
     """As :meth:`..protocol.Backend.random_uniform`."""
-    words = torch.tensor(halves(seed, batch), dtype=torch.int64).to(device, non_blocking=True)
+    words = words_of(seed, batch, device)
     out = torch.empty(rows, num_latents, device=device)
     grid = (blocks(num_latents + first_latent % 4, 4 * GROUPS) * rows,)
     launch(_uniform_kernel, grid, out, words, row0, num_latents, first_latent, N=GROUPS)

@@ -115,4 +115,5 @@ def largest_per_row(
         latent=found.latent.clone(),
         value=found.value.clone(),
         num_latents=found.num_latents,
+        num_positive=found.num_positive,
     )

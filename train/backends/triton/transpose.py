@@ -19,10 +19,11 @@ def by_latent(pairs: Pairs) -> LatentMajor:
 def _by_latent(pairs: Pairs) -> LatentMajor:
     # Half as many bits to sort by: latents are far below 2³¹.
     latent, pair = torch.sort(pairs.latent.to(torch.int32), stable=True)
-    latent_ptr = torch.searchsorted(latent, _numbers(pairs.num_latents + 1, latent.device))
+    latent_ptr = torch.searchsorted(latent, numbers(pairs.num_latents + 1, latent.device, torch.int32))
     return LatentMajor(latent_ptr=latent_ptr, row=rows_of(pairs).index_select(0, pair), pair=pair)
 
 
 @lru_cache(maxsize=16)  # the sizes of a run are few
-def _numbers(count: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(count, dtype=torch.int32, device=device)
+def numbers(count: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0 to ``count`` - 1, made once."""
+    return torch.arange(count, dtype=dtype, device=device)

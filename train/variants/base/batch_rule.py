@@ -83,4 +83,4 @@ def largest_of_batch(rows: Rows, k: int, state: dict[str, Tensor] | None = None)
     ``state`` keeps a guess of the next batch's threshold (``HINT``), which saves time; results are the same.
     """
     chosen = rows.pre_activations().largest_of_batch(k * rows.num_rows_of_all, state)
-    return chosen.keep(chosen.value > 0)
+    return chosen.positive()

@@ -5,6 +5,7 @@ the start; from about two fifths on matrix products are faster, on parts small e
 :mod:`.parts_above`). Legend: B rows, D model width, F latents, P pairs.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -46,6 +47,21 @@ def reconstruct(
     return composed.reconstruct(shards.decode, backend.sddmm, codes, W_dec, target, scale)
 
 
+def reconstruct_nested(
+    rings: Pairs,
+    W_dec: Tensor,
+    target: Tensor,
+    weights: Sequence[float],
+    scale: float,
+    shards: LatentShards | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :meth:`...backends.protocol.Backend.reconstruct_nested`; the codes of all processes are decoded."""
+    backend, rest = backend_of(W_dec), (rings, W_dec, target, weights, scale)
+    if shards is None or shards.is_whole:
+        return backend.reconstruct_nested(*rest)
+    return composed.reconstruct_nested(shards.decode, backend.sddmm, *rest)
+
+
 def weight_gradients(
     codes: Pairs,
     d_pre: Tensor,
@@ -59,7 +75,7 @@ def weight_gradients(
     """See :meth:`...backends.protocol.Backend.weight_gradients`."""
     backend, rest = backend_of(error), (codes, d_pre, x_centered, error, scale, W_enc_grad, W_dec_grad)
     one_width = x_centered.shape[1] == error.shape[1]  # which the fused kernels ask for
-    if prefers_matrices(codes, shards) or not one_width:
+    if prefers_matrices(codes.join_rows(len(x_centered)), shards) or not one_width:
         accumulate = partial(accumulate_by_latent, shards=shards)
         return composed.weight_gradients(accumulate, backend.sum_per_latent, *rest)
     return backend.weight_gradients(*rest)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....distributed.group import ALONE, Group
 from ...backends.choice import backend_of
+from ...backends.gates import Draw
 from ...backends.protocol import Backend
 from ...backends.sources import Encoder, LayeredEncoder
 from ...engine.late import LateRead
@@ -120,11 +121,15 @@ class Rows:
 
         Each is a function of (seed, number of the batch, stream, row, column) alone, on every device.
         """
-        batch = stream << 32 | self.number
+        seed, batch, *_ = self.draw(stream, first_row)
         device = self.x_centered.device
         return self.backend.random_uniform(
-            self.seed % 2**64, batch, first_row, num_rows, num_columns, device, first_column
+            seed, batch, first_row, num_rows, num_columns, device, first_column
         )
+
+    def draw(self, stream: RandomStream, first_row: int, first_column: int = 0) -> Draw:
+        """Which numbers :meth:`random_uniform` draws, for an operation that draws them itself."""
+        return self.seed % 2**64, stream << 32 | self.number, first_row, first_column
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
@@ -224,11 +229,14 @@ class Batch(Rows):
 
     def of_rows(self, rows: slice) -> "Batch":
         """A part of the rows, which shares the gradients and the outcome."""
+        start, stop, _ = rows.indices(self.num_rows)
+        if stop - start == self.num_rows:
+            return self
         return replace(
             self,
             x_centered=self.x_centered[rows],
             target_centered=self.target_centered[rows],
-            first_row=self.first_row + rows.indices(self.num_rows)[0],
+            first_row=self.first_row + start,
         )
 
     def leading_rows(self, count: int) -> "Batch":
@@ -251,9 +259,12 @@ class Batch(Rows):
     def record(self, codes: Pairs, squared_error: Tensor) -> None:
         """Record the codes [B, F] that were used, for L0 and dead latents, and their error, for FVU.
 
-        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 [].
+        ``squared_error`` is the sum of |reconstruction - x|² over the rows, float64 []. Several rows of
+        ``codes``, one after the other, may have the codes of one row.
         """
         row_l0, firing = self.backend.count_active(codes)
+        if codes.num_rows != self.num_rows:
+            row_l0 = row_l0.view(self.num_rows, -1).sum(1)
         self.outcome.firing += firing
         self.outcome.row_l0.append(self.shards.sum(row_l0))
         self.outcome.squared_error += squared_error

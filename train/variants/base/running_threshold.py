@@ -118,13 +118,13 @@ class RunningThreshold(FrozenModel):
                 least = sharers.row_group.least(sharers.shards.group.least(least))
             if not alone and not bool(least.isfinite()):
                 return
-            least = least.expand_as(state[SUM])
-            seen = torch.ones_like(least, dtype=torch.bool)
-        else:
-            least = torch.full_like(state[SUM], torch.inf)
-            least.scatter_reduce_(0, codes.latent, codes.value, "amin")
-            least = least if sharers is None else sharers.row_group.least(least)
-            seen = least.isfinite()
+            state[SUM].add_((least - state[SUM]) * (1 - self.momentum))
+            state[WEIGHT].add_((1 - state[WEIGHT]) * (1 - self.momentum))
+            return
+        least = torch.full_like(state[SUM], torch.inf)
+        least.scatter_reduce_(0, codes.latent, codes.value, "amin")
+        least = least if sharers is None else sharers.row_group.least(least)
+        seen = least.isfinite()
         weight = torch.where(seen, 1 - self.momentum, 0.0)
         state[SUM].copy_(torch.where(seen, state[SUM] + weight * (least - state[SUM]), state[SUM]))
         state[WEIGHT].add_(weight * (1 - state[WEIGHT]))

@@ -60,13 +60,12 @@ def dying_latents(prevalence: Tensor, expected: Tensor) -> Tensor:
         prevalence: share of rows on which each latent is active, [F].
         expected: the prevalence that Zipf's law expects at each rank, [F], the densest first.
     """
-    num_latents = prevalence.numel()
-    by_rank = torch.sort(prevalence, descending=True, stable=True).indices
-    low = prevalence[by_rank] < LOW_RATIO * expected
-    rank = torch.arange(1, num_latents + 1, device=prevalence.device)
-    low &= rank > (1 - LAST_SHARE) * num_latents
-    all_below_low = low.flip(0).int().cumprod(0).bool().flip(0)
-    return by_rank[all_below_low].sort().values
+    first = int((1 - LAST_SHARE) * prevalence.numel())  # the ranks before cannot be dying
+    last = torch.sort(prevalence, descending=True, stable=True).indices[first:]
+    dense = prevalence[last] >= LOW_RATIO * expected[first:]
+    place = torch.arange(1, len(last) + 1, device=last.device)
+    all_below_low = int(place.where(dense, 0).max()) if len(last) else 0
+    return last[all_below_low:].sort().values
 
 
 @lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time

@@ -52,7 +52,7 @@ def reconstruct_leftover(
     some_pairs = int(PAIRS_PER_BYTE * block_bytes(error.device))
     for rows, some in part.split(max(some_pairs // k_latents, 64)):
         chosen = pre.of_rows(rows).largest_per_row(k_latents)
-        codes = chosen.keep(chosen.value > 0)
+        codes = chosen.positive()
         found = reconstruct(some, codes, -error[rows], weight=coefficient, name=name)
         backpropagate(some, codes, found.d_value, found)
 

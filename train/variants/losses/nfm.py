@@ -33,10 +33,12 @@ class NFM(FrozenModel):
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
         num_rows = max(1, latents_at_once(W_dec) // shards.unit) * shards.unit
         part_rows = part_of(len(gram))
+        blocks = [slice(start, start + num_rows) for start in range(0, len(W_dec), num_rows)]
+        only = unit_rows(W_dec) if len(blocks) == 1 else None
 
         def add(rows: slice) -> None:
-            for start in range(0, len(W_dec), num_rows):
-                unit, _ = unit_rows(W_dec[start : start + num_rows])
+            for block in blocks:
+                unit, _ = only or unit_rows(W_dec[block])
                 sums = gram[rows]
                 matmul(unit.T[rows], unit, sums, add=True, part_rows=part_rows, terms=shards.unit)
 
@@ -44,11 +46,11 @@ class NFM(FrozenModel):
         norm, coefficient = total(gram.square()).sqrt(), share_of(self.coefficient, batch)
         batch.outcome.add_loss("nfm", coefficient * norm.double())
         gram.mul_(2 * coefficient / norm)
-        for start in range(0, len(W_dec), num_rows):
-            unit, norms = unit_rows(W_dec[start : start + num_rows])
+        for block in blocks:
+            unit, norms = only or unit_rows(W_dec[block])
             d_unit = matmul(unit, gram, part_rows=shards.unit)
             d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # Ŵ ignores a row's length
-            batch.gradients["W_dec"][start : start + num_rows].add_(d_unit.div_(norms))
+            batch.gradients["W_dec"][block].add_(d_unit.div_(norms))
 
 
 class NFMInf(FrozenModel):
@@ -73,10 +75,11 @@ class NFMInf(FrozenModel):
     def __call__(self, batch: Batch) -> None:
         """Add the term and its gradient, once per step. If c = <ŵ_i, ŵ_j>, dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
         W_dec, num_latents = batch.parameters["W_dec"], batch.shards.total
-        latents = torch.arange(num_latents, device=W_dec.device)
         if self.sample is not None and self.sample < num_latents:
             shuffled = batch.random_order(RandomStream.NFM_INF, num_latents)
             latents = shuffled[: self.sample].sort().values
+        else:
+            latents = torch.arange(num_latents, device=W_dec.device)
         norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
         every_norm = batch.shards.gather(norms)
         weight = share_of(self.coefficient, batch) / latents.numel()
@@ -128,6 +131,9 @@ def nearest_of_all(
     """
     cosines = matmul(unit, W_dec.T, columns=shards.unit)
     cosines.div_(norms)
+    if shards.is_whole:
+        best = cosines.scatter_(1, latents[:, None], -torch.inf).max(dim=1)
+        return best.values, best.indices
     here, own = held_here(latents, shards)
     cosines[here, own] = -torch.inf
     best = cosines.max(dim=1)
@@ -141,12 +147,7 @@ def nearest_of_all(
 
 
 def held_here(latents: Tensor, shards: LatentShards) -> tuple[Tensor, Tensor]:
-    """Which of ``latents`` (int64 [b], of all F) this process holds: their places, and their numbers here.
-
-    A process that holds all of them need not wait for its device to say how many there are.
-    """
-    if shards.is_whole:
-        return torch.arange(len(latents), device=latents.device), latents
+    """Which of ``latents`` (int64 [b], of all F) this process holds: their places, and their numbers here."""
     own = latents - shards.first
     here = ((own >= 0) & (own < shards.count)).nonzero().flatten()
     return here, own[here]
@@ -169,11 +170,14 @@ def add_cosine_gradient(
     """
     gradient, shards, c = batch.gradients["W_dec"], batch.shards, cosine[:, None]
     (i, unit_i), (j, unit_j) = first, second
-    for latents, is_first in ((i, True), (j, False)):
-        here, own = held_here(latents, shards)
-        if is_first:
-            gradient[own] += (unit_j[here] - c[here] * unit_i[here]) * (weight / norms[own, None])
-        else:
-            pairs = Pairs.from_rows(here, own, cosine[here], len(j), len(gradient))
-            source = unit_i - c * unit_j
-            batch.backend.accumulate_by_latent(pairs, weight / norms[own], source, gradient)
+    if shards.is_whole:  # it need not wait for its device to say how many it holds
+        gradient[i] += (unit_j - c * unit_i) * (weight / norms[i, None])
+        row_ptr = torch.arange(len(j) + 1, device=j.device)
+        pairs = Pairs(row_ptr=row_ptr, latent=j, value=cosine, num_latents=len(gradient))
+        own = j
+    else:
+        here, own = held_here(i, shards)
+        gradient[own] += (unit_j[here] - c[here] * unit_i[here]) * (weight / norms[own, None])
+        here, own = held_here(j, shards)
+        pairs = Pairs.from_rows(here, own, cosine[here], len(j), len(gradient))
+    batch.backend.accumulate_by_latent(pairs, weight / norms[own], unit_i - c * unit_j, gradient)

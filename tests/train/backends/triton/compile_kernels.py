@@ -21,7 +21,9 @@ from triton.compiler import ASTSource
 
 from saecache.store.encoding import triton_encode
 from saecache.store.encoding.records import RecordLayout
+from saecache.train.backends.gates import Gates
 from saecache.train.backends.protocol import AdamSettings
+from saecache.train.backends.sources import Scores
 from saecache.train.backends.triton import (
     above,
     adam,
@@ -29,21 +31,25 @@ from saecache.train.backends.triton import (
     compact,
     decode,
     exact,
+    gates,
+    given,
     gradients,
     largest,
     largest_of_batch,
+    nested,
     order,
     prepare,
     random_numbers,
     rounding,
+    row_sums,
     screen,
     sums,
 )
 from saecache.train.pairs import Pairs
 
 MODULES = (
-    above, adam, candidates, compact, decode, exact, gradients, largest, largest_of_batch, order, prepare,
-    random_numbers, rounding, screen, sums, triton_encode,
+    above, adam, candidates, compact, decode, exact, gates, given, gradients, largest, largest_of_batch,
+    nested, order, prepare, random_numbers, rounding, row_sums, screen, sums, triton_encode,
 )  # fmt: skip
 FLAGS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
@@ -80,6 +86,18 @@ def run_operations(B: int, K: int) -> None:
         gradients.weight_gradients(
             pairs, pairs.value, pairs.value, x, x, W, W, b, add=add, add_bias=False, scale=0.5
         )
+    rings = Pairs(
+        row_ptr=torch.arange(2 * B + 1) * K // 2, latent=pairs.latent, value=pairs.value, num_latents=F
+    )
+    nested.reconstruct_nested(rings, W, x, (1.0, 2.0), 0.5)
+    gradients.weight_gradients(rings, pairs.value, pairs.value, x, x.repeat(2, 1), W, W, b, add_bias=False)
+    whole = torch.zeros(B, F)
+    for layer_norm, weight, draw in ((True, 1e-4, (1, 2, 3, 0)), (False, 0.0, None), (True, 0.0, None)):
+        settings = Gates(beta=b[0], magnitude_weight=weight, layer_norm=layer_norm, draw=draw)
+        gates.rank_gates(whole, settings)
+    for entropy in (False, True):
+        row_sums.sum_rows(whole, positive=True, entropy=entropy)
+    given.largest_per_row_of_scores(Scores(lambda: iter([(0, whole)]), B, F, whole.device), K)
     sums.sum_per_latent(pairs, pairs.value)
     random_numbers.random_uniform(1, 2, 3, B, F, "cpu")
     settings = AdamSettings(learning_rate=0.1, betas=(0.9, 0.99), eps=1e-8)
@@ -94,9 +112,10 @@ def run_operations(B: int, K: int) -> None:
     largest.queue_largest_per_row(x, W, b, K)
     wide = torch.ones(F, dtype=torch.int64)
     factors = prepare.factors_of(x, W, b, None)
-    for counts in ((), (ptr[-1:],), (ptr[-1:], ptr[-1:])):
-        factors.limits(*counts)
-    factors.limits(above=ptr[1:], room=4)
+    factors.limits()
+    factors.limits(ptr[-1:], kept=ptr[-1:])
+    factors.limits(ptr[-1:], values=x.view(-1))
+    factors.limits(above=ptr[1:], room=4, values=x.view(-1))
     for pays in (True, False):
         largest.screening_pays = lambda *_, pays=pays: pays
         largest.queue_largest_per_row(x, W, b, K)
@@ -107,7 +126,9 @@ def run_operations(B: int, K: int) -> None:
     least = candidates.least_of_all(found, 9)
     for limit, of in ((least, "all"), (b, "column")):
         some = candidates.candidates(found, limit, of, 999, x, W)
-    compact.compact_candidates(some, order.among_largest(some.value, some.count, 9), F, 9)
+    compact.compact_candidates(some, some.value > 0, F, 9)
+    compact.largest_candidates(some, B, F, 9)
+    compact.largest_of_matrix(values, 9)
 
 
 def encode_rows() -> None:

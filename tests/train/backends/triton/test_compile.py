@@ -19,7 +19,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 WALK_ALONG_PAIRS = {
     "_pairs_kernel", "_matrix_kernel", "_decode_kernel", "_reconstruct_kernel", "_segments_kernel",
-    "_one_kernel", "_both_kernel", "_sums_kernel",
+    "_one_kernel", "_both_kernel", "_sums_kernel", "_nested_kernel",
 }  # fmt: skip
 
 
