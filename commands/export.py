@@ -68,6 +68,18 @@ def export(
     creator_id: Annotated[
         str | None, typer.Option(help="neuronpedia: your account's identifier there.")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="neuronpedia: results with explanations of saecache interpret. Default: those of --latents."
+        ),
+    ] = None,
+    explanation_type: Annotated[
+        str | None, typer.Option(help="neuronpedia: its name of the way of explaining, as np_max-act.")
+    ] = None,
+    explanation_model: Annotated[
+        str | None, typer.Option(help="neuronpedia: its name of the judge, as gpt-4o-mini.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write an SAE in the format of another library, or its latents for a tool that explains or shows them.
@@ -83,6 +95,9 @@ def export(
             "source_set": source_set,
             "creator": creator,
             "creator_id": creator_id,
+            "results": results,
+            "explanation_type": explanation_type,
+            "explanation_model": explanation_model,
         },
     }
     for name, values in options.items():
@@ -135,8 +150,11 @@ def _export_neuronpedia(sae_dir: str, out: str, cache: str | None, options: dict
         creator_id=options["creator_id"],
         release=name,
         description=f"{name}, trained with saecache",
+        explanation_type=options["explanation_type"],
+        explanation_model=options["explanation_model"],
     )
-    return export_neuronpedia(sae_dir, out, latents=options["latents"], names=names, cache=cache)
+    given = {key: options[key] for key in ("latents", "results")}
+    return export_neuronpedia(sae_dir, out, names=names, cache=cache, **given)
 
 
 def _print_latents(result: "LatentExport", as_json: bool) -> None:

@@ -56,8 +56,9 @@ DEFINITIONS = {
         "Each class is a binary task, half of whose texts are of the class. A text is the mean of its "
         "activations over its tokens. The k latents whose means differ most between the halves of the "
         "training texts are the inputs of a logistic regression (L2, C = 1); its accuracy on test texts is "
-        "averaged over the classes. Beside it: a probe of all latents, of the model's k best activations, "
-        "and of all its activations."
+        "averaged over the classes. A code is multiplied by the norm of its decoder row, and by sqrt(D) "
+        "where rows have norm 1, because the penalty depends on its size. Beside it: a probe of all latents, "
+        "of the model's k best activations, and of all its activations."
     ),
     "absorption": (
         "First letters of words, by SAEBench's definition: on test words whose letter a probe of the "

@@ -8,6 +8,9 @@ from saecache.common.errors import UsageError
 from saecache.harvest import LanguageModel
 from saecache.train import SAE
 from saecache.train.sae_config import HookRows, SAEConfig, SAETarget
+from saecache.train.variants.batch_topk import BatchTopK
+from saecache.train.variants.gated import Gated
+from saecache.train.variants.relu import ReLU
 from saecache.train.variants.topk import TopK
 
 HOOK, LATENTS = "resid_post.3", 64
@@ -215,6 +218,143 @@ def test_a_transcoder_replaces_what_the_mlp_adds_by_what_it_reads(language_model
     expected = language_model.logits_with(IDS, "mlp_out.3", by_hand)
     with sae.attach(language_model.model, steer={5: 3.0}) as model, torch.no_grad():
         assert torch.allclose(model(input_ids=IDS).logits, expected, atol=2e-3)
+
+
+BLOCKS, PER_LAYER = (1, 2, 3), 8
+
+
+def make_cross_layer_transcoder(language_model, variant=None, *, first: str = "mlp_in.1") -> SAE:
+    """Of blocks 1 to 3 of the built-in model, eight latents each."""
+    random = torch.Generator().manual_seed(0)
+    D, variant = language_model.d_model("mlp_out.1"), variant or BatchTopK(k=4)
+    F, O = len(BLOCKS) * PER_LAYER, len(BLOCKS) * D  # noqa: E741 - as in the code
+    hooks, targets = [], []
+    for layer, block in enumerate(BLOCKS):
+        normalization = {"kind": "unit_scale", "d_model": D, "scale": 0.2 + 0.1 * layer}
+        hooks.append(HookRows(hook=f"mlp_in.{block}", d_model=D, normalization=normalization))
+        normalization = {"kind": "scale", "d_model": D, "scale": 0.5 + layer}
+        targets.append(SAETarget(hook=f"mlp_out.{block}", d_model=D, normalization=normalization))
+    hooks[0] = hooks[0].model_copy(update={"hook": first})
+    cfg = SAEConfig(
+        format_version=2, kind=variant.kind, name="made_up", d_model=O, num_latents=F, k=4,
+        inference=variant.inference, hook="+".join(part.hook for part in hooks),
+        normalization={"kind": "joined", "d_model": O}, variant=variant, cache={}, training={},
+        hooks=tuple(hooks), targets=tuple(targets),
+    )  # fmt: skip
+    shapes = {"W_enc": (F, D), "W_dec": (F, O), "b_enc": (F,), "b_dec": (O,), "b_in": (O,)}
+    if variant.kind == "gated":
+        shapes |= {"r_mag": (F,), "b_mag": (F,)}
+    tensors = {name: 0.3 * torch.randn(*shape, generator=random) for name, shape in shapes.items()}
+    for layer in range(1, len(BLOCKS)):
+        tensors["W_dec"][layer * PER_LAYER : (layer + 1) * PER_LAYER, : layer * D] = 0
+    if variant.inference == "threshold":
+        tensors["threshold"] = torch.linspace(0.05, 0.4, F)
+    return SAE(cfg, tensors)
+
+
+class ByHand:
+    """The replacement model by forward hooks on the MLP modules, and a dense formula for each pair of layers.
+
+    ``change`` is given a layer and its codes [n, F / L], and returns those that are decoded; ``whole`` says
+    whether the prediction replaces the MLP's output, or the change of the prediction is added to it.
+    """
+
+    def __init__(self, sae: SAE, change, whole: bool) -> None:
+        self.sae, self.change, self.whole, self.codes = sae, change, whole, {}
+
+    def codes_of(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        sae, D = self.sae, x.shape[-1]
+        own = slice(layer * PER_LAYER, (layer + 1) * PER_LAYER)
+        centered = sae.cfg.hooks[layer].normalizer.scale * x - sae.b_in[layer * D : (layer + 1) * D]
+        pre = centered @ sae.W_enc[own].T + sae.b_enc[own]
+        if sae.cfg.inference == "threshold":
+            return pre * (pre > sae.threshold[own])
+        if sae.cfg.inference == "gated":
+            size = (pre - sae.b_enc[own]) * sae.get_buffer("r_mag")[own].exp() + sae.get_buffer("b_mag")[own]
+            return size.relu() * (pre > 0)
+        return pre.relu()
+
+    def output(self, layer: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        sae, D = self.sae, x.shape[-1]
+        before = self.codes_of(layer, x)
+        self.codes[layer] = (before, self.change(layer, before.clone()))
+        columns = slice(layer * D, (layer + 1) * D)
+        made = sae.b_dec[columns] if self.whole else torch.zeros(D)
+        for source in range(layer + 1):
+            old, new = self.codes[source]
+            codes = new if self.whole else new - old
+            made = made + codes @ sae.W_dec[source * PER_LAYER : (source + 1) * PER_LAYER, columns]
+        made = made / sae.cfg.targets[layer].normalizer.scale
+        return made if self.whole else y + made
+
+    def logits(self, model) -> torch.Tensor:
+        handles = [
+            model.get_submodule(f"gpt_neox.layers.{block}.mlp").register_forward_hook(
+                lambda _module, args, y, layer=layer: self.output(layer, args[0], y)
+            )
+            for layer, block in enumerate(BLOCKS)
+        ]
+        try:
+            with torch.no_grad():
+                return model(input_ids=IDS).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@pytest.mark.parametrize("variant", [BatchTopK(k=4), ReLU(), Gated()], ids=lambda variant: variant.kind)
+def test_a_cross_layer_transcoder_replaces_the_mlps_of_all_layers(language_model, variant) -> None:
+    """Each layer's latents read the model in which the MLPs before are replaced already."""
+    sae, model = make_cross_layer_transcoder(language_model, variant), language_model.model
+    expected = ByHand(sae, lambda _, codes: codes, whole=True).logits(model)
+    with sae.attach(model), torch.no_grad():
+        first, second = model(input_ids=IDS).logits, model(input_ids=IDS[:1]).logits
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second, expected[:1], rtol=1e-4, atol=1e-4)
+    clean = language_model.logits(IDS)
+    assert not torch.allclose(clean, expected, atol=1e-2)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, clean)
+
+
+@pytest.mark.parametrize("splice", [False, True])
+def test_a_steered_latent_of_a_layer_writes_to_it_and_to_later_ones(language_model, splice: bool) -> None:
+    sae, model = make_cross_layer_transcoder(language_model), language_model.model
+
+    def change(layer: int, codes: torch.Tensor) -> torch.Tensor:
+        if layer == 1:  # latents 8 to 15 of the SAE
+            codes[..., 3] = 4.0
+            codes[..., 5] -= 1.5
+        return codes
+
+    expected = ByHand(sae, change, whole=splice).logits(model)
+    with sae.attach(model, steer={11: 4.0}, add={13: -1.5}, splice=splice), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(language_model.logits(IDS), expected, atol=1e-2)
+
+
+def test_a_forward_after_one_that_failed_begins_anew(language_model) -> None:
+    sae, model = make_cross_layer_transcoder(language_model), language_model.model
+    with sae.attach(model), torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        handle = model.get_submodule("gpt_neox.layers.2").register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(input_ids=IDS[:1])
+        handle.remove()
+        assert torch.equal(model(input_ids=IDS).logits, expected)
+
+
+def test_what_cannot_be_attached_of_several_layers(language_model) -> None:
+    model = language_model.model
+    among_all = make_cross_layer_transcoder(language_model, TopK(k=4))
+    with pytest.raises(UsageError, match="chooses among the latents of all layers"), among_all.attach(model):
+        pass
+    sae = make_cross_layer_transcoder(language_model)
+    with pytest.raises(UsageError, match="leave out hook"), sae.attach(model, hook="mlp_out.1"):
+        pass
+    late = make_cross_layer_transcoder(language_model, first="resid_post.3")
+    with late.attach(model), pytest.raises(UsageError, match=r"resid_post.3 comes after mlp_out.1"):
+        model(input_ids=IDS)
 
 
 def test_what_cannot_be_attached_of_several_hooks(language_model, width: int) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
-from ..store.normalization import RowState
 from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
 from .engine.reading import input_bias
@@ -173,12 +172,8 @@ class SAE(nn.Module):
         if not self.cfg.predicted:
             raw: Tensor = self.normalizer.invert(reconstruction, removed)
             return raw
-        normalizers = [part.normalizer for part in self.cfg.predicted]
-        parts = torch.split(reconstruction, [n.d_model for n in normalizers], dim=-1)
-        inverted = [
-            normalizer.invert(part, RowState(factor=normalizer.factor or 1.0))
-            for normalizer, part in zip(normalizers, parts, strict=True)
-        ]
+        parts = torch.split(reconstruction, [target.d_model for target in self.cfg.predicted], dim=-1)
+        inverted = [target.to_raw(part) for target, part in zip(self.cfg.predicted, parts, strict=True)]
         return inverted[0] if len(inverted) == 1 else torch.cat(inverted, dim=-1)
 
     def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:

@@ -9,9 +9,10 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+from torch import Tensor
 
 from ..common.frozen import FrozenModel
-from ..store.normalization import Normalizer
+from ..store.normalization import Normalizer, RowState
 from .variants import AnyVariant
 
 FORMAT_VERSION = 1
@@ -34,6 +35,10 @@ class SAETarget(HookRows):
     """What a transcoder predicts. Its normalization can be inverted without the row."""
 
     skip: bool = False  # the prediction includes W_skip (x - b_in)
+
+    def to_raw(self, prediction: Tensor) -> Tensor:
+        """Normalized predictions [B, d_model] as raw rows."""
+        return self.normalizer.invert(prediction, RowState(factor=self.normalizer.factor or 1.0))
 
 
 class SAEConfig(FrozenModel):

@@ -81,6 +81,7 @@ def export_neuronpedia(
     latents: Path | str,
     names: "NeuronpediaNames",
     cache: ActivationCache | Path | str | None = None,
+    results: Path | str | None = None,
 ) -> LatentExport:
     """Write a bundle for Neuronpedia's bulk import into the new folder ``out``.
 
@@ -89,12 +90,15 @@ def export_neuronpedia(
         latents: the folder of its latents that ``saecache evaluate`` wrote, ``results.latents/<name>``.
         names: what the bundle is called at Neuronpedia.
         cache: names the text and the context; without it the bundle does not say them.
+        results: the results with a judge's explanations; those that ``latents`` belongs to if None.
 
     Raises:
-        UsageError: no SAE there, latents of another SAE, a hook without a layer, or ``out`` exists.
+        UsageError: no SAE there, latents or results of another SAE, no explanations in ``results``, a hook
+            without a layer, or ``out`` exists.
         SaecacheError: it cannot be written, or what was read back is not what was written.
     """
     from ..latents.folder import read_latents
+    from .explanations import find_interpretation
     from .neuronpedia import write_neuronpedia
 
     target = find_one(sae_dir)
@@ -105,8 +109,10 @@ def export_neuronpedia(
             f"{latents} is of an SAE with {found.num_latents:,} latents at {found.info.hook}, and "
             f"{target.sae_dir} has {sae.cfg.num_latents:,} at {sae.cfg.hook}: give the latents of this SAE"
         )
+    interpretation = find_interpretation(sae, Path(latents), None if results is None else Path(results))
     opened = open_cache(cache) if isinstance(cache, (str, Path)) else cache
     path = check_new(out, found.info.num_bytes)
     with new_folder(path) as folder:
-        written = write_neuronpedia(found, find_provenance(sae, opened), names, folder)
+        provenance = find_provenance(sae, opened)
+        written = write_neuronpedia(found, provenance, names, folder, interpretation=interpretation)
     return LatentExport(path=path, format="neuronpedia", facts=asdict(written), loading="")

@@ -1,8 +1,9 @@
 """A bundle for Neuronpedia's bulk import: what every latent does, from a folder of latents of ``evaluate``.
 
 ``<model>/<layer>-<set>/`` holds ``release.jsonl``, ``model.jsonl``, ``sourceset.jsonl`` and ``source.jsonl``,
-and in ``features/`` and ``activations/`` the files ``batch-<n>.jsonl.gz``: one line for each latent, and for
-each of its contexts. Written after SAEDashboard (neuronpedia_export.py), with its names of fields.
+and in ``features/``, ``activations/`` and ``explanations/`` the files ``batch-<n>.jsonl.gz``: one line for
+each latent, for each of its contexts, and for each latent that a judge explained. Written after SAEDashboard
+(neuronpedia_export.py), with its names of fields.
 What a folder of latents does not hold is left empty: the histogram of logits, alignments with neurons, and
 correlations. Legend: F latents.
 """
@@ -20,7 +21,9 @@ import numpy as np
 
 from ...common.errors import SaecacheError, UsageError
 from ...store.durable import write_bytes
+from ..judge_results import Interpretation
 from ..latents.table import BINS, NUM_FIFTHS, TOP, Latents
+from .explanations import explanation_lines
 from .metadata import Provenance
 
 LATENTS_PER_BATCH = 256
@@ -29,7 +32,11 @@ _DIGITS = 5  # significant ones, of numbers that are shown
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronpediaNames:
-    """What Neuronpedia calls things. ``creator_id`` is the uploader's account there."""
+    """What Neuronpedia calls things. ``creator_id`` is the uploader's account there.
+
+    ``explanation_type`` and ``explanation_model`` are names that its tables of ways to explain and of models
+    hold; None where they hold none.
+    """
 
     model_id: str
     source_set: str
@@ -37,6 +44,8 @@ class NeuronpediaNames:
     creator_id: str
     release: str
     description: str
+    explanation_type: str | None = None
+    explanation_model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,7 @@ class NeuronpediaBundle:
     latents: int
     contexts: int
     silent_latents: int
+    explanations: int
     batches: int
 
 
@@ -56,11 +66,13 @@ def write_neuronpedia(
     names: NeuronpediaNames,
     folder: Path,
     *,
+    interpretation: Interpretation | None = None,
     created: datetime | None = None,
 ) -> NeuronpediaBundle:
     """Write the bundle into the empty ``folder``, and read it back.
 
     Args:
+        interpretation: what a judge says of the latents.
         created: the time that the bundle names; now if None.
 
     Raises:
@@ -79,27 +91,33 @@ def write_neuronpedia(
     time = (created or datetime.now(UTC)).isoformat(timespec="seconds")
     for name, row in _descriptions(latents, provenance, names, source_id, time).items():
         write_bytes(place / f"{name}.jsonl", (json.dumps(row) + "\n").encode("utf-8"))
-    contexts = batches = 0
+    contexts = explained = batches = 0
     for number, start in enumerate(range(0, latents.num_latents, LATENTS_PER_BATCH)):
         block = range(start, min(start + LATENTS_PER_BATCH, latents.num_latents))
-        common = {
-            "modelId": names.model_id,
-            "layer": source_id,
-            "creatorId": names.creator_id,
-            "createdAt": time,
-        }
-        activations = [{**common, **one} for latent in block for one in _contexts(latents, latent)]
-        features = [{**common, **_feature(latents, latent, names.source_set)} for latent in block]
+        common = {"modelId": names.model_id, "layer": source_id, "createdAt": time}
+        creator, author = {"creatorId": names.creator_id}, {"authorId": names.creator_id}
+        activations = [{**common, **creator, **one} for latent in block for one in _contexts(latents, latent)]
+        features = [{**common, **creator, **_feature(latents, latent, names.source_set)} for latent in block]
+        lines = explanation_lines(interpretation, block, names.explanation_type, names.explanation_model)
+        explanations = [
+            {"id": _identifier(latents, one["index"], "explanation"), **common, **author, **one}
+            for one in lines
+        ]
         _write_lines(place / "features" / f"batch-{number}.jsonl.gz", features)
         _write_lines(place / "activations" / f"batch-{number}.jsonl.gz", activations)
+        if explanations:
+            (place / "explanations").mkdir(exist_ok=True)
+            _write_lines(place / "explanations" / f"batch-{number}.jsonl.gz", explanations)
         contexts += len(activations)
+        explained += len(explanations)
         batches += 1
-    _check(latents, place, contexts)
+    _check(latents, place, contexts, explained)
     return NeuronpediaBundle(
         source=f"{names.model_id}/{source_id}",
         latents=latents.num_latents,
         contexts=contexts,
         silent_latents=int((latents.fires == 0).sum()),
+        explanations=explained,
         batches=batches,
     )
 
@@ -233,9 +251,11 @@ def _fifths(latents: Latents, latent: int) -> list[float]:
     return [0.0, *inner.tolist(), float(latents.largest[latent])]
 
 
-def _identifier(latents: Latents, latent: int, number: int) -> str:
-    """25 characters as Neuronpedia's identifiers have, the same for equal latents."""
-    text = f"{latents.info.sha256}/{latent}/{number}"
+def _identifier(latents: Latents, latent: int | str, of: int | str) -> str:
+    """25 characters as Neuronpedia's identifiers have, the same for equal latents. ``of`` is the number of a
+    context, or what else is identified.
+    """
+    text = f"{latents.info.sha256}/{latent}/{of}"
     return "c" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:24]
 
 
@@ -249,8 +269,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
 
 
-def _check(latents: Latents, place: Path, contexts: int) -> None:
-    """Make sure that every latent and context is there once, with its density and its largest activation.
+def _check(latents: Latents, place: Path, contexts: int, explanations: int) -> None:
+    """Make sure that every latent and context is there once, with its density and its largest activation,
+    and every explanation.
 
     Raises:
         SaecacheError: it is not.
@@ -272,6 +293,13 @@ def _check(latents: Latents, place: Path, contexts: int) -> None:
             values, tokens = row["values"], row["tokens"]
             if len(values) != len(tokens) or values[row["qualifyingTokenIndex"]] == 0:
                 raise SaecacheError(f"{path.name}: context {row['id']} shows no activation: please report it")
+    explained = [row for path in (place / "explanations").glob("*") for row in read_lines(path)]
+    if len({row["index"] for row in explained}) != explanations or not all(
+        row["description"] for row in explained
+    ):
+        raise SaecacheError(
+            f"{len(explained)} explanations were read back, expected {explanations}: please report it"
+        )
     if seen != latents.num_latents or len(identifiers) != contexts:
         raise SaecacheError(
             f"{seen} latents and {len(identifiers)} contexts were read back, expected {latents.num_latents} "

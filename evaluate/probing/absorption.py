@@ -3,13 +3,12 @@
 Chanin et al. 2024, as SAEBench 0.6 computes it. A probe finds the direction of each first letter in the
 model's activations. The main latents of a letter are those that predict it. Where the probe sees the letter
 of a test word and the main latents do not carry it, other latents that point along the probe may have
-absorbed it. Everything is in the space of the SAE's normalized rows, so that codes and projections have one
-unit.
+absorbed it. Everything is in the space of the SAE's normalized rows, with E|x|² = D, so that codes and
+projections have one unit.
 Legend: n words, D model width, F latents, V test words whose letter the probe sees.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,12 @@ from scipy.sparse import csr_array
 from ...common.progress import progress_bar
 from ...distributed.group import ALONE, Group
 from ...train import SAE
+from ...train.sae_hooks import encoded_hooks
 from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of, sum_by_group
 from ..results import AbsorptionResult, LetterAbsorption
 from .letters import LETTERS, LetterWords
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
-from .texts import TextReader, gather_sparse
+from .texts import TextReader, effects_of, gather_sparse, scale_for_probes
 
 MIN_PROBE_F1 = 0.6  # a letter that the probe finds less well is left out
 MIN_LETTERS = 20  # fewer such letters: the model cannot do the task
@@ -35,7 +35,9 @@ MIN_SHARE = 0.4  # of the word's projection on the probe that absorbers must hol
 SILENT = 1e-8
 _WORDS_AT_ONCE = 512
 _ITERATIONS = 200  # SAEBench stops its probes after 50 passes
-_L1, _L2_SPARSE, _L2_PROBE = 0.01, 26e-6, 1e-4  # SAEBench's penalties, for the mean loss of one letter
+# SAEBench's penalties, for the mean loss of one letter. Its loss is a mean over 26 letters, to which its
+# weight decay, 1e-6 and 1e-4, is added once.
+_L1, _L2_SPARSE, _L2_PROBE = 0.01, 26 * 1e-6, 26 * 1e-4
 
 
 def measure_absorption(
@@ -60,7 +62,7 @@ def measure_absorption(
     with progress_bar("absorption", "SAE", len(saes), hidden=not show_progress) as progress:
         for name, sae in saes.items():
             normalized, _ = sae.normalizer.apply(activations[sae.cfg.hook])
-            x_nD = _row_scale(sae) * normalized.double().numpy()
+            x_nD = scale_for_probes(encoded_hooks(sae.cfg)[0]) * normalized.double().numpy()
             key = (sae.cfg.hook, str(sae.normalizer))
             if key not in probes:
                 probes[key] = _fit_probes(x_nD, words, group)
@@ -69,19 +71,12 @@ def measure_absorption(
     return found
 
 
-def _row_scale(sae: SAE) -> float:
-    """Brings rows and codes to E|x|² = D, as exports do: the penalties of the probes are made for that."""
-    return sqrt(sae.cfg.d_model) if sae.normalizer.kind in ("unit", "unit_scale") else 1.0
-
-
 def _codes(sae: SAE, normalized_nD: torch.Tensor, group: Group) -> Any:
-    """What each latent adds along its direction: codes times decoder norms, scaled, sparse float64 [n, F]."""
-    norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
+    """What each latent adds along its direction (:func:`.texts.effects_of`), sparse float64 [n, F]."""
     parts, blocks = [], torch.split(normalized_nD, _WORDS_AT_ONCE)
     for number in group.share(len(blocks)):
         pairs = sae.encode_sparse(blocks[number].to(sae.W_dec.device))
-        value_P = _row_scale(sae) * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
-        entries = (value_P, pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
+        entries = (effects_of(sae, pairs), pairs.latent.cpu().numpy(), pairs.row_ptr.cpu().numpy())
         parts.append(csr_array(entries, shape=(pairs.num_rows, pairs.num_latents)))
     return gather_sparse(group, parts, sae.cfg.num_latents)
 

@@ -5,6 +5,7 @@ Legend: n texts, m positions of a batch of texts, D model width, F latents.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from ...distributed.group import ALONE, Group
-from ...train import SAE
-from ...train.sae_hooks import encoded_hooks, join
+from ...train import SAE, Pairs
+from ...train.sae_config import HookRows
+from ...train.sae_hooks import decoded_hooks, encoded_hooks, join
 from ..metrics.bootstrap import Floats
 
 PADDING_ID = -1
@@ -105,13 +107,33 @@ def _batches(sequences: Sequence[Ids]) -> list[list[int]]:
     return batches
 
 
+def scale_for_probes(part: HookRows) -> float:
+    """Brings normalized rows of a hook to E|x|² = D.
+
+    Penalties of probes depend on the size of their inputs. SAEBench's are made for activations of about this
+    size; rows of norm 1 and their codes would be penalized D times as much.
+    """
+    return sqrt(part.d_model) if part.normalizer.kind in ("unit", "unit_scale") else 1.0
+
+
+def effects_of(sae: SAE, pairs: Pairs) -> Floats:
+    """How far each latent moves the reconstruction, in units of rows with E|x|² = D: float64 [P].
+
+    That is the code times the norm of its decoder row: SAEBench asks for decoder rows of norm 1.
+    """
+    scale = scale_for_probes(decoded_hooks(sae.cfg)[0])
+    norms_F = torch.linalg.vector_norm(sae.W_dec, dim=1)
+    effects: Floats = scale * (pairs.value * norms_F[pairs.latent]).double().cpu().numpy()
+    return effects
+
+
 @dataclass(frozen=True)
 class PooledTexts:
     """Means over the positions of each text.
 
     Attributes:
         raw: activations by what :func:`baseline_of` says, float64 [n, D].
-        codes: codes by the SAE's name, a sparse float64 [n, F].
+        codes: codes by the SAE's name, as :func:`effects_of` sizes them, a sparse float64 [n, F].
     """
 
     raw: dict[str, Floats]
@@ -121,8 +143,8 @@ class PooledTexts:
 def baseline_of(sae: SAE) -> str:
     """Which activations of the model the codes of an SAE are compared with; equal for SAEs that share them.
 
-    Those of its hook; for a crosscoder those of all its hooks side by side, each as it normalizes them, so
-    that no hook outweighs the others.
+    Those of its hook; for a crosscoder those of all its hooks side by side, each as it normalizes them, with
+    E|x|² = D, so that no hook outweighs the others.
     """
     return sae.cfg.hook if sae.cfg.hooks is None else repr(sae.cfg.hooks)
 
@@ -150,13 +172,13 @@ def pool_texts(
             for baseline, sae in compared.items():
                 x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
                 if sae.cfg.hooks is not None:
-                    x_mD = sae.normalizer.apply(x_mD)[0]
+                    x_mD = scale_for_probes(sae.cfg.hooks[0]) * sae.normalizer.apply(x_mD)[0]
                 np.add.at(raw[baseline], text_m, x_mD.cpu().double().numpy())
             for name, sae in saes.items():
                 x_mD = join(sae.cfg, {part.hook: activations[part.hook] for part in encoded_hooks(sae.cfg)})
                 pairs = sae.encode_sparse(x_mD.to(sae.W_dec.device), input="raw")
                 row_P = place_m[pairs.rows().cpu().numpy()]
-                entries = (pairs.value.cpu().double().numpy(), (row_P, pairs.latent.cpu().numpy()))
+                entries = (effects_of(sae, pairs), (row_P, pairs.latent.cpu().numpy()))
                 codes[name].append(csr_array(entries, shape=(len(distinct), sae.cfg.num_latents)))
     own = np.concatenate(order)
     text_n = np.concatenate(gather_arrays(group, own))

@@ -113,6 +113,47 @@ def test_an_sae_against_the_plain_computation(model, cache, sequences) -> None:
     assert found.activation_mismatch < 1e-3  # float16 rows
 
 
+def test_intervals_are_those_of_documents_that_are_really_drawn(model, cache, sequences) -> None:
+    """A draw repeats all tokens of the documents that it has; figures are computed from these tokens."""
+    replacements = {"sae": lambda x: 0.6 * x, "zero": torch.zeros_like}
+    spliced, scored = torch.from_numpy(sequences.spliced), torch.from_numpy(sequences.scored)
+    ids = torch.from_numpy(sequences.ids)
+    clean = model.logits(ids).double().log_softmax(-1)[scored]
+    target = ids.roll(-1, 1)[scored][:, None]
+    tokens = {"clean": -clean.gather(1, target)[:, 0]}
+    for name, replacement in replacements.items():
+
+        def replace(x: Tensor, replacement=replacement) -> Tensor:
+            return torch.where(spliced[..., None], replacement(x), x)
+
+        replaced = model.logits_with(ids, HOOK, replace).double().log_softmax(-1)[scored]
+        tokens[name] = -replaced.gather(1, target)[:, 0]
+        tokens[f"kl_{name}"] = (clean.exp() * (clean - replaced)).sum(1)
+        tokens[f"top1_{name}"] = (clean.argmax(1) == replaced.argmax(1)).double()
+    _, _, document = cache.locate(sequences.rows[sequences.scored], split="heldout")
+    own = {
+        name: [values.numpy()[document == one] for one in np.unique(document)]
+        for name, values in tokens.items()
+    }
+    found = measure(model, cache, sequences, {"sae": (HOOK, replacements["sae"])})["sae"]
+    random, draws = np.random.default_rng(4), []
+    for _ in range(2000):
+        drawn = random.integers(0, len(own["sae"]), len(own["sae"]))
+        mean = {name: np.concatenate([values[i] for i in drawn]).mean() for name, values in own.items()}
+        draws.append(
+            {
+                "ce_sae": mean["sae"],
+                "ce_recovered": (mean["zero"] - mean["sae"]) / (mean["zero"] - mean["clean"]),
+                "kl_sae": mean["kl_sae"],
+                "kl_score": (mean["kl_zero"] - mean["kl_sae"]) / mean["kl_zero"],
+                "top1_sae": mean["top1_sae"],
+            }
+        )
+    for name in draws[0]:
+        low, high = np.quantile([draw[name] for draw in draws], [0.025, 0.975])
+        assert found.intervals[name] == pytest.approx((low, high), abs=0.12 * (high - low)), name
+
+
 @pytest.mark.parametrize("per_batch", [1, 3, 10**6])
 def test_batches_do_not_matter_and_bound_the_logits(cache, sequences, per_batch: int) -> None:
     model = TinyModel()

@@ -1,6 +1,7 @@
 """A bundle for Neuronpedia: every latent with its density, contexts, logit effects and neighbours."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from saecache.common.errors import UsageError
 from saecache.evaluate import run
 from saecache.evaluate.export import export_neuronpedia
 from saecache.evaluate.export.neuronpedia import NeuronpediaNames, read_lines
+from saecache.evaluate.judge_results import Interpretation
 from saecache.evaluate.latents.folder import read_latents
+from saecache.evaluate.results import read_results, write_results
 from saecache.store.reading.reader import ActivationCache
 from saecache.train.variants.topk import TopK
 
@@ -84,6 +87,88 @@ def test_fifths_hold_their_contexts(measured: tuple[Path, Path], tmp_path: Path)
         for value, row in found
     ]
     assert len(found) > 50 and np.mean(inside) > 0.9  # a sample's fifths are not those of all activations
+
+
+def judge_results(path: Path, out: Path, texts: dict[int, str | None]) -> None:
+    """Write results as ``saecache interpret`` leaves them: each latent with its explanation and scores."""
+    score = {
+        "balanced_accuracy": 0.8765, "true_positive_rate": 1.0, "true_negative_rate": 0.7530, "strata": [],
+        "answered": 40, "unanswered": 0, "interval": (0.8, 0.95),
+    }  # fmt: skip
+    shares = {"density": 0.1, "num_windows": 50}
+    latents = [
+        {"index": latent, "explanation": text, "detection": score if text else None, **shares}
+        for latent, text in texts.items()
+    ]
+    nothing = dict.fromkeys(("detection", "fuzzing", "calibration"))
+    counts = dict.fromkeys(("rows", "windows", "alive", "too_few_windows"), 1)
+    interpretation = Interpretation.model_validate(
+        {"judge": "judge-7b", "prompts_sha256": "", "settings": {}, "skipped": [], "unanswered": {}}
+        | {"latents": latents, **nothing, **counts}
+    )
+    results = read_results(path)
+    saes = [one.model_copy(update={"interpretation": interpretation}) for one in results.saes]
+    write_results(results.model_copy(update={"saes": saes}), out)
+
+
+def test_explanations_of_a_judge_are_lines_of_neuronpedias_table(
+    measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The required columns of its schema, and no name that its other tables might lack."""
+    sae_dir, latents_dir = measured
+    results = latents_dir.parent.with_suffix(".json")
+    judge_results(results, tmp_path / "judged.json", {5: "names of\nanimals ", 90: "digits", 7: None, 8: " "})
+    plain = export_neuronpedia(sae_dir, tmp_path / "plain", latents=latents_dir, names=NAMES)
+    place = Path("tiny") / "0-tiny-res"
+    assert plain.facts["explanations"] == 0
+    assert not (tmp_path / "plain" / place / "explanations").exists()
+    done = export_neuronpedia(
+        sae_dir, tmp_path / "out", latents=latents_dir, names=NAMES, results=tmp_path / "judged.json"
+    )
+    rows = read_lines(tmp_path / "out" / place / "explanations" / "batch-0.jsonl.gz")
+    assert done.facts["explanations"] == 2
+    assert [(row["index"], row["description"]) for row in rows] == [
+        ("5", "names of animals"),
+        ("90", "digits"),
+    ]
+    features = read_lines(tmp_path / "out" / place / "features" / "batch-0.jsonl.gz")
+    for row in rows:
+        feature = features[int(row["index"])]
+        assert (row["modelId"], row["layer"], row["authorId"]) == (feature["modelId"], feature["layer"], "c1")
+        assert row["typeName"] is None and row["explanationModelName"] is None
+        assert row["notes"] == (
+            "explained by judge-7b (saecache interpret); detection 0.876, 95 % 0.800 to 0.950 (balanced "
+            "accuracies)"
+        )
+        assert len(row["id"]) == 25 and row["createdAt"] == feature["createdAt"]
+    assert len({row["id"] for row in rows}) == 2
+    assert {frozenset(row) for row in rows} == {
+        frozenset(rows[0])
+    }  # its import takes the first line's columns
+
+
+def test_explanations_come_from_the_results_beside_the_latents(
+    measured: tuple[Path, Path], cache: ActivationCache, tmp_path: Path
+) -> None:
+    sae_dir, latents_dir = measured
+    shutil.copytree(latents_dir.parent, tmp_path / "results.latents")
+    judge_results(latents_dir.parent.with_suffix(".json"), tmp_path / "results.json", {5: "animals"})
+    options = ["--model-id", "tiny", "--creator", "me", "--creator-id", "c1", "--json"]
+    command = ["export", sae_dir, "--format", "neuronpedia", "--latents", tmp_path / "results.latents/topk"]
+    names = ["--explanation-type", "np_max-act", "--explanation-model", "gpt-4o-mini"]
+    done = saecache(*command, *options, *names, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["explanations"] == 1
+    (row,) = read_lines(tmp_path / "out/tiny/0-topk/explanations/batch-0.jsonl.gz")
+    assert (row["typeName"], row["explanationModelName"]) == ("np_max-act", "gpt-4o-mini")
+    measured_only = latents_dir.parent.with_suffix(".json")
+    with pytest.raises(UsageError, match="has no explanations of SAE topk"):
+        export_neuronpedia(sae_dir, tmp_path / "a", latents=latents_dir, names=NAMES, results=measured_only)
+    changed = make_sae(cache, "topk", TopK(num_latents=LATENTS, k=6))
+    changed.b_dec.add_(1.0)
+    changed.save(tmp_path / "changed")
+    with pytest.raises(UsageError, match="was not measured on SAE topk with the weights that it has now"):
+        export_neuronpedia(tmp_path / "changed", tmp_path / "a", latents=latents_dir, names=NAMES)
 
 
 def test_bad_input_is_refused(measured: tuple[Path, Path], cache: ActivationCache, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""FVU, L0, CE loss recovered and KL of exported SAEs: SAELens's own evaluation and ours agree.
+"""FVU, L0, CE loss recovered and KL: SAELens's own evaluation and ours agree, on our SAEs and on SAELens's.
 
 Same text, same model (the built-in one), and sequences of one document each without BOS, so that both splice,
 ablate and score the same positions. Needs an interpreter with SAELens, see ``test_peers.py``.
@@ -54,6 +54,14 @@ def make_cache(path: Path, model: LanguageModel) -> ActivationCache:
     return open_cache(path)
 
 
+def run_peer(*arguments: Path | str) -> str:
+    """What a script prints that is run by the interpreter with SAELens."""
+    assert PEER_PYTHON is not None
+    peer = subprocess.run([PEER_PYTHON, *arguments], capture_output=True, text=True, check=False, timeout=900)
+    assert peer.returncode == 0, peer.stderr
+    return peer.stdout
+
+
 @pytest.mark.skipif(
     PEER_PYTHON is None, reason="SAECACHE_PEER_PYTHON names no interpreter with the libraries"
 )
@@ -78,17 +86,22 @@ def test_saelens_measures_what_we_measure(tmp_path: Path) -> None:
     sequences = sequences[: len(sequences) // 8 * 8]
     settings: dict[str, Any] = {"num_latents": 0, "device": "cpu", "show_progress": False}
     settings |= {"max_rows": len(sequences) * CONTEXT, "ce_tokens": len(sequences) * CONTEXT}
-    results = evaluate([done.run_dir], cache, model=model, out=tmp_path / "results.json", **settings)
+    assert PEER_PYTHON is not None
+    here = Path(__file__)
+    foreign, rows = tmp_path / "exports" / "foreign", tmp_path / "rows.safetensors"
+    training = cache.rows(HOOK, np.arange(cache.num_rows("train")), normalization="none").contiguous()
+    save_file({"x": training}, rows)
+    run_peer(here.with_name("train_with_saelens.py"), rows, "blocks.3.hook_resid_post", foreign)
+    places = [done.run_dir, foreign]
+    results = evaluate(places, cache, model=model, out=tmp_path / "results.json", **settings)
     for name, folder in done.saes.items():
         export_sae(folder, "saelens", tmp_path / "exports" / name, cache=cache)
     ids = torch.from_numpy(np.asarray(cache.tokens[sequences])).long()
     save_file({"ids": ids}, tmp_path / "tokens.safetensors")
-    script = Path(__file__).with_name("evaluate_with_saelens.py")
-    assert PEER_PYTHON is not None
-    arguments = [PEER_PYTHON, script, DEMO, MODULE, tmp_path / "exports", tmp_path / "tokens.safetensors"]
-    peer = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=900)
-    assert peer.returncode == 0, peer.stderr
-    theirs: dict[str, dict[str, float]] = json.loads(peer.stdout.splitlines()[-1])
+    script, tokens = here.with_name("evaluate_with_saelens.py"), tmp_path / "tokens.safetensors"
+    said = run_peer(script, DEMO, MODULE, tmp_path / "exports", tokens)
+    theirs: dict[str, dict[str, float]] = json.loads(said.splitlines()[-1])
+    assert {sae.name for sae in results.saes} == {"topk", "batch_topk", "feature_choice", "foreign"}
     for sae in results.saes:
         costs, found = sae.language_model, theirs[sae.name]
         assert costs is not None and costs.num_tokens == len(sequences) * (CONTEXT - 1)

@@ -124,6 +124,49 @@ def test_absorption_where_no_main_latent_covers_it(monkeypatch: pytest.MonkeyPat
     assert 0.1 < found.full_absorption < 0.3
     low, high = found.intervals["full_absorption"]
     assert low < found.full_absorption < high
+    draws, random = [], np.random.default_rng(3)
+    letter_of = dict(zip(words.words, words.letter, strict=True))
+    measured = {ascii_lowercase.index(letter.letter) for letter in found.letters}
+    test = [
+        word
+        for word, is_test in zip(words.words, words.is_test, strict=True)
+        if is_test and letter_of[word] in measured
+    ]
+    for _ in range(1000):
+        by_letter = {letter: [] for letter in measured}
+        for i in random.integers(0, len(test), len(test)):
+            by_letter[letter_of[test[i]]].append(test[i] in model.topical)
+        draws.append(np.mean([np.mean(values) for values in by_letter.values() if values]))
+    expected = np.quantile(draws, [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.15 * (expected[1] - expected[0]))
+
+
+def test_probes_of_letters_are_at_the_optimum_of_saebenchs_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One loss for all letters, the mean of words x letters, and Adam's weight decay of 1e-4."""
+    model, seen = SpellingModel(), {}
+    words = make_letter_words(model.reader(), 0)
+    fit = absorption._fit_probes
+
+    def keep(x_nD, *others):
+        seen["x"], seen["probes"] = x_nD, fit(x_nD, *others)
+        return seen["probes"]
+
+    monkeypatch.setattr(absorption, "_fit_probes", keep)
+    monkeypatch.setattr(absorption, "_ITERATIONS", 2000)
+    measure_absorption(model.reader(), {"a": letter_sae(True)}, words, 0, show_progress=False)
+    x = torch.from_numpy(seen["x"][~words.is_test])
+    y = torch.nn.functional.one_hot(torch.from_numpy(words.letter[~words.is_test]), 26).double()
+    letters, probes = list(seen["probes"]), list(seen["probes"].values())
+    assert len(letters) >= 20
+    y = y[:, letters]  # the probes of other letters do not meet these in the loss
+    weight = torch.tensor(np.stack([probe.weight for probe in probes]), requires_grad=True)
+    bias = torch.tensor([probe.bias for probe in probes], requires_grad=True)
+    sum_of_losses = torch.nn.BCEWithLogitsLoss(reduction="sum", pos_weight=(1 - y).sum(0) / y.sum(0))
+    (sum_of_losses(x @ weight.T + bias, y) / (26 * len(x))).backward()
+    assert weight.grad is not None and bias.grad is not None
+    decayed = weight.grad + 1e-4 * weight.detach()
+    assert float(decayed.norm() / weight.grad.norm()) < 1e-2
+    assert float(bias.grad.norm()) < 1e-6
 
 
 def test_a_model_that_does_not_know_letters_is_refused() -> None:

@@ -39,7 +39,8 @@ def test_pooling_is_the_mean_over_words(
         words = text.split()[:7]  # BOS takes one of the eight positions
         x = reader.model.vectors[[WORDS.index(word) for word in words]]
         assert raw == pytest.approx(x.double().mean(0).numpy(), abs=1e-6)
-        assert codes == pytest.approx(sae.encode(x, input="raw").double().mean(0).numpy(), abs=1e-5)
+        effects = sae.encode(x, input="raw").double() * sae.W_dec.double().norm(dim=1)
+        assert codes == pytest.approx(effects.mean(0).numpy(), abs=1e-4)
     if batch_tokens > 1:
         assert max(n * t for n, t in reader.model.shapes) <= batch_tokens
 
@@ -141,8 +142,10 @@ def test_a_crosscoder_is_compared_with_its_hooks_side_by_side(reader: TextReader
     for text, raw, codes in zip(texts, raw_nD, found.codes["sae"].toarray(), strict=True):
         words = [WORDS.index(word) for word in text.split()]
         x = torch.cat([0.5 * rows[HOOK][words], 0.005 * rows["resid_post.1"][words]], dim=1)
-        assert raw == pytest.approx(x.double().mean(0).numpy(), abs=1e-6)
-        assert codes == pytest.approx((x @ directions.T).relu().double().mean(0).numpy(), abs=1e-4)
+        size = WIDTH**0.5  # rows of norm 1 are probed as rows of norm sqrt(D)
+        assert raw == pytest.approx(size * x.double().mean(0).numpy(), abs=1e-5)
+        expected = size * directions.norm(dim=1) * (x @ directions.T).relu()
+        assert codes == pytest.approx(expected.double().mean(0).numpy(), rel=1e-4, abs=1e-4)
     data, _ = planted(reader)
     probed = probe_labelled(
         replace(reader, model=TwoHooks()), {"sae": sae}, data, ProbingConfig(ks=(1,)), 0, show_progress=False
@@ -150,7 +153,31 @@ def test_a_crosscoder_is_compared_with_its_hooks_side_by_side(reader: TextReader
     assert probed.model_dense.accuracy > 0.9
 
 
+@pytest.mark.parametrize("kinds", [("none", "none"), ("unit", "layer_norm")])
+def test_accuracies_do_not_depend_on_the_units_of_the_codes(
+    reader: TextReader, kinds: tuple[str, str]
+) -> None:
+    """The penalty of a probe depends on the size of its inputs. SAEBench's SAEs have decoder rows of norm 1,
+    and codes in the size of activations.
+    """
+    data, directions = planted(reader)
+    plain = relu_sae(directions[10:])
+    sizes = torch.rand(len(directions) - 10, generator=torch.Generator().manual_seed(2)) * 20 + 0.1
+    saes = {}
+    for name, kind, size in zip("ab", kinds, (torch.ones(()), sizes[:, None]), strict=True):
+        normalization = Normalizer(kind, WIDTH).to_dict()
+        tensors = {name: t.clone() for name, t in plain.named_buffers() if t is not None}
+        tensors["W_enc"] *= size
+        tensors["W_dec"] /= size
+        saes[name] = SAE(plain.cfg.model_copy(update={"name": name, "normalization": normalization}), tensors)
+    found = probe_labelled(reader, saes, data, ProbingConfig(ks=(1, 5)), 0, show_progress=False)
+    assert found["a"].sparse == found["b"].sparse
+    assert found["a"].dense == found["b"].dense
+    assert 0.5 < found["a"].sparse["5"].accuracy < 1
+
+
 def test_accuracies_are_those_of_scikit_learn(reader: TextReader) -> None:
+    """And their intervals are those of texts that are really drawn."""
     data, directions = planted(reader)
     sae = relu_sae(directions[10:])
     found = probe_labelled(reader, {"sae": sae}, data, ProbingConfig(ks=(3,)), 5, show_progress=False)["sae"]
@@ -166,6 +193,7 @@ def test_accuracies_are_those_of_scikit_learn(reader: TextReader) -> None:
         (pooled.codes["sae"].toarray(), found.sparse["3"], found.dense),
         (pooled.raw[HOOK], found.model_sparse["3"], found.model_dense),
     ):
+        right = {"sparse": [], "dense": []}  # by task: test text -> whether the probe is right
         for number, task in enumerate(tasks):
             means = [x[task.train][task.train_is_class == c].mean(0) for c in (True, False)]
             best = np.argsort(-np.abs(means[0] - means[1]))[:3]
@@ -174,3 +202,15 @@ def test_accuracies_are_those_of_scikit_learn(reader: TextReader) -> None:
                 probe.fit(x[task.train][:, inputs], task.train_is_class)
                 expected = probe.score(x[task.test][:, inputs], task.test_is_class)
                 assert accuracy.by_class[number] == pytest.approx(expected, abs=1e-9)
+                is_right = probe.predict(x[task.test][:, inputs]) == task.test_is_class
+                kind = "sparse" if accuracy is sparse else "dense"
+                right[kind].append(dict(zip(task.test.tolist(), is_right, strict=True)))
+        random = np.random.default_rng(11)
+        for kind, accuracy in (("sparse", sparse), ("dense", dense)):
+            tested = sorted({text for of_task in right[kind] for text in of_task})
+            draws = []
+            for _ in range(2000):
+                drawn = random.choice(tested, len(tested))
+                draws.append(np.mean([np.mean([by[i] for i in drawn if i in by]) for by in right[kind]]))
+            low, high = np.quantile(draws, [0.025, 0.975])
+            assert accuracy.interval == pytest.approx((low, high), abs=0.01 + 0.1 * (high - low))
