@@ -10,8 +10,7 @@ from typing import Any
 
 from ...common.errors import UsageError
 from ...train import SAE
-from ..judge_results import Interpretation, JudgeScore, LatentInterpretation
-from ..results import SaeResult, read_results
+from ..results import Interpretation, JudgeScore, LatentInterpretation, SaeResult, read_results
 
 
 def find_interpretation(sae: SAE, latents: Path, results: Path | None) -> Interpretation | None:

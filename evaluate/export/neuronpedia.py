@@ -21,8 +21,8 @@ import numpy as np
 
 from ...common.errors import SaecacheError, UsageError
 from ...store.durable import write_bytes
-from ..judge_results import Interpretation
 from ..latents.table import BINS, NUM_FIFTHS, TOP, Latents
+from ..results import Interpretation
 from .explanations import explanation_lines
 from .metadata import Provenance
 

@@ -11,9 +11,8 @@ from saecache.common.errors import UsageError
 from saecache.evaluate import run
 from saecache.evaluate.export import export_neuronpedia
 from saecache.evaluate.export.neuronpedia import NeuronpediaNames, read_lines
-from saecache.evaluate.judge_results import Interpretation
 from saecache.evaluate.latents.folder import read_latents
-from saecache.evaluate.results import read_results, write_results
+from saecache.evaluate.results import Interpretation, read_results, write_results
 from saecache.store.reading.reader import ActivationCache
 from saecache.train.variants.topk import TopK
 
