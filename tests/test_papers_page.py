@@ -366,6 +366,7 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
         arms[name]["variant"] = {"kind": "relu"}
     probing = {
         "packages": ["a", "b"],
+        "train_texts": 40,
         "test_texts": 10,
         "model": dict.fromkeys(("probe_1", "probe_5", "probe_all"), 1.0),
     }

@@ -201,9 +201,10 @@ def probed(probing: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "\n*Probe of 1* and *of 5* are the accuracies of k-sparse probes, which see the mean of a passage's "
         "codes and of these only so many latents: which of the packages "
-        f"{', '.join(probing['packages'])} of Python's standard library is the passage from? Half of the "
-        f"{probing['test_texts']} passages that are tested are of the package, so chance is 0.5. The same "
-        f"probes of the model's own activations reach {model['probe_1']:.3f} and {model['probe_5']:.3f}, and "
+        f"{', '.join(probing['packages'])} of Python's standard library is the passage from? A probe is "
+        "asked of one package at a time and half of its passages are of it, so chance is 0.5; "
+        f"{probing['train_texts']} passages train, {probing['test_texts']} test. The same probes of the "
+        f"model's own activations reach {model['probe_1']:.3f} and {model['probe_5']:.3f}, and "
         f"{model['probe_all']:.3f} if they see all."
     )
 
