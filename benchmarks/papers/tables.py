@@ -56,10 +56,10 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "### Rows of known features (Sampled-SAE, section 4)", "")
     yield (
         f"{section['rows']:,} rows are made of 1,024 known directions and noise, k = 60; FVE is 1 − FVU of "
-        f"{section['heldout_rows']:,} held-out rows. The paper reports about 0.99 for BatchTopK on the 10,000 "
-        "rows that it trains on, less for Sampled-SAE, and leaves recovery to later work. What codes can "
-        "reach at all, computed from the true directions; but for the true codes themselves, which miss the "
-        "noise alone, values are fitted to each row:"
+        f"{section['heldout_rows']:,} held-out rows. The paper reports about 0.99 for BatchTopK on the "
+        "10,000 rows that it trains on, less for Sampled-SAE, and leaves recovery to later work. What codes can "
+        "reach at all, computed from the true directions; but for the true codes themselves, which miss "
+        "the noise alone, values are fitted to each row:"
     )
     yield from ("", "| codes | FVE |", "|---|---|")
     for name, value in section["oracle"].items():
