@@ -372,7 +372,7 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
     }
     probing["figures"] = {name: {"probe_5": [0.7, 0.8, 0.9]} for name in names}
     speed = {
-        "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0],
+        "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0], "load_before": 2.5,
         "speed": {names[0]: [1.0, 1.0], names[1]: [0.4, 0.5], names[2]: [0.6, 0.5]},
     }  # fmt: skip
     sections = {

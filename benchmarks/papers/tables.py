@@ -57,8 +57,8 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{section['rows']:,} rows are made of 1,024 known directions and noise, k = 60; FVE is 1 − FVU of "
         f"{section['heldout_rows']:,} held-out rows. The paper reports about 0.99 for BatchTopK on the "
-        "10,000 rows that it trains on, less for Sampled-SAE, and leaves recovery to later work. What codes can "
-        "reach at all, computed from the true directions; but for the true codes themselves, which miss "
+        "10,000 rows that it trains on, less for Sampled-SAE, and leaves recovery to later work. What codes "
+        "can reach at all, computed from the true directions; but for the true codes themselves, which miss "
         "the noise alone, values are fitted to each row:"
     )
     yield from ("", "| codes | FVE |", "|---|---|")
@@ -175,7 +175,8 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
             "\n*rows/s* is the speed of training against TopK's in the same turn, in processor time of one "
             f"thread, on steps {speeds['steps'][0]} to {speeds['steps'][1]}, when no latent is dead yet: "
             f"mean and standard deviation of {speeds['rounds']} turns. A step of TopK took "
-            f"{mean(speeds['topk_seconds']):.3f} s."
+            f"{mean(speeds['topk_seconds']):.3f} s; the machine had other work (a load of "
+            f"{speeds['load_before']:g}), so small differences say nothing."
         )
     shown = {f: heading for f, heading in EVERY_KIND.items() if any(f in one for one in found.values())}
     headings = ["kind", "learning rate", *shown.values()]
