@@ -145,7 +145,8 @@ def train_alone(rows: int, latents: int, steps: int, runs: Path) -> dict[str, An
 def measure_fvu(sae: SAE, cache: ActivationCache, split: str) -> float:
     """FVU of the first rows of a split, at inference."""
     fvu, done = FVU(), 0
-    for x in cache.batches(HOOK, 1000, split=split, normalization="scale"):
+    rows = min(1000, cache.num_rows(split))
+    for x in cache.batches(HOOK, rows, split=split, normalization="scale"):
         fvu.add(x, sae.decode(sae.encode_sparse(x)))
         done += len(x)
         if done >= MEASURED_ROWS:
