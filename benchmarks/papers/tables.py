@@ -67,7 +67,8 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "\nThe encoder of an SAE is linear: it chooses by projections on fixed directions. With the true "
         "ones it comes to about the third line at best, so that 0.99 on held-out rows needs an encoder that "
-        "is better than the true directions. BatchTopK alone, one seed, on rows that it was trained on and on others:"
+        "is better than the true directions. BatchTopK alone, one seed, on rows that it was trained on and "
+        "on others:"
     )
     heading = "| training rows | epochs | latents | steps | FVE on training rows | FVE on held-out rows |"
     yield from ("", heading, "|---" * 6 + "|")
