@@ -21,7 +21,7 @@ from learning_rates import best_rates, rates_to_try
 from oracles import measure_oracles, pursue
 from run import measure_what_is_missing, parts
 from sections import fitted_zipf, training_of
-from tables import every_kind, layers, peers, rates
+from tables import every_kind, layers, peers, rates, synthetic
 
 from saecache.evaluate.synthetic import FeatureBucket, GroundTruth, SyntheticConfig
 from saecache.train.variants import VARIANTS
@@ -366,12 +366,13 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
         arms[name]["variant"] = {"kind": "relu"}
     probing = {
         "packages": ["a", "b"],
+        "train_texts": 40,
         "test_texts": 10,
         "model": dict.fromkeys(("probe_1", "probe_5", "probe_all"), 1.0),
     }
     probing["figures"] = {name: {"probe_5": [0.7, 0.8, 0.9]} for name in names}
     speed = {
-        "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0],
+        "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0], "load_before": 2.5,
         "speed": {names[0]: [1.0, 1.0], names[1]: [0.4, 0.5], names[2]: [0.6, 0.5]},
     }  # fmt: skip
     sections = {
@@ -424,3 +425,23 @@ def test_the_limits_of_codes_follow_from_the_true_directions() -> None:
     right = codes[few].abs().topk(2, dim=1).indices
     same = (chosen.sort(1).values == right.sort(1).values).all(1)
     assert float(same.float().mean()) > 0.5 and len(chosen[0].unique()) == 2
+
+
+def test_the_synthetic_limits_stand_without_the_kinds_and_with_them() -> None:
+    alone = {"train_rows": 9000, "epochs": 6.5, "latents": 2048, "steps": 10}
+    section = {
+        "rows": 10_000,
+        "heldout_rows": 1000,
+        "oracle": {"the true codes": 0.01},
+        "alone": [{**alone, "fvu of train rows": 0.1, "fvu of heldout rows": 0.3}],
+    }
+    lines = list(synthetic(section))
+    assert "| the true codes | 0.9900 |" in lines
+    assert lines[-1] == "| 9,000 | 6.5 | 2,048 | 10 | 0.9000 | 0.7000 |"
+    section |= {
+        "settings": {"num_latents": 2048, "steps": 10, "batch_rows": 4},
+        "arms": {"batch_topk": {"fvu": [0.1, 0.11]}, "sampled_uniform_l10": {"fvu": [0.3, 0.31]}},
+    }
+    *_, verdict = synthetic(section)
+    assert verdict.startswith("- BatchTopK reconstructs better than sampled_uniform_l10")
+    assert "**holds here**" in verdict

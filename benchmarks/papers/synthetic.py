@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from arms import with_seeds
 from oracles import measure_oracles
-from run import parser
+from run import parser, read
 
 from saecache import SAE, ActivationCache, load_sae, open_cache
 from saecache.common.fvu import FVU
@@ -58,11 +58,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "alone": ((1_000_000, 2048, 50_000), (10_000, 2048, 12_000), (10_000, 65_536, 12_000)),
     },
     "medium": {
-        "rows": 300_000,
+        "rows": 200_000,
         "steps": 300,
         "arms": tuple(ARMS),
         "seeds": (0,),
-        "alone": ((300_000, 2048, 1200), (10_000, 2048, 1200), (10_000, 8192, 600)),
+        "alone": ((200_000, 2048, 600), (10_000, 2048, 600)),
     },
     "short": {
         "rows": 20_000,
@@ -120,7 +120,6 @@ def recover(form: dict[str, Any], cache: ActivationCache, runs: Path) -> dict[st
             figures["similarity"].append(found.overall.mean_similarity)
     return {
         "settings": config.model_dump(mode="json", exclude={"variants"}),
-        "oracle": measure_oracles(truth, K, ORACLE_ROWS),
         "arms": {name: dict(recovered[name]) for name in form["arms"] if name in recovered},
     }
 
@@ -146,7 +145,8 @@ def train_alone(rows: int, latents: int, steps: int, runs: Path) -> dict[str, An
 def measure_fvu(sae: SAE, cache: ActivationCache, split: str) -> float:
     """FVU of the first rows of a split, at inference."""
     fvu, done = FVU(), 0
-    for x in cache.batches(HOOK, 1000, split=split, normalization="scale"):
+    rows = min(1000, cache.num_rows(split))
+    for x in cache.batches(HOOK, rows, split=split, normalization="scale"):
         fvu.add(x, sae.decode(sae.encode_sparse(x)))
         done += len(x)
         if done >= MEASURED_ROWS:
@@ -154,25 +154,32 @@ def measure_fvu(sae: SAE, cache: ActivationCache, split: str) -> float:
     return fvu.value() or 0.0
 
 
+def limits(form: dict[str, Any], cache: ActivationCache, runs: Path) -> dict[str, Any]:
+    """What codes of this size can do at all, and how far BatchTopK alone comes."""
+    return {
+        "oracle": measure_oracles(remake_ground_truth(cache), K, ORACLE_ROWS),
+        "alone": [train_alone(*one, runs) for one in form["alone"]],
+    }
+
+
 def main() -> None:
-    settings = parser(__doc__, cache=False).parse_args()
+    options = parser(__doc__, cache=False)
+    options.add_argument("--limits-only", action="store_true", help="leave the comparison of kinds for later")
+    settings = options.parse_args()
     form = FORMS[settings.form]
     file = settings.results / settings.form / "synthetic.json"
-    if file.is_file():
-        print(f"synthetic: measured already ({file})")
-        return
+    known = read(file.parent, file.stem)
+    found = known["synthetic"] if known else {}
     settings.runs.mkdir(parents=True, exist_ok=True)
-    cache = make_cache(form["rows"], settings.runs)
-    content = {
-        "synthetic": {
-            "rows": form["rows"],
-            "heldout_rows": cache.num_rows("heldout"),
-            "alone": [train_alone(*one, settings.runs) for one in form["alone"]],
-            **recover(form, cache, settings.runs / "run"),
-        }
-    }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
+    for key, measure in (("oracle", limits), ("arms", recover)):
+        if key in found or (settings.limits_only and key == "arms"):
+            continue
+        cache = make_cache(form["rows"], settings.runs)
+        found |= {"rows": form["rows"], "heldout_rows": cache.num_rows("heldout")}
+        found |= measure(form, cache, settings.runs)
+        write_bytes(file, (json.dumps({"synthetic": found}, indent=1) + "\n").encode())
+        print(f"synthetic: {file}", flush=True)
 
 
 if __name__ == "__main__":
