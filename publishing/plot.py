@@ -62,7 +62,9 @@ def _densities(result: SaeResult) -> Iterator[str]:
     """Density of the alive latents by rank, both as logarithms."""
     left = WIDTH / 2 + 5
     yield from _frame(left, "How often latents fire", "latents by rank", "share of rows")
-    pairs = [(r, d) for r, d in zip(result.density.rank, result.density.density, strict=False) if d > 0]
+    pairs = [
+        (r, d) for r, d in zip(result.density.rank, result.density.density, strict=False) if r > 0 and d > 0
+    ]
     if len(pairs) < 2:
         yield _text(left + _LEFT + _PANEL / 2, 150, "too few latents fire", "small", "middle")
         return

@@ -204,6 +204,16 @@ def test_a_card_that_was_edited_there_stays(hub: Any, measured: Path) -> None:
     assert b"license: mit" in files_of(hub)["README.md"].content
 
 
+@pytest.mark.parametrize("rank", [0, -3])
+def test_a_rank_that_no_latent_has_is_not_drawn(runs: Path, tmp_path: Path, rank: int) -> None:
+    values = json.loads((runs / "results.json").read_text())
+    for sae in values["saes"]:
+        sae["density"]["rank"][0] = rank
+    (runs / "results.json").write_text(json.dumps(values))
+    publish_sae(runs / "topk_k4", URL, preview=tmp_path / "preview")
+    assert "<polyline" in (tmp_path / "preview" / "results.svg").read_text()
+
+
 def test_results_are_wanted(hub: Any, runs: Path) -> None:
     (runs / "results.json").rename(runs / "elsewhere.json")
     with pytest.raises(UsageError, match=r"no results at .*results\.json: measure first.*--without-results"):

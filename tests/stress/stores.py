@@ -58,11 +58,9 @@ class Store:
         }
 
     def empty(self, prefix: str) -> None:
-        """Remove every object below ``prefix``."""
-        if keys := self._keys(prefix):
-            self._client.delete_objects(
-                Bucket=BUCKET, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
-            )
+        """Remove every object below ``prefix``, one by one: not every server removes many at once."""
+        for key in self._keys(prefix):
+            self._client.delete_object(Bucket=BUCKET, Key=key)
 
     def _keys(self, prefix: str) -> list[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix + "/")
