@@ -1,7 +1,7 @@
 """One training step by several processes of one thread each, and by one process with as many threads.
 
-    python benchmarks/processes.py [--quick] [--processes N] [--variant topk|batch_topk] [--latents F]
-        [--rows B] [--width D] [--k K] [--rounds N]
+    python benchmarks/processes.py [--quick] [--processes N] [--latents F] [--rows B] [--width D] [--k K]
+        [--variant topk|batch_topk|mutual_choice|feature_choice] [--rounds N]
 
 The script starts the processes itself, on this machine. All hold their part of one SAE; the first one also
 holds a whole SAE of its own, which it trains in turns with the others' while they wait. The processor time
@@ -24,11 +24,10 @@ from saecache.distributed.group import ALONE, Group
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
+from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
-from saecache.train.variants.batch_topk import BatchTopK
-from saecache.train.variants.topk import TopK
 
-KINDS = {"topk": TopK, "batch_topk": BatchTopK}
+KINDS = ("topk", "batch_topk", "mutual_choice", "feature_choice")
 WARM_UP = 2  # rounds that do not count
 
 
@@ -41,7 +40,8 @@ def make_trainee(settings: argparse.Namespace, group: Group) -> Trainee:
         group=group,
     )
     initial = initial_parameters(plan, 0, torch.zeros(plan.d_model))
-    return Trainee(KINDS[settings.variant](k=settings.k), plan, 0, OptimizerConfig(), initial)
+    variant = VARIANTS[settings.variant].model_validate({"kind": settings.variant, "k": settings.k})
+    return Trainee(variant, plan, 0, OptimizerConfig(), initial)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ..store import (
     check_disk_space,
 )
 from ..store.remote import is_url
+from ..store.remote.failures import RemoteChangedError
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
@@ -283,6 +284,8 @@ class HarvestJob:
             journal = self._journal_of_first(writer)
             sequences = -(-plan.full_sequences // group.size)
             with group.together():
+                if writer is not None:
+                    self._check_nobody_else_went_on(writer)
                 return writer or HelperWriter(
                     plan.path,
                     group.rank,
@@ -296,6 +299,18 @@ class HarvestJob:
             if writer is not None:
                 writer.close()
             raise
+
+    def _check_nobody_else_went_on(self, writer: SharedCacheWriter) -> None:
+        """
+        Raises:
+            RemoteChangedError: another run has committed since this one has read how far the harvest is.
+        """
+        before = {} if self._plan.existing is None else self._plan.existing.progress
+        if self._destination.pieces is not None and writer.progress != before:
+            raise RemoteChangedError(
+                f"another run of this harvest was still going on with what is at {self._destination.pieces}: "
+                "it stops now; run the same command again"
+            )
 
     def _journal_of_first(self, writer: SharedCacheWriter | HelperWriter | None) -> Journal:
         """The last commit, in all processes."""

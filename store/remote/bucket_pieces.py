@@ -4,6 +4,7 @@ See ``writing/pieces.py``. They go with the claim of the harvest, before it does
 """
 
 import hashlib
+import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from .failures import MissingObjectError, RemoteChangedError, WrongBytesError
 from .remote_folder import RemoteFolder
 
 _JOURNAL = "journal.json"
+_RUN = "run"  # says which run writes the journal
 _ROWS, _DONE = "rows", "done"  # the first parts of the keys of pieces and of records
 _RECORDS_AT_ONCE = 8
 
@@ -28,7 +30,7 @@ class BucketPieces:
 
     def __init__(self, place: RemoteFolder) -> None:
         self._place, self._folder = place, place.child(HARVEST_WORK)
-        self._journal: bytes | None = None  # that this run has read or written last
+        self._run = secrets.token_hex(16).encode()
 
     def __str__(self) -> str:
         return self._folder.url
@@ -58,21 +60,24 @@ class BucketPieces:
             return self._folder.repeat(once)
 
     def read_journal(self) -> bytes | None:
-        try:
-            self._journal = self._folder.get(_JOURNAL, MAX_MANIFEST_BYTES)
-        except MissingObjectError:
-            self._journal = None
-        return self._journal
+        return self._read(_JOURNAL)
+
+    def take_over(self) -> None:
+        self._folder.put(_RUN, self._run)
 
     def write_journal(self, content: bytes) -> None:
-        before = self._journal
-        if before is not None and self.read_journal() != before:
+        if self._read(_RUN) != self._run:
             raise RemoteChangedError(
-                f"another run of this harvest has written {self}/{_JOURNAL} meanwhile, and goes on with it: "
-                "this one stops. Only one can run at a time"
+                f"another run of this harvest goes on with what is at {self}, or somebody removed it: this "
+                "run stops, because only one can write there"
             )
         self._folder.put(_JOURNAL, content)
-        self._journal = content
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return self._folder.get(key, MAX_MANIFEST_BYTES)
+        except MissingObjectError:
+            return None
 
     def keep_only(self, pieces: Sequence[str]) -> None:
         wanted = set(pieces)

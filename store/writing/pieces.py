@@ -67,11 +67,14 @@ class PieceStore(Protocol):
     def read_journal(self) -> bytes | None:
         """The last journal; None before the first."""
 
+    def take_over(self) -> None:
+        """From now on this run writes the journal, and another one that still lives cannot."""
+
     def write_journal(self, content: bytes) -> None:
-        """Replace the journal that this run has read or written last.
+        """Replace the journal.
 
         Raises:
-            RemoteChangedError: another run has replaced it meanwhile, and goes on with the harvest.
+            RemoteChangedError: another run has taken over.
         """
 
     def keep_only(self, pieces: Sequence[str]) -> None:

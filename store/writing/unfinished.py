@@ -243,7 +243,11 @@ class UnfinishedCache:
         self._part = None
 
     def _load_or_start(self, identity: dict[str, Any]) -> Journal:
-        journal = read_journal(self._path) if self._store is None else self._fetch_journal(self._store)
+        if self._store is None:
+            journal = read_journal(self._path)
+        else:
+            self._store.take_over()  # first, so that nobody replaces the journal that is read now
+            journal = self._fetch_journal(self._store)
         if journal is None:
             widest = RecordLayout(max(identity["hooks"].values()), self._storage.dtype).record_bytes
             buckets = choose_buckets(self._planned_rows, widest, self._storage)
@@ -260,7 +264,7 @@ class UnfinishedCache:
             manifest = load_manifest(self._path)
             return journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
         if self._store is not None:
-            self._write_journal(journal)  # from now on no other run can
+            write_journal(self._path, journal)
             self._store.keep_only([piece.name for piece in journal.pieces])
         discard_uncommitted_results(self._path)
         for number in range(1, 1 + len(journal.parts)):  # cut back to the last commit

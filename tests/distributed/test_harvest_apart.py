@@ -6,16 +6,18 @@ import shutil
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from saecache.harvest import HarvestConfig
+from saecache.harvest import HarvestConfig, job
+from saecache.harvest import run as run_here
 from saecache.store.remote import open_remote_folder
 from saecache.store.remote.delivery import BucketDelivery
 from saecache.store.remote.failures import RemoteChangedError
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.verify import verify_remote
-from saecache.store.writing.journal import Journal, parse_journal
+from saecache.store.writing.journal import Journal, journal_bytes, parse_journal
 
 from ..store.remote.proxy import Proxy
 from ..store.remote.server import S3Server
@@ -169,13 +171,33 @@ def test_an_unfinished_one_can_be_removed(processes: ForkServerContext, harvest:
     assert bytes_at(harvest.out) == {}
 
 
-def test_of_two_runs_at_once_one_ends(harvest: Harvest, tmp_path: Path) -> None:
-    """The later one goes on with the harvest. The other one notices when it commits."""
+def test_a_run_that_still_commits_while_another_one_begins(
+    processes: ForkServerContext, harvest: Harvest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the later one would go on in the text from one commit, and with the rows of another."""
+    run(processes, 2, harvest, Mishap("kill", 1, steps=STEPS))
+    settle = job.settle_batch_size
+
+    def meanwhile(*arguments: Any) -> None:
+        settle(*arguments)
+        journal = journal_at(harvest.out)
+        later = journal.model_copy(update={"progress": journal.progress | {"tokens": 1}})
+        open_remote_folder(harvest.out).put(".harvest/journal.json", journal_bytes(later))
+
+    monkeypatch.setattr(job, "settle_batch_size", meanwhile)
+    with pytest.raises(RemoteChangedError, match="run the same command again"):
+        run_here(harvest.config, harvest.out, scratch=harvest.scratch)
+    check_nothing_left(harvest)
+
+
+def test_of_two_runs_at_once_the_later_one_goes_on(harvest: Harvest, tmp_path: Path) -> None:
+    """The other one notices when it commits."""
     first, second = (BucketDelivery(tmp_path, harvest.out).pieces() for _ in range(2))
-    assert first.read_journal() is None
+    first.take_over()
     first.write_journal(b"one")
+    second.take_over()
     assert second.read_journal() == b"one"
-    second.write_journal(b"two")
     with pytest.raises(RemoteChangedError, match="another run of this harvest"):
-        first.write_journal(b"three")
-    second.write_journal(b"three")
+        first.write_journal(b"two")
+    second.write_journal(b"two")
+    assert first.read_journal() == b"two"

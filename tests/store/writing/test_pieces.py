@@ -159,6 +159,24 @@ def test_pieces_that_no_commit_counts_are_removed(
     assert {info.key for info in place.objects()} == before
 
 
+def test_a_writer_that_another_one_has_followed_commits_nothing(
+    tmp_path: Path, source: Any, place: RemoteFolder
+) -> None:
+    """As a process of a job that was believed dead; its rows must not be counted as those of the other."""
+    (_, first), (_, second), *_ = source.batches(7)
+    left = writer_of(tmp_path / "c", source, place)
+    left.write_sequences(**first)
+    left.commit()
+    left.write_sequences(**second)
+    follower = writer_of(tmp_path / "d", source, place)
+    with pytest.raises(RemoteChangedError, match="another run of this harvest"):
+        left.commit()
+    left.close()
+    follower.write_sequences(**second)
+    follower.commit()
+    assert writer_of(tmp_path / "e", source, place).sequences_done == 14
+
+
 def test_rows_are_compared_with_the_sums_of_all_their_buckets() -> None:
     from saecache.store.encoding.checksum import crc32c
 
