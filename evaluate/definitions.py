@@ -65,8 +65,8 @@ DEFINITIONS = {
         "activations finds, the share of the letter that up to 3 other latents along the probe (cosine ≥ "
         "0.1) hold instead of the letter's main latents, if they hold 40 % or more of the projection; full "
         "absorption: the main latents are silent, and one latent (cosine ≥ 0.025) holds 40 % or more. Means "
-        "over letters that the probe finds with F1 above 0.6. It is all measured in the SAE's normalized "
-        "space."
+        "over letters that the probe finds with F1 above 0.6. Probes are trained as SAEBench trains them, 50 "
+        "passes of Adam. It is all measured in the SAE's normalized space."
     ),
     "features_per_token": "How many rows have how many active latents.",
     "scored_tokens": (

@@ -21,6 +21,7 @@ from ...train import SAE
 from ...train.sae_hooks import encoded_hooks
 from ..metrics.bootstrap import Floats, draw_weights, group_documents, intervals_of, sum_by_group
 from ..results import AbsorptionResult, LetterAbsorption
+from .letter_probes import train_letter_probes
 from .letters import LETTERS, LetterWords
 from .logistic import LogisticProbe, balanced_weights, f1_score, fit_logistic
 from .texts import TextReader, effects_of, gather_sparse, scale_for_probes
@@ -34,10 +35,8 @@ MIN_COSINE, MIN_COSINE_FULL = 0.1, 0.025  # of an absorber and the probe
 MIN_SHARE = 0.4  # of the word's projection on the probe that absorbers must hold
 SILENT = 1e-8
 _WORDS_AT_ONCE = 512
-_ITERATIONS = 200  # SAEBench stops its probes after 50 passes
-# SAEBench's penalties, for the mean loss of one letter. Its loss is a mean over 26 letters, to which its
-# weight decay, 1e-6 and 1e-4, is added once.
-_L1, _L2_SPARSE, _L2_PROBE = 0.01, 26 * 1e-6, 26 * 1e-4
+_PROBE = {"l1": 0.0, "weight_decay": 1e-4}  # of the probes of activations
+_SPARSE_PROBE = {"l1": 0.01, "weight_decay": 1e-6}  # of those that order the latents
 
 
 def measure_absorption(
@@ -65,7 +64,7 @@ def measure_absorption(
             x_nD = scale_for_probes(encoded_hooks(sae.cfg)[0]) * normalized.double().numpy()
             key = (sae.cfg.hook, str(sae.normalizer))
             if key not in probes:
-                probes[key] = _fit_probes(x_nD, words, group)
+                probes[key] = _fit_probes(x_nD, words, seed, group)
             found[name] = _measure(sae, x_nD, _codes(sae, normalized, group), words, probes[key], seed, group)
             progress.update(1)
     return found
@@ -81,36 +80,37 @@ def _codes(sae: SAE, normalized_nD: torch.Tensor, group: Group) -> Any:
     return gather_sparse(group, parts, sae.cfg.num_latents)
 
 
-def _fit_probes(x_nD: Floats, words: LetterWords, group: Group) -> dict[int, LogisticProbe]:
-    """A probe per letter that occurs in both splits, against all other letters, balanced."""
-    train_nD, letter_n = x_nD[~words.is_test], words.letter[~words.is_test]
+def _fit_probes(x_nD: Floats, words: LetterWords, seed: int, group: Group) -> dict[int, LogisticProbe]:
+    """A probe per letter that occurs in both splits, against all other letters."""
+    letters = _letters_in_both(words)
 
-    def fit(some: Sequence[int]) -> list[tuple[list[float], float]]:
-        probes = [
-            fit_logistic(
-                train_nD,
-                letter_n == letter,
-                l2=_L2_PROBE * len(letter_n),
-                example_weight_n=_positive_weights(letter_n == letter),
-                max_iterations=_ITERATIONS,
-            )
-            for letter in some
-        ]
+    def fit() -> list[tuple[list[float], float]]:
+        train = ~words.is_test
+        probes = train_letter_probes(x_nD[train], words.letter[train], letters, seed=seed, **_PROBE)
         return [(probe.weight.tolist(), probe.bias) for probe in probes]
 
-    letters = _letters_in_both(words)
-    fitted = zip(letters, group.spread(letters, fit), strict=True)
+    fitted = zip(letters, group.on_first(fit), strict=True)
     return {letter: LogisticProbe(np.asarray(weight), bias) for letter, (weight, bias) in fitted}
+
+
+def order_latents(
+    codes_nF: Any, letter_n: np.ndarray, letters: Sequence[int], seed: int
+) -> dict[int, np.ndarray]:
+    """Up to :data:`MAX_MAIN` latents of each of ``letters``, int64, that predict it best.
+
+    That is in the order of their weights in a probe of all active latents with an L1 penalty.
+    """
+    active = np.flatnonzero(np.asarray((codes_nF != 0).sum(0)).reshape(-1))
+    probes = train_letter_probes(codes_nF[:, active], letter_n, letters, seed=seed, **_SPARSE_PROBE)
+    return {
+        letter: active[np.argsort(-probe.weight, kind="stable")][:MAX_MAIN]
+        for letter, probe in zip(letters, probes, strict=True)
+    }
 
 
 def _letters_in_both(words: LetterWords) -> list[int]:
     train, test = words.letter[~words.is_test], words.letter[words.is_test]
     return sorted({int(letter) for letter in train} & {int(letter) for letter in test})
-
-
-def _positive_weights(y_n: np.ndarray) -> Floats:
-    """1 for the words of other letters, and as much in all for those of the letter."""
-    return np.where(y_n, (~y_n).sum() / y_n.sum(), 1.0)
 
 
 def _measure(
@@ -138,9 +138,20 @@ def _measure(
             ),
         )
     unit_FD = torch.nn.functional.normalize(sae.W_dec, dim=1).double().cpu().numpy()
+    train = ~test
+    order = group.on_first(
+        lambda: [
+            latents.tolist()
+            for latents in order_latents(codes_nF[train], words.letter[train], list(probes), seed).values()
+        ]
+    )
+    latents = {letter: np.asarray(own) for letter, own in zip(probes, order, strict=True)}
 
     def measure(some: Sequence[int]) -> list[dict[str, Any]]:
-        return [_measure_letter(letter, x_nD, codes_nF, unit_FD, words, probes[letter]) for letter in some]
+        return [
+            _measure_letter(letter, x_nD, codes_nF, unit_FD, words, probes[letter], latents[letter])
+            for letter in some
+        ]
 
     letters, fractions, full, letter_V = [], [], [], []
     for letter, found in zip(known, group.spread(known, measure), strict=True):
@@ -171,11 +182,18 @@ def _measure(
 
 
 def _measure_letter(
-    letter: int, x_nD: Floats, codes_nF: Any, unit_FD: Floats, words: LetterWords, probe: LogisticProbe
+    letter: int,
+    x_nD: Floats,
+    codes_nF: Any,
+    unit_FD: Floats,
+    words: LetterWords,
+    probe: LogisticProbe,
+    order: np.ndarray,
 ) -> dict[str, Any]:
     """The main latents of one letter, their F1, and the scores of the test words that the probe sees."""
     test, is_letter = words.is_test, words.letter == letter
-    main, sparse_f1 = find_main_latents(codes_nF[~test], is_letter[~test], codes_nF[test], is_letter[test])
+    splits = codes_nF[~test], is_letter[~test], codes_nF[test], is_letter[test]
+    main, sparse_f1 = find_main_latents(order, *splits)
     seen = np.flatnonzero(test & is_letter)
     seen = seen[probe.logits(x_nD[seen]) > 0]
     direction_D = probe.weight / np.linalg.norm(probe.weight)
@@ -190,24 +208,13 @@ def _measure_letter(
 
 
 def find_main_latents(
-    train_nF: Any, train_y_n: np.ndarray, test_nF: Any, test_y_n: np.ndarray
+    order: np.ndarray, train_nF: Any, train_y_n: np.ndarray, test_nF: Any, test_y_n: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """The latents that predict a letter, int64 [k], and the F1 of a probe that sees only them.
 
-    Latents come in the order of their weights in a probe with an L1 penalty. The next one is taken while the
-    F1 on the test words of a balanced probe of the first k rises by more than :data:`F1_JUMP`, up to ten.
+    The next latent of ``order`` is taken while the F1 on the test words of a balanced probe of the first k
+    rises by more than :data:`F1_JUMP`.
     """
-    n = len(train_y_n)
-    active = np.flatnonzero(np.asarray((train_nF != 0).sum(0)).reshape(-1))
-    weight = fit_logistic(
-        train_nF[:, active],
-        train_y_n,
-        l1=_L1 * n,
-        l2=_L2_SPARSE * n,
-        example_weight_n=_positive_weights(train_y_n),
-        max_iterations=_ITERATIONS,
-    ).weight
-    order = active[np.argsort(-weight, kind="stable")][:MAX_MAIN]
     balanced = balanced_weights(train_y_n)
     main, best = order[:0], -np.inf
     for k in range(1, len(order) + 1):

@@ -1,4 +1,4 @@
-"""Logistic regression with L2 and L1 penalties, on dense or sparse inputs, to the optimum.
+"""Logistic regression with an L2 penalty, on dense or sparse inputs, to the optimum.
 
 It is the problem of scikit-learn's ``LogisticRegression``, solved by the same routine of scipy, so that
 probing needs no further package. Legend: n examples, d inputs.
@@ -13,7 +13,8 @@ from scipy.special import expit
 
 from ..metrics.bootstrap import Floats
 
-_OPTIONS = {"maxcor": 20, "gtol": 1e-6, "ftol": 1e-11}
+# Where classes are nearly separable, the last digits take thousands of iterations.
+_OPTIONS = {"maxcor": 20, "gtol": 1e-6, "ftol": 1e-11, "maxiter": 1000, "maxfun": 2000}
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,15 @@ class LogisticProbe:
 
 
 def fit_logistic(
-    x_nd: Any,
-    y_n: np.ndarray,
-    *,
-    l2: float = 1.0,
-    l1: float = 0.0,
-    example_weight_n: np.ndarray | None = None,
-    max_iterations: int = 1000,
+    x_nd: Any, y_n: np.ndarray, *, l2: float = 1.0, example_weight_n: np.ndarray | None = None
 ) -> LogisticProbe:
-    """Minimize sum_i a_i log(1 + exp(-±logit_i)) + l2/2 |w|² + l1 |w|_1. The bias is free.
+    """Minimize sum_i a_i log(1 + exp(-±logit_i)) + l2/2 |w|². The bias is free.
 
     Args:
         x_nd: inputs, dense float or a scipy sparse array.
         y_n: bool [n]; both classes occur.
         l2: 1 / C of scikit-learn.
         example_weight_n: a_i; 1 for all if None.
-        max_iterations: of L-BFGS; where classes are nearly separable, the last digits take thousands.
 
     Raises:
         ValueError: all examples are of one class.
@@ -58,35 +52,17 @@ def fit_logistic(
     scale = 1 / a.sum()  # the gradient's tolerance then does not depend on the number of examples
     transposed = x_nd.T
 
-    def smooth(weight: Floats, bias: float) -> tuple[float, Floats, float]:
-        """The objective without the L1 term, scaled, and its gradients."""
+    def objective(parameters: Floats) -> tuple[float, Floats]:
+        """The scaled objective and its gradient."""
+        weight, bias = parameters[:d], parameters[d]
         margin = sign * (np.asarray(x_nd @ weight).reshape(-1) + bias)
         loss = float(a @ np.logaddexp(0, -margin)) + l2 / 2 * float(weight @ weight)
         pull = -a * sign * expit(-margin)
         gradient = np.asarray(transposed @ pull).reshape(-1) + l2 * weight
-        return scale * loss, scale * gradient, scale * float(pull.sum())
+        return scale * loss, scale * np.append(gradient, pull.sum())
 
-    def whole(parameters: Floats) -> tuple[float, Floats]:
-        loss, gradient, bias_gradient = smooth(parameters[:d], parameters[d])
-        return loss, np.append(gradient, bias_gradient)
-
-    def split(parameters: Floats) -> tuple[float, Floats]:
-        """w = p - q with p, q >= 0, which makes |w|_1 = sum(p + q) smooth."""
-        p, q = parameters[:d], parameters[d : 2 * d]
-        loss, gradient, bias_gradient = smooth(p - q, parameters[-1])
-        penalty = scale * l1
-        loss += penalty * float(p.sum() + q.sum())
-        return loss, np.concatenate([gradient + penalty, penalty - gradient, [bias_gradient]])
-
-    options = {**_OPTIONS, "maxiter": max_iterations, "maxfun": 2 * max_iterations}
-    if l1 == 0:
-        found = minimize(whole, np.zeros(d + 1), jac=True, method="L-BFGS-B", options=options).x
-        return LogisticProbe(found[:d], float(found[d]))
-    bounds = [(0, None)] * (2 * d) + [(None, None)]
-    found = minimize(
-        split, np.zeros(2 * d + 1), jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    ).x
-    return LogisticProbe(found[:d] - found[d : 2 * d], float(found[-1]))
+    found = minimize(objective, np.zeros(d + 1), jac=True, method="L-BFGS-B", options=_OPTIONS).x
+    return LogisticProbe(found[:d], float(found[d]))
 
 
 def balanced_weights(y_n: np.ndarray) -> Floats:
