@@ -115,11 +115,10 @@ def _largest(
     # zeros: whatever goes wrong before the late check, the places stay inside
     out = torch.zeros(5 * total, dtype=torch.int32, device=device).split([2 * total, 2 * total, total])
     row, column, value = out[0].view(torch.int64), out[1].view(torch.int64), out[2].view(torch.float32)
-    dense = places is None
+    from_row, from_column = (count, count) if places is None else (places.row, places.column)
     launch(
-        _largest_kernel, (tally.shape[1],), values, count if dense else places.row,
-        count if dense else places.column, count, size, least, left, tally.cumsum(1), row, column, value,
-        total, num_columns, DENSE=dense, N=BLOCK,
+        _largest_kernel, (tally.shape[1],), values, from_row, from_column, count, size, least, left,
+        tally.cumsum(1), row, column, value, total, num_columns, DENSE=places is None, N=BLOCK,
     )  # fmt: skip
     row_ptr = torch.searchsorted(row, numbers(num_rows + 1, device, torch.int64))
     pairs = Pairs(row_ptr=row_ptr, latent=column, value=value, num_latents=num_columns)
@@ -135,4 +134,5 @@ def largest_candidates(some: Candidates, num_rows: int, num_columns: int, total:
 def largest_of_matrix(values: Tensor, total: int) -> Pairs:
     """The ``total`` largest entries of ``values`` float32 [M, N], the first of equal ones."""
     count = torch.full((1,), values.numel(), dtype=torch.int64, device=values.device)
-    return _largest(values.view(-1), count, None, *values.shape, total)
+    num_rows, num_columns = values.shape
+    return _largest(values.view(-1), count, None, num_rows, num_columns, total)
