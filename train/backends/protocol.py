@@ -63,6 +63,10 @@ class Selections(Protocol):
 class Backend(Selections, Protocol):
     """The functions of a backend module: the operations of a training step that differ between devices."""
 
+    @property
+    def nests(self) -> bool:
+        """Whether :meth:`reconstruct_nested` goes along the pairs once, however many sets there are."""
+
     def sddmm(self, pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
         """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]; the pairs' values are not used.
 
@@ -118,7 +122,7 @@ class Backend(Selections, Protocol):
         W_enc_grad[latent] += sum of d_pre * x_centered[row], W_dec_grad[latent] += sum of scale * value *
         error[row], with ``d_pre`` [P], ``x_centered`` and ``error`` [B, D]. Codes may also be rings as those
         of :meth:`reconstruct_nested`, [B * G, F], and ``error`` [B * G, D]: each row of ``x_centered`` then
-        serves its G rings, whose latents ascend from ring to ring.
+        serves its G rings, whose latents ascend from ring to ring if the backend does not nest.
 
         Returns:
             The sum of ``d_pre`` over the pairs of each latent, [F].

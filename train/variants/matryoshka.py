@@ -11,9 +11,8 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from ..pairs import Pairs
-from .base import products
 from .base.batch_rule import BatchRule
-from .base.gradients import add_affine_gradient, backpropagate
+from .base.nested import Rings, train_nested
 from .base.rows import PART_ROWS, Batch
 from .base.variant import Plan
 from .losses.auxk import AuxK
@@ -63,57 +62,22 @@ class MatryoshkaBatchTopK(BatchRule):
         weights = self.weights or (1.0,) * len(widths)
         on_cpu = batch.x_centered.device.type == "cpu"  # a GPU has room for the errors of all prefixes
         for rows, part in batch.split(max(1, PART_ROWS // len(widths)) if on_cpu else PART_ROWS):
-            error = train_nested(part, codes.slice_rows(rows.start, rows.stop), widths, weights)
+            some = codes.slice_rows(rows.start, rows.stop)
+            rings = rings_of(part, some, widths)
+            found = train_nested(part, some, rings, weights, [f"mse_{size}" for size in widths])
+            part.record(rings.pairs, found.squared[-1])
             if self.auxk is not None:
-                self.auxk.term(self.k)(part, error)
+                self.auxk.term(self.k)(part, found.last)
 
 
-def train_nested(part: Batch, codes: Pairs, sizes: list[int], weights: tuple[float, ...]) -> Tensor:
-    """Add the loss of every prefix and its gradients, and record the codes.
+def rings_of(part: Batch, codes: Pairs, sizes: list[int]) -> Rings:
+    """The codes by the smallest prefix that has their latent.
 
-    Returns the error of the whole dictionary, [B, D].
-
-    Ring h holds the latents of prefix h that are not in prefix h - 1. With e_g the error of prefix g and
-    s_h = sum over g >= h of w_g e_g, the gradients for ring h are those of :mod:`.base.gradients` with s_h in
-    the place of e: d loss / d code = 2 / R <s_h, W_dec>.
-    """
-    rings, order = rings_of(part, codes, sizes)
-    W_dec, gradients, R = part.parameters["W_dec"], part.gradients, part.step_rows
-    whole, slopes, d_value, squared_errors = products.reconstruct_nested(
-        rings, W_dec, part.target_centered, weights, 2.0 / R, part.shards
-    )
-    for size, weight, squared_error in zip(sizes, weights, squared_errors, strict=True):
-        part.outcome.add_loss(f"mse_{size}", squared_error * (weight / R))
-    if order is None:
-        outputs = gradients["W_enc"], gradients["W_dec"]
-        per_latent = products.weight_gradients(
-            rings, d_value, part.x_centered, slopes, 1.0, *outputs, part.shards
-        )
-        part.outcome.through_encoder.add_(per_latent)
-        gradients["b_enc"].add_(per_latent)
-    else:
-        part.backend.accumulate_by_latent(rings, rings.value, slopes, gradients["W_dec"])
-        backpropagate(part, codes, torch.empty_like(d_value).index_copy_(0, order, d_value))
-    add_affine_gradient(part, slopes.view(part.num_rows, len(sizes), slopes.shape[1])[:, 0])
-    part.record(rings, squared_errors[-1])
-    return whole
-
-
-def rings_of(part: Batch, codes: Pairs, sizes: list[int]) -> tuple[Pairs, Tensor | None]:
-    """The codes [B, n] as rings [B * G, n]: row b * G + h has those of row b in ring h.
-
-    Also returns the place of each pair among the codes, int64 [P]; None if it is the same. The latents of a
-    cross-layer transcoder do not ascend with the rings.
+    The latents of a cross-layer transcoder do not ascend with the rings.
     """
     place = part.layers.place_in_turn(codes.latent)
     ring = torch.bucketize(place, _on_device(tuple(sizes), place.device), right=True)
-    row = codes.rows() * len(sizes) + ring
-    latent, value, order = codes.latent, codes.value, None
-    if part.layers.num_layers > 1:
-        row, order = row.sort(stable=True)
-        latent, value = latent[order], value[order]
-    row_ptr = torch.searchsorted(row, torch.arange(part.num_rows * len(sizes) + 1, device=row.device))
-    return Pairs(row_ptr=row_ptr, latent=latent, value=value, num_latents=codes.num_latents), order
+    return Rings.divide(codes, ring, len(sizes), ascending=part.layers.num_layers == 1)
 
 
 @lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time

@@ -6,11 +6,13 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from ..latent_shards import LatentShards
 from ..pairs import Pairs
 from ..selection.agreement import keep_largest_per_row
 from .base.gradients import backpropagate, reconstruct
+from .base.nested import Rings, train_nested
 from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
 from .losses.auxk import AuxK
@@ -50,15 +52,32 @@ class MultiTopK(Variant):
     def forward_backward(self, batch: Batch) -> None:
         for _, part in batch.split():
             wide = part.pre_activations().largest_per_row(self.multiple * self.k)
-            narrow = largest_per_row(wide, self.k, part.shards)
-            wide, narrow = wide.positive(), narrow.positive()
-            found = reconstruct(part, narrow)
-            backpropagate(part, narrow, found.d_value, found)
-            part.record(narrow, found.squared_error)
-            beside = reconstruct(part, wide, weight=self.weight, name="multi_topk")
-            backpropagate(part, wide, beside.d_value, beside)
+            together = part.backend.nests and part.shards.is_whole and part.layers.num_layers == 1
+            error = self._train_together(part, wide) if together else self._train_apart(part, wide)
             if self.auxk is not None:
-                self.auxk.term(self.k)(part, found.error)
+                self.auxk.term(self.k)(part, error)
+
+    def _train_apart(self, part: Batch, wide: Pairs) -> Tensor:
+        """Train on the codes of k and of multiple * k, one after the other; return the error of k, [B, D]."""
+        narrow = largest_per_row(wide, self.k, part.shards)
+        wide, narrow = wide.positive(), narrow.positive()
+        found = reconstruct(part, narrow)
+        backpropagate(part, narrow, found.d_value, found)
+        part.record(narrow, found.squared_error)
+        beside = reconstruct(part, wide, weight=self.weight, name="multi_topk")
+        backpropagate(part, wide, beside.d_value, beside)
+        return found.error
+
+    def _train_together(self, part: Batch, wide: Pairs) -> Tensor:
+        """The same, going along the pairs of k once less; only rounding differs."""
+        codes, mask = wide.positive(), among_largest_per_row(wide, self.k)
+        if codes is not wide:
+            mask = wide.with_value(mask.float()).keep(wide.value > 0, len(codes)).value > 0
+        rings = Rings.divide(codes, (~mask).long(), 2, ascending=False)
+        weights = (1.0, self.weight)
+        found = train_nested(part, codes, rings, weights, ("mse", "multi_topk"))
+        part.record(codes.keep(mask), found.squared[0])
+        return (found.slopes[:, 0] - found.slopes[:, 1]).mul_(part.step_rows / 2.0)
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)
@@ -69,6 +88,11 @@ def largest_per_row(pairs: Pairs, k: int, shards: LatentShards) -> Pairs:
     """The k largest of each row's pairs; ties go to the lowest latent. All rows must have equally many."""
     if not shards.is_whole:  # the rows have equally many in all processes together
         return keep_largest_per_row(pairs, k, shards)
+    return pairs.keep(among_largest_per_row(pairs, k))
+
+
+def among_largest_per_row(pairs: Pairs, k: int) -> Tensor:
+    """Which pairs are among the k largest of their row; all rows must have equally many: bool [P]."""
     values = pairs.value.view(pairs.num_rows, -1)
     order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :k]
-    return pairs.keep(torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True).flatten())
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True).flatten()

@@ -107,10 +107,11 @@ class Sampled(BatchRule):
         sums = rows.x_centered.new_zeros(1 + entropy, rows.num_latents, dtype=torch.float64)
         for _, pre in rows.pre_activations(screened=False).blocks():
             sums += rows.backend.sum_rows(pre, positive=positive, entropy=entropy)
-        *total, moment = sum_in_order(rows.row_group.gather(sums))
+        sums = sum_in_order(rows.row_group.gather(sums))
         if not entropy:
-            return moment  # monotone in |Z_j|
-        fires = total[0] > 0
-        safe = total[0].where(fires, 1.0)
-        found = (safe.log() - moment / safe).where(fires, 0.0)  # -sum q log q, with q = z / total
+            return sums[0]  # monotone in |Z_j|
+        total, moment = sums.unbind()
+        fires = total > 0
+        safe = total.where(fires, 1.0)
+        found: Tensor = (safe.log() - moment / safe).where(fires, 0.0)  # -sum q log q, with q = z / total
         return found if self.entropy_prefers == "high" else (-found).where(fires, -torch.inf)

@@ -34,6 +34,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import saecache
 from saecache.train.engine import late
 
+from .kernel_traffic import bytes_of_kernel, size_of
+
 aten = torch.ops.aten
 PROJECT = str(Path(saecache.__file__).parent) + "/"
 
@@ -66,10 +68,10 @@ class Counts:
         for counter in (self.launches, self.syncs, self.bytes):
             counter.clear()
 
-    def launch(self, name: str, num_bytes: int) -> None:
+    def launch(self, name: str, num_bytes: float) -> None:
         key = f"{name} {_line()}"
         self.launches[key] += 1
-        self.bytes[key] += num_bytes
+        self.bytes[key] += round(num_bytes)
 
     def sync(self, name: str) -> None:
         self.syncs[f"{name} {_line()}"] += 1
@@ -163,13 +165,13 @@ class _Dispatch(TorchDispatchMode):
             if to_device != isinstance(source, PretendedTensor):
                 self.counts.sync("copy to the device" if to_device else "copy to the host")
             elif to_device:
-                self.counts.launch("copy", _size(real) + _size(out))
+                self.counts.launch("copy", size_of(real) + size_of(out))
             return PretendedTensor(out) if to_device else out
         target, source, *rest = args
         real_target, real_source = to_host(target), to_host(source)
         here = isinstance(target, PretendedTensor)
         if here == isinstance(source, PretendedTensor):
-            self.counts.launch("copy_", _size(real_target) + _size(real_source))
+            self.counts.launch("copy_", size_of(real_target) + size_of(real_source))
         elif not here and (kwargs.get("non_blocking") or True in rest):
             self.arriving.append((real_target, real_source.clone()))
             real_target.fill_(torch.nan if real_target.is_floating_point() else -1)
@@ -247,8 +249,6 @@ def _made_then_moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _count_kernels(patched: pytest.MonkeyPatch, counts: Counts) -> None:
     from triton.runtime.interpreter import GridExecutor
 
-    from .kernel_traffic import bytes_of_kernel
-
     start = GridExecutor.__call__
 
     def run_grid(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -278,20 +278,16 @@ def _outputs(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
     return [value for argument, value in _named_arguments(func, args, kwargs) if argument.is_out]
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _bytes_of(name: str, real_args: Any, read: list[PretendedTensor], out: Any) -> int:
-    written = sum(_size(t) for t in tree_flatten(out)[0] if isinstance(t, Tensor))
+def _bytes_of(name: str, real_args: Any, read: list[PretendedTensor], out: Any) -> float:
+    written = sum(size_of(t) for t in tree_flatten(out)[0] if isinstance(t, Tensor))
     if name in ("zero_", "fill_"):
         return written
     if name in GATHERS:
-        return 2 * written + sum(_size(t) for t in tree_flatten(real_args[1:])[0] if isinstance(t, Tensor))
+        return 2 * written + sum(size_of(t) for t in tree_flatten(real_args[1:])[0] if isinstance(t, Tensor))
     if name == "_embedding_bag":
         W, index = real_args[:2]
-        return index.numel() * W.shape[1] * W.element_size() + _size(out[0]) + _size(index)
-    return sum(_size(t.numbers) for t in read) + written
+        return index.numel() * W.shape[1] * W.element_size() + size_of(out[0]) + size_of(index)
+    return sum(size_of(t.numbers) for t in read) + written
 
 
 def _line() -> str:

@@ -2,7 +2,7 @@
 
 The size is that of F = 24,576 latents, B = 4,096 rows, D = 768, k = 32, all three divided by ``SCALE`` (k is
 not): B * F, F * D and B * k * D are then SCALE² times smaller, and the bytes are multiplied by it. Lists of
-pairs and rows shrink by SCALE only, so that the bytes are counted too high rather than too low.
+numbers for each pair, row or latent shrink by SCALE only; of kinds that select they are multiplied by that.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,19 @@ from saecache.train.variants import VARIANTS, sampled
 from saecache.train.variants.base.variant import Plan
 from saecache.train.variants.losses import nfm
 
+from . import kernel_traffic
 from .pretended_device import DEVICE, Counts, pretended_device, to_host
 
 LATENTS, ROWS, WIDTH, K = 24_576, 4_096, 768, 32
-FINER = {  # SCALE is 32; 64 for others. At 64 lists, and the 2,048 bins of a radix selection, count too high.
-    "topk", "batch_topk", "mutual_choice", "feature_choice", "relu", "sampled", "topk with auxk",
-    "mutual_choice with aux_zipf", "mutual_choice with nfm and nfm_inf",
-}  # fmt: skip
+FINER = {
+    "topk",
+    "batch_topk",
+    "mutual_choice",
+    "feature_choice",
+    "relu",
+    "topk with auxk",
+    "mutual_choice with aux_zipf",
+}  # SCALE is 32, so that AuxK has latents to choose from; 64 for others
 # Launches, synchronizations, GB. The aims are 60, 2, 6 for TopK, twice that for the other kinds that select,
 # and 30 GB for ReLU with half of its latents active. Matryoshka walks along its pairs twice, in two orders.
 # Multi-TopK has five times the pairs; at this size it and Sampled-SAE's pool have too few latents to screen.
@@ -82,6 +88,9 @@ def settings_of(kind: str) -> dict[str, Any]:
     return {"kind": kind, **({"k": K} if "k" in VARIANTS[kind].model_fields else {})}
 
 
+DENSE = {"relu", "gated", "jumprelu"}  # half of all B * F pairs are active: their lists are matrices
+
+
 def cost_of_a_step(
     settings: dict[str, Any],
     scale: int,
@@ -91,7 +100,8 @@ def cost_of_a_step(
     shape: str = "autoencoder",
     group: Group = ALONE,
 ) -> Counts:
-    """The third step's, when everything that is kept from step to step is there.
+    """The second step's, when everything that is kept from step to step is there. It is the third's of a
+    kind that waits for a window of rows.
 
     A part ``dead`` of the latents is dead: their pre-activations are above 0, so that a term that trains them
     has as many pairs as it asks for, but far below those of others.
@@ -102,6 +112,9 @@ def cost_of_a_step(
     monkeypatch.setattr(sampled, "THRESHOLD_ROWS", sampled.THRESHOLD_ROWS // scale)
     sources.block_bytes.cache_clear()
     latents, rows, width = LATENTS // scale, ROWS // scale, WIDTH // scale
+    if settings["kind"] not in DENSE:
+        monkeypatch.setattr(kernel_traffic, "LIST_SHARE", 1 / scale)
+        monkeypatch.setattr(kernel_traffic, "MATRIX_ENTRIES", rows * latents)
     config = TrainConfig.model_validate(
         {"variants": [settings], "num_latents": latents, "batch_rows": rows, "steps": 100}
     )
@@ -109,7 +122,9 @@ def cost_of_a_step(
     shaped = {"d_model": width, **widths.get(shape, {})}
     plan = Plan(num_latents=latents, batch_rows=rows, num_steps=100, group=group, **shaped)
     generator = torch.Generator().manual_seed(1)  # by that of the parameters rows would be their directions
-    x = torch.nn.functional.normalize(torch.randn(3, rows, width, generator=generator), dim=2)
+    x = torch.nn.functional.normalize(
+        torch.randn(3 if "window_rows" in settings else 2, rows, width, generator=generator), dim=2
+    )
     parameters = initial_parameters(plan, 0, torch.zeros(width))
     num_dead = round(dead * latents)
     parameters["W_enc"][:num_dead] *= 0.01

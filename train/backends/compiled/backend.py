@@ -19,6 +19,7 @@ from .selection.collect import collect
 from .selection.per_latent import largest_per_latent as largest_per_latent
 from .selection.per_row import largest_per_row as largest_per_row
 
+nests = False
 clip = composed.clip
 count_active = composed.count_active
 global_norm = partial(composed.global_norm, gradient_norm)

@@ -17,6 +17,7 @@ from .selection import collect, kth_largest, mask_of_largest
 from .selection import largest_per_latent as largest_per_latent
 from .selection import largest_per_row as largest_per_row
 
+nests = False
 clip = composed.clip
 count_active = composed.count_active
 global_norm = partial(composed.global_norm, gradient_norm)

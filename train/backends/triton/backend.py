@@ -42,6 +42,7 @@ __all__ = [
     "largest_of_batch",
     "largest_per_latent",
     "largest_per_row",
+    "nests",
     "random_uniform",
     "rank_gates",
     "reconstruct",
@@ -52,6 +53,8 @@ __all__ = [
     "sum_rows",
     "weight_gradients",
 ]
+
+nests = True
 
 _numbers: WeakKeyDictionary[AdamSettings, dict[int, Tensor]] = WeakKeyDictionary()  # by step, of each step
 

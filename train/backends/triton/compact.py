@@ -11,7 +11,6 @@ from .order import key_of, nth_largest
 from .transpose import numbers
 
 BLOCK = 1024
-LARGE_BLOCK = 4096
 
 
 @kernel
@@ -70,8 +69,8 @@ def _tally_kernel(values, count, capacity, least, tally, N: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     key, bar = key_of(tl.load(values + i, mask=i < n, other=0.0)), key_of(tl.load(least + i * 0))
     place = tally + tl.program_id(0)
-    tl.store(place, tl.sum(((key > bar) & (i < n)).to(tl.int64), axis=0))
-    tl.store(place + tl.num_programs(0), tl.sum(((key == bar) & (i < n)).to(tl.int64), axis=0))
+    tl.store(place, tl.sum(((key > bar) & (i < n)).to(tl.int32), axis=0).to(tl.int64))
+    tl.store(place + tl.num_programs(0), tl.sum(((key == bar) & (i < n)).to(tl.int32), axis=0).to(tl.int64))
 
 
 @kernel
@@ -88,11 +87,11 @@ def _largest_kernel(
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     value = tl.load(values + i, mask=i < n, other=0.0)
     key, bar = key_of(value), key_of(tl.load(least + i * 0))
-    above, equal = ((key > bar) & (i < n)).to(tl.int64), ((key == bar) & (i < n)).to(tl.int64)
+    above, equal = ((key > bar) & (i < n)).to(tl.int32), ((key == bar) & (i < n)).to(tl.int32)
     place = tally + tl.program_id(0)
-    above_before = tl.load(place) - tl.sum(above, axis=0) + tl.cumsum(above, axis=0) - above
-    equal_before = tl.load(place + tl.num_programs(0)) - tl.sum(equal, axis=0) + tl.cumsum(equal, axis=0)
-    equal_before -= equal
+    above_before = tl.load(place) - tl.sum(above, axis=0) + (tl.cumsum(above, axis=0) - above)
+    equal_before = tl.load(place + tl.num_programs(0)) - tl.sum(equal, axis=0)
+    equal_before += tl.cumsum(equal, axis=0) - equal
     most = tl.load(left + i * 0)
     to = above_before + tl.minimum(equal_before, most)
     kept = ((above > 0) | ((equal > 0) & (equal_before < most))) & (to < room)
@@ -111,16 +110,15 @@ def _largest(
 ) -> Pairs:
     device, size = values.device, values.numel()
     least, left = nth_largest(values, count, total)
-    tally = torch.empty(2, blocks(size, LARGE_BLOCK), dtype=torch.int64, device=device)
-    launch(_tally_kernel, (tally.shape[1],), values, count, size, least, tally, N=LARGE_BLOCK)
+    tally = torch.empty(2, blocks(size, BLOCK), dtype=torch.int64, device=device)
+    launch(_tally_kernel, (tally.shape[1],), values, count, size, least, tally, N=BLOCK)
     # zeros: whatever goes wrong before the late check, the places stay inside
     out = torch.zeros(5 * total, dtype=torch.int32, device=device).split([2 * total, 2 * total, total])
     row, column, value = out[0].view(torch.int64), out[1].view(torch.int64), out[2].view(torch.float32)
-    dense = places is None
+    from_row, from_column = (count, count) if places is None else (places.row, places.column)
     launch(
-        _largest_kernel, (tally.shape[1],), values, count if dense else places.row,
-        count if dense else places.column, count, size, least, left, tally.cumsum(1), row, column, value,
-        total, num_columns, DENSE=dense, N=LARGE_BLOCK,
+        _largest_kernel, (tally.shape[1],), values, from_row, from_column, count, size, least, left,
+        tally.cumsum(1), row, column, value, total, num_columns, DENSE=places is None, N=BLOCK,
     )  # fmt: skip
     row_ptr = torch.searchsorted(row, numbers(num_rows + 1, device, torch.int64))
     pairs = Pairs(row_ptr=row_ptr, latent=column, value=value, num_latents=num_columns)
@@ -136,4 +134,5 @@ def largest_candidates(some: Candidates, num_rows: int, num_columns: int, total:
 def largest_of_matrix(values: Tensor, total: int) -> Pairs:
     """The ``total`` largest entries of ``values`` float32 [M, N], the first of equal ones."""
     count = torch.full((1,), values.numel(), dtype=torch.int64, device=values.device)
-    return _largest(values.view(-1), count, None, *values.shape, total)
+    num_rows, num_columns = values.shape
+    return _largest(values.view(-1), count, None, num_rows, num_columns, total)

@@ -12,10 +12,10 @@ from saecache.train.selection import reference
 ROWS, COLUMNS = 20, 35
 
 
-@pytest.fixture(autouse=True, params=[64, 4096])
+@pytest.fixture(autouse=True, params=[64, 1024])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The 700 numbers are in 11 blocks, or in one that they do not fill."""
-    monkeypatch.setattr(compact, "LARGE_BLOCK", request.param)
+    monkeypatch.setattr(compact, "BLOCK", request.param)
 
 
 def scores() -> Tensor:
