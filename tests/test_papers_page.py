@@ -305,7 +305,9 @@ def test_the_table_of_layers_has_the_claims_that_all_layers_tested() -> None:
         Claim(where="", text=f"fewer than {other}", figure="dead", lower="mutual", higher=other)
         for other in ("topk", "batch_topk")
     ]
-    rows = [line for line in layers(found, claims, "resid_post.14") if line.startswith("|")]
+    *lines, last = layers(found, claims, "resid_post.14")
+    rows = [line for line in lines if line.startswith("|")]
+    assert last == "\n0 of 1 claims come out alike at all of these layers."
     assert rows[0] == "| claim | layer 9 | layer 14 |" and len(rows) == 3, "BatchTopK is at one layer only"
     assert rows[2] == (
         "| fewer than topk (k = 16; dead of mutual, topk) "

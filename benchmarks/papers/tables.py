@@ -228,22 +228,25 @@ def layers(found: Figures, claims: Sequence[Claim], hook: str) -> Iterator[str]:
     prefixes = {number: f"layer{number}_" for number in numbers} | {own: ""}
     yield from ("", "### The main claims at other layers", "")
     yield (
-        f"The arms of layer {own} above, trained in the same way at layers "
-        f"{', '.join(map(str, numbers))} too; m_i and `aux_zipf` have the law that was fitted at layer "
-        f"{own}. *At L0 = k* uses the slope of TopK at the same layer."
+        f"The arms of layer {own} above, trained in the same way at other layers; m_i and `aux_zipf` have "
+        f"the law that was fitted at layer {own}. *At L0 = k* uses the slope of TopK at the same layer."
     )
     yield from ("", f"| claim | {' | '.join(f'layer {number}' for number in sorted(prefixes))} |")
     yield "|---" * (len(prefixes) + 1) + "|"
+    alike = []
     for claim in claims:
-        cells = {}
+        cells, outcomes = {}, set()
         for number, prefix in prefixes.items():
             if verdicts := list(claim.at_layer(prefix).verdicts(found)):
                 k, verdict = verdicts[-1]
                 a, b = verdict.values
+                outcomes.add(verdict.outcome)
                 cells[number] = f"{verdict.outcome} ({show(a)}, {show(b)})"
         if set(cells) == set(prefixes):
             where = f"{claim.text} (k = {k}; {claim.figure} of {claim.lower}, {claim.higher})"
             yield f"| {where} | {' | '.join(cells[number] for number in sorted(cells))} |"
+            alike.append(len(outcomes) == 1)
+    yield f"\n{sum(alike)} of {len(alike)} claims come out alike at all of these layers."
 
 
 def peers(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
