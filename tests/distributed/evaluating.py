@@ -66,7 +66,7 @@ def _work(rank: int, size: int, port: int, cache: Path, saes: Path, out: Path) -
 
     from saecache.distributed import join_world, world
     from saecache.evaluate import measure
-    from saecache.evaluate.probing import absorption, sparse_probing, texts
+    from saecache.evaluate.probing import absorption, letter_probes, sparse_probing, texts
     from saecache.evaluate.probing.config import ProbingConfig
     from saecache.evaluate.probing.letters import make_letter_words
     from saecache.evaluate.probing.sparse_probing import probe_labelled
@@ -91,6 +91,7 @@ def _work(rank: int, size: int, port: int, cache: Path, saes: Path, out: Path) -
     texts._BATCH_TOKENS = 300  # several batches
     measure._MORE_ROWS = 50
     absorption._WORDS_AT_ONCE = 50
+    letter_probes.BATCH_WORDS = 16  # so that few words give as many steps as a vocabulary
     model, opened = TinyModel(), open_cache(cache)
     unembedding = Output(torch.randn(50, 16, generator=torch.Generator().manual_seed(7)))
     found: dict[str, Any] = {}
@@ -112,6 +113,7 @@ def _work(rank: int, size: int, port: int, cache: Path, saes: Path, out: Path) -
         absorbed = absorption.measure_absorption(
             reader, saes_of_words, make_letter_words(reader, 0), 0, **shared
         )
+        assert all(one.refused is None for one in absorbed.values())
         found["texts"] = {
             "results": [
                 {name: one.model_dump(mode="json") for name, one in results.items()}
