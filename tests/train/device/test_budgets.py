@@ -57,7 +57,8 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
 # The same of the terms of a loss that need more than the codes, with an eighth of all latents dead where dead
 # ones are trained, and of what else an SAE can read. AuxK and aux_zipf have 64 pairs of each row each, whose
 # rows of a matrix are 0.8 GB: 3.2 GB to decode and for both gradients, up to 1.6 for candidates, and that
-# twice beside the 5 GB of Mutual Choice. NFM goes along the decoder twice in operations of torch, and NFM-inf once.
+# twice beside the 5 GB of Mutual Choice. NFM goes along the decoder twice in operations of torch, and NFM-inf
+# once.
 AUX = {"k": 64}  # what AuxK trains of a row where so many are dead; its default depends on the width, too
 TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
     "topk with auxk": ({"kind": "topk", "k": K, "auxk": AUX}, 1 / 8, (120, 4, 12.0)),
