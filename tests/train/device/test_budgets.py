@@ -46,7 +46,7 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
     "batch_topk": (120, 4, 12.0),
     "mutual_choice": (120, 4, 12.0),
     "feature_choice": (120, 4, 12.0),
-    "multi_topk": (120, 4, 22.0),
+    "multi_topk": (120, 4, 12.0),
     "matryoshka_batch_topk": (120, 4, 12.0),
     "sampled": (120, 4, 12.0),
     "probabilistic_topk": (120, 4, 12.0),
