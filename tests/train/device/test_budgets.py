@@ -37,15 +37,17 @@ FINER = {
     "mutual_choice with aux_zipf",
 }  # SCALE is 32, so that AuxK has latents to choose from; 64 for others
 # Launches, synchronizations, GB. The aims are 60, 2, 6 for TopK, twice that for the other kinds that select,
-# and 30 GB for ReLU with half of its latents active. Matryoshka walks along its pairs twice, in two orders.
-# Multi-TopK has five times the pairs; at this size it and Sampled-SAE's pool have too few latents to screen.
-# Sampled-SAE and Probabilistic TopK look at the whole matrix in operations of torch, one pass over it each.
+# and 30 GB for ReLU with half of its latents active. Sampled-SAE and Probabilistic TopK go over the whole
+# matrix, in two and in four passes of 0.4 GB. Multi-TopK has 128 pairs of each row, whose rows of a matrix
+# are 1.6 GB: at the full size about 3 GB for the exact pre-activations of its candidates, 3.2 to decode and
+# for the slopes of codes, 3.2 for both gradients, and 2 for what has no pairs: 11.4. Here it has too few
+# latents to screen, so that it computes all pre-activations exactly instead.
 BUDGETS: dict[str, tuple[int, int, float]] = {
     "topk": (60, 2, 6.0),
     "batch_topk": (120, 4, 12.0),
     "mutual_choice": (120, 4, 12.0),
     "feature_choice": (120, 4, 12.0),
-    "multi_topk": (120, 4, 22.0),
+    "multi_topk": (120, 4, 12.0),
     "matryoshka_batch_topk": (120, 4, 12.0),
     "sampled": (120, 4, 12.0),
     "probabilistic_topk": (120, 4, 12.0),
@@ -54,8 +56,10 @@ BUDGETS: dict[str, tuple[int, int, float]] = {
     "jumprelu": (120, 4, 36.0),
 }
 # The same of the terms of a loss that need more than the codes, with an eighth of all latents dead where dead
-# ones are trained, and of what else an SAE can read. aux_zipf selects among dead and among dying latents.
-# NFM goes along the decoder twice in operations of torch, and NFM-inf once.
+# ones are trained, and of what else an SAE can read. AuxK and aux_zipf have 64 pairs of each row each, whose
+# rows of a matrix are 0.8 GB: 3.2 GB to decode and for both gradients, up to 1.6 for candidates, and that
+# twice beside the 5 GB of Mutual Choice. NFM goes along the decoder twice in operations of torch, and NFM-inf
+# once.
 AUX = {"k": 64}  # what AuxK trains of a row where so many are dead; its default depends on the width, too
 TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
     "topk with auxk": ({"kind": "topk", "k": K, "auxk": AUX}, 1 / 8, (120, 4, 12.0)),
@@ -140,6 +144,8 @@ def cost_of_a_step(
             given |= {source: batch for source in reading.targets if source not in given}
             counts.reset()
             train_on_batch(trainee, given, step, 0, 1.0, config)
+        asked_for = {term for term in ("auxk", "aux_zipf", "nfm", "nfm_inf") if settings.get(term)}
+        assert asked_for <= trainee._outcome.losses.keys(), "every term is at work"
         assert int((to_host(trainee.rows_since_active) >= config.dead_after_rows).sum()) == num_dead
     sources.block_bytes.cache_clear()
     return counts
