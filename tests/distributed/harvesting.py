@@ -131,7 +131,7 @@ def environment_of(rank: int, size: int, port: int, nodes: int = 1) -> dict[str,
 
 
 def _provoke(mishap: Mishap) -> None:
-    from saecache.harvest import job
+    from saecache.harvest import reading
     from saecache.store.derived import replay
     from saecache.store.writing import spill
 
@@ -166,7 +166,7 @@ def _provoke(mishap: Mishap) -> None:
 
         Path.replace = replaced  # type: ignore[method-assign]
         return
-    rows, taken = job.ActivationReader.rows, 0
+    rows, taken = reading.ActivationReader.rows, 0
 
     def mishap_at_last(self: Any, *arguments: Any) -> Any:
         nonlocal taken
@@ -182,7 +182,7 @@ def _provoke(mishap: Mishap) -> None:
         signal_oneself()
         return found
 
-    job.ActivationReader.rows = mishap_at_last  # type: ignore[method-assign]
+    reading.ActivationReader.rows = mishap_at_last  # type: ignore[method-assign]
 
 
 def _no_space(*_: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.harvest import HarvestConfig, job
+from saecache.harvest import HarvestConfig, reading
 from saecache.harvest.runner import run
 from saecache.store import CacheWriter, UsageError, inspect_output, open_cache, slice_cache, verify_cache
 from saecache.store.derived import replay
@@ -33,12 +33,12 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences that went through the model while harvesting."""
     seen: list[int] = []
 
-    class Counting(job.ActivationReader):
+    class Counting(reading.ActivationReader):
         def rows(self, sequences: Any, keep: Any) -> Any:
             seen.append(len(sequences))
             return super().rows(sequences, keep)
 
-    monkeypatch.setattr(job, "ActivationReader", Counting)
+    monkeypatch.setattr(reading, "ActivationReader", Counting)
     return seen
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
-from saecache.harvest import HarvestConfig, LanguageModel, job
+from saecache.harvest import HarvestConfig, LanguageModel, reading
 from saecache.harvest.runner import run
 from saecache.store import CacheWriter, open_cache
 from saecache.store.derived import replay
@@ -28,7 +28,7 @@ def digests(cache: Path) -> dict[str, str]:
 def stopped_while_reading(config: HarvestConfig, path: Path) -> None:
     """A run that is interrupted while the model works on the second step."""
 
-    class Stopping(job.ActivationReader):
+    class Stopping(reading.ActivationReader):
         steps = 0
 
         def rows(self, *arguments: Any) -> Any:
@@ -38,7 +38,7 @@ def stopped_while_reading(config: HarvestConfig, path: Path) -> None:
             return super().rows(*arguments)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job, "ActivationReader", Stopping)
+        patch.setattr(reading, "ActivationReader", Stopping)
         run(config, path)
 
 

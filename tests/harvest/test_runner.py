@@ -181,9 +181,9 @@ def unfinished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
 
 def run_interrupted(config: HarvestConfig, path: Path, after_batches: int) -> None:
     """A run that is stopped by Ctrl-C while the model works on a certain batch."""
-    from saecache.harvest import job
+    from saecache.harvest import reading
 
-    class Stopping(job.ActivationReader):
+    class Stopping(reading.ActivationReader):
         batches = 0
 
         def rows(self, *arguments):
@@ -193,7 +193,7 @@ def run_interrupted(config: HarvestConfig, path: Path, after_batches: int) -> No
             return super().rows(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "ActivationReader", Stopping)
+        patch.setattr(reading, "ActivationReader", Stopping)
         run(config, path)
 
 
@@ -348,12 +348,12 @@ def test_a_lost_source_keeps_what_was_done(
 def test_out_of_memory_says_what_to_lower(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saecache.harvest import job
+    from saecache.harvest import job, reading
 
     def rows(*_):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(job.ActivationReader, "rows", rows)
+    monkeypatch.setattr(reading.ActivationReader, "rows", rows)
     monkeypatch.setattr(job, "measure_first_block", lambda *_: {})
     refused(make_config(), tmp_path / "cache", "lower it", SaecacheError)
 
