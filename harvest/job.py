@@ -4,7 +4,6 @@
 over text, ``finishing`` shuffles and writes the arrays. A job that was stopped continues in its phase.
 """
 
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -40,7 +39,7 @@ from .own_folder import own_folder
 from .plan import HarvestPlan, follow_plan, make_plan
 from .reading import read_text
 from .row_writer import Progress
-from .shared_folder import all_see, check_all_see
+from .shared_folder import share_no_folder
 from .sinks import measure_first_block
 
 
@@ -87,7 +86,7 @@ def harvest(
             return HarvestResult(destination.name, plan.existing.manifest, reused=True)
         if settled is not None and settled["finished"]:
             return HarvestResult(destination.name, read_manifest_at(destination.name), reused=True)
-        if _share_no_folder(plan, destination, begun_so=in_bucket is not None, group=group):
+        if share_no_folder(plan, destination, begun_so=in_bucket is not None, group=group):
             destination = destination.apart(stack.enter_context(own_folder(destination.folder, group)))
             stack.enter_context(closing(destination))  # before that folder goes
             plan = replace(plan, path=destination.folder)
@@ -98,31 +97,6 @@ def harvest(
                 return found
             job.prepare()
             return job.run()
-
-
-def _share_no_folder(plan: HarvestPlan, destination: Destination, begun_so: bool, group: Group) -> bool:
-    """Whether each process works in a folder of its own, because some do not see that of the first one.
-
-    ``begun_so``, of the first process, says that a former run did: its rows are in the bucket.
-
-    Raises:
-        UsageError: a harvest into a folder, or one that was begun in a folder that all saw.
-    """
-    if group.gather_values(begun_so)[0]:
-        return True
-    if destination.delivery is None:
-        check_all_see(plan.path, group)
-        return False
-    if all_see(plan.path, group):
-        return False
-    with group.together():
-        if group.is_first and plan.existing is not None and plan.existing.progress:
-            raise UsageError(
-                f"{plan.path.absolute()} on {platform.node()} has rows of this harvest, which was begun by "
-                "processes that all saw this folder, and now some do not: go on with processes that do, or "
-                "remove it to harvest those rows again"
-            )
-    return True
 
 
 class HarvestJob:

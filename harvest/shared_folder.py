@@ -11,8 +11,35 @@ from ..common.errors import UsageError
 from ..distributed.group import Group
 from ..store.disk_space import disk_explained
 from ..store.writing.journal import WORK_FOLDER
+from .destination import Destination
+from .plan import HarvestPlan
 
 _PATIENCE_SECONDS = 5.0  # network file systems show a new file late
+
+
+def share_no_folder(plan: HarvestPlan, destination: Destination, begun_so: bool, group: Group) -> bool:
+    """Whether each process works in a folder of its own, because some do not see that of the first one.
+
+    ``begun_so``, of the first process, says that a former run did: its rows are in the bucket.
+
+    Raises:
+        UsageError: a harvest into a folder, or one that was begun in a folder that all saw.
+    """
+    if group.gather_values(begun_so)[0]:
+        return True
+    if destination.delivery is None:
+        check_all_see(plan.path, group)
+        return False
+    if all_see(plan.path, group):
+        return False
+    with group.together():
+        if group.is_first and plan.existing is not None and plan.existing.progress:
+            raise UsageError(
+                f"{plan.path.absolute()} on {socket.gethostname()} has rows of this harvest, which was "
+                "begun by processes that all saw this folder, and now some do not: go on with processes that "
+                "do, or remove it to harvest those rows again"
+            )
+    return True
 
 
 def all_see(path: Path, group: Group) -> bool:
