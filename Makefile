@@ -14,7 +14,7 @@ test: $(VENV)/.installed
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Real commands against real S3 servers while the network breaks and processes are killed; docs/reliability.md shows a
-# result. About an hour; the short form takes some minutes. SEED=n makes other random choices.
+# result. Some hours; the short form takes some minutes. SEED=n makes other random choices.
 SEED ?= 0
 SERVERS ?= $(VENV)-servers
 STRESS = SAECACHE_MOTO_SERVER=$(SERVERS)/bin/moto_server SAECACHE_LOCALBUCKET=$(SERVERS)/bin/localbucket \

@@ -25,8 +25,11 @@ def fill(page: str) -> str:
 def results(runs: list[Outcomes]) -> str:
     """A line for each run, by its date, and for each store the sums of all of them."""
     runs = sorted(runs, key=lambda run: str(run.facts["date"]))
+    machines = sorted({f"{run.facts['machine']}, Python {run.facts['Python']}" for run in runs})
     lines = [
         "## Results",
+        "",
+        f"On {'; '.join(machines)}. A + after a commit: some files had changed since.",
         "",
         "| begun | options | commit | minutes | rounds | WRONG |",
         "| --- | --- | --- | ---: | ---: | ---: |",

@@ -72,6 +72,7 @@ def test_results_are_summed_by_store(tmp_path: Path) -> None:
     runs = []
     for day, wrong in ((2, False), (1, True)):
         facts = {"date": f"2026-11-0{day}", "command": "python -m tests.stress.run --seed 3", "minutes": 1.5}
+        facts |= {"machine": "2 cores", "Python": "3.11"}
         runs.append(Outcomes({**facts, "finished": "yes" if wrong else "no", "commit": "abc"}))
         runs[-1].add("moto", Row("faults", "ls", "500"), RIGHT)
         if wrong:
