@@ -63,9 +63,8 @@ class Selections(Protocol):
 class Backend(Selections, Protocol):
     """The functions of a backend module: the operations of a training step that differ between devices."""
 
-    @property
-    def nests(self) -> bool:
-        """Whether :meth:`reconstruct_nested` goes along the pairs once, however many sets there are."""
+    nests: bool
+    """Whether :meth:`reconstruct_nested` goes along the pairs once, however many sets there are."""
 
     def sddmm(self, pairs: Pairs, g: Tensor, W: Tensor) -> Tensor:
         """<g[row], W[latent]> of every pair: [P] from [B, D] and [F, D]; the pairs' values are not used.
