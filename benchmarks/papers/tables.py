@@ -78,6 +78,8 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
     if arms := section.get("arms"):
         yield from recovery(arms, section["settings"])
+    else:
+        yield "\nNot measured yet: what each kind reconstructs and recovers of the known features."
 
 
 def recovery(arms: Figures, settings: Mapping[str, Any]) -> Iterator[str]:
