@@ -78,11 +78,11 @@ def keep_largest_per_row(pairs: Pairs, k: int, shards: LatentShards) -> Pairs:
     values[rows, place] = pairs.value + 0.0  # no -0.0, which would differ from 0.0
     every = torch.cat(shards.group.gather(values), dim=1)  # the columns are in the order of the latents
     first = shards.group.rank * values.shape[1]
-    least = every.topk(k, dim=1, sorted=True).values[:, -1:]
+    least = every.topk(k, dim=1, sorted=False).values.min(1, keepdim=True).values
     above, equal = every > least, every == least
     left = k - above.sum(1, keepdim=True)
     own = slice(first, first + values.shape[1])
-    ties = equal.cumsum(1)[:, own] <= left
+    ties = equal.cumsum(1, dtype=torch.int32)[:, own] <= left
     chosen = above[:, own] | (equal[:, own] & ties)
     return pairs.keep(chosen[rows, place])
 
