@@ -11,6 +11,7 @@ from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import metrics, rewind, run_bytes
 from saecache.testing.sparse_rows import sparse_rows
 from saecache.train import TrainConfig, load_sae, run
+from saecache.train.backends.gates import Draw
 from saecache.train.engine.optimizer import OptimizerConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.runs.initialisation import initial_parameters
@@ -83,14 +84,17 @@ def test_a_penalty_on_the_weights_is_added_once_per_step() -> None:
 def test_random_numbers_differ_between_the_batches_of_a_step() -> None:
     seen = []
     one = trainee("probabilistic_topk", {"k": 4}, 64, 2)
-    original = Batch.random_uniform
+    original = Batch.draw
 
-    def random_uniform(self: Batch, *place: Any) -> torch.Tensor:
-        seen.append(original(self, *place))
-        return seen[-1]
+    def draw(self: Batch, *place: Any) -> Draw:
+        drawn = original(self, *place)
+        seed, batch, first_row, first_latent = drawn
+        cpu = torch.device("cpu")
+        seen.append(self.backend.random_uniform(seed, batch, first_row, 64, 100, cpu, first_latent))
+        return drawn
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Batch, "random_uniform", random_uniform)
+        patched.setattr(Batch, "draw", draw)
         accumulated(one, sparse_rows(128, 24, 1))
     assert len(seen) == 2 and float((seen[0] == seen[1]).float().mean()) < 0.01
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def test_the_trial_finds_what_torch_does_not_say(
 def test_a_product_without_bounds_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """All pre-activations are computed one by one, and the selection is right."""
 
-    def wrong(a: Tensor, b: Tensor, out: Tensor | None = None, *, columns: int | None = None) -> Tensor:
-        return matmul(a, b, out, columns=columns).mul_(-3)
+    def wrong(a: Tensor, b: Tensor, out: Tensor | None = None, **settings: Any) -> Tensor:
+        return matmul(a, b, out, **settings).mul_(-3)
 
     for module in (sources, screening):
         monkeypatch.setattr(module, "matmul", wrong)
