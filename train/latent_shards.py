@@ -65,6 +65,12 @@ class LatentShards:
         return self.bounds[self.group.rank + 1] - self.first
 
     @property
+    def fewest_and_most(self) -> tuple[int, int]:
+        """The least and the largest number of latents that a process has."""
+        counts = [last - first for first, last in pairwise(self.bounds)]
+        return min(counts), max(counts)
+
+    @property
     def own(self) -> slice:
         """The latents of this process among all."""
         return slice(self.first, self.first + self.count)

@@ -12,14 +12,24 @@ from torch import Tensor
 
 from saecache.distributed import join_world
 from saecache.train.backends import choice
-from saecache.train.backends.sources import Scores
+from saecache.train.backends.sources import Encoder, Scores
 from saecache.train.latent_shards import LatentShards
 from saecache.train.pairs import Pairs
 from saecache.train.selection import agreement
+from saecache.train.selection.errors import NonFiniteError
 
 NUM_ROWS, NUM_LATENTS = 11, 200
 TOTAL = 137
 CANDIDATES = 60
+
+MANY_LATENTS, K = 5000, 9  # so many that the processes agree on a bound before they select
+
+
+def encoder() -> Encoder:
+    """Of all latents, the same in all processes; many pre-activations tie."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = (NUM_ROWS, 8), (MANY_LATENTS, 8), (MANY_LATENTS,)
+    return Encoder(*(torch.randn(*size, generator=generator).round() for size in sizes))
 
 
 def numbers() -> Tensor:
@@ -67,11 +77,27 @@ def main(row_groups: int, first_rows: int) -> dict[str, object]:
         found = [agreement.largest_of_batch(backend, scores, TOTAL, hint, sharers) for hint in hints]
         assert len({float(guess) for _, guess in found if guess is not None}) == 1
         own_counts = shards.part(counts())
+        many = LatentShards.divide(MANY_LATENTS, group)
+        x, W, b = encoder().x_centered[rows], many.part(encoder().W_enc), many.part(encoder().b_enc)
+        search, searches = backend.search_rows, []
+        backend.search_rows = lambda *arguments: (searches.append(1), search(*arguments))[1]
+        largest = agreement.largest_per_row(backend, Encoder(x, W, b), K, many)
+        some = world.everyone.rank == world.size - 1
+        try:
+            broken = Encoder(x, W, torch.full_like(b, torch.nan) if some else b)
+            agreement.largest_per_row(backend, broken, K, many)
+            failed = ""
+        except NonFiniteError as error:
+            failed = str(error)
         return {
             "batch": places(found[0][0]),
             "same": [places(pairs) == places(found[0][0]) for pairs, _ in found],
             "latent": places(agreement.largest_per_latent(backend, scores, own_counts, sharers)),
             "compared": max(compared),
+            "row": torch.stack([largest.rows() + rows.start, largest.latent + many.first], dim=1).tolist(),
+            "values": largest.value.tolist(),
+            "searches": len(searches),
+            "failed": failed,
         }
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from saecache.train.backends.choice import backend_of
+from saecache.train.pairs import Pairs
 from saecache.train.selection import reference
 
 from .processes import run
-from .selecting import CANDIDATES, NUM_LATENTS, NUM_ROWS, TOTAL, counts, numbers
+from .selecting import CANDIDATES, NUM_LATENTS, NUM_ROWS, TOTAL, K, counts, encoder, numbers
 
 PROGRAM = str(Path(__file__).with_name("selecting.py"))
 
@@ -19,8 +21,16 @@ def test_a_grid_of_processes_selects_exactly(
     size: int, row_groups: int, first_rows: int, tmp_path: Path
 ) -> None:
     batch, latent = (torch.zeros(NUM_ROWS, NUM_LATENTS, dtype=torch.bool) for _ in range(2))
-    for ended in run(size, [PROGRAM, str(row_groups), str(first_rows)], tmp_path):
+    sharing = size // row_groups  # processes that have the same rows
+    largest = Pairs.to_dense(backend_of(encoder().W_enc).largest_per_row(encoder(), K))
+    for rank, ended in enumerate(run(size, [PROGRAM, str(row_groups), str(first_rows)], tmp_path)):
         found = json.loads(ended.output)
+        assert found["searches"] == (2 if sharing > 1 else 0)
+        fails = rank // sharing == row_groups - 1  # those that share latents with the last process
+        assert ("is NaN" in found["failed"]) == fails, found["failed"]
+        for (row, one), value in zip(found["row"], found["values"], strict=True):
+            assert largest[row, one] == value, "a pair that one process does not select, or selected twice"
+            largest[row, one] = torch.nan
         for mask, places in ((batch, found["batch"]), (latent, found["latent"])):
             for row, one in places:
                 assert not mask[row, one], "two processes have the same pair"
@@ -28,5 +38,6 @@ def test_a_grid_of_processes_selects_exactly(
         assert all(found["same"])
         assert (found["compared"] > 0) == (row_groups > 1)
         assert found["compared"] <= CANDIDATES + row_groups * NUM_ROWS  # docs/cluster.md: memory
+    assert int(largest.isnan().sum()) == NUM_ROWS * K
     assert torch.equal(batch, reference.per_batch(numbers(), TOTAL))
     assert torch.equal(latent, reference.per_latent(numbers(), counts()))

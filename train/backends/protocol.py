@@ -7,7 +7,8 @@ A new backend is a new folder beside ``plain`` and ``compiled``; see CONTRIBUTIN
 Legend: B rows, D model width, F latents, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..pairs import Pairs
 from .gates import Gates
+from .sources import Encoder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +35,12 @@ class AdamSettings:
     weight_decay: float = 0.0
     decoupled: bool = False  # weight decay is subtracted from the weights, not added to the gradient
     gradient_scale: float | Tensor = 1.0
+
+
+Agree = Callable[[Tensor], Tensor]
+"""Takes a number of each row from every process, float32 [b], and returns the least of each row to all."""
+
+SearchRows = Callable[[Encoder, int, int], AbstractContextManager[Callable[[Agree], Pairs]]]
 
 
 class Selections(Protocol):
@@ -55,6 +63,17 @@ class Selections(Protocol):
 
     def largest_per_latent(self, source: Any, counts: Tensor) -> Pairs:
         """Select the ``counts[i]`` (int64 [F]) largest rows of latent i; ties go to the lowest row."""
+
+    @property
+    def search_rows(self) -> SearchRows | None:
+        """Opens a search of this process for its part of the ``k`` largest of each row, whose latents several
+        processes share; None: a search would be no faster than :meth:`largest_per_row`.
+
+        ``search_rows(encoder, k, num_leaders)`` fails on entry, if at all. ``search(agree)`` then finds all
+        pairs of this process that can be among the largest, at most ``k`` in a row. For every
+        ``8 * encoder.rows_per_block`` rows it calls ``agree`` once, with the least of ``num_leaders`` large
+        pre-activations of each row.
+        """
 
     def above(self, source: Any, threshold: Tensor) -> Pairs:
         """Select pairs strictly above their latent's ``threshold``, float32 [F]; infinity selects none."""

@@ -8,7 +8,8 @@ Legend: B rows, F latents, k pairs per row, P pairs.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -19,10 +20,11 @@ from ...distributed.group import ALONE, Group
 from ..backends.guessing import SAMPLE_MARGINS, next_guess, sample
 from ..backends.plain.products import by_latent
 from ..backends.protocol import Selections
-from ..backends.sources import AnySource
+from ..backends.sources import AnySource, Encoder, block_rows
 from ..latent_shards import LatentShards, agreed
 from ..pairs import Pairs
 
+LATENTS_PER_LEADER = 256  # of a process; with fewer, the maxima of chunks are too coarse to find leaders
 CANDIDATES = 1 << 20  # of all processes, compared at a time by largest_per_latent: about 80 MB
 
 
@@ -56,12 +58,26 @@ class Sharers:
         return agreed(self.row_group, partial(self.shards.agreed, select))
 
 
-def largest_per_row(backend: Selections, source: AnySource, k: int, shards: LatentShards) -> Pairs:
-    """See :meth:`..backends.protocol.Backend.largest_per_row`."""
+def largest_per_row(
+    backend: Selections, source: AnySource, k: int, shards: LatentShards, all_latents: bool = True
+) -> Pairs:
+    """See :meth:`..backends.protocol.Backend.largest_per_row`.
+
+    ``all_latents``: the latents of the source are those that ``shards`` divides, not some of them.
+    """
     if shards.is_whole:
         return backend.largest_per_row(source, k)
     own = min(k, source.num_latents)
-    candidates = shards.agreed(lambda: backend.largest_per_row(source, own) if own else nothing(source))
+    fewest, most = shards.fewest_and_most
+    num_leaders = -(-k // shards.group.size)
+    search = backend.search_rows if all_latents and fewest >= LATENTS_PER_LEADER * num_leaders else None
+    if search is not None and isinstance(source, Encoder):
+        same_pieces = replace(source, block_rows=block_rows(most, source.device))
+        with ExitStack() as stack:
+            find = shards.agreed(lambda: stack.enter_context(search(same_pieces, k, num_leaders)))
+            candidates = find(shards.group.least)
+    else:
+        candidates = shards.agreed(lambda: backend.largest_per_row(source, own) if own else nothing(source))
     return keep_largest_per_row(candidates, k, shards)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backends import guessing
 from ..backends.plain.selection import kth_largest, mask_of_largest
-from ..backends.protocol import Selections
+from ..backends.protocol import SearchRows, Selections
 from ..backends.sources import AnySource, Encoder, LayeredEncoder
 from ..latent_shards import LatentShards
 from ..pairs import Pairs
@@ -27,6 +27,7 @@ class LayeredSelections:
     """The rules of :class:`..backends.protocol.Selections` for a :class:`LayeredEncoder`, by a backend's."""
 
     backend: Selections
+    search_rows: SearchRows | None = None
 
     def largest_per_row(self, source: AnySource, k: int) -> Pairs:
         """See :meth:`..backends.protocol.Selections.largest_per_row`."""

@@ -106,7 +106,9 @@ class PreActivations:
         most = self._most_latents()
         if not 1 <= k <= most:
             raise ValueError(f"k must be from 1 to the number of latents, {most}, got {k}")
-        return self._over_all(agreement.largest_per_row(self.selections, self.source, k, self.shards))
+        all_latents = self.latents is None
+        chosen = agreement.largest_per_row(self.selections, self.source, k, self.shards, all_latents)
+        return self._over_all(chosen)
 
     def largest_of_batch(self, total: int, state: MutableMapping[str, Tensor] | None = None) -> Pairs:
         """BatchTopK: select the ``total`` largest of all; ties go to the lowest (row, latent).

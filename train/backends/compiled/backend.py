@@ -18,6 +18,7 @@ from .random_numbers import random_uniform as random_uniform
 from .selection.collect import collect
 from .selection.per_latent import largest_per_latent as largest_per_latent
 from .selection.per_row import largest_per_row as largest_per_row
+from .selection.row_search import search_rows as search_rows
 
 nests = False
 clip = composed.clip

@@ -18,6 +18,7 @@ from .selection import largest_per_latent as largest_per_latent
 from .selection import largest_per_row as largest_per_row
 
 nests = False
+search_rows = None
 clip = composed.clip
 count_active = composed.count_active
 global_norm = partial(composed.global_norm, gradient_norm)

@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 nests = True
+search_rows = None
 
 _numbers: WeakKeyDictionary[AdamSettings, dict[int, Tensor]] = WeakKeyDictionary()  # by step, of each step
 

@@ -3,6 +3,9 @@
 Legend: B rows, b rows of a block, F latents.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,6 @@ from ...block_pairs import BlockPairs, assemble
 from ...sources import Source
 from ..bits import LOWEST, key, keys_of, kth_key
 from ..compile import compiled
-from .refine import Narrower
 from .scan import CHUNK, OVERFLOW
 from .scan_largest import enough_chunks, scan_for_largest, scan_for_leaders, scan_for_others
 from .scored_blocks import ScoredBlock, each_block
@@ -28,41 +30,54 @@ def largest_per_row(source: Source, k: int) -> Pairs:
     Raises:
         NonFiniteError: a pre-activation is NaN.
     """
-    found = each_block(source, lambda block: _select(block, k), per_row=k)
+    found = each_block(source, lambda block: keep_largest(block, k, partial(_find, k)), per_row=k)
     return assemble(found, source.num_latents, source.device)
 
 
-def _select(block: ScoredBlock, k: int) -> BlockPairs:
+Find = Callable[[ScoredBlock, Any, Any, Any], None]
+"""``find(block, candidate, score, count)`` finds a superset of what is to be selected in each row.
+
+Args:
+    candidate: int64 [b, capacity + CHUNK], receives the latents, ascending. score: float32, the same shape,
+        receives their pre-activations.
+    count: int64 [b], receives the number of candidates, or OVERFLOW if they exceed the capacity.
+"""
+
+
+def keep_largest(block: ScoredBlock, k: int, find: Find) -> BlockPairs:
+    """The ``k`` largest of the candidates of each row, or all if there are fewer; ties go to the first."""
     num_rows, num_latents = block.scores.shape
-    latent, value = torch.empty(num_rows, k, dtype=torch.int64), torch.empty(num_rows, k)
+    latent, value = np.empty((num_rows, k), np.int64), np.empty((num_rows, k), np.float32)
+
+    def keep(part: ScoredBlock, first: int, capacity: int) -> Any:
+        rows = slice(first, first + part.num_rows)
+        candidate = np.empty((part.num_rows, capacity + CHUNK), np.int64)
+        score = np.empty(candidate.shape, np.float32)
+        count = np.empty(part.num_rows, np.int64)
+        find(part, candidate, score, count)
+        _keep_largest(candidate, score, count, k, latent[rows], value[rows])
+        return count
+
     capacity = min(max(CANDIDATES_PER_K * k, int(CANDIDATES_SHARE * num_latents)) + CHUNK, num_latents)
-    count = _select_rows(block, k, capacity, latent.numpy(), value.numpy())
-    overflown: list[int] = np.flatnonzero(count == OVERFLOW).tolist()
-    for row in overflown:  # many equal scores, or loose bounds: every latent may be a candidate
-        one = slice(row, row + 1)
-        _select_rows(block.part(row, row + 1), k, num_latents, latent[one].numpy(), value[one].numpy())
-    return BlockPairs(block.first_row, torch.full((num_rows,), k), latent.flatten(), value.flatten())
+    count = keep(block, 0, capacity)
+    for row in np.flatnonzero(count == OVERFLOW).tolist():  # many equal scores, or loose bounds
+        count[row : row + 1] = keep(block.part(row, row + 1), row, num_latents)
+    kept, latents, values = (torch.from_numpy(array) for array in (count.clip(max=k), latent, value))
+    if (count >= k).all():
+        return BlockPairs(block.first_row, kept, latents.flatten(), values.flatten())
+    some = torch.arange(k) < kept[:, None]
+    return BlockPairs(block.first_row, kept, latents[some], values[some])
 
 
-def _select_rows(block: ScoredBlock, k: int, capacity: int, latent: Any, value: Any) -> Any:
-    """Select in all rows of the block, and write to ``latent`` and ``value`` [b, k].
-
-    Returns:
-        The number of candidates of every row, or OVERFLOW if it exceeds ``capacity``; such rows are not
-        written.
-    """
-    candidate = np.empty((block.num_rows, capacity + CHUNK), np.int64)
-    score = np.empty(candidate.shape, np.float32)
-    count = np.empty(block.num_rows, np.int64)
+def _find(k: int, block: ScoredBlock, candidate: Any, score: Any, count: Any) -> None:
     if block.narrower is not None and enough_chunks(block.latents, k):
-        _from_leaders(block, block.narrower, k, candidate, score, count)
+        leaders = find_leaders(block, k)
+        find_reaching(block, leaders, leaders.least, candidate, score, count)
     else:
-        _from_bounds(block, k, candidate, score, count)
-    _keep_largest(candidate, score, count, k, latent, value)
-    return count
+        _find_by_bounds(k, block, candidate, score, count)
 
 
-def _from_bounds(block: ScoredBlock, k: int, candidate: Any, score: Any, count: Any) -> None:
+def _find_by_bounds(k: int, block: ScoredBlock, candidate: Any, score: Any, count: Any) -> None:
     scan_for_largest(
         block.scores, block.tops, block.latents, block.slack, block.relative, k, candidate, count
     )
@@ -74,28 +89,64 @@ def _from_bounds(block: ScoredBlock, k: int, candidate: Any, score: Any, count: 
     block.exact(block.first_row, start, stop, candidate.reshape(-1), score.reshape(-1))
 
 
-def _from_leaders(
-    block: ScoredBlock, narrower: Narrower, k: int, candidate: Any, score: Any, count: Any
-) -> None:
-    """Find candidates under wide bounds: exact pre-activations of k leaders first exclude most others."""
-    num_rows = block.num_rows
-    leader = np.empty((num_rows, k), np.int64)
+@dataclass(frozen=True, eq=False)
+class Leaders:
+    """Latents of each row that are among its largest, or nearly, with their pre-activations.
+
+    Attributes:
+        latent: int64 [b, m], ascending. value: float32 [b, m].
+        upper: int32 [b, chunks], the keys of m + E of each chunk (:mod:`.scan`).
+    """
+
+    latent: Any
+    value: Any
+    upper: Any
+
+    @cached_property
+    def least(self) -> Any:
+        """The key of the least of each row's leaders: int32 [b]. ``m`` pre-activations reach it."""
+        return keys_of(self.value.min(axis=1))
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        return self.latent, self.value, self.upper
+
+    def part(self, rows: slice) -> "Leaders":
+        return Leaders(self.latent[rows], self.value[rows], self.upper[rows])
+
+
+def find_leaders(block: ScoredBlock, count: int) -> Leaders:
+    """Find ``count`` leaders of each row; there must be as many chunks."""
+    leader = np.empty((block.num_rows, count), np.int64)
     upper = np.empty(block.tops.shape, np.int32)
     bounds = (block.latents, block.slack, block.relative)
-    scan_for_leaders(block.scores, block.tops, *bounds, k, leader, upper)
-    value = np.empty((num_rows, k), np.float32)
-    start = np.arange(num_rows) * k
-    block.exact(block.first_row, start, start + k, leader.reshape(-1), value.reshape(-1))
-    least = keys_of(value.min(axis=1))
-    others = candidate[:, : candidate.shape[1] - k]  # leaves room for the leaders
-    scan_for_others(block.scores, *bounds, leader, least, upper, others, count)
-    start = np.arange(num_rows) * candidate.shape[1]
+    scan_for_leaders(block.scores, block.tops, *bounds, count, leader, upper)
+    value = np.empty(leader.shape, np.float32)
+    start = np.arange(block.num_rows) * count
+    block.exact(block.first_row, start, start + count, leader.reshape(-1), value.reshape(-1))
+    return Leaders(leader, value, upper)
+
+
+def find_reaching(
+    block: ScoredBlock, leaders: Leaders, least: Any, candidate: Any, score: Any, count: Any
+) -> None:
+    """Find the leaders, and every latent whose pre-activation can reach the key ``least[row]``; see Find.
+
+    Exact pre-activations of leaders first exclude most others, which the wide bounds of an int8 product do
+    not. ``least`` is at most that of the leaders.
+    """
+    bounds = (block.latents, block.slack, block.relative)
+    num_leaders = leaders.latent.shape[1]
+    others = candidate[:, : candidate.shape[1] - num_leaders]  # leaves room for the leaders
+    scan_for_others(block.scores, *bounds, leaders.latent, least, leaders.upper, others, count)
+    start = np.arange(block.num_rows) * candidate.shape[1]
     stop = start + np.maximum(count, 0)
-    any_latent = np.full(block.scores.shape[1], LOWEST)
-    stop = narrower.reaching(block.first_row, start, stop, candidate.reshape(-1), least, any_latent)
+    if block.narrower is not None:
+        any_latent = np.full(block.scores.shape[1], LOWEST)
+        stop = block.narrower.reaching(block.first_row, start, stop, candidate.reshape(-1), least, any_latent)
     block.exact(block.first_row, start, stop, candidate.reshape(-1), score.reshape(-1))
     np.copyto(count, stop - start, where=count != OVERFLOW)
-    _merge(leader, value, candidate, score, count)
+    _merge(leaders.latent, leaders.value, candidate, score, count)
 
 
 @compiled
@@ -119,10 +170,13 @@ def _merge(leader: Any, leader_value: Any, candidate: Any, score: Any, count: An
 
 @compiled
 def _keep_largest(candidate: Any, score: Any, count: Any, k: int, latent: Any, value: Any) -> None:
-    """Keep the ``k`` largest of each row's candidates, in their order; ties go to the first."""
+    """Keep the ``k`` largest of each row's candidates, or all, in their order; ties go to the first."""
     keys = np.empty(candidate.shape[1], np.int32)
     for row in range(count.shape[0]):
-        if count[row] < k:
+        if count[row] <= k:
+            for i in range(count[row]):
+                latent[row, i] = candidate[row, i]
+                value[row, i] = score[row, i]
             continue
         above = 0
         for i in range(count[row]):

@@ -102,6 +102,21 @@ def scan_for_leaders(
 
 
 @compiled
+def least_by_chunks(tops: Any, latents: Any, slack: Any, relative: Any, k: int) -> Any:
+    """The k-th largest m - E of the chunks of each row, which k pre-activations reach: keys, int32 [b].
+
+    LOWEST if there are fewer chunks than ``k``.
+    """
+    least = np.full(tops.shape[0], LOWEST, np.int32)
+    lower, upper = np.empty(tops.shape[1], np.int32), np.empty(tops.shape[1], np.int32)
+    if tops.shape[1] >= k:
+        for row in range(tops.shape[0]):
+            bound_chunks(tops[row], latents, slack[row], relative, lower, upper)
+            least[row] = kth_key(lower, lower.shape[0], k)
+    return least
+
+
+@compiled
 def _score_keys(scores: Any, bias: Any, start: int, keys: Any) -> None:
     """Write the keys of v of the chunk from latent ``start`` on; LOWEST after the last latent."""
     if start + CHUNK > scores.shape[0]:

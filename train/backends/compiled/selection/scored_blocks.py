@@ -94,8 +94,11 @@ class EncoderScreen:
     narrower: Narrower | None
 
     @contextmanager
-    def scored(self, start: int, stop: int) -> Iterator[ScoredBlock]:
-        """Score rows ``start`` to ``stop - 1``. The scores are invalid after the ``with`` block."""
+    def scored(self, start: int, stop: int, most: int | None = None) -> Iterator[ScoredBlock]:
+        """Score rows ``start`` to ``stop - 1``, at most ``most`` of them with a product.
+
+        The scores are invalid after the ``with`` block.
+        """
         tops = np.empty((stop - start, len(self.latents.norm_of_chunk)), np.int32)
         with borrowed(stop - start, self.W.shape[0], dtype=self.factors.dtype) as buffer:
 
@@ -103,7 +106,7 @@ class EncoderScreen:
                 rows = slice(first, last)
                 self.factors.score(start + first, start + last, self.latents.bias, buffer[rows], tops[rows])
 
-            run_parts(part, stop - start, part_rows(stop - start, stop - start))
+            run_parts(part, stop - start, part_rows(stop - start, most or stop - start))
             yield ScoredBlock(
                 first_row=start,
                 scores=as_array(buffer),
