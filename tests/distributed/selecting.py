@@ -81,7 +81,9 @@ def main(row_groups: int, first_rows: int) -> dict[str, object]:
         x, W, b = encoder().x_centered[rows], many.part(encoder().W_enc), many.part(encoder().b_enc)
         search, searches = backend.search_rows, []
         backend.search_rows = lambda *arguments: (searches.append(1), search(*arguments))[1]
+        before = group.traffic.bytes
         largest = agreement.largest_per_row(backend, Encoder(x, W, b), K, many)
+        sent = group.traffic.bytes - before
         some = world.everyone.rank == world.size - 1
         try:
             broken = Encoder(x, W, torch.full_like(b, torch.nan) if some else b)
@@ -97,6 +99,8 @@ def main(row_groups: int, first_rows: int) -> dict[str, object]:
             "row": torch.stack([largest.rows() + rows.start, largest.latent + many.first], dim=1).tolist(),
             "values": largest.value.tolist(),
             "searches": len(searches),
+            "sent": sent,
+            "rows": len(x),
             "failed": failed,
         }
 

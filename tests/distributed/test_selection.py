@@ -26,6 +26,9 @@ def test_a_grid_of_processes_selects_exactly(
     for rank, ended in enumerate(run(size, [PROGRAM, str(row_groups), str(first_rows)], tmp_path)):
         found = json.loads(ended.output)
         assert found["searches"] == (2 if sharing > 1 else 0)
+        candidates, bounds, flags = 4 * K * found["rows"], 4 * found["rows"], 8 * 2  # docs/cluster.md
+        assert found["sent"] <= (sharing - 1) * (candidates + bounds + flags)
+        assert (found["sent"] > 0) == (sharing > 1)
         fails = rank // sharing == row_groups - 1  # those that share latents with the last process
         assert ("is NaN" in found["failed"]) == fails, found["failed"]
         for (row, one), value in zip(found["row"], found["values"], strict=True):
