@@ -33,7 +33,7 @@ BATCH_TOPK = {"kind": "batch_topk", "k": K, "auxk": AUXK}
 ARMS: dict[str, dict[str, Any]] = {
     "batch_topk": BATCH_TOPK,
     "topk": {"kind": "topk", "k": K, "auxk": AUXK},
-    "mutual": {"kind": "mutual_choice", "k": K, "auxk": AUXK, "aux_zipf": None},
+    "mutual": {"kind": "mutual_choice", "k": K, "auxk": AUXK},
     "uniform_feature_choice": {"kind": "feature_choice", "k": K},
     "probabilistic": {"kind": "probabilistic_topk", "k": K},
     "multi_topk": {"kind": "multi_topk", "k": K, "auxk": AUXK},
@@ -59,10 +59,10 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "medium": {
         "rows": 200_000,
-        "steps": 300,
+        "steps": 3_000,
         "arms": tuple(ARMS),
         "seeds": (0,),
-        "alone": ((200_000, 2048, 600), (10_000, 2048, 600)),
+        "alone": ((200_000, 2048, 600), (200_000, 2048, 6_000), (10_000, 2048, 600)),
     },
     "short": {
         "rows": 20_000,
