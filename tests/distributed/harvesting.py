@@ -99,12 +99,14 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
 
     from saecache.common.errors import SaecacheError
     from saecache.distributed import join_world
-    from saecache.harvest import feed
+    from saecache.harvest import feed, shared_folder
     from saecache.harvest.runner import run as run_harvest
     from saecache.store.derived import replay
     from saecache.store.writing import spills
 
     torch.set_num_threads(1)
+    if harvest.nodes > 1:
+        shared_folder._PATIENCE_SECONDS = 0.5  # a folder that another machine does not have never comes
     feed.ROUND_TOKENS = 1  # one step of each process
     spills.WINDOW_BYTES = 1 << 17  # two shards
     replay._BLOCK_BYTES, replay.COMMIT_BYTES = 1 << 16, 1 << 17  # many rounds of copying, with commits
