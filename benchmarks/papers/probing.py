@@ -20,7 +20,7 @@ from arms import TUNED
 from forms import FORMS
 from run import parser, read
 
-from saecache import load_sae, open_cache
+from saecache import SAE, load_sae, open_cache
 from saecache.evaluate.probing.config import ProbingConfig
 from saecache.evaluate.probing.labelled import load_labelled
 from saecache.evaluate.probing.sparse_probing import probe_labelled
@@ -72,22 +72,27 @@ def folders_of(section: dict[str, Any], name: str, runs: Path) -> Iterator[tuple
             yield sae, found[-1]
 
 
+def every_sae(results: Path, runs: Path) -> dict[str, SAE]:
+    """The SAEs of the table of every kind, by their names with the seed."""
+    sections = {name: found for name in TUNED if (found := read(results, name))}
+    return {
+        sae: load_sae(folder)
+        for name, section in sections.items()
+        for sae, folder in folders_of(section, name, runs)
+    }
+
+
 def main() -> None:
     settings = parser(__doc__).parse_args()
     results, form = settings.results / settings.form, FORMS[settings.form]
     cache = open_cache(settings.cache)
-    sections = {name: found for name in TUNED if (found := read(results, name))}
-    folders = {
-        sae: folder
-        for name, section in sections.items()
-        for sae, folder in folders_of(section, name, settings.runs)
-    }
+    saes = every_sae(results, settings.runs)
     labelled = settings.runs / "labelled.jsonl"
     write_labelled(labelled)
     config = ProbingConfig(data=(str(labelled),), ks=KS)
     found = probe_labelled(
         text_reader(load_model_of(cache), cache),
-        {name: load_sae(folder) for name, folder in folders.items()},
+        saes,
         load_labelled(str(labelled), config, 0),
         config,
         0,
