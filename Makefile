@@ -48,6 +48,7 @@ papers: $(VENV)/.installed
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/absorption.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/page.py
 
@@ -57,6 +58,7 @@ papers-short: $(VENV)/.installed
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/absorption.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/synthetic.py --runs $(PAPERS)/synthetic-short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/page.py --results $(PAPERS)/results --out $(PAPERS)/papers.md
 

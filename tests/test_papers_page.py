@@ -360,7 +360,7 @@ def test_packages_are_compared_at_one_rate_and_at_their_own() -> None:
     assert list(peers([])) == []
 
 
-def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
+def test_what_was_measured_afterwards_is_in_the_table_of_every_kind() -> None:
     names = [f"{PREFIX}{name}_k8" for name in ("topk", "relu_c0.1", "relu_c0.2")]
     arms = {name: arm(0.0, 8) for name in names}
     for name, l0 in zip(names[1:], (12.0, 6.0), strict=True):
@@ -377,10 +377,18 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
         "steps": [1, 2], "rounds": 2, "topk_seconds": [1.0, 1.0], "load_before": 2.5,
         "speed": {names[0]: [1.0, 1.0], names[1]: [0.4, 0.5], names[2]: [0.6, 0.5]},
     }  # fmt: skip
+    absorption = {
+        "refused": None,
+        "words": 500,
+        "test_words": 100,
+        "letters": {"a": {"probe_f1": 0.95, "words": 9}, "b": {"probe_f1": 0.7, "words": 8}},
+        "figures": {name: {"absorption_fraction": [0.2, 0.3, 0.4]} for name in names},
+    }
     sections = {
         TUNED[0]: {"arms": {names[0]: arms.pop(names[0])}, "rates": {"topk": 1e-3, "relu": 9e-3}},
         TUNED[1]: {"arms": arms, "rates": {"topk": 9e-3, "relu": 2e-3}},
         "probing": {"probing": probing},
+        "absorption": {"absorption": absorption},
         "speed": {"speed": speed},
     }
     lines = list(every_kind(page.figures_of(sections), sections))
@@ -394,6 +402,12 @@ def test_probing_and_speed_are_columns_of_the_table_of_every_kind() -> None:
     assert cells["relu"]["probe of 5"] == "0.8000 ± 0.1000" and "probe of 1" not in columns
     assert cells["relu"]["rows/s"] == "0.5000 ± 0.0000" and cells["topk"]["rows/s"] == "1.00 ± 0.00"
     assert any("of the packages a, b of Python's standard library" in line for line in lines)
+    assert cells["relu"]["absorption"] == "0.3000 ± 0.1000" and "fully absorbed" not in columns
+    assert any("2 letters with an F1 of 0.70 or more, and see 17 of the test words" in line for line in lines)
+    absorption |= {"refused": "the model does not know letters", "figures": {}}
+    lines = list(every_kind(page.figures_of(sections), sections))
+    assert "\nAbsorption of first letters could not be measured: the model does not know letters" in lines
+    assert not any("| absorption |" in line for line in lines)
 
 
 def test_the_best_rate_is_bold_and_a_diverged_one_is_named() -> None:

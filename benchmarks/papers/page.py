@@ -53,7 +53,7 @@ same sign for every seed; so does "the opposite holds here". Otherwise it "canno
 arms are at a limit of the figure in every run, the verdict says "saturated". A claim that two arms are alike
 holds where no such difference was found. A claim that does not come out here may still hold at the papers'
 sizes: the SAEs are small and the runs short. Claims that need a judge (interpretability scores) are not
-tested here, nor is absorption of first letters, which needs a model that can spell.
+tested here.
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
@@ -93,10 +93,10 @@ def read_form(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def arms_of(sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every arm that was trained with several seeds, of all sections, with its figures of probing."""
-    more = sections.get("probing", {}).get("probing", {}).get("figures", {})
+    """Every arm that was trained with several seeds, of all sections, with what was measured afterwards."""
+    later = [sections.get(name, {}).get(name, {}).get("figures", {}) for name in ("probing", "absorption")]
     return {
-        name: {**arm, "figures": {**arm["figures"], **more.get(name, {})}}
+        name: {**arm, "figures": {**arm["figures"], **later[0].get(name, {}), **later[1].get(name, {})}}
         for section in sections.values()
         for name, arm in section.get("arms", {}).items()
         if len(arm["seeds"]) > 1
@@ -194,7 +194,9 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
     yield f"Measured: {', '.join(sections)}."
     names = [name for name, _, _ in parts(FORMS[form])]
     if missing := [
-        name for name in (*names, "gates", "speed", "probing", "synthetic") if name not in sections
+        name
+        for name in (*names, "gates", "speed", "probing", "absorption", "synthetic")
+        if name not in sections
     ]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
 

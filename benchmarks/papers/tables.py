@@ -21,6 +21,8 @@ EVERY_KIND = {  # figure -> its heading
     "mmcs": "MMCS",
     "probe_1": "probe of 1",
     "probe_5": "probe of 5",
+    "absorption_fraction": "absorption",
+    "full_absorption": "fully absorbed",
     "speed": "rows/s",
 }
 
@@ -172,6 +174,8 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
     )
     if "probing" in sections:
         yield from probed(sections["probing"]["probing"])
+    if "absorption" in sections:
+        yield from absorbed(sections["absorption"]["absorption"])
     speeds = sections.get("speed", {}).get("speed", {})
     found = {name: {**found[name], **speed_of(name, speeds)} for name in kinds}
     if speeds:
@@ -212,6 +216,24 @@ def probed(probing: Mapping[str, Any]) -> Iterator[str]:
         f"{probing['train_texts']} passages train, {probing['test_texts']} test. The same probes of the "
         f"model's own activations reach {model['probe_1']:.3f} and {model['probe_5']:.3f}, and "
         f"{model['probe_all']:.3f} if they see all."
+    )
+
+
+def absorbed(absorption: Mapping[str, Any]) -> Iterator[str]:
+    """What the columns of absorption mean, or why there are none."""
+    if absorption["refused"]:
+        yield f"\nAbsorption of first letters could not be measured: {absorption['refused']}"
+        return
+    letters = absorption["letters"].values()
+    least = min(one["probe_f1"] for one in letters)
+    seen = sum(one["words"] for one in letters)
+    yield (
+        "\n*Absorption* is SAEBench's: the share of a word's first letter that up to three other latents "
+        "hold instead of the letter's main ones, and *fully absorbed* the share of words on which the main "
+        f"ones are silent and another holds it. Of {absorption['words']:,} words of the vocabulary "
+        f"{absorption['test_words']:,} are for testing. Probes of the model's activations find "
+        f"{len(letters)} letters with an F1 of {least:.2f} or more, and see the letter of {seen:,} of the "
+        "test words. An SAE without any latent for letters absorbs nothing."
     )
 
 
