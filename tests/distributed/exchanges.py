@@ -114,6 +114,7 @@ def freeze_with_a_device_at_work() -> dict[str, object]:
 def lose() -> dict[str, object]:
     with join_world() as world:
         if world.rank == int(sys.argv[2]):
+            world.everyone.barrier()  # all have joined: else one could still be about to
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             for _ in range(1000):
