@@ -102,6 +102,7 @@ def on_a_device() -> dict[str, object]:
 def freeze_with_a_device_at_work() -> dict[str, object]:
     """The last process freezes; the others only wait for a device that waits for it."""
     with join_world() as world:
+        world.everyone.barrier()  # all have joined
         if world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         heartbeat = world.everyone.connection.heartbeat
@@ -114,7 +115,7 @@ def freeze_with_a_device_at_work() -> dict[str, object]:
 def lose() -> dict[str, object]:
     with join_world() as world:
         if world.rank == int(sys.argv[2]):
-            world.everyone.barrier()  # all have joined: else one could still be about to
+            world.everyone.barrier()  # all have joined
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             for _ in range(1000):
