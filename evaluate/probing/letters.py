@@ -76,7 +76,8 @@ def make_letter_words(reader: TextReader, seed: int) -> LetterWords:
     """
     vocabulary = {text: token for token, text in reader.vocabulary() if _is_word(text)}
     random = np.random.default_rng(seed)
-    words = [sorted(vocabulary)[i] for i in random.permutation(len(vocabulary))]
+    ordered = sorted(vocabulary)
+    words = [ordered[i] for i in random.permutation(len(ordered))]
     cut = int(len(words) * TRAIN_SHARE)
     if len(words) < MIN_WORDS:
         raise UsageError(
