@@ -19,17 +19,16 @@ from ..common.errors import UsageError
 from ..common.progress import progress_bar
 from ..distributed.group import ALONE, Group
 from ..store import ActivationCache
-from .metrics.bootstrap import Floats, draw_weights, intervals_of, ratio, sum_by_group
+from .group_losses import Losses, Scorer, metrics_of
+from .metrics.bootstrap import draw_weights, sum_by_group
 from .results import LanguageModelMetrics
 from .sequences import ScoredSequences
-from .tree_sum import TreeSum
 
 Replacement = Callable[[Tensor], Tensor]
 RowReplacement = Callable[[Tensor, Tensor], Tensor]
 
 MAX_MISMATCH = 0.1
 _CHECKED_SEQUENCES = 4
-_POSITIONS_AT_ONCE = 1024  # float32 log-probabilities beside those of the clean model
 
 
 class SplicedModel(Protocol):
@@ -58,6 +57,12 @@ class ModelBeside:
         return self.model.logits_with(ids, hook.removeprefix(f"{self.name}:"), replace)
 
 
+def length_matters(model: SplicedModel) -> bool:
+    """Whether what follows a position can change its activation: unless the model says that it cannot."""
+    inner = model.model if isinstance(model, ModelBeside) else model
+    return bool(getattr(inner, "length_matters", True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
     """An SAE as the language model sees it: ``reconstruct`` maps raw rows [m, D] float32 to raw rows.
@@ -70,25 +75,6 @@ class Spliced:
     hook: str
     reconstruct: Replacement
     by_row: RowReplacement | None = None
-
-
-class _Losses:
-    """Sums over the scored positions of each group of documents, float64 [G]: cross-entropy, KL to the clean
-    model, and positions with the clean model's most likely token. They come batch by batch.
-    """
-
-    def __init__(self, num_groups: int, first_batch: int) -> None:
-        self._sums = TreeSum(first_batch)
-        self.ce, self.kl, self.agreeing = np.zeros((3, num_groups))  # once they are collected
-
-    def add(self, ce_G: Floats, kl_G: Floats, agreeing_G: Floats) -> None:
-        self._sums.add(torch.from_numpy(np.stack([ce_G, kl_G, agreeing_G])))
-
-    def collect(self, group: Group) -> None:
-        """Bring the sums of all processes of ``group`` to the first one."""
-        self._sums.collect(group, 0)
-        if (total := self._sums.total()) is not None:
-            self.ce, self.kl, self.agreeing = total.numpy()
 
 
 @torch.no_grad()
@@ -116,20 +102,20 @@ def measure_language_model(
     hooks = list(dict.fromkeys(sae.hook for sae in saes))
     means = {hook: torch.from_numpy(np.asarray(cache.statistics(hook).mean)).float() for hook in hooks}
     starts = _batch_starts(sequences, model, logit_bytes)
-    own = group.share(len(starts) - 1)
-    clean = _Losses(sequences.num_groups, own.start)
-    zero, mean = ({hook: _Losses(sequences.num_groups, own.start) for hook in hooks} for _ in range(2))
-    spliced = {sae.name: _Losses(sequences.num_groups, own.start) for sae in saes}
+    own, cut = group.share(len(starts) - 1), not length_matters(model)
+    clean = Losses(sequences.num_groups, own.start)
+    zero, mean = ({hook: Losses(sequences.num_groups, own.start) for hook in hooks} for _ in range(2))
+    spliced = {sae.name: Losses(sequences.num_groups, own.start) for sae in saes}
     tokens_G = sum_by_group(sequences.group[sequences.scored], None, sequences.num_groups)
     with group.together():
         mismatch = check_model(model, cache, hooks, sequences, split)
         forwards = (starts[own.stop] - starts[own.start]) * (1 + 2 * len(hooks) + len(saes))
         with progress_bar("language model", "forward", forwards, hidden=not show_progress) as progress:
             for number in own:
-                batch = sequences.batch(starts[number], starts[number + 1])
+                batch = sequences.batch(starts[number], starts[number + 1], cut=cut)
                 ids = torch.from_numpy(batch.ids)
                 mask = torch.from_numpy(batch.spliced)
-                scorer = _Scorer(model.logits(ids), batch)
+                scorer = Scorer(model.logits(ids), batch)
                 clean.add(*scorer.clean())
                 progress.update(len(batch))
                 for hook in hooks:
@@ -148,7 +134,7 @@ def measure_language_model(
         return {}
     weights_RG = draw_weights(sequences.num_groups, seed)
     return {
-        sae.name: _metrics(
+        sae.name: metrics_of(
             {"clean": clean, "sae": spliced[sae.name], "zero": zero[sae.hook], "mean": mean[sae.hook]},
             tokens_G,
             weights_RG,
@@ -171,12 +157,12 @@ def check_model(
     Raises:
         UsageError: they differ by far more.
     """
-    mismatch = {}
+    mismatch, cut = {}, not length_matters(model)
     for hook in dict.fromkeys(hooks):
         seen: list[Tensor] = []
         stored = []
         for i in range(min(_CHECKED_SEQUENCES, len(sequences))):
-            one = sequences.batch(i, i + 1)
+            one = sequences.batch(i, i + 1, cut=cut)
             keep = _splice(torch.from_numpy(one.spliced), lambda x_PD: x_PD, seen)
             model.logits_with(torch.from_numpy(one.ids), hook, keep)
             stored.append(cache.rows(hook, one.rows[one.spliced], split=split, normalization="none"))
@@ -200,50 +186,6 @@ def _batch_starts(sequences: ScoredSequences, model: SplicedModel, logit_bytes: 
     vocabulary = model.logits(torch.from_numpy(sequences.ids[:1, :1])).shape[-1]
     size = max(1, logit_bytes // (4 * vocabulary * sequences.ids.shape[1]))
     return [*range(0, len(sequences), size), len(sequences)]
-
-
-class _Scorer:
-    """Cross-entropy, KL and agreement at the scored positions of a batch, summed by group of documents in
-    float64.
-    """
-
-    def __init__(self, clean_nTV: Tensor, batch: ScoredSequences) -> None:
-        sequence_P, position_P = np.nonzero(batch.scored)
-        self._place = torch.from_numpy(sequence_P), torch.from_numpy(position_P)
-        self._target_P = torch.from_numpy(batch.ids[sequence_P, position_P + 1])
-        self._group_P, self._num_groups = batch.group[sequence_P, position_P], batch.num_groups
-        self._clean_PV = self._log_probabilities(clean_nTV, slice(None))
-        self._first_P = self._clean_PV.argmax(1)
-
-    def _log_probabilities(self, logits_nTV: Tensor, part: slice) -> Tensor:
-        sequence, position = (index[part].to(logits_nTV.device) for index in self._place)
-        return logits_nTV[sequence, position].float().log_softmax(-1)
-
-    def clean(self) -> tuple[Floats, Floats, Floats]:
-        """The clean model's cross-entropy, KL to itself (0) and agreement with itself: [G] each."""
-        target = self._target_P.to(self._clean_PV.device)
-        ce_P = -self._clean_PV.gather(1, target[:, None])[:, 0]
-        return (
-            self._by_group(ce_P),
-            self._by_group(torch.zeros_like(ce_P)),
-            self._by_group(torch.ones_like(ce_P)),
-        )
-
-    def against(self, logits_nTV: Tensor) -> tuple[Floats, Floats, Floats]:
-        """With the replacement: cross-entropy, KL(clean ‖ with replacement), and agreement: [G] each."""
-        ce, kl, agreeing = [], [], []
-        for start in range(0, len(self._target_P), _POSITIONS_AT_ONCE):
-            part = slice(start, start + _POSITIONS_AT_ONCE)
-            clean = self._clean_PV[part]
-            log_p = self._log_probabilities(logits_nTV, part).to(clean.device)
-            ce.append(-log_p.gather(1, self._target_P[part].to(clean.device)[:, None])[:, 0])
-            kl.append((clean.exp() * (clean - log_p)).sum(1))
-            agreeing.append((log_p.argmax(1) == self._first_P[part]).float())
-        sums = [self._by_group(torch.cat(values)) for values in (ce, kl, agreeing)]
-        return sums[0], sums[1], sums[2]
-
-    def _by_group(self, values_P: Tensor) -> Floats:
-        return sum_by_group(self._group_P, values_P.cpu().double().numpy(), self._num_groups)
 
 
 def _splice(mask_nT: Tensor, replacement: Replacement, seen: list[Tensor] | None = None) -> Replacement:
@@ -291,62 +233,3 @@ def _check_activations(seen_PD: Tensor, stored_PD: Tensor, hook: str, cache: Act
             "harvested from."
         )
     return mismatch
-
-
-def _metrics(
-    losses: dict[str, _Losses],
-    tokens_G: Floats,
-    weights_RG: Floats | None,
-    *,
-    num_sequences: int,
-    mismatch: float,
-) -> LanguageModelMetrics:
-    """The figures of one SAE; ``losses`` are those of ``clean``, ``sae``, ``zero`` and ``mean``."""
-    figures = {
-        name: None if np.isnan(value[0]) else float(value[0])
-        for name, value in _figures(losses, tokens_G, np.ones((1, len(tokens_G)))).items()
-    }
-    error = jackknife(losses["zero"].ce, losses["sae"].ce, losses["clean"].ce)
-    return LanguageModelMetrics.model_validate(
-        figures
-        | {
-            "num_tokens": int(tokens_G.sum()),
-            "num_sequences": num_sequences,
-            "ce_recovered_standard_error": error,
-            "activation_mismatch": mismatch,
-            "intervals": {} if weights_RG is None else intervals_of(_figures(losses, tokens_G, weights_RG)),
-        }
-    )
-
-
-def _figures(losses: dict[str, _Losses], tokens_G: Floats, weights_RG: Floats) -> dict[str, Floats]:
-    """The figures of each weighting of the groups, float64 [R] each; NaN where a score has no meaning."""
-    tokens_R = weights_RG @ tokens_G
-    ce = {name: weights_RG @ loss.ce / tokens_R for name, loss in losses.items()}
-    kl = {name: weights_RG @ loss.kl / tokens_R for name, loss in losses.items()}
-    top1 = {name: weights_RG @ loss.agreeing / tokens_R for name, loss in losses.items()}
-    replaced = ("sae", "zero", "mean")
-    return {
-        **{f"ce_{name}": ce[name] for name in ("clean", *replaced)},
-        **{f"kl_{name}": kl[name] for name in replaced},
-        **{f"top1_{name}": top1[name] for name in replaced},
-        "ce_recovered": recovered(ce["zero"], ce["sae"], ce["clean"]),
-        "ce_recovered_mean_ablation": recovered(ce["mean"], ce["sae"], ce["clean"]),
-        "kl_score": recovered(kl["zero"], kl["sae"], np.zeros_like(tokens_R)),
-        "kl_score_mean_ablation": recovered(kl["mean"], kl["sae"], np.zeros_like(tokens_R)),
-    }
-
-
-def recovered(ablated_R: Floats, sae_R: Floats, clean_R: Floats) -> Floats:
-    """(ablated − sae) / (ablated − clean); NaN where the ablation does not raise the loss."""
-    return ratio(ablated_R - sae_R, ablated_R - clean_R)
-
-
-def jackknife(ablated_n: np.ndarray, sae_n: np.ndarray, clean_n: np.ndarray) -> float | None:
-    """Standard error of the recovered share from sums by group, leaving out one group at a time."""
-    n = len(clean_n)
-    without = ablated_n.sum() - ablated_n, sae_n.sum() - sae_n, clean_n.sum() - clean_n
-    if n < 2 or not (without[0] > without[2]).all():
-        return None
-    ratios = (without[0] - without[1]) / (without[0] - without[2])
-    return float(np.sqrt((n - 1) / n * np.square(ratios - ratios.mean()).sum()))

@@ -43,9 +43,15 @@ class ScoredSequences:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, start: int, stop: int) -> "ScoredSequences":
-        """Sequences ``start:stop``."""
-        part = slice(start, stop)
+    def batch(self, start: int, stop: int, *, cut: bool = False) -> "ScoredSequences":
+        """Sequences ``start:stop``.
+
+        ``cut`` leaves out what follows the token after the last position that one of them uses. It is
+        padding, where each document has a sequence.
+        """
+        used = (self.scored[start:stop] | self.spliced[start:stop]).any(0)
+        length = int(np.flatnonzero(used).max(initial=-1)) + 2 if cut else len(used)
+        part = slice(start, stop), slice(length)
         return ScoredSequences(
             ids=self.ids[part],
             rows=self.rows[part],

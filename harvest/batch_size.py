@@ -5,7 +5,13 @@ from ..distributed.group import Group
 from ..store import ActivationCache
 from ..store.encoding.device import encodes_rows
 from ..store.encoding.records import RecordLayout
-from .conditions import check_conditions, condition_differences, forward_conditions
+from .conditions import (
+    check_conditions,
+    condition_differences,
+    cuts_padding,
+    forward_conditions,
+    forward_lengths,
+)
 from .extend import batch_size_of
 from .forward import choose_batch_size
 from .model import LanguageModel
@@ -28,7 +34,10 @@ def settle_batch_size(
     configured, former = plan.config.batch_size, None if base is None else batch_size_of(base)
     known = (progress.batch_size or former) if configured == "auto" else configured
     batch_size = known or group.on_first(lambda: choose_batch_size(model, plan.hooks, plan.rule.context))
-    conditions = forward_conditions(model, batch_size) | {"encoder": _choose_encoder(plan, model)}
+    conditions = forward_conditions(model, batch_size) | forward_lengths(
+        _cut_padding(plan, model, progress, base)
+    )
+    conditions |= {"encoder": _choose_encoder(plan, model)}
     everywhere = group.gather_values(conditions)
     with group.together():
         if lines := condition_differences(everywhere[0], everywhere[group.rank]):
@@ -39,6 +48,19 @@ def settle_batch_size(
         if progress.tokens:
             check_conditions(progress.conditions, conditions, plan.dtype, plan.path)
     progress.batch_size, progress.conditions = batch_size, conditions
+
+
+def _cut_padding(
+    plan: HarvestPlan, model: LanguageModel, progress: Progress, base: ActivationCache | None
+) -> bool:
+    """Whether forwards leave out padding: where there is much and it changes nothing, unless the rows so far
+    were made with it.
+    """
+    if plan.rule.packing == "packed" or model.length_matters:
+        return False
+    if progress.tokens:
+        return cuts_padding(progress.conditions)
+    return base is None or cuts_padding(base.provenance.get("conditions"))
 
 
 def _choose_encoder(plan: HarvestPlan, model: LanguageModel) -> str:

@@ -61,6 +61,19 @@ def forward_conditions(model: LanguageModel, batch_size: int) -> dict[str, Any]:
     return found
 
 
+def forward_lengths(cut_padding: bool) -> dict[str, Any]:
+    """The condition that says how long forwards are: what :func:`cuts_padding` reads."""
+    return {"forward_length": "longest sequence"} if cut_padding else {}
+
+
+def cuts_padding(conditions: Any) -> bool:
+    """Whether forwards under the recorded ``conditions`` are as long as their longest sequence.
+
+    Version 0.2 ran all of them on the whole context.
+    """
+    return isinstance(conditions, Mapping) and conditions.get("forward_length") == "longest sequence"
+
+
 def recorded_device(progress: Mapping[str, Any]) -> str | None:
     """The device type that an unfinished harvest ran on, None where nothing was read or nothing says so.
 

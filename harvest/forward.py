@@ -7,6 +7,9 @@ threads (measured: bfloat16 with AMX), so each block is computed by one thread, 
 That makes the rows independent of the batch size, of the number of threads and of where a harvest was
 interrupted. On GPUs the block is the batch: larger ones pay there. Token ids go there, and rows come back,
 while the GPU computes.
+
+Where each document has a sequence of its own, a block is as long as its longest sequence: the text decides
+its shape too, and nothing else does.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +25,12 @@ from numpy.typing import NDArray
 from ..common.errors import UsageError
 from ..common.transfers import Event, Slot, Transfers, transfers_of
 from .model import LanguageModel
-from .packing import Cursor, Role, Sequences
+from .packing import PADDING_ID, Cursor, Role, Sequences
 
 # Larger blocks are no faster on a CPU, and cache misses make very large ones slower.
 CPU_BLOCK_TOKENS = 512
 CPU_BATCH_TOKENS = 4096
+LENGTH_STEP = 32  # of a block that is cut: few shapes, whose products have no remainders
 # Tokens of a step on a GPU: where the search for its size begins, and where it ends.
 _FIRST_TOKENS, _MOST_TOKENS = 1 << 12, 1 << 18
 _WORTHWHILE_GAIN = 1.05
@@ -55,10 +59,19 @@ def step_sequences(device: torch.device, context: int, batch_size: int) -> int:
 
 
 class ActivationReader:
-    """Runs the model on sequences and reads the rows of chosen positions at every hook."""
+    """Runs the model on sequences and reads the rows of chosen positions at every hook.
 
-    def __init__(self, model: LanguageModel, hooks: Iterable[str], block: int) -> None:
+    Args:
+        block: sequences of one forward.
+        cut_padding: a forward has only the positions that its longest sequence needs, in steps of
+            :data:`LENGTH_STEP`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, hooks: Iterable[str], block: int, *, cut_padding: bool = False
+    ) -> None:
         self._model = model
+        self._cut_padding = cut_padding
         self._outputs = model.outputs(hooks)
         self._block = block
         devices = {output.device for output in self._outputs.values()}
@@ -91,8 +104,9 @@ class ActivationReader:
 
         def read_block(number: int) -> None:
             first, last = number * self._block, (number + 1) * self._block
-            ids = _filled(sequences.ids[first:last], self._block)
-            chosen = np.flatnonzero(keep[first:last])
+            length = self._length(sequences.ids[first:last])
+            ids = _filled(sequences.ids[first:last, :length], self._block)
+            chosen = np.flatnonzero(keep[first:last, :length])
             place = slice(int(ends[number] - counts[number]), int(ends[number]))
             target = {hook: x[place] for hook, x in rows.items()}
             if self._ids is None:
@@ -104,6 +118,14 @@ class ActivationReader:
         for _ in (map if self._pool is None else self._pool.map)(read_block, np.flatnonzero(counts).tolist()):
             pass
         return rows
+
+    def _length(self, ids: NDArray[np.int32]) -> int:
+        """Positions of the forward of a block of ``ids`` [n, context]."""
+        context = ids.shape[1]
+        if not self._cut_padding:
+            return context
+        longest = int((ids != PADDING_ID).sum(axis=1).max())
+        return min(context, -(-longest // LENGTH_STEP) * LENGTH_STEP)
 
     def beside(self) -> AbstractContextManager[None]:
         """The place to use the rows that the last call of :meth:`rows` gave, from any thread.
@@ -167,7 +189,7 @@ class _SentBlocks:
 def _filled(ids: NDArray[np.int32], block: int) -> NDArray[np.int32]:
     if len(ids) == block:
         return ids
-    return np.concatenate([ids, np.full((block - len(ids), ids.shape[1]), -1, dtype=ids.dtype)])
+    return np.concatenate([ids, np.full((block - len(ids), ids.shape[1]), PADDING_ID, dtype=ids.dtype)])
 
 
 def _single_threads() -> ThreadPoolExecutor | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from time import monotonic
 
 from ..common.interrupts import stop_on_signals
-from ..common.progress import progress_bar
 from ..distributed.group import ALONE, Group
 from ..distributed.launch import world
 from ..store import (
@@ -22,18 +21,18 @@ from ..store import (
     check_disk_space,
 )
 from ..store.remote import is_url
-from ..store.remote.failures import RemoteChangedError
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
 from ..store.untrusted import describe_invalid
 from ..store.writing.helper import HelperWriter, SharedCacheWriter, commit_together
-from ..store.writing.journal import WORK_FOLDER, Journal, damaged_journal
+from ..store.writing.journal import WORK_FOLDER, damaged_journal
 from .batch_size import settle_batch_size
-from .conditions import condition_differences, describe_conditions
+from .conditions import condition_differences, cuts_padding, describe_conditions
 from .config import HarvestConfig
 from .destination import Destination, open_destination, planned_size
 from .extend import BasePrefix, match_base, open_base
-from .facts import provenance_facts
+from .finishing import finish
+from .joint_writer import journal_of_first, open_writer
 from .model import LanguageModel
 from .own_folder import own_folder
 from .plan import HarvestPlan, follow_plan, make_plan
@@ -199,7 +198,7 @@ class HarvestJob:
             destination.delivery.claim(plan.fingerprint(self._widths), conditions)
         if self._model is None or self._progress.tokens:
             return self._progress.median_norms
-        medians = measure_first_block(plan, self._model)
+        medians = measure_first_block(plan, self._model, cuts_padding(self._progress.conditions))
         if self._base is not None and self._progress.phase == "copying":
             assert self._progress.batch_size is not None
             self._prefix = match_base(self._base, plan, self._progress, medians)
@@ -212,7 +211,7 @@ class HarvestJob:
     def run(self) -> HarvestResult:
         """Go through the phases that are left. Where nothing was saved, nothing stays behind."""
         plan, destination, group = self._plan, self._destination, self._group
-        writer = self._open_writer()
+        writer = open_writer(plan, destination, self._widths, group)
         try:
             with closing(writer):
                 if self._progress.phase == "copying":
@@ -220,7 +219,7 @@ class HarvestJob:
                 if self._progress.phase == "reading":
                     self._read(writer)
                 harvested = monotonic()
-                manifest = self._finish(writer)
+                manifest = finish(plan, destination.name, self._progress, writer, group, self._stop_asked)
         except Exception:
             if group.is_first and writer.sequences_done == 0 and destination.delivery is not None:
                 destination.delivery.give_up()
@@ -236,70 +235,11 @@ class HarvestJob:
             destination.name, manifest, False, self._progress.seconds, monotonic() - harvested
         )
 
-    def _open_writer(self) -> SharedCacheWriter | HelperWriter:
-        plan, config, group = self._plan, self._plan.config, self._group
-        destination, writer = self._destination, None
-        with group.together():
-            if group.is_first:
-                writer = SharedCacheWriter(
-                    plan.path,
-                    hooks=self._widths,
-                    context=plan.rule.context,
-                    identity=plan.identity,
-                    seed=config.seed,
-                    heldout_fraction=plan.heldout_fraction,
-                    storage=config.storage,
-                    planned_sequences=plan.full_sequences,
-                    delivery=destination.delivery,
-                    shared=group.size > 1,
-                    pieces=destination.pieces,
-                )
-        try:
-            journal = self._journal_of_first(writer)
-            sequences = -(-plan.full_sequences // group.size)
-            with group.together():
-                if writer is not None:
-                    self._check_nobody_else_went_on(writer)
-                return writer or HelperWriter(
-                    plan.path,
-                    group.rank,
-                    journal,
-                    config.storage,
-                    sequences,
-                    destination.delivery,
-                    destination.pieces,
-                )
-        except BaseException:
-            if writer is not None:
-                writer.close()
-            raise
-
-    def _check_nobody_else_went_on(self, writer: SharedCacheWriter) -> None:
-        """
-        Raises:
-            RemoteChangedError: another run has committed since this one has read how far the harvest is.
-        """
-        before = {} if self._plan.existing is None else self._plan.existing.progress
-        if self._destination.pieces is not None and writer.progress != before:
-            raise RemoteChangedError(
-                f"another run of this harvest was still going on with what is at {self._destination.pieces}: "
-                "it stops now; run the same command again"
-            )
-
-    def _journal_of_first(self, writer: SharedCacheWriter | HelperWriter | None) -> Journal:
-        """The last commit, in all processes."""
-        own = writer.journal if isinstance(writer, SharedCacheWriter) else None
-        if own is not None and self._group.size == 1:
-            return own
-        return Journal.model_validate(
-            self._group.gather_values(None if own is None else own.model_dump(mode="json"))[0]
-        )
-
     def _copy(self, writer: SharedCacheWriter | HelperWriter) -> None:
         """Rows of the cache that is extended."""
         commit_together(writer, self._group, writer.progress | {"phase": "copying"})
         self._prefix.copy_rows(writer, self._group, self._stop_asked)
-        journal = self._journal_of_first(writer)
+        journal = journal_of_first(writer, self._group)
         if isinstance(writer, HelperWriter):
             writer.go_on_from(journal)
         self._progress = self._prefix.progress
@@ -310,43 +250,6 @@ class HarvestJob:
         assert self._model is not None
         read_text(self._plan, self._model, self._progress, writer, self._group, self._stop_asked, self._say)
         self._progress.phase = "finishing"
-
-    def _finish(self, writer: SharedCacheWriter | HelperWriter) -> Manifest:
-        """Shuffle and write the final arrays: each process some shards, and the first one the manifest."""
-        group = self._group
-        with group.together():
-            if isinstance(writer, SharedCacheWriter):
-                writer.commit(self._progress.to_json())
-        with progress_bar("shuffle", "B", hidden=not group.is_first) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            def show_and_stop(done: int, total: int) -> None:
-                show(done, total)
-                if self._stop_asked():  # shards that are finished stay so
-                    raise KeyboardInterrupt
-
-            if group.size > 1 and group.on_first(lambda: self._shards_are_missing(writer)):
-                journal = self._journal_of_first(writer)
-                if isinstance(writer, SharedCacheWriter):
-                    writer.run_share(group, self._stop_asked, show)
-                else:
-                    writer.run_share(journal, group, self._stop_asked)
-            manifest = None
-            with group.together():
-                if isinstance(writer, SharedCacheWriter):
-                    manifest = writer.finalize(
-                        counts=self._progress.counts(self._plan.config.num_tokens),
-                        provenance=provenance_facts(self._plan, self._progress, self._group.size),
-                        on_progress=show_and_stop if group.size == 1 else show,
-                    )
-            return manifest or read_manifest_at(self._destination.name)
-
-    @staticmethod
-    def _shards_are_missing(writer: SharedCacheWriter | HelperWriter) -> bool:
-        return isinstance(writer, SharedCacheWriter) and not writer.is_published
 
     def _warn_of_other_conditions(self, base: ActivationCache) -> None:
         there = base.provenance.get("conditions")

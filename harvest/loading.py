@@ -53,6 +53,22 @@ def max_positions_of(settings: Any) -> int | None:
     return int(found) if found else None
 
 
+def length_matters_of(settings: Any) -> bool:
+    """Whether activations at a position depend on how many follow it.
+
+    Rotary embeddings may be scaled by the length of the sequence; and code that comes with a model may do
+    anything. ``settings`` is a transformers config.
+    """
+    if type(settings).__module__.startswith("transformers_modules"):
+        return True
+    text = settings.get_text_config()
+    scaling = [getattr(text, name, None) for name in ("rope_parameters", "rope_scaling")]
+    # Some models have one for each kind of layer.
+    scaling += [each for one in scaling if isinstance(one, dict) for each in one.values()]
+    kinds = {each.get("rope_type", each.get("type")) for each in scaling if isinstance(each, dict)}
+    return any("dynamic" in kind or kind == "longrope" for kind in map(str, kinds))
+
+
 def check_model(files: ModelFiles, settings: Any, hooks: Iterable[str], context: int) -> None:
     """Check the hooks and the context before the weights are there.
 

@@ -12,7 +12,14 @@ from .adapter import AdapterFiles, locate_adapter
 from .config import AdapterConfig, DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
 from .hooks import HookOutput, probe_hooks, read_hooks, replaced
-from .loading import Loading, load_weights, max_positions_of, num_layers_of, read_model_settings
+from .loading import (
+    Loading,
+    length_matters_of,
+    load_weights,
+    max_positions_of,
+    num_layers_of,
+    read_model_settings,
+)
 from .model_files import ModelFiles, fetch_weights, locate_model, locate_model_of, weights_sha256
 from .numerics import DTYPES, resolve_dtype
 from .tokenizer import load_tokenizer
@@ -35,6 +42,7 @@ class LanguageModel:
         self.weights_sha256 = weights_sha256
         self.num_layers = num_layers_of(model.config)
         self.max_positions = max_positions_of(model.config)
+        self.length_matters = length_matters_of(model.config)
         self._outputs: dict[str, HookOutput] = {}
 
     @classmethod

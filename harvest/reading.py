@@ -9,6 +9,7 @@ from ..common.progress import progress_bar
 from ..distributed.group import Group
 from ..store import SaecacheError
 from ..store.writing.helper import HelperWriter, SharedCacheWriter
+from .conditions import cuts_padding
 from .feed import Feed, Share
 from .forward import ActivationReader, block_sequences, step_sequences
 from .model import LanguageModel
@@ -38,7 +39,7 @@ def read_text(
     assert progress.batch_size is not None
     context, device = plan.rule.context, plan.device
     block = block_sequences(device, context, progress.batch_size)
-    reader = ActivationReader(model, plan.hooks, block)
+    reader = ActivationReader(model, plan.hooks, block, cut_padding=cuts_padding(progress.conditions))
     feed = Feed(
         group,
         first=writer.sequences_done,

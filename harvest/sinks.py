@@ -24,7 +24,7 @@ CALIBRATION_TOKENS = 1 << 14
 REPORTED_RATIO, REPORTED_SHARE = 10.0, 0.1
 
 
-def measure_first_block(plan: HarvestPlan, model: LanguageModel) -> dict[str, float]:
+def measure_first_block(plan: HarvestPlan, model: LanguageModel, cut_padding: bool) -> dict[str, float]:
     """Median norm of each hook over the first block of the stream, before anything is written.
 
     The block is :data:`CALIBRATION_TOKENS` long when sinks are to be left out, else one forward of a CPU:
@@ -41,7 +41,8 @@ def measure_first_block(plan: HarvestPlan, model: LanguageModel) -> dict[str, fl
         raise UsageError(
             "the text gives not a single token: every document is empty or below min_document_tokens"
         )
-    rows = ActivationReader(model, plan.hooks, block).rows(batch.sequences, batch.keep)
+    reader = ActivationReader(model, plan.hooks, block, cut_padding=cut_padding)
+    rows = reader.rows(batch.sequences, batch.keep)
     for hook, x in rows.items():
         _check_finite(hook, x, batch)
     if plan.config.selection.sink_ratio is not None and not batch.keep.any():

@@ -57,16 +57,18 @@ class Form:
 
 
 FORMS = {
-    "full": Form(  # about three hours on two quiet cores
+    "full": Form(  # on two quiet cores four to five hours, by what arms of form medium took
         hook="resid_post.14",
-        num_latents=4608,
-        batch_rows=2048,
+        num_latents=1152,
+        batch_rows=1024,
         steps=1500,
         seeds=(0, 1, 2),
         ks=(4, 8, 16, 32),
-        dead_after_rows=200_000,
-        ce_tokens=20_000,
-        tuned_ce_tokens=20_000,
+        rates=(2e-3, 4e-3, 8e-3),
+        dead_after_rows=150_000,
+        ce_tokens=5_000,
+        tuned_ce_tokens=5_000,
+        pools=(1, 3, 10, 30),
         other_hooks=("resid_post.9", "resid_post.20"),
         longer=(2, 4),
     ),

@@ -1,5 +1,6 @@
 """What a figure of a report is: axes, and a series for each SAE."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -77,3 +78,9 @@ def make_steps(number: int, histogram: Histogram) -> Series:
         points=[(x, float(y)) for x, y in zip(histogram.edges, histogram.counts, strict=False)],
         end=end,
     )
+
+
+def spreads_widely(values: Sequence[float], factor: float) -> bool:
+    """Whether the largest of the values above 0 is more than ``factor`` times the smallest: a log axis."""
+    usable = [value for value in values if value > 0]
+    return bool(usable) and max(usable) / min(usable) > factor

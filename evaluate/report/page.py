@@ -20,7 +20,8 @@ from ...store.durable import write_bytes
 from .comparison import describe_cache_of, make_overlap, make_table, model_name
 from .data import ReportData, gather
 from .explanations import describe_explanations, list_unique
-from .figures import family_of, make_figures
+from .figures import make_figures
+from .pareto import family_of
 
 MOST_LATENTS = 16_384  # of an SAE in one file
 _SECTIONS = {

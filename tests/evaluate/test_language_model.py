@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from saecache.common.errors import UsageError
-from saecache.evaluate.language_model import Spliced, jackknife, measure_language_model, recovered
+from saecache.evaluate.group_losses import jackknife, recovered
+from saecache.evaluate.language_model import Spliced, measure_language_model
 from saecache.evaluate.sequences import choose_sequences
 from saecache.train.variants.topk import TopK
 

@@ -86,7 +86,7 @@ def test_text_that_changed_is_told_apart_from_other_settings(make_config: MakeCo
     file.write_text("".join(lines))
     config = make_config(text={"kind": "files", "paths": str(file)}, num_tokens=500)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job.HarvestJob, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(job, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(config, tmp_path / "out")
     file.write_text("".join([*lines, json.dumps({"text": "one more"})]))
     with pytest.raises(

@@ -14,7 +14,8 @@ from saecache.common.errors import UsageError
 from saecache.evaluate import run
 from saecache.evaluate.report import write_figures, write_report
 from saecache.evaluate.report.data import gather
-from saecache.evaluate.report.figures import make_figures, pareto_front
+from saecache.evaluate.report.figures import make_figures
+from saecache.evaluate.report.pareto import pareto_front
 from saecache.evaluate.results import read_results
 
 from .test_page import Elements
