@@ -121,7 +121,7 @@ class ActivationReader:
 
     def _length(self, ids: NDArray[np.int32]) -> int:
         """Positions of the forward of a block of ``ids`` [n, context]."""
-        context = ids.shape[1]
+        context = int(ids.shape[1])
         if not self._cut_padding:
             return context
         longest = int((ids != PADDING_ID).sum(axis=1).max())

@@ -11,6 +11,9 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, whic
 # need the cores: half of the processor time of a training test was spent so. Processes inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
 
+# Hundreds of tests start Python: none of these processes shall compile the sources that another one compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 from .store.remote.conftest import hub, proxy, s3_server, shared_proxy, team
 
 __all__ = ["hub", "proxy", "s3_server", "shared_proxy", "team"]

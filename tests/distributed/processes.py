@@ -24,6 +24,7 @@ _IMPORTS = [
     "saecache.distributed.launch",
     "saecache.evaluate.runner",
     "saecache.harvest.job",
+    "saecache.train.backends.compiled.backend",
     "saecache.train.runs.runner",
     "transformers.models.gpt_neox.modeling_gpt_neox",
 ]
