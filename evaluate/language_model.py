@@ -32,7 +32,11 @@ _CHECKED_SEQUENCES = 4
 
 
 class SplicedModel(Protocol):
-    """A causal language model one of whose activations can be replaced. ``harvest.LanguageModel`` is one."""
+    """A causal language model one of whose activations can be replaced. ``harvest.LanguageModel`` is one.
+
+    It may have ``length_matters = False``: no activation depends on how many positions follow. Then it does
+    not run on padding.
+    """
 
     def logits(self, ids: Tensor) -> Tensor:
         """``ids`` int64 [n, T] -> logits [n, T, V]."""

@@ -34,10 +34,11 @@ def settle_batch_size(
     configured, former = plan.config.batch_size, None if base is None else batch_size_of(base)
     known = (progress.batch_size or former) if configured == "auto" else configured
     batch_size = known or group.on_first(lambda: choose_batch_size(model, plan.hooks, plan.rule.context))
-    conditions = forward_conditions(model, batch_size) | forward_lengths(
-        _cut_padding(plan, model, progress, base)
-    )
-    conditions |= {"encoder": _choose_encoder(plan, model)}
+    conditions = {
+        **forward_conditions(model, batch_size),
+        **forward_lengths(_cut_padding(plan, model, progress, base)),
+        "encoder": _choose_encoder(plan, model),
+    }
     everywhere = group.gather_values(conditions)
     with group.together():
         if lines := condition_differences(everywhere[0], everywhere[group.rank]):

@@ -32,6 +32,7 @@ _RESTORED = {  # what decides the last bits of a row -> how to restore it
     "cuda": "install torch for CUDA {}",
     "attention": "attention is chosen by transformers and the model's config.json",
     "matmul_precision": "torch.set_float32_matmul_precision({!r})",
+    "forward_length": "continue with the version of saecache that began it",
 } | {name: f"pip install {name}=={{}}" for name in _QUANTIZERS.values()}
 
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 class LanguageModel:
     """An ``AutoModelForCausalLM`` in evaluation mode. Token ids are int [n, T]; negative ids are padding at
-    the end of a sequence, which causal attention keeps from every position before it."""
+    the end of a sequence, which causal attention keeps from every position before it.
+
+    ``length_matters`` says whether activations depend on the number of positions all the same.
+    """
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, *, name: str, revision: str | None, weights_sha256: str

@@ -59,6 +59,7 @@ def _scatter(
 
 
 def make_pareto_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
+    """FVU, MSE and CE recovered against L0, and probing against absorption; each maybe without a point."""
     l0 = Axis(
         label="L0 (active latents per token)",
         log=spreads_widely([entry.result.codes.l0 for entry in entries], 4),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from saecache.common.errors import UsageError
 from saecache.evaluate.language_model import Spliced, measure_language_model
 from saecache.evaluate.sequences import choose_sequences
 from saecache.harvest import HarvestConfig, LanguageModel
@@ -177,6 +178,17 @@ def test_a_model_whose_length_matters_runs_on_the_whole_context(
     cache = open_cache(run(make_config(**settings), tmp_path / "cache").path)
     assert set(shapes) == {(cpu_block(CONTEXT), CONTEXT)}
     assert "forward_length" not in cache.provenance["conditions"]
+
+
+def test_forwards_of_another_length_are_refused(
+    make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a version that judges the model otherwise mixes rows of both."""
+    config = make_config(**settings)
+    stopped_while_reading(config, tmp_path / "cache")
+    monkeypatch.setattr("saecache.harvest.model.length_matters_of", lambda _: True)
+    with pytest.raises(UsageError, match="forward_length: longest sequence there, None here"):
+        run(config, tmp_path / "cache")
 
 
 def test_an_evaluation_leaves_out_padding_too(
