@@ -4,7 +4,6 @@ Sums of float numbers are not offered: their rounding would depend on the number
 the terms and add them up in one order, or hand a running sum from process to process (:meth:`Group.send`).
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..common.errors import SaecacheError
 from .errors import LostProcessError, OtherProcessError
 from .heartbeat import Heartbeat, describe_lost
+from .messages import empty_head, join_value, length_of_rest, split_value
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,13 +100,7 @@ class Group:
         """The tensors [n, ...] of all processes, in the order of their ranks; n may differ."""
         if self.size == 1:
             return [tensor]
-        lengths = self._lengths(tensor)
-        longest = max(lengths)
-        if longest == 0:
-            return [tensor for _ in lengths]
-        padded = tensor.new_zeros(longest, *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+        return self._gather_padded(tensor, self._lengths(tensor))
 
     def collect_rows(self, tensor: Tensor, owner: int) -> list[Tensor]:
         """In process ``owner`` the tensors [n, ...] of all, in the order of their ranks; none in the others.
@@ -207,9 +201,10 @@ class Group:
         """The values of all processes, which JSON can hold, in the order of their ranks."""
         if self.size == 1:
             return [value]
-        text = json.dumps(value).encode("utf-8")
-        texts = self.gather_rows(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return [json.loads(found.numpy().tobytes()) for found in texts]
+        head, rest = split_value(value)
+        heads = self.gather(head)
+        rests = self._gather_padded(rest, [length_of_rest(other) for other in heads])
+        return [join_value(*parts) for parts in zip(heads, rests, strict=True)]
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
@@ -223,14 +218,17 @@ class Group:
         """
         if self.size == 1:
             return function()
-        found: list[Result] = []
-        with self.together():
-            if self.is_first:
-                found.append(function())
-        content = json.dumps(found[0]).encode("utf-8") if self.is_first else b""
-        length = int(self.broadcast(torch.tensor([len(content)])))
-        text = torch.frombuffer(bytearray(content or length), dtype=torch.uint8)
-        result: Result = json.loads(self.broadcast(text).numpy().tobytes())
+        said: dict[str, Any] = {}
+        if self.is_first:
+            try:
+                said["result"] = function()
+            except Exception as error:
+                self._value_of_first({"failed": _describe(error)})
+                raise
+        found = self._value_of_first(said)
+        if "failed" in found:
+            raise OtherProcessError(self.ranks[0], *found["failed"])
+        result: Result = found["result"]
         return result
 
     def spread(
@@ -265,17 +263,33 @@ class Group:
             if self.size == 1:
                 raise
             failure = error
-        status = 0 if failure is None else getattr(failure, "exit_status", 1)
-        told = str(failure) if isinstance(failure, SaecacheError) else type(failure).__name__
-        statuses = self.gather_values([status, told if status else ""]) if self.size > 1 else []
+        own = (0, "") if failure is None else _describe(failure)
+        statuses = self.gather_values(own) if self.size > 1 else []
         if isinstance(failure, SaecacheError) and self._same_before(statuses):
             rank = next(i for i, (status, _) in enumerate(statuses) if status)
-            raise OtherProcessError(self.ranks[rank], status, told) from failure
+            raise OtherProcessError(self.ranks[rank], *own) from failure
         if failure is not None:
             raise failure
         for rank, (other, message) in enumerate(statuses):
             if other:
                 raise OtherProcessError(self.ranks[rank], other, message)
+
+    def _gather_padded(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """The tensors [n, ...] of all processes, whose ``lengths`` n all of them know."""
+        longest = max(lengths)
+        if longest == 0:
+            return [tensor for _ in lengths]
+        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        return [part[:n] for part, n in zip(self.gather(padded), lengths, strict=True)]
+
+    def _value_of_first(self, value: Any) -> Any:
+        """The value of the first process, which JSON can hold."""
+        head, rest = split_value(value) if self.is_first else (empty_head(), torch.empty(0))
+        length = length_of_rest(self.broadcast(head))
+        if length and not self.is_first:
+            rest = torch.empty(length, dtype=torch.uint8)
+        return join_value(head, self.broadcast(rest) if length else rest)
 
     def _lengths(self, tensor: Tensor) -> list[int]:
         """The numbers of rows of all processes, by way of main memory: no device is waited for."""
@@ -330,6 +344,12 @@ def _end_of_work(device: torch.device) -> Callable[[], bool]:
     end = torch.cuda.Event()  # type: ignore[no-untyped-call]
     end.record(torch.cuda.current_stream(device))
     return end.query
+
+
+def _describe(error: Exception) -> tuple[int, str]:
+    """The exit status that an error asks for, and what the other processes say of it."""
+    told = str(error) if isinstance(error, SaecacheError) else type(error).__name__
+    return getattr(error, "exit_status", 1), told
 
 
 def _first_line(error: BaseException) -> str:
