@@ -4,6 +4,7 @@ They are forked from one process that has imported everything: most of what a sh
 The tests of torchrun itself start Python anew.
 """
 
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -100,7 +101,17 @@ def start(
     ``arguments`` begin with a script, or with ``-m`` and a module. ``own`` has what each of the processes
     finds in its environment beside ``environment``.
     """
-    port = str(free_port())
+    return start_each([arguments] * size, folder, [environment | dict(o) for o in own or [{}] * size])
+
+
+def start_each(
+    arguments: Sequence[Sequence[str]],
+    folder: Path,
+    own: Sequence[Mapping[str, str]],
+    namespaces: Sequence[Path] | None = None,
+) -> list[Forked]:
+    """The same with ``arguments`` of each process, and the network namespace that each of them is in."""
+    port, size = str(free_port()), len(arguments)
     started = []
     for rank in range(size):
         placement = {
@@ -111,18 +122,29 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        variables = os.environ | placement | environment | (dict(own[rank]) if own else {})
         files = folder / f"{port}.{rank}.out", folder / f"{port}.{rank}.err"
+        namespace = namespaces[rank] if namespaces else None
+        variables = {**os.environ, **placement, **own[rank]}
         process = forkserver().Process(
-            target=_run, args=(list(arguments), folder, dict(variables), files), name=f"process {rank}"
+            target=_run,
+            args=(list(arguments[rank]), folder, variables, files, namespace),
+            name=f"process {rank}",
         )
         process.start()
         started.append(Forked(process, files))
     return started
 
 
-def _run(arguments: list[str], folder: Path, environment: dict[str, str], files: tuple[Path, Path]) -> None:
+def _run(
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    files: tuple[Path, Path],
+    namespace: Path | None,
+) -> None:
     """In the process: become ``python <arguments>``."""
+    if namespace is not None and ctypes.CDLL(None, use_errno=True).setns(os.open(namespace, os.O_RDONLY), 0):
+        raise OSError(ctypes.get_errno(), "cannot enter the network namespace", str(namespace))
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,14 @@ from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.store.reading.reader import ActivationCache
 
-from .processes import Ended, free_port, wait
+from .processes import Ended, start_each, wait
 from .test_harvest import bytes_at, contents
 from .test_rows import ROWS, some_by_two
 from .test_training import PROGRAM, SOME, assert_same_run, cache, config_of, ends
 
 __all__ = ["cache", "some_by_two"]  # fixtures
 
+NAMESPACES = Path("/run/netns")  # where the command ip keeps them
 ADDRESSES = "10.213.77.1", "10.213.77.2"
 PER_NODE = 2
 
@@ -92,30 +92,18 @@ def test_two_nodes_harvest_what_one_process_does(
 
 def run_on(nodes: list[tuple[str, str]], arguments: Callable[[int], list[str]], folder: Path) -> list[Ended]:
     """Run ``python <arguments of the node>`` in the processes of all nodes; they must all succeed."""
-    processes, port = [], str(free_port())
-    for rank in range(len(nodes) * PER_NODE):
-        namespace, cable = nodes[rank // PER_NODE]
-        own = {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(len(nodes) * PER_NODE),
+    ranks = range(len(nodes) * PER_NODE)
+    own = [
+        {
             "LOCAL_RANK": str(rank % PER_NODE),
             "LOCAL_WORLD_SIZE": str(PER_NODE),
             "MASTER_ADDR": ADDRESSES[0],
-            "MASTER_PORT": port,
-            "GLOO_SOCKET_IFNAME": cable,
-            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": nodes[rank // PER_NODE][1],
         }
-        command = [sys.executable, *arguments(rank // PER_NODE)]
-        processes.append(
-            subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *command],
-                cwd=folder,
-                env=os.environ | own,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    ended = wait(processes)
+        for rank in ranks
+    ]
+    namespaces = [NAMESPACES / nodes[rank // PER_NODE][0] for rank in ranks]
+    each = [arguments(rank // PER_NODE) for rank in ranks]
+    ended = wait(start_each(each, folder, own, namespaces))
     assert [one.status for one in ended] == [0] * len(ended), "\n".join(one.errors[-1500:] for one in ended)
     return ended

@@ -49,7 +49,8 @@ def command(site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedPro
     """Runs a module with these packages installed."""
 
     def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+        path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+        env = os.environ | {"PYTHONPATH": path, "PYTEST_ADDOPTS": ""}  # which are of the outer pytest
         return subprocess.run(
             [sys.executable, "-m", *map(str, words)], cwd=tmp_path, env=env, capture_output=True, text=True
         )

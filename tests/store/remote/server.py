@@ -1,6 +1,7 @@
 """A real S3 server (SeaweedFS) on loopback, with credentials, for as long as the tests run."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _IDENTITIES = {
         },
     ]
 }
+_ENVIRONMENT = os.environ | {"GOGC": "400"}  # collecting its garbage less often saves a tenth of the time
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _start(folder: Path) -> S3Server | None:
         f"-s3.localSocket={folder}/s.sock",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_ENVIRONMENT)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         try:

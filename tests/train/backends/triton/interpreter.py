@@ -19,23 +19,30 @@ from saecache.train.backends.triton import exact
 
 
 def patch_once() -> None:
-    """Make the interpreter about ten times as fast: for every call of a function inside a kernel it replaces
-    all of Triton's operations by its own again, though it did so when the kernel started.
+    """Make the interpreter ten times as fast: when a kernel starts, and for every call of a function
+    inside it, it replaces all of Triton's operations by its own again. They stay replaced here.
     """
-    patched: set[Any] = set()
-    start, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    replaced_for: set[Any] = set()
+    replace = interpreter._patch_lang
 
-    def run_grid(self: Any, *arguments: Any, **options: Any) -> Any:
-        patched.clear()
-        return start(self, *arguments, **options)
+    def replace_once(function: Any) -> Any:
+        if function not in replaced_for:
+            replaced_for.add(function)
+            replace(function)
+        return interpreter._LangPatchScope()  # which has nothing to restore
+
+    def with_semantic(owner: Any, name: str, member: Any, _builder: Any, scope: Any) -> None:
+        def operation(*arguments: Any, **options: Any) -> Any:
+            options["_semantic"] = interpreter.interpreter_semantic
+            return member(*arguments, **options)
+
+        scope.set_attr(owner, name, operation)
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        if self.fn not in patched:
-            patched.add(self.fn)
-            replace(self.fn)
+        replace_once(self.fn)
         return self.rewrite()(*arguments, **options)
 
-    interpreter.GridExecutor.__call__ = run_grid
+    interpreter._patch_lang, interpreter._patch_attr = replace_once, with_semantic
     interpreter.InterpretedFunction.__call__ = call
 
 
