@@ -7,52 +7,19 @@ the terms and add them up in one order, or hand a running sum from process to pr
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..common.errors import SaecacheError
-from .errors import LostProcessError, OtherProcessError
-from .heartbeat import Heartbeat, describe_lost
+from .connection import Connection, Sending, Traffic, bring_back
+from .errors import OtherProcessError
 from .messages import empty_head, join_value, length_of_rest, split_value
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass
-class Traffic:
-    """What this process has sent so far: the number of messages and their bytes, to each receiver."""
-
-    messages: int = 0
-    bytes: int = 0
-
-    def add(self, tensor: Tensor, receivers: int) -> None:
-        self.messages += receivers
-        self.bytes += tensor.numel() * tensor.element_size() * receivers
-
-
-@dataclass(eq=False)
-class Connection:
-    """The way to the other processes of a group; ``handle``, of torch.distributed, is None once it is closed.
-
-    A handle that outlives its connection aborts the process at its end, so nobody else keeps one.
-    ``heartbeat`` knows which processes are gone. ``carries`` are the types of devices whose tensors it
-    exchanges; those of others travel through main memory.
-    """
-
-    handle: "dist.ProcessGroup | None" = None
-    heartbeat: Heartbeat | None = None
-    carries: frozenset[str] = frozenset({"cpu"})
-
-
-class Sending(NamedTuple):
-    """A message under way: ``tensor`` has the memory that is sent, and keeps it until ``work`` is done."""
-
-    work: "dist.Work | None"
-    tensor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +56,7 @@ class Group:
         """The tensors of all processes, in the order of their ranks. All have the same shape."""
         if self.size == 1:
             return [tensor]
-        device, tensor = tensor.device, self._carried(tensor).contiguous()
+        device, tensor = tensor.device, self.connection.carried(tensor).contiguous()
         found = [torch.empty_like(tensor) for _ in self.ranks]
         ascending = sorted(range(self.size), key=self.ranks.__getitem__)  # the order of torch.distributed
         with self._exchange(tensor, self.size - 1):
@@ -126,7 +93,7 @@ class Group:
         if self.size == 1:
             return [tensor]
         assert list(self.ranks) == sorted(self.ranks), "torch.distributed has ascending ranks"
-        device, tensor = tensor.device, self._carried(tensor)
+        device, tensor = tensor.device, self.connection.carried(tensor)
         row = tensor[0].numel()
         found = tensor.new_empty(self.size, counts[self.rank], *tensor.shape[1:])
         with self._exchange(tensor[counts[self.rank] :], 1):
@@ -163,20 +130,20 @@ class Group:
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
         """Overwrite ``tensor`` with the one of process ``source``; return it."""
         if self.size > 1:
-            carried = self._carried(tensor)
+            carried = self.connection.carried(tensor)
             with self._exchange(carried, self.size - 1 if self.rank == source else 0):
                 dist.broadcast(carried, self.ranks[source], group=self.connection.handle)
-            self._bring_back(carried, tensor)
+            bring_back(carried, tensor)
         return tensor
 
-    def send(self, tensor: Tensor, to: int) -> "Sending":
+    def send(self, tensor: Tensor, to: int) -> Sending:
         """Start to send ``tensor`` to process ``to``; wait for the result before it is overwritten.
 
         An empty tensor is not sent.
         """
         if tensor.numel() == 0:
             return Sending(None, tensor)
-        tensor = self._carried(tensor)
+        tensor = self.connection.carried(tensor)
         with self._exchange(tensor, 1):
             return Sending(dist.isend(tensor, self.ranks[to], group=self.connection.handle), tensor)
 
@@ -184,13 +151,13 @@ class Group:
         """Overwrite ``tensor`` with one that process ``source`` sends; return it."""
         if tensor.numel() == 0:
             return tensor
-        carried = self._carried(tensor)
+        carried = self.connection.carried(tensor)
         with self._exchange(carried, 0):
             dist.recv(carried, self.ranks[source], group=self.connection.handle)
-        self._bring_back(carried, tensor)
+        bring_back(carried, tensor)
         return tensor
 
-    def wait(self, sending: Sequence["Sending"]) -> None:
+    def wait(self, sending: Sequence[Sending]) -> None:
         """Wait until what :meth:`send` has started is done."""
         with self._exchange(torch.empty(0), 0):
             for work, _ in sending:
@@ -302,55 +269,24 @@ class Group:
     def _reduce(self, numbers: Tensor, how: Any) -> Tensor:
         if self.size == 1:
             return numbers
-        carried = self._carried(numbers)
+        carried = self.connection.carried(numbers)
         found = carried.clone() if carried is numbers else carried
         with self._exchange(found, self.size - 1):
             dist.all_reduce(found, how, group=self.connection.handle)
         return found.to(numbers.device)
 
-    def _carried(self, tensor: Tensor) -> Tensor:
-        """``tensor``, or its copy in main memory where the connection does not carry its device's."""
-        return tensor if tensor.device.type in self.connection.carries else tensor.cpu()
-
-    def _bring_back(self, carried: Tensor, tensor: Tensor) -> None:
-        """Overwrite ``tensor`` with what came in its copy, if it travelled as one."""
-        if carried is not tensor:
-            tensor.copy_(carried)
-
     @contextmanager
     def _exchange(self, tensor: Tensor, receivers: int) -> Iterator[None]:
         self.traffic.add(tensor, receivers)
-        heartbeat = self.connection.heartbeat
-        if heartbeat is None:  # alone
+        with self.connection.exchange(tensor):
             yield
-            return
-        if heartbeat.lost:
-            raise LostProcessError(describe_lost(heartbeat.lost))
-        try:
-            with heartbeat.exchange():
-                yield
-                if tensor.device.type == "cuda":
-                    heartbeat.watch(_end_of_work(tensor.device))
-        except RuntimeError as error:  # gloo and nccl have no errors of their own
-            raise LostProcessError(describe_lost(heartbeat.find_lost(), _first_line(error))) from error
 
 
 ALONE = Group()
 """The group of this process alone."""
 
 
-def _end_of_work(device: torch.device) -> Callable[[], bool]:
-    """Whether a GPU has done all that was asked of it so far. NCCL returns before anything has travelled."""
-    end = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    end.record(torch.cuda.current_stream(device))
-    return end.query
-
-
 def _describe(error: Exception) -> tuple[int, str]:
     """The exit status that an error asks for, and what the other processes say of it."""
     told = str(error) if isinstance(error, SaecacheError) else type(error).__name__
     return getattr(error, "exit_status", 1), told
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .connection import Connection
 from .environment import check_meeting_point, find_placement, still_seconds, timeout_seconds
 from .errors import LostProcessError
-from .group import ALONE, Connection, Group
+from .group import ALONE, Group
 from .heartbeat import Heartbeat
 
 LEAVING_SECONDS = 10.0  # at most, for the others to say their last

@@ -11,7 +11,8 @@ from ..common.errors import UsageError
 from .adapter import AdapterFiles, locate_adapter
 from .config import AdapterConfig, DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
-from .hooks import HookOutput, probe_hooks, read_hooks, replaced
+from .hook_probe import HookOutput, probe_hooks
+from .hooks import read_hooks, replaced
 from .loading import (
     Loading,
     length_matters_of,

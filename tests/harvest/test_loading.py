@@ -12,7 +12,7 @@ import torch
 from saecache.common.errors import UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, loading
 from saecache.harvest.forward import ActivationReader
-from saecache.harvest.hooks import HookOutput
+from saecache.harvest.hook_probe import HookOutput
 from saecache.harvest.loading import Loading
 from saecache.harvest.packing import Cursor, Role, Sequences
 from saecache.harvest.runner import run
