@@ -15,13 +15,14 @@ import page
 from arms import ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
+from every_kind_table import every_kind
 from forms import FORMS
 from growth import growth
 from learning_rates import best_rates, rates_to_try
 from oracles import measure_oracles, pursue
 from run import measure_what_is_missing, parts
 from sections import fitted_zipf, training_of
-from tables import every_kind, layers, peers, rates, synthetic
+from tables import layers, peers, rates, synthetic
 
 from saecache.evaluate.synthetic import FeatureBucket, GroundTruth, SyntheticConfig
 from saecache.train.variants import VARIANTS

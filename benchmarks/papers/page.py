@@ -12,11 +12,12 @@ from typing import Any
 from arms import ONE_SEED, SECTIONS
 from claim import with_equal_l0
 from claims import CHOICE, CLAIMS
+from every_kind_table import every_kind
 from forms import FORMS
 from growth import growth
 from pictures import pictures
 from run import parts
-from tables import auxiliary_k, every_kind, gates, layers, peers, rates, synthetic, table
+from tables import auxiliary_k, gates, layers, peers, rates, synthetic, table
 from verdicts import Outcome
 
 ROOT = Path(__file__).parents[2]
