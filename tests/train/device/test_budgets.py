@@ -1,9 +1,9 @@
 """What a steady step may cost on a GPU with the Triton kernels: launches, synchronizations, bytes.
 
-The size is that of F = 24,576 latents, B = 4,096 rows, D = 768, k = 32, all three divided by 64 or 32 (k is
-not): B * F, F * D and B * k * D are then that squared smaller, and the bytes are multiplied by it. Lists of
-pairs and rows shrink by SCALE only, so that the bytes are counted too high rather than too low. Only where
-that is much of what is counted (``LONG_LISTS``) lists are multiplied by SCALE.
+The size is that of F = 24,576 latents, B = 4,096 rows, D = 768, k = 32, all three divided by a scale S of 64
+or 32 (k is not): B * F, F * D and B * k * D are then S² times smaller, and the bytes are multiplied by it.
+Lists of pairs and rows shrink by S only, so that the bytes are counted too high rather than too low. Only
+where that is much of what is counted (``LONG_LISTS``) lists are multiplied by S.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from . import kernel_traffic
 from .pretended_device import DEVICE, Counts, pretended_device, to_host
 
 LATENTS, ROWS, WIDTH, K = 24_576, 4_096, 768, 32
-FINER = {"topk with auxk", "mutual_choice with aux_zipf"}  # 32, so that there are latents to choose from
+FINER = {"topk with auxk", "mutual_choice with aux_zipf"}  # S is 32: they need latents to choose from
 # Launches, synchronizations, GB. The aims are 60, 2, 6 for TopK, twice that for the other kinds that select,
 # and 30 GB for ReLU with half of its latents active. Sampled-SAE and Probabilistic TopK go over the whole
 # matrix, in two and in four passes of 0.4 GB. Multi-TopK has 128 pairs of each row, whose rows of a matrix
