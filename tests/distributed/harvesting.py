@@ -108,7 +108,7 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
     if harvest.nodes > 1:
         shared_folder._PATIENCE_SECONDS = 0.5  # a folder that another machine does not have never comes
     feed.ROUND_TOKENS = 1  # one step of each process
-    spills.WINDOW_BYTES = 1 << 17  # two shards
+    spills.WINDOW_BYTES = 1 << 17  # of two shards and a part
     replay._BLOCK_BYTES, replay.COMMIT_BYTES = 1 << 15, 1 << 16  # many rounds of copying, with commits
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # only a power cut would notice
     if mishap is not None:
