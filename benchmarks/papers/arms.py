@@ -15,10 +15,6 @@ SCORES = ("squared_l2", "entropy", "uniform")
 MULTIPLES = (1, 2, 4, 16)
 PREFIX = "tuned_"  # of the arms of sections in TUNED
 STEP = {"kind": "step"}
-L1_COEFFICIENTS = {
-    "relu": (0.05, 0.08),
-    "gated": (0.075, 0.13),
-}  # to either side of 16 active latents, at the best learning rates of form medium
 
 
 def rates(form: Form, zipf: Mapping[str, float]) -> Arms:
@@ -186,19 +182,17 @@ def every_kind(form: Form, zipf: Mapping[str, float]) -> Arms:
 
 
 def every_penalty(form: Form, zipf: Mapping[str, float]) -> Arms:
-    """The kinds that are sparse by a penalty.
+    """The kinds that are sparse by a penalty, with the coefficients of the form.
 
-    ReLU and Gated are trained with two coefficients, one to either side of k active latents, and are compared
-    between them. JumpReLU's thresholds are calibrated to k.
+    ReLU and Gated have two, to either side of k active latents, and are compared between them. JumpReLU has
+    one, and its thresholds are calibrated to k.
     """
-    k = form.ks[-1]
-    arms: Arms = {
-        "jumprelu": {"kind": "jumprelu", "threshold_scale": "linear", "penalty": _penalty(0.002) | STEP}
-    }
-    for kind, coefficients in L1_COEFFICIENTS.items():
+    penalty = _penalty(form.jumprelu_coefficient) | STEP
+    arms: Arms = {"jumprelu": {"kind": "jumprelu", "threshold_scale": "linear", "penalty": penalty}}
+    for kind, coefficients in (("relu", form.relu_coefficients), ("gated", form.gated_coefficients)):
         for coefficient in coefficients:
             arms[f"{kind}_c{coefficient:g}"] = {"kind": kind, "l1": _penalty(coefficient)}
-    return {f"{PREFIX}{name}_k{k}": arm for name, arm in arms.items()}
+    return {f"{PREFIX}{name}_k{form.ks[-1]}": arm for name, arm in arms.items()}
 
 
 SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {

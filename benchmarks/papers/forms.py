@@ -13,6 +13,9 @@ class Form:
         aux_k: AuxK's k for all arms, from k.
         rate: the peak learning rate of all arms, but for those of the sections in :data:`arms.TUNED`.
         rates: the learning rates at which section ``rates`` begins to look for that of each kind.
+        relu_coefficients: two of ReLU's L1 penalty, such that one SAE has more and one has fewer active
+            latents than the largest k, at the learning rate that suits ReLU; ``gated_coefficients`` likewise.
+        jumprelu_coefficient: of its step penalty, such that training ends near the largest k.
         ce_tokens: tokens on which CE and KL are measured; ``tuned_ce_tokens`` in the sections in
             :data:`arms.TUNED`, which have the most SAEs.
         pools: the pool factors of Sampled-SAE.
@@ -30,6 +33,9 @@ class Form:
     aux_k: Callable[[int], int] = lambda k: 2 * k
     rate: float = 2e-3
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    relu_coefficients: tuple[float, float] = (0.05, 0.08)
+    gated_coefficients: tuple[float, float] = (0.075, 0.13)
+    jumprelu_coefficient: float = 0.002
     dead_after_rows: int
     ce_tokens: int
     tuned_ce_tokens: int = 2_000
@@ -65,6 +71,9 @@ FORMS = {
         seeds=(0, 1, 2),
         ks=(4, 8, 16, 32),
         rates=(2e-3, 4e-3, 8e-3),
+        relu_coefficients=(0.03, 0.06),
+        gated_coefficients=(0.06, 0.11),
+        jumprelu_coefficient=0.0007,
         dead_after_rows=150_000,
         ce_tokens=5_000,
         tuned_ce_tokens=5_000,
