@@ -126,10 +126,16 @@ def test_the_page_has_verdicts_and_figures(
     at = next(i for i, line in enumerate(lines) if line.startswith("- Mutual Choice reconstructs better"))
     assert lines[at].endswith("(section 6, figure 4):")
     assert lines[at + 1].startswith("  - k = 8: **holds here** (fvu at L0 = k 0.4")
-    worse = next(i for i, line in enumerate(lines) if "Feature Choice, trained after Mutual Choice" in line)
-    assert "**the opposite holds here**" in lines[worse + 1] and "(section 6, figure 4)" in lines[worse]
-    dead = next(i for i, line in enumerate(lines) if "leaves fewer latents dead than TopK with AuxK" in line)
+    worse = lines.index(
+        "- Feature Choice, trained after Mutual Choice, reconstructs better than TopK (section 6, figure 4):"
+    )
+    assert "**the opposite holds here**" in lines[worse + 1]
+    dead = lines.index("- Feature Choice leaves fewer latents dead than TopK with AuxK (section 6, table 1):")
     assert "**cannot be told here**" in lines[dead + 1]
+    row = next(line for line in lines if line.startswith("| Feature Choice leaves fewer latents dead than T"))
+    assert "| section 6, table 1 | cannot be told |" in row and "A latent is dead" in row, "and why"
+    row = next(line for line in lines if line.startswith("| Feature Choice, trained after Mutual Choice, r"))
+    assert "| **opposite** |" in row
     assert "Probabilistic TopK has a lower MSE" not in text, "claims without arms are not on the page"
     assert "| mutual_k8 | 0.4000 ± 0.0010 |" in text
     assert not any(line.startswith("![") and not line.endswith(".svg)") for line in lines), "one line each"

@@ -11,6 +11,7 @@ from typing import Any
 
 from arms import ONE_SEED, SECTIONS
 from claim import with_equal_l0
+from claim_table import claim_table, figures_of_verdicts
 from claims import CHOICE, CLAIMS
 from every_kind_table import every_kind
 from forms import FORMS
@@ -129,20 +130,11 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     yield from conditions(form, sections)
     yield from every_kind(found, sections)
     for paper, claims in CLAIMS.items():
-        tested = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
-        if not any(verdicts for _, verdicts in tested):
-            continue
-        yield from ("", f"### {paper}", "")
-        for claim, verdicts in tested:
-            if not verdicts:
-                continue
-            yield f"- {claim.text} ({claim.where}):"
-            for k, verdict in verdicts:
-                yield f"  - k = {k}: {verdict}"
-            if claim.why and any(verdict.outcome is not Outcome.HOLDS for _, verdict in verdicts):
-                yield f"  - Why: {claim.why}"
-        yield ""
-        yield from pictures(form, paper, found, arms, figures)
+        every = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
+        if tested := [one for one in every if one[1]]:
+            yield from ("", f"### {paper}", "", *claim_table(tested))
+            yield from ("", *figures_of_verdicts(tested), "")
+            yield from pictures(form, paper, found, arms, figures)
     if found:
         yield from layers(found, CHOICE, FORMS[form].hook)
         yield from ("", "### All arms", "")
