@@ -95,7 +95,8 @@ class Pairs:
         """The pairs whose value is above 0."""
         if self.num_positive == len(self):
             return self
-        return self.keep(self.value > 0, self.num_positive)
+        kept = self.keep(self.value > 0, self.num_positive)
+        return kept.with_num_positive(len(kept))
 
     def slice_rows(self, start: int, stop: int) -> "Pairs":
         """Rows ``start:stop``, as views of the same memory except for ``row_ptr``."""
@@ -107,6 +108,7 @@ class Pairs:
             latent=self.latent[first:last],
             value=self.value[first:last],
             num_latents=self.num_latents,
+            num_positive=last - first if self.num_positive == len(self) else None,
         )
 
     def join_rows(self, num_rows: int) -> "Pairs":

@@ -8,6 +8,7 @@ B).
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import triton.language as tl
@@ -21,7 +22,7 @@ from .order import key_of
 from .prepare import Factors, factors_of, matrix_rows, screening_pays
 from .rounding import ScreenRows
 from .screen import chunk_for, screen
-from .transpose import by_latent
+from .transpose import by_latent, numbers
 
 
 @kernel
@@ -126,12 +127,17 @@ class LargestPerRow:
             return torch.zeros(self.pairs.num_rows, dtype=torch.bool, device=self.pairs.value.device)
         return self.ends > self.room
 
-    def _select_whole_rows(self, rows: Tensor) -> None:
+    def _select_whole_rows(self, rows: Tensor | None = None) -> None:
+        """Select from all pre-activations of ``rows``; None: of all rows."""
         f = self.factors
         x, W, bias_of = (f.W, f.x, "row") if self.swapped else (f.x, f.W, "latent")
-        for some in rows.split(matrix_rows(len(W), W.device)):
-            bias = f.b[some] if self.swapped else f.b
-            values = exact_matrix(x[some], W, bias, bias_of)
+        every = numbers(len(x), x.device, torch.int64)
+        for some in (every if rows is None else rows).split(matrix_rows(len(W), W.device)):
+            if rows is None and len(some) == len(x):
+                part, bias = x, f.b
+            else:
+                part, bias = x[some], f.b[some] if self.swapped else f.b
+            values = exact_matrix(part, W, bias, bias_of)
             keep_largest(self.pairs, self.wanted, values.view(-1), rows=some)
 
 
@@ -161,8 +167,9 @@ def keep_largest(
     )  # fmt: skip
 
 
+@lru_cache(maxsize=256)
 def row_ends(num_rows: int, k: int, device: torch.device) -> Tensor:
-    """``row_ptr`` of ``num_rows`` rows with ``k`` pairs each."""
+    """``row_ptr`` of ``num_rows`` rows with ``k`` pairs each, made once."""
     return torch.arange(0, (num_rows + 1) * k, k, device=device)
 
 
@@ -187,7 +194,7 @@ def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, sw
         return out
     mean = total / num_rows
     if not screening_pays(x.device, x.shape[1], num_columns, mean):
-        out._select_whole_rows(torch.arange(num_rows, device=x.device))
+        out._select_whole_rows()
         return out
     found = screen(rows, columns, f.b, chunk=chunk_for(num_columns, mean), bias_of_rows=swapped)
     least = least_of_rows(found, wanted)

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ...backends.plain.products import matmul, weighted_sum
@@ -134,8 +135,13 @@ def backpropagate(
             backpropagate_decoder(batch, decoded)
             accumulate_encoder_gradient(batch, codes, d_pre)
             per_latent = sum_per_latent(codes, d_pre)
-    batch.outcome.through_encoder.add_(per_latent)
-    gradients["b_enc"].add_(per_latent if d_bias is None else sum_per_latent(codes, d_bias))
+    add_encoder_bias_gradient(batch, per_latent, None if d_bias is None else sum_per_latent(codes, d_bias))
+
+
+def add_encoder_bias_gradient(batch: Batch, per_latent: Tensor, d_bias: Tensor | None = None) -> None:
+    """Give ``b_enc`` its gradient, ``d_bias`` or else ``per_latent`` [F]; that also reaches ``b_dec``."""
+    sums = [batch.outcome.through_encoder, batch.gradients["b_enc"]]
+    torch._foreach_add_(sums, [per_latent, per_latent if d_bias is None else d_bias])
 
 
 def accumulate_encoder_gradient(batch: Batch, codes: Pairs, d_pre: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pairs import Pairs
 from . import products
-from .gradients import add_affine_gradient, backpropagate
+from .gradients import add_affine_gradient, add_encoder_bias_gradient, backpropagate
 from .rows import Batch
 
 
@@ -79,8 +79,7 @@ def train_nested(
         per_latent = products.weight_gradients(
             pairs, d_value, part.x_centered, slopes, 1.0, *outputs, part.shards
         )
-        part.outcome.through_encoder.add_(per_latent)
-        gradients["b_enc"].add_(per_latent)
+        add_encoder_bias_gradient(part, per_latent)
     else:
         part.backend.accumulate_by_latent(pairs, pairs.value, slopes, gradients["W_dec"])
         if rings.order is not None:

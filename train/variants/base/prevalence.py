@@ -23,7 +23,7 @@ def observe_prevalence(batch: Batch, codes: Pairs, window_rows: int | None) -> N
     """Add the codes of a whole batch (values other than 0 only); older rows fade with ``window_rows``."""
     num_rows = batch.num_rows_of_all
     kept = 0.5 ** (num_rows / rows_of_window(batch, window_rows))
-    share = batch.row_group.sum(batch.backend.count_active(codes)[1]).float().div_(num_rows)
+    share = batch.row_group.sum(batch.backend.count_active(codes)[1]).div(num_rows)
     batch.state[SUM].mul_(kept).add_(share, alpha=1 - kept)
     batch.state[WEIGHT].mul_(kept).add_(1 - kept)
 

@@ -133,9 +133,10 @@ class Rows:
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
-        numbers = self.random_uniform(stream, 0, 2, size)
-        order = numbers[1].argsort(stable=True)  # decides where the others tie, which have 23 bits only
-        return order[numbers[0][order].argsort(stable=True)]
+        first, second = self.random_uniform(stream, 0, 2, size)
+        # they have 23 bits, so that many tie: the second ones decide then, below the first's last bit
+        both = first.double().add_(second, alpha=2.0**-24)
+        return both.argsort(stable=True)
 
 
 @dataclass(kw_only=True)

@@ -118,8 +118,8 @@ class RunningThreshold(FrozenModel):
                 least = sharers.row_group.least(sharers.shards.group.least(least))
             if not alone and not bool(least.isfinite()):
                 return
-            state[SUM].add_((least - state[SUM]) * (1 - self.momentum))
-            state[WEIGHT].add_((1 - state[WEIGHT]) * (1 - self.momentum))
+            state[SUM].lerp_(least, 1 - self.momentum)
+            state[WEIGHT].lerp_(torch.ones_like(state[WEIGHT]), 1 - self.momentum)
             return
         least = torch.full_like(state[SUM], torch.inf)
         least.scatter_reduce_(0, codes.latent, codes.value, "amin")

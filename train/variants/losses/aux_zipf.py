@@ -61,11 +61,17 @@ def dying_latents(prevalence: Tensor, expected: Tensor) -> Tensor:
         expected: the prevalence that Zipf's law expects at each rank, [F], the densest first.
     """
     first = int((1 - LAST_SHARE) * prevalence.numel())  # the ranks before cannot be dying
-    last = torch.sort(prevalence, descending=True, stable=True).indices[first:]
-    dense = prevalence[last] >= LOW_RATIO * expected[first:]
-    place = torch.arange(1, len(last) + 1, device=last.device)
-    all_below_low = int(place.where(dense, 0).max()) if len(last) else 0
+    densest = torch.sort(prevalence, descending=True, stable=True)
+    dense = densest.values[first:] >= LOW_RATIO * expected[first:]
+    last = densest.indices[first:]
+    all_below_low = int((dense * _places(len(last), last.device)).max()) if len(last) else 0
     return last[all_below_low:].sort().values
+
+
+@lru_cache(maxsize=8)
+def _places(count: int, device: torch.device) -> Tensor:
+    """1 to ``count``: int64 [count]."""
+    return torch.arange(1, count + 1, device=device)
 
 
 @lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time

@@ -50,7 +50,7 @@ class NFM(FrozenModel):
             unit, norms = only or unit_rows(W_dec[block])
             d_unit = matmul(unit, gram, part_rows=shards.unit)
             d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # Ŵ ignores a row's length
-            batch.gradients["W_dec"][block].add_(d_unit.div_(norms))
+            batch.gradients["W_dec"][block].addcdiv_(d_unit, norms)
 
 
 class NFMInf(FrozenModel):
@@ -165,19 +165,17 @@ def add_cosine_gradient(
 
     Args:
         norms: of the rows of W_dec, [n].
-        first, second: latents i and j, int64 [b], of all F, each with their rows of norm 1, [b, D]; i has no
-            repeats.
+        first, second: latents i and j, int64 [b], of all F, each with their rows of norm 1, [b, D].
     """
-    gradient, shards, c = batch.gradients["W_dec"], batch.shards, cosine[:, None]
+    gradient, shards = batch.gradients["W_dec"], batch.shards
     (i, unit_i), (j, unit_j) = first, second
+    latents, cosines = torch.cat([i, j]), cosine.repeat(2)
+    direction = torch.cat([unit_j, unit_i])
+    direction.addcmul_(torch.cat([unit_i, unit_j]), cosines[:, None], value=-1)
     if shards.is_whole:  # it need not wait for its device to say how many it holds
-        gradient[i] += (unit_j - c * unit_i) * (weight / norms[i, None])
-        row_ptr = torch.arange(len(j) + 1, device=j.device)
-        pairs = Pairs(row_ptr=row_ptr, latent=j, value=cosine, num_latents=len(gradient))
-        own = j
+        row_ptr = torch.arange(len(latents) + 1, device=latents.device)
+        pairs = Pairs(row_ptr=row_ptr, latent=latents, value=cosines, num_latents=len(gradient))
     else:
-        here, own = held_here(i, shards)
-        gradient[own] += (unit_j[here] - c[here] * unit_i[here]) * (weight / norms[own, None])
-        here, own = held_here(j, shards)
-        pairs = Pairs.from_rows(here, own, cosine[here], len(j), len(gradient))
-    batch.backend.accumulate_by_latent(pairs, weight / norms[own], unit_i - c * unit_j, gradient)
+        here, own = held_here(latents, shards)
+        pairs = Pairs.from_rows(here, own, cosines[here], len(latents), len(gradient))
+    batch.backend.accumulate_by_latent(pairs, weight / norms[pairs.latent], direction, gradient)
