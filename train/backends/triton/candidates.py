@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .exact import exact_at
 from .launch import kernel, launch, padded, warps_of
-from .order import float_of_key, key_of, nth_largest
+from .order import float_of_key, key_of, nth_largest, nth_largest_key
 from .screen import Screen, lower_bound_of_top, upper_bound_of_stored
 
 SCANNED = 1024  # columns at a time
@@ -74,12 +74,7 @@ def _least_of_row_kernel(
     k = wanted
     if COUNTS:
         k = tl.load(wanted + r).to(tl.int32)
-    found = tl.zeros((1,), tl.uint32)
-    bit = tl.full((1,), 1 << 31, tl.uint32)
-    for _ in range(32):
-        reached = tl.sum((key >= (found | bit)).to(tl.int32), axis=0)
-        found = tl.where(reached >= k, found | bit, found)
-        bit = bit >> 1
+    found = nth_largest_key(key, k)
     value = tl.where(found == 0, float("-inf"), float_of_key(found))  # 0: fewer chunks than are wanted
     value = tl.where(k > 0, value, float("inf"))
     tl.store(least + r + tl.arange(0, 1), value)

@@ -15,7 +15,7 @@ from ..sources import Scores
 from .candidates import SCANNED, room_for
 from .largest import keep_largest, row_ends
 from .launch import blocks, kernel, launch, padded, warps_of, whole_rows
-from .order import float_of_key, key_of
+from .order import float_of_key, key_of, nth_largest_key
 from .screen import chunk_for
 
 
@@ -37,12 +37,7 @@ def _bar_kernel(
     tl.debug_barrier()
     c = tl.arange(0, CP)
     key = tl.where(c < C, key_of(tl.load(tops + r * C + c, mask=c < C, other=0.0)), 0)
-    found = tl.zeros((1,), tl.uint32)
-    bit = tl.full((1,), 1 << 31, tl.uint32)
-    for _ in range(32):
-        reached = tl.sum((key >= (found | bit)).to(tl.int32), axis=0)
-        found = tl.where(reached >= k, found | bit, found)
-        bit = bit >> 1
+    found = nth_largest_key(key, k)
     value = tl.where(found == 0, float("-inf"), float_of_key(found))  # 0: fewer chunks than are wanted
     tl.store(least + r + tl.arange(0, 1), value)
 

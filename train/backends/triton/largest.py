@@ -46,16 +46,25 @@ def _keep_kernel(
         k = tl.load(wanted + r).to(tl.int32)
     if last <= room:
         lane = tl.arange(0, BLOCK)
-        found = tl.zeros((1,), tl.uint32)  # the key of the k-th largest, bit by bit
-        bit = tl.full((1,), 1 << 31, tl.uint32)
-        for _ in range(32):
-            reached = tl.zeros((BLOCK,), tl.int32)
+        least = tl.full((BLOCK,), 0xFFFFFFFF, tl.uint32)
+        most = tl.zeros((BLOCK,), tl.uint32)
+        for start in range(first, last, BLOCK):
+            i = start + lane
+            key = key_of(tl.load(value + i, mask=i < last, other=0.0))
+            least = tl.minimum(least, tl.where(i < last, key, least))
+            most = tl.maximum(most, tl.where(i < last, key, most))
+        # The key of the k-th largest is from found to top. Where k keys are above another, that one will do.
+        found, top = tl.min(least, axis=0), tl.max(most, axis=0)
+        while found < top:
+            middle = found + ((top - found) >> 1) + ((top - found) & 1)
+            reaching = tl.zeros((BLOCK,), tl.int32)
             for start in range(first, last, BLOCK):
                 i = start + lane
                 key = key_of(tl.load(value + i, mask=i < last, other=0.0))
-                reached += ((key >= (found | bit)) & (i < last)).to(tl.int32)
-            found = tl.where(tl.sum(reached, axis=0) >= k, found | bit, found)
-            bit = bit >> 1
+                reaching += ((key >= middle) & (i < last)).to(tl.int32)
+            number = tl.sum(reaching, axis=0)
+            found = tl.where(number > k, middle, tl.where(number == k, middle - 1, found))
+            top = tl.where(number > k, top, middle - 1)
         more = tl.zeros((BLOCK,), tl.int32)
         for start in range(first, last, BLOCK):
             i = start + lane

@@ -29,6 +29,18 @@ def float_of_key(key):
 
 
 @kernel
+def nth_largest_key(key, n):
+    """The ``n``-th largest of the keys of a program, bit by bit: uint32 [1], 0 if there are fewer."""
+    found = tl.zeros((1,), tl.uint32)
+    bit = tl.full((1,), 1 << 31, tl.uint32)
+    for _ in range(32):
+        reached = tl.sum((key >= (found | bit)).to(tl.int32), axis=0)
+        found = tl.where(reached >= n, found | bit, found)
+        bit = bit >> 1
+    return found
+
+
+@kernel
 def _histogram_kernel(
     values, count, capacity, state, histogram,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
