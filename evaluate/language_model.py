@@ -9,6 +9,7 @@ Legend: n sequences, T context, V vocabulary, D model width, P scored positions.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ class SplicedModel(Protocol):
     """A causal language model one of whose activations can be replaced. ``harvest.LanguageModel`` is one.
 
     It may have ``length_matters = False``: no activation depends on how many positions follow. Then it does
-    not run on padding.
+    not run on padding. It may have ``resumed_at(ids, hook)``: :meth:`logits_with` as a function of
+    ``replace``, whose calls share what is the same for all.
     """
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -60,11 +62,20 @@ class ModelBeside:
     def logits_with(self, ids: Tensor, hook: str, replace: Replacement) -> Tensor:
         return self.model.logits_with(ids, hook.removeprefix(f"{self.name}:"), replace)
 
+    def resumed_at(self, ids: Tensor, hook: str) -> Callable[[Replacement], Tensor]:
+        return resumed_at(self.model, ids, hook.removeprefix(f"{self.name}:"))
+
 
 def length_matters(model: SplicedModel) -> bool:
     """Whether what follows a position can change its activation: unless the model says that it cannot."""
     inner = model.model if isinstance(model, ModelBeside) else model
     return bool(getattr(inner, "length_matters", True))
+
+
+def resumed_at(model: SplicedModel, ids: Tensor, hook: str) -> Callable[[Replacement], Tensor]:
+    """:meth:`SplicedModel.logits_with` of ``ids`` and ``hook``, sharing what the model can share."""
+    shared = getattr(model, "resumed_at", None)
+    return partial(model.logits_with, ids, hook) if shared is None else shared(ids, hook)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +107,10 @@ def measure_language_model(
 ) -> dict[str, LanguageModelMetrics]:
     """Measure the CE loss recovered, the KL and the top-1 agreement of each SAE; by name.
 
-    The clean forward pass is done once, the ablated ones once per hook, the spliced ones once per SAE. Memory
-    holds the logits of one batch of sequences, about three times ``logit_bytes``. The processes of ``group``
-    share the batches; the first one gets the figures, the others none.
+    The clean forward pass is done once, the ablated ones once per hook, the spliced ones once per SAE. Those
+    at one hook share the blocks before it. Memory holds the logits of one batch of sequences, about three
+    times ``logit_bytes``. The processes of ``group`` share the batches; the first one gets the figures, the
+    others none.
 
     Raises:
         UsageError: the model does not give the activations that the cache holds.
@@ -123,15 +135,15 @@ def measure_language_model(
                 clean.add(*scorer.clean())
                 progress.update(len(batch))
                 for hook in hooks:
-                    replaced = model.logits_with(ids, hook, _splice(mask, torch.zeros_like))
-                    zero[hook].add(*scorer.against(replaced))
-                    replaced = model.logits_with(ids, hook, _splice(mask, _constant(means[hook])))
-                    mean[hook].add(*scorer.against(replaced))
+                    logits_with = resumed_at(model, ids, hook)
+                    zero[hook].add(*scorer.against(logits_with(_splice(mask, torch.zeros_like))))
+                    mean[hook].add(*scorer.against(logits_with(_splice(mask, _constant(means[hook])))))
                     progress.update(2 * len(batch))
-                for sae in saes:
-                    replaced = model.logits_with(ids, sae.hook, _splice(mask, _replacement(sae, batch)))
-                    spliced[sae.name].add(*scorer.against(replaced))
-                    progress.update(len(batch))
+                    for sae in saes:
+                        if sae.hook == hook:
+                            replaced = logits_with(_splice(mask, _replacement(sae, batch)))
+                            spliced[sae.name].add(*scorer.against(replaced))
+                            progress.update(len(batch))
     for losses in (clean, *zero.values(), *mean.values(), *spliced.values()):
         losses.collect(group)
     if not group.is_first:

@@ -23,6 +23,7 @@ from .loading import (
 )
 from .model_files import ModelFiles, fetch_weights, locate_model, locate_model_of, weights_sha256
 from .numerics import DTYPES, resolve_dtype
+from .resumed import CHECKED_POSITIONS, RememberedBlocks, blocks_before, can_resume
 from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class LanguageModel:
         self.max_positions = max_positions_of(model.config)
         self.length_matters = length_matters_of(model.config)
         self._outputs: dict[str, HookOutput] = {}
+        self._resumes: dict[int, bool] = {}  # number of first blocks -> whether a forward can go without
 
     @classmethod
     def load(
@@ -185,6 +187,33 @@ class LanguageModel:
         with torch.no_grad(), replaced(self.model, self._points([hook])[0], replace, prepared.shape):
             logits: torch.Tensor = self.model(input_ids=prepared, use_cache=False).logits
             return logits
+
+    def resumed_at(
+        self, ids: Any, hook: str
+    ) -> Callable[[Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]:
+        """:meth:`logits_with` of these ``ids`` and ``hook``, as a function of ``replace``.
+
+        From its second call on it does not run the blocks before the hook, and gives the same bits. Only one
+        thread may use the model then.
+        """
+        prepared, (point,) = self._ids(ids), self._points([hook])
+        blocks = blocks_before(self.model, point, self.num_layers)
+        if len(blocks) not in self._resumes:
+            few = prepared[:1, :CHECKED_POSITIONS]
+            self._resumes[len(blocks)] = bool(blocks) and can_resume(blocks, lambda: self.logits(few))
+        if not self._resumes[len(blocks)]:
+            return lambda replace: self.logits_with(ids, hook, replace)
+        remembered = RememberedBlocks(blocks)
+        again = False
+
+        def logits(replace: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            nonlocal again
+            with remembered.skipping() if again else remembered.remembering():
+                found = self.logits_with(prepared, hook, replace)
+            again = True
+            return found
+
+        return logits
 
     def activations(self, ids: Any, hooks: Iterable[str]) -> dict[str, torch.Tensor]:
         """Activations [n, T, D] at each hook, from one forward that stops after the last of them."""
