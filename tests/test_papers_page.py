@@ -177,6 +177,16 @@ def test_a_rate_is_chosen_at_equal_l0() -> None:
     assert best_rates({"arms": rated, "failed": {}}) == {"relu": 1e-3}
 
 
+@pytest.mark.parametrize(("l0", "power"), [(7.0, -0.4), (9.0, -0.2)])
+def test_losses_are_brought_to_k_along_the_neighbour_on_their_side(l0: float, power: float) -> None:
+    """The curve of FVU is flatter above k = 8 than below it."""
+    found = {
+        f"topk_k{k}": {"l0": [float(k)], "fvu": [fvu]} for k, fvu in ((4, 2**0.4), (8, 1.0), (16, 2**-0.2))
+    }
+    found["tuned_mutual_k8"] = {"l0": [l0], "fvu": [(l0 / 8) ** power]}
+    assert with_equal_l0(found)["tuned_mutual_k8"]["fvu at L0 = k"] == pytest.approx([1.0])
+
+
 def test_a_claim_may_have_a_value_of_the_paper() -> None:
     found = {"topk_k8": {"r2": [0.99, 0.992, 0.991]}, "topk_k16": {"r2": [0.9, 0.91, 0.92]}}
     claim = Claim(where="", text="", figure="r2", lower=0.982, higher="topk")

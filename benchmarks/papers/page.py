@@ -64,7 +64,7 @@ tested here.
 **Figures.** `fvu` (the share of the variance that is missed, lower is better), `mse`, `l0`, `ce_recovered`
 (the share of the model's loss that is kept when the SAE stands in) and `kl` are of held-out documents by the
 rule of inference; thresholds were calibrated on other held-out documents. *At L0 = k* is the loss brought to
-exactly that L0 along the arm's own losses at its smallest and largest k. `fvu_batch` is by the rule of
+exactly that L0 along the arm's own losses at k and at the next k on that side. `fvu_batch` is by the rule of
 training in full batches. `dead` latents had not fired on so many training rows as stated when training ended;
 `silent` ones fired on none of the held-out rows. `over_10` is the share of latents active on over 10 % of
 rows, `mmcs` the mean max cosine similarity with the next seed."""

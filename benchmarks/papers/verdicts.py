@@ -2,9 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from math import exp, log
 from statistics import mean, stdev
 
@@ -62,20 +63,29 @@ def at_equal_l0(
 ) -> list[float]:
     """``figure`` (a loss above 0) of the arm with ``k``, at a mean L0 of exactly k: one value for each seed.
 
-    Losses follow a power of L0 along k closely. The power is that of ``slope_of`` between its smallest and
-    largest k, for each seed; ``arms`` where they have more than one k.
+    Between neighbouring k losses follow a power of L0 closely. The power is that of ``slope_of`` between k
+    and its neighbour on the side of the L0 (on the other side at the ends), for each seed; that of ``arms``
+    where they have more than one k.
 
     Args:
         arms: k -> name of the arm.
     """
     base = arms if len(arms) > 1 else slope_of
-    least, most = found[base[min(base)]], found[base[max(base)]]
     values = []
     for seed, (loss, l0) in enumerate(zip(found[arms[k]][figure], found[arms[k]]["l0"], strict=True)):
+        least, most = (found[base[one]] for one in _neighbours(sorted(base), k, l0))
         run = log(most["l0"][seed] / least["l0"][seed])
         power = log(most[figure][seed] / least[figure][seed]) / run if run else 0.0
         values.append(loss * (k / l0) ** power)
     return values
+
+
+def _neighbours(ks: Sequence[int], k: int, l0: float) -> tuple[int, int]:
+    """Two neighbours among ``ks``, ascending: ``k`` and the next on the side of ``l0``, if there is one."""
+    steps = list(pairwise(ks))
+    if l0 < k:
+        return next((step for step in reversed(steps) if step[0] < k), steps[0])
+    return next((step for step in steps if step[1] > k), steps[-1])
 
 
 def between_coefficients(found: Figures) -> dict[str, Mapping[str, list[float]]]:
