@@ -133,10 +133,9 @@ class Rows:
 
     def random_order(self, stream: RandomStream, size: int) -> Tensor:
         """A random permutation of the numbers below ``size``, int64 [size], for the whole batch."""
-        first, second = self.random_uniform(stream, 0, 2, size)
-        # they have 23 bits, so that many tie: the second ones decide then, below the first's last bit
-        both = first.double().add_(second, alpha=2.0**-24)
-        return both.argsort(stable=True)
+        numbers = self.random_uniform(stream, 0, 2, size)
+        # they have 23 bits, so that some tie: the second ones decide then, below the last bit of the first
+        return torch.argsort(numbers[0].double().add_(numbers[1], alpha=2.0**-24), stable=True)
 
 
 @dataclass(kw_only=True)
