@@ -63,7 +63,7 @@ class Form:
 
 
 FORMS = {
-    "full": Form(  # on two quiet cores four to five hours, by what arms of form medium took
+    "full": Form(  # about five hours on two quiet cores, by the third of its arms that was run
         hook="resid_post.14",
         num_latents=1152,
         batch_rows=1024,
