@@ -15,6 +15,7 @@ import page
 from arms import ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
+from claim_table import claims_with_verdicts
 from every_kind_table import every_kind
 from forms import FORMS
 from growth import growth
@@ -185,6 +186,21 @@ def test_losses_are_brought_to_k_along_the_neighbour_on_their_side(l0: float, po
     }
     found["tuned_mutual_k8"] = {"l0": [l0], "fvu": [(l0 / 8) ** power]}
     assert with_equal_l0(found)["tuned_mutual_k8"]["fvu at L0 = k"] == pytest.approx([1.0])
+
+
+def test_a_claim_that_goes_on_from_one_without_arms_is_spelled_out() -> None:
+    claims = [
+        Claim(where="", text=text, figure="fvu", lower=lower, higher="topk")
+        for text, lower in (
+            ("A beats T", "a"),
+            ("... and B does", "b"),
+            ("C beats T", "c"),
+            ("... and D does", "d"),
+        )
+    ]
+    found = {f"{name}_k8": {"fvu": [1.0, 1.0]} for name in ("b", "c", "d", "topk")}
+    tested = claims_with_verdicts([(claim, list(claim.verdicts(found))) for claim in claims])
+    assert [claim.text for claim, _ in tested] == ["A beats T ... and B does", "C beats T", "... and D does"]
 
 
 def test_a_claim_may_have_a_value_of_the_paper() -> None:

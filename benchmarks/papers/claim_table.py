@@ -1,6 +1,7 @@
 """The claims of one paper on the page: outcomes by k, and under them the figures of each verdict."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from claim import Claim
 from verdicts import Outcome, Verdict
@@ -12,6 +13,20 @@ SHORT = {
     Outcome.UNCERTAIN: "cannot be told",
     Outcome.SATURATED: "saturated",
 }
+
+
+def claims_with_verdicts(every: Tested) -> Iterator[tuple[Claim, Sequence[tuple[int, Verdict]]]]:
+    """Those with verdicts. A text that goes on from a claim without ("... and") has that one's before it."""
+    first, is_shown = "", False
+    for claim, verdicts in every:
+        goes_on = claim.text.startswith("...")
+        if not goes_on:
+            first, is_shown = claim.text, bool(verdicts)
+        if verdicts:
+            yield (
+                (claim if not goes_on or is_shown else replace(claim, text=f"{first} {claim.text}")),
+                verdicts,
+            )
 
 
 def claim_table(tested: Tested) -> Iterator[str]:

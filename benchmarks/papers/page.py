@@ -11,7 +11,7 @@ from typing import Any
 
 from arms import ONE_SEED, SECTIONS
 from claim import with_equal_l0
-from claim_table import claim_table, figures_of_verdicts
+from claim_table import claim_table, claims_with_verdicts, figures_of_verdicts
 from claims import CHOICE, CLAIMS
 from every_kind_table import every_kind
 from forms import FORMS
@@ -131,7 +131,7 @@ def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[s
     yield from every_kind(found, sections)
     for paper, claims in CLAIMS.items():
         every = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
-        if tested := [one for one in every if one[1]]:
+        if tested := list(claims_with_verdicts(every)):
             yield from ("", f"### {paper}", "", *claim_table(tested))
             yield from ("", *figures_of_verdicts(tested), "")
             yield from pictures(form, paper, found, arms, figures)
