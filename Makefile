@@ -35,7 +35,7 @@ $(SERVERS)/.installed:
 	$(SERVERS)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1" localbucket
 	@touch $@
 
-# The papers' claims on a real model: about five hours on two quiet cores, as predicted from the third of it that has been
+# The papers' claims on a real model: about five hours on two quiet cores, as predicted from the two fifths that have been
 # run; then docs/papers.md from what was measured. An interrupted run continues. The short form proves in ten minutes that
 # everything works, on the demo model.
 PAPERS ?= runs/papers

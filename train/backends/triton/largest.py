@@ -176,7 +176,7 @@ def keep_largest(
     )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # far more than the sizes of a run: the recording of a graph must find it made
 def row_ends(num_rows: int, k: int, device: torch.device) -> Tensor:
     """``row_ptr`` of ``num_rows`` rows with ``k`` pairs each, made once."""
     return torch.arange(0, (num_rows + 1) * k, k, device=device)

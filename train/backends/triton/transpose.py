@@ -23,7 +23,7 @@ def _by_latent(pairs: Pairs) -> LatentMajor:
     return LatentMajor(latent_ptr=latent_ptr, row=rows_of(pairs).index_select(0, pair), pair=pair)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # far more than the sizes of a run: the recording of a graph must find it made
 def numbers(count: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """0 to ``count`` - 1, made once."""
     return torch.arange(count, dtype=dtype, device=device)
