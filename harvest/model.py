@@ -204,14 +204,10 @@ class LanguageModel:
         if not self._resumes[len(blocks)]:
             return lambda replace: self.logits_with(ids, hook, replace)
         remembered = RememberedBlocks(blocks)
-        again = False
 
         def logits(replace: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            nonlocal again
-            with remembered.skipping() if again else remembered.remembering():
-                found = self.logits_with(prepared, hook, replace)
-            again = True
-            return found
+            with remembered.skipping() if remembered.is_known else remembered.remembering():
+                return self.logits_with(prepared, hook, replace)
 
         return logits
 

@@ -37,6 +37,11 @@ class RememberedBlocks:
         self._blocks = blocks
         self._output: Any = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the blocks have run, so that they can be skipped."""
+        return self._output is not None
+
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Within it a forward of the model runs the blocks."""
