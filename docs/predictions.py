@@ -125,7 +125,7 @@ def learning(
             bytes=rows_of_pairs + reconstructions * 2 * 4 * rows * width,
             cached_bytes=rows_of_pairs, launches=2 * reconstructions,
         ),
-        Phase(name="order by latents", bytes=64 * decoded * rows, launches=8),
+        Phase(name="order by latents", bytes=64 * decoded * rows, launches=6),
         Phase(
             name="gradients of both matrices", bytes=reconstructions * 2 * 4 * F * width,
             cached_bytes=2 * rows_of_pairs, launches=4 * reconstructions,

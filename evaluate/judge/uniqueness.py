@@ -77,8 +77,8 @@ def find_unique(a: ExplainedSAE, b: ExplainedSAE, encoder: str, seed: int) -> Un
     Args:
         encoder: the name of what embedded the explanations.
     """
-    decoder_aD, decoder_bD = (unit_rows(one.sae.W_dec[list(one.latents)])[0].cpu() for one in (a, b))
-    text_aE, text_bE = (unit_rows(torch.from_numpy(one.embedding))[0] for one in (a, b))
+    decoder_aD, decoder_bD = (unit_rows(one.sae.W_dec[list(one.latents)]).cpu() for one in (a, b))
+    text_aE, text_bE = (unit_rows(torch.from_numpy(one.embedding)) for one in (a, b))
     cosine_ab, text_ab = decoder_aD @ decoder_bD.T, text_aE @ text_bE.T
     similarity_ab = (cosine_ab + text_ab) / 2
     best = similarity_ab.argmax(1)

@@ -57,7 +57,7 @@ def find_logit_effects(
         found[f"{name}_effect"] = [np.zeros((0, num_kept), np.float32)]
     blocks = torch.split(W_dec, max(1, _EFFECTS_AT_ONCE // len(weight)))
     for number in group.share(len(blocks)):
-        direction = unit_rows(blocks[number])[0]
+        direction = unit_rows(blocks[number])
         if unembedding.centers:
             direction = direction - direction.mean(1, keepdim=True)
         effect = direction @ weight.T

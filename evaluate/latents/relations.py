@@ -31,7 +31,7 @@ def find_nearest(W_dec: Tensor, num_kept: int = NUM_RELATED, group: Group = ALON
     """
     num_latents = len(W_dec)
     num_kept = min(num_kept, num_latents - 1)
-    unit = unit_rows(W_dec)[0]
+    unit = unit_rows(W_dec)
     blocks = torch.split(torch.arange(num_latents, device=W_dec.device), block_latents(num_latents))
     latents, cosines = [np.zeros((0, num_kept), np.int32)], [np.zeros((0, num_kept), np.float32)]
     for number in group.share(len(blocks)):

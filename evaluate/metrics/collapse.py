@@ -28,7 +28,7 @@ def measure_collapse(W_dec: Tensor, num_sampled: int, seed: int) -> DecoderColla
     num_latents, width = W_dec.shape
     gram = torch.zeros(width, width, dtype=torch.float64)
     for start in range(0, num_latents, _BLOCK_LATENTS):
-        unit = unit_rows(W_dec[start : start + _BLOCK_LATENTS])[0].cpu().double()
+        unit = unit_rows(W_dec[start : start + _BLOCK_LATENTS]).cpu().double()
         gram += unit.T @ unit
     square_norm = float(gram.square().sum())
     nearest = _nearest_cosines(W_dec, num_sampled, seed) if num_latents > 1 else torch.zeros(1)

@@ -56,9 +56,9 @@ def measure_overlap(
 
 def max_cosines(W_a: Tensor, W_b: Tensor) -> Tensor:
     """The largest cosine of each row of ``W_a`` [A, D] with a row of ``W_b`` [B, D]: float32 [A]."""
-    unit_b = unit_rows(W_b)[0]
+    unit_b = unit_rows(W_b)
     blocks = torch.split(W_a, block_latents(len(W_b)))
-    return torch.cat([(unit_rows(block)[0] @ unit_b.T).max(1).values.cpu() for block in blocks])
+    return torch.cat([(unit_rows(block) @ unit_b.T).max(1).values.cpu() for block in blocks])
 
 
 def match_one_to_one(W_a: Tensor, W_b: Tensor) -> Matching | None:
@@ -97,11 +97,11 @@ def _pairs_above(
     W_a: Tensor, W_b: Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
     """All pairs of cosine MATCH or more; None if they are more than :data:`MAX_PAIRS`."""
-    unit_b, count = unit_rows(W_b)[0], 0
+    unit_b, count = unit_rows(W_b), 0
     rows, columns, cosines = [], [], []
     size = block_latents(len(W_b))
     for start in range(0, len(W_a), size):
-        cosine = unit_rows(W_a[start : start + size])[0] @ unit_b.T
+        cosine = unit_rows(W_a[start : start + size]) @ unit_b.T
         row, column = (cosine >= MATCH).nonzero(as_tuple=True)
         rows.append((row + start).cpu().numpy())
         columns.append(column.cpu().numpy())

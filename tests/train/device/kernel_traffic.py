@@ -12,7 +12,6 @@ from torch import Tensor
 UPDATED = {
     "_flat_kernel": ("parameter", "mean", "square"),
     "_rows_kernel": ("parameter", "mean", "square"),
-    "_histogram_kernel": ("histogram", "state"),
     "_digit_kernel": ("histogram", "state"),
     "_nested_kernel": ("slopes",),
 }

@@ -59,7 +59,7 @@ TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
     "mutual_choice with aux_zipf": (
         {"kind": "mutual_choice", "k": K, "auxk": AUX, "aux_zipf": AUX, "window_rows": 1},
         1 / 8,
-        (140, 4, 12.0),
+        (120, 4, 12.0),
     ),
     "feature_choice with zipf": (
         {"kind": "feature_choice", "k": K, "zipf": {"rounding": "carry"}},
@@ -74,7 +74,7 @@ TERMS: dict[str, tuple[dict[str, Any], float, tuple[int, int, float]]] = {
             "nfm_inf": {"coefficient": 1e-3, "sample": 16},  # 1,024 of all latents
         },
         0,
-        (140, 4, 12.0),
+        (120, 4, 12.0),
     ),
     "topk of a transcoder": ({"kind": "topk", "k": K}, 0, (66, 2, 9.0)),
     "topk of a crosscoder": ({"kind": "topk", "k": K}, 0, (66, 2, 9.0)),

@@ -5,10 +5,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...pairs import ROWS, Pairs
+from ..constants import spaced
 from .candidates import Candidates
 from .launch import blocks, kernel, launch
 from .order import key_of, nth_largest
-from .transpose import numbers
 
 BLOCK = 1024
 
@@ -120,7 +120,7 @@ def _largest(
         _largest_kernel, (tally.shape[1],), values, from_row, from_column, count, size, least, left,
         tally.cumsum(1), row, column, value, total, num_columns, DENSE=places is None, N=BLOCK,
     )  # fmt: skip
-    row_ptr = torch.searchsorted(row, numbers(num_rows + 1, device, torch.int64))
+    row_ptr = torch.searchsorted(row, spaced(0, num_rows + 1, 1, device))
     pairs = Pairs(row_ptr=row_ptr, latent=column, value=value, num_latents=num_columns)
     pairs.once(ROWS, lambda: row)
     return pairs

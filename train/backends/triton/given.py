@@ -11,9 +11,10 @@ from torch import Tensor
 from ...pairs import Pairs
 from ...selection.errors import check_not_nan
 from ..block_pairs import BlockPairs, assemble
+from ..constants import spaced
 from ..sources import Scores
 from .candidates import SCANNED, room_for
-from .largest import keep_largest, row_ends
+from .largest import keep_largest
 from .launch import blocks, kernel, launch, padded, warps_of, whole_rows
 from .order import float_of_key, key_of, nth_largest_key
 from .screen import chunk_for
@@ -105,7 +106,7 @@ def _of_block(first_row: int, scores: Tensor, k: int) -> BlockPairs:
         )  # fmt: skip
         if not fill:
             torch.cumsum(count, 0, out=ptr)
-    row_ptr = row_ends(num_rows, k, device)
+    row_ptr = spaced(0, (num_rows + 1) * k, k, device)
     pairs = Pairs(
         row_ptr=row_ptr,
         latent=torch.empty(k * num_rows, dtype=torch.int64, device=device),

@@ -1,25 +1,18 @@
 """The gradients of weights: sums over the pairs of each latent, rows ascending, both matrices in one pass.
 
-A latent that many rows choose would keep one program busy long after the others are done. The pairs of a
-latent are therefore cut into segments of SEGMENT pairs: a segment of a long latent is added up by its own
-program into a row of scratch memory, and the latent's program adds these rows up in their order. Where a cut
-falls depends on the latent's pairs only, unless there are so many pairs that the scratch would grow too
-large.
+A segment of a long latent (:mod:`.transpose`) is added up by its own program into a row of scratch memory,
+and the latent's program adds these rows up in their order.
 """
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from ...pairs import Pairs
-from ..plain.products import LatentMajor
 from .decode import decoded_row
 from .launch import blocks, kernel, launch, padded, warps_of, whole_rows, written_whole
-from .transpose import by_latent
+from .transpose import Segmented, by_latent
 
-SEGMENT = 64
-BLOCK = 1024  # latents or pairs of a program that handles one number of each
-MOST_SEGMENTS = 1 << 14  # in scratch memory; above it the segments grow
+BLOCK = 1024  # pairs of a program that handles one number of each
 
 
 @kernel
@@ -107,16 +100,6 @@ def _both_kernel(
 
 
 @kernel
-def _segment_counts_kernel(latent_ptr, count, size, F, N: tl.constexpr):
-    """count[f + 1] = how many segments of ``size`` pairs latent f has, none if one would do; count[0] = 0."""
-    f = tl.program_id(0) * N + tl.arange(0, N)
-    inside = f < F
-    pairs = tl.load(latent_ptr + f + 1, mask=inside, other=0) - tl.load(latent_ptr + f, mask=inside, other=0)
-    tl.store(count + f + 1, tl.where(pairs > size, (pairs + size - 1) // size, 0), mask=inside)
-    tl.store(count + f, pairs * 0, mask=f == 0)
-
-
-@kernel
 def _ordered_kernel(pair, first, second, scale, out_first, out_second, size, N: tl.constexpr):
     """The two coefficients of each pair in the order of the latents; the second one scaled."""
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
@@ -126,39 +109,21 @@ def _ordered_kernel(pair, first, second, scale, out_first, out_second, size, N: 
     tl.store(out_second + i, tl.load(second + p, mask=inside, other=0.0) * scale, mask=inside)
 
 
-class _Segments:
-    """How the pairs of long latents are cut; made without a host synchronization."""
+def _add_up_segments(order: Segmented, *sums: tuple[Tensor, Tensor], share: int = 1) -> list[Tensor]:
+    """The scratch memory [segments, D] of one or two sums (coefficient, source), filled.
 
-    def __init__(self, pairs: Pairs, order: LatentMajor) -> None:
-        self.size = max(SEGMENT, padded(blocks(2 * len(pairs), MOST_SEGMENTS)))
-        self.most = 2 * len(pairs) // self.size  # a latent with more than one has fewer than 2 n / size
-        count = torch.empty(len(order.latent_ptr), dtype=torch.int64, device=order.latent_ptr.device)
-        num_latents = max(len(count) - 1, 1)  # without latents the kernel writes the first zero all the same
-        launch(
-            _segment_counts_kernel, (blocks(num_latents, BLOCK),), order.latent_ptr, count, self.size,
-            len(count) - 1, N=BLOCK,
-        )  # fmt: skip
-        self.ptr = count.cumsum(0)
-
-    def add_up(self, order: LatentMajor, *sums: tuple[Tensor, Tensor], share: int = 1) -> list[Tensor]:
-        """The scratch memory [segments, D] of one or two sums (coefficient, source), filled.
-
-        ``share`` consecutive rows of pairs share a row of the first source.
-        """
-        num_latents, width = len(self.ptr) - 1, sums[0][1].shape[1]
-        scratches = [source.new_empty(max(self.most, 1), width) for _, source in sums]
-        each = [(*pair, scratch) for pair, scratch in zip(sums, scratches, strict=True)]
-        launch(
-            _segments_kernel, (self.most,), self.ptr, order.latent_ptr, order.row, *each[0], *each[-1],
-            num_latents,
-            BOTH=len(sums) > 1, STEPS=num_latents.bit_length(), SEGMENT=self.size, SHARE=share, D=width,
-            DP=padded(width), num_warps=warps_of(width),
-        )  # fmt: skip
-        return scratches
-
-
-def _segments(pairs: Pairs, order: LatentMajor) -> _Segments:
-    return pairs.once("triton segments", lambda: _Segments(pairs, order))
+    ``share`` consecutive rows of pairs share a row of the first source.
+    """
+    num_latents, width = len(order.counts) - 1, sums[0][1].shape[1]
+    scratches = [source.new_empty(max(order.most_segments, 1), width) for _, source in sums]
+    each = [(*pair, scratch) for pair, scratch in zip(sums, scratches, strict=True)]
+    launch(
+        _segments_kernel, (order.most_segments,), order.segment_ptr, order.latent_ptr, order.row, *each[0],
+        *each[-1], num_latents,
+        BOTH=len(sums) > 1, STEPS=num_latents.bit_length(), SEGMENT=order.segment, SHARE=share, D=width,
+        DP=padded(width), num_warps=warps_of(width),
+    )  # fmt: skip
+    return scratches
 
 
 def accumulate_by_latent(
@@ -173,13 +138,12 @@ def accumulate_by_latent(
     """
     source = whole_rows("source", source)
     order = by_latent(pairs)
-    segments = _segments(pairs, order)
     scale = coefficient.index_select(0, order.pair)
-    (scratch,) = segments.add_up(order, (scale, source))
+    (scratch,) = _add_up_segments(order, (scale, source))
     width = source.shape[1]
     with written_whole("out", out, width) as whole:
         launch(
-            _one_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, scale, source,
+            _one_kernel, (pairs.num_latents,), order.segment_ptr, order.latent_ptr, order.row, scale, source,
             scratch, whole, ADD=add, D=width, DP=padded(width), num_warps=warps_of(width),
         )  # fmt: skip
 
@@ -215,21 +179,20 @@ def weight_gradients(
     x_centered, error = whole_rows("x_centered", x_centered), whole_rows("error", error, width)
     share = pairs.num_rows // max(len(x_centered), 1)
     order = by_latent(pairs)
-    segments = _segments(pairs, order)
     g, c = error.new_empty(len(pairs)), error.new_empty(len(pairs))
     launch(
         _ordered_kernel, (blocks(len(pairs), BLOCK),), order.pair, d_pre.contiguous(),
         d_dec_coefficient.contiguous(), scale, g, c, len(pairs), N=BLOCK,
     )  # fmt: skip
-    x_scratch, e_scratch = segments.add_up(order, (g, x_centered), (c, error), share=share)
+    x_scratch, e_scratch = _add_up_segments(order, (g, x_centered), (c, error), share=share)
     with (
         written_whole("W_enc_grad", W_enc_grad, width) as enc,
         written_whole("W_dec_grad", W_dec_grad, width) as dec,
         written_whole("b_enc_grad", b_enc_grad[None]) as bias,
     ):
         launch(
-            _both_kernel, (pairs.num_latents,), segments.ptr, order.latent_ptr, order.row, g, c, x_centered,
-            error, x_scratch, e_scratch, enc, dec, bias, ADD=add,
+            _both_kernel, (pairs.num_latents,), order.segment_ptr, order.latent_ptr, order.row, g, c,
+            x_centered, error, x_scratch, e_scratch, enc, dec, bias, ADD=add,
             ADD_BIAS=add if add_bias is None else add_bias, SHARE=share, D=width, DP=padded(width),
             num_warps=warps_of(width),
         )  # fmt: skip

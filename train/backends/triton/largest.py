@@ -8,13 +8,13 @@ B).
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from ...pairs import Pairs
+from ..constants import spaced
 from .candidates import candidates, least_of_rows, room_for
 from .exact import exact_matrix
 from .launch import kernel, launch
@@ -22,7 +22,7 @@ from .order import key_of
 from .prepare import Factors, factors_of, matrix_rows, screening_pays
 from .rounding import ScreenRows
 from .screen import chunk_for, screen
-from .transpose import by_latent, numbers
+from .transpose import by_latent
 
 
 @kernel
@@ -140,7 +140,7 @@ class LargestPerRow:
         """Select from all pre-activations of ``rows``; None: of all rows."""
         f = self.factors
         x, W, bias_of = (f.W, f.x, "row") if self.swapped else (f.x, f.W, "latent")
-        every = numbers(len(x), x.device, torch.int64)
+        every = spaced(0, len(x), 1, x.device)
         for some in (every if rows is None else rows).split(matrix_rows(len(W), W.device)):
             if rows is None and len(some) == len(x):
                 part, bias = x, f.b
@@ -174,12 +174,6 @@ def keep_largest(
         value.numel(), pairs.num_latents, COUNTS=isinstance(wanted, Tensor), DENSE=dense,
         BLOCK=1024 if dense else 128, num_warps=4 if dense else 1,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=256)  # far more than the sizes of a run: the recording of a graph must find it made
-def row_ends(num_rows: int, k: int, device: torch.device) -> Tensor:
-    """``row_ptr`` of ``num_rows`` rows with ``k`` pairs each, made once."""
-    return torch.arange(0, (num_rows + 1) * k, k, device=device)
 
 
 def _select(f: Factors, wanted: int | Tensor, total: int, row_ptr: Tensor, *, swapped: bool) -> LargestPerRow:
@@ -218,7 +212,7 @@ def queue_largest_per_row(
     """:func:`largest_per_row` without waiting for the device: nothing is read from it."""
     if not 1 <= k <= len(W):
         raise ValueError(f"k must be from 1 to the number of latents, {len(W)}, got {k}")
-    row_ptr = row_ends(len(x), k, x.device)
+    row_ptr = spaced(0, (len(x) + 1) * k, k, x.device)
     return _select(factors_of(x, W, b, rounded_W), k, k * len(x), row_ptr, swapped=False)
 
 

@@ -41,16 +41,20 @@ def nth_largest_key(key, n):
 
 
 @kernel
-def _histogram_kernel(
-    values, count, capacity, state, histogram,
+def _digit_kernel(
+    values, count, capacity, state, histogram, out, wanted,
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add to ``histogram`` int64 [2 ** WIDTH] the digits of values whose higher digits are those found.
+    """The next digit of the key that ``wanted`` values reach, into ``state``: key, still wanted, programs.
 
-    More than 2³¹ of a large matrix of pre-activations can share a digit.
+    Every program adds to ``histogram`` int64 [2 ** WIDTH] the digits of those of its values whose higher
+    digits are the ones found; the last program that is done takes the sums, leaves zeros, and finds the
+    digit. After the last digit the value of the key goes to ``out``. More than 2³¹ values of a large matrix
+    of pre-activations can share a digit.
     """
     n = tl.minimum(tl.load(count), capacity)
     first = tl.program_id(0).to(tl.int64) * N
+    digits = tl.arange(0, 1 << WIDTH)
     if first < n:
         i = first + tl.arange(0, N)
         key = key_of(tl.load(values + i, mask=i < n, other=0.0)).to(tl.int64)
@@ -58,30 +62,21 @@ def _histogram_kernel(
         here = (i < n) & ((key >> (SHIFT + WIDTH)) == (found >> (SHIFT + WIDTH)))
         digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
         counts = tl.histogram(digit, 1 << WIDTH, mask=here)
-        tl.atomic_add(histogram + tl.arange(0, 1 << WIDTH), counts.to(tl.int64), mask=counts > 0)
-
-
-@kernel
-def _digit_kernel(histogram, state, out, wanted, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
-    """The next digit of the key that ``wanted`` values reach, into ``state``: key, still wanted.
-
-    After the last digit the value of the key goes to ``out``; before it the histogram is cleared.
-    """
-    digit = tl.arange(0, 1 << WIDTH)
-    counts = tl.load(histogram + digit)
-    reaching = tl.sum(counts) - tl.cumsum(counts) + counts  # values with this digit or a higher one
-    left = tl.load(state + 1)
-    if SHIFT + WIDTH == 32:  # the first digit
-        left = left * 0 + wanted
-    found = tl.max(tl.where(reaching >= left, digit, 0))
-    above = tl.sum(tl.where(digit > found, counts, 0))
-    key = tl.load(state) | (found.to(tl.int64) << SHIFT)
-    tl.store(state, key)
-    tl.store(state + 1, left - above)
-    if SHIFT == 0:
-        tl.store(out, float_of_key(key.to(tl.uint32)))
-    else:
-        tl.store(histogram + digit, tl.zeros_like(counts))
+        tl.atomic_add(histogram + digits, counts.to(tl.int64), mask=counts > 0)
+    tl.debug_barrier()  # every thread of this program has added before the program counts as done
+    if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
+        counts = tl.atomic_xchg(histogram + digits, tl.zeros((1 << WIDTH,), tl.int64))
+        reaching = tl.sum(counts) - tl.cumsum(counts) + counts  # values with this digit or a higher one
+        left = tl.load(state + 1)
+        if SHIFT + WIDTH == 32:  # the first digit
+            left = left * 0 + wanted
+        digit = tl.max(tl.where(reaching >= left, digits, 0))
+        key = tl.load(state) | (digit.to(tl.int64) << SHIFT)
+        tl.store(state, key)
+        tl.store(state + 1, left - tl.sum(tl.where(digits > digit, counts, 0)))
+        tl.store(state + 2, left * 0)
+        if SHIFT == 0:
+            tl.store(out, float_of_key(key.to(tl.uint32)))
 
 
 def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -94,12 +89,11 @@ def nth_largest(values: Tensor, count: Tensor, n: int) -> tuple[Tensor, Tensor]:
         It, float32 [1], negative infinity or NaN when there are fewer; and how many of the values equal to it
         are among the n largest, int64 [1].
     """
-    state, histogram = torch.zeros(2 + _BINS, dtype=torch.int64, device=values.device).split([2, _BINS])
+    state, histogram = torch.zeros(3 + _BINS, dtype=torch.int64, device=values.device).split([3, _BINS])
     out, size = values.new_empty(1), values.numel()
     for shift, width in DIGITS:
         launch(
-            _histogram_kernel, (blocks(size, BLOCK),), values, count, size, state, histogram,
+            _digit_kernel, (max(1, blocks(size, BLOCK)),), values, count, size, state, histogram, out, n,
             SHIFT=shift, WIDTH=width, N=BLOCK,
         )  # fmt: skip
-        launch(_digit_kernel, (1,), histogram, state, out, n, SHIFT=shift, WIDTH=width)
-    return out, state[1:]
+    return out, state[1:2]

@@ -1,5 +1,7 @@
 """Counter-based random numbers (:mod:`..plain.random_numbers`): the same bits from one kernel."""
 
+from functools import lru_cache
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -61,9 +63,14 @@ def _uniform_kernel(out, words, row0, F, first, N: tl.constexpr):
 def words_of(seed: int, batch: int, device: torch.device | str) -> Tensor:
     """The bits of both numbers, int64 [2], made on the device: copying them there would wait for it."""
     halves(seed, batch)  # checks them
-    words = torch.full((2,), _signed(seed), dtype=torch.int64, device=device)
-    words[1].fill_(_signed(batch))
-    return words
+    of_seed, second = _bases(seed, torch.device(device))
+    return torch.add(of_seed, second, alpha=_signed(batch))
+
+
+@lru_cache(maxsize=256)
+def _bases(seed: int, device: torch.device) -> Tensor:
+    """The bits of the seed and 0, and 0 and 1: int64 [2, 2]."""
+    return torch.tensor([[_signed(seed), 0], [0, 1]], device=device)
 
 
 def _signed(number: int) -> int:

@@ -12,7 +12,7 @@ from ...engine.schedule import in_steps
 from ...pairs import Pairs
 from ..losses.aux_zipf import AuxZipf
 from ..losses.auxk import AuxK
-from ..losses.nfm import NFM, NFMInf
+from ..losses.nfm import NFM, NFMInf, row_norms
 from .gradients import AuxiliaryLoss, train_selected
 from .prevalence import initial_prevalence, observe_prevalence, prevalence, window_seen
 from .rows import Batch
@@ -57,9 +57,11 @@ class MutualTerms(FrozenModel):
         train_selected(batch, codes, terms)
         observe_prevalence(batch, codes, self.window_rows)
         last = batch.number_in_step == batch.batches_of_step - 1
-        for penalty in (self.nfm, self.nfm_inf):
-            if penalty is not None and last:  # it depends on the weights only: once per step
-                penalty(batch)
+        penalties = [penalty for penalty in (self.nfm, self.nfm_inf) if penalty is not None and last]
+        if penalties:  # they depend on the weights only: once per step
+            norms = row_norms(batch.parameters["W_dec"])
+            for penalty in penalties:
+                penalty(batch, norms)
 
 
 class MutualPhase(MutualTerms):

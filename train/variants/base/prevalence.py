@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...backends.constants import one
 from ...pairs import Pairs
 from .rows import Batch
 
@@ -24,8 +25,9 @@ def observe_prevalence(batch: Batch, codes: Pairs, window_rows: int | None) -> N
     num_rows = batch.num_rows_of_all
     kept = 0.5 ** (num_rows / rows_of_window(batch, window_rows))
     share = batch.row_group.sum(batch.backend.count_active(codes)[1]).div(num_rows)
-    batch.state[SUM].mul_(kept).add_(share, alpha=1 - kept)
-    batch.state[WEIGHT].mul_(kept).add_(1 - kept)
+    means = [batch.state[SUM], batch.state[WEIGHT]]
+    torch._foreach_mul_(means, kept)
+    torch._foreach_add_(means, [share, one(share.device)], alpha=1 - kept)
 
 
 def prevalence(state: Mapping[str, Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...backends.constants import one
 from ...latent_shards import LatentShards
 from ...pairs import Pairs
 from ...selection.agreement import Sharers
@@ -118,8 +119,8 @@ class RunningThreshold(FrozenModel):
                 least = sharers.row_group.least(sharers.shards.group.least(least))
             if not alone and not bool(least.isfinite()):
                 return
-            state[SUM].lerp_(least, 1 - self.momentum)
-            state[WEIGHT].lerp_(torch.ones_like(state[WEIGHT]), 1 - self.momentum)
+            means = [state[SUM], state[WEIGHT]]
+            torch._foreach_lerp_(means, [least, one(least.device)], 1 - self.momentum)
             return
         least = torch.full_like(state[SUM], torch.inf)
         least.scatter_reduce_(0, codes.latent, codes.value, "amin")

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...backends.constants import spaced
 from ..base.gradients import AuxiliaryLoss
 from ..base.rows import Batch
 from ..base.zipf import Zipf
@@ -64,14 +65,8 @@ def dying_latents(prevalence: Tensor, expected: Tensor) -> Tensor:
     densest = torch.sort(prevalence, descending=True, stable=True)
     dense = densest.values[first:] >= LOW_RATIO * expected[first:]
     last = densest.indices[first:]
-    all_below_low = int((dense * _places(len(last), last.device)).max()) if len(last) else 0
+    all_below_low = int((dense * spaced(1, len(last) + 1, 1, last.device)).max()) if len(last) else 0
     return last[all_below_low:].sort().values
-
-
-@lru_cache(maxsize=8)
-def _places(count: int, device: torch.device) -> Tensor:
-    """1 to ``count``: int64 [count]."""
-    return torch.arange(1, count + 1, device=device)
 
 
 @lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time

@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
+from ...backends.constants import spaced
 from ...backends.plain.adam import TINY
 from ...backends.plain.products import matmul, part_of, total
 from ...backends.sources import block_bytes, block_rows
@@ -27,18 +28,22 @@ class NFM(FrozenModel):
 
     coefficient: PositiveFloat
 
-    def __call__(self, batch: Batch) -> None:
-        """Add the term and its gradient, once per step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖."""
+    def __call__(self, batch: Batch, norms: Tensor) -> None:
+        """Add the term and its gradient, once per step. With G = Ŵᵀ Ŵ: d‖G‖ / dŴ = 2 Ŵ G / ‖G‖.
+
+        Args:
+            norms: those of the rows of W_dec, [F].
+        """
         W_dec, shards = batch.parameters["W_dec"], batch.shards
         gram = W_dec.new_zeros(W_dec.shape[1], W_dec.shape[1])
         num_rows = max(1, latents_at_once(W_dec) // shards.unit) * shards.unit
         part_rows = part_of(len(gram))
         blocks = [slice(start, start + num_rows) for start in range(0, len(W_dec), num_rows)]
-        only = unit_rows(W_dec) if len(blocks) == 1 else None
+        only = unit_rows(W_dec, norms) if len(blocks) == 1 else None
 
         def add(rows: slice) -> None:
             for block in blocks:
-                unit, _ = only or unit_rows(W_dec[block])
+                unit = unit_rows(W_dec[block], norms[block]) if only is None else only
                 sums = gram[rows]
                 matmul(unit.T[rows], unit, sums, add=True, part_rows=part_rows, terms=shards.unit)
 
@@ -47,10 +52,10 @@ class NFM(FrozenModel):
         batch.outcome.add_loss("nfm", coefficient * norm.double())
         gram.mul_(2 * coefficient / norm)
         for block in blocks:
-            unit, norms = only or unit_rows(W_dec[block])
+            unit = unit_rows(W_dec[block], norms[block]) if only is None else only
             d_unit = matmul(unit, gram, part_rows=shards.unit)
             d_unit.addcmul_((d_unit * unit).sum(1, keepdim=True), unit, value=-1)  # Ŵ ignores a row's length
-            batch.gradients["W_dec"][block].addcdiv_(d_unit, norms)
+            batch.gradients["W_dec"][block].addcdiv_(d_unit, norms[block, None])
 
 
 class NFMInf(FrozenModel):
@@ -72,15 +77,18 @@ class NFMInf(FrozenModel):
             return {key: value for key, value in values.items() if key != "include_diagonal"}
         return values
 
-    def __call__(self, batch: Batch) -> None:
-        """Add the term and its gradient, once per step. If c = <ŵ_i, ŵ_j>, dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|."""
+    def __call__(self, batch: Batch, norms: Tensor) -> None:
+        """Add the term and its gradient, once per step. If c = <ŵ_i, ŵ_j>, dc/dw_j = (ŵ_i - c ŵ_j)/|w_j|.
+
+        Args:
+            norms: those of the rows of W_dec, [F].
+        """
         W_dec, num_latents = batch.parameters["W_dec"], batch.shards.total
         if self.sample is not None and self.sample < num_latents:
             shuffled = batch.random_order(RandomStream.NFM_INF, num_latents)
             latents = shuffled[: self.sample].sort().values
         else:
-            latents = torch.arange(num_latents, device=W_dec.device)
-        norms = torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(TINY)
+            latents = spaced(0, num_latents, 1, W_dec.device)
         every_norm = batch.shards.gather(norms)
         weight = share_of(self.coefficient, batch) / latents.numel()
         rows = block_rows(num_latents, W_dec.device)
@@ -105,10 +113,15 @@ def share_of(coefficient: float, batch: Batch) -> float:
     return coefficient if batch.row_group.is_first else 0.0
 
 
-def unit_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """``weights`` [b, D] with its rows scaled to norm 1, and the original norms [b, 1]."""
-    norms = torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(TINY)
-    return weights / norms, norms
+def row_norms(weights: Tensor) -> Tensor:
+    """The norms of the rows of ``weights`` [b, D], by which one can divide: [b]."""
+    norms: Tensor = torch.linalg.vector_norm(weights, dim=1)
+    return norms.clamp_min_(TINY)
+
+
+def unit_rows(weights: Tensor, norms: Tensor | None = None) -> Tensor:
+    """``weights`` [b, D] with its rows, whose ``norms`` [b] may be given, scaled to norm 1."""
+    return weights / (row_norms(weights) if norms is None else norms)[:, None]
 
 
 def nearest_others(W_dec: Tensor, norms: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,13 +182,13 @@ def add_cosine_gradient(
     """
     gradient, shards = batch.gradients["W_dec"], batch.shards
     (i, unit_i), (j, unit_j) = first, second
-    latents, cosines = torch.cat([i, j]), cosine.repeat(2)
-    direction = torch.cat([unit_j, unit_i])
-    direction.addcmul_(torch.cat([unit_i, unit_j]), cosines[:, None], value=-1)
+    latents, direction = torch.cat([i, j]), unit_i.new_empty(2, *unit_i.shape)
+    for unit, other, out in ((unit_i, unit_j, direction[0]), (unit_j, unit_i, direction[1])):
+        torch.addcmul(other, unit, cosine[:, None], value=-1, out=out)
     if shards.is_whole:  # it need not wait for its device to say how many it holds
-        row_ptr = torch.arange(len(latents) + 1, device=latents.device)
-        pairs = Pairs(row_ptr=row_ptr, latent=latents, value=cosines, num_latents=len(gradient))
+        row_ptr = spaced(0, len(latents) + 1, 1, latents.device)
+        pairs = Pairs(row_ptr=row_ptr, latent=latents, value=norms[latents], num_latents=len(gradient))
     else:
         here, own = held_here(latents, shards)
-        pairs = Pairs.from_rows(here, own, cosines[here], len(latents), len(gradient))
-    batch.backend.accumulate_by_latent(pairs, weight / norms[pairs.latent], direction, gradient)
+        pairs = Pairs.from_rows(here, own, norms[own], len(latents), len(gradient))
+    batch.backend.accumulate_by_latent(pairs, weight / pairs.value, direction.flatten(0, 1), gradient)

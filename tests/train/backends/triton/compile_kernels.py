@@ -44,12 +44,14 @@ from saecache.train.backends.triton import (
     row_sums,
     screen,
     sums,
+    transpose,
 )
 from saecache.train.pairs import Pairs
 
 MODULES = (
     above, adam, candidates, compact, decode, exact, gates, given, gradients, largest, largest_of_batch,
-    nested, order, prepare, random_numbers, rounding, row_sums, screen, sums, triton_encode,
+    nested, order, prepare, random_numbers, rounding, row_sums, screen, sums, transpose,
+    triton_encode,
 )  # fmt: skip
 FLAGS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {

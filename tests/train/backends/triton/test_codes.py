@@ -5,7 +5,7 @@ import torch
 
 from saecache.train.backends.compiled import backend as kernels
 from saecache.train.backends.plain import products as transpose
-from saecache.train.backends.triton import gradients
+from saecache.train.backends.triton import transpose as triton_transpose
 from saecache.train.backends.triton.decode import decode, reconstruct
 from saecache.train.backends.triton.exact import sddmm
 from saecache.train.backends.triton.gradients import accumulate_by_latent, weight_gradients
@@ -71,7 +71,7 @@ def test_sums_per_latent(whole: bool) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_gradients(whole: bool, add: bool) -> None:
     pairs = codes(B, F, 0.05, whole=whole)
-    assert int(pairs.count_per_latent()[3]) > gradients.SEGMENT, "a latent of several segments"
+    assert int(pairs.count_per_latent()[3]) > triton_transpose.SEGMENT, "a latent of several segments"
     x, error, _ = factors(B, B, D, whole=whole)
     g = numbers(len(pairs), seed=8, whole=whole)
     got = [torch.ones(F, D), torch.ones(F, D), torch.ones(F)]
@@ -89,13 +89,13 @@ def test_gradients(whole: bool, add: bool) -> None:
 
 def test_segments_grow_so_that_the_scratch_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, x = codes(B, F, 0.5, whole=True), numbers(B, D, seed=7, whole=True)
-    monkeypatch.setattr(gradients, "SEGMENT", 4)
-    monkeypatch.setattr(gradients, "MOST_SEGMENTS", 64)
+    monkeypatch.setattr(triton_transpose, "SEGMENT", 4)
+    monkeypatch.setattr(triton_transpose, "MOST_SEGMENTS", 64)
     got, want = torch.zeros(F, D), torch.zeros(F, D)
     accumulate_by_latent(pairs, pairs.value, x, got)
     kernels.accumulate_by_latent(pairs, pairs.value, x, want)
     assert torch.equal(got, want)
-    assert gradients._segments(pairs, by_latent(pairs)).most <= 64
+    assert by_latent(pairs).most_segments <= 64
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saecache.train.backends.triton import order as module
-from saecache.train.backends.triton.order import _digit_kernel, _histogram_kernel, nth_largest
+from saecache.train.backends.triton.order import _digit_kernel, nth_largest
 
 
 @pytest.mark.parametrize("n", [1, 2, 300, 649, 650])
@@ -32,15 +32,17 @@ def test_numbers_next_to_each_other_are_told_apart() -> None:
 
 def test_more_than_two_to_the_31_values_share_a_digit() -> None:
     """As in the histogram of a matrix of 65,536 rows and as many latents."""
-    histogram, state = torch.zeros(2048, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    histogram, state = torch.zeros(2048, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
     values, count = torch.ones(20), torch.tensor([20])
-    _histogram_kernel[(1,)](values, count, 20, state, histogram, SHIFT=21, WIDTH=11, N=32)
-    digit = int(histogram.argmax())
+    digit = int(torch.tensor(1.0).view(torch.int32)) + 2**31 >> 21
     histogram[digit], histogram[digit + 1] = 2**32, 5
-    _histogram_kernel[(1,)](values, count, 20, state, histogram, SHIFT=21, WIDTH=11, N=32)
-    assert int(histogram[digit]) == 2**32 + 20
-    _digit_kernel[(1,)](histogram, state, torch.zeros(1), 2**31 + 7, SHIFT=21, WIDTH=11)
-    assert state.tolist() == [digit << 21, 2**31 + 2]
+    first = {"SHIFT": 21, "WIDTH": 11, "N": 32}
+    _digit_kernel[(1,)](values, count, 20, state, histogram, torch.zeros(1), 2**31 + 7, **first)
+    assert state.tolist() == [digit << 21, 2**31 + 2, 0]
+    assert not histogram.any(), "ready for the next digit"
+    histogram[digit] = 2**32
+    _digit_kernel[(1,)](values, count, 20, state.zero_(), histogram, torch.zeros(1), 2**32 + 20, **first)
+    assert state.tolist() == [digit << 21, 2**32 + 20, 0]
 
 
 def test_the_histogram_counts_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:

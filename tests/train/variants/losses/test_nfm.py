@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saecache.train.variants.base.rows import Batch, Outcome
 from saecache.train.variants.losses import nfm as module
-from saecache.train.variants.losses.nfm import NFM, NFMInf
+from saecache.train.variants.losses.nfm import NFM, NFMInf, row_norms
 
 F, D = 50, 12
 
@@ -41,9 +41,13 @@ def off_diagonal(W_dec: Tensor) -> Tensor:
     return matrix(W_dec) - 9 * torch.eye(F, dtype=W_dec.dtype)
 
 
-def check(loss: Callable[[Batch], None], name: str, wanted: Callable[[Tensor], Tensor]) -> None:
+def add(loss: NFM | NFMInf, batch: Batch) -> None:
+    loss(batch, row_norms(batch.parameters["W_dec"]))
+
+
+def check(loss: NFM | NFMInf, name: str, wanted: Callable[[Tensor], Tensor]) -> None:
     batch = make_batch()
-    loss(batch)
+    add(loss, batch)
     exact = batch.parameters["W_dec"].double().requires_grad_()
     value = wanted(exact)
     (gradient,) = torch.autograd.grad(value, exact)
@@ -72,9 +76,9 @@ def test_files_of_version_0_1_still_open() -> None:
 
 def test_a_sample_estimates_nfm_inf_without_bias() -> None:
     exact, sampled = make_batch(), [make_batch(step) for step in range(400)]
-    NFMInf(coefficient=0.3)(exact)
+    add(NFMInf(coefficient=0.3), exact)
     for batch in sampled:
-        NFMInf(coefficient=0.3, sample=10)(batch)
+        add(NFMInf(coefficient=0.3, sample=10), batch)
     values = torch.stack([batch.outcome.losses["nfm_inf"] for batch in sampled])
     assert float(values.mean()) == pytest.approx(float(exact.outcome.losses["nfm_inf"]), rel=0.01)
     gradient = torch.stack([batch.gradients["W_dec"] for batch in sampled]).mean(0)
