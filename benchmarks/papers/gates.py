@@ -4,7 +4,8 @@
 
 For each SAE of section probabilistic: the share of the latents chosen without noise that are chosen with it,
 and FVU of both choices with the same weights, at several temperatures. As the temperature falls the gate
-becomes a draw with probability sigmoid(LayerNorm(a)), so that the noise of the choice does not fade.
+becomes a draw with probability sigmoid(LayerNorm(a)), so that the noise of the choice does not fade. What was
+measured of SAEs that are not in ``--runs`` is kept.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from forms import FORMS
-from run import parser
+from run import parser, read
 
 from saecache import SAE, load_sae, open_cache
 from saecache.store.durable import write_bytes
@@ -62,14 +63,15 @@ def main() -> None:
     settings = parser(__doc__).parse_args()
     cache = open_cache(settings.cache)
     x = cache.rows(FORMS[settings.form].hook, np.arange(ROWS), "heldout", "unit")
-    gates = {}
+    results = settings.results / settings.form
+    gates = (read(results, "gates") or {"gates": {}})["gates"]
     for file in sorted(settings.runs.glob("probabilistic*/**/*_seed0/sae/cfg.json")):
         sae = load_sae(file.parent)
         variant = sae.cfg.variant
         if variant.kind == "probabilistic_topk" and variant.gate == "concrete":
             gates[sae.cfg.name.removesuffix("_seed0")] = measure(sae, x)
-    file = settings.results / settings.form / "gates.json"
-    write_bytes(file, (json.dumps({"gates": gates, "rows": ROWS}, indent=1) + "\n").encode())
+    content = {"gates": gates, "rows": ROWS}
+    write_bytes(results / "gates.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

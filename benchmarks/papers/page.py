@@ -18,7 +18,7 @@ from forms import FORMS
 from growth import growth
 from pictures import pictures
 from run import parts
-from tables import auxiliary_k, gates, layers, peers, rates, synthetic, table
+from tables import auxiliary_k, by_number, gates, layers, peers, rates, synthetic, table
 from verdicts import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -90,8 +90,9 @@ def main() -> None:
 
 
 def read_form(folder: Path) -> dict[str, dict[str, Any]]:
-    """Section -> what was measured."""
-    return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))}
+    """Section -> what was measured, smaller k first."""
+    files = sorted(folder.glob("*.json"), key=lambda file: by_number(file.stem))
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in files}
 
 
 def arms_of(sections: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

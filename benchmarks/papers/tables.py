@@ -1,5 +1,6 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
@@ -8,6 +9,12 @@ from typing import Any
 from claim import LAYER, Claim
 from learning_rates import fvu_by_rate, rate_of_arm
 from verdicts import Figures, compare, show
+
+
+def by_number(name: str) -> list[tuple[bool, int, str]]:
+    """Orders names by their parts, numbers among them as numbers."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
@@ -30,7 +37,8 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
     betas = next(iter(found.values()))["beta"]
     headings = ["arm", *(f"same at β = {beta:g}" for beta in betas), "FVU without noise", "FVU with noise"]
     yield from ("", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|")
-    for arm, values in found.items():
+    for arm in sorted(found, key=by_number):
+        values = found[arm]
         cells = [arm, *(f"{share:.0%}" for share in values["same"])]
         cells += [f"{values[name][-1]:.4f}" for name in ("fvu", "fvu with noise")]
         yield f"| {' | '.join(cells)} |"
