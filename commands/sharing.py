@@ -161,7 +161,7 @@ def _tell(result: "TransferResult", as_json: bool, target: str) -> None:
         ]
     )
     if not result.dry_run:
-        from ..store.manifest import load_manifest
+        from ..store.manifest_file import load_manifest
 
         hooks = load_manifest(Path(result.cache)).hooks
         print_next(["saecache", "cache", "info", target], train_words(target, hooks))

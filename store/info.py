@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..common.counts import format_bytes
 from ..common.errors import SaecacheError
 from .layout import ArraySpec
-from .manifest import Manifest, load_manifest
+from .manifest import Manifest
+from .manifest_file import load_manifest
 from .provenance import read_provenance as read_provenance
 from .reading.chunks import ShardedChunks
 from .reading.mapped_shards import ShardFiles

@@ -5,24 +5,17 @@ paths, and that its own checksum, its fingerprint and its table of files agree w
 """
 
 import hashlib
-import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.frozen import FrozenModel
-from ..common.untrusted_files import read_regular
-from ..common.versions import package_version
 from .encoding.codecs import Codec
 from .identity import canonical_json, fingerprint
 from .layout import (
@@ -35,16 +28,14 @@ from .layout import (
     TokensKind,
     check_hook_names,
 )
-from .untrusted import check_depth, check_no_links, describe_invalid, parse_json
+from .untrusted import check_depth
 
 FORMAT_VERSION = 2
 NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads it; version 1 does not say
 MANIFEST_ATTRIBUTE = "saecache"
 MAX_MANIFEST_BYTES = 256 << 20
-PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
 # Positions that a cache without token arrays may have been sliced from.
 _SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
-_FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
 # Fields that a manifest and its layout have in common; hooks and cut differ in form.
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
@@ -177,7 +168,7 @@ class Manifest(FrozenModel):
         """The manifest as JSON values, with ``checksum``: sha256 of the canonical JSON of the rest."""
         later = {"needs_saecache", "codec"}  # fields that version 1 does not have
         values = self.model_dump(mode="json", exclude=later if self.format_version == 1 else None)
-        return {**values, "checksum": _checksum(values)}
+        return {**values, "checksum": checksum_of(values)}
 
 
 def _layout_of(fields: Mapping[str, Any]) -> Layout:
@@ -212,113 +203,6 @@ def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
     return 1 if dtype in ("float16", "float32") and codec is None else 2
 
 
-def _checksum(values: dict[str, Any]) -> str:
+def checksum_of(values: dict[str, Any]) -> str:
+    """The sha256 of the canonical JSON of a manifest's ``values``, which do not hold it yet."""
     return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()
-
-
-def load_manifest(path: Path | str) -> Manifest:
-    """The manifest of the cache in folder ``path``, checked.
-
-    Raises:
-        UsageError: no such folder, something else than a cache, or a newer format.
-        IncompleteCacheError: the cache is still being written.
-        CorruptCacheError: the manifest contradicts itself.
-    """
-    path = Path(path)
-    root = path / "zarr.json"
-    if not path.is_dir():
-        raise UsageError(f"no cache at {path}: there is no such folder")
-    if not root.exists():
-        if (path / ".writing").is_dir():
-            raise IncompleteCacheError(
-                f"the cache at {path} is unfinished: run the command that writes it again, "
-                "it continues where it stopped"
-            )
-        if (path / PULL_FOLDER).is_dir():
-            raise IncompleteCacheError(
-                f"the cache at {path} is not whole: run the same 'saecache cache pull' again, "
-                "it continues where it stopped"
-            )
-        raise UsageError(f"{path} is not a cache: it has no zarr.json")
-    check_no_links(path, ["zarr.json"])
-    try:
-        content = read_regular(root, MAX_MANIFEST_BYTES)
-    except ValueError:
-        raise CorruptCacheError(
-            f"{root}: more than {MAX_MANIFEST_BYTES} bytes, no manifest is that large"
-        ) from None
-    except OSError as error:
-        raise CorruptCacheError(f"{root} cannot be read: {error.strerror}") from None
-    return parse_manifest(content, str(root))
-
-
-def parse_manifest(content: bytes, where: str) -> Manifest:
-    """The manifest inside the bytes of a root zarr.json, checked; ``where`` names them in errors."""
-    try:
-        document = parse_json(content)
-    except ValueError as error:
-        raise CorruptCacheError(f"{where} is not valid JSON: {error}") from None
-    attributes = document.get("attributes") if isinstance(document, dict) else None
-    values = attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
-    if not isinstance(values, dict):
-        raise UsageError(f"{where} has no attribute {MANIFEST_ATTRIBUTE!r}: this is not a saecache cache")
-    _check_version(values, where)
-    checksum = values.pop("checksum", None)
-    try:
-        if checksum != _checksum(values):
-            raise CorruptCacheError(f"{where}: the manifest does not match its own checksum")
-        return Manifest.model_validate(values)
-    except (ValidationError, RecursionError, UsageError) as error:
-        raise CorruptCacheError(f"{where}: the manifest is not valid: {describe_invalid(error)}") from None
-
-
-def _check_version(values: Mapping[str, Any], where: str) -> None:
-    """Refuse a newer format before anything else of it is read: it names the saecache that reads it."""
-    format_version = values.get("format_version")
-    if not isinstance(format_version, int) or format_version <= FORMAT_VERSION:
-        return
-    needed = values.get("needs_saecache")
-    known = isinstance(needed, str) and re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", needed) is not None
-    newer = f"{needed} or later" if known else "of today"
-    raise UsageError(
-        f"{where} has format version {format_version}; this saecache ({package_version('saecache')}) reads "
-        f"up to version {FORMAT_VERSION}: upgrade to saecache {newer} "
-        f"(pip install --upgrade 'saecache{f'>={needed}' if known else ''}')"
-    )
-
-
-def find_growing_arrays(manifest: Manifest) -> set[str]:
-    """Paths of compressed arrays whose rows take so many times their file that memory must not hold many.
-
-    Rows of a model shrink by a few times; equal ones shrink without end.
-    """
-    if manifest.codec is None:
-        return set()
-    sizes = {file.path: file.size for file in manifest.files}
-    growing = set()
-    for spec in manifest.layout.arrays():
-        if spec.codec is not None:
-            stored = sum(sizes[spec.shard_path(shard)] for shard in range(spec.num_shards))
-            if spec.shape[0] * spec.row_bytes > max(_FREE_DECODED_BYTES, _MOST_GROWTH * stored):
-                growing.add(spec.path)
-    return growing
-
-
-def check_files(path: Path, manifest: Manifest) -> None:
-    """Check that every file is there, is no link, and has the right size. No content is read.
-
-    Raises:
-        CorruptCacheError: naming the first file that fails.
-    """
-    check_no_links(path, (file.path for file in manifest.files))
-    for file in manifest.files:
-        try:
-            found = (path / file.path).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorruptCacheError(f"{path / file.path} is missing: the cache is not whole") from None
-        if not stat.S_ISREG(found.st_mode):
-            raise CorruptCacheError(f"{path / file.path} is not a file")
-        if found.st_size != file.size:
-            raise CorruptCacheError(
-                f"{path / file.path} has {found.st_size} bytes, expected {file.size}: truncated or altered"
-            )

@@ -13,7 +13,8 @@ from ..common.errors import CorruptCacheError
 from .derived.heldout import find_heldout_positions
 from .keys import row_keys
 from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
-from .manifest import FileInfo, Manifest, load_manifest
+from .manifest import FileInfo, Manifest
+from .manifest_file import load_manifest
 from .reading.sharded_array import ShardedArray
 from .untrusted import check_no_links, read_json
 from .writing.publish import nested_metadata, root_metadata

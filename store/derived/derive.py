@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from ...common.errors import CorruptCacheError, UsageError
 from ..config import StorageConfig
 from ..identity import OWN_KEYS, differences, whole_identity
-from ..manifest import Manifest, load_manifest
+from ..manifest import Manifest
+from ..manifest_file import load_manifest
 from ..reading.reader import ActivationCache
 from ..remote.urls import is_url
 from ..writing.output import inspect_output

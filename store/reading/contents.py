@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...common.errors import CorruptCacheError, UsageError
 from ..identity import fingerprint
 from ..layout import SPLIT_FOLDER, SPLITS, ArraySpec
-from ..manifest import Manifest, find_growing_arrays
+from ..manifest import Manifest
 from ..normalization import KINDS, Normalizer
 from ..provenance import read_provenance
 from ..statistics import HookStatistics
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..remote.shards import RemoteShards
 
 _TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
+_FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
 
 
 class CacheContents:
@@ -48,7 +49,7 @@ class CacheContents:
         self.context = manifest.context
         self.normalization: str = manifest.normalization
         self._layout = manifest.layout
-        growing = find_growing_arrays(manifest)
+        growing = _find_growing_arrays(manifest)
         self._arrays = {
             spec.path: ShardedArray(
                 path,
@@ -166,3 +167,20 @@ class CacheContents:
         check_one_of("hook", hook, self.hooks)
         name, colon, own = hook.partition(":")
         return (self.beside[name], own) if colon else (self, hook)
+
+
+def _find_growing_arrays(manifest: Manifest) -> set[str]:
+    """Paths of compressed arrays whose rows take so many times their file that memory must not hold many.
+
+    Rows of a model shrink by a few times; equal ones shrink without end.
+    """
+    if manifest.codec is None:
+        return set()
+    sizes = {file.path: file.size for file in manifest.files}
+    growing = set()
+    for spec in manifest.layout.arrays():
+        if spec.codec is not None:
+            stored = sum(sizes[spec.shard_path(shard)] for shard in range(spec.num_shards))
+            if spec.shape[0] * spec.row_bytes > max(_FREE_DECODED_BYTES, _MOST_GROWTH * stored):
+                growing.add(spec.path)
+    return growing

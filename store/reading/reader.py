@@ -12,7 +12,7 @@ from ...common.devices import choose_device
 from ...common.errors import UsageError
 from ...distributed.group import ALONE, Group
 from ..layout import SPLITS
-from ..manifest import check_files, load_manifest
+from ..manifest_file import check_files, load_manifest
 from ..normalization import KINDS
 from ..remote.urls import is_url
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ...common.untrusted_files import read_regular
-from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest, check_files, load_manifest, parse_manifest
+from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest
+from ..manifest_file import check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
 from ..untrusted import MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata

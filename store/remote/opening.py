@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import SaecacheError
-from ..manifest import FileInfo, Manifest, load_manifest
+from ..manifest import FileInfo, Manifest
+from ..manifest_file import load_manifest
 from ..provenance import PROVENANCE, provenance_facts
 from ..untrusted import MAX_METADATA_BYTES, parse_json
 from .cache_objects import Root, changes_explained, read_root

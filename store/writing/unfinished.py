@@ -12,7 +12,7 @@ from ..disk_space import disk_explained
 from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences
 from ..layout import TokensKind
-from ..manifest import load_manifest
+from ..manifest_file import load_manifest
 from ..untrusted import describe_invalid
 from .blocks import Block, choose_buckets
 from .finalize import Finalizer

@@ -13,7 +13,8 @@ from ...common.errors import UsageError
 from ..config import StorageConfig
 from ..identity import canonical_json, fingerprint, whole_identity
 from ..layout import TokensKind
-from ..manifest import Manifest, load_manifest
+from ..manifest import Manifest
+from ..manifest_file import load_manifest
 from .arguments import (
     SequenceArrays,
     check_activations,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from saecache.store import ShardedArray
 from saecache.store.layout import ArraySpec, metadata_bytes
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.shard_file import ShardWriter
 from saecache.store.writing.publish import root_metadata
 

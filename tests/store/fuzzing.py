@@ -27,7 +27,7 @@ from saecache.common.errors import SaecacheError
 from saecache.harvest.row_writer import Progress
 from saecache.store import CacheWriter, StorageConfig, inspect_output, open_cache, verify_cache
 from saecache.store.info import describe, largest_rows, read_provenance
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.remote.cache_objects import read_local
 from saecache.store.shard_file import crc32c
 

@@ -24,7 +24,7 @@ from saecache.store import (
     verify_cache,
 )
 from saecache.store.encoding.number_types import decode_words, encode_words
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.shard_file import crc32c
 
 from .commands import saecache

@@ -14,7 +14,7 @@ from saecache.store import CorruptCacheError, open_cache, verify_cache
 from saecache.store.encoding import checksum
 from saecache.store.finite import NotFiniteError, check_finite, is_finite
 from saecache.store.layout import ArraySpec
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 
 from .altering import alter
 

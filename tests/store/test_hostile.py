@@ -34,7 +34,8 @@ from saecache.store.encoding.codecs import ZstdCodec
 from saecache.store.identity import fingerprint
 from saecache.store.info import describe, read_provenance
 from saecache.store.layout import ArraySpec
-from saecache.store.manifest import Manifest, load_manifest, parse_manifest
+from saecache.store.manifest import Manifest
+from saecache.store.manifest_file import load_manifest, parse_manifest
 from saecache.store.shard_file import crc32c, parse_index
 from saecache.store.untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, parse_json
 

@@ -13,13 +13,8 @@ import pytest
 from saecache.common.errors import SaecacheError
 from saecache.store import CorruptCacheError, UsageError
 from saecache.store.identity import canonical_json, differences, fingerprint
-from saecache.store.manifest import (
-    FORMAT_VERSION,
-    MAX_MANIFEST_BYTES,
-    NEEDS_SAECACHE,
-    load_manifest,
-    parse_manifest,
-)
+from saecache.store.manifest import FORMAT_VERSION, MAX_MANIFEST_BYTES, NEEDS_SAECACHE
+from saecache.store.manifest_file import load_manifest, parse_manifest
 
 Edit = Callable[[dict[str, Any]], Any]
 

@@ -29,7 +29,7 @@ from saecache.store import (
 )
 from saecache.store.derived.heldout import find_heldout_positions
 from saecache.store.info import largest_rows, read_provenance
-from saecache.store.manifest import load_manifest, parse_manifest
+from saecache.store.manifest_file import load_manifest, parse_manifest
 from saecache.store.remote.team import list_caches
 from saecache.store.untrusted import parse_json
 

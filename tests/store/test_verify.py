@@ -10,7 +10,7 @@ import pytest
 
 from saecache.store import IncompleteCacheError, UsageError, verify_cache
 from saecache.store.layout import metadata_bytes
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.writing.publish import root_metadata
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.reading.sharded_array import ShardedArray
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from saecache.cli import app
 from saecache.common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from saecache.store import open_cache
-from saecache.store.manifest import load_manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.remote import open_remote_folder
 from saecache.store.remote.cache_objects import UNFINISHED, read_root
 from saecache.store.remote.delivery import BucketDelivery

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from saecache.store import CorruptCacheError, open_cache, verify_cache
 from saecache.store.layout import index_size
-from saecache.store.manifest import Manifest, load_manifest
+from saecache.store.manifest import Manifest
+from saecache.store.manifest_file import load_manifest
 from saecache.store.remote.push import Push
 from saecache.store.remote.shard_stream import ShardStream
 from saecache.store.remote.transfer import Traffic

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract, centered_rows
+from saecache.testing.variant_contract import VariantContract
+from saecache.testing.variant_example import PLAN, Losses, centered_rows
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.rows import Batch, Outcome, Rows
 from saecache.train.variants.base.running_threshold import SUM, WEIGHT, threshold_of

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
+from saecache.testing.variant_contract import VariantContract, WithoutRuns
+from saecache.testing.variant_example import PLAN, Losses
 from saecache.train import SAE
 from saecache.train.variants.jumprelu import JumpReLU
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import auxk_loss, mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract
+from saecache.testing.variant_contract import VariantContract
+from saecache.testing.variant_example import PLAN, Losses
 from saecache.train.variants.base.gradients import finish_gradients
 from saecache.train.variants.base.prevalence import SUM, WEIGHT
 from saecache.train.variants.base.rows import Batch, Outcome

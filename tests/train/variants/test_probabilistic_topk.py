@@ -10,7 +10,8 @@ from torch import Tensor
 
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.dense import mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
+from saecache.testing.variant_contract import VariantContract, WithoutRuns
+from saecache.testing.variant_example import PLAN, Losses
 from saecache.train import TrainConfig, load_sae, run
 from saecache.train.variants.base.rows import Batch, RandomStream, Rows
 from saecache.train.variants.base.variant import Plan

@@ -10,7 +10,8 @@ from torch import Tensor
 from saecache.testing.dense import mean_square, pre_activations
 from saecache.testing.shapes import SHAPES
 from saecache.testing.stepping import take_step
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract, centered_rows
+from saecache.testing.variant_contract import VariantContract
+from saecache.testing.variant_example import PLAN, Losses, centered_rows
 from saecache.train import TrainConfig
 from saecache.train.engine.trainee import Trainee
 from saecache.train.variants.relu import ReLU

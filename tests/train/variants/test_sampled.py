@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import auxk_loss, mean_square, pre_activations
-from saecache.testing.variant_contract import PLAN, Losses, VariantContract, WithoutRuns
+from saecache.testing.variant_contract import VariantContract, WithoutRuns
+from saecache.testing.variant_example import PLAN, Losses
 from saecache.train.variants.base.rows import Rows
 from saecache.train.variants.batch_topk import BatchTopK
 from saecache.train.variants.sampled import Sampled

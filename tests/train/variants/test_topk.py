@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from saecache.testing.dense import auxk_loss, mean_square, pre_activations
-from saecache.testing.variant_contract import Losses, VariantContract
+from saecache.testing.variant_contract import VariantContract
+from saecache.testing.variant_example import Losses
 
 
 class TestTopK(VariantContract):
