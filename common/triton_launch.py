@@ -17,11 +17,12 @@ def kernel(function: Callable[..., Any]) -> Any:
 def launch(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start ``function`` on the device of its first tensor; an empty grid starts nothing.
 
-    Unless ``enable_fp_fusion=False`` is given, a product and a sum may be rounded once, together. (Triton's
-    own default depends on its version.)
+    A product and a sum are rounded once, together, only where the kernel says ``tl.fma``. If the compiler
+    chose, the threads that share a reduction could get different last bits, and so could two compilations of
+    the same comparison.
     """
     if 0 in grid:
         return
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        function[grid](*arguments, **{"enable_fp_fusion": True, **options})
+        function[grid](*arguments, **{"enable_fp_fusion": False, **options})

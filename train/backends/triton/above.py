@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ...pairs import Pairs
+from ..block_pairs import BlockPairs, assemble
 from .candidates import candidates
 from .compact import compact_candidates, compact_matrix
 from .exact import exact_matrix
 from .largest_of_batch import LARGEST_SHARE
-from .prepare import factors_of, screening_pays
+from .prepare import Factors, factors_of, matrix_rows, screening_pays
 from .rounding import ScreenRows
 from .screen import screen
 
@@ -52,26 +53,43 @@ def above(
         row_ptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=x.device)
         none = torch.zeros(0, dtype=torch.int64, device=x.device)
         return Pairs(row_ptr=row_ptr, latent=none, value=x.new_zeros(0), num_latents=num_latents)
+    chosen = None
     if screening_pays(x.device, x.shape[1], num_latents, min(EXPECTED, num_latents / 64)):
-        found = screen(f.x_rows, f.W_rows, b)
-        most = num_rows * num_latents
-        room = min(ROOM_PER_ROW * num_rows if room is None else room, most)
-        while room <= max(LARGEST_SHARE * most, ROOM_PER_ROW):
-            some = candidates(found, limit, limit_of, room, x, W)
-            there = torch.arange(some.room, device=x.device) < some.count
-            bar = limit[some.column.long().where(there, 0)] if threshold.dim() else limit
-            marked = (some.value > bar if strict else some.value >= bar) & there
-            pairs = compact_candidates(some, marked, num_latents, room)
-            limits = f.limits(some.count, kept=pairs.row_ptr[-1:]).cpu().tolist()
-            f.check(limits)
-            if limits[3] <= room:
-                return _shortened(pairs, int(limits[4]))
-            room = int(limits[3])
+        room = ROOM_PER_ROW * num_rows if room is None else room
+        chosen = _of_candidates(f, limit, limit_of, strict, room)
+    return _of_matrix(f, limit, strict) if chosen is None else chosen
+
+
+def _of_candidates(f: Factors, limit: Tensor, limit_of: str, strict: bool, room: int) -> Pairs | None:
+    """The pairs among the candidates; None where these are so many that the whole matrix is cheaper."""
+    num_latents, most = len(f.W), len(f.x) * len(f.W)
+    found, room = screen(f.x_rows, f.W_rows, f.b), min(room, most)
+    while room <= max(LARGEST_SHARE * most, ROOM_PER_ROW):
+        some = candidates(found, limit, limit_of, room, f.x, f.W)
+        there = torch.arange(some.room, device=limit.device) < some.count
+        bar = limit if limit_of == "all" else limit[some.column.long().where(there, 0)]
+        marked = (some.value > bar if strict else some.value >= bar) & there
+        pairs = compact_candidates(some, marked, num_latents, room)
+        limits = f.limits(some.count, kept=pairs.row_ptr[-1:]).cpu().tolist()
+        f.check(limits)
+        if limits[3] <= room:
+            return _shortened(pairs, int(limits[4]))
+        room = int(limits[3])
+    return None
+
+
+def _of_matrix(f: Factors, limit: Tensor, strict: bool) -> Pairs:
+    """The pairs among all pre-activations, which are made block by block."""
     f.check(f.limits().cpu().tolist())
-    values = exact_matrix(x, W, b)
-    marked = values > limit if strict else values >= limit
-    kept = int(marked.sum())
-    return compact_matrix(values, marked.view(-1), kept)
+    size, blocks = matrix_rows(len(f.W), limit.device), []
+    for first in range(0, len(f.x), size):
+        values = exact_matrix(f.x[first : first + size], f.W, f.b)
+        marked = values > limit if strict else values >= limit
+        pairs = compact_matrix(values, marked.view(-1), int(marked.sum()))
+        if len(values) == len(f.x):
+            return pairs
+        blocks.append(BlockPairs(first, pairs.row_ptr.diff(), pairs.latent, pairs.value))
+    return assemble(blocks, len(f.W), limit.device)
 
 
 def _shortened(pairs: Pairs, count: int) -> Pairs:

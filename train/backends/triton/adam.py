@@ -92,6 +92,7 @@ def _rows_kernel(
     i = f * D + column
     p, g = tl.load(parameter + i, mask=inside, other=0.0), tl.load(gradient + i, mask=inside, other=0.0)
     m, v = tl.load(mean + i, mask=inside, other=0.0), tl.load(square + i, mask=inside, other=0.0)
+    tl.debug_barrier()  # threads that hold copies of a short row have read it before it is written
     if UNIT:
         g -= tl.sum(g * p) / tl.maximum(tl.sum(p * p), TINY) * p
     p, m, v = _updated(p, g, m, v, n)

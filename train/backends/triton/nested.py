@@ -38,6 +38,7 @@ def _nested_kernel(
         tl.store(squared + g * B + r, tl.sum(e * e))
         if g == G - 1:
             tl.store(whole + r * D + column, e, mask=inside)
+    tl.debug_barrier()
     slope = tl.zeros((DP,), tl.float32)
     for h in range(G):  # the last ring first
         g = G - 1 - h
@@ -55,7 +56,7 @@ def _nested_kernel(
             tl.store(dots + p, dot, mask=here)
 
 
-@lru_cache(maxsize=8)  # every step asks again: on a GPU it would have to be copied each time
+@lru_cache(maxsize=256)  # every step asks again: on a GPU it would have to be copied each time
 def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(weights, device=device)
 

@@ -62,10 +62,10 @@ def _digit_kernel(
         here = (i < n) & ((key >> (SHIFT + WIDTH)) == (found >> (SHIFT + WIDTH)))
         digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
         counts = tl.histogram(digit, 1 << WIDTH, mask=here)
-        tl.atomic_add(histogram + digits, counts.to(tl.int64), mask=counts > 0)
+        tl.atomic_add(histogram + digits, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
     tl.debug_barrier()  # every thread of this program has added before the program counts as done
     if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
-        counts = tl.atomic_xchg(histogram + digits, tl.zeros((1 << WIDTH,), tl.int64))
+        counts = tl.atomic_xchg(histogram + digits, tl.zeros((1 << WIDTH,), tl.int64), sem="relaxed")
         reaching = tl.sum(counts) - tl.cumsum(counts) + counts  # values with this digit or a higher one
         left = tl.load(state + 1)
         if SHIFT + WIDTH == 32:  # the first digit

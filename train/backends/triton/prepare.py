@@ -90,7 +90,7 @@ class Factors:
             *(unused if one is None else one for one in (count, kept, above, values)), out, len(self.x),
             len(self.W), 0 if above is None else len(above), 0 if values is None else len(values), room,
             COUNT=count is not None, KEPT=kept is not None, ABOVE=above is not None,
-            POSITIVE=values is not None, N=4096, num_warps=16,
+            POSITIVE=values is not None, N=8192, num_warps=16,
         )  # fmt: skip
         return out
 

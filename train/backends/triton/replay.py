@@ -70,6 +70,9 @@ class Replayed(Generic[Result]):
         if self.graph is None:
             self.batch = batch = torch.empty_like(x, memory_format=torch.contiguous_format)
             work = self.work
+            batch.copy_(x)
+            work(batch)  # compiles what its place in memory needs, which a recording may not
+            batch.copy_(x)  # what is kept of a batch is made anew, and recorded
             self.graph, self.result = self.record(lambda: work(batch))
             del self.work  # it holds weights, which are not to live as long as this
         assert self.batch is not None and self.result is not None

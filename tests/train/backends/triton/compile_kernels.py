@@ -168,7 +168,7 @@ def compiled(function: Any, arguments: tuple[Any, ...], options: dict[str, Any],
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    flags = {"enable_fp_fusion": True} | {n: v for n, v in options.items() if n in FLAGS}
+    flags = {"enable_fp_fusion": False} | {n: v for n, v in options.items() if n in FLAGS}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=flags)
 
 

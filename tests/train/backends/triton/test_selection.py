@@ -36,14 +36,17 @@ def case(request: pytest.FixtureRequest) -> tuple[Tensor, ...]:
     return x, W, b, exact_matrix(x, W, b)
 
 
-@pytest.fixture(params=["screened", "overflowing", "whole matrix"])
+@pytest.fixture(params=["screened", "overflowing", "whole matrix", "matrix in blocks"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The three ways to a selection: candidates, too many candidates, and no screen at all."""
+    """The ways to a selection: candidates, too many candidates, and no screen at all."""
     if request.param == "overflowing":
         monkeypatch.setattr(candidates, "ROOM_PER_ROW", 0)
         monkeypatch.setattr(candidates, "ROOM_PER_WANTED", 1)
         monkeypatch.setattr(above_module, "ROOM_PER_ROW", 1)
-    if request.param == "whole matrix":
+    if request.param == "matrix in blocks":
+        for module in (above_module, largest):
+            monkeypatch.setattr(module, "matrix_rows", lambda *_: 3)
+    if request.param in ("whole matrix", "matrix in blocks"):
         for module in (above_module, largest, largest_of_batch):
             monkeypatch.setattr(module, "screening_pays", lambda *_: False)
     return str(request.param)
