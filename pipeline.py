@@ -60,7 +60,7 @@ def evaluate(
     model, beside = None, {}
     if with_model and _names_model(cache):
         try:
-            model = load_model_of(cache, device=config.device)
+            model = load_model_of(cache, name=config.model_folder, device=config.device)
             beside = {
                 name: load_model_of(other, device=config.device)
                 for name, other in cache.beside.items()

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted. ``SAECACH
 shows the stack trace of every failure.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -143,6 +144,8 @@ def _words_of(error: BaseException) -> str | None:
         return text
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.strerror}): make room, then run the same command again"
     if isinstance(error, OSError):
         return text or type(error).__name__
     if isinstance(error, UnicodeDecodeError):

@@ -11,6 +11,7 @@ from .printing import JsonFlag, print_json, print_next, print_pairs
 
 if TYPE_CHECKING:
     from ..evaluate.export import Export, LatentExport
+    from ..evaluate.export.comparison import Comparison
 
 
 def export(
@@ -24,7 +25,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="saelens, dictionary_learning, sparsify: the SAE; delphi, neuronpedia: its latents.",
+            help="saelens, dictionary_learning, sparsify, circuit_tracer: the SAE; delphi, neuronpedia: its "
+            "latents.",
             show_default=False,
         ),
     ],
@@ -189,11 +191,16 @@ def _described(result: "Export", cache: str | None) -> list[tuple[str, str]]:
             ),
             (
                 "",
-                f"L0 {comparison.l0:.2f} here, {comparison.l0_exported:.2f} there; "
-                f"FVU {comparison.fvu:.4f} here, {comparison.fvu_exported:.4f} there",
+                f"L0 {comparison.l0:.2f} here, {comparison.l0_exported:.2f} there{_fvu_of(comparison)}",
             ),
         ]
     if result.unknown:
         where = "neither the SAE nor the cache says it" if cache else "the cache may say it: give --cache"
         pairs.append(("not known", f"{', '.join(result.unknown)} ({where})"))
     return pairs
+
+
+def _fvu_of(comparison: "Comparison") -> str:
+    if comparison.fvu is None or comparison.fvu_exported is None:
+        return ""
+    return f"; FVU {comparison.fvu:.4f} here, {comparison.fvu_exported:.4f} there"

@@ -22,6 +22,13 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Where the language model is now. Default: where the SAE's was.")
     ] = None,
+    bos: Annotated[
+        bool,
+        typer.Option(
+            help="Begin with the tokenizer's BOS token, if it has one. --no-bos leaves it out, for an SAE of "
+            "a cache that was harvested with tokens.bos=never."
+        ),
+    ] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
@@ -30,7 +37,7 @@ def inspect(
 
     loaded = load_sae(sae)
     language_model = _load_model(loaded, model, device)
-    tokens = _describe_tokens(loaded, language_model, text, top)
+    tokens = _describe_tokens(loaded, language_model, text, top, with_bos=bos)
     if as_json:
         print_json({"sae": str(sae), "hook": loaded.cfg.hook, "tokens": tokens})
         return
@@ -53,12 +60,17 @@ def _load_model(sae: "SAE", name: str | None, device: str) -> "LanguageModel":
     if not isinstance(place, str):
         raise UsageError(f"SAE {sae.cfg.name} names no language model: say which with --model")
     revision, dtype, wanted = (facts.get(key) for key in ("revision", "dtype", "weights_sha256"))
-    found = LanguageModel.load(
-        place,
-        revision=revision if name is None and isinstance(revision, str) else None,
-        dtype=dtype if isinstance(dtype, str) else "auto",
-        device=device,
-    )
+    try:
+        found = LanguageModel.load(
+            place,
+            revision=revision if name is None and isinstance(revision, str) else None,
+            dtype=dtype if isinstance(dtype, str) else "auto",
+            device=device,
+        )
+    except UsageError as error:
+        if name is not None:
+            raise
+        raise UsageError(f"{error}. If the model is in a folder, say where: --model FOLDER") from None
     if wanted is not None and wanted != found.weights_sha256:
         raise UsageError(
             f"{place} is not the model of SAE {sae.cfg.name}: its weights have sha256 "
@@ -67,11 +79,13 @@ def _load_model(sae: "SAE", name: str | None, device: str) -> "LanguageModel":
     return found
 
 
-def _describe_tokens(sae: "SAE", model: "LanguageModel", text: str, top: int) -> list[dict[str, Any]]:
+def _describe_tokens(
+    sae: "SAE", model: "LanguageModel", text: str, top: int, *, with_bos: bool
+) -> list[dict[str, Any]]:
     """Each token's text and how many latents are active on it, with the ``top`` strongest, the strongest
     first.
 
-    The text begins with BOS if the tokenizer has one, as in a harvest; BOS itself is not shown.
+    With ``with_bos`` the text begins with BOS if the tokenizer has one; BOS itself is not shown.
     """
     import numpy as np
     import torch
@@ -82,7 +96,7 @@ def _describe_tokens(sae: "SAE", model: "LanguageModel", text: str, top: int) ->
     (ids,) = encode(model.tokenizer, [text])
     if len(ids) == 0:
         raise UsageError("the text has no tokens: give some words")
-    bos = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
+    bos = [model.tokenizer.bos_token_id] if with_bos and model.tokenizer.bos_token_id is not None else []
     whole = torch.from_numpy(np.concatenate([np.asarray(bos, dtype=np.int64), ids.astype(np.int64)]))
     hooks = [part.hook for part in encoded_hooks(sae.cfg)]
     found = model.activations(whole[None], hooks)

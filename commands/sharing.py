@@ -81,7 +81,7 @@ def cache_ls(
     place: Annotated[str, typer.Argument(metavar="URL", help="A team's prefix, or a folder of caches.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """List the caches below a place: model, hooks, dataset, tokens, size, and whether they are complete."""
+    """List the caches below a place: model, hooks, dataset, rows, size, and whether they are complete."""
     from ..store.remote.team import format_listing, list_caches
 
     url = place if is_url(place) else Path(place).absolute().as_uri()

@@ -121,6 +121,12 @@ def train(
             typer.echo(f"{result.run_dir} is finished already; nothing to do.")
         if result.saes:
             typer.echo(_train_table(result))
+            if diverged := [name for name, line in result.last_lines.items() if line.get("fvu", 0) > 1]:
+                typer.echo(
+                    f"warning: FVU of {', '.join(diverged)} is above 1, worse than the mean row: lower the "
+                    "learning rate",
+                    err=True,
+                )
             beside = [f"beside.{name}={place}" for name, place in settings.beside.items()]
             options = [word for setting in beside for word in ("--set", setting)]
             print_next(["saecache", "evaluate", result.run_dir, "--cache", cache, *options])
@@ -135,11 +141,15 @@ def _train_table(result: "TrainResult") -> str:
     from ..common.tables import format_columns
 
     figures = {"loss": ".4g", "fvu": ".4f", "heldout_fvu": ".4f", "l0": ".1f", "dead": ",d"}
+    large = ".4g"  # from 10 on, where a run has diverged
     heads = ["SAE", "folder", "steps", "loss", "FVU", "held-out FVU", "L0", "dead"]
     rows = []
     for name, path in result.saes.items():
         line: dict[str, Any] = result.last_lines.get(name, {})
-        values = [format(line[key], form) if key in line else "-" for key, form in figures.items()]
+        values = [
+            format(line[key], large if "fvu" in key and line[key] >= 10 else form) if key in line else "-"
+            for key, form in figures.items()
+        ]
         rows.append([name, str(path), f"{line['step']:,}" if line else "-", *values])
     return format_columns([heads, *rows], num_text=2)
 

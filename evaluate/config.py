@@ -60,6 +60,10 @@ class EvaluateConfig(FrozenModel):
     """
     seed: int = 0
     """Chooses the shown latents, their contexts and the scored sequences."""
+    model_folder: str | None = None
+    """Where the cache's language model is now, if it was harvested from a folder that is elsewhere or has
+    another name; None: where it was. Its weights are compared with those of the harvest.
+    """
     device: str = "auto"
     """Where SAEs and the language model run: cpu, cuda, cuda:1, mps, or auto (the fastest that is there)."""
 

@@ -38,7 +38,9 @@ def format_table(results: Results) -> str:
         places = ("hook", *(sae.place for sae in results.saes))
         rows = [(*row[:2], place, *row[2:]) for row, place in zip(rows, places, strict=True)]
     cache = results.cache
-    measured = [f"{cache.rows:,} {'held-out' if cache.split == 'heldout' else 'TRAINING'} rows"]
+    numbers = sorted({cache.rows if sae.rows is None else sae.rows for sae in results.saes})
+    split = "held-out" if cache.split == "heldout" else "TRAINING"
+    measured = [f"{' or '.join(f'{number:,}' for number in numbers)} {split} rows"]
     scored = results.saes[0].language_model
     if scored is not None:
         measured.append(

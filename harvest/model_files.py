@@ -107,7 +107,8 @@ def locate_model_of(
     except UsageError as error:
         raise UsageError(
             f"the model {facts['name']!r} of {cache.path} cannot be opened again: {error}. "
-            "If it is elsewhere now, give its place as name=..."
+            "If it is elsewhere now, say where: evaluate --set model_folder=FOLDER, or in Python "
+            "load_model_of(cache, name=FOLDER)"
         ) from None
 
 

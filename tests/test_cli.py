@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit statuses, messages without stack traces, JSON on stdout."""
 
 import ast
+import errno
 import json
 import os
 import shlex
@@ -193,6 +194,8 @@ def test_errors_of_the_system_and_of_libraries_are_messages() -> None:
     assert message_of(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
     assert message_of(UsageError("no file a\x1b[2J\x07\n  of é")) == "no file a\\x1b[2J\\x07\n  of é"
     assert message_of(OSError("the disk is gone")) == "the disk is gone"
+    full = message_of(OSError(errno.ENOSPC, "No space left on device"))
+    assert full == "the disk is full (No space left on device): make room, then run the same command again"
     assert message_of(SafetensorError("header too large")) == "safetensors: header too large"
     assert "YAML: " in str(message_of(error_of(lambda: yaml.safe_load("a: [1"))))
     assert "SAECACHE_DEBUG=1 shows where" in str(message_of(error_of(lambda: Tokenizer.from_str("{"))))

@@ -153,6 +153,12 @@ def test_inspect_prints_tokens_with_their_strongest_latents(language_model, widt
     codes = sae.encode(x, input="raw").numpy()
     lines = shown.stdout.splitlines()[2:]
     assert len(lines) == len(ids) == len(found["tokens"])
+    without = json.loads(CliRunner().invoke(app, [*command, "--json", "--no-bos"]).stdout)
+    x = language_model.activations(torch.tensor([ids]), [HOOK])[HOOK][0]
+    strongest = sae.encode(x, input="raw").abs().max(1).values
+    shown_there = [abs(token["latents"][0]["activation"]) for token in without["tokens"]]
+    assert shown_there == pytest.approx(strongest.tolist(), rel=1e-5)
+    assert without != found, "BOS changes the activations"
     for line, token, row in zip(lines, found["tokens"], codes, strict=True):
         best = np.argsort(-np.abs(row), kind="stable")[:2]
         assert [latent["index"] for latent in token["latents"]] == best.tolist()
@@ -171,6 +177,12 @@ def test_inspect_refuses_another_model_and_an_sae_without_one(language_model, wi
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "a" / "sae"), "x"])
     assert result.exit_code == 2
     assert "say which with --model" in result.stderr
+    facts = {"name": "./moved", "dtype": "float32", "weights_sha256": "0" * 64}
+    moved = SAE(sae.cfg.model_copy(update={"cache": {"model": facts}}), dict(sae.named_buffers()))
+    moved.save(tmp_path / "moved")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "moved"), "x"])
+    assert result.exit_code == 2
+    assert "there is no such folder. If the model is in a folder, say where: --model FOLDER" in result.stderr
     facts = {"name": "builtin:demo", "dtype": "float32", "weights_sha256": "0" * 64}
     SAE(sae.cfg.model_copy(update={"cache": {"model": facts}}), dict(sae.named_buffers())).save(
         tmp_path / "b"

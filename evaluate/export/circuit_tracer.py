@@ -84,7 +84,7 @@ class CircuitTracer(Format):
 
     def loading(self, folder: Path) -> str:
         return (
-            "from circuit_tracer.transcoder.cross_layer_transcoder import load_clt; "
+            "import torch; from circuit_tracer.transcoder.cross_layer_transcoder import load_clt; "
             f"clt = load_clt({str(folder)!r}, dtype=torch.float32)"
         )
 

@@ -43,7 +43,8 @@ class Comparison:
             two reconstructions, relative to the norm of the row less its mean.
         reconstruction_all: the same over all rows.
         l0, l0_exported: active latents per row.
-        fvu, fvu_exported: FVU of the rows as they were handed in.
+        fvu, fvu_exported: FVU of the rows as they were handed in; None of a transcoder, whose rows to predict
+            are not at hand.
     """
 
     rows: str
@@ -55,8 +56,8 @@ class Comparison:
     reconstruction_all: float
     l0: float
     l0_exported: float
-    fvu: float
-    fvu_exported: float
+    fvu: float | None
+    fvu_exported: float | None
 
 
 @torch.no_grad()
@@ -76,8 +77,11 @@ def compare(
         ours_BF = sae.encode(x_BD, input=space.rows)
         ours_BF, ours_BD = ours_BF * factor, sae(x_BD, input=space.rows)
         theirs_BF, theirs_BD = forward(x_BD)
-        if sae.cfg.predicted:  # the rows to predict are not at hand: its own predictions stand in
+        if sae.cfg.predicted:  # differences are relative to its own predictions then
             x_BD = ours_BD
+        else:
+            fvu.add(x_BD, ours_BD)
+            fvu_exported.add(x_BD, theirs_BD)
         active, in_export = ours_BF != 0, theirs_BF != 0
         one += int((active ^ in_export).sum())
         either += int((active | in_export).sum())
@@ -88,8 +92,6 @@ def compare(
         difference_B = (theirs_BD - ours_BD).norm(dim=1) / size_B
         agreeing = max(agreeing, _largest(difference_B[(active == in_export).all(1)]))
         everywhere = max(everywhere, _largest(difference_B))
-        fvu.add(x_BD, ours_BD)
-        fvu_exported.add(x_BD, theirs_BD)
         num_rows += len(x_BD)
     return Comparison(
         rows=rows,
@@ -101,8 +103,8 @@ def compare(
         reconstruction_all=everywhere,
         l0=l0 / num_rows,
         l0_exported=l0_exported / num_rows,
-        fvu=fvu.value() or 0.0,
-        fvu_exported=fvu_exported.value() or 0.0,
+        fvu=None if sae.cfg.predicted else fvu.value(),
+        fvu_exported=None if sae.cfg.predicted else fvu_exported.value(),
     )
 
 

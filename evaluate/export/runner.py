@@ -88,7 +88,10 @@ def export_sae(
     """
     chosen = FORMATS.get(format)
     if chosen is None:
-        raise UsageError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
+        raise UsageError(
+            f"unknown format {format!r}: expected one of {', '.join(FORMATS)}, or for latents delphi or "
+            "neuronpedia"
+        )
     target = find_one(sae_dir)
     sae = target.load()
     rule = choose_rule(sae)

@@ -105,10 +105,12 @@ class FilesSource:
 def _matching(config: FilesText) -> list[Path]:
     found: set[Path] = set()
     for pattern in config.paths:
-        matched = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]  # noqa: PTH111, PTH207
+        named = Path(pattern).expanduser()  # a name with brackets in it may be no pattern
+        there = named.exists()
+        matched = [named] if there else [Path(name) for name in glob.glob(str(named), recursive=True)]  # noqa: PTH207
         files = [path for path in matched if path.is_file()]
         for folder in matched:
-            if folder.is_dir() and not _is_glob(pattern):
+            if folder.is_dir() and (there or not _is_glob(pattern)):
                 files += _readable_files(folder, config.format)
         if not files:
             raise UsageError(

@@ -42,7 +42,7 @@ class Listed:
     model: str = ""
     hooks: tuple[str, ...] = ()
     dataset: str = ""
-    tokens: int = 0
+    rows: int = 0
     context: int = 0
     normalization: str = ""
     size: int = 0
@@ -96,7 +96,7 @@ def _describe(url: str, state: State, modified: datetime | None, manifest: Manif
         model=_name(identity.get("model"), "name"),
         hooks=tuple(manifest.hooks),
         dataset=_name(identity.get("text"), "dataset", "name", "kind"),
-        tokens=manifest.train_rows + manifest.heldout_rows,
+        rows=manifest.train_rows + manifest.heldout_rows,
         context=manifest.context,
         normalization=f"{manifest.normalization} {manifest.dtype}",
         size=sum(file.size for file in manifest.files),
@@ -120,7 +120,7 @@ def format_listing(found: list[Listed], url: str) -> str:
 
 
 _COLUMNS = (
-    *("cache", "model", "hooks", "dataset", "tokens", "context"),
+    *("cache", "model", "hooks", "dataset", "rows", "context"),
     *("stored", "size", "date", "fingerprint", ""),
 )
 _RIGHT = (4, 5, 7)
@@ -138,7 +138,7 @@ def _cells(listed: Listed, url: str) -> tuple[str, ...]:
             listed.model,
             hooks,
             listed.dataset,
-            f"{listed.tokens:,}",
+            f"{listed.rows:,}",
             f"{listed.context:,}",
             listed.normalization,
             format_bytes(listed.size),

@@ -56,6 +56,9 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
         UsageError: it holds a finished cache, something else or a link, or another process writes there.
     """
     state = inspect_output(path)
+    for parent in path.absolute().parents:
+        if (parent / "zarr.json").is_file() and inspect_output(parent) == "complete":
+            raise UsageError(f"{path} is inside the cache {parent}: choose a folder outside it")
     if state == "complete":
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")
     if state == "foreign":

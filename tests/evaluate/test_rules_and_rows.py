@@ -31,7 +31,8 @@ def heldout(cache: ActivationCache, rows: np.ndarray, kind: str = "unit") -> tor
 
 def test_the_batch_rule_is_that_of_full_shuffled_batches(run_dir, cache) -> None:
     settings = {"rule": "batch", "batch_rows": 100, "num_latents": 3, "show_progress": False}
-    found = run([run_dir / "batch_topk_k6" / "sae"], cache, **settings).saes[0]
+    results = run([run_dir / "batch_topk_k6" / "sae"], cache, **settings)
+    found = results.saes[0]
     sae = load_sae(run_dir / "batch_topk_k6" / "sae")
     rows, _ = choose_rows(cache, 10**6)
     batches = list(rows.batches(100, seed=0))
@@ -41,6 +42,7 @@ def test_the_batch_rule_is_that_of_full_shuffled_batches(run_dir, cache) -> None
     codes = torch.cat([sae.encode(heldout(cache, batch), as_trained=True) for batch in batches])
     assert found.rule == "batch"
     assert found.rows == 100 * len(batches) < rows.count
+    assert f"measured on {found.rows:,} held-out rows" in format_table(results)
     assert found.codes.l0 == pytest.approx((codes != 0).sum(1).double().mean().item())
     error = (x - sae.decode(codes).double()).square().sum()
     assert found.normalized.fvu == pytest.approx((error / (x - x.mean(0)).square().sum()).item(), rel=1e-5)

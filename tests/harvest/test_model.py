@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import UsageError
+from saecache.evaluate.config import EvaluateConfig
 from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
 from saecache.harvest.config import ModelConfig
 from saecache.harvest.model_files import fetch_weights, locate_model, weights_sha256
 from saecache.harvest.runner import run
+from saecache.pipeline import evaluate
 from saecache.store import open_cache
+from saecache.train import TrainConfig
+from saecache.train import run as train
 
 ModelFolder = Callable[[str], Path]
 
@@ -183,3 +187,25 @@ def test_an_index_cannot_lead_elsewhere(copy: Path) -> None:
     (copy / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UsageError, match="not a safetensors index"):
         load(copy)
+
+
+def test_a_model_whose_folder_moved_is_measured_where_it_is_now(
+    make_config: Callable[..., HarvestConfig], model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder("gpt2"), tmp_path / "before")
+    cache = open_cache(run(make_config(tmp_path / "before"), tmp_path / "cache").path)
+    config = TrainConfig.model_validate(
+        {"variants": [{"kind": "topk", "k": 4}], "hook": "resid_post.1", "num_latents": 64, "batch_rows": 64}
+        | {"steps": 3, "log": {"progress": False}}
+    )
+    trained = train(config, cache, tmp_path / "run")
+    (tmp_path / "before").rename(tmp_path / "now")
+    settings = EvaluateConfig(ce_tokens=20, num_latents=0, all_latents=False)
+    with pytest.raises(UsageError, match=r"evaluate --set model_folder=FOLDER.*--no-model measures without"):
+        evaluate([trained.run_dir], cache.path, settings)
+    moved = settings.model_copy(update={"model_folder": str(tmp_path / "now")})
+    (found,) = evaluate([trained.run_dir], cache.path, moved).saes
+    assert found.language_model is not None and found.language_model.num_tokens >= 20
+    other = settings.model_copy(update={"model_folder": str(model_folder("llama"))})
+    with pytest.raises(UsageError, match="sha256"):
+        evaluate([trained.run_dir], cache.path, other)

@@ -115,6 +115,14 @@ def test_no_file(tmp_path: Path) -> None:
     bad(tmp_path, r"no file matches .*empty", paths=str(tmp_path / "empty"))
 
 
+def test_names_that_look_like_patterns(tmp_path: Path) -> None:
+    (tmp_path / "run [2]").mkdir()
+    (tmp_path / "run [2]" / "a [1].txt").write_text("one")
+    for place in ("run [2]", "run [2]/a [1].txt", "run [[]2]/*.txt"):
+        source = open_source(FilesText.model_validate({"paths": str(tmp_path / place)}))
+        assert [document.content for document in source.documents()] == ["one"]
+
+
 def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_text("text")
     bad(tmp_path, r"cannot tell the format of .*a\.dat", paths=str(tmp_path / "a.dat"))

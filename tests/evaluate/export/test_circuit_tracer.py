@@ -90,6 +90,7 @@ def test_the_export_computes_what_the_sae_does(
     export = export_sae(folder, "circuit_tracer", tmp_path / "out", cache=cache, normalized_input=normalized)
     assert (export.architecture, export.feature_factor) == ("CrossLayerTranscoder", 1.0)
     assert [one.rows for one in export.comparisons] == ["random", "heldout"]
+    assert all(one.fvu is None and one.fvu_exported is None for one in export.comparisons)
     for one in export.comparisons:
         assert one.mask_difference < 1e-4 and one.feature < 2e-6 and one.reconstruction < 2e-6 and one.l0 > 1
     for i in range(LAYERS):

@@ -94,6 +94,7 @@ def test_a_transcoder_is_exported(
     out = export_sae(folder, name, tmp_path / "out", cache=cache, normalized_input=normalized)
     assert out.architecture == ARCHITECTURES[kind].format("skip_" if shape == "skip" else "")
     assert [one.rows for one in out.comparisons] == ["random", "heldout"]
+    assert all(one.fvu is None and one.fvu_exported is None for one in out.comparisons)
     sae, config = load_sae(folder), json.loads((out.path / "cfg.json").read_text("utf-8"))
     if name == "saelens":
         assert config["apply_b_dec_to_input"] is False and config["d_out"] == WIDTH

@@ -55,7 +55,7 @@ def test_a_team(team: str, caches: dict[str, Path], proxy: Proxy) -> None:
     for name, path in caches.items():
         manifest, listed = open_cache(path).manifest, found[name]
         assert listed.fingerprint == manifest.fingerprint
-        assert listed.tokens == manifest.train_rows + manifest.heldout_rows
+        assert listed.rows == manifest.train_rows + manifest.heldout_rows
         assert (listed.context, listed.hooks) == (manifest.context, tuple(manifest.hooks))
         assert listed.size == sum(file.size for file in manifest.files)
         assert listed.modified is not None
@@ -70,7 +70,7 @@ def test_a_team(team: str, caches: dict[str, Path], proxy: Proxy) -> None:
 
     table = format_listing(list_caches(team, patience=PASSING), team).splitlines()
     assert table[0].split() == [
-        *("cache", "model", "hooks", "dataset", "tokens"),
+        *("cache", "model", "hooks", "dataset", "rows"),
         *("context", "stored", "size", "date", "fingerprint"),
     ]
     assert len(table) == 6

@@ -261,6 +261,9 @@ def test_folders_that_hold_something_else_are_refused(tmp_path: Path, cache_path
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(UsageError, match="already holds a finished cache"):
         writer_of(cache_path)
+    with pytest.raises(UsageError, match=r"is inside the cache .*: choose a folder outside it"):
+        writer_of(cache_path / "sub" / "c")
+    assert not (cache_path / "sub").exists()
     (tmp_path / "file").write_text("")
     assert inspect_output(tmp_path / "file") == "foreign"
     assert inspect_output(tmp_path / "none") == "absent"

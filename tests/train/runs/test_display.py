@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from saecache.cli import app
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run
 from saecache.train.runs import display
@@ -83,6 +85,21 @@ def test_a_run_without_a_terminal_and_its_resumption(
     assert again[-1].startswith("step 8/8  ")
     assert {name: line["step"] for name, line in result.last_lines.items()} == {"topk_k4": 8, "topk_k8": 8}
     assert f"fvu {result.last_lines['topk_k4']['fvu']:.3g}/" in again[-1]
+
+
+def test_a_run_that_diverged_says_so(cache: ActivationCache, tmp_path: Path) -> None:
+    settings = ("batch_rows=64", "num_latents=64", "steps=30", "variants.0.k=4", "log.progress=false")
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = ["train", "topk", "--cache", str(cache.path), *words]
+    shown = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "good")])
+    assert shown.exit_code == 0, shown.output
+    assert "above 1" not in shown.stderr
+    rate = ["--set", "optimizer.learning_rate=100", "--set", "optimizer.clip_norm=null"]
+    shown = CliRunner().invoke(app, [*command, *rate, "--out", str(tmp_path / "bad")])
+    assert shown.exit_code == 0, shown.output
+    assert "warning: FVU of topk_k4 is above 1, worse than the mean row: lower the learning rate" in (
+        shown.stderr
+    )
 
 
 def test_hidden_is_silent(
