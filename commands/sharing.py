@@ -49,8 +49,9 @@ def cache_push(
     from ..store.remote.push import Push
 
     if is_url(cache) or not is_url(url):
+        folder = "" if is_url(url) else f". A folder has a URL, too: {Path(url).absolute().as_uri()}"
         raise UsageError(
-            "push takes a folder and then a URL: saecache cache push CACHE s3://bucket/team/name"
+            f"push takes a folder and then a URL: saecache cache push CACHE s3://bucket/team/name{folder}"
         )
     result = _move("push", Push(Path(cache), url, verify=verify), dry_run, concurrency, max_bandwidth)
     _tell(result, as_json, result.url)

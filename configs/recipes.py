@@ -52,6 +52,9 @@ def find_recipe(name: str, kinds: tuple[str, ...] = KINDS) -> Recipe:
     if found:
         choices = ", ".join(f"{r.kind}/{r.name}" for r in found)
         raise UsageError(f"{name!r} names several recipes; write one of {choices}")
+    others = {r.kind for kind in KINDS for r in list_recipes(kind) if wanted == r.name}
+    if others:
+        raise UsageError(f"{name!r} is a recipe for {' and '.join(sorted(others))}, not for {kinds[0]}")
     raise UsageError(
         f"no recipe {name!r}{suggest(wanted, [r.name for r in recipes])}; 'saecache recipes' lists them"
     )

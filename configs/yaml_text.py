@@ -30,7 +30,7 @@ def parse_yaml(text: str) -> Any:
         _count(node, {})
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).replace('"<unicode string>", ', "")) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # what PyYAML raises for a value like 2026-99-99 or !!int x
         raise ValueError(f"a value cannot be read ({str(error)[:200]})") from None

@@ -104,6 +104,11 @@ def test_unknown_recipe_suggests(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_recipe_of_another_command(tmp_path: Path) -> None:
+    result = saecache("harvest", "topk", "--out", tmp_path / "c")
+    assert "'topk' is a recipe for train, not for harvest" in told(result)
+
+
 def test_unknown_key_suggests_and_leaves_nothing(tmp_path: Path) -> None:
     result = saecache("harvest", "demo", "--set", "sede=1", "--out", tmp_path / "cache")
     assert result.returncode == 2

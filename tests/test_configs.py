@@ -165,7 +165,7 @@ def test_names_in_the_source_are_those_of_the_class(package: str, model: type[Ba
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("steps: 1\nlog: {every_steps: 5, every_steps: 6}\n")
-    with pytest.raises(UsageError, match=r"(?s)not valid YAML: .*'every_steps' is there twice.*line 2"):
+    with pytest.raises(UsageError, match=r"(?s)not valid YAML: .*'every_steps' is there twice.*in line 2"):
         load_config(TrainConfig, path)
     path.write_text("a: &x {k: 1}\nb: {<<: *x, k: 2}\n")  # a merge that is overridden is no duplicate
     with pytest.raises(UsageError, match="a: unknown key"):

@@ -179,7 +179,10 @@ class SAE(nn.Module):
     def _normalized(self, x: Tensor, space: Space) -> tuple[Tensor, Any]:
         self._check(x)
         if x.dim() != 2:
-            raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
+            raise UsageError(
+                f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}: "
+                "x.flatten(0, -2) makes rows of sequences"
+            )
         if space == "raw":
             normalized: tuple[Tensor, Any] = self.normalizer.apply(x.float())
             return normalized
@@ -188,6 +191,10 @@ class SAE(nn.Module):
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise UsageError(
+                f"SAE {self.cfg.name} expects a tensor, got {type(x).__name__}: torch.as_tensor(x) makes one"
+            )
         if x.dim() == 0 or x.shape[-1] != self.cfg.d_model:
             raise UsageError(f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}")
         if not x.is_floating_point():

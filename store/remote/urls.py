@@ -64,7 +64,8 @@ def parse_url(text: str) -> ObjectUrl:
         )
     bucket = "" if scheme == "file" else parts.netloc
     if scheme == "file" and parts.netloc not in ("", "localhost"):
-        raise UsageError(f"a file URL has three slashes: file:///{parts.netloc}{parts.path}")
+        place = Path(parts.netloc + parts.path).absolute()
+        raise UsageError(f"a file URL has three slashes and a whole path: {place.as_uri()}")
     if scheme != "file" and not bucket:
         raise UsageError(f"{text!r} names no bucket; expected {scheme}://bucket/team/name")
     if scheme in ("s3", "gs", "az") and not re.fullmatch(r"[A-Za-z0-9$][A-Za-z0-9._-]*", bucket):

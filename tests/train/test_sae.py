@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,10 @@ def test_torn_weights_are_reported(copy: Callable[[], Path], content: bytes) -> 
 
 def test_wrong_inputs_are_reported(folder: Path) -> None:
     sae = load_sae(folder)
+    with pytest.raises(UsageError, match=r"got \(2, 5, 24\): x.flatten\(0, -2\) makes rows of sequences"):
+        sae.encode(torch.zeros(2, 5, 24))
+    with pytest.raises(UsageError, match=r"expects a tensor, got ndarray: torch.as_tensor\(x\) makes one"):
+        sae.encode(np.zeros((5, 24), np.float32))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"expects \[rows, 24\], got \(5, 23\)"):
         sae.encode(torch.zeros(5, 23))
     for call in (sae, sae.encode, sae.encode_sparse):

@@ -82,6 +82,8 @@ def test_json_is_all_there_is_on_stdout(team: str, cache_path: Path, tmp_path: P
     ("words", "told"),
     [
         (["push", "s3://team/x", "somewhere"], "push takes a folder and then a URL"),
+        (["push", "cache", "team/x"], "A folder has a URL, too: file:///"),
+        (["ls", "file://team/x"], f"a whole path: {Path('team/x').absolute().as_uri()}"),
         (["pull", "somewhere", "s3://team/x"], "pull takes a URL and then a folder"),
         (["rm", "somewhere"], "remove the folder somewhere with your own tools"),
         (["info", "s3://team/nothing-here"], "there is nothing there"),
