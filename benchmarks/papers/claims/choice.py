@@ -76,7 +76,7 @@ CHOICE: Sequence[Claim] = (
         figure="dead",
         lower="mutual",
         higher="topk_without_auxk",
-        why="In so short a run few latents die at all, and aux_zipf adds dead ones: see the next claim.",
+        why="Where few latents die at all, aux_zipf can add dead ones: see the next claim.",
     ),
     Claim(
         where="section 6, figure 5",
