@@ -4,7 +4,6 @@ Exit status: 0 done, 1 failed, 2 bad usage or config, 130 interrupted. ``SAECACH
 shows the stack trace of every failure.
 """
 
-import errno
 import logging
 import os
 import signal
@@ -144,9 +143,11 @@ def _words_of(error: BaseException) -> str | None:
         return text
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.strerror}): make room, then run the same command again"
     if isinstance(error, OSError):
+        from ..store.disk_space import is_full
+
+        if is_full(error):
+            return f"the disk is full ({error.strerror}): make room, then run the same command again"
         return text or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return f"a file is not UTF-8 text: {text}"

@@ -78,7 +78,7 @@ def synthetic(section: Mapping[str, Any]) -> Iterator[str]:
 def recovery(arms: Figures, settings: Mapping[str, Any]) -> Iterator[str]:
     """What all kinds reconstruct and recover of the known features."""
     yield (
-        f"\nAll kinds, {settings['num_latents']:,} latents, {settings['steps']:,} steps of "
+        f"\nKinds without a penalty, {settings['num_latents']:,} latents, {settings['steps']:,} steps of "
         f"{settings['batch_rows']:,} rows. A feature counts as recovered where a latent of its own has a "
         "cosine of 0.7 or more with it. LF and HF are features of low and high frequency, LA and HA of low "
         "and high amplitude."

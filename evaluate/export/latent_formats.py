@@ -17,7 +17,6 @@ from .windows import find_windows
 if TYPE_CHECKING:
     from .neuronpedia import NeuronpediaNames
 
-LATENT_FORMATS = ("delphi", "neuronpedia")
 WINDOW, MAX_ROWS = 32, 500_000
 
 

@@ -28,6 +28,7 @@ from .sparsify import Sparsify
 
 REPORT_FILE = "saecache-export.json"
 CACHED_ROWS = 8192  # held-out rows that an export is compared on
+LATENT_FORMATS = ("delphi", "neuronpedia")  # see latent_formats.py
 FORMATS: dict[str, Format] = {
     each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify(), CircuitTracer())
 }
@@ -89,8 +90,8 @@ def export_sae(
     chosen = FORMATS.get(format)
     if chosen is None:
         raise UsageError(
-            f"unknown format {format!r}: expected one of {', '.join(FORMATS)}, or for latents delphi or "
-            "neuronpedia"
+            f"unknown format {format!r}: expected one of {', '.join(FORMATS)}, or for latents one of "
+            f"{', '.join(LATENT_FORMATS)}"
         )
     target = find_one(sae_dir)
     sae = target.load()

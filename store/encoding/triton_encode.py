@@ -160,5 +160,4 @@ def encode_on_device(x: Tensor, records: Tensor, bad: Tensor, layout: RecordLayo
         _encode_kernel, (-(-len(x) // rows),),
         x, records.view(_WORDS[layout.dtype]), records.view(torch.float32), records.view(torch.int8), bad,
         len(x), D=layout.d_model, RECORD=layout.record_bytes, TYPE=layout.dtype, UNIT=unit, ROWS=rows,
-        enable_fp_fusion=False,
     )  # fmt: skip
