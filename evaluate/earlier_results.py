@@ -1,6 +1,7 @@
-"""Keeps what a judge has said of SAEs when their results are written anew: it was paid for.
+"""Keeps what earlier results hold when they are written anew: it was paid for, or took long.
 
-It stays where it still belongs to the SAE. Where it does not, the file that holds it is copied first.
+What a judge has said stays where it still belongs to the SAE. Where it does not, and where the new results
+lack a measurement that the former ones hold, the former file is copied first.
 """
 
 import re
@@ -15,12 +16,13 @@ from .results import Interpretation, Results, SaeResult, read_results
 _SAME = ("kind", "hook", "target", "d_model", "num_latents", "k", "normalization")
 
 
-def keep_judged(measured: Results, path: Path) -> tuple[Results, list[str]]:
-    """Take the interpretations of the results in ``path`` over into ``measured``, which will replace them.
+def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
+    """Keep what the results in ``path`` hold and ``measured``, which will replace them, lack.
 
     An interpretation is taken over if the SAE is the same (its weights, or in results that do not hold their
-    hash, its whole config) and the cache is, too. If any cannot be, or the file cannot be read, the file is
-    copied to another name beside it, and a warning says which.
+    hash, its whole config) and the cache is, too. If any cannot be, if the former results hold SAEs or
+    measurements that the new ones lack, or if the file cannot be read, it is copied to another name beside
+    it, and a message says what is missing.
 
     Returns:
         The results to write, and what to say to the user.
@@ -32,9 +34,32 @@ def keep_judged(measured: Results, path: Path) -> tuple[Results, list[str]]:
     except UsageError as error:
         aside = _set_aside(path, "unreadable")
         return measured, [f"{error}. It was copied to {aside.name}, so that nothing in it is lost"]
+    measured, notes, unkept = _take_interpretations(former, measured)
+    lacking = _measured_less(former, measured)
+    if not unkept and not lacking:
+        return measured, notes
+    aside = _set_aside_dated(path, former, "judged" if unkept else "measured")
+    if unkept:
+        warning = (
+            f"What the judge said of {', '.join(unkept)} is not in these results. It stays in {aside.name}, "
+            "and the judge's answers stay stored."
+        )
+        notes.append(warning)
+        measured = measured.model_copy(update={"warnings": [*measured.warnings, warning]})
+    if lacking:
+        notes.append(
+            f"{path.name} held {', '.join(lacking)}, which were not measured this time: the former file was "
+            f"copied to {aside.name}"
+        )
+    return measured, notes
+
+
+def _take_interpretations(former: Results, measured: Results) -> tuple[Results, list[str], list[str]]:
+    """The results with the interpretations that still belong to their SAEs, and what to say.
+
+    The last list names the SAEs whose interpretation could not be kept, each with the reason.
+    """
     judged = {sae.name: sae for sae in former.saes if sae.interpretation is not None}
-    if not judged:
-        return measured, []
     same_cache = (former.cache.fingerprint, former.cache.beside) == (
         measured.cache.fingerprint,
         measured.cache.beside,
@@ -44,30 +69,40 @@ def keep_judged(measured: Results, path: Path) -> tuple[Results, list[str]]:
         for sae in measured.saes
         if same_cache and sae.name in judged and is_same_sae(judged[sae.name], sae)
     }
-    notes = []
-    if kept:
-        notes.append(f"kept what the judge said of {', '.join(kept)}")
-        measured = measured.model_copy(
-            update={
-                "definitions": measured.definitions | JUDGE_DEFINITIONS,
-                "saes": [
-                    sae.model_copy(update={"interpretation": kept.get(sae.name)}) for sae in measured.saes
-                ],
-                "uniqueness": [pair for pair in former.uniqueness if {pair.a, pair.b} <= kept.keys()],
-            }
-        )
-    lost = [name for name in judged if name not in kept]
-    if lost:
-        aside = _set_aside_judged(path, former)
-        names = {sae.name for sae in measured.saes}
-        reasons = [f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in lost]
-        warning = (
-            f"What the judge said of {', '.join(reasons)} is not in these results. It stays in {aside.name}, "
-            "and the judge's answers stay stored."
-        )
-        notes.append(warning)
-        measured = measured.model_copy(update={"warnings": [*measured.warnings, warning]})
-    return measured, notes
+    names = {sae.name for sae in measured.saes}
+    unkept = [f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in judged if name not in kept]
+    if not kept:
+        return measured, [], unkept
+    taken = measured.model_copy(
+        update={
+            "definitions": measured.definitions | JUDGE_DEFINITIONS,
+            "saes": [sae.model_copy(update={"interpretation": kept.get(sae.name)}) for sae in measured.saes],
+            "uniqueness": [pair for pair in former.uniqueness if {pair.a, pair.b} <= kept.keys()],
+        }
+    )
+    return taken, [f"kept what the judge said of {', '.join(kept)}"], unkept
+
+
+def _measured_less(former: Results, now: Results) -> list[str]:
+    """What the former results hold and the new ones lack: whole SAEs, and measurements of the others."""
+    after = {sae.name: sae for sae in now.saes}
+    lacking: dict[str, list[str]] = {}
+    for sae in former.saes:
+        held = _measurements(sae)
+        if sae.name not in after:
+            lacking.setdefault("all figures", []).append(sae.name)
+            continue
+        for what in held - _measurements(after[sae.name]):
+            lacking.setdefault(what, []).append(sae.name)
+    return [f"{what} of {', '.join(names)}" for what, names in sorted(lacking.items())]
+
+
+def _measurements(sae: SaeResult) -> set[str]:
+    """The measurements that a result holds beside those that every evaluation makes."""
+    models = [sae.language_model, *(hook.language_model for hook in sae.hooks)]
+    held = {f"probing on {one.data}" for one in sae.probing}
+    held |= {"CE and KL"} if any(model is not None for model in models) else set()
+    return held | ({"absorption"} if sae.absorption is not None else set())
 
 
 def copy_if_judged_less(former: Results, now: Results, path: Path) -> str | None:
@@ -89,7 +124,7 @@ def copy_if_judged_less(former: Results, now: Results, path: Path) -> str | None
     lost += [f"unique latents of {pair.a}" for pair in former.uniqueness if (pair.a, pair.b) not in pairs]
     if not lost:
         return None
-    aside = _set_aside_judged(path, former)
+    aside = _set_aside_dated(path, former, "judged")
     return (
         f"these settings leave out {', '.join(lost)}, which the results held: the former file was copied to "
         f"{aside.name}"
@@ -119,8 +154,8 @@ def _why_not(name: str, measured: set[str], *, same_cache: bool) -> str:
     return "the SAE has changed" if name in measured else "it was not measured this time"
 
 
-def _set_aside_judged(path: Path, former: Results) -> Path:
-    return _set_aside(path, "judged-" + re.sub(r"[^0-9T]", "", former.created[:19]))
+def _set_aside_dated(path: Path, former: Results, label: str) -> Path:
+    return _set_aside(path, f"{label}-" + re.sub(r"[^0-9T]", "", former.created[:19]))
 
 
 def _set_aside(path: Path, label: str) -> Path:

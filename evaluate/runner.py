@@ -20,7 +20,7 @@ from ..store import ActivationCache, open_cache
 from ..train.sae_hooks import place_of
 from .config import EvaluateConfig
 from .definitions import DEFINITIONS
-from .earlier_results import keep_judged
+from .earlier_results import keep_earlier
 from .hook_measures import with_costs
 from .language_model import SplicedModel
 from .latents.contexts import DecodeToken
@@ -68,7 +68,8 @@ def run(
 
     If the cache has no held-out rows, the last tenth of its training rows is measured, and the results say
     so. Held-out rows that a threshold was calibrated on are left out. What a judge has said of the SAEs stays
-    in the results (:mod:`.earlier_results`).
+    in the results, and a file of results that holds more than these is copied first
+    (:mod:`.earlier_results`).
 
     Args:
         targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
@@ -164,7 +165,7 @@ def _measure(evaluation: Evaluation, group: Group) -> Results:
     )
     with group.together():
         if group.is_first:
-            results, kept = keep_judged(results, out)
+            results, kept = keep_earlier(results, out)
             write_results(results, out)
             for note in kept if evaluation.show_progress else []:
                 print(note, file=sys.stderr)

@@ -15,10 +15,13 @@ from typing import Any, Literal
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ...common.tables import align_columns
+from ..identity import fingerprint
 from ..manifest import Manifest
-from ..untrusted import printable
-from .cache_objects import HARVEST_WORK, ROOT, UNFINISHED, find_root
-from .failures import AccessError
+from ..untrusted import describe_invalid, printable
+from ..writing.journal import JOURNAL, WORK_FOLDER, Journal, parse_journal
+from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, find_root
+from .claims import read_claim
+from .failures import AccessError, MissingObjectError
 from .places import open_remote_folder
 from .remote_folder import RemoteFolder
 from .retries import Patience
@@ -34,7 +37,10 @@ State = Literal["complete", "unfinished", "unreadable"]
 
 @dataclass(frozen=True)
 class Listed:
-    """One cache. Facts that its manifest does not give are empty; ``problem`` says why it is unreadable."""
+    """One cache. Facts that its manifest does not give are empty; ``problem`` says why it is unreadable.
+
+    Of a harvest that has not ended ``rows`` are those that its last commit holds.
+    """
 
     url: str
     state: State
@@ -76,15 +82,52 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
             return Listed(place.url, "unreadable", info.modified, problem=problem), []
     states: dict[str, State] = {ROOT: "complete", UNFINISHED: "unfinished"}
     try:
+        if WORK_FOLDER in folders:
+            return _describe_writing(place), []
         for key, state in states.items():
             if key in modified and (root := find_root(place, key)) is not None:
                 return _describe(place.url, state, modified[key], root.manifest), []
+        if HARVEST_CLAIM in modified and (claim := read_claim(place, HARVEST_CLAIM)) is not None:
+            known = claim.fingerprint
+            return Listed(place.url, "unfinished", modified[HARVEST_CLAIM], fingerprint=known), []
     except (AccessError, CorruptCacheError) as error:  # refused for this object: others can be read
         return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
     except UsageError as error:
         if "format version" in str(error):
             return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
     return None, [place.child(name) for name in folders if name != HARVEST_WORK]
+
+
+def _describe_writing(place: RemoteFolder) -> Listed:
+    """A cache that is written into a folder, or whose writing was interrupted, from its journal."""
+    key = f"{WORK_FOLDER}/{JOURNAL}"
+
+    def parse(content: bytes) -> Journal:
+        try:
+            return parse_journal(content)
+        except ValueError as error:
+            raise CorruptCacheError(f"{place.url}/{key} is damaged: {describe_invalid(error)}") from None
+
+    try:
+        journal = place.read(key, MAX_LISTED_BYTES, parse)
+    except MissingObjectError:  # nothing is committed yet
+        return Listed(place.url, "unfinished", None)
+    identity = journal.identity
+    info = place.head(key)
+    hooks, context, storage = (identity.get(name) for name in ("hooks", "context", "storage"))
+    storage = storage if isinstance(storage, Mapping) else {}
+    return Listed(
+        url=place.url,
+        state="unfinished",
+        modified=None if info is None else info.modified,
+        model=_name(identity.get("model"), "name"),
+        hooks=tuple(hooks) if isinstance(hooks, Mapping) else (),
+        dataset=_name(identity.get("text"), "dataset", "name", "kind"),
+        rows=journal.train_rows + journal.heldout_rows,
+        context=context if isinstance(context, int) else 0,
+        normalization=f"{storage.get('normalization', '')} {storage.get('dtype', '')}".strip(),
+        fingerprint=fingerprint(identity),
+    )
 
 
 def _describe(url: str, state: State, modified: datetime | None, manifest: Manifest) -> Listed:

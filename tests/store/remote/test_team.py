@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from saecache.store import open_cache
+from saecache.store import CacheWriter, open_cache
 from saecache.store.remote.cache_objects import ROOT, UNFINISHED
+from saecache.store.remote.claims import HarvestedCache, claim_for_harvest
 from saecache.store.remote.failures import AccessError
 from saecache.store.remote.places import open_remote_folder
 from saecache.store.remote.push import Push
@@ -90,6 +91,38 @@ def test_one_cache_and_none(team: str, caches: dict[str, Path]) -> None:
 
 def test_folders_of_this_machine(caches: dict[str, Path], tmp_path: Path) -> None:
     assert [listed.url for listed in list_caches(tmp_path.as_uri())] == [f"{tmp_path.as_uri()}/pile"]
+
+
+def test_caches_that_are_still_written_are_listed(
+    team: str, tmp_path: Path, source: Any, cache_path: Path
+) -> None:
+    """Whoever looks for a harvest that stopped must find it, in a folder and in a bucket."""
+    folder = tmp_path / "begun"
+    settings = {"identity": IDENTITY, "hooks": source.hooks, "context": source.context}
+    writer = CacheWriter(folder, **settings)
+    (listed,) = list_caches(tmp_path.as_uri())
+    assert (listed.url, listed.state, listed.rows) == (folder.as_uri(), "unfinished", 0)
+    _, arrays = next(iter(source.batches(7, 0)))
+    writer.write_sequences(**arrays)
+    writer.commit()
+    writer.close()
+    (listed,) = list_caches(tmp_path.as_uri())
+    rows = int(arrays["keep"].sum())
+    assert (listed.state, listed.rows, listed.context) == ("unfinished", rows, source.context)
+    assert (listed.model, listed.hooks) == ("EleutherAI/pythia-160m", tuple(source.hooks))
+    assert CacheWriter(folder, **settings).finalize().fingerprint == listed.fingerprint
+    (finished,) = list_caches(tmp_path.as_uri())
+    assert finished.state == "complete"
+    assert (finished.normalization, finished.dataset) == (listed.normalization, listed.dataset)
+
+    (tmp_path / "damaged" / ".writing").mkdir(parents=True)
+    (tmp_path / "damaged" / ".writing" / "journal.json").write_text("{")
+    _, damaged = list_caches(tmp_path.as_uri(), patience=PASSING)
+    assert damaged.state == "unreadable" and "journal.json is damaged" in damaged.problem
+
+    claim_for_harvest(open_remote_folder(f"{team}/begun"), HarvestedCache(listed.fingerprint)).take()
+    (claimed,) = list_caches(team)
+    assert (claimed.state, claimed.fingerprint) == ("unfinished", listed.fingerprint)
 
 
 def test_what_a_manifest_says_does_not_steer_the_terminal() -> None:
