@@ -135,17 +135,22 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _named(location: Place, model: type[BaseModel]) -> Place:
-    """``location`` without pydantic's labels for the members of a union, as ``constrained-int``."""
-    candidates, kept = [model], []
+    """``location`` as a user writes it: without pydantic's names for the members of a union.
+
+    Those are labels, as ``constrained-int``, and the kinds that tell members apart.
+    """
+    candidates, kept, kind_is_known = [model], [], False
     for depth, part in enumerate(location):
         fields = _fields_at(candidates, part)
         tagged = [c for c in candidates if part in _kinds_of(c)]
+        if tagged and not fields and not kind_is_known:
+            candidates, kind_is_known = tagged, True
+            continue
         last_unknown = depth == len(location) - 1 and depth > 0 and not _is_label(part)
-        if isinstance(part, int) or fields or tagged or depth == 0 or last_unknown or not _is_label(part):
+        if isinstance(part, int) or fields or depth == 0 or last_unknown or not _is_label(part):
             kept.append(part)
-        candidates = (
-            [found for field in fields for found in _models_in(field)] if fields else (tagged or candidates)
-        )
+        if fields:
+            candidates, kind_is_known = [found for field in fields for found in _models_in(field)], False
     return tuple(kept)
 
 

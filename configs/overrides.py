@@ -7,7 +7,7 @@ from .yaml_text import parse_yaml
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one ``key.sub=value`` in nested ``values``, in place.
+    """Set one ``key.sub=value`` in nested ``values``, in place. The number after a list's last item appends.
 
     Raises:
         UsageError: no ``=`` in it, or the path does not exist as a mapping or a list.
@@ -30,7 +30,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         where = ".".join(parents[: depth + 1])
         target = _child(target, part, where)
     if isinstance(target, list):
-        target[_list_index(target, last, key)] = value
+        if last == str(len(target)):
+            target.append(value)
+        else:
+            target[_list_index(target, last, key)] = value
     elif isinstance(target, dict):
         target[last] = value
     else:
@@ -57,5 +60,8 @@ def _list_at(values: Any, key: str) -> list[Any]:
 
 def _list_index(target: list[Any], part: str, where: str) -> int:
     if not part.isdigit() or int(part) >= len(target):
-        raise UsageError(f"--set {where}: expected an item number from 0 to {len(target) - 1}, got {part!r}")
+        items = "the list there is empty" if not target else f"its items are 0 to {len(target) - 1}"
+        raise UsageError(
+            f"--set {where}: {part!r} is no item of a list; {items}, and {len(target)}=VALUE appends one"
+        )
     return int(part)

@@ -70,7 +70,9 @@ def _take_interpretations(former: Results, measured: Results) -> tuple[Results, 
         if same_cache and sae.name in judged and is_same_sae(judged[sae.name], sae)
     }
     names = {sae.name for sae in measured.saes}
-    unkept = [f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in judged if name not in kept]
+    unkept = [
+        f"{name} ({_why_not(name, names, same_cache=same_cache)})" for name in judged if name not in kept
+    ]
     if not kept:
         return measured, [], unkept
     taken = measured.model_copy(

@@ -139,7 +139,17 @@ def test_overrides_reach_nested_settings_and_items() -> None:
     apply_override(values, "a.b=2")
     apply_override(values, "new.deep=[1, 2]")
     apply_override(values, "items.1.k=32")
-    assert values == {"a": {"b": 2}, "new": {"deep": [1, 2]}, "items": [{"k": 1}, {"k": 32}]}
+    apply_override(values, "items.2={k: 64}")
+    assert values == {"a": {"b": 2}, "new": {"deep": [1, 2]}, "items": [{"k": 1}, {"k": 32}, {"k": 64}]}
+
+
+def test_a_place_in_a_message_can_be_set() -> None:
+    """Pydantic puts the kind of a variant into it (``variants.1.topk.k``), which ``--set`` does not take."""
+    overrides = ["variants.1={kind: topk, k: many}"]
+    with pytest.raises(UsageError, match=r"- variants\.1\.k: expected a whole number \(got 'many'\)"):
+        load_config(TrainConfig, "topk", overrides, kinds=("train",))
+    config = load_config(TrainConfig, "topk", [*overrides, "variants.1.k=8"], kinds=("train",))
+    assert [variant.k for variant in config.variants][1] == 8
 
 
 @pytest.mark.parametrize("override", ["novalue", "=3", "items.7.k=1", "items.x.k=1", "a.b.c=1"])
@@ -195,7 +205,7 @@ def test_files_that_are_no_text_are_told(tmp_path: Path) -> None:
         ("log.progress=perhaps", r"log\.progress: expected true or false \(got 'perhaps'\)"),
         ("log=3", r"log: expected a mapping of settings \(got 3\)"),
         ("variants=3", r"variants: expected a list \(got 3\)"),
-        ("variants.0.name=3", r"variants\.0\.topk\.name: expected a text"),
+        ("variants.0.name=3", r"variants\.0\.name: expected a text"),
     ],
 )
 def test_problems_are_in_plain_words(override: str, message: str) -> None:

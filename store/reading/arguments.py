@@ -46,5 +46,9 @@ def check_floating(dtype: Any) -> None:
 
 
 def check_row_numbers(array: ShardedArray, rows: Any) -> NDArray[np.int64]:
-    """Row numbers of any shape, torch or numpy, as int64 [n]; errors as ``ShardedArray.check_rows``."""
+    """Row numbers of any shape, torch or numpy, or a slice, or a mask, as int64 [n]; errors as
+    ``ShardedArray.check_rows``.
+    """
+    if isinstance(rows, slice):
+        rows = np.arange(*rows.indices(len(array)), dtype=np.int64)
     return array.check_rows(np.asarray(rows.cpu() if isinstance(rows, torch.Tensor) else rows).reshape(-1))

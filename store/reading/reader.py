@@ -249,7 +249,7 @@ class ActivationCache(CacheContents):
         normalization: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Rows by number, in the order asked for: ``indices`` [n] -> [n, D].
+        """Rows by number, in the order asked for: ``indices`` [n], a slice, or bool [rows] -> [n, D].
 
         Raises:
             UsageError: no such hook, split or normalization, or ``dtype`` is no floating point type.

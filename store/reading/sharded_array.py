@@ -82,16 +82,19 @@ class ShardedArray(ShardedChunks):
         list(threads.map(lambda share: _copy(found[share::shares], out), range(shares)))
 
     def check_rows(self, rows: Any) -> NDArray[np.int64]:
-        """Row numbers as int64 [n], all from 0 to N - 1.
+        """Row numbers, or a bool for each row, as int64 [n], all from 0 to N - 1.
 
         Raises:
             IndexError: a number outside the array.
-            TypeError: not a list of whole numbers.
+            TypeError: neither a list of whole numbers nor such a mask.
         """
         given = np.asarray(rows)
+        if given.dtype == bool and given.shape == (len(self),):
+            return np.flatnonzero(given)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise TypeError(
-                f"{self.spec.path}: rows are addressed by a slice, a number, or a list of numbers"
+                f"{self.spec.path}: rows are addressed by a slice, a number, a list of numbers, or a bool for "
+                f"each of the {len(self)} rows; got {given.dtype} {list(given.shape)}"
             )
         numbers = given.astype(np.int64)
         numbers[numbers < 0] += len(self)

@@ -460,6 +460,19 @@ def test_hooks_and_row_numbers_of_a_wrong_kind_are_refused(cache: ActivationCach
         cache.num_batches(0)
 
 
+def test_rows_by_slice_and_by_mask(cache: ActivationCache) -> None:
+    """As numpy and torch index their arrays."""
+    whole = cache.rows(HOOK, range(cache.num_rows()))
+    for chosen in (slice(3, 20, 4), slice(None, None, -1), slice(5, 5), whole[:, 0] > 0):
+        numbers = np.arange(len(whole))[chosen]
+        assert torch.equal(cache.rows(HOOK, chosen), cache.rows(HOOK, numbers))
+        assert all(len(found) == len(numbers) for found in cache.locate(chosen))
+    assert torch.equal(cache.rows(HOOK, slice(3, 20, 4)), whole[3:20:4])
+    assert torch.equal(cache.rows(HOOK, whole[:, 0] > 0), whole[whole[:, 0] > 0])
+    with pytest.raises(TypeError, match=rf"a bool for each of the {len(whole)} rows; got bool \[2\]"):
+        cache.rows(HOOK, [True, False])
+
+
 def test_numbers_of_numpy_are_whole_numbers(cache: ActivationCache) -> None:
     settings = {"seed": np.int64(2**40), "epoch": np.int32(1), "start_batch": np.uint8(1)}
     got = cache.batches(HOOK, np.int64(8), **settings)  # type: ignore[arg-type]
