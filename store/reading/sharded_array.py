@@ -93,8 +93,8 @@ class ShardedArray(ShardedChunks):
             return np.flatnonzero(given)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise TypeError(
-                f"{self.spec.path}: rows are addressed by a slice, a number, a list of numbers, or a bool for "
-                f"each of the {len(self)} rows; got {given.dtype} {list(given.shape)}"
+                f"{self.spec.path}: rows are addressed by a slice, a number, a list of numbers, or a bool "
+                f"for each of the {len(self)} rows; got {given.dtype} {list(given.shape)}"
             )
         numbers = given.astype(np.int64)
         numbers[numbers < 0] += len(self)
