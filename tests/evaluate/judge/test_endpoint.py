@@ -19,9 +19,12 @@ from saecache.evaluate.judge.endpoint import Endpoint
 from saecache.evaluate.judge.failures import EndpointError, RefusedRequestError, Stopped
 from saecache.evaluate.judge.pacing import Pace
 
+from ...killing import DEADLINE_SECONDS
 from .judge_server import (
     MODEL,
+    Handler,
     Judge,
+    Request,
     content,
     cut_body,
     dripping,
@@ -91,11 +94,11 @@ def test_patience_ends(connect: Connect, judge: Judge, code: int) -> None:
 
 
 def test_a_silent_server_is_given_up(connect: Connect, judge: Judge) -> None:
-    judge.always = slow(30)
+    judge.always = slow(DEADLINE_SECONDS)
     began = time.monotonic()
     with pytest.raises(EndpointError, match=r"failed 2 times.*no answer in 0.3 s"):
         ask(connect(timeout_seconds=0.3, max_retries=1))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < DEADLINE_SECONDS
 
 
 def test_a_body_without_end_is_given_up(connect: Connect, judge: Judge) -> None:
@@ -121,24 +124,33 @@ def test_a_pause_that_is_asked_for_is_kept(connect: Connect, judge: Judge) -> No
 
 
 def test_a_pause_may_be_a_date(connect: Connect, judge: Judge) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
-    judge.faults = [status(503, Retry_After=date)]
+    def in_three_seconds(handler: Handler, request: Request) -> bool:
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+        return status(503, Retry_After=date)(handler, request)
+
+    judge.faults = [in_three_seconds]
     ask(connect())
     first, second = judge.posts
     assert second.seconds - first.seconds > 0.9
 
 
-def test_all_threads_keep_the_pause(connect: Connect, judge: Judge) -> None:
+def test_all_threads_keep_the_pause(connect: Connect, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     client = connect(concurrency=4)
     judge.faults = [status(429, Retry_After="1")]
     ask(client)
     began = judge.posts[0].seconds
     threads = [threading.Thread(target=ask, args=(client,)) for _ in range(3)]
+    pace, paused = client._pace, threading.Event()
+    pause = pace.pause
+
+    def note(seconds: float) -> None:
+        pause(seconds)
+        paused.set()
+
+    monkeypatch.setattr(pace, "pause", note)
     judge.faults = [status(429, Retry_After="1")]
     threads[0].start()
-    while len(judge.posts) < 3:
-        time.sleep(0.01)
-    time.sleep(0.1)
+    assert paused.wait(DEADLINE_SECONDS)
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
@@ -154,7 +166,7 @@ def test_a_pause_longer_than_the_patience_is_not_begun(connect: Connect, judge: 
     began = time.monotonic()
     with pytest.raises(EndpointError, match=r"asks to wait 3600 s.*patience_seconds=20"):
         ask(connect())
-    assert time.monotonic() - began < 10 and len(judge.posts) == 1
+    assert time.monotonic() - began < DEADLINE_SECONDS and len(judge.posts) == 1
 
 
 @pytest.mark.parametrize("written", ["-5", "nan", "inf", "1e400", "Wed, 99 Foo", "", "\u00e9"])

@@ -146,7 +146,14 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._in)
-        os.close(self._out)
-        self._process.terminate()
-        self._process.wait(20)
+        os.write(
+            self._in, b'{"id": 0, "method": "Browser.close"}\0'
+        )  # so that it removes its own temporary files
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            os.close(self._in)
+            os.close(self._out)

@@ -131,7 +131,7 @@ def test_batches_wait_there_before_they_are_asked_for_and_no_more_than_planned(
     made = install(0.001).made
     stream = caches().batches(HOOK, 100, epoch=1, batches_ahead=4)
     first = next(stream).clone()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while made[0].done < 6 and time.monotonic() < deadline:  # the first, four ahead, and one being filled
         time.sleep(0.002)
     time.sleep(0.05)

@@ -18,6 +18,7 @@ from saecache.store.remote.failures import AccessError, MissingObjectError, Remo
 from saecache.store.remote.file_blocks import HashedParts, part_size
 from saecache.store.remote.urls import redact_url
 
+from ...killing import DEADLINE_SECONDS
 from .proxy import Answer, Proxy
 from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
 
@@ -442,7 +443,7 @@ def test_the_end_of_a_process_waits_for_threads_that_hand_over_an_answer() -> No
 
     _thread.start_new_thread(foreign_thread, ())  # threading does not know of it
     started.wait()
-    wait_for_answers()
+    wait_for_answers(DEADLINE_SECONDS)
     assert done == [True]
 
 

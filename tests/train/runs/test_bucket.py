@@ -165,7 +165,7 @@ def test_sigterm_of_the_command_saves_and_says_so(
     command += ["--cache", url, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     metrics_file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not (metrics_file.is_file() and metrics_file.stat().st_size) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
