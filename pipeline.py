@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -46,7 +47,7 @@ def evaluate(
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
-    from .harvest.tokenizer import load_tokenizer_of
+    from .harvest.tokenizer import load_tokenizer_of, show_token
     from .harvest.unembedding import read_unembedding
     from .store import open_cache
 
@@ -70,10 +71,10 @@ def evaluate(
             raise UsageError(f"{error}; --no-model measures without CE and KL") from None
     decode, notes = None, []
     if model is not None:
-        decode = _token_decoder(model.tokenizer)
+        decode = partial(show_token, model.tokenizer)
     elif _names_model(cache) and cache.manifest.tokens == "ids and documents" and config.shows_latents:
         try:
-            decode = _token_decoder(load_tokenizer_of(cache))
+            decode = partial(show_token, load_tokenizer_of(cache))
         except UsageError as error:
             notes.append(f"Tokens are shown as numbers, because their tokenizer is not here: {error}")
     reader = None if model is None else text_reader(model, cache)
@@ -125,10 +126,6 @@ def interpret(
 
 def _names_model(cache: "ActivationCache") -> bool:
     return "model" in cache.manifest.identity
-
-
-def _token_decoder(tokenizer: Any) -> Callable[[int], str]:
-    return lambda token: str(tokenizer.decode([token]))
 
 
 def text_reader(model: "LanguageModel", cache: "ActivationCache") -> "TextReader":

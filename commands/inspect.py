@@ -90,7 +90,7 @@ def _describe_tokens(
     import numpy as np
     import torch
 
-    from ..harvest.tokenizer import encode
+    from ..harvest.tokenizer import encode, show_token
     from ..train.sae_hooks import encoded_hooks
 
     (ids,) = encode(model.tokenizer, [text])
@@ -110,7 +110,7 @@ def _describe_tokens(
         tokens.append(
             {
                 "id": int(token),
-                "text": str(model.tokenizer.decode([int(token)])),
+                "text": show_token(model.tokenizer, int(token)),
                 "active": int((value != 0).sum()),
                 "latents": [{"index": int(latent[i]), "activation": float(value[i])} for i in order],
             }

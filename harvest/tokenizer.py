@@ -98,12 +98,41 @@ def list_vocabulary(tokenizer: Any) -> list[tuple[int, str]]:
     found = []
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         text = str(tokenizer.convert_tokens_to_string([token]))
-        if token.startswith("▁") and not text.startswith(
-            " "
-        ):  # SentencePiece drops a space that begins a text
-            text = f" {text}"
-        found.append((int(number), text))
+        found.append((int(number), _with_space(token, text)))
     return found
+
+
+def _with_space(token: str, text: str) -> str:
+    """SentencePiece drops a space that begins a text."""
+    return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+
+
+def show_token(tokenizer: Any, number: int) -> str:
+    """The text of one token as it stands in the middle of a sentence.
+
+    Bytes that are a part of a character are shown as ``\\xe2``, not all as the same replacement character.
+    """
+    text = str(tokenizer.decode([number]))
+    token = str(tokenizer.convert_ids_to_tokens(number))
+    if "\ufffd" not in text:
+        return _with_space(token, text)
+    if token.startswith("<0x"):  # of SentencePiece
+        return f"\\x{token[3:-1].lower()}"
+    try:
+        content = bytes(_BYTE_OF[character] for character in token)
+    except KeyError:
+        return text
+    return content.decode("utf-8", "backslashreplace")
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """The byte for each character of a vocabulary of bytes, as GPT-2's: unseen bytes follow 255."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_by_character()
 
 
 def tokenized(documents: Iterator[Document], tokenizer: Any) -> Iterator[TokenDocument]:

@@ -12,7 +12,14 @@ from saecache.common.errors import UsageError
 from saecache.harvest.config import TokensConfig
 from saecache.harvest.model_files import ModelFiles
 from saecache.harvest.sources import Document
-from saecache.harvest.tokenizer import encode, load_tokenizer, packing_rule, tokenized, tokenizer_sha256
+from saecache.harvest.tokenizer import (
+    encode,
+    load_tokenizer,
+    packing_rule,
+    show_token,
+    tokenized,
+    tokenizer_sha256,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,31 @@ def test_a_tokenizer_without_a_fast_backend_works_too(neox_tokenizer) -> None:
 
     assert [ids.tolist() for ids in encode(Slow(), ["ab", ""])] == [[2], [0]]
     assert calls[0]["add_special_tokens"] is False
+
+
+def test_tokens_are_shown_with_the_bytes_of_parts_of_characters(neox_tokenizer) -> None:
+    ids = encode(neox_tokenizer, ["plain \u2020 text \U0001f9ee"])[0].tolist()
+    shown = [show_token(neox_tokenizer, number) for number in ids]
+    assert "\ufffd" not in "".join(shown)
+    found = "".join(shown).encode("latin-1", "backslashreplace").decode("unicode_escape")
+    assert found.encode("latin-1").decode("utf-8") == "plain \u2020 text \U0001f9ee"
+    assert any("\\xf0" in text for text in shown)
+
+
+def test_tokens_of_other_vocabularies_are_shown() -> None:
+    class Pieces:
+        """As SentencePiece: no space at the beginning, and the replacement character for a part of one."""
+
+        names = ("<0xE2>", "\ufffd", "\u4e2d\ufffd", "▁word", "word")
+
+        def decode(self, ids: list[int]) -> str:
+            return "word" if self.names[ids[0]].endswith("word") else "\ufffd"
+
+        def convert_ids_to_tokens(self, number: int) -> str:
+            return self.names[number]
+
+    shown = [show_token(Pieces(), number) for number in range(5)]
+    assert shown == ["\\xe2", "\ufffd", "\ufffd", " word", "word"]
 
 
 def test_an_error_of_the_source_comes_in_its_turn(neox_tokenizer) -> None:
