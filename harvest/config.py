@@ -109,7 +109,7 @@ class HarvestConfig(FrozenModel):
     selection: SelectionConfig = SelectionConfig()
     hooks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="resid_pre.L, resid_mid.L, resid_post.L, attn_out.L, mlp_in.L, mlp_out.L (L counts "
-        "from 0), or module paths"
+        "from 0; * is every block), or module paths"
     )
     num_tokens: Annotated[Count, Field(ge=1)] = Field(
         description="tokens to read, as 500_000, 20k or 1e5 (BOS and separators included, padding not): the "

@@ -76,6 +76,16 @@ def find_blocks(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] 
     return min(lists, key=lambda item: item[0].count("."), default=None)
 
 
+def expand_hooks(names: Iterable[str], num_layers: int) -> tuple[str, ...]:
+    """``names`` with ``resid_post.*``, or the like, replaced by the hook of every block; each name once."""
+    found: dict[str, None] = {}
+    for name in names:
+        kind, _, layer = name.rpartition(".")
+        every = layer == "*" and kind in NAMED_HOOKS
+        found |= dict.fromkeys(f"{kind}.{block}" for block in range(num_layers)) if every else {name: None}
+    return tuple(found)
+
+
 def check_layers(names: Iterable[str], num_layers: int, model_name: str) -> None:
     """Refuse blocks that the model does not have; needs no weights.
 

@@ -19,8 +19,9 @@ from ..store.keys import is_heldout
 from .adapter import AdapterFiles, locate_adapter
 from .conditions import recorded_attention, recorded_device
 from .config import AdapterConfig, HarvestConfig
+from .hook_points import expand_hooks
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
-from .loading import Loading, check_model, read_model_settings
+from .loading import Loading, check_model, num_layers_of, read_model_settings
 from .model import LanguageModel
 from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .numerics import resolve_dtype
@@ -117,7 +118,9 @@ def make_plan(
     remote_code = config.model.trust_remote_code
     files = locate_model(config.model.name, revision, trust_remote_code=remote_code)
     settings = read_model_settings(files, trust_remote_code=remote_code)
-    check_model(files, settings, config.hooks, config.tokens.context)
+    hooks = expand_hooks(config.hooks, num_layers_of(settings))
+    config = config.model_copy(update={"hooks": hooks})
+    check_model(files, settings, hooks, config.tokens.context)
     tokenizer = load_tokenizer(files, trust_remote_code=remote_code)
     rule = packing_rule(config.tokens, tokenizer, as_it_is=needs_no_special_tokens(config.text))
     adapter = _locate_adapter(config, before)
@@ -154,7 +157,7 @@ def make_plan(
         config=config,
         path=path,
         existing=existing,
-        hooks=sorted(config.hooks, key=_natural),
+        hooks=sorted(hooks, key=_natural),
         files=files,
         dtype=dtype,
         device=device,

@@ -311,12 +311,9 @@ def demo_settings(words: list[str]) -> list[str]:
     extends = "--extend" in words
     several = extends or any("," in word for word in words if word.startswith("hooks="))
     hooks = DEMO_HOOKS if several else DEMO_HOOKS[:1]
-    if any("mlp_in" in word for word in words):
-        first = any("mlp_in.0" in word for word in words)  # of a cross-layer transcoder of blocks 0 and 1
-        hooks = (
-            tuple(hook.replace(".3", f".{i}") for i in (0, 1) for hook in MLP_HOOKS) if first else MLP_HOOKS
-        )
-    settings = [f"hooks=[{', '.join(hooks)}]"]
+    hooks = MLP_HOOKS if any("mlp_in" in word for word in words) else hooks
+    every = any("*" in word for word in words if word.startswith("hooks="))
+    settings = [] if every else [f"hooks=[{', '.join(hooks)}]"]
     settings += ["num_tokens=2_500"] if extends else []
     has_text = any(word.startswith("text=") for word in words)
     return settings if has_text else [*settings, "text={kind: files, paths: [text.jsonl]}"]

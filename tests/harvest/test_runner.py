@@ -117,6 +117,15 @@ def test_the_order_of_hooks_changes_nothing(
     assert digests(other.path) == digests(usual.path)
 
 
+def test_a_star_is_every_block(make_config: MakeConfig, tmp_path: Path) -> None:
+    every = [f"mlp_out.{block}" for block in range(4)]
+    pattern = make_config(hooks=["mlp_out.*", "mlp_out.1", "resid_post.0"], num_tokens=200)
+    found = run(pattern, tmp_path / "pattern").manifest
+    assert list(found.hooks) == [*every, "resid_post.0"]
+    again = make_config(hooks=[*every, "resid_post.0"], num_tokens=200)
+    assert run(again, tmp_path / "pattern").manifest == found  # it is the same cache
+
+
 def test_sinks_are_judged_by_the_first_block(
     make_config: MakeConfig, tmp_path: Path, usual: ActivationCache
 ) -> None:
@@ -258,6 +267,7 @@ def test_bad_input_is_told_and_leaves_nothing(make_config: MakeConfig, tmp_path:
     out = tmp_path / "cache"
     refused(make_config(hooks=["resid_post.4"]), out, "4 blocks, numbered 0 to 3")
     refused(make_config(hooks=["resid_pots.1"]), out, "Did you mean")
+    refused(make_config(hooks=["resid_pots.*"]), out, "resid_pots")
     refused(make_config(hooks=["gpt_neox.layers"]), out, "never fires")
     refused(make_config(tokens={"context": 65}), out, "longer than the 64 positions")
     refused(make_config(tokens={"context": 16, "min_document_tokens": 9999}), out, "not a single token")
