@@ -50,7 +50,7 @@ def add_command(
     """Register ``function`` as the command ``name``; its failures end as one message and an exit status.
 
     Args:
-        interrupted: the message after Ctrl-C.
+        interrupted: the message after Ctrl-C or SIGTERM.
         several: the command can run in several processes that torchrun or srun starts.
     """
 
@@ -67,7 +67,7 @@ def add_command(
         except BaseException as error:
             if debugging():
                 raise
-            # Ctrl-C during an import can surface as any error of the half-imported library.
+            # A signal during an import can surface as any error of the half-imported library.
             if _interrupted or isinstance(error, KeyboardInterrupt):
                 typer.echo(interrupted, err=True)
                 raise typer.Exit(INTERRUPTED) from None
@@ -165,14 +165,18 @@ def _words_of(error: BaseException) -> str | None:
 
 
 def note_interrupts() -> None:
-    """Remember every Ctrl-C from now on, whatever a library makes of the KeyboardInterrupt."""
+    """Let SIGTERM do what Ctrl-C does, and remember both, whatever a library makes of the KeyboardInterrupt.
+
+    A job that is preempted while it still loads so ends with the status that says: run it again.
+    """
 
     def on_interrupt(number: int, frame: Any) -> None:
         global _interrupted
         _interrupted = True
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, on_interrupt)
 
 
 def end_at_once() -> None:

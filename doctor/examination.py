@@ -1,13 +1,9 @@
 """The examination: which sections there are, on which device and backends, in a temporary folder."""
 
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -40,7 +36,7 @@ from .timing import waiting_for
 
 
 def examine(config: DoctorConfig, command: str = "saecache doctor", say: Say | None = None) -> Report:
-    """Examine this machine. Ctrl-C and SIGTERM end it early: the report then has what was done.
+    """Examine this machine. A KeyboardInterrupt ends it early: the report then has what was done.
 
     Args:
         command: what was typed, for the report. say: shows a line of progress; stderr when None.
@@ -55,12 +51,9 @@ def examine(config: DoctorConfig, command: str = "saecache doctor", say: Say | N
     folder.mkdir(parents=True, exist_ok=True)
     say = say or progress_lines()
     began, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    with (
-        interrupted_by_sigterm(),
-        tempfile.TemporaryDirectory(
-            prefix="saecache-doctor-", dir=folder, ignore_cleanup_errors=True
-        ) as name,
-    ):
+    with tempfile.TemporaryDirectory(
+        prefix="saecache-doctor-", dir=folder, ignore_cleanup_errors=True
+    ) as name:
         sections, interrupted = run_sections(
             make_parts(config, device, folder, Path(name)),
             config.limit_seconds,
@@ -220,16 +213,3 @@ def progress_lines() -> Say:
         print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr, flush=True)
 
     return say
-
-
-@contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM does what Ctrl-C does, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

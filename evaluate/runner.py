@@ -71,6 +71,9 @@ def run(
     in the results, and a file of results that holds more than these is copied first
     (:mod:`.earlier_results`).
 
+    At most the first ``config.max_rows`` rows are measured. ``<name>.latents/`` beside ``out`` gets what is
+    known of all latents, unless ``config.all_latents`` is false.
+
     Args:
         targets: SAE folders, run folders (every SAE in them), URLs of SAEs, or what
             :func:`.targets.find_targets` found.

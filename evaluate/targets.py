@@ -139,8 +139,9 @@ def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cac
     beside = beside if isinstance(beside, Mapping) else {}
     if missing := [name for name in beside if name not in cache.beside]:
         raise UsageError(
-            f"{target.place} was trained on several caches of the same tokens: name those beside "
-            f"{cache.path} with --set beside.NAME=CACHE for {', '.join(missing)!r:.300}"
+            f"{target.place} was trained on several caches of the same tokens: 'evaluate' takes those beside "
+            f"{cache.path} with --set beside.NAME=CACHE, for {', '.join(missing)!r:.300}. 'interpret' and "
+            "'export --cache' do not take such SAEs"
         )
     if not foreign and trained_on != cache.fingerprint and not other_cache:
         raise UsageError(

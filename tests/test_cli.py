@@ -245,12 +245,13 @@ def test_stack_traces_on_demand() -> None:
     "body",
     [
         "import signal; signal.raise_signal(signal.SIGINT)",
+        "import signal; signal.raise_signal(signal.SIGTERM)",  # from Slurm, while a command still loads
         # A library that is interrupted while it is imported, and makes another error of it.
         "import signal\n    try: signal.raise_signal(signal.SIGINT)\n    except BaseException: pass\n"
         "    raise ImportError('numpy is half imported')",
     ],
 )
-def test_ctrl_c_is_a_message_even_within_an_import(body: str) -> None:
+def test_a_signal_is_a_message_even_within_an_import(body: str) -> None:
     result = failing(body)
     assert result.returncode == 130
     assert result.stderr == "interrupted; nothing was saved: the same command starts again\n"

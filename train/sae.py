@@ -120,8 +120,18 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor | Pairs) -> Tensor:
-        """Decode codes (dense [B, F] or pairs) into normalized rows [B, O], without a skip connection."""
+        """Decode codes (dense, float32 [..., F], or pairs) into normalized rows, float32 [..., O], without a
+        skip connection.
+
+        Raises:
+            UsageError: codes of another number of latents.
+        """
         if isinstance(codes, Tensor):
+            if codes.shape[-1:] != (self.cfg.num_latents,):
+                raise UsageError(
+                    f"expected codes [..., {self.cfg.num_latents}], one for each latent, got "
+                    f"{list(codes.shape)}"
+                )
             return codes @ self.W_dec + self.b_dec
         return self.shards.decode(codes, self.W_dec, self.b_dec)
 
@@ -136,7 +146,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, *, input: Space = "normalized") -> Tensor:  # noqa: A002
         """The reconstruction of ``x`` [..., D] in the space x came in: raw in, raw out. Of a transcoder the
-        prediction of its target, [..., O].
+        prediction of its target, [..., O]. It is computed in float32 and has the type of ``x``.
 
         Raises:
             UsageError: rows of another width, or a tensor that does not hold floating-point numbers.

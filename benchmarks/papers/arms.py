@@ -88,8 +88,16 @@ def probabilistic_ablations(form: Form, zipf: Mapping[str, float]) -> Arms:
     arms: Arms = {f"topk_without_auxk_k{k}": {"kind": "topk", "k": k, "auxk": None} for k in form.ks[1:]}
     for k in form.ks:
         arms[f"probabilistic_long_warmup_k{k}"] = _probabilistic(k, warmup=0.53)
-    k = form.ks[0]
-    return arms | {
+    return arms | _ablations_at(form.ks[0])
+
+
+def probabilistic_ablations_next_k(form: Form, zipf: Mapping[str, float]) -> Arms:
+    """The ablations at the second k: the paper has 8, 16 and 32."""
+    return _ablations_at(form.ks[1]) if len(form.ks) > 1 else {}
+
+
+def _ablations_at(k: int) -> Arms:
+    return {
         f"probabilistic_no_magnitude_k{k}": _probabilistic(k, magnitude_weight=0.0),
         f"probabilistic_no_layer_norm_k{k}": _probabilistic(k, layer_norm=False),
         f"probabilistic_sigmoid_k{k}": _probabilistic(k, gate="sigmoid"),
@@ -203,6 +211,7 @@ SECTIONS: dict[str, Callable[[Form, Mapping[str, float]], Arms]] = {
     "probabilistic": probabilistic,
     "choice_ablations": choice_ablations,
     "probabilistic_ablations": probabilistic_ablations,
+    "probabilistic_ablations_next_k": probabilistic_ablations_next_k,
     "sampled": sampled,
     "every_kind": every_kind,
     "every_penalty": every_penalty,

@@ -175,7 +175,7 @@ def parts(form: Form) -> Iterator[tuple[str, str, Form]]:
         elif section in BY_STEPS:
             for times in form.longer:
                 yield f"{section}_x{times}", section, replace(form, steps=form.steps * times)
-        else:
+        elif SECTIONS[section](form, {}):
             yield section, section, form
 
 

@@ -66,6 +66,7 @@ class CacheContents:
         return self.num_rows("train")
 
     def num_rows(self, split: str = "train") -> int:
+        """Rows of ``split``, ``train`` or ``heldout``; each hook has as many."""
         check_one_of("split", split, SPLITS)
         return self._layout.rows(split) if self._rows is None or split != "train" else self._rows
 
@@ -74,7 +75,11 @@ class CacheContents:
         return self._arrays[spec.path]
 
     def d_model(self, hook: str) -> int:
-        """Width of the rows of ``hook``."""
+        """Width D of the rows of ``hook``.
+
+        Raises:
+            UsageError: no such hook.
+        """
         holder, own = self._holder(hook)
         return holder.manifest.hooks[own].d_model
 
@@ -111,6 +116,8 @@ class CacheContents:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where rows come from: (sequence, position, document), int64 [n] each.
 
+        Rows are given as for :meth:`rows`. If the cache stores no documents, each row is its own.
+
         Raises:
             IndexError, TypeError: there are no rows of these numbers.
             CorruptCacheError: a row says that it comes from a sequence that the cache does not have.
@@ -134,7 +141,13 @@ class CacheContents:
         return sequence, position, document.astype(np.int64)
 
     def statistics(self, hook: str) -> HookStatistics:
-        """Statistics over all training rows."""
+        """Statistics over the raw training rows, all of them also after :meth:`head`.
+
+        ``mean`` and ``second_moment`` are float64 [D].
+
+        Raises:
+            UsageError: no such hook.
+        """
         holder, own = self._holder(hook)
         info, layout = holder.manifest.hooks[own], holder.manifest.layout
         return HookStatistics(

@@ -171,6 +171,7 @@ class ActivationCache(CacheContents):
             UsageError: no such hook, split, normalization or device; an argument of a wrong kind; a batch
                 larger than the rows there are.
             CorruptCacheError: while iterating, naming the shard.
+            RemoteError: while iterating; the cache is in object storage, which does not answer.
         """
         reader = self._row_reader(hook, split, normalization)
         rows = self._limit_rows(split, num_rows)
@@ -249,12 +250,14 @@ class ActivationCache(CacheContents):
         normalization: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """Rows by number, in the order asked for: ``indices`` [n], a slice, or bool [rows] -> [n, D].
+        """Rows by number, in the order asked for: ``indices`` [n], a slice, or bool [rows] -> [n, D]
+        on the CPU, in ``dtype``.
 
         Raises:
             UsageError: no such hook, split or normalization, or ``dtype`` is no floating point type.
             IndexError, TypeError: there are no rows of these numbers.
             CorruptCacheError: naming the shard.
+            RemoteError: the cache is in object storage, which does not answer.
         """
         reader = self._row_reader(hook, split, normalization)
         check_floating(dtype)

@@ -136,8 +136,9 @@ class CacheWriter:
         """Append rows that do not come from token sequences; such a cache has context 1 and no token ids.
 
         Args:
-            activations: hook -> [n, D] raw rows (torch or numpy).
+            activations: hook -> [n, D] raw rows (torch or numpy) of a floating point type.
             documents: int [n], rows that are held out together; unless given, each row is its own document.
+                None is held out where ``heldout_fraction`` is 0.
 
         Raises:
             as :meth:`write_sequences`.

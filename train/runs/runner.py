@@ -70,9 +70,14 @@ def run(
     and raises KeyboardInterrupt. The same call continues, and ends with the same bytes as a run that was
     never stopped.
 
+    Returns:
+        A variant whose loss or gradient is not finite stops without an exception, and is in ``failed``.
+
     Raises:
         UsageError: the settings do not fit the cache, or ``out`` holds something else. Nothing is written.
+        CorruptCacheError: a shard of the cache is damaged.
         SaecacheError: the disk is full or gone. The same call continues once it is back.
+        KeyboardInterrupt: it was stopped, and has saved a checkpoint.
     """
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache, group=world().everyone)
     cache = cache.with_beside(config.beside, world().everyone)
