@@ -36,6 +36,9 @@ ZIPF = {"alpha": 0.9, "beta": 3.0}
 @pytest.mark.parametrize("form", FORMS)
 def test_every_arm_can_be_trained(form: str, section: str) -> None:
     chosen = FORMS[form]
+    if not SECTIONS[section](chosen, ZIPF):
+        assert section == "probabilistic_ablations_next_k" and len(chosen.ks) == 1
+        return
     config, arms = training_of(section, chosen, {"topk": 1e-3, "batch_topk": 3e-3}, ZIPF)
     plan = Plan(
         d_model=160,
@@ -125,10 +128,10 @@ def test_the_page_has_verdicts_and_figures(
     text = out.read_text("utf-8")
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("- Mutual Choice reconstructs better"))
-    assert lines[at].endswith("(section 6, figure 4):")
+    assert lines[at].endswith("(abstract, table 2):")
     assert lines[at + 1].startswith("  - k = 8: **holds here** (fvu at L0 = k 0.4")
     worse = lines.index(
-        "- Feature Choice, trained after Mutual Choice, reconstructs better than TopK (section 6, figure 4):"
+        "- Feature Choice, trained after Mutual Choice, reconstructs better than TopK (section 6, table 2):"
     )
     assert "**the opposite holds here**" in lines[worse + 1]
     dead = lines.index("- Feature Choice leaves fewer latents dead than TopK with AuxK (section 6, table 1):")
@@ -340,7 +343,9 @@ def test_the_table_of_layers_has_the_claims_that_all_layers_tested() -> None:
     ]
     *lines, last = layers(found, claims, "resid_post.14")
     rows = [line for line in lines if line.startswith("|")]
-    assert last == "\n0 of 1 claims come out alike at all of these layers."
+    assert last == (
+        "\n0 of 1 claims come out alike at all of these layers; those that are saturated do not count."
+    )
     assert rows[0] == "| claim | layer 9 | layer 14 |" and len(rows) == 3, "BatchTopK is at one layer only"
     assert rows[2] == (
         "| fewer than topk (k = 16; dead of mutual, topk) "

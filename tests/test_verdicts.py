@@ -40,9 +40,19 @@ def test_a_verdict_says_what_it_rests_on() -> None:
 
 
 def test_a_claim_that_nothing_changes() -> None:
-    for other, outcome in ((MORE, Outcome.HOLDS), (MANY, Outcome.OPPOSITE)):
+    near = [1.01 * value for value in FEW]
+    for other, outcome in ((near, Outcome.HOLDS), (MORE, Outcome.UNCERTAIN), (MANY, Outcome.OPPOSITE)):
         found = {"a": {"mse": FEW}, "b": {"mse": other}}
         assert compare_alike(found, "mse", "a", "b").outcome is outcome
+    none = {"a": {"dead": [0.0, 0.0]}, "the paper's 0": {"dead": [0.0, 0.0]}, "b": {"dead": [0.0, 3.0]}}
+    assert compare_alike(none, "dead", "a", "the paper's 0").outcome is Outcome.HOLDS
+    assert compare_alike(none, "dead", "b", "the paper's 0").outcome is Outcome.UNCERTAIN
+
+
+def test_a_difference_may_have_to_be_large() -> None:
+    found = {"a": {"ce": [0.5, 0.5]}, "b": {"ce": [0.7, 0.71]}}
+    assert compare(found, "ce", "a", "b", by=0.1).outcome is Outcome.HOLDS
+    assert compare(found, "ce", "a", "b", by=0.3).outcome is Outcome.OPPOSITE
 
 
 def test_losses_are_compared_at_one_l0() -> None:

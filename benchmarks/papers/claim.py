@@ -13,9 +13,10 @@ EQUAL_L0 = {"fvu at L0 = k": "fvu", "mse at L0 = k": "mse"}  # figure -> the los
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """One claim. ``lower`` and ``higher`` are arms without ``_k<k>``; a number in their place is a value that
-    the paper gives. ``alike`` says that the two do not differ.
+    the paper gives. ``alike`` says that the two do not differ, ``by`` how much lower the first one is.
 
-    ``why`` is what we know where it does not hold, and is shown only there.
+    ``why`` is what we know where it does not hold, and is shown only there. ``ours`` is a question that the
+    paper does not answer.
     """
 
     where: str
@@ -24,6 +25,8 @@ class Claim:
     lower: str | float
     higher: str | float
     alike: bool = False
+    by: float = 0.0
+    ours: bool = False
     why: str = ""
 
     def at_layer(self, prefix: str) -> "Claim":
@@ -46,8 +49,10 @@ class Claim:
                 else:
                     names.append(f"the paper's {side:g}")
                     tested[names[-1]] = {self.figure: [side] * len(found[f"{first}_k{k}"][self.figure])}
-            test = compare_alike if self.alike else compare
-            yield k, test(tested, self.figure, *names)
+            if self.alike:
+                yield k, compare_alike(tested, self.figure, *names)
+            else:
+                yield k, compare(tested, self.figure, *names, by=self.by)
 
 
 def ks_of(found: Figures, arm: str) -> list[int]:
@@ -69,6 +74,11 @@ def with_equal_l0(found: Figures) -> dict[str, dict[str, list[float]]]:
         topk = f"{layer.group()}topk" if layer else "topk"
         reference = {k: f"{topk}_k{k}" for k in ks_of(found, topk)}
         richer[name] = dict(figures)
+        if arm == topk and "fvu" in figures:
+            richer[name]["fvu_batch"] = figures["fvu"]  # its rule looks at one row at a time
+        if "fvu_4_kept" in figures:
+            pairs = zip(figures["fvu_4_kept"], figures["fvu"], strict=True)
+            richer[name]["fvu_4_kept / fvu"] = [kept / whole for kept, whole in pairs]
         if not k.isdigit() or "l0" not in figures or len(reference) < 2:
             continue
         arms = {k: f"{arm}_k{k}" for k in ks_of(found, arm)}

@@ -41,7 +41,7 @@ def claim_table(tested: Tested) -> Iterator[str]:
     for claim, verdicts in tested:
         outcomes = {k: verdict.outcome for k, verdict in verdicts}
         cells = [SHORT[outcomes[k]] if k in outcomes else "–" for k in ks]
-        why = claim.why if set(outcomes.values()) - {Outcome.HOLDS} else ""
+        why = claim.why if set(outcomes.values()) & {Outcome.OPPOSITE, Outcome.UNCERTAIN} else ""
         yield f"| {claim.text} | {claim.where} | {' | '.join(cells)} | {why} |"
 
 

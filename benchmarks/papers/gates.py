@@ -37,7 +37,9 @@ def choose(
     a = (x - sae.b_dec) @ sae.W_enc.T
     t = torch.nn.functional.layer_norm(a, a.shape[1:]) if variant.layer_norm else a
     t = (t if noise is None else t + noise) / beta
-    score = variant.magnitude_weight * a.abs() - torch.sigmoid(-t)
+    # Without the magnitude the order of sigmoid(t) is that of t, which does not tie.
+    magnitude = variant.magnitude_weight
+    score = magnitude * a.abs() - torch.sigmoid(-t) if magnitude else t
     chosen = score.topk(variant.k, dim=1).indices
     return chosen, torch.zeros_like(a).scatter(1, chosen, a.gather(1, chosen))
 

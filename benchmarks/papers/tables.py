@@ -1,14 +1,13 @@
 """The tables of the papers' page, each from the JSON of one section."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
 from claim import LAYER, Claim
 from learning_rates import fvu_by_rate, rate_of_arm
-from verdicts import Figures, compare, show
+from verdicts import Figures, Outcome, compare, show
 
 
 def by_number(name: str) -> list[tuple[bool, int, str]]:
@@ -24,15 +23,16 @@ def table(found: Figures, columns: Sequence[str]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(show(values[c]) if c in values else '–' for c in columns)} |"
 
 
-def gates(found: Mapping[str, Any]) -> Iterator[str]:
+def gates(found: Mapping[str, Any], rows: int) -> Iterator[str]:
     """What the noisy gates of Probabilistic TopK choose, by temperature."""
     yield from ("", "### Why Probabilistic TopK differs in training", "")
     yield (
         "The share of the latents chosen without noise that are also chosen with it, at several temperatures "
         "β, with the trained weights of the first seed; and FVU of both choices at the last temperature. "
-        "As β falls, the gate becomes a draw of probability σ(LayerNorm(a)): the noise of the choice does "
-        "not fade with β, and the weights are trained for it until the last step, while inference has none. "
-        "The claim about a sigmoid gate above says what the same training comes to without noise."
+        "As β falls, the gate becomes a draw of probability σ(LayerNorm(a)), whose noise fades no further: "
+        "the weights are trained for it until the last step, while inference has none. The claim about a "
+        "sigmoid gate above says what the same training comes to without noise, for the k that it names. FVU "
+        f"is of the first {rows:,} held-out rows, and so is not that of the tables above."
     )
     betas = next(iter(found.values()))["beta"]
     headings = ["arm", *(f"same at β = {beta:g}" for beta in betas), "FVU without noise", "FVU with noise"]
@@ -134,12 +134,6 @@ def auxiliary_k(section: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"| arm | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|")
     for arm, values in arms.items():
         yield f"| {arm} | {' | '.join(show(values['figures'][c]) for c in columns)} |"
-    by_kind: dict[str, dict[str, float]] = defaultdict(dict)
-    for arm, values in arms.items():
-        kind, _, multiple = arm.rpartition("_")
-        by_kind[kind][multiple] = values["figures"]["dead"][0]
-    best = (f"{min(dead, key=dead.__getitem__)} for {kind}" for kind, dead in by_kind.items())
-    yield f"\nFewest latents end dead with {' and with '.join(best)}."
 
 
 def layers(found: Figures, claims: Sequence[Claim], hook: str) -> Iterator[str]:
@@ -168,8 +162,10 @@ def layers(found: Figures, claims: Sequence[Claim], hook: str) -> Iterator[str]:
         if set(cells) == set(prefixes):
             where = f"{claim.text} (k = {k}; {claim.figure} of {claim.lower}, {claim.higher})"
             yield f"| {where} | {' | '.join(cells[number] for number in sorted(cells))} |"
-            alike.append(len(outcomes) == 1)
-    yield f"\n{sum(alike)} of {len(alike)} claims come out alike at all of these layers."
+            if outcomes != {Outcome.SATURATED}:
+                alike.append(len(outcomes) == 1)
+    said = "claims come out alike at all of these layers; those that are saturated do not count"
+    yield f"\n{sum(alike)} of {len(alike)} {said}."
 
 
 def peers(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 
 Figures = Mapping[str, Mapping[str, list[float]]]  # arm -> figure -> value for each seed
 LOSSES = ("fvu", "mse")
+ALIKE = 0.02  # arms whose means differ by no more than this share are alike
 COEFFICIENT = re.compile(r"_c[0-9.]+(?=_k\d+$)")  # in the name of an arm
 
 
@@ -45,17 +46,30 @@ class Verdict:
         )
 
 
-def compare(found: Figures, figure: str, lower: str, higher: str) -> Verdict:
-    """Whether ``lower`` has less of ``figure`` than ``higher``: by both deviations, and for every seed."""
+def compare(found: Figures, figure: str, lower: str, higher: str, by: float = 0.0) -> Verdict:
+    """Whether ``lower`` has less of ``figure`` than ``higher``: by both deviations, and for every seed.
+
+    With ``by`` it must be less by more than that.
+    """
     a, b = found[lower][figure], found[higher][figure]
     by_sign = {1: Outcome.HOLDS, -1: Outcome.OPPOSITE, 0: Outcome.UNCERTAIN}
-    return _verdict(by_sign[_sign(a, b)], figure, lower, higher, a, b)
+    outcome = by_sign[_sign(a, [y - by for y in b])]
+    if len({*a, *b}) == 1:  # every latent, or none: both are at a limit of the figure
+        outcome = Outcome.SATURATED
+    return Verdict(outcome=outcome, figure=figure, one=lower, other=higher, values=(a, b))
 
 
 def compare_alike(found: Figures, figure: str, one: str, other: str) -> Verdict:
-    """Whether two arms have the same ``figure`` as far as their seeds can tell."""
+    """Whether the means of two arms differ by at most :data:`ALIKE` of the larger one.
+
+    If they differ by more, the seeds must agree on it, as in :func:`compare`.
+    """
     a, b = found[one][figure], found[other][figure]
-    return _verdict(Outcome.OPPOSITE if _sign(a, b) else Outcome.HOLDS, figure, one, other, a, b)
+    if abs(mean(a) - mean(b)) <= ALIKE * max(abs(mean(a)), abs(mean(b))):
+        outcome = Outcome.HOLDS
+    else:
+        outcome = Outcome.OPPOSITE if _sign(a, b) else Outcome.UNCERTAIN
+    return Verdict(outcome=outcome, figure=figure, one=one, other=other, values=(a, b))
 
 
 def at_equal_l0(
@@ -129,12 +143,6 @@ def show(values: list[float]) -> str:
     if len(values) == 1:
         return shown
     return f"{shown} ± {stdev(values):.0e}" if tiny else f"{shown} ± {stdev(values):.{digits}f}"
-
-
-def _verdict(outcome: Outcome, figure: str, one: str, other: str, a: list[float], b: list[float]) -> Verdict:
-    if len({*a, *b}) == 1:  # every latent, or none: both are at a limit of the figure
-        outcome = Outcome.SATURATED
-    return Verdict(outcome=outcome, figure=figure, one=one, other=other, values=(a, b))
 
 
 def _sign(a: list[float], b: list[float]) -> int:
