@@ -86,10 +86,10 @@ def main() -> None:
     read = {form: read_form(settings.results / form) for form in ORDER}
     read = {form: sections for form, sections in read.items() if sections}
     lines = [INTRODUCTION, "", *summary(read)]
-    against = sorted(settings.results.glob("fvu*.json"), key=lambda file: file.stem)
-    lines += peers([json.loads(file.read_text("utf-8")) for file in against])
     for form, sections in read.items():
         lines += ["", *chapter(form, sections, figures)]
+    against = sorted(settings.results.glob("fvu*.json"), key=lambda file: file.stem)
+    lines += peers([json.loads(file.read_text("utf-8")) for file in against])
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
