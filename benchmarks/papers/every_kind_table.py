@@ -42,8 +42,8 @@ def every_kind(found: Figures, sections: Mapping[str, Any]) -> Iterator[str]:
         f"Each kind at about {k} active latents a row, with the learning rate that section `rates` found "
         "best for it (below), in the order of their FVU. ReLU and Gated have no k: each was trained with two "
         "L1 coefficients, and stands on the line through both at this L0. JumpReLU's thresholds were "
-        f"calibrated to it. *FVU at L0 = {k}* is brought to exactly this L0; the other columns are of the SAE "
-        "as it is, with the L0 that stands there. `mutual` is Mutual Choice, `zipf_after_mutual` Feature "
+        f"calibrated to it. *FVU at L0 = {k}* is brought to exactly this L0; the other columns are of the "
+        "SAE as it is, with the L0 that stands there. `mutual` is Mutual Choice, `zipf_after_mutual` Feature "
         "Choice after it, `sampled` Sampled-SAE with squared ℓ2 and ℓ = 10."
     )
     if "probing" in sections:
