@@ -158,6 +158,7 @@ def _is_label(part: int | str) -> bool:
     """Whether pydantic wrote this part of a place, not the user."""
     text = str(part)
     labels = ("constrained-", "function-", "literal[", "tagged-union", "nullable", "lax-or-strict", "chain[")
+    labels += ("tuple[", "list[")
     return text in ("int", "float", "str", "bool") or text.startswith(labels)
 
 

@@ -1,7 +1,7 @@
 """Which text a harvest reads: plain text, chats, token ids, or several data sets mixed by weight."""
 
 import datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +40,11 @@ class ChatConfig(FrozenModel):
         default=datetime.date(2024, 7, 26),
         description="the date that templates write as today's, so that the cache is the same every day",
     )
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value != "all" else value
 
     @field_validator("roles")
     @classmethod

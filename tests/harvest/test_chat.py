@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from saecache.common.errors import UsageError
+from saecache.common.validation import validate
 from saecache.harvest import HarvestConfig, LanguageModel
 from saecache.harvest.chat import ChatTemplate
 from saecache.harvest.packing import EXCLUDED, MESSAGE_ROLE, Role
@@ -111,6 +112,13 @@ def test_tokens_of_contents_are_exact(chat_model: Path, messages: list[dict[str,
     assert markup == "".join(f"{m['role']}\n\n" for m in messages)
     ids = template.encode([("here", messages)])[0][0]
     assert ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+
+
+def test_one_role_is_a_list_of_one() -> None:
+    assert ChatConfig.model_validate({"roles": "assistant"}).roles == ("assistant",)
+    assert ChatConfig.model_validate({"roles": "all"}).roles == "all"
+    with pytest.raises(UsageError, match=r"- roles: expected a list or 'all' \(got 3\)$"):
+        validate(ChatConfig, {"roles": 3}, "it")
 
 
 def test_markup_and_all_roles_can_be_kept(chat_model: Path) -> None:
