@@ -1,5 +1,7 @@
 """The device that a stage runs on."""
 
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -35,6 +37,19 @@ def choose_device(name: str, *, float64: bool = False, local_rank: int | None = 
         raise UsageError(
             f"device={name!r} cannot be used here: {reason}; available: {', '.join(_available())}"
         ) from None
+
+
+@cache
+def runs_triton(device: "torch.device") -> bool:
+    """Whether Triton is installed and compiles our kernels for this device.
+
+    That is an NVIDIA GPU with tensor cores for bfloat16 (sm_80 or newer).
+    """
+    import torch
+
+    if device.type != "cuda" or find_spec("triton") is None or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def device_name(device: "torch.device") -> str:

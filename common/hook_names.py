@@ -1,8 +1,16 @@
-"""Hooks by name: the block that a name speaks of."""
+"""The names of hooks. Every model has the named ones, such as ``resid_post.3``; others are modules' paths."""
 
 import re
 
+NAMED_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
+_NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.([0-9]{{1,6}})")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def parse_hook(name: str) -> tuple[str, int] | None:
+    """(kind, block number) of a named hook, None for a module path."""
+    match = _NAMED.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def block_of(hook: str) -> str | None:
@@ -12,3 +20,8 @@ def block_of(hook: str) -> str | None:
     """
     found = _BLOCK.search(hook)
     return None if found is None else found[0]
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """The key that sorts ``resid_post.2`` before ``resid_post.10``: one order, however hooks were listed."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,6 @@
-"""Bytes between main memory and a device, moved while both compute. A new kind is one entry in TRANSFERS.
+"""Bytes between main memory and a device, moved while both compute.
+
+A new kind of device is one entry in :data:`EVENTS`, and one in :data:`TRANSFERS` if it has a second stream.
 
 A device computes what one thread gives it in order, on a stream. A copy on a second stream, from or to pinned
 memory, needs neither the processor nor that order; events say when one side may go on.
@@ -18,6 +20,9 @@ class Event(Protocol):
 
     def wait(self) -> None:
         """Block this thread until the device has reached it."""
+
+    def is_reached(self) -> bool:
+        """Whether the device has reached it."""
 
 
 class Transfers(Protocol):
@@ -52,6 +57,15 @@ class CudaEvent:
     def wait(self) -> None:
         self.recorded.synchronize()
 
+    def is_reached(self) -> bool:
+        return bool(self.recorded.query())  # type: ignore[no-untyped-call]
+
+
+EVENTS: dict[str, Callable[[torch.device], Event]] = {
+    "cuda": lambda device: CudaEvent(torch.cuda.current_stream(device))
+}
+"""Device type -> the end of what the current stream of this thread was given so far."""
+
 
 class CudaTransfers:
     """As :class:`Transfers`, for one GPU of CUDA (or ROCm, which torch calls the same)."""
@@ -66,8 +80,8 @@ class CudaTransfers:
     def on_device(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
-    def event(self) -> CudaEvent:
-        return CudaEvent(torch.cuda.current_stream(self._device))
+    def event(self) -> Event:
+        return EVENTS["cuda"](self._device)
 
     def copy(self, target: Tensor, source: Tensor, after: Event | None = None) -> CudaEvent:
         with torch.cuda.stream(self._stream):

@@ -157,9 +157,9 @@ def _named(location: Place, model: type[BaseModel]) -> Place:
 def _is_label(part: int | str) -> bool:
     """Whether pydantic wrote this part of a place, not the user."""
     text = str(part)
-    labels = ("constrained-", "function-", "literal[", "tagged-union", "nullable", "lax-or-strict", "chain[")
-    labels += ("tuple[", "list[")
-    return text in ("int", "float", "str", "bool") or text.startswith(labels)
+    labels = "constrained-", "function-", "literal[", "tagged-union", "nullable", "lax-or-strict", "chain["
+    labels_of_lists = "tuple[", "list["
+    return text in ("int", "float", "str", "bool") or text.startswith((*labels, *labels_of_lists))
 
 
 def _known_keys(model: type[BaseModel], location: Place) -> list[str]:

@@ -1,14 +1,14 @@
 """How tensors travel between processes: who carries them, what is counted, and what a broken way means."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..common.transfers import EVENTS
 from .errors import LostProcessError
 from .heartbeat import Heartbeat, describe_lost
 
@@ -58,8 +58,8 @@ class Connection:
         try:
             with heartbeat.exchange():
                 yield
-                if tensor.device.type == "cuda":
-                    heartbeat.watch(_end_of_work(tensor.device))
+                if end := EVENTS.get(tensor.device.type):  # NCCL returns before anything has travelled
+                    heartbeat.watch(end(tensor.device).is_reached)
         except RuntimeError as error:  # gloo and nccl have no errors of their own
             raise LostProcessError(describe_lost(heartbeat.find_lost(), _first_line(error))) from error
 
@@ -75,13 +75,6 @@ class Sending(NamedTuple):
 
     work: "dist.Work | None"
     tensor: Tensor
-
-
-def _end_of_work(device: torch.device) -> Callable[[], bool]:
-    """Whether a GPU has done all that was asked of it so far. NCCL returns before anything has travelled."""
-    end = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    end.record(torch.cuda.current_stream(device))
-    return end.query
 
 
 def _first_line(error: BaseException) -> str:

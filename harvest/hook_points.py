@@ -16,9 +16,7 @@ from typing import Literal
 from torch import nn
 
 from ..common.errors import UsageError
-
-NAMED_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
-_NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.(\d+)")
+from ..common.hook_names import NAMED_HOOKS, parse_hook
 
 # Where blocks of different model classes keep their halves. Blocks that normalize a half's output before
 # adding it (Gemma 2 and 3, OLMo 2, GLM 4) add the output of that norm: it comes first, and whether the name
@@ -58,12 +56,6 @@ class HookPoint:
     side: Literal["input", "output"]
     stream: int | None = None
     sum_of: "tuple[HookPoint, HookPoint] | None" = None
-
-
-def parse_hook(name: str) -> tuple[str, int] | None:
-    """(kind, block number) of a named hook, None for a module path."""
-    match = _NAMED.fullmatch(name)
-    return None if match is None else (match[1], int(match[2]))
 
 
 def find_blocks(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] | None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..common.errors import UsageError
-from .hook_points import HookPoint, parse_hook, resolve_hook
+from ..common.hook_names import parse_hook
+from .hook_points import HookPoint, resolve_hook
 from .hooks import read_hooks
 
 PROBE_SEQUENCES, PROBE_POSITIONS = 2, 8

@@ -1,7 +1,6 @@
 """Everything about a harvest that can be settled, and refused, before the weights are loaded."""
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from ..common.hook_names import by_number
 from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
@@ -157,7 +157,7 @@ def make_plan(
         config=config,
         path=path,
         existing=existing,
-        hooks=sorted(hooks, key=_natural),
+        hooks=sorted(hooks, key=by_number),
         files=files,
         dtype=dtype,
         device=device,
@@ -297,8 +297,3 @@ def _class_name(settings: Any) -> str:
     """The model's class as its config.json states it, else its type."""
     architectures = getattr(settings, "architectures", None)
     return str(architectures[0] if architectures else settings.model_type)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 'resid_post.2' before 'resid_post.10': one order of hooks, however they were listed."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -27,8 +27,13 @@ def canonical_json(value: Any) -> str:
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """sha256, in hex, of the canonical JSON of ``identity``."""
-    return hashlib.sha256(canonical_json(identity).encode("utf-8")).hexdigest()
+    """What a cache is known by: :func:`sha256_of_json` of its identity."""
+    return sha256_of_json(identity)
+
+
+def sha256_of_json(values: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the canonical JSON of ``values``."""
+    return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()
 
 
 def whole_identity(

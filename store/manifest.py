@@ -4,7 +4,6 @@ A manifest may come from anybody, so everything in it is checked before it is us
 paths, and that its own checksum, its fingerprint and its table of files agree with the rest.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from pydantic import (
 
 from ..common.frozen import FrozenModel
 from .encoding.codecs import Codec
-from .identity import canonical_json, fingerprint
+from .identity import fingerprint, sha256_of_json
 from .layout import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS_PER_SHARD,
@@ -168,7 +167,7 @@ class Manifest(FrozenModel):
         """The manifest as JSON values, with ``checksum``: sha256 of the canonical JSON of the rest."""
         later = {"needs_saecache", "codec"}  # fields that version 1 does not have
         values = self.model_dump(mode="json", exclude=later if self.format_version == 1 else None)
-        return {**values, "checksum": checksum_of(values)}
+        return {**values, "checksum": sha256_of_json(values)}
 
 
 def _layout_of(fields: Mapping[str, Any]) -> Layout:
@@ -201,8 +200,3 @@ def _check_positions(fields: Mapping[str, Any]) -> None:
 def choose_format(dtype: str, codec: Codec | None) -> Literal[1, 2]:
     """The oldest format version that can hold such rows: a cache is written in that one."""
     return 1 if dtype in ("float16", "float32") and codec is None else 2
-
-
-def checksum_of(values: dict[str, Any]) -> str:
-    """The sha256 of the canonical JSON of a manifest's ``values``, which do not hold it yet."""
-    return hashlib.sha256(canonical_json(values).encode("utf-8")).hexdigest()

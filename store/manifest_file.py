@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
 from ..common.untrusted_files import read_regular
 from ..common.versions import package_version
-from .manifest import FORMAT_VERSION, MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES, Manifest, checksum_of
+from .identity import sha256_of_json
+from .manifest import FORMAT_VERSION, MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES, Manifest
 from .untrusted import check_no_links, describe_invalid, parse_json
 
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
@@ -66,7 +67,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     _check_version(values, where)
     checksum = values.pop("checksum", None)
     try:
-        if checksum != checksum_of(values):
+        if checksum != sha256_of_json(values):
             raise CorruptCacheError(f"{where}: the manifest does not match its own checksum")
         return Manifest.model_validate(values)
     except (ValidationError, RecursionError, UsageError) as error:

@@ -27,8 +27,6 @@ from .sae_hooks import make_normalizer
 from .shared_tensor_file import write_tensors
 from .variants.base.rows import Rows
 
-FORMAT_VERSION = 1
-FORMAT_OF_SEVERAL_HOOKS = 2  # of transcoders and crosscoders, cross-layer or not
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "weights.safetensors"
 SAE_FOLDER = "sae"  # of a variant, in a run
 THRESHOLD = "threshold"

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.devices import runs_triton
 from ...common.transfers import Slot, transfers_of
 from ...store import CacheWriter, StorageConfig, open_cache
-from ...store.encoding.device import encodes_as_here, has_kernel
+from ...store.encoding.device import encodes_as_here
 from ...store.encoding.records import RecordLayout
 from ...store.normalization import KINDS
 from ..notes import Notes
@@ -29,7 +30,7 @@ def check_moves(notes: Notes, widths: tuple[int, ...], device: torch.device, fol
         "arithmetic of normalizing": partial(check_arithmetic, notes, device),
         "slots": partial(check_slots, notes, device, SLOT_BYTES),
     }
-    if has_kernel(device):
+    if runs_triton(device):
         for width, stored, unit in product(widths, ("float16", "float32"), (True, False)):
             name = f"rows of {width} as {'unit' if unit else 'raw'} {stored}"
             ways[name] = partial(check_encoder, notes, name, RecordLayout(width, stored), unit, device)

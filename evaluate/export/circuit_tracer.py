@@ -26,9 +26,10 @@ import yaml
 from torch import Tensor
 
 from ...common.errors import UsageError
+from ...common.hook_names import parse_hook
 from ...store.durable import write_bytes
 from ...train import SAE
-from ...train.foreign.hook_names import TRANSFORMER_LENS, parse_named_hook
+from ...train.foreign.hook_names import TRANSFORMER_LENS
 from ...train.sae_config import HookRows
 from ...train.sae_hooks import encoded_hooks
 from ...train.tensor_file import read_tensors, write_tensors
@@ -125,7 +126,7 @@ def _hook_of(sae: SAE, parts: Sequence[HookRows]) -> str:
     Raises:
         UsageError: the hooks are not one kind of hook at the blocks from 0 on.
     """
-    parsed = [parse_named_hook(part.hook) for part in parts]
+    parsed = [parse_hook(part.hook) for part in parts]
     kinds, blocks = {each[0] for each in parsed if each}, [each[1] for each in parsed if each]
     if len(kinds) != 1 or blocks != list(range(len(parts))):
         raise UsageError(

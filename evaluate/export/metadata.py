@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ...common.hook_names import parse_hook
 from ...store import ActivationCache
 from ...train import SAE
-from ...train.foreign.hook_names import parse_named_hook, to_transformer_lens
+from ...train.foreign.hook_names import to_transformer_lens
 from ...train.sae_hooks import name_of
 
 
@@ -23,7 +24,7 @@ class Provenance:
     @property
     def layer(self) -> int | None:
         """The number of the block of a named hook; None for a module path."""
-        parsed = parse_named_hook(self.hook)
+        parsed = parse_hook(self.hook)
         return None if parsed is None else parsed[1]
 
     @property

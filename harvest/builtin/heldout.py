@@ -1,6 +1,5 @@
 """Held-out loss of the demo model, beside the loss of guessing every token by its frequency alone."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,10 +29,6 @@ class Loss:
     @property
     def share_of_unigram(self) -> float:
         return self.model_nats / self.unigram_nats
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.model_nats / self.num_bytes / math.log(2)
 
 
 def total(losses: Iterable[Loss]) -> Loss:

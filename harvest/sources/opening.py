@@ -1,11 +1,11 @@
 """The source of text that a configuration describes."""
 
 from itertools import islice
-from typing import Any
+from typing import Any, assert_never
 
 from ...common.errors import UsageError
 from ..chat import ChatTemplate, check_conversations
-from ..text_config import DatasetText, FilesText, HubText, MixtureText
+from ..text_config import BuiltinText, DatasetText, FilesText, HubText, MixtureText
 from .columns import ChatColumn, Column, ModelSide, column_of
 from .lengths import mean_length
 from .mixture import MixtureSource
@@ -66,10 +66,12 @@ def _open_dataset(config: DatasetText, pinned: dict[str, Any] | None, model: Mod
 
         column = column_of(config, model)
         source = FilesSource(config, column, pinned)
-    else:
+    elif isinstance(config, BuiltinText):
         from .stdlib import StdlibSource
 
         source = StdlibSource()
+    else:
+        assert_never(config)
     source.identity()  # reads and checks every file, before the first document
     if next(iter(source.documents()), None) is None:
         raise UsageError(f"the text is empty: {source} has not a single document")

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...common.devices import runs_triton
 from ...common.transfers import Slot, transfers_of
 from .encode import encode_rows
 from .records import RecordLayout
@@ -104,15 +104,7 @@ class DeviceEncoder:
 
 def encodes_rows(device: torch.device, dtype: torch.dtype, layout: RecordLayout, unit: bool) -> bool:
     """Whether ``device`` encodes its rows of this type, to the same bytes as the CPU."""
-    return dtype in _DTYPES and has_kernel(device) and encodes_as_here(device, dtype, layout, unit)
-
-
-@cache
-def has_kernel(device: torch.device) -> bool:
-    """Whether Triton is installed and compiles for this device: an NVIDIA GPU, sm_80 or newer."""
-    if device.type != "cuda" or find_spec("triton") is None or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return dtype in _DTYPES and runs_triton(device) and encodes_as_here(device, dtype, layout, unit)
 
 
 @cache

@@ -42,7 +42,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[PretendTran
         if encodes:
             monkeypatch.setattr(staging, "encode_rows", lambda *_: pytest.fail("the CPU has encoded rows"))
         monkeypatch.setitem(TRANSFERS, "cpu", kind)
-        monkeypatch.setattr(device, "has_kernel", lambda _device: True)
+        monkeypatch.setattr(device, "runs_triton", lambda _device: True)
         monkeypatch.setattr(device, "PIECE_BYTES", 4096)
         return kind
 

@@ -62,11 +62,6 @@ class ErrorBounds:
     relative: float
 
 
-def no_error(num_rows: int, num_latents: int) -> ErrorBounds:
-    """The bounds of scores that are the pre-activations themselves."""
-    return ErrorBounds(slack=torch.zeros(num_rows), norm=torch.zeros(num_latents), relative=0.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowNorms:
     """``norm`` |x| and ``error`` |x - x'| of every row, float32 [n]; never below the true values.

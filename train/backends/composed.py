@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...common.fvu import sum_of_squares
 from ..pairs import Pairs
+from .plain.products import total
 
 
 def reconstruct(
@@ -80,6 +81,15 @@ def sum_rows(pre: Tensor, *, positive: bool, entropy: bool) -> Tensor:
     if entropy:
         return torch.stack([z.sum(0), torch.xlogy(z, z).sum(0)])
     return z.square().sum(0, keepdim=True)
+
+
+def gradient_norm(
+    row_squares: Callable[[Tensor, Tensor | None], Tensor],
+    gradient: Tensor,
+    unit_rows_of: Tensor | None = None,
+) -> Tensor:
+    """See :meth:`.protocol.Backend.gradient_norm`."""
+    return total(row_squares(gradient, unit_rows_of)).sqrt()
 
 
 def global_norm(

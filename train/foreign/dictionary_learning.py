@@ -15,6 +15,7 @@ from torch import Tensor
 from torch import device as Device  # noqa: N812
 
 from ...common.errors import UsageError
+from ...common.hook_names import parse_hook
 from ...store.normalization import Normalizer
 from ...store.untrusted_files import read_object
 from ..sae import SAE
@@ -33,7 +34,7 @@ from .building import (
     text_or_none,
     whole_number,
 )
-from .hook_names import from_module, parse_named_hook
+from .hook_names import from_module
 from .tensor_files import Layout, TensorFile, open_tensors, read_parts
 
 CONFIG_FILE, WEIGHTS_FILE, SAFE_WEIGHTS_FILE = "config.json", "ae.pt", "ae.safetensors"
@@ -165,7 +166,7 @@ def _hook(trainer: Mapping[str, Any], buffer: Any) -> str:
     name = (text_or_none(trainer, "submodule_name") or "")[:MAX_NAME]
     layer = trainer.get("layer")
     layer = layer if type(layer) is int and 0 <= layer < 10**6 else None
-    if parse_named_hook(name) is not None:
+    if parse_hook(name) is not None:
         return name
     if match := _SUBMODULE.fullmatch(name):
         half = {"attention": "attn"}.get(match[1], match[1])

@@ -6,6 +6,8 @@ cache says which hooks the cache has.
 
 import re
 
+from ...common.hook_names import parse_hook
+
 TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
@@ -15,7 +17,6 @@ TRANSFORMER_LENS = {
 }
 # mlp_in has none: the hook_mlp_in of TransformerLens is the stream before the norm, which is resid_mid here.
 _OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()} | {"hook_mlp_in": "resid_mid"}
-_NAMED = re.compile(rf"({'|'.join([*TRANSFORMER_LENS, 'mlp_in'])})\.([0-9]{{1,6}})")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.(\w+)")
 _MODULE = re.compile(r"(?:[\w.]+\.)?(?:layers|h|blocks)[._]([0-9]{1,6})(?:\.(.+))?")
 _HALVES = {  # modules of a block, as sparsify's hook points and Gemma Scope's configs name them
@@ -30,15 +31,9 @@ _HALVES = {  # modules of a block, as sparsify's hook points and Gemma Scope's c
 }
 
 
-def parse_named_hook(hook: str) -> tuple[str, int] | None:
-    """(kind, block) of a hook such as ``resid_post.3``; None for a module path."""
-    match = _NAMED.fullmatch(hook)
-    return None if match is None else (match[1], int(match[2]))
-
-
 def to_transformer_lens(hook: str) -> str | None:
     """``resid_post.3`` -> ``blocks.3.hook_resid_post``; None for module paths and mlp_in, which have none."""
-    kind, block = parse_named_hook(hook) or ("", 0)
+    kind, block = parse_hook(hook) or ("", 0)
     theirs = TRANSFORMER_LENS.get(kind)
     return None if theirs is None else f"blocks.{block}.{theirs}"
 
@@ -59,7 +54,7 @@ def from_module(name: str) -> str:
 
 def same_activation(hook: str) -> str | None:
     """The other name of the same activation: the stream after block L is the one before block L + 1."""
-    parsed = parse_named_hook(hook)
+    parsed = parse_hook(hook)
     if parsed is None:
         return None
     kind, block = parsed

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ...common.errors import UsageError
-from ...common.hook_names import block_of
+from ...common.hook_names import block_of, by_number
 from ...store.reading.reader import ActivationCache
 from ..engine.reading import Reading, Source
 from ..sae_config import HookRows, SAETarget
@@ -52,7 +52,7 @@ def choose_hooks(config: TrainConfig, cache: ActivationCache, started_at: str | 
             "at each"
         )
     found: list[str] = []
-    in_order = sorted(cache.hooks, key=_by_number)
+    in_order = sorted(cache.hooks, key=by_number)
     for wanted in [config.hook] if isinstance(config.hook, str) else config.hook:
         if wanted == ALL_HOOKS:
             found += in_order
@@ -65,11 +65,6 @@ def choose_hooks(config: TrainConfig, cache: ActivationCache, started_at: str | 
             cache.d_model(wanted)  # says which hooks there are when this is none of them
             found.append(wanted)
     return list(dict.fromkeys(found))
-
-
-def _by_number(hook: str) -> list[tuple[int, str]]:
-    """Sorts resid_post.2 before resid_post.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", hook)]
 
 
 def num_jobs(config: TrainConfig, cache: ActivationCache) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from saecache.common import devices
 from saecache.common.transfers import TRANSFERS
 from saecache.store.encoding import device
 from saecache.store.encoding.device import DeviceEncoder, _test_rows, encodes_rows
@@ -88,7 +89,7 @@ def test_pieces_come_in_order_with_the_rows_of_every_hook(monkeypatch: pytest.Mo
     kind = pretend(0.002)
     monkeypatch.setitem(TRANSFERS, "cpu", kind)
     monkeypatch.setattr(device, "PIECE_BYTES", 64 * (RecordLayout(24, "int8").record_bytes + 1))
-    monkeypatch.setattr(device, "has_kernel", lambda _device: True)
+    monkeypatch.setattr(device, "runs_triton", lambda _device: True)
     layouts = {"a": RecordLayout(24, "int8"), "b": RecordLayout(8, "int8")}
     random = torch.Generator().manual_seed(2)
     encoder = DeviceEncoder(layouts, unit=True)
@@ -111,7 +112,7 @@ def test_where_the_kernel_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> Non
     layout = RecordLayout(24, "float16")
     assert not encodes_rows(CPU, torch.float32, layout, True)
     assert not DeviceEncoder({"a": layout}, unit=True).serves({"a": np.zeros((3, 24), np.float32)})
-    monkeypatch.setattr(device, "has_kernel", lambda _device: True)
+    monkeypatch.setattr(device, "runs_triton", lambda _device: True)
     assert encodes_rows(CPU, torch.float32, layout, True)
     assert not encodes_rows(CPU, torch.float64, layout, True)
     assert not DeviceEncoder({"a": layout}, unit=True).serves({"a": np.zeros((3, 24), np.float32)})
@@ -131,8 +132,8 @@ def test_which_gpus_have_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(device, "find_spec", lambda _name: object() if triton else None)
-    device.has_kernel.cache_clear()
-    assert device.has_kernel(torch.device("cuda:0")) == has_kernel
-    device.has_kernel.cache_clear()
-    assert not device.has_kernel(torch.device("mps"))
+    monkeypatch.setattr(devices, "find_spec", lambda _name: object() if triton else None)
+    devices.runs_triton.cache_clear()
+    assert devices.runs_triton(torch.device("cuda:0")) == has_kernel
+    devices.runs_triton.cache_clear()
+    assert not devices.runs_triton(torch.device("mps"))

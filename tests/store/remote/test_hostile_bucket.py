@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saecache.store import CorruptCacheError, SaecacheError, UsageError
-from saecache.store.manifest import checksum_of
+from saecache.store.identity import sha256_of_json
 from saecache.store.remote import RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import PROVENANCE, ROOT
 from saecache.store.remote.pull import Pull
@@ -79,7 +79,7 @@ def test_manifests(place: RemoteFolder, tmp_path: Path, change: Change) -> None:
     manifest = document["attributes"]["saecache"]
     del manifest["checksum"]
     change(manifest)
-    manifest["checksum"] = checksum_of(manifest)
+    manifest["checksum"] = sha256_of_json(manifest)
     place.put(ROOT, json.dumps(document).encode())
     refused(place, tmp_path)
     assert [listed.state for listed in list_caches(place.url, patience=QUICK)] == ["unreadable"]

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import saecache
-from saecache.train.engine import late
+from saecache.common import transfers
 
 from .kernel_traffic import bytes_of_kernel, size_of
 
@@ -113,7 +113,10 @@ class PretendedEvent:
         self._arriving = arriving.copy()
         arriving.clear()
 
-    def synchronize(self) -> None:
+    def is_reached(self) -> bool:
+        return not self._arriving
+
+    def wait(self) -> None:
         for target, numbers in self._arriving:
             target.copy_(numbers)
 
@@ -214,7 +217,7 @@ def pretended_device() -> Iterator[Counts]:
         patched.setattr(torch, "tensor", _made_then_moved(torch.tensor))
         patched.setattr(torch, "as_tensor", _made_then_moved(torch.as_tensor))
         patched.setattr(torch, "Generator", _OnTheHost)
-        patched.setitem(late.RECORD, DEVICE.type, lambda device: PretendedEvent(mode.arriving))
+        patched.setitem(transfers.EVENTS, DEVICE.type, lambda device: PretendedEvent(mode.arriving))
         _count_kernels(patched, counts)
         try:
             yield counts

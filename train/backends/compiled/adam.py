@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 from ..plain.adam import TINY
-from ..plain.products import total
 from ..protocol import AdamSettings
 from ..threads import even_part, run_parts
 from .compile import compiled, compiled_sum
-
-
-def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
-    """See :meth:`..protocol.Backend.gradient_norm`."""
-    return total(row_squares(gradient, unit_rows_of)).sqrt()
 
 
 def row_squares(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:

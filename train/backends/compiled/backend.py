@@ -9,8 +9,7 @@ from ...pairs import Pairs
 from .. import composed, gates, guessing
 from ..sources import Source
 from .adam import adam_step as adam_step
-from .adam import gradient_norm
-from .adam import row_squares as row_squares
+from .adam import row_squares
 from .bits import kth_largest, mask_of_largest
 from .pair_products import accumulate_by_latent, decode, sddmm, sum_per_latent
 from .pair_products import add_decoded as add_decoded
@@ -23,6 +22,7 @@ from .selection.row_search import search_rows as search_rows
 nests = False
 clip = composed.clip
 count_active = composed.count_active
+gradient_norm = partial(composed.gradient_norm, row_squares)
 global_norm = partial(composed.global_norm, gradient_norm)
 rank_gates = partial(gates.rank_gates, random_uniform)
 reconstruct = partial(composed.reconstruct, decode, sddmm)

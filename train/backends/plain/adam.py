@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 
 from ..protocol import AdamSettings
-from .products import total
 
 TINY = 1e-12  # keeps a row of zeros from becoming NaN
-
-
-def gradient_norm(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:
-    """See :meth:`..protocol.Backend.gradient_norm`."""
-    return total(row_squares(gradient, unit_rows_of)).sqrt()
 
 
 def row_squares(gradient: Tensor, unit_rows_of: Tensor | None = None) -> Tensor:

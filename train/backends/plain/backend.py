@@ -8,8 +8,7 @@ from ...pairs import Pairs
 from .. import composed, gates, guessing
 from ..sources import Source
 from .adam import adam_step as adam_step
-from .adam import gradient_norm
-from .adam import row_squares as row_squares
+from .adam import row_squares
 from .products import accumulate_by_latent, decode, sddmm, sum_per_latent
 from .products import add_decoded as add_decoded
 from .random_numbers import random_uniform as random_uniform
@@ -21,6 +20,7 @@ nests = False
 search_rows = None
 clip = composed.clip
 count_active = composed.count_active
+gradient_norm = partial(composed.gradient_norm, row_squares)
 global_norm = partial(composed.global_norm, gradient_norm)
 rank_gates = partial(gates.rank_gates, random_uniform)
 reconstruct = partial(composed.reconstruct, decode, sddmm)

@@ -23,7 +23,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..bounds import SMALLEST_NORM
+from ..bounds import SMALLEST_NORM, gamma
 from .launch import blocks, kernel, launch, padded, warps_of, whole_rows
 
 FRACTION = 0.0016  # about |w - w'| / |w| of a row whose mantissas are spread evenly
@@ -92,10 +92,6 @@ def _round_kernel(
         tl.store(factor + r, length * per_norm + error * per_error)
 
 
-def _gamma(n: int) -> float:
-    return n * 2.0**-24 / (1 - n * 2.0**-24)
-
-
 def _rounded(rows: Tensor, latents: bool) -> ScreenRows:
     rows = whole_rows("rows", rows)
     width = rows.shape[1]
@@ -104,9 +100,9 @@ def _rounded(rows: Tensor, latents: bool) -> ScreenRows:
         factor=rows.new_empty(len(rows)),
         norm=rows.new_empty(len(rows)),
     )
-    of_rounded = FRACTION + _gamma(4 * width) * (1 + FRACTION)
+    of_rounded = FRACTION + gamma(4 * width) * (1 + FRACTION)
     margin = 1 + 1e-5  # for the float32 arithmetic of the bounds themselves
-    per_norm, per_error = margin * (of_rounded + _gamma(width)), margin * (1 + of_rounded)
+    per_norm, per_error = margin * (of_rounded + gamma(width)), margin * (1 + of_rounded)
     launch(
         _round_kernel, (len(rows),), rows, out.rounded, out.factor, out.norm, per_norm, per_error,
         LATENTS=latents, D=width, DP=padded(width), num_warps=warps_of(width),

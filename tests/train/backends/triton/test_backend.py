@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from saecache.common import devices
 from saecache.train.backends import triton
 from saecache.train.pairs import Pairs
 
@@ -28,12 +29,12 @@ class TestTriton(BackendContract):
 def test_each_gpu_is_asked_whether_it_has_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     capabilities = {torch.device("cuda:0"): (9, 0), torch.device("cuda:1"): (7, 5)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    triton._usable.cache_clear()
+    devices.runs_triton.cache_clear()
     served = [
         triton.serves(SimpleNamespace(device=device, dtype=dtype))  # type: ignore[arg-type]
         for device in capabilities
         for dtype in (torch.float32, torch.float64)
     ]
-    triton._usable.cache_clear()
+    devices.runs_triton.cache_clear()
     assert served == [True, False, False, False]
     assert not triton.serves(torch.zeros(1))
