@@ -19,8 +19,10 @@ import pytest
 
 from saecache.common.errors import SaecacheError
 
+from .killing import DEADLINE_SECONDS
+
 CASES = 2000 if os.environ.get("SAECACHE_LONG_TESTS") else 30
-MOST_CPU_SECONDS, MOST_BYTES, MOST_SECONDS = 2.0, 200 << 20, 120
+MOST_CPU_SECONDS, MOST_BYTES, MOST_SECONDS = 2.0, 200 << 20, int(DEADLINE_SECONDS)
 
 _RAW = {"@huge@": "1" + "0" * 5000, "@beyond@": "1e999", "@nan@": "NaN", "@half@": '"\\ud800"'}
 _VALUES: list[Any] = [

@@ -7,6 +7,7 @@ import torch
 
 from saecache.common.transfers import TRANSFERS, Slot, transfers_of
 
+from ..killing import DEADLINE_SECONDS
 from ..pretend_transfers import PretendTransfers, Reached, pretend
 
 
@@ -17,7 +18,7 @@ class Later:
         self.reached = threading.Event()
 
     def wait(self) -> None:
-        assert self.reached.wait(30)
+        assert self.reached.wait(DEADLINE_SECONDS)
 
 
 def make(seconds: float = 0.0) -> PretendTransfers:

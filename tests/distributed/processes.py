@@ -17,7 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-SECONDS = 600.0  # until processes count as stuck; far more than they need
+from ..killing import DEADLINE_SECONDS
+
+SECONDS = 4 * DEADLINE_SECONDS  # until processes count as stuck; several start and meet, one after the other
 
 _IMPORTS = [
     "saecache.cli",

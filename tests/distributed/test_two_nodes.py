@@ -14,6 +14,7 @@ from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.store.reading.reader import ActivationCache
 
+from ..killing import DEADLINE_SECONDS
 from .processes import Ended, start_each, wait
 from .test_harvest import bytes_at, contents
 from .test_rows import ROWS, some_by_two
@@ -27,7 +28,7 @@ PER_NODE = 2
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=DEADLINE_SECONDS)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from saecache.train import backends
 from saecache.train.backends import choice
 
 SMALL = {  # a second or two of every section, on a busy core; how long it takes decides nothing
-    "limit_seconds": "600",
+    "limit_seconds": "36000",
     "checks.operations": "[[9, 40, 12, 3]]",
     "checks.screen_widths": "[24]",
     "checks.training": "[32, 96, 16]",
@@ -29,8 +29,8 @@ SECTIONS = (
 
 
 def small_settings(**seconds: float) -> list[str]:
-    """``--set`` options of a small examination; ``seconds`` are those of some sections, 600 of the others."""
-    settings = SMALL | {f"seconds.{name}": str(seconds.get(name, 600)) for name in SECTIONS}
+    """``--set`` options of a small examination; ``seconds`` are those of some sections; others have hours."""
+    settings = SMALL | {f"seconds.{name}": str(seconds.get(name, 36000)) for name in SECTIONS}
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
 

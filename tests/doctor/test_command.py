@@ -27,13 +27,28 @@ SECRETS = {
 START = "from saecache.cli import main; main()"
 
 
-def start(*words: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+INTERRUPTED = (
+    """
+import os
+from saecache.doctor import examination
+
+def compare_until_told(*arguments, **settings):
+    os.kill(os.getpid(), {number})
+    raise AssertionError("the signal ends this section")
+
+examination.compare_with_cpu = compare_until_told
+"""
+    + START
+)  # the third section that takes long
+
+
+def start(*words: str | Path, cwd: Path, code: str = START, **environment: str) -> "subprocess.Popen[str]":
     home = cwd / "home"
     (home / ".aws").mkdir(parents=True)
     (home / ".aws" / "credentials").write_text("[default]\naws_secret_access_key = secret-0009\n")
     kept = {name: value for name, value in os.environ.items() if name != "SAECACHE_BACKEND"}
     return subprocess.Popen(
-        [sys.executable, "-c", START, "doctor", *map(str, words)],
+        [sys.executable, "-c", code, "doctor", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env={**kept, "HOME": str(home), **environment},
     )  # fmt: skip
@@ -87,12 +102,8 @@ def test_a_backend_that_computes_wrongly_makes_the_status_1(
 def test_a_signal_prints_what_was_done_and_removes_temporary_files(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    process = start("--quick", *small_settings(), "--json", "doctor.json", cwd=tmp_path)
-    assert process.stderr is not None
-    for line in process.stderr:  # it is at work on the third section that takes long
-        if "training: " in line:
-            break
-    process.send_signal(number)
+    code = INTERRUPTED.format(number=int(number))
+    process = start("--quick", *small_settings(), "--json", "doctor.json", cwd=tmp_path, code=code)
     stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "the report has what was done" in stderr

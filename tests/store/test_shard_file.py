@@ -17,6 +17,8 @@ from saecache.store import CorruptCacheError, ShardedArray, shard_file
 from saecache.store.layout import ArraySpec
 from saecache.store.shard_file import ABSENT, ShardWriter, crc32c, parse_index
 
+from ..killing import DEADLINE_SECONDS
+
 SPEC = ArraySpec("a", (10, 2), "float16", 4, 12, ("row", "dimension"))
 STORED = SPEC.chunk_bytes + 4
 
@@ -110,7 +112,7 @@ def test_the_next_file_is_begun_before_the_last_is_durable(
     sync = os.fsync
 
     def waiting(descriptor: int) -> None:
-        may_sync.wait(10)
+        may_sync.wait(DEADLINE_SECONDS)
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", waiting)

@@ -33,6 +33,7 @@ from saecache.store.manifest_file import load_manifest, parse_manifest
 from saecache.store.remote.team import list_caches
 from saecache.store.untrusted import parse_json
 
+from ..killing import DEADLINE_SECONDS
 from .test_hostile import copied, little_memory, sealed, values, values_of  # noqa: F401 - some are fixtures
 
 MIB = 1 << 20
@@ -151,7 +152,7 @@ def test_more_rows_than_positions(values: dict[str, Any]) -> None:  # noqa: F811
 
 
 @contextmanager
-def no_waiting(seconds: float = 60) -> Iterator[None]:
+def no_waiting(seconds: float = DEADLINE_SECONDS) -> Iterator[None]:
     """Fail, instead of waiting for ever."""
 
     def stop(*_: object) -> None:

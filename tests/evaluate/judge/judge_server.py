@@ -249,11 +249,15 @@ def dripping(handler: Handler, _request: Request) -> bool:
     return True
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
 @contextmanager
 def serve(judge: Judge) -> Iterator[Judge]:
     """Run a judge on a free port of this machine; ``judge.url`` is its base."""
     handler = type("OneJudge", (Handler,), {"judge": judge})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         judge.url = f"http://127.0.0.1:{server.server_port}/v1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

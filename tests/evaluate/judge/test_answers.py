@@ -27,8 +27,9 @@ from tests.hostile import (
     replace_with,
 )
 
+from ...killing import DEADLINE_SECONDS
 from .conftest import Ask
-from .judge_server import MODEL, Judge, content, embed, status
+from .judge_server import MODEL, Handler, Judge, Request, content, embed, status
 
 REQUEST = {"url": "http://judge/v1", "path": "/chat/completions", "body": {"model": "m", "messages": []}}
 ANSWER = {"text": "EXPLANATION: ümlaut", "finish_reason": "stop"}
@@ -205,7 +206,12 @@ def test_outcomes_come_in_the_order_of_the_calls(caller: Caller, judge: Judge) -
 
 
 def test_one_failure_ends_all_and_keeps_what_was_answered(caller: Caller, judge: Judge) -> None:
-    judge.faults = [lambda handler, request: False] * 5 + [status(401, "who?")] * 100
+    def refuse_later(handler: Handler, request: Request) -> bool:
+        stop.wait(DEADLINE_SECONDS)  # other calls are not made before the first refusal is known
+        return status(401, "who?")(handler, request)
+
+    stop = caller.stop
+    judge.faults = [lambda handler, request: False] * 5 + [status(401, "who?"), *[refuse_later] * 100]
     calls = [chat_call(f"w{i}") for i in range(60)]
     with pytest.raises(EndpointError, match="refuses us"):
         caller.make(calls, "test", show_progress=False)

@@ -11,6 +11,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from ...killing import DEADLINE_SECONDS
+
 CHROMIUM = next(
     (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None
 )
@@ -121,8 +123,8 @@ class Page:
         return result["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true, at most two minutes."""
-        end = monotonic() + 120
+        """Wait until a JavaScript expression is true, for as long as a busy machine may take."""
+        end = monotonic() + DEADLINE_SECONDS
         while not self.evaluate(condition):
             assert monotonic() < end, f"never true: {condition}; the console says {self.console}"
             self.evaluate("new Promise(done => setTimeout(done, 10))")
@@ -150,7 +152,7 @@ class Page:
             self._in, b'{"id": 0, "method": "Browser.close"}\0'
         )  # so that it removes its own temporary files
         try:
-            self._process.wait(60)
+            self._process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -12,6 +12,8 @@ import numpy as np
 from saecache.store.manifest_file import load_manifest
 from saecache.store.reading.sharded_array import ShardedArray
 
+from ...killing import DEADLINE_SECONDS
+
 
 class TwoCopies:
     """Files of an array: of the damaged copy, until it is discarded."""
@@ -46,31 +48,33 @@ def test_a_discarded_copy_does_not_come_back(cache_path: Path, tmp_path: Path) -
         found = map_shard(number)
         if threading.current_thread() is other and not mapped.is_set():
             mapped.set()
-            assert forgotten.wait(60)
+            assert forgotten.wait(DEADLINE_SECONDS)
         return found
 
     def slow_open(number: int) -> Any:
         found = open_shard(number)
         if threading.current_thread() is other and not opened.is_set():
             opened.set()
-            assert done.wait(60)
+            assert done.wait(DEADLINE_SECONDS)
         return found
 
     def watched_forget(number: int) -> None:
         forget(number)
         if threading.current_thread() is not other:
             forgotten.set()
-            assert opened.wait(60)
+            assert opened.wait(DEADLINE_SECONDS)
 
     shards._map, shards.get, shards.forget = slow_map, slow_open, watched_forget  # type: ignore[method-assign]
     read: list[Any] = []
     other = threading.Thread(target=lambda: read.append(array.chunk(0).copy()))
     other.start()
-    assert mapped.wait(60)  # it has the damaged copy, and goes on once this thread has thrown that away
+    assert mapped.wait(
+        DEADLINE_SECONDS
+    )  # it has the damaged copy, and goes on once this thread has thrown that away
     expected = ShardedArray(cache_path, spec).chunk(0)
     try:
         assert np.array_equal(array.chunk(0), expected)
     finally:
         done.set()
-        other.join(60)
+        other.join(DEADLINE_SECONDS)
     assert np.array_equal(read[0], expected)

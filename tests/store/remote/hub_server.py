@@ -50,6 +50,10 @@ class Repository:
         return sha
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
 class HubServer:
     """``url`` is the endpoint, ``cdn`` the other address; clients are sent to ``cdn_shown``."""
 
@@ -62,7 +66,7 @@ class HubServer:
         self.wanting_fewer = 0  # so many requests to the API are answered with 429 and a time to wait
         self.multipart_over, self.chunk_bytes = 1 << 20, 300_000
         self.lock = threading.RLock()
-        servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, kind)) for kind in (_Api, _Cdn)]
+        servers = [_Server(("127.0.0.1", 0), _handler(self, kind)) for kind in (_Api, _Cdn)]
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
         self.cdn_shown = self.cdn
         self._servers = servers

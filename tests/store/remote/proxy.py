@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
+from ...killing import DEADLINE_SECONDS
+
 KINDS = (
     "status",  # answer with ``status`` and an S3 error ``code``, without asking the server
     "reset",  # send ``after`` bytes of the body, then a TCP reset
@@ -152,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = urlsplit(self.proxy.upstream)
         assert address.hostname
-        self.upstream = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+        self.upstream = http.client.HTTPConnection(address.hostname, address.port, timeout=DEADLINE_SECONDS)
 
     def finish(self) -> None:
         self.upstream.close()

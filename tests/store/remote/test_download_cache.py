@@ -18,6 +18,7 @@ from saecache.store import SaecacheError, UsageError
 from saecache.store.remote.download_cache import DownloadCache
 from saecache.store.remote.download_cache_settings import check_limit, default_folder, open_download_cache
 
+from ...killing import DEADLINE_SECONDS
 from ..test_sizes import no_waiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -174,7 +175,7 @@ def test_threads_and_processes_share_one_download(local: DownloadCache, tmp_path
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(DEADLINE_SECONDS)
         assert child.exitcode == 0
     assert sorted(map(int, log.read_text().split())) == [0, 1, 2]
 
@@ -221,7 +222,9 @@ def test_kill_9_of_a_download(local: DownloadCache, tmp_path: Path) -> None:
     """Whoever wants the file next fetches all of it; room that the dead one had taken comes back."""
     for number in range(5):
         log = tmp_path / f"log{number}"
-        child = processes.Process(target=hold, args=(local, number, fetcher(number, log, seconds=60)))
+        child = processes.Process(
+            target=hold, args=(local, number, fetcher(number, log, seconds=DEADLINE_SECONDS))
+        )
         child.start()
         while not log.exists():
             time.sleep(0.001)

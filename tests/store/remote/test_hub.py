@@ -343,7 +343,7 @@ class Sent:
 def sent(cdn_proxy: Proxy, tmp_path: Path) -> Sent:
     content = np.random.default_rng(0).bytes(70_000)
     (tmp_path / "file").write_bytes(content)
-    folder = open_remote_folder(URL, PASSING, create=True)
+    folder = open_remote_folder(URL, QUICK, create=True)
     return Sent(tmp_path / "file", folder, hashlib.sha256(content).hexdigest())
 
 

@@ -144,7 +144,7 @@ TRANSIENT_WRITES = {
 def test_writes_survive(
     location: RemoteFolder,
     proxy: Proxy,
-    open_patiently: Open,
+    open_quickly: Open,
     team: str,
     tmp_path: Path,
     fault: dict,
@@ -155,7 +155,7 @@ def test_writes_survive(
     met = proxy.add(method="PUT", path="/x", **fault)
     moved: list[int] = []
     sha256 = hashlib.sha256(content).hexdigest()
-    open_patiently(team).upload(path, "x", size=len(content), sha256=sha256, on_bytes=moved.append)
+    open_quickly(team).upload(path, "x", size=len(content), sha256=sha256, on_bytes=moved.append)
     assert met.met > 0
     assert sum(moved) == len(content)
     assert location.checksum("x", size=len(content)) == sha256
@@ -215,12 +215,12 @@ def test_answers_that_are_none_pass(proxy: Proxy, open_patiently: Open, team: st
 
 
 def test_a_refusal_to_create_while_somebody_else_writes_is_no_other_object(
-    proxy: Proxy, open_patiently: Open, team: str
+    proxy: Proxy, open_quickly: Open, team: str
 ) -> None:
     """S3 may refuse both of two who write at once, and then there is none."""
     proxy.add("status", method="PUT", status=409, code="ConditionalRequestConflict", times=2)
-    assert open_patiently(team).put("claim", b"1", create=True)
-    assert not open_patiently(team).put("claim", b"2", create=True)
+    assert open_quickly(team).put("claim", b"1", create=True)
+    assert not open_quickly(team).put("claim", b"2", create=True)
 
 
 @pytest.mark.parametrize(
@@ -397,10 +397,10 @@ def test_claims_of_a_folder_that_is_there_keep_their_name(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("create", [True, False])
 def test_small_objects_that_arrive_damaged_are_written_again(
-    location: RemoteFolder, proxy: Proxy, open_patiently: Open, team: str, create: bool
+    location: RemoteFolder, proxy: Proxy, open_quickly: Open, team: str, create: bool
 ) -> None:
     met = proxy.add("flip_request", method="PUT", path="/claim", after=3)
-    assert open_patiently(team).put("claim", b"the content of a claim", create=create)
+    assert open_quickly(team).put("claim", b"the content of a claim", create=create)
     assert met.met == 1
     assert location.get("claim", 100) == b"the content of a claim"
 

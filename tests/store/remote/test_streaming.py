@@ -39,7 +39,7 @@ from .server import BUCKET, S3Server
 HOOK = "resid_post.1"
 PLENTY = 1 << 30
 PATIENT = Patience()  # where requests are counted: a busy machine must not make one twice
-IMPATIENT = replace(PASSING, max_retries=3, max_attempts=2)
+IMPATIENT = replace(Patience(), max_retries=3, max_attempts=2, first_backoff_seconds=0.01)
 READ_ALL = """
 import sys, pathlib
 from saecache.store import open_cache

@@ -1,5 +1,6 @@
 """Limits and failures of many transfers at once."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -15,12 +16,15 @@ from ...killing import DEADLINE_SECONDS
 
 def test_never_more_at_once_than_asked_for() -> None:
     lock, running, most = threading.Lock(), 0, 0
+    three, begun = threading.Barrier(3, timeout=DEADLINE_SECONDS), itertools.count()
 
     def task() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
+        if next(begun) < 3:
+            three.wait()  # the first three are there at once
         time.sleep(0.002)
         with lock:
             running -= 1

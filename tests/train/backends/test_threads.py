@@ -5,6 +5,8 @@ import torch
 
 from saecache.train.backends.threads import even_part, num_threads, run_parts, torch_on_one_thread
 
+from ...killing import DEADLINE_SECONDS
+
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
 def test_every_part_once(threads, num_threads):
@@ -69,7 +71,7 @@ def test_torch_on_one_thread_and_parts_on_all(threads):
         assert (torch.get_num_threads(), num_threads()) == (1, 3)
         with torch_on_one_thread():  # nesting changes nothing
             assert (torch.get_num_threads(), num_threads()) == (1, 3)
-        meeting = threading.Barrier(3, timeout=60)  # three parts at once, or none gets past it
+        meeting = threading.Barrier(3, timeout=DEADLINE_SECONDS)  # three parts at once, or none gets past it
         run_parts(lambda start, stop: inside.append((meeting.wait(), num_threads())), 3, 1)
     assert sorted(inside) == [(0, 1), (1, 1), (2, 1)]
     assert (torch.get_num_threads(), num_threads()) == (3, 3)

@@ -94,4 +94,4 @@ def test_waiting_for_copies_counts_as_waiting_for_data(
     with closing(batches(make_config(TOPK), cache, "resid", CPU, 0, 8)) as stream:
         for _ in range(4):
             clock.next_batch(stream)
-    assert 4 * 0.05 <= clock.waiting <= clock.elapsed
+    assert 0.05 <= clock.waiting <= clock.elapsed  # later copies may go on while this thread does not run

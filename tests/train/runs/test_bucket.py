@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +152,23 @@ def test_kill_9_at_random_moments(
     assert killed >= ROUNDS - 1
 
 
+TERMINATED = """
+import os, signal
+from saecache.cli import main
+from saecache.train.engine.metrics import MetricsFile
+
+append = MetricsFile.append
+
+def append_and_be_told(self, *args, **kwargs):
+    MetricsFile.append = append
+    append(self, *args, **kwargs)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+MetricsFile.append = append_and_be_told
+main()
+"""
+
+
 def test_sigterm_of_the_command_saves_and_says_so(
     config: TrainConfig, url: str, never_stopped: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -161,18 +177,11 @@ def test_sigterm_of_the_command_saves_and_says_so(
 
     settings = tmp_path / "train.yaml"
     settings.write_text(yaml.safe_dump(SETTINGS))
-    command = [sys.executable, "-c", "from saecache.cli import main; main()", "train", str(settings)]
+    command = [sys.executable, "-c", TERMINATED, "train", str(settings)]
     command += ["--cache", url, "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    metrics_file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (metrics_file.is_file() and metrics_file.stat().st_size) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 130, stderr
-    assert "what was done is saved" in stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS)
+    assert done.returncode == 130, done.stderr
+    assert "what was done is saved" in done.stderr
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
     assert outcome(run(config, url, tmp_path / "run").run_dir) == never_stopped
 
