@@ -110,17 +110,10 @@ def _row(sae: SaeResult, probed: bool, absorbed: bool) -> tuple[str, ...]:
         _number(None if cost is None else cost.top1_sae),
     ]
     if probed:
-        cells += [_number(mean_accuracy(sae, k)) for k in ("1", "5", None)]
+        cells += [_number(sae.probe_accuracy(k)) for k in ("1", "5", None)]
     if absorbed:
         cells.append(_number(None if sae.absorption is None else sae.absorption.absorption_fraction))
     return tuple(cells)
-
-
-def mean_accuracy(sae: SaeResult, k: str | None) -> float | None:
-    """Mean over the data sets of the accuracy of probes that see ``k`` latents, or all (None)."""
-    found = [probe.dense if k is None else probe.sparse.get(k) for probe in sae.probing]
-    known = [accuracy.accuracy for accuracy in found if accuracy is not None]
-    return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _number(value: float | None) -> str:

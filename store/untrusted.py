@@ -31,8 +31,7 @@ def parse_json(content: bytes, *, allow_nan: bool = False) -> Any:
     Raises:
         ValueError: it is not JSON, has NaN or infinity and not ``allow_nan``, one name twice in an object, is
             deeper than the interpreter can follow, or is made of so many lists, objects or short values that
-            it would fill
-            the memory.
+            it would fill the memory.
     """
     containers = content.count(b"{") + content.count(b"[")
     if containers > _FREE_CONTAINERS + len(content) // _BYTES_PER_CONTAINER:

@@ -28,7 +28,7 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..measure import read_rows
 from .metadata import Provenance
-from .windows import Windows
+from .windows import MeasuredWindows
 
 CONFIG_FILE = "config.json"
 MIN_GROUPS, GROUP_BYTES = 5, 256 << 20  # as many files as delphi writes by default, or more
@@ -52,7 +52,7 @@ class DelphiCache:
 def write_delphi(
     sae: SAE,
     cache: ActivationCache,
-    windows: Windows,
+    windows: MeasuredWindows,
     provenance: Provenance,
     folder: Path,
     *,
@@ -112,7 +112,7 @@ def _module_of(provenance: Provenance) -> str:
     return provenance.hook.replace("/", "_") or "hook"
 
 
-def _bounds(sae: SAE, windows: Windows) -> NDArray[np.int64]:
+def _bounds(sae: SAE, windows: MeasuredWindows) -> NDArray[np.int64]:
     """The first latent of each group, and the number of latents at the end."""
     expected = windows.ids.size * float(sae.cfg.k or 64) * _CODE.itemsize
     groups = min(sae.cfg.num_latents, max(MIN_GROUPS, int(expected // GROUP_BYTES) + 1))
@@ -120,7 +120,7 @@ def _bounds(sae: SAE, windows: Windows) -> NDArray[np.int64]:
 
 
 def _stream(
-    sae: SAE, cache: ActivationCache, windows: Windows, *, show_progress: bool
+    sae: SAE, cache: ActivationCache, windows: MeasuredWindows, *, show_progress: bool
 ) -> Iterator[NDArray[np.void]]:
     """The codes of the measured rows in the windows, block by block, in reading order; zeros are left out."""
     rows = windows.rows
@@ -151,7 +151,9 @@ def _stream(
             yield codes
 
 
-def _write_group(module: Path, codes: NDArray[np.void], first: int, end: int, windows: Windows) -> None:
+def _write_group(
+    module: Path, codes: NDArray[np.void], first: int, end: int, windows: MeasuredWindows
+) -> None:
     """Write the latents from ``first`` up to ``end``; the file's name has the last one."""
     small = end - first <= 1 << 16 and len(windows.ids) <= 1 << 16
     locations = np.empty((len(codes), 3), dtype=np.uint16 if small else np.uint32)
@@ -166,7 +168,7 @@ def _write_group(module: Path, codes: NDArray[np.void], first: int, end: int, wi
 
 
 def _check(
-    sae: SAE, cache: ActivationCache, windows: Windows, module: Path, fires: NDArray[np.int64]
+    sae: SAE, cache: ActivationCache, windows: MeasuredWindows, module: Path, fires: NDArray[np.int64]
 ) -> None:
     """Compare what was written with the SAE: counts of every latent, and all codes of some windows.
 

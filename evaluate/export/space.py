@@ -2,7 +2,7 @@
 
 The SAE was trained on normalized rows y. The other library sees rows v = factor * y. If biases and thresholds
 are multiplied by the factor, its features are ``factor`` times the SAE's, and W_enc and W_dec stay as they
-are: decoder rows keep norm 1, which all three libraries expect.
+are: decoder rows keep norm 1, which these libraries expect.
 
 y is x or u times the normalization's own factor f (``store/normalization.py``), or of ``rms_norm`` what the
 library's own step gives:

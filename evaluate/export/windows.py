@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
+class MeasuredWindows:
     """The windows of some measured rows.
 
     Attributes:
@@ -44,7 +44,7 @@ class Windows:
         return np.where((window >= 0) & (place < self.num_tokens), window, -1), place
 
 
-def find_windows(cache: ActivationCache, rows: MeasuredRows, num_tokens: int) -> Windows:
+def find_windows(cache: ActivationCache, rows: MeasuredRows, num_tokens: int) -> MeasuredWindows:
     """Cut the sequences of the held-out ``rows`` into windows of ``num_tokens``, and keep those of measured
     documents.
 
@@ -76,7 +76,7 @@ def find_windows(cache: ActivationCache, rows: MeasuredRows, num_tokens: int) ->
             f"no window of {num_tokens} tokens lies within measured documents: lower --window, or raise "
             "--max-rows"
         )
-    return Windows(ids=np.concatenate(ids)[kept], start=starts[kept], rows=rows)
+    return MeasuredWindows(ids=np.concatenate(ids)[kept], start=starts[kept], rows=rows)
 
 
 def _documents_of(cache: ActivationCache, index: Ints) -> Iterator[NDArray[np.int32]]:

@@ -108,7 +108,7 @@ def _batches(sequences: Sequence[Ids]) -> list[list[int]]:
 
 
 def scale_for_probes(part: HookRows) -> float:
-    """Brings normalized rows of a hook to E|x|² = D.
+    """The factor that brings rows of norm 1 to E|x|² = D: sqrt(D) for kinds with such rows, 1 for the others.
 
     Penalties of probes depend on the size of their inputs. SAEBench's are made for activations of about this
     size; rows of norm 1 and their codes would be penalized D times as much.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..results import CacheSummary, MeanScore, Results, SaeResult
-from ..table import mean_accuracy
 from .training import Curves
 
 
@@ -148,8 +147,8 @@ def _table_row(entry: ReportEntry) -> list[TableCell]:
         TableCell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),
         _cell(None if result.zipf is None else result.zipf.log.r2, ".4f"),
         _cell(None if result.collapse is None else result.collapse.nearest_cosine, ".3f"),
-        _cell(mean_accuracy(result, "1"), ".4f"),
-        _cell(mean_accuracy(result, "5"), ".4f"),
+        _cell(result.probe_accuracy("1"), ".4f"),
+        _cell(result.probe_accuracy("5"), ".4f"),
         _cell(None if result.absorption is None else result.absorption.absorption_fraction, ".4f"),
         _judged(None if result.interpretation is None else result.interpretation.detection),
         _judged(None if result.interpretation is None else result.interpretation.fuzzing),

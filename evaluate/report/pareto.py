@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from ..results import SaeResult
-from ..table import mean_accuracy
 from .comparison import ReportEntry
 from .figure import Axis, Figure, Point, Series, spreads_widely
 
@@ -105,7 +104,7 @@ def make_pareto_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
             "Absorption and probing",
             Axis(label="first letters absorbed", pad=0.15),
             Axis(label="accuracy of probes of one latent", pad=0.15),
-            lambda result: (absorbed(result), mean_accuracy(result, "1")),
+            lambda result: (absorbed(result), result.probe_accuracy("1")),
             lambda result: (
                 (None, None)
                 if result.absorption is None

@@ -80,6 +80,12 @@ class SaeResult(Record):
         """The hook, or the hooks, as a reader is shown them."""
         return self.hook if self.target is None else f"{self.hook} → {self.target}"
 
+    def probe_accuracy(self, k: str | None) -> float | None:
+        """Mean over the data sets of the accuracy of probes that see ``k`` latents, or all (None)."""
+        found = [probe.dense if k is None else probe.sparse.get(k) for probe in self.probing]
+        known = [accuracy.accuracy for accuracy in found if accuracy is not None]
+        return sum(known) / len(known) if known and len(known) == len(found) else None
+
 
 class CacheSummary(Record):
     """The cache that was measured on; ``split`` (normally ``heldout``) and ``rows`` say which of its rows."""

@@ -20,7 +20,7 @@ from .failures import (
     WrongBytesError,
 )
 from .file_blocks import WRITE_BYTES, BlockWriter, HashedParts, part_size
-from .listing import foreign_listing
+from .foreign_answers import foreign_listing
 from .object_requests import ObjectInfo, ObjectRequests, OnBytes, ignore_bytes
 from .retries import Patience
 

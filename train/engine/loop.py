@@ -23,9 +23,8 @@ class Events:
     save: Callable[[int, Sequence[Trainee]], None]
     failed: Callable[[int, int, Trainee, DivergedError], None]  # gets the 0-based step and batch of the run
     stop_asked: Callable[[], bool]  # and the next one: alike in all processes of a run
-    any_running: Callable[[Sequence[Trainee]], bool] = (
-        bool  # whether a variant still trains, here or elsewhere
-    )
+    # Whether a variant still trains, here or in another process; alone: whether any is left.
+    any_running: Callable[[Sequence[Trainee]], bool] = bool
 
 
 @dataclass
