@@ -35,8 +35,8 @@ $(SERVERS)/.installed:
 	$(SERVERS)/bin/pip install --quiet --disable-pip-version-check "moto[server]>=5.1" localbucket
 	@touch $@
 
-# The papers' claims on a real model: about five hours on two quiet cores, as predicted from the two fifths that have been
-# run; then docs/papers.md from what was measured. An interrupted run continues. The short form proves in ten minutes that
+# The papers' claims on a real model: about five hours on two quiet cores, as predicted from its sections, which were
+# run apart; then docs/papers.md from what was measured. An interrupted run continues. The short form proves in ten minutes that
 # everything works, on the demo model.
 PAPERS ?= runs/papers
 PAPERS_FORM ?= full

@@ -63,7 +63,7 @@ class Form:
 
 
 FORMS = {
-    "full": Form(  # about five hours on two quiet cores, by the two fifths of its arms that were run
+    "full": Form(  # about five hours on two quiet cores, by its sections, which were run apart
         hook="resid_post.14",
         num_latents=1152,
         batch_rows=1024,

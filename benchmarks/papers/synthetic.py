@@ -50,13 +50,6 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 FORMS: dict[str, dict[str, Any]] = {
     # rows of the cache, steps, arms, seeds; (rows, latents, steps) of each training of BatchTopK alone
-    "full": {
-        "rows": 1_000_000,
-        "steps": 12_000,
-        "seeds": (0, 1, 2),
-        "arms": tuple(ARMS),
-        "alone": ((1_000_000, 2048, 50_000), (10_000, 2048, 12_000), (10_000, 65_536, 12_000)),
-    },
     "medium": {
         "rows": 200_000,
         "steps": 3_000,
@@ -72,6 +65,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "alone": ((10_000, 2048, 20),),
     },
 }
+FORMS["full"] = FORMS["medium"] | {"seeds": (0, 1)}
 
 
 def training(variants: list[dict[str, Any]], latents: int, steps: int) -> TrainConfig:
