@@ -41,6 +41,7 @@ class Target:
         return self.url or str(self.sae_dir)
 
     def load(self, device: str | torch.device = "cpu") -> SAE:
+        """The SAE, with its weights on ``device``; errors as :func:`load_sae`."""
         return load_sae(self.sae_dir, device)
 
 

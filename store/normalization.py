@@ -138,8 +138,10 @@ class Normalizer:
         return y * (state.norm / state.factor) + state.mean
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain JSON, which :meth:`from_dict` reads."""
         return {"kind": self.kind, "d_model": self.d_model, "scale": self.scale}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Normalizer":
+        """What :meth:`to_dict` wrote."""
         return cls(kind=values["kind"], d_model=int(values["d_model"]), scale=float(values["scale"]))

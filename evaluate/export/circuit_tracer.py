@@ -41,6 +41,8 @@ _HOOKS = {**TRANSFORMER_LENS, "mlp_in": "mlp.hook_in"}  # within a block
 
 
 class CircuitTracer(Format):
+    """The folder of a cross-layer transcoder that circuit-tracer loads."""
+
     name: ClassVar[str] = "circuit_tracer"
     forms: ClassVar[frozenset[Form]] = frozenset()
     cross_layer_forms: ClassVar[frozenset[Form]] = frozenset({"relu", "threshold"})

@@ -36,6 +36,8 @@ _TRAINERS = {  # dict_class -> trainer_class; only readers of the config look at
 
 
 class DictionaryLearning(Format):
+    """The folder that dictionary_learning writes for a trained dictionary."""
+
     name: ClassVar[str] = "dictionary_learning"
     forms: ClassVar[frozenset[Form]] = frozenset({"relu", "topk", "threshold", "gated"})
 

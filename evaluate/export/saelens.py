@@ -38,6 +38,8 @@ _TRANSCODERS: dict[Form, str] = {"relu": "{}transcoder", "threshold": "jumprelu_
 
 
 class SAELens(Format):
+    """The folder that SAELens 6 loads with ``SAE.load_from_disk``."""
+
     name: ClassVar[str] = "saelens"
     forms: ClassVar[frozenset[Form]] = frozenset(_ARCHITECTURES)
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset(_TRANSCODERS)

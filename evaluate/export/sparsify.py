@@ -22,6 +22,8 @@ CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 
 
 class Sparsify(Format):
+    """The folder that ``SparseCoder.load_from_disk`` of sparsify loads."""
+
     name: ClassVar[str] = "sparsify"
     forms: ClassVar[frozenset[Form]] = frozenset({"topk"})
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset({"topk"})

@@ -50,6 +50,8 @@ class ShardFiles(Protocol):
 
 @dataclass
 class MappedShard:
+    """One shard in the memory map, with the index of its inner chunks, numpy [chunks]."""
+
     where: str  # for messages
     mapped: mmap.mmap
     offsets: NDArray[np.int64]  # of each inner chunk, -1 = absent

@@ -26,6 +26,8 @@ _MAX_MANIFEST_BYTES = 1 << 20
 
 
 class PublishedFile(NamedTuple):
+    """What a file must be: ``size`` in bytes, and its sha256 in hex."""
+
     size: int
     sha256: str
 

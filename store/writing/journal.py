@@ -84,6 +84,7 @@ def spill_folder(cache: Path, part: int) -> Path:
 
 
 def journal_path(cache: Path) -> Path:
+    """Where the journal of the unfinished cache in ``cache`` is."""
     return cache / WORK_FOLDER / JOURNAL
 
 
@@ -121,6 +122,7 @@ def damaged_journal(cache: Path | str, why: str) -> CorruptCacheError:
 
 
 def write_journal(cache: Path, journal: Journal) -> None:
+    """Replace the journal of the cache in ``cache``, as a whole or not at all."""
     write_bytes(journal_path(cache), journal_bytes(journal))
 
 

@@ -46,6 +46,7 @@ class Reading:
 
     @classmethod
     def autoencoder(cls, *sources: Source) -> "Reading":
+        """What is read for an SAE that reconstructs its own input."""
         return cls(inputs=sources, targets=sources)
 
     @property
