@@ -10,11 +10,11 @@ from ..common.versions import package_version
 from ..evaluate.results import RESULTS_NAME, Results, SaeResult, read_results
 from ..store.durable import write_bytes
 from ..store.remote import RemoteFolder, is_url, open_remote_folder
-from ..store.remote.published import MANIFEST_NAME, SAE_FILES, PublishedFiles, read_published
 from ..store.remote.retries import Patience
 from ..store.remote.urls import parse_url
 from ..store.untrusted_files import read_text
 from ..train.loading import find_saes, load_sae
+from ..train.published import MANIFEST_NAME, SAE_FILES, PublishedFiles, read_published
 from ..train.sae import SAE, SAE_FOLDER
 from .card import PLOT_NAME, RECIPE_NAME, make_card
 from .plot import draw_plot

@@ -20,9 +20,9 @@ from saecache.evaluate.results import read_results
 from saecache.publishing import publish_sae
 from saecache.publishing.card import make_card
 from saecache.store.remote import RemoteFolder, open_remote_folder
-from saecache.store.remote.published import MANIFEST_NAME, fetch_sae
 from saecache.testing.sparse_rows import small_run, write_sparse_cache
 from saecache.train import load_sae, run
+from saecache.train.published import MANIFEST_NAME, fetch_sae
 
 URL = "hf://me/my-sae"
 FILES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...common.errors import UsageError
 from ...store.remote import is_url
 from ...store.remote.places import open_remote_folder
-from ...store.remote.published import fetch_sae, read_published
+from ..published import fetch_sae, read_published
 from ..sae import CONFIG_FILE, WEIGHTS_FILE
 from .formats import FORMATS
 

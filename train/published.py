@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..untrusted import parse_json
-from .download_cache_settings import default_folder
-from .failures import MissingObjectError
-from .places import open_remote_folder
-from .remote_folder import RemoteFolder
-from .retries import Patience
+from ..common.errors import CorruptCacheError, SaecacheError, UsageError
+from ..store.remote.download_cache_settings import default_folder
+from ..store.remote.failures import MissingObjectError
+from ..store.remote.places import open_remote_folder
+from ..store.remote.remote_folder import RemoteFolder
+from ..store.remote.retries import Patience
+from ..store.untrusted import parse_json
+from .sae import CONFIG_FILE, WEIGHTS_FILE
 
 MANIFEST_NAME = "saecache.json"
 FORMAT_VERSION = 1
-SAE_FILES = ("cfg.json", "weights.safetensors")
+SAE_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
