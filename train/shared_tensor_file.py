@@ -5,17 +5,17 @@ The bytes are those that one process writes: ``safetensors`` puts the tensors in
 multiple of 8 bytes.
 """
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..store import safetensors_header
 from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
+from ..store.safetensors_header import HeaderEntry
 from . import tensor_file
 from .latent_shards import WITHOUT_LATENTS, LatentShards
 from .tensor_file import DTYPES, TensorInfo, damaged, read_header, sha256_of
@@ -105,22 +105,9 @@ def whole_info(tensor: Tensor, shards: LatentShards, shared: bool) -> TensorInfo
 
 def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
     """The header of a file of such tensors, and where the bytes of each begin in the file."""
-    names = sorted(infos, key=lambda name: (_ORDER.index(_CODES[infos[name].dtype]), name))
-    entries: dict[str, dict[str, Any]] = {}
-    at = 0
-    for name in names:
-        info = infos[name]
-        end = at + info.num_bytes
-        entries[name] = {
-            "dtype": _CODES[info.dtype],
-            "shape": list(info.shape),
-            "data_offsets": [at, end],
-        }
-        at = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    return header, {name: len(header) + entries[name]["data_offsets"][0] for name in names}
+    entries = [HeaderEntry(n, _CODES[info.dtype], info.shape, info.num_bytes) for n, info in infos.items()]
+    entries.sort(key=lambda entry: (_ORDER.index(entry.dtype), entry.name))
+    return safetensors_header.lay_out(entries)
 
 
 def _write_at(file: int, tensor: Tensor, start: int) -> None:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..common.errors import UsageError
+from ..store import safetensors_header
 from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
-from ..store.untrusted_files import open_file, parse_object
+from ..store.untrusted_files import open_file
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 8
@@ -96,18 +97,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         FileNotFoundError: there is no such file.
         UsageError: it is not a regular file, or its header does not describe exactly its bytes.
     """
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise damaged(path, f"its header would end after the file, which has {size} bytes")
-        if length > MAX_HEADER_BYTES:
-            raise damaged(path, f"its header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
-        header = file.read(length)
     try:
-        entries = parse_object(header)
+        with open_file(path) as file:
+            header = safetensors_header.read_header(file, MAX_HEADER_BYTES)
     except ValueError as error:
         raise damaged(path, str(error)) from None
+    entries, size = header.entries, header.first_byte + header.num_bytes
     entries.pop("__metadata__", None)
     found, ranges = {}, []
     for name, entry in entries.items():
@@ -127,8 +122,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if start != at:
             raise damaged(path, f"its tensors overlap or leave a gap at byte {min(start, at)}")
         at = end
-    if at != size - 8 - length:
-        raise damaged(path, f"its tensors should take {at} bytes, and {size - 8 - length} follow the header")
+    if at != header.num_bytes:
+        raise damaged(path, f"its tensors should take {at} bytes, and {header.num_bytes} follow the header")
     return found
 
 

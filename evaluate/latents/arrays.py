@@ -5,8 +5,6 @@ expects, and the arrays fill the file without gap or overlap.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 
 from ...common.errors import UsageError
 from ...store.durable import replacing, write_all
-from ...store.untrusted_files import open_file, parse_object
+from ...store.safetensors_header import HeaderEntry, lay_out, read_header
+from ...store.untrusted_files import open_file
 
 MAX_HEADER_BYTES = 1 << 20
 _NAMES = {
@@ -37,16 +36,12 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
     ordered = sorted(
         arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
     )  # keeps them aligned
-    header, at = {}, 0
-    for name, array in ordered:
-        entry = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape)}
-        header[name] = {**entry, "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
+    header, _ = lay_out(
+        HeaderEntry(name, _NAMES[array.dtype.name], array.shape, array.nbytes) for name, array in ordered
+    )
     digest = hashlib.sha256()
     with replacing(path) as file:
-        for block in (len(text).to_bytes(8, "little"), text, *(_bytes(array) for _, array in ordered)):
+        for block in (header, *(_bytes(array) for _, array in ordered)):
             digest.update(block)
             write_all(file, block)
     return digest.hexdigest()
@@ -72,17 +67,13 @@ def read_arrays(
             arrays than those expected.
     """
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise _damaged(path, f"its header of {length} bytes does not fit into its {size} bytes")
         try:
-            entries = parse_object(file.read(length))
+            header = read_header(file, MAX_HEADER_BYTES)
         except ValueError as error:
             raise _damaged(path, str(error)) from None
-        places = _check_entries(path, entries, expected, dict(sizes), size - 8 - length)
+        places = _check_entries(path, header.entries, expected, dict(sizes), header.num_bytes)
         return {
-            name: np.memmap(file, dtype, "r", 8 + length + at, shape)
+            name: np.memmap(file, dtype, "r", header.first_byte + at, shape)
             if prod(shape)
             else np.zeros(shape, dtype=dtype)
             for name, (dtype, shape, at) in places.items()
