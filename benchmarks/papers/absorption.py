@@ -68,7 +68,11 @@ def main() -> None:
     cache = open_cache(settings.cache)
     reader = text_reader(load_model_of(cache), cache)
     words = some_of(make_letter_words(reader, SEED), settings.runs / f"words-{WORDS}.safetensors")
-    found = measure_absorption(reader, every_sae(results, settings.runs), words, SEED)
+    saes = every_sae(results, settings.runs)
+    name, first = next(saes)
+    found = measure_absorption(reader, {name: first}, words, SEED)
+    if found[name].refused is None:  # which depends on the model alone
+        found |= measure_absorption(reader, dict(saes), words, SEED)
     arms: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, one in found.items():
         if one.refused is None:

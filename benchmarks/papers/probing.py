@@ -72,21 +72,19 @@ def folders_of(section: dict[str, Any], name: str, runs: Path) -> Iterator[tuple
             yield sae, found[-1]
 
 
-def every_sae(results: Path, runs: Path) -> dict[str, SAE]:
-    """The SAEs of the table of every kind, by their names with the seed."""
-    sections = {name: found for name in TUNED if (found := read(results, name))}
-    return {
-        sae: load_sae(folder)
-        for name, section in sections.items()
-        for sae, folder in folders_of(section, name, runs)
-    }
+def every_sae(results: Path, runs: Path) -> Iterator[tuple[str, SAE]]:
+    """The SAEs of the table of every kind, with their names, which end with the seed."""
+    for name in TUNED:
+        if section := read(results, name):
+            for sae, folder in folders_of(section, name, runs):
+                yield sae, load_sae(folder)
 
 
 def main() -> None:
     settings = parser(__doc__).parse_args()
     results, form = settings.results / settings.form, FORMS[settings.form]
     cache = open_cache(settings.cache)
-    saes = every_sae(results, settings.runs)
+    saes = dict(every_sae(results, settings.runs))
     labelled = settings.runs / "labelled.jsonl"
     write_labelled(labelled)
     config = ProbingConfig(data=(str(labelled),), ks=KS)

@@ -7,10 +7,13 @@ The tests of torchrun itself start Python anew.
 import ctypes
 import multiprocessing
 import os
+import random
+import re
 import runpy
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -19,7 +22,7 @@ from typing import Protocol
 
 from ..killing import DEADLINE_SECONDS
 
-SECONDS = 4 * DEADLINE_SECONDS  # until processes count as stuck; several start and meet, one after the other
+SECONDS = 4 * DEADLINE_SECONDS  # until processes count as stuck: several start and meet
 
 _IMPORTS = [
     "saecache.cli",
@@ -85,10 +88,21 @@ def forkserver() -> ForkServerContext:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port below those that the system gives to connections: none of them takes it before it is used."""
+    for port in random.SystemRandom().sample(range(12_000, 32_000), 1000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+def says_lost(text: str, rank: int) -> bool:
+    """Whether ``text`` says that this process is gone. On a busy machine it may name others with it: who is
+    silent for long once the connection is broken counts as gone, too.
+    """
+    return (
+        re.search(rf"process(es)? ([0-9]+, )*{rank}(, [0-9]+)* of this run (is|are) gone", text) is not None
+    )
 
 
 def start(

@@ -16,7 +16,7 @@ from saecache.distributed import join_world, launch, world
 from saecache.distributed.group import ALONE
 from saecache.distributed.stillness import Stillness
 
-from .processes import SECONDS, run, start, wait
+from .processes import SECONDS, run, says_lost, start, wait
 
 PROGRAM = str(Path(__file__).with_name("exchanges.py"))
 
@@ -93,7 +93,7 @@ def test_a_killed_process_ends_the_others_with_words(killed: int, tmp_path: Path
     assert ended[killed].status == -9
     for rank in {0, 1, 2} - {killed}:
         assert ended[rank].status == 0, ended[rank].errors
-        assert f"process {killed} of this run is gone" in json.loads(ended[rank].output)["lost"]
+        assert says_lost(json.loads(ended[rank].output)["lost"], killed)
 
 
 def test_a_process_that_works_alone_is_waited_for(tmp_path: Path) -> None:
