@@ -103,8 +103,9 @@ def list_vocabulary(tokenizer: Any) -> list[tuple[int, str]]:
 
 
 def _with_space(token: str, text: str) -> str:
-    """SentencePiece drops a space that begins a text."""
-    return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+    """SentencePiece drops spaces that begin a text."""
+    missing = (len(token) - len(token.lstrip("▁"))) - (len(text) - len(text.lstrip(" ")))
+    return " " * missing + text
 
 
 def show_token(tokenizer: Any, number: int) -> str:

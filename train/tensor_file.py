@@ -100,6 +100,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with open_file(path) as file:
             header = safetensors_header.read_header(file, MAX_HEADER_BYTES)
+    except UsageError:
+        raise
     except ValueError as error:
         raise damaged(path, str(error)) from None
     entries, size = header.entries, header.first_byte + header.num_bytes

@@ -29,7 +29,7 @@ class ChunkPart:
 
 
 class ShardedArray(ShardedChunks):
-    """Rows by slice, number or array of numbers -> ``np.ndarray``. Safe to use from several threads."""
+    """Rows by slice, number, array of numbers or mask -> ``np.ndarray``. Safe to use from several threads."""
 
     is_finite = staticmethod(checksum.is_finite)
     crc32c_and_finite = staticmethod(checksum.crc32c_and_finite)

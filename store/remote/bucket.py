@@ -3,10 +3,11 @@
 import asyncio
 import atexit
 import os
+import stat
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
-from ...common.errors import SaecacheError, UsageError
+from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from .credentials import s3_config
 from .failures import RemoteError, UnreadableAnswerError, parse_failure, translate
 from .hub.address import hub_endpoint, hub_token, parse_hub_path
@@ -62,6 +63,18 @@ class Bucket:
     def path(self, key: str) -> str:
         """The inverse of :meth:`key`."""
         return key if self._root is None else (self._root / key).as_posix().lstrip("/")
+
+    def check_regular(self, name: str) -> None:
+        """In a folder of this machine refuse a pipe or a device, which would be read without end.
+
+        Raises:
+            CorruptCacheError: the object ``name`` is one.
+        """
+        if self._root is None:
+            return
+        with suppress(OSError):  # a missing file is the library's to report
+            if not stat.S_ISREG((self._root / name).stat().st_mode):
+                raise CorruptCacheError(f"{self._root / name} is not a regular file: remove it")
 
     def store(self, purpose: Purpose) -> "ObjectStore":
         if purpose not in self._stores:

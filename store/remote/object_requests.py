@@ -73,7 +73,9 @@ class ObjectRequests:
 
     def open_once(self, key: str) -> "GetResult":
         """An object whose bytes are not read yet."""
-        return self._ask(f"reading {key}", lambda store: obstore.get_async(store, self.name_of(key)))
+        name = self.name_of(key)
+        self.bucket.check_regular(name)
+        return self._ask(f"reading {key}", lambda store: obstore.get_async(store, name))
 
     def chunks_once(self, key: str, result: "GetResult") -> Iterator[bytes]:
         """Its bytes in blocks as they come, as many as it has; an error when next to nothing comes."""

@@ -1,6 +1,6 @@
 """The caches of a team: a table of what lies below a prefix, and the one with a given fingerprint.
 
-Both read the manifests alone.
+Both read the manifests alone; of a cache that is not complete, its journal or the claim of its harvest.
 """
 
 import os
@@ -16,6 +16,7 @@ from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from ...common.tables import align_columns
 from ..identity import fingerprint
+from ..layout import TOP_FOLDERS
 from ..manifest import Manifest
 from ..untrusted import describe_invalid, printable
 from ..writing.journal import JOURNAL, WORK_FOLDER, Journal, parse_journal
@@ -30,6 +31,7 @@ from .urls import is_url
 
 VARIABLE = "SAECACHE_TEAM"
 MAX_DEPTH = 4  # folders below the prefix that are looked into
+MAX_SHOWN = 120  # characters of a fact in the table
 MAX_LISTED_BYTES = 16 << 20  # of a manifest, some 100,000 shards: one object must not keep a team waiting
 
 State = Literal["complete", "unfinished", "unreadable"]
@@ -64,11 +66,14 @@ def list_caches(url: str, *, patience: Patience | None = None) -> list[Listed]:
     """
     found: list[Listed] = []
     level = [open_remote_folder(url, patience)]
-    with ThreadPoolExecutor(DEFAULT_CONCURRENCY, "saecache-list") as pool:
+    pool = ThreadPoolExecutor(DEFAULT_CONCURRENCY, "saecache-list")
+    try:
         for _ in range(MAX_DEPTH + 1):
             looked = list(pool.map(_look, level))
             found += [listed for listed, _ in looked if listed is not None]
             level = [place for _, below in looked for place in below]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # who stops this does not wait for a silent server
     return sorted(found, key=lambda listed: listed.url)
 
 
@@ -81,52 +86,64 @@ def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
             problem = f"{info.key} has {info.size} bytes, more than the {MAX_LISTED_BYTES} that are read here"
             return Listed(place.url, "unreadable", info.modified, problem=problem), []
     states: dict[str, State] = {ROOT: "complete", UNFINISHED: "unfinished"}
+    names = [name for name in folders if name not in (HARVEST_WORK, WORK_FOLDER)]
+    below = [place.child(name) for name in names]
+    # What is written there, or claimed, may lie above other caches by mistake: it does not hide them.
+    beside = [place.child(name) for name in names if name not in TOP_FOLDERS]
+    key = ROOT
     try:
-        if WORK_FOLDER in folders:
-            return _describe_writing(place), []
         for key, state in states.items():
             if key in modified and (root := find_root(place, key)) is not None:
                 return _describe(place.url, state, modified[key], root.manifest), []
-        if HARVEST_CLAIM in modified and (claim := read_claim(place, HARVEST_CLAIM)) is not None:
-            known = claim.fingerprint
-            return Listed(place.url, "unfinished", modified[HARVEST_CLAIM], fingerprint=known), []
+        if WORK_FOLDER in folders and (written := _describe_writing(place)) is not None:
+            return written, beside
+        key = HARVEST_CLAIM
+        if any(info.key == key and info.size > MAX_LISTED_BYTES for info in objects):
+            raise CorruptCacheError(f"{place.url}/{key} is larger than a claim")
+        if key in modified and (claim := read_claim(place, key)) is not None:
+            return Listed(place.url, "unfinished", modified[key], fingerprint=claim.fingerprint), beside
     except (AccessError, CorruptCacheError) as error:  # refused for this object: others can be read
-        return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
+        return Listed(place.url, "unreadable", modified.get(key), problem=str(error)), beside
     except UsageError as error:
         if "format version" in str(error):
-            return Listed(place.url, "unreadable", modified.get(ROOT), problem=str(error)), []
-    return None, [place.child(name) for name in folders if name != HARVEST_WORK]
+            return Listed(place.url, "unreadable", modified.get(key), problem=str(error)), []
+    return None, below
 
 
-def _describe_writing(place: RemoteFolder) -> Listed:
-    """A cache that is written into a folder, or whose writing was interrupted, from its journal."""
+def _describe_writing(place: RemoteFolder) -> Listed | None:
+    """A cache that is written into a folder, or whose writing was interrupted, from its journal.
+
+    None where there is no journal: nothing is committed yet.
+    """
     key = f"{WORK_FOLDER}/{JOURNAL}"
 
-    def parse(content: bytes) -> Journal:
+    def parse(content: bytes) -> tuple[Journal, str]:
         try:
-            return parse_journal(content)
+            journal = parse_journal(content)
+            return journal, fingerprint(journal.identity)
         except ValueError as error:
             raise CorruptCacheError(f"{place.url}/{key} is damaged: {describe_invalid(error)}") from None
 
+    if (info := place.head(key)) is None:
+        return None
     try:
-        journal = place.read(key, MAX_LISTED_BYTES, parse)
-    except MissingObjectError:  # nothing is committed yet
-        return Listed(place.url, "unfinished", None)
+        journal, known = place.read(key, MAX_LISTED_BYTES, parse)
+    except MissingObjectError:  # it was finished or removed meanwhile
+        return None
     identity = journal.identity
-    info = place.head(key)
     hooks, context, storage = (identity.get(name) for name in ("hooks", "context", "storage"))
     storage = storage if isinstance(storage, Mapping) else {}
     return Listed(
         url=place.url,
         state="unfinished",
-        modified=None if info is None else info.modified,
+        modified=info.modified,
         model=_name(identity.get("model"), "name"),
         hooks=tuple(hooks) if isinstance(hooks, Mapping) else (),
         dataset=_name(identity.get("text"), "dataset", "name", "kind"),
         rows=journal.train_rows + journal.heldout_rows,
         context=context if isinstance(context, int) else 0,
         normalization=f"{storage.get('normalization', '')} {storage.get('dtype', '')}".strip(),
-        fingerprint=fingerprint(identity),
+        fingerprint=known,
     )
 
 
@@ -178,12 +195,12 @@ def _cells(listed: Listed, url: str) -> tuple[str, ...]:
         hooks = ",".join(listed.hooks[:3]) + (f",+{len(listed.hooks) - 3}" if len(listed.hooks) > 3 else "")
         cells = (
             place,
-            listed.model,
-            hooks,
-            listed.dataset,
+            listed.model[:MAX_SHOWN],
+            hooks[:MAX_SHOWN],
+            listed.dataset[:MAX_SHOWN],
             f"{listed.rows:,}",
             f"{listed.context:,}",
-            listed.normalization,
+            listed.normalization[:MAX_SHOWN],
             format_bytes(listed.size),
             date,
             listed.fingerprint[:12],

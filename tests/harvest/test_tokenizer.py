@@ -75,16 +75,17 @@ def test_tokens_of_other_vocabularies_are_shown() -> None:
     class Pieces:
         """As SentencePiece: no space at the beginning, and the replacement character for a part of one."""
 
-        names = ("<0xE2>", "\ufffd", "\u4e2d\ufffd", "▁word", "word")
+        names = ("<0xE2>", "\ufffd", "\u4e2d\ufffd", "▁word", "word", "▁▁", "▁▁▁▁word")
 
         def decode(self, ids: list[int]) -> str:
-            return "word" if self.names[ids[0]].endswith("word") else "\ufffd"
+            name = self.names[ids[0]]
+            return name.lstrip("▁") if "word" in name or "▁" in name else "\ufffd"
 
         def convert_ids_to_tokens(self, number: int) -> str:
             return self.names[number]
 
-    shown = [show_token(Pieces(), number) for number in range(5)]
-    assert shown == ["\\xe2", "\ufffd", "\ufffd", " word", "word"]
+    shown = [show_token(Pieces(), number) for number in range(7)]
+    assert shown == ["\\xe2", "\ufffd", "\ufffd", " word", "word", "  ", "    word"]
 
 
 def test_an_error_of_the_source_comes_in_its_turn(neox_tokenizer) -> None:

@@ -49,21 +49,21 @@ CHOICE: Sequence[Claim] = (
         why="On the demo model Mutual Choice, from which it starts, hardly differs from TopK.",
     ),
     Claim(
+        where="section 6, figure 4",
+        text="... and recovers more of the model's loss",
+        figure="ce_recovered",
+        lower="topk",
+        higher="zipf_after_mutual",
+    ),
+    Claim(
         where="appendix B (inference in batches, as in training)",
-        text="... also where it chooses as in training, in batches",
+        text="Feature Choice reconstructs better than TopK also where it chooses in batches, as in training",
         figure="fvu_batch",
         lower="zipf_after_mutual",
         higher="topk",
         why="In a batch every latent must take its m_i rows, however many of them need it, and these batches "
         "are small: k · batch / F is the mean of m_i. The paper asks for large ones (footnote 8). Thresholds "
         "have no such duty.",
-    ),
-    Claim(
-        where="section 6, figure 4",
-        text="... and recovers more of the model's loss",
-        figure="ce_recovered",
-        lower="topk",
-        higher="zipf_after_mutual",
     ),
     Claim(
         where="section 6, table 2 (each kind at its own learning rate)",

@@ -103,8 +103,8 @@ def test_a_silent_server_is_given_up(connect: Connect, judge: Judge) -> None:
 
 def test_a_body_without_end_is_given_up(connect: Connect, judge: Judge) -> None:
     judge.always = dripping
-    with pytest.raises(EndpointError, match=r"no (whole )?answer in 0.4 s"):
-        ask(connect(timeout_seconds=0.4, max_retries=0))
+    with pytest.raises(EndpointError, match=r"no whole answer in 3 s"):
+        ask(connect(timeout_seconds=3, max_retries=0))
 
 
 def test_a_body_that_is_too_large_is_refused(

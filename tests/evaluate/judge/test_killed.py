@@ -19,7 +19,7 @@ from .conftest import Ask
 ROOT = Path(__file__).parents[3]
 CONCURRENCY, CALLS = 4, 123
 WORK = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 from saecache.evaluate.judge import InterpretConfig, interpret
 from saecache.evaluate.judge.answers import AnswerFolder
@@ -28,12 +28,11 @@ from tests.evaluate.judge.conftest import SMALL, decode
 
 def work(run, cache, url, num_answers, number=signal.SIGKILL):
     '''Interpret, and be killed, or told to stop, once so many answers are stored.'''
-    put, stored = AnswerFolder.put, []
+    put, stored = AnswerFolder.put, itertools.count(1)
 
     def put_and_die(self, request, answer):
         put(self, request, answer)
-        stored.append(request)
-        if len(stored) == num_answers:
+        if next(stored) == num_answers:
             os.kill(os.getpid(), number)
 
     AnswerFolder.put = put_and_die

@@ -1,6 +1,7 @@
 """The table of a team's caches, from manifests alone."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,36 @@ def test_caches_that_are_still_written_are_listed(
     assert finished.state == "complete"
     assert (finished.normalization, finished.dataset) == (listed.normalization, listed.dataset)
 
-    (tmp_path / "damaged" / ".writing").mkdir(parents=True)
-    (tmp_path / "damaged" / ".writing" / "journal.json").write_text("{")
-    _, damaged = list_caches(tmp_path.as_uri(), patience=PASSING)
-    assert damaged.state == "unreadable" and "journal.json is damaged" in damaged.problem
-
     claim_for_harvest(open_remote_folder(f"{team}/begun"), HarvestedCache(listed.fingerprint)).take()
     (claimed,) = list_caches(team)
     assert (claimed.state, claimed.fingerprint) == ("unfinished", listed.fingerprint)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"identity": {"k": "\\ud800"}, "num_buckets": 1}', None])
+def test_a_journal_that_is_none_is_said(tmp_path: Path, content: bytes | None) -> None:
+    journal = tmp_path / ".writing" / "journal.json"
+    journal.parent.mkdir()
+    if content is None:
+        os.mkfifo(journal)  # would be read without end
+    else:
+        journal.write_bytes(content)
+    (listed,) = list_caches(tmp_path.as_uri(), patience=PASSING)
+    assert listed.state == "unreadable" and "journal.json is" in listed.problem
+
+
+def test_what_lies_beside_caches_does_not_hide_them(team: str, cache_path: Path) -> None:
+    """What a writer left that was killed at its very end, a stray claim, and one that is far too large."""
+    Push(cache_path, f"{team}/below/cache").run()
+    place = open_remote_folder(team)
+    place.put("below/cache/.writing/lock", b"")
+    place.put(".writing/x", b"")
+    place.put("below/.writing/y", b"")
+    (listed,) = list_caches(team, patience=PASSING)
+    assert (listed.url, listed.state) == (f"{team}/below/cache", "complete")
+    claim_for_harvest(open_remote_folder(f"{team}/below"), HarvestedCache("f" * 64)).take()
+    assert [one.state for one in list_caches(team, patience=PASSING)] == ["unfinished", "complete"]
+    place.put("below/.harvest.json", b" " * ((16 << 20) + 1))
+    assert [one.state for one in list_caches(team, patience=PASSING)] == ["unreadable", "complete"]
 
 
 def test_what_a_manifest_says_does_not_steer_the_terminal() -> None:
