@@ -114,7 +114,9 @@ def test_both_caches_are_asked_for(
     run: Path, cache: ActivationCache, tuned: ActivationCache, tmp_path: Path
 ) -> None:
     out = tmp_path / "results.json"
-    with pytest.raises(UsageError, match=r"'evaluate' takes those beside .* with --set beside.NAME=CACHE, for 'tuned'"):
+    with pytest.raises(
+        UsageError, match=r"'evaluate' takes those beside .* with --set beside.NAME=CACHE, for 'tuned'"
+    ):
         evaluate([run], cache, out=out, show_progress=False)
     with pytest.raises(UsageError, match="was trained from another cache"):
         evaluate([run], cache, beside={"tuned": str(cache.path)}, out=out, show_progress=False)

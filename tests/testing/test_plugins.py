@@ -180,7 +180,7 @@ def test_settings_of_the_kind_are_checked_as_those_of_ours(kinds: Kinds) -> None
     values = {"variants": [{"kind": "wide", "kk": 3}], "num_latents": 9, "steps": 1}
     with pytest.raises(UsageError) as refused:
         validate(TrainConfig, values, "mine.yaml")
-    assert "variants.0.wide.kk: unknown key (did you mean 'k'?); known keys here: k, kind, name," in str(
+    assert "variants.0.kk: unknown key (did you mean 'k'?); known keys here: k, kind, name," in str(
         refused.value
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from saecache.train.backends.compiled import adam as cpu
+from saecache.train.backends.compiled import backend as cpu
 from saecache.train.backends.plain import backend as plain
 from saecache.train.backends.protocol import AdamSettings
 from saecache.train.backends.triton import backend as triton_backend
