@@ -31,6 +31,10 @@ _EXPECTED = {  # types of pydantic's errors, in words
     "string_type": "a text",
     "tuple_type": "a list",
 }
+_LABELS = (  # with which pydantic's names for the members of a union begin
+    *("chain[", "constrained-", "function-", "lax-or-strict", "list["),
+    *("literal[", "nullable", "tagged-union", "tuple["),
+)
 _PHRASES = {  # parts of pydantic's messages -> plain words
     "Value error, ": "",
     "Input should be greater": "must be greater",
@@ -157,9 +161,7 @@ def _named(location: Place, model: type[BaseModel]) -> Place:
 def _is_label(part: int | str) -> bool:
     """Whether pydantic wrote this part of a place, not the user."""
     text = str(part)
-    labels = "constrained-", "function-", "literal[", "tagged-union", "nullable", "lax-or-strict", "chain["
-    labels_of_lists = "tuple[", "list["
-    return text in ("int", "float", "str", "bool") or text.startswith((*labels, *labels_of_lists))
+    return text in ("int", "float", "str", "bool") or text.startswith(_LABELS)
 
 
 def _known_keys(model: type[BaseModel], location: Place) -> list[str]:
