@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from ..common.errors import SaecacheError
+from ..common.printable import printable
 from ..distributed.environment import find_placement
 
 DEBUG_VARIABLE = "SAECACHE_DEBUG"
@@ -130,11 +131,7 @@ def message_of(error: BaseException) -> str | None:
     It may quote the files of others: what would control the terminal is escaped.
     """
     text = _words_of(error)
-    return None if text is None else "".join(map(_shown, text))
-
-
-def _shown(c: str) -> str:
-    return c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii")
+    return None if text is None else printable(text, keep="\n")
 
 
 def _words_of(error: BaseException) -> str | None:

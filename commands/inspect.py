@@ -22,6 +22,9 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Where the language model is now. Default: where the SAE's was.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Where the model's adapter is now. Default: where the SAE's was.")
+    ] = None,
     bos: Annotated[
         bool,
         typer.Option(
@@ -36,7 +39,7 @@ def inspect(
     from ..train import load_sae
 
     loaded = load_sae(sae)
-    language_model = _load_model(loaded, model, device)
+    language_model = _load_model(loaded, model, adapter, device)
     tokens = _describe_tokens(loaded, language_model, text, top, with_bos=bos)
     if as_json:
         print_json({"sae": str(sae), "hook": loaded.cfg.hook, "tokens": tokens})
@@ -50,33 +53,23 @@ def inspect(
     typer.echo(format_columns(rows, num_text=3))
 
 
-def _load_model(sae: "SAE", name: str | None, device: str) -> "LanguageModel":
-    """The model that the SAE was trained on, checked by the hash of its weights."""
-    from ..harvest import LanguageModel
+def _load_model(sae: "SAE", name: str | None, adapter: str | None, device: str) -> "LanguageModel":
+    """The model that the SAE was trained on, with its adapter, checked by their hashes."""
+    from ..harvest.model_files import locate_model
+    from ..harvest.reloading import load_recorded
 
     facts = sae.cfg.cache.get("model")
     facts = facts if isinstance(facts, Mapping) else {}
-    place = name or facts.get("name")
+    place, revision = name or facts.get("name"), facts.get("revision")
     if not isinstance(place, str):
         raise UsageError(f"SAE {sae.cfg.name} names no language model: say which with --model")
-    revision, dtype, wanted = (facts.get(key) for key in ("revision", "dtype", "weights_sha256"))
     try:
-        found = LanguageModel.load(
-            place,
-            revision=revision if name is None and isinstance(revision, str) else None,
-            dtype=dtype if isinstance(dtype, str) else "auto",
-            device=device,
-        )
+        files = locate_model(place, revision if name is None and isinstance(revision, str) else None)
     except UsageError as error:
         if name is not None:
             raise
         raise UsageError(f"{error}. If the model is in a folder, say where: --model FOLDER") from None
-    if wanted is not None and wanted != found.weights_sha256:
-        raise UsageError(
-            f"{place} is not the model of SAE {sae.cfg.name}: its weights have sha256 "
-            f"{found.weights_sha256}, expected {wanted!s:.80}"
-        )
-    return found
+    return load_recorded(facts, files, f"SAE {sae.cfg.name}", adapter=adapter, device=device)
 
 
 def _describe_tokens(

@@ -9,17 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..common.hook_names import NAMED_HOOKS, parse_hook
+
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
 ]
-_HOOK_KINDS = (
-    "resid_post",
-    "resid_mid",
-    "resid_pre",
-    "mlp_out",
-    "mlp_in",
-    "attn_out",
-)  # in the order in which they are suggested
 
 
 def print_json(document: object) -> None:
@@ -58,9 +52,9 @@ def train_words(cache: str | Path, hooks: Collection[str]) -> list[str]:
 
 def suggest_hook(hooks: Collection[str]) -> str:
     """The hook to begin with: of the residual stream where there is one, from the layer in the middle."""
-    for kind in _HOOK_KINDS:
-        layers = sorted(int(found[1]) for hook in hooks if (found := re.fullmatch(rf"{kind}\.(\d+)", hook)))
-        if layers:
+    named = [found for hook in hooks if (found := parse_hook(hook))]
+    for kind in NAMED_HOOKS:
+        if layers := sorted(layer for of, layer in named if of == kind):
             return f"{kind}.{layers[len(layers) // 2]}"
     return next(iter(hooks))
 
@@ -74,26 +68,16 @@ def is_url(place: str | Path) -> bool:
 
 def describe_cache(place: str | Path) -> list[tuple[str, str]]:
     """Label and value of what is known of the cache in a folder or at a URL."""
-    from ..store.info import describe, largest_rows, read_manifest, read_provenance
+    from ..store.info import describe, largest_rows, read_provenance
+    from ..store.remote.opening import read_manifest_at, read_remote_provenance
 
-    if is_url(place):
-        from ..store.remote.cache_objects import read_root
-        from ..store.remote.opening import read_remote_provenance
-        from ..store.remote.places import open_remote_folder
-
-        manifest = read_root(open_remote_folder(str(place))).manifest
-        return describe(manifest, read_remote_provenance(str(place)), largest_rows(place, manifest))
-    manifest = read_manifest(place)
-    return describe(manifest, read_provenance(place), largest_rows(place, manifest))
+    manifest = read_manifest_at(place)
+    provenance = read_remote_provenance(str(place)) if is_url(place) else read_provenance(place)
+    return describe(manifest, provenance, largest_rows(place, manifest))
 
 
 def cache_facts(place: str | Path) -> dict[str, Any]:
     """The manifest of the cache in a folder or at a URL, as JSON values."""
-    if is_url(place):
-        from ..store.remote.cache_objects import read_root
-        from ..store.remote.places import open_remote_folder
+    from ..store.remote.opening import read_manifest_at
 
-        return read_root(open_remote_folder(str(place))).manifest.model_dump(mode="json")
-    from ..store.info import read_manifest
-
-    return read_manifest(place).model_dump(mode="json")
+    return read_manifest_at(place).model_dump(mode="json")

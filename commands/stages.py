@@ -225,9 +225,10 @@ def evaluate(
         print_json(results.model_dump(mode="json"))
         return
     from ..evaluate import format_table
+    from ..train.run_files import METRICS_FILE
 
     typer.echo(format_table(results))
-    if out is None and Path(targets[0], "metrics.jsonl").is_file():
+    if out is None and Path(targets[0], METRICS_FILE).is_file():
         print_next(["saecache", "report", targets[0]])
 
 

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 _WRITTEN = re.compile(r"(\d[\d_,]*(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmb]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -30,6 +30,11 @@ def parse_count(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 """An int setting that may be written as 20k, 1.5M, 2B, 1e5, 20,000 or 20_000."""
+
+PositiveCount = Annotated[Count, Field(gt=0)]
+
+StoredCount = Annotated[int, Field(ge=0, le=2**48)]
+"""A count in a file, which may come from anybody: products of two such numbers do not overflow."""
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -2,7 +2,8 @@
 
 import re
 
-NAMED_HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out")
+# In the order in which they are suggested.
+NAMED_HOOKS = ("resid_post", "resid_mid", "resid_pre", "mlp_out", "mlp_in", "attn_out")
 _NAMED = re.compile(rf"({'|'.join(NAMED_HOOKS)})\.([0-9]{{1,6}})")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.|$)")
 

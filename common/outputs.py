@@ -19,7 +19,7 @@ def check_file_output(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, and a file is to be written: give the name of a file in it")
-    _check_above(path, path.absolute().parent)
+    _check_writable(path, _folder_above(path, path.absolute().parent))
 
 
 def check_folder_output(path: Path) -> None:
@@ -29,17 +29,30 @@ def check_folder_output(path: Path) -> None:
         UsageError: it is a file, a file stands where a folder above it should be, or nothing may be written
             there.
     """
+    _check_writable(path, check_no_file(path))
+
+
+def check_no_file(path: Path) -> Path:
+    """Make sure that ``path`` is a folder or can become one; the nearest folder that exists.
+
+    Raises:
+        UsageError: it is a file, or a file stands where a folder above it should be.
+    """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; --out must name a folder")
-    _check_above(path, path.absolute())
+    return _folder_above(path, path.absolute())
 
 
-def _check_above(path: Path, folder: Path) -> None:
-    """Look at ``folder``, or at the nearest folder above it that exists."""
+def _folder_above(path: Path, folder: Path) -> Path:
+    """``folder``, or the nearest folder above it that exists."""
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         raise UsageError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    return folder
+
+
+def _check_writable(path: Path, folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -4,10 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ..common.counts import Count
+from ..common.counts import PositiveCount
 from ..common.frozen import FrozenModel
-
-PositiveCount = Annotated[Count, Field(ge=1)]
 
 
 class Checks(FrozenModel):

@@ -145,9 +145,8 @@ def is_same_sae(former: SaeResult, now: SaeResult) -> bool:
     """Whether two results are of one SAE, with the same weights and the same rule."""
     if any(getattr(former, name) != getattr(now, name) for name in _SAME):
         return False
-    if former.weights_sha256 is None or now.weights_sha256 is None:
-        return former.config == now.config
-    return former.weights_sha256 == now.weights_sha256
+    same = former.is_of_weights(now.weights_sha256)
+    return former.config == now.config if same is None else same
 
 
 def _why_not(name: str, measured: set[str], *, same_cache: bool) -> str:

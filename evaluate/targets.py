@@ -17,9 +17,9 @@ from ..train.foreign.building import imported_from
 from ..train.foreign.formats import find_format
 from ..train.foreign.hook_names import same_activation
 from ..train.loading import find_saes
+from ..train.run_files import RESULTS_FILE
 from ..train.sae import CONFIG_FILE, SAE_FOLDER
 from ..train.sae_hooks import all_hooks
-from .results import RESULTS_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def choose_output(places: Sequence[Place] | Sequence[Target]) -> Path:
     is_sae = (folder / CONFIG_FILE).is_file()
     return (
         folder.resolve().parent if is_sae and folder.resolve().name == SAE_FOLDER else folder
-    ) / RESULTS_NAME
+    ) / RESULTS_FILE
 
 
 def check_belongs(sae: SAE, target: Target, cache: ActivationCache, *, other_cache: bool = False) -> None:

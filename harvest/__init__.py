@@ -8,14 +8,14 @@ from .config import HarvestConfig
 if TYPE_CHECKING:
     from .job import HarvestResult as HarvestResult
     from .model import LanguageModel as LanguageModel
-    from .model import load_model_of as load_model_of
+    from .reloading import load_model_of as load_model_of
     from .runner import run as run
 
 __all__ = ["HarvestConfig", "HarvestResult", "LanguageModel", "load_model_of", "run"]
 
 _LAZY = {  # these import torch and transformers, so they wait until they are used
     "LanguageModel": "model",
-    "load_model_of": "model",
+    "load_model_of": "reloading",
     "HarvestResult": "job",
     "run": "runner",
 }

@@ -90,7 +90,7 @@ class Destination:
         return replace(self, folder=folder, pieces=self.delivery.work_apart(folder))
 
     def describe(self, planned: PlannedSize, here: PlannedSize) -> str:
-        """What goes where."""
+        """Say how many bytes will be written to which place."""
         sizes, peak = f"{format_bytes(planned.final_bytes)} ({planned.final_bytes:,} bytes)", here.peak_bytes
         if self.delivery is None:
             return f"planned: {sizes} in {self.folder}, {format_bytes(peak)} while it is written"

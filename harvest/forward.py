@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from ..common.errors import UsageError
 from ..common.transfers import Event, Slot, Transfers, transfers_of
+from ..store.layout import PADDING_ID
 from .model import LanguageModel
-from .packing import PADDING_ID, Cursor, Role, Sequences
+from .packing import Cursor, Role, Sequences
 
 # Larger blocks are no faster on a CPU, and cache misses make very large ones slower.
 CPU_BLOCK_TOKENS = 512

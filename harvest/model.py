@@ -1,6 +1,6 @@
 """A language model to read activations from, and to run with activations replaced."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
-from .adapter import AdapterFiles, locate_adapter
+from .adapter import locate_adapter
 from .config import AdapterConfig, DeviceMap, Quantization
 from .hook_points import HookPoint, resolve_hook
 from .hook_probe import HookOutput, probe_hooks
@@ -21,13 +21,13 @@ from .loading import (
     num_layers_of,
     read_model_settings,
 )
-from .model_files import ModelFiles, fetch_weights, locate_model, locate_model_of, weights_sha256
+from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
 from .numerics import DTYPES, resolve_dtype
 from .resumed import CHECKED_POSITIONS, RememberedBlocks, blocks_before, can_resume
 from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from ..store import ActivationCache
+    pass
 
 
 class LanguageModel:
@@ -250,60 +250,3 @@ class LanguageModel:
                 f"{tensor.shape[1]} positions are more than the {self.max_positions} of {self.name}"
             )
         return tensor.clamp(min=0)
-
-
-def load_model_of(
-    cache: "ActivationCache",
-    *,
-    name: str | None = None,
-    adapter: str | None = None,
-    device: str = "auto",
-    trust_remote_code: bool = False,
-) -> LanguageModel:
-    """The model that a cache was harvested from, checked by the hashes of its weights and of its adapter.
-
-    Args:
-        cache: an open cache.
-        name: where the model is now, when it was a local folder that has moved.
-        adapter: where its adapter is now, likewise.
-        device: where it shall run.
-        trust_remote_code: run Python code that comes with the model.
-
-    Raises:
-        UsageError: the cache names no model, the model is not there, or its weights are others.
-    """
-    facts, files = locate_model_of(cache, name=name, trust_remote_code=trust_remote_code)
-    model = LanguageModel.from_files(
-        files,
-        dtype=str(facts["dtype"]),
-        device=choose_device(device),
-        trust_remote_code=trust_remote_code,
-        how=Loading(quantization=facts.get("quantization"), adapter=_adapter_of(cache, facts, adapter)),
-    )
-    if model.weights_sha256 != facts["weights_sha256"]:
-        raise UsageError(
-            f"{files.place} is not the model of {cache.path}: its weights have sha256 "
-            f"{model.weights_sha256}, the cache was harvested from {facts['weights_sha256']}"
-        )
-    return model
-
-
-def _adapter_of(cache: "ActivationCache", facts: Mapping[str, Any], place: str | None) -> AdapterFiles | None:
-    """The adapter that a cache names.
-
-    Raises:
-        UsageError: it is not there, or it is another one.
-    """
-    known = facts.get("adapter")
-    if not isinstance(known, Mapping):
-        if place is not None:
-            raise UsageError(f"{cache.path} was harvested without an adapter: leave out adapter={place!r}")
-        return None
-    name = place or str(cache.provenance.get("adapter_folder") or known["name"])
-    files = locate_adapter(AdapterConfig(name=name, revision=None if place else known.get("revision")))
-    if files.sha256 != known.get("sha256"):
-        raise UsageError(
-            f"{files.folder} is not the adapter of {cache.path}: it has sha256 {files.sha256}, the cache was "
-            f"harvested with {known.get('sha256')}. If it is elsewhere now, give its place as adapter=..."
-        )
-    return files

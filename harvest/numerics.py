@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..common.errors import UsageError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below this width the forward is not bound by its matmuls, and bfloat16 on a CPU only costs precision.
 _MIN_WIDTH_FOR_CPU_BF16 = 512
@@ -16,9 +18,14 @@ def resolve_dtype(dtype: str, device: torch.device, width: int) -> str:
 
     On a CPU bfloat16 is taken only when its instructions are there, the model is wide enough to gain, and a
     matmul of its width is measurably faster.
+
+    Raises:
+        UsageError: there is no such number type.
     """
-    if dtype != "auto":
+    if dtype in DTYPES:
         return dtype
+    if dtype != "auto":
+        raise UsageError(f"number type {dtype!r:.80} of a model: expected auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "mps":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-PADDING_ID = -1  # in ids and documents; the model is given some valid token there
+from ..store.layout import PADDING_ID
 
 
 class Role(IntEnum):

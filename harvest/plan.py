@@ -1,6 +1,5 @@
 """Everything about a harvest that can be settled, and refused, before the weights are loaded."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from ..common.devices import choose_device
 from ..common.errors import UsageError
 from ..common.hook_names import by_number
+from ..common.outputs import check_folder_output, check_no_file
 from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
@@ -105,10 +105,10 @@ def make_plan(
     Raises:
         UsageError: anything that makes this harvest impossible as configured.
     """
-    check_no_file_above(path)
+    check_no_file(path)
     place, existing = finished or (path, read_existing(path))
     if existing is None or existing.manifest is None:
-        check_writable(path)
+        check_folder_output(path)
     known = existing or base
     before = settled_facts(known, "model")
     device = settle_device(config.device, existing)
@@ -239,7 +239,7 @@ def settle_device(name: str, existing: Existing | None) -> torch.device:
 
 
 def _own_device(name: str) -> torch.device:
-    """Of several processes on a machine each takes a GPU of its own."""
+    """Choose the device; each of several processes on a machine gets a GPU of its own."""
     return choose_device(name, local_rank=world().number_of_gpu)
 
 
@@ -277,20 +277,6 @@ def resolve_heldout(config: HarvestConfig, source: TextSource, known: Existing |
             "the text into more documents (a file each, or lines of a .jsonl file), or set heldout_fraction=0"
         )
     return fraction
-
-
-def check_no_file_above(path: Path) -> None:
-    """Refuse a cache folder that is a file, or below one."""
-    for place in (path, *path.absolute().parents):
-        if place.is_file():
-            raise UsageError(f"--out {path}: {place} is a file; expected a folder, or one that can be made")
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a cache folder that may not be written, or not be made, before the model runs."""
-    place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {path}: no permission to write in {place}; choose another folder")
 
 
 def _class_name(settings: Any) -> str:

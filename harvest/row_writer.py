@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from tqdm import tqdm
 
+from ..common.counts import StoredCount
 from ..distributed.group import ALONE, Group
 from ..store.writing.helper import HelperWriter, SharedCacheWriter
 from ..store.writing.journal import Journal
@@ -25,7 +26,6 @@ from .sinks import CALIBRATION_TOKENS, SinkEnergy, centered_norms, rows_within
 from .stream import TokenBatch
 from .text_config import MESSAGE_ROLES
 
-_Count = Annotated[int, Field(ge=0, le=2**48)]
 Phase = Literal["copying", "reading", "finishing"]
 # A commit waits until everything since the last one is on the disk, so not too much may have gathered.
 COMMIT_BYTES = 1 << 30
@@ -43,18 +43,18 @@ class Progress:
 
     phase: Phase = "reading"
     cursor: Cursor = field(default_factory=Cursor)
-    tokens: _Count = 0  # read so far, padding not counted
+    tokens: StoredCount = 0  # read so far, padding not counted
     last_document: Annotated[int, Field(ge=-1, lt=2**31)] = -1
-    documents: _Count = 0
-    excluded: dict[str, _Count] = field(default_factory=lambda: {"bos": 0, "separator": 0, "sink": 0})
-    padding: _Count = 0
+    documents: StoredCount = 0
+    excluded: dict[str, StoredCount] = field(default_factory=lambda: {"bos": 0, "separator": 0, "sink": 0})
+    padding: StoredCount = 0
     batch_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     median_norms: dict[str, float] | None = None
     seconds: float = 0.0
     conditions: dict[str, Any] | None = None
     extends: dict[str, Any] | None = None
     energy: dict[str, SinkEnergy] = field(default_factory=dict)
-    chat: dict[str, _Count] = field(default_factory=dict)
+    chat: dict[str, StoredCount] = field(default_factory=dict)
 
     def add(self, sequences: Sequences, by_role: NDArray[np.bool_]) -> None:
         """Take note of written sequences: ``by_role`` [n, context] is what roles keep."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
+from ..common.printable import printable
 from ..evaluate.results import Results, SaeResult
-from ..store.untrusted import printable
+from ..train.run_files import RECIPE_FILE
 from ..train.sae_config import SAEConfig
 
-PLOT_NAME, RECIPE_NAME = "results.svg", "config.yaml"
+PLOT_NAME = "results.svg"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _MAX_RECIPE = 200  # lines shown in the card
 
@@ -25,15 +26,15 @@ def make_card(
     version: str,
     license_name: str | None = None,
 ) -> str:
-    """README.md.
+    """Write the model card of a published SAE: the text of its README.md.
 
     Args:
-        cfg: of the SAE.
+        cfg: the SAE's configuration.
         url: where it is published, for the lines that load it.
         result, results: what was measured of it; None leaves that out.
         recipe: the settings of its run, as YAML.
-        version: of saecache.
-        license_name: the Hub's name of a licence, as ``mit``; none is stated without it.
+        version: the version of saecache that publishes it.
+        license_name: the Hub's name of a licence, as ``mit``; without it the card states none.
     """
     lines = [
         "---",
@@ -160,7 +161,7 @@ def _origin(cfg: SAEConfig, results: Results | None) -> list[str]:
 def _recipe(recipe: str) -> list[str]:
     lines = recipe.rstrip().splitlines()
     more = (
-        [f"# ... {len(lines) - _MAX_RECIPE} more lines, see {RECIPE_NAME}"]
+        [f"# ... {len(lines) - _MAX_RECIPE} more lines, see {RECIPE_FILE}"]
         if len(lines) > _MAX_RECIPE
         else []
     )
@@ -168,7 +169,7 @@ def _recipe(recipe: str) -> list[str]:
     return [
         "## Recipe",
         "",
-        f"The settings of its run, for `saecache train {RECIPE_NAME} --cache CACHE`:",
+        f"The settings of its run, for `saecache train {RECIPE_FILE} --cache CACHE`:",
         "",
         "```yaml",
         *shown,

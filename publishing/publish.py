@@ -7,16 +7,17 @@ from pathlib import Path
 
 from ..common.errors import CorruptCacheError, UsageError
 from ..common.versions import package_version
-from ..evaluate.results import RESULTS_NAME, Results, SaeResult, read_results
+from ..evaluate.results import Results, SaeResult, read_results
 from ..store.durable import write_bytes
 from ..store.remote import RemoteFolder, is_url, open_remote_folder
 from ..store.remote.retries import Patience
 from ..store.remote.urls import parse_url
 from ..store.untrusted_files import read_text
-from ..train.loading import find_saes, load_sae
+from ..train.loading import find_sae, load_sae
 from ..train.published import MANIFEST_NAME, SAE_FILES, PublishedFiles, read_published
+from ..train.run_files import RECIPE_FILE, RESULTS_FILE
 from ..train.sae import SAE, SAE_FOLDER
-from .card import PLOT_NAME, RECIPE_NAME, make_card
+from .card import PLOT_NAME, make_card
 from .plot import draw_plot
 
 CARD_NAME = "README.md"
@@ -68,13 +69,13 @@ def publish_sae(
         raise UsageError(
             f"an SAE is published as a model: expected hf://ORG/NAME or a bucket's URL, got {url}"
         )
-    folder = _only_sae(Path(sae_dir))
+    folder = find_sae(Path(sae_dir))
     sae = load_sae(folder)
     run = folder.parents[1] if folder.name == SAE_FOLDER else folder
     measured = None if without_results else _find_results(run, results, folder, sae)
     with tempfile.TemporaryDirectory(prefix="saecache-publish-") as temporary:
         out = preview or Path(temporary)
-        notes = _write_files(out, folder, run, sae, str(parse_url(url)), measured, license_name)
+        notes = _write_files(out, run, sae, str(parse_url(url)), measured, license_name)
         files = PublishedFiles.of(out, str(sae.cfg.cache.get("fingerprint", "")))
         write_bytes(out / MANIFEST_NAME, files.to_json())
         sizes = {name: (out / name).stat().st_size for name in [*files.files, MANIFEST_NAME]}
@@ -83,16 +84,9 @@ def publish_sae(
     return Published(place.url, sae.cfg.name, files.fingerprint, sizes, sent, notes)
 
 
-def _only_sae(folder: Path) -> Path:
-    found = find_saes(folder)
-    if len(found) > 1:
-        raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
-    return found[0]
-
-
 def _find_results(run: Path, named: Path | str | None, sae_dir: Path, sae: SAE) -> tuple[Results, SaeResult]:
     """The results file, and what it says of this SAE."""
-    path = Path(named) if named else run / RESULTS_NAME
+    path = Path(named) if named else run / RESULTS_FILE
     if not path.is_file():
         raise UsageError(
             f"no results at {path}: measure first, with 'saecache evaluate {run} --cache CACHE', name the "
@@ -107,12 +101,13 @@ def _find_results(run: Path, named: Path | str | None, sae_dir: Path, sae: SAE) 
         raise UsageError(f"{path} has no results of {sae_dir}; it has those of {listed}: measure again")
     if result.config.get("training") != sae.cfg.model_dump(mode="json")["training"] and result.config:
         raise UsageError(f"{path} was measured before {sae_dir} was trained: measure again")
+    if result.is_of_weights(sae.weights_sha256()) is False:
+        raise UsageError(f"{path} was measured on other weights than {sae_dir} has now: measure again")
     return results, result
 
 
 def _write_files(
     out: Path,
-    folder: Path,
     run: Path,
     sae: SAE,
     url: str,
@@ -125,10 +120,10 @@ def _write_files(
         raise UsageError(f"{out} is not empty: give a new folder")
     notes = []
     sae.save(out)
-    recipe_file = run / RECIPE_NAME
+    recipe_file = run / RECIPE_FILE
     recipe = read_text(recipe_file, _MAX_RECIPE_BYTES) if recipe_file.is_file() else None
     if recipe is not None:
-        write_bytes(out / RECIPE_NAME, recipe.encode())
+        write_bytes(out / RECIPE_FILE, recipe.encode())
     results, result = measured or (None, None)
     if results is not None and result is not None:
         others = [other for other in results.saes if other.hook == result.hook and other is not result]
@@ -136,7 +131,7 @@ def _write_files(
         own = result.model_copy(update={"latents": [], "sae_dir": "."})  # contexts are text of others
         cache = results.cache.model_copy(update={"path": ""})
         alone = results.model_copy(update={"saes": [own], "cache": cache, "overlap": []})
-        write_bytes(out / RESULTS_NAME, alone.model_dump_json(indent=1).encode())
+        write_bytes(out / RESULTS_FILE, alone.model_dump_json(indent=1).encode())
     card = make_card(
         sae.cfg,
         url,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..common.counts import format_bytes
 from ..common.errors import SaecacheError
+from ..common.printable import printable
 from .layout import ArraySpec
 from .manifest import Manifest
 from .manifest_file import load_manifest
@@ -20,7 +21,7 @@ from .reading.chunks import ShardedChunks
 from .reading.mapped_shards import ShardFiles
 from .remote.opening import open_remote
 from .remote.urls import is_url
-from .untrusted import check_no_links, printable
+from .untrusted import check_no_links
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100

@@ -22,6 +22,7 @@ SPLIT_FOLDER = {"train": "rows", "heldout": "heldout"}
 PROVENANCE_GROUP = "provenance"
 TOP_FOLDERS = ("rows", "heldout", "tokens", "stats", PROVENANCE_GROUP)
 TOKENS_PER_CHUNK = 1 << 14
+PADDING_ID = -1  # in ids and documents: a sequence has no token there
 MAX_WIDTH = MAX_CONTEXT = 1 << 24
 MAX_CHUNK_BYTES = 1 << 30
 MAX_CHUNKS_PER_SHARD = 1 << 20

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..common.counts import StoredCount
 from ..common.frozen import FrozenModel
 from .encoding.codecs import Codec
 from .identity import fingerprint, sha256_of_json
@@ -39,7 +40,6 @@ _SLICED_POSITIONS, _SLICED_POSITIONS_PER_ROW = 1 << 32, 1 << 16
 _LAYOUT_FIELDS = ("context", "train_rows", "heldout_rows", "sequences", "tokens", "dtype", "codec")
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Count = Annotated[int, Field(ge=0, le=2**48)]
 _Finite = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 
 
@@ -47,7 +47,7 @@ class FileInfo(FrozenModel):
     """One file of the cache."""
 
     path: str
-    size: _Count
+    size: StoredCount
     sha256: _Hex64
 
 
@@ -85,10 +85,10 @@ class Manifest(FrozenModel):
     identity: dict[str, Any]
     hooks: dict[str, HookInfo] = Field(min_length=1, max_length=4096)
     context: Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
-    sequences: _Count
-    train_rows: _Count
-    heldout_rows: _Count
-    counts: dict[str, _Count]
+    sequences: StoredCount
+    train_rows: StoredCount
+    heldout_rows: StoredCount
+    counts: dict[str, StoredCount]
     tokens: TokensKind
     dtype: StoredDtype
     codec: Codec | None = None

@@ -95,6 +95,15 @@ class Normalizer:
         return cls(kind, d_model, scale=sqrt(target(d_model) / mean_square))
 
     @property
+    def root_mean_square(self) -> float | None:
+        """sqrt(E|y|^2), where the kind settles it: of each row, or over the training rows; else None."""
+        kind = KINDS[self.kind]
+        if kind.mean_square is not None:
+            return sqrt(kind.mean_square(self.d_model))
+        unit_rows = kind.starts_from == "unit" and kind.row_factor is None
+        return kind.width_factor(self.d_model) if unit_rows else None
+
+    @property
     def starts_from(self) -> Start:
         """Which rows the factor multiplies: raw rows x or unit rows u."""
         return KINDS[self.kind].starts_from

@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.compile import compile_loop
 from .encoding.number_types import widen
 
 QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _ROWS = 4  # whose moments are added at once
-
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def add_moments(
         _moments_of_single(rows.view(np.float32), norm, mean, unit, sums[0], sums[1])
 
 
-@_jit
+@compile_loop
 def _moments_of_half(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
     n, width = rows.shape
     wide = np.empty((_ROWS, width), np.float32)
@@ -95,13 +93,13 @@ def _moments_of_half(rows, norm, mean, unit, total, squares):  # type: ignore[no
         _add(wide[:count], norm[first:], mean[first:], unit, total, squares)
 
 
-@_jit
+@compile_loop
 def _moments_of_single(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
     for first in range(0, rows.shape[0], _ROWS):
         _add(rows[first : first + _ROWS], norm[first:], mean[first:], unit, total, squares)
 
 
-@_jit
+@compile_loop
 def _add(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def]
     """Row after row, but the sums are loaded and stored once for four of them."""
     if rows.shape[0] < _ROWS:
@@ -125,6 +123,6 @@ def _add(rows, norm, mean, unit, total, squares):  # type: ignore[no-untyped-def
         squares[j] = (((squares[j] + w * w) + x * x) + y * y) + z * z
 
 
-@_jit
+@compile_loop
 def _raw(stored, scale, shift):  # type: ignore[no-untyped-def]
     return np.float64(np.float32(np.float32(stored * scale) + shift))

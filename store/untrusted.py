@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..common.errors import CorruptCacheError
+from ..common.printable import printable
 from ..common.untrusted_files import read_regular
 
 MAX_METADATA_BYTES = 16 << 20  # of one array or group, or of the provenance
@@ -61,7 +62,7 @@ def describe_invalid(error: Exception) -> str:
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in detail["loc"])[:_LONGEST_PLACE]
     message = str(detail["msg"])
-    return f"{place if place.isprintable() else ascii(place)}: {message}" if place else message
+    return f"{printable(place)}: {message}" if place else message
 
 
 def check_depth(value: Any, what: str) -> None:
@@ -126,8 +127,3 @@ def _finite(text: str) -> float:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
-
-
-def printable(text: str) -> str:
-    """Escape what would control the terminal: a cache may come from anybody."""
-    return text if text.isprintable() else ascii(text)

@@ -87,6 +87,15 @@ def test_the_cache_hands_out_what_the_normalizer_makes_of_raw_rows(cache: Activa
         assert not close(rows_as(cache, kind), raw)
 
 
+def test_the_size_of_the_rows_that_a_kind_settles(cache: ActivationCache, kind: str) -> None:
+    """Penalties of probes depend on it."""
+    settled = cache.normalizer(HOOK, kind).root_mean_square
+    if settled is None:
+        assert kind == "none" or KINDS[kind].row_factor is not None
+    else:
+        assert float(rows_as(cache, kind).square().sum(1).mean().sqrt()) == pytest.approx(settled, rel=0.01)
+
+
 def test_raw_rows_are_left_as_they_are(cache: ActivationCache, kind: str) -> None:
     raw = rows_as(cache, "none")
     before = raw.clone()

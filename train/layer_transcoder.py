@@ -11,8 +11,6 @@ from .latent_shards import WITHOUT_LATENTS
 from .sae import SAE
 from .sae_config import SAETarget
 
-DECIDES_ALONE = frozenset({"relu", "threshold", "gated"})  # rules that look at one latent of one row
-
 
 def make_layer_transcoder(sae: SAE, layer: int) -> SAE:
     """The latents of a layer: from the rows of that layer to what they add to the targets of all layers.
@@ -26,7 +24,7 @@ def make_layer_transcoder(sae: SAE, layer: int) -> SAE:
     """
     cfg = sae.cfg
     assert cfg.targets is not None and cfg.hooks is not None, "it has layers"
-    if cfg.inference not in DECIDES_ALONE:
+    if not (cfg.variant.has_threshold or cfg.variant.selects_alone):
         raise UsageError(
             f"SAE {cfg.name} ({cfg.kind}) chooses among the latents of all layers at once, and a model "
             "computes its layers one after the other: train a cross-layer transcoder whose rule decides "

@@ -41,6 +41,18 @@ def find_saes(place: str | Path) -> list[Path]:
     )
 
 
+def find_sae(place: str | Path) -> Path:
+    """The folder of the one SAE that a folder stands for, as :func:`find_saes` finds them.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    found = find_saes(place)
+    if len(found) > 1:
+        raise UsageError(f"{place} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
+    return found[0]
+
+
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in ``folder``: a run's ``<variant>/sae``, a checkpoint, or a run folder with one SAE in it.
 
@@ -52,10 +64,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
             itself, or weights that contradict the config, are not finite, or do not fit into memory.
     """
-    found = find_saes(folder)
-    if len(found) > 1:
-        raise UsageError(f"{folder} holds {len(found)} SAEs, name one of them: {', '.join(map(str, found))}")
-    folder = found[0]
+    folder = find_sae(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.exists():
         if (foreign := load_foreign(folder, device)) is not None:

@@ -116,7 +116,7 @@ def fetch_sae(url: str, patience: Patience | None = None) -> Path:
 
 
 def _look(place: RemoteFolder, name: str) -> PublishedFile:
-    """Of an SAE whose files were copied there by other means."""
+    """Look up a file of an SAE that was copied there by other means than ``saecache publish``."""
     info = place.head(name)
     if info is None:
         raise UsageError(

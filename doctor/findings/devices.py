@@ -1,6 +1,5 @@
 """The devices that torch finds, and the backend that would compute on each of them."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 
 from ...common.counts import format_bytes
 from ...common.devices import device_name
-from ...train.backends.choice import load_backend, preferences
+from ...train.backends.choice import VARIABLE, forced_backend, load_backend, name_of_backend, preferences
 from ..notes import Notes
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
@@ -47,7 +46,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def driver_version() -> str | None:
-    """Of the NVIDIA kernel module; None where nothing says."""
+    """The version of the NVIDIA kernel module; None where no file and no command tells it."""
     try:
         return DRIVER_VERSION.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -62,9 +61,7 @@ def driver_version() -> str | None:
 
 def chosen_backend(device: torch.device) -> str:
     """The name of the backend that computes on float32 tensors of ``device``."""
-    forced = os.environ.get("SAECACHE_BACKEND")
-    serving = preferences(torch.empty(0, device=device))
-    return forced or next(name for name, (_, serves) in serving.items() if serves)
+    return name_of_backend(torch.empty(0, device=device))
 
 
 def check_chosen_backend(device: torch.device) -> None:
@@ -73,16 +70,17 @@ def check_chosen_backend(device: torch.device) -> None:
     Raises:
         UsageError: there is none of that name.
     """
-    if chosen_backend(device) not in preferences(torch.empty(0, device=device)):
-        load_backend(chosen_backend(device))
+    name = chosen_backend(device)
+    if name not in preferences(torch.empty(0, device=device)):
+        load_backend(name)
 
 
 def explain_choice(device: torch.device) -> str:
     """Which backend computes on ``device``, why, and whether it can be loaded."""
     name = chosen_backend(device)
     known = preferences(torch.empty(0, device=device))
-    if os.environ.get("SAECACHE_BACKEND"):
-        why = "SAECACHE_BACKEND names it"
+    if forced_backend():
+        why = f"{VARIABLE} names it"
     else:
         serving = [f"{other} {rank}" for other, (rank, serves) in known.items() if serves]
         idle = [other for other, (_, serves) in known.items() if not serves]

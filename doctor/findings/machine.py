@@ -4,6 +4,7 @@ import os
 import platform
 from pathlib import Path
 
+from ...common.cores import usable_cores
 from ...common.counts import format_bytes
 from ...common.versions import software_versions
 from ..notes import Notes
@@ -31,7 +32,7 @@ def describe_machine(notes: Notes) -> None:
     notes.find(
         "instructions", ", ".join(name for flag, name in INSTRUCTIONS.items() if flag in flags) or "unknown"
     )
-    notes.find("cores", f"{usable_cores()} of {os.cpu_count()} may be used")
+    notes.find("cores", f"{len(usable_cores())} of {os.cpu_count()} may be used")
     notes.find("memory", describe_memory())
     notes.find("system", f"{platform.system()} {platform.machine()}")
     for name, version in software_versions(PACKAGES).items():
@@ -52,12 +53,6 @@ def processor_name(facts: dict[str, str]) -> str:
     if family := facts.get("cpu family"):
         name += f" (family {family}, model {facts.get('model')})"
     return name
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    ask = getattr(os, "sched_getaffinity", None)
-    return len(ask(0)) if ask is not None else os.cpu_count() or 1
 
 
 def total_memory_bytes() -> int:

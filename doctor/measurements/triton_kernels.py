@@ -54,7 +54,7 @@ def measure_kernels(notes: Notes, sizes: Sizes, device: torch.device) -> None:
 
 
 def milliseconds(run: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
-    """Of each of ``rounds`` calls, by CUDA events."""
+    """Time each of ``rounds`` calls with CUDA events."""
     for _ in range(WARM_UP):
         run()
     stream = torch.cuda.current_stream(device)

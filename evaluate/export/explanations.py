@@ -47,9 +47,8 @@ def find_interpretation(sae: SAE, latents: Path, results: Path | None) -> Interp
 
 def _is_of(result: SaeResult, sae: SAE) -> bool:
     """Whether a result is of this SAE: of its weights, or of its name in files that do not name weights."""
-    if result.weights_sha256 is None:
-        return result.name == sae.cfg.name
-    return result.weights_sha256 == sae.weights_sha256()
+    same = result.is_of_weights(sae.weights_sha256())
+    return result.name == sae.cfg.name if same is None else same
 
 
 def explanation_lines(

@@ -30,9 +30,9 @@ class EndpointConfig(FrozenModel):
     token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105
     """What the server calls the limit of an answer's tokens."""
     explanation_tokens: Count = Field(400, ge=1)
-    """An explanation has at most so many tokens, with whatever the model thinks aloud."""
+    """The most tokens of an explanation, counted with the tokens in which the model thinks aloud."""
     score_tokens: Count = Field(100, ge=1)
-    """So has the answer of a scoring prompt."""
+    """The most tokens of the answer to a scoring prompt."""
     extra: dict[str, Any] = Field({})
     """More fields of every chat request, as ``{seed: 0}``; they replace those of the same name."""
     concurrency: int = Field(8, ge=1, le=256)

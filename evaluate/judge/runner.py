@@ -202,8 +202,8 @@ def _check_measured(targets: Sequence[Target], measured: Results, path: Path, ca
 
 def _check_unchanged(sae: SAE, target: Target, measured: Results, path: Path) -> None:
     """The results are of these weights of the SAE, where they say of which."""
-    (wanted,) = (one.weights_sha256 for one in measured.saes if one.name == target.name)
-    if wanted is not None and wanted != sae.weights_sha256():
+    (result,) = (one for one in measured.saes if one.name == target.name)
+    if result.is_of_weights(sae.weights_sha256()) is False:
         raise UsageError(
             f"{target.place} has other weights than when {path} was measured: measure again with 'saecache "
             "evaluate', so that figures and explanations are of one SAE"

@@ -107,7 +107,7 @@ def survey_latents(
 
 
 def least_windows(config: InterpretConfig) -> int:
-    """So many windows a latent needs to be drawn."""
+    """The number of windows that a latent must have to be drawn."""
     return max(config.windows.least, config.windows.explain + config.windows.score)
 
 

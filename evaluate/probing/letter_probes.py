@@ -61,7 +61,7 @@ def train_letter_probes(
 
 
 def _gradient(state: Floats, x_Bd: Any, y_BC: np.ndarray, positive_C: Floats) -> Floats:
-    """Of the mean cross-entropy, float64 [C, d + 1]."""
+    """The gradient of the mean cross-entropy, float64 [C, d + 1]."""
     logit_BC = np.asarray(x_Bd @ state[:, :-1].T) + state[:, -1]
     pull_BC = np.where(y_BC, -positive_C * expit(-logit_BC), expit(logit_BC)) / (len(y_BC) * len(LETTERS))
     by_input = np.asarray(x_Bd.T @ pull_BC).T

@@ -15,12 +15,12 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from ...distributed.group import ALONE, Group
+from ...store.layout import PADDING_ID
 from ...train import SAE, Pairs
 from ...train.sae_config import HookRows
 from ...train.sae_hooks import decoded_hooks, encoded_hooks, join
 from ..metrics.bootstrap import Floats
 
-PADDING_ID = -1
 _BATCH_TOKENS = 8192
 
 Ids = NDArray[np.int64]
@@ -108,12 +108,13 @@ def _batches(sequences: Sequence[Ids]) -> list[list[int]]:
 
 
 def scale_for_probes(part: HookRows) -> float:
-    """The factor that brings rows of norm 1 to E|x|² = D: sqrt(D) for kinds with such rows, 1 for the others.
+    """The factor that brings rows to E|x|² = D, where their normalization settles E|x|²; else 1.
 
     Penalties of probes depend on the size of their inputs. SAEBench's are made for activations of about this
     size; rows of norm 1 and their codes would be penalized D times as much.
     """
-    return sqrt(part.d_model) if part.normalizer.kind in ("unit", "unit_scale") else 1.0
+    settled = part.normalizer.root_mean_square
+    return 1.0 if settled is None else sqrt(part.d_model) / settled
 
 
 def effects_of(sae: SAE, pairs: Pairs) -> Floats:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...train.run_files import METRICS_FILE, RESULTS_FILE
 from ..latents.folder import read_latents
-from ..results import RESULTS_NAME, Results, SaeResult, read_results
+from ..results import Results, SaeResult, read_results
 from .comparison import ReportEntry
 from .parts import LatentParts, spread_over_ranks
 from .sampled import parts_of_samples
-from .training import LOG_NAME, Curves, read_training_curves
+from .training import Curves, read_training_curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def gather(run_dirs: Sequence[Path], results: Path | None, most_latents: int | N
 
 
 def _results_of(run: Path) -> Path:
-    return run if run.suffix == ".json" and run.is_file() else run / RESULTS_NAME
+    return run if run.suffix == ".json" and run.is_file() else run / RESULTS_FILE
 
 
 def _latents(
@@ -120,7 +121,7 @@ def _training(
     except (OSError, RuntimeError, ValueError):  # a path of others: too long, a loop of links, a NUL
         return None
     for run_dir in (variant.parent, *run_dirs):
-        path = run_dir / LOG_NAME
+        path = run_dir / METRICS_FILE
         if path not in logs:
             try:
                 logs[path] = read_training_curves(path)

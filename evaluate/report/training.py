@@ -7,7 +7,6 @@ from typing import Any
 from ...common.errors import UsageError
 from ...store.untrusted_files import read_object_lines
 
-LOG_NAME = "metrics.jsonl"
 CURVES = ("fvu", "l0", "dead")
 MAX_POINTS = 300
 _LARGEST = float_info.max

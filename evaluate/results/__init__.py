@@ -4,7 +4,6 @@ from .evaluation import CacheSummary as CacheSummary
 from .evaluation import HookResult as HookResult
 from .evaluation import Results as Results
 from .evaluation import SaeResult as SaeResult
-from .file import RESULTS_NAME as RESULTS_NAME
 from .file import read_fitted_zipf as read_fitted_zipf
 from .file import read_results as read_results
 from .file import write_results as write_results

@@ -80,6 +80,12 @@ class SaeResult(Record):
         """The hook, or the hooks, as a reader is shown them."""
         return self.hook if self.target is None else f"{self.hook} → {self.target}"
 
+    def is_of_weights(self, sha256: str | None) -> bool | None:
+        """Whether it was measured on the weights with this hash; None where one of both hashes is unknown."""
+        if sha256 is None or self.weights_sha256 is None:
+            return None
+        return self.weights_sha256 == sha256
+
     def probe_accuracy(self, k: str | None) -> float | None:
         """Mean over the data sets of the accuracy of probes that see ``k`` latents, or all (None)."""
         found = [probe.dense if k is None else probe.sparse.get(k) for probe in self.probing]

@@ -10,7 +10,6 @@ from ...store.untrusted_files import read_object
 from .evaluation import FORMAT_VERSION, Results
 from .metrics import ZipfFit
 
-RESULTS_NAME = "results.json"
 MAX_RESULTS_BYTES = 256 << 20
 NO_RESULTS = "it is not a results file of saecache evaluate: measure again"
 

@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from ...common.compile import compile_loop
 from .. import finite
 from ..finite import infinity_bits
 from ..layout import ArraySpec
@@ -26,8 +27,6 @@ from ..layout import ArraySpec
 _POLYNOMIAL = 0x11EDC6F41
 _REGISTERS = 4  # folded side by side, because a multiplication takes some cycles
 _FROM_ZERO = 0xFFFFFFFF  # a crc32c whose register, before its bits are turned over at the end, is 0
-
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 def crc32c_and_finite(payload: NDArray[np.uint8], spec: ArraySpec) -> tuple[int, bool]:
@@ -68,7 +67,7 @@ def is_finite(block: NDArray[np.uint8], spec: ArraySpec) -> bool:
     return int(_largest_magnitude(words, np.iinfo(words.dtype).max // 2)) < infinity
 
 
-@_jit
+@compile_loop
 def _largest_magnitude(words, mask):  # type: ignore[no-untyped-def]
     largest = words.dtype.type(0)
     for j in range(words.shape[0]):
@@ -76,7 +75,7 @@ def _largest_magnitude(words, mask):  # type: ignore[no-untyped-def]
     return largest
 
 
-@_jit
+@compile_loop
 def _fold(words, remainder):  # type: ignore[no-untyped-def]
     """Fill ``remainder`` uint64 [2] with 16 bytes whose crc, from 0, is that of all bytes of ``words``.
 

@@ -8,17 +8,15 @@ lane j mod LANES, and then halves the lanes until one is left. So a row gives th
 comes in. Rounding to float16 is to nearest, ties to even.
 """
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.compile import compile_loop
 from .number_types import encode_words, narrow
 from .records import RecordLayout
 
 LANES = 64
 SMALLEST_NORM = np.float32(np.finfo(np.float32).tiny)
-
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 def encode_rows(
@@ -55,7 +53,7 @@ def encode_rows(
     return bad
 
 
-@_jit
+@compile_loop
 def _encode_half(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-def]
     """float32 [n, D] -> float16 bits in uint16 [n, >= D]."""
     n, d_model = x.shape
@@ -67,7 +65,7 @@ def _encode_half(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-de
         bad[r] = largest >= np.uint32(0x7C00) or not (np.isfinite(norm[r]) and np.isfinite(mean[r]))
 
 
-@_jit
+@compile_loop
 def _encode_single(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-def]
     """float32 [n, D] -> float32 bits in uint32 [n, >= D]."""
     n, d_model = x.shape
@@ -82,7 +80,7 @@ def _encode_single(x, words, norm, mean, bad, unit):  # type: ignore[no-untyped-
         bad[r] = not (np.isfinite(norm[r]) and np.isfinite(mean[r]))
 
 
-@_jit
+@compile_loop
 def _standardize(x, row, lanes, unit):  # type: ignore[no-untyped-def]
     """Fill ``row`` with u (or x), return norm and mean; the loops are shaped for LLVM to vectorize."""
     d_model = x.shape[0]
@@ -119,7 +117,7 @@ def _standardize(x, row, lanes, unit):  # type: ignore[no-untyped-def]
     return norm, mean
 
 
-@_jit
+@compile_loop
 def _halve(lanes):  # type: ignore[no-untyped-def]
     width = LANES
     while width > 1:

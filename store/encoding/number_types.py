@@ -16,9 +16,9 @@ from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-SMALLEST = np.float32(2.0**-100)  # 127 / m is still a float32
+from ...common.compile import compile_loop
 
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+SMALLEST = np.float32(2.0**-100)  # 127 / m is still a float32
 
 
 def encode_words(
@@ -63,7 +63,7 @@ def to_moment_words(words: NDArray[Any], dtype: str, scale: NDArray[np.float32])
     return decode_words(words, dtype, scale).view(np.uint32)
 
 
-@_jit
+@compile_loop
 def _encode_brain(bits, target, bad):  # type: ignore[no-untyped-def]
     for r in range(bits.shape[0]):
         row, out = bits[r], target[r]
@@ -79,7 +79,7 @@ def _encode_brain(bits, target, bad):  # type: ignore[no-untyped-def]
         bad[r] = largest >= np.uint32(0x7F80)
 
 
-@_jit
+@compile_loop
 def _encode_byte(x, target, scale, bad):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         row, out = x[r], target[r]
@@ -100,7 +100,7 @@ def _encode_byte(x, target, scale, bad):  # type: ignore[no-untyped-def]
             out[j] = np.uint8(np.int8(np.rint(row[j] * factor)))
 
 
-@_jit
+@compile_loop
 def widen(source, target):  # type: ignore[no-untyped-def]
     """Fill ``target``, float32 bits in uint32 [D], from ``source``, float16 bits in uint16 [D]."""
     for j in range(source.shape[0]):
@@ -143,7 +143,7 @@ def _narrow_bits(typing_context: Any, value: Any) -> Any:
     return numba.types.uint16(numba.types.float32), code
 
 
-@_jit
+@compile_loop
 def narrow_by_instruction(source, target):  # type: ignore[no-untyped-def]
     """Fill ``target``, float16 bits in uint16 [>= D], from ``source``, float32 [D].
 
@@ -158,7 +158,7 @@ def narrow_by_instruction(source, target):  # type: ignore[no-untyped-def]
     return largest
 
 
-@_jit
+@compile_loop
 def narrow_by_bits(source, target):  # type: ignore[no-untyped-def]
     """As :func:`narrow_by_instruction`.
 

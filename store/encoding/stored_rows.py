@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.compile import compile_loop
 from .number_types import widen
 from .records import RecordLayout
-
-_jit = numba.njit(nogil=True, cache=True)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class StoredRows:
         _place(numbers, columns, picks, ranks, self.words, self.norm, self.mean, self.scale)
 
 
-@_jit
+@compile_loop
 def _place(numbers, columns, picks, ranks, words, norm, mean, scale):  # type: ignore[no-untyped-def]
     (size, width), last = words.shape, columns.shape[1]
     for i in range(ranks.shape[0]):
@@ -102,7 +100,7 @@ def widen_rows(
     assert inside
 
 
-@_jit
+@compile_loop
 def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
     """Returns whether all rows were inside; it stops at the first that is not."""
     width = source.shape[1]
@@ -116,7 +114,7 @@ def _copy(source, picks, target, places):  # type: ignore[no-untyped-def]
     return True
 
 
-@_jit
+@compile_loop
 def _widen(source, picks, target, places):  # type: ignore[no-untyped-def]
     """As :func:`_copy`."""
     for i in range(picks.shape[0]):

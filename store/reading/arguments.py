@@ -1,6 +1,5 @@
 """The arguments of a reader, checked."""
 
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...common.errors import UsageError
+from ...common.validation import suggest
 from .sharded_array import ShardedArray
 
 
@@ -18,9 +18,7 @@ def check_one_of(what: str, name: str, known: Any) -> None:
         UsageError: with the names that are similar.
     """
     if name not in known:
-        close = get_close_matches(str(name), known, n=3)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise UsageError(f"no {what} {name!r}{hint}; expected one of {', '.join(known)}")
+        raise UsageError(f"no {what} {name!r}{suggest(str(name), known)}; expected one of {', '.join(known)}")
 
 
 def check_whole_numbers(**given: Any) -> list[int]:

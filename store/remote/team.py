@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from ...common.counts import format_bytes
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ...common.printable import printable
 from ...common.tables import align_columns
 from ..identity import fingerprint
 from ..layout import TOP_FOLDERS
 from ..manifest import Manifest
-from ..untrusted import describe_invalid, printable
+from ..untrusted import describe_invalid
 from ..writing.journal import JOURNAL, WORK_FOLDER, Journal, parse_journal
 from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, find_root
 from .claims import read_claim

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ...common.counts import StoredCount
 from ...common.errors import CorruptCacheError
 from ...common.frozen import FrozenModel
 from ...common.untrusted_files import read_regular
@@ -21,9 +22,6 @@ JOURNAL = "journal.json"
 MAX_PARTS = 1 << 16
 
 
-_Count = Annotated[int, Field(ge=0, le=2**48)]
-
-
 class _Counts(FrozenModel):
     def with_more(self, **counts: int) -> Self:
         """A copy in which these counts are so much larger."""
@@ -33,8 +31,8 @@ class _Counts(FrozenModel):
 class PartLengths(_Counts):
     """How far the spill of one more process goes."""
 
-    blocks: _Count = 0
-    rows: _Count = 0
+    blocks: StoredCount = 0
+    rows: StoredCount = 0
 
 
 class Journal(_Counts):
@@ -49,10 +47,10 @@ class Journal(_Counts):
     identity: dict[str, Any]
     num_buckets: int = Field(ge=1, le=MAX_BUCKETS)
     tokens: TokensKind | None = None  # which token arrays exist; None before the first write
-    sequences: _Count = 0
-    blocks: _Count = 0
-    train_rows: _Count = 0
-    heldout_rows: _Count = 0
+    sequences: StoredCount = 0
+    blocks: StoredCount = 0
+    train_rows: StoredCount = 0
+    heldout_rows: StoredCount = 0
     parts: Annotated[tuple[PartLengths, ...], Field(max_length=MAX_PARTS)] = ()
     pieces: tuple[Piece, ...] = ()
     progress: dict[str, Any] = Field(default_factory=dict)

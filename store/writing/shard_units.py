@@ -53,24 +53,24 @@ class ShardUnits:
         self._shards.close()
 
     def keep_within(self, units: Iterable[NamedUnit]) -> None:
-        """Only ``units`` are going to be done."""
+        """Tell the spills that only ``units`` will be done."""
         parts = (name.rpartition(".") for name, _ in units)
         self._spills.keep_within((array, int(shard)) for array, _, shard in parts)
 
     def of_tokens(self) -> Iterator[NamedUnit]:
-        """Of the token index of each row, in both splits."""
+        """Yield the units of the token index of each row, in both splits."""
         for split in SPLITS:
             for shard in range(self._layout.token(split).num_shards):
                 yield f"{split}.token.{shard}", partial(self._tokens, split, shard)
 
     def of_sequences(self) -> Iterator[NamedUnit]:
-        """Of the token arrays."""
+        """Yield the units of the token arrays."""
         for name, spec in self._layout.sequence_arrays().items():
             for shard in range(spec.num_shards):
                 yield f"tokens.{name}.{shard}", partial(self._sequences, name, shard)
 
     def of_hook(self, hook: str, number: int) -> Iterator[NamedUnit]:
-        """Of the rows of a hook, the hook of this number, in both splits.
+        """Yield the units of the rows of ``hook``, whose number is ``number``, in both splits.
 
         The records of training rows keep their partial sums of x and x * x, [2, D].
         """
@@ -79,7 +79,7 @@ class ShardUnits:
                 yield f"{split}.hook.{number}.{shard}", partial(self._rows, hook, number, split, shard)
 
     def of_statistics(self, hook: str, number: int, moments: NDArray[np.float64]) -> Iterator[NamedUnit]:
-        """Of the mean and the second moment of a hook, float64 [2, D]."""
+        """Yield the units of a hook's mean and second moment, which ``moments`` has, float64 [2, D]."""
         for name, values in zip(("mean", "second_moment"), moments, strict=True):
             unit = partial(self._statistic, self._layout.statistic(hook, name), values)
             yield f"stats.{number}.{name}", unit

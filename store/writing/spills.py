@@ -205,7 +205,7 @@ class PieceSpills:
         )
 
     def _read_indices(self) -> list[PieceIndex]:
-        """Of all pieces with rows; they are copied once."""
+        """Read the indices of all pieces with rows; they are copied to this machine once."""
         if self._indices is None:
             folder = self._folder / "indices"
             folder.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,8 @@ def test_the_choice_of_a_backend_is_explained(monkeypatch: pytest.MonkeyPatch, b
     )
     monkeypatch.setenv("SAECACHE_BACKEND", "plain")
     assert devices.explain_choice(CPU) == "plain (SAECACHE_BACKEND names it)"
+    monkeypatch.setenv("SAECACHE_BACKEND", "")
+    assert devices.explain_choice(CPU).startswith("broken (the first by preference")
 
 
 def test_a_backend_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

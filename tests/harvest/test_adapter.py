@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, adapter, load_model_of
 from saecache.harvest.adapter import locate_adapter
 from saecache.harvest.config import AdapterConfig
 from saecache.harvest.runner import run
-from saecache.store import open_cache
+from saecache.store import ActivationCache, open_cache
+from saecache.train.sae import SAE
+from tests.test_steering import make_sae
 
 MakeConfig = Callable[..., HarvestConfig]
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
@@ -83,6 +87,25 @@ def test_identity_is_of_the_files(tmp_path: Path) -> None:
     assert locate_adapter(AdapterConfig(name=str(copy))).sha256 != found.sha256
 
 
+def check_inspect(cache: ActivationCache, folder: Path, tmp_path: Path) -> None:
+    """The command reads the adapted model, wherever both are now."""
+    sae = make_sae(cache.hooks["mlp_out.2"], "none", "mlp_out.2")
+    facts = {"model": cache.manifest.identity["model"]}
+    SAE(sae.cfg.model_copy(update={"cache": facts}), dict(sae.named_buffers())).save(tmp_path / "sae")
+    command = ["inspect", str(tmp_path / "sae"), "some words", "--model", str(folder), "--device", "cpu"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2 and "no such folder" in refused.stderr
+    done = CliRunner().invoke(app, [*command, "--json", "--adapter", str(tmp_path / "moved")])
+    assert done.exit_code == 0, done.output
+    model = load_model_of(cache, adapter=str(tmp_path / "moved"), device="cpu")
+    tokens = json.loads(done.stdout)["tokens"]
+    ids = [model.tokenizer.bos_token_id, *(token["id"] for token in tokens)]
+    rows = model.activations(torch.tensor([[i for i in ids if i is not None]]), ["mlp_out.2"])["mlp_out.2"][0]
+    best = sae.encode(rows, input="raw").abs().max(1).values[-len(tokens) :]
+    shown = [abs(token["latents"][0]["activation"]) for token in tokens]
+    assert shown == pytest.approx(best.tolist(), rel=1e-5)
+
+
 @needs_peft
 @pytest.mark.filterwarnings("ignore")  # of peft, about adapters of its own
 def test_a_harvest_reads_the_adapted_model(
@@ -126,6 +149,7 @@ def test_a_harvest_reads_the_adapted_model(
     with pytest.raises(UsageError, match="no such folder"):
         load_model_of(cache, device="cpu")
     assert load_model_of(cache, adapter=str(tmp_path / "moved"), device="cpu").num_layers == 4
+    check_inspect(cache, folder, tmp_path)
     with pytest.raises(UsageError, match="harvested without an adapter"):
         load_model_of(before, adapter=str(tmp_path / "moved"), device="cpu")
     (tmp_path / "moved" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))

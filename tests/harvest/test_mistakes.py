@@ -1,7 +1,7 @@
 """Mistakes of users: found before the model runs, told in words, with nothing left behind."""
 
+import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -100,8 +100,8 @@ def test_text_that_changed_is_told_apart_from_other_settings(make_config: MakeCo
 @pytest.mark.usefixtures("no_model")
 def test_an_output_that_is_a_file_or_below_one(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused(make_config(), tmp_path / "file", r"file is a file; expected a folder")
-    refused(make_config(), tmp_path / "file" / "deep" / "cache", r"file is a file; expected a folder")
+    refused(make_config(), tmp_path / "file", r"file is a file; --out must name a folder")
+    refused(make_config(), tmp_path / "file" / "deep" / "cache", r"file is a file, not a folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -110,11 +110,12 @@ def test_an_output_that_may_not_be_written(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The administrator may write everywhere, so the system's answer is made up here."""
-    honest = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **more: Path(path) != tmp_path and honest(path, mode, **more)
-    )
-    refused(make_config(), tmp_path / "cache", r"no permission to write in ")
+
+    def denied(**_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    refused(make_config(), tmp_path / "cache", r"nothing can be written into .* \(Permission denied\)")
 
 
 @pytest.mark.usefixtures("no_model")

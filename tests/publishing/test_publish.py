@@ -234,6 +234,14 @@ def test_results_of_another_training_are_refused(hub: Any, runs: Path) -> None:
         publish_sae(runs / "topk_k4", URL)
 
 
+def test_results_of_other_weights_are_refused(hub: Any, runs: Path) -> None:
+    sae = load_sae(runs / "topk_k4")
+    sae.b_enc[0] += 1
+    sae.save(runs / "topk_k4" / "sae")
+    with pytest.raises(UsageError, match=r"was measured on other weights than .* has now: measure again"):
+        publish_sae(runs / "topk_k4", URL)
+
+
 @pytest.mark.parametrize("url", ["hf://datasets/me/x", "runs/here"])
 def test_where_an_sae_cannot_go(measured: Path, url: str) -> None:
     with pytest.raises(UsageError, match="published as a model: expected hf://ORG/NAME"):

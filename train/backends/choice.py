@@ -20,15 +20,23 @@ from torch import Tensor
 from ...common.errors import UsageError
 from .protocol import Backend
 
+VARIABLE = "SAECACHE_BACKEND"
 _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
 def backend_of(tensor: Tensor) -> Backend:
     """The backend for a tensor: among those that serve it, the one with the highest preference."""
-    forced = _forced.get() or os.environ.get("SAECACHE_BACKEND")
-    if forced is not None:
-        return load_backend(forced)
-    return load_backend(next(name for name, serves in _backends() if serves(tensor)))
+    return load_backend(name_of_backend(tensor))
+
+
+def name_of_backend(tensor: Tensor) -> str:
+    """The name of the backend for a tensor: the one that is forced, or the first that serves it."""
+    return forced_backend() or next(name for name, serves in _backends() if serves(tensor))
+
+
+def forced_backend() -> str | None:
+    """The backend that :func:`use_backend` or the environment variable names; it need not exist."""
+    return _forced.get() or os.environ.get(VARIABLE) or None
 
 
 def preferences(tensor: Tensor) -> dict[str, tuple[int, bool]]:
@@ -59,7 +67,7 @@ def load_backend(name: str) -> Backend:
     """
     names = [known for known, _ in _backends()]
     if name not in names:
-        raise UsageError(f"there is no backend {name!r} (SAECACHE_BACKEND); known: {', '.join(names)}")
+        raise UsageError(f"there is no backend {name!r} ({VARIABLE}); known: {', '.join(names)}")
     module: Any = import_module(f".{name}.backend", __package__)
     backend: Backend = module
     return backend

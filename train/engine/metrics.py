@@ -20,7 +20,6 @@ from ..sae import SAE
 from ..variants.base.rows import Outcome
 from .reading import Inputs, TargetVariance
 
-METRICS_FILE = "metrics.jsonl"
 MAX_L0 = 4096  # rows with more active latents count as so many in the quantiles (not in the mean)
 MOST_UNCOUNTED = 1 << 20  # rows whose numbers of active latents wait to be counted: 8 MB
 HELDOUT_ROWS = 4096  # rows measured at a time

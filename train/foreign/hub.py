@@ -5,18 +5,17 @@ What ``saecache publish`` has written is fetched and checked by its list of file
 files of one SAE and of no other.
 """
 
-import re
 from pathlib import Path
 
 from ...common.errors import UsageError
 from ...store.remote import is_url
+from ...store.remote.hub.address import HubRepository, parse_hub_path
 from ...store.remote.places import open_remote_folder
 from ..published import fetch_sae, read_published
 from ..sae import CONFIG_FILE, WEIGHTS_FILE
 from .formats import FORMATS
 
 PREFIX = "hf://"
-_NAME = re.compile(r"hf://([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.-]{1,100}))?(?:/(.+))?")
 
 
 def find_folder(place: str | Path) -> Path:
@@ -58,32 +57,41 @@ def download_folder(name: str) -> Path:
     Raises:
         UsageError: the name is not of this form, there is no such folder, or the Hub cannot be reached.
     """
-    match = _parse(name)
+    repository, inside = _parse(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    inside = f"{match[3]}/" if match[3] else ""
     files = {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
     files |= {file for each in FORMATS.values() for file in (*each.weights, each.config) if file}
-    patterns = [f"{inside}{file}" for file in sorted(files)]
+    patterns = [f"{inside}/{file}" if inside else file for file in sorted(files)]
     try:
-        place = Path(snapshot_download(match[1], revision=match[2], allow_patterns=patterns))
+        place = Path(
+            snapshot_download(
+                repository.name,
+                repo_type=repository.kind,
+                revision=repository.revision,
+                allow_patterns=patterns,
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"{name} cannot be downloaded ({error!s:.200}): check the name, log in ('hf auth login') if it "
             "is private, or give a local folder"
         ) from None
-    folder = place / (match[3] or "")
+    folder = place / inside
     if not folder.is_dir():
         raise UsageError(
-            f"{match[1]} has no folder {match[3]!r} with an SAE in it: look at its list of files"
+            f"{repository.name} has no folder {inside!r} with an SAE in it: look at its list of files"
         )
     return folder
 
 
-def _parse(name: str) -> re.Match[str]:
-    match = _NAME.fullmatch(name.rstrip("/"))
-    parts = [] if match is None else (match[3] or "").split("/")
-    if match is None or ".." in parts or any(set(part) & set("*?[]") for part in parts):
+def _parse(name: str) -> tuple[HubRepository, str]:
+    """(repository, folder in it), of which no part can mean another folder or several."""
+    try:
+        repository, folder = parse_hub_path(name.removeprefix(PREFIX))
+    except UsageError:
+        repository = None
+    if repository is None or ".." in folder.split("/") or set(folder) & set("*?[]"):
         raise UsageError(f"{name!r:.200} names no SAE of the Hub: expected hf://ORG/NAME[@REVISION][/FOLDER]")
-    return match
+    return repository, folder

@@ -12,18 +12,16 @@ from pydantic import (
     model_validator,
 )
 
-from ...common.counts import Count
+from ...common.counts import PositiveCount
 from ...common.frozen import FrozenModel
 from ...store.normalization import NORMALIZATIONS, NormalizationKind, is_invertible_alone
 from ..engine.optimizer import OptimizerConfig
 from ..engine.schedule import ScheduleConfig
+from ..run_files import RESERVED_NAMES
 from ..variants import AnyVariant
 from ..variants.base.variant import Variant
 from . import grid
 from .layout import ParallelConfig
-
-PositiveCount = Annotated[Count, Field(gt=0)]
-RESERVED_NAMES = {"config.yaml", "metrics.jsonl", "run.json", "results.json", "tensorboard", "wandb"}
 
 
 class ExpectedCache(FrozenModel):

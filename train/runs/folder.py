@@ -17,13 +17,12 @@ from ...store.identity import differences
 from ...store.reading.reader import ActivationCache
 from ...store.untrusted import check_no_links
 from ...store.untrusted_files import read_object
-from ..engine.metrics import METRICS_FILE
+from ..run_files import LOCK_FILE, METRICS_FILE, RECIPE_FILE, RUN_FILE
 from ..sae import SAE_FOLDER
 from .checkpoint import FAILURE_FILE
 from .checkpoint import FOLDER as CHECKPOINTS_FOLDER
 from .config import TrainConfig
 
-RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 FORMAT_VERSION = 1
 # Settings with the value that says what a run did whose version did not have them, or no longer has them.
 FORMER: list[tuple[str, bool | str | dict[str, str] | None]] = [
@@ -82,7 +81,7 @@ def claim(
         found = _check(out, names, identity)
         if found is None:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            write_bytes(out / CONFIG_FILE, text.encode("utf-8"))
+            write_bytes(out / RECIPE_FILE, text.encode("utf-8"))
             _write(out, identity, finished=False)
         yield bool(found and found.finished)
     finally:
@@ -104,7 +103,7 @@ def _read(path: Path) -> RunRecord:
 
 def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> RunRecord | None:
     """What run.json says; None for a folder that is absent or as good as empty."""
-    files = {LOCK_FILE, CONFIG_FILE, CONFIG_FILE + TEMPORARY_SUFFIX, RUN_FILE, RUN_FILE + TEMPORARY_SUFFIX}
+    files = {LOCK_FILE, RECIPE_FILE, RECIPE_FILE + TEMPORARY_SUFFIX, RUN_FILE, RUN_FILE + TEMPORARY_SUFFIX}
     _check_no_links(
         out, [*sorted(files), METRICS_FILE, *(f"{name}/{place}" for name in names for place in PLACES)]
     )

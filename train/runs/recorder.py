@@ -14,10 +14,11 @@ from torch import Tensor
 from ...common.errors import UsageError
 from ...store.reading.reader import ActivationCache
 from ..engine.loop import Clock
-from ..engine.metrics import METRICS_FILE, MetricsFile, heldout_metrics
+from ..engine.metrics import MetricsFile, heldout_metrics
 from ..engine.reading import BatchRows, Inputs, Source
 from ..engine.schedule import learning_rate_factor
 from ..engine.trainee import DivergedError, Trainee, dead_latents
+from ..run_files import METRICS_FILE
 from ..sae import SAE
 from ..sae_config import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAEConfig
 from ..sae_hooks import name_of, normalization_of
@@ -188,7 +189,7 @@ class Recorder:
         return sorted(chain.from_iterable(every), key=lambda line: order[line["variant"]])
 
     def _figures(self, trainee: Trainee) -> dict[str, Any]:
-        """Of the interval so far, and how many latents are dead now."""
+        """Summarize the interval so far, and count the latents that are dead now."""
         dead = dead_latents(trainee.rows_since_active, self.config.dead_after_rows).sum()
         figures = trainee.interval.summary(self.inputs.of(trainee.reading))
         return {**figures, "dead": int(trainee.shards.sum(dead))}

@@ -21,9 +21,10 @@ from ...distributed.group import ALONE, Group
 from ...store.reading.reader import ActivationCache, open_cache
 from ..engine.feed import batches_of_sources
 from ..engine.loop import Events, train
-from ..engine.metrics import METRICS_FILE, MetricsFile
+from ..engine.metrics import MetricsFile
 from ..engine.reading import Inputs, Source
 from ..engine.trainee import Trainee
+from ..run_files import METRICS_FILE
 from ..sae import SAE_FOLDER
 from .checkpoint import (
     FOLDER,

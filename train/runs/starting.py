@@ -26,7 +26,6 @@ from ..variants.base.variant import Plan, Variant
 OF_EVERY_KIND = {"W_enc", "W_dec", "b_enc", *WITHOUT_LATENTS}
 IN_UNITS_OF_ROWS = ("b_enc", "b_dec", "b_mag", THRESHOLD)  # those that are reconstructed
 NORM_TOLERANCE = 1e-4  # decoder rows whose norms differ by less have the same norm
-OF_EACH_LATENT = ("relu", "gated")  # rules that look at one latent alone; so is one with a threshold for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +141,9 @@ class Start:
 
     def _alone(self, variant: Variant) -> bool:
         """Whether both rules look at each latent alone, so that its code may be scaled."""
-        threshold = self.sae.threshold
-        own = threshold is not None and threshold.dim() == 1
-        ours = self.sae.cfg.inference in OF_EACH_LATENT or (self.sae.cfg.inference == THRESHOLD and own)
-        return ours and (
-            variant.inference in OF_EACH_LATENT or variant.kind in ("jumprelu", "feature_choice")
-        )
+        threshold = self.sae.threshold  # one for all latents would be another one for each that is scaled
+        ours = self.sae.cfg.variant.selects_alone if threshold is None else threshold.dim() == 1
+        return ours and variant.selects_alone
 
     @torch.no_grad()
     def tensors(

@@ -48,6 +48,7 @@ class FeatureChoice(Variant):
     threshold: CountedThreshold = CountedThreshold()
 
     inference: ClassVar[str] = "threshold"
+    selects_alone: ClassVar[bool] = True
     shares_rows: ClassVar[bool] = True
 
     @property

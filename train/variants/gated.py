@@ -31,6 +31,7 @@ class Gated(Variant):
     l1: L1 = L1(coefficient=0.1)  # for rows of norm 1; no value suits all data
 
     inference: ClassVar[str] = "gated"
+    selects_alone: ClassVar[bool] = True
     shares_rows: ClassVar[bool] = True
 
     @property

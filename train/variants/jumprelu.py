@@ -61,6 +61,7 @@ class JumpReLU(Variant):
     jump_to: Literal["threshold", "threshold_and_input"] = "threshold"
 
     inference: ClassVar[str] = "threshold"
+    selects_alone: ClassVar[bool] = True
     shares_rows: ClassVar[bool] = True
 
     @property

@@ -33,6 +33,7 @@ class ReLU(Variant):
     resampling: Resampling | None = None
 
     inference: ClassVar[str] = "relu"
+    selects_alone: ClassVar[bool] = True
     shares_rows: ClassVar[bool] = True
 
     @property

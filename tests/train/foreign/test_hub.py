@@ -42,6 +42,25 @@ def test_one_folder_is_downloaded_and_loaded(hub: list[dict[str, Any]]) -> None:
     assert all(pattern.startswith(f"{FOLDER}/") and "*" not in pattern for pattern in asked["allow_patterns"])
 
 
+@pytest.mark.parametrize(
+    ("name", "repository", "kind", "revision", "folder"),
+    [
+        ("hf://models/org/name/x", "org/name", "model", "main", "x/"),
+        ("hf://datasets/org/name", "org/name", "dataset", "main", ""),
+        ("hf://org/name@refs/pr/3/f", "org/name", "model", "refs/pr/3", "f/"),
+        ("hf://org/name@feature%2Fx/a/b/", "org/name", "model", "feature/x", "a/b/"),
+    ],
+)
+def test_names_mean_what_they_mean_for_caches(
+    name: str, repository: str, kind: str, revision: str, folder: str, hub: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UsageError, match="cannot be downloaded"):
+        load_sae(name)
+    (asked,) = hub
+    assert (asked["name"], asked["repo_type"], asked["revision"]) == (repository, kind, revision)
+    assert f"{folder}cfg.json" in asked["allow_patterns"]
+
+
 @pytest.mark.parametrize("name", ["hf://google", "hf://a/b/../c", "hf://a/b/*", "hf:///x", "hf://a/b c"])
 def test_names_that_are_none(name: str, hub: list[dict[str, Any]]) -> None:
     with pytest.raises(UsageError, match=r"names no SAE of the Hub: expected hf://ORG/NAME"):

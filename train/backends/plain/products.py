@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ....common.fvu import SUM_PART
 from ...pairs import Pairs
 from ..threads import run_parts
 
-SUM_PART = 16384  # torch does not split sums of this length over threads
 CHUNK_PAIRS = 1 << 14  # pairs whose rows are gathered at a time: 2 x 50 MB at D = 768
 GPU_CHUNK_PAIRS = 1 << 18  # a GPU needs far larger chunks to be busy
 FEW_COLUMNS = 32

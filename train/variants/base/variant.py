@@ -98,6 +98,8 @@ class Variant(FrozenModel, ABC):
     """The rule outside training: ``topk`` (k per row), ``threshold`` (pre-activations above the tensor
     ``threshold``), or a name of the variant's own."""
     frozen_parameters: ClassVar[frozenset[str]] = frozenset()
+    selects_alone: ClassVar[bool] = False
+    """A latent is selected by its own pre-activation alone, so that its code may be scaled."""
     shares_rows: ClassVar[bool] = False
     """Whether processes may share the rows of a batch: then all that the rule counts or compares over a batch
     is of the rows of ``Batch.row_group``, for example by ``Batch.num_rows_of_all``."""
