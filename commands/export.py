@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..common.errors import UsageError
+from ..evaluate.export.formats import format_names
 from .printing import JsonFlag, print_json, print_next, print_pairs
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="saelens, dictionary_learning, sparsify, circuit_tracer: the SAE; delphi, neuronpedia: its "
-            "latents.",
+            help=f"{', '.join(format_names())}: the SAE; delphi, neuronpedia: its latents.",
             show_default=False,
         ),
     ],

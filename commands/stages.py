@@ -206,7 +206,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure SAEs on held-out documents: fidelity, sparsity, densities, overlap, CE loss recovered, KL,
-    probing.
+    probing; on a synthetic cache also the known features that they recover.
     """
     flags = {
         "device": device,
@@ -225,9 +225,12 @@ def evaluate(
         print_json(results.model_dump(mode="json"))
         return
     from ..evaluate import format_table
+    from ..evaluate.known_features import format_recovery
     from ..train.run_files import METRICS_FILE
 
     typer.echo(format_table(results))
+    if known := format_recovery(results):
+        typer.echo(f"\n{known}")
     if out is None and Path(targets[0], METRICS_FILE).is_file():
         print_next(["saecache", "report", targets[0]])
 

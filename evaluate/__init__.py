@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from ..common.lazy import lazy_names
-from .config import EvaluateConfig
 
 if TYPE_CHECKING:
+    from .config import EvaluateConfig as EvaluateConfig
     from .export import export_sae as export_sae
     from .language_model import SplicedModel as SplicedModel
     from .latents.folder import read_latents as read_latents
@@ -25,7 +25,8 @@ __all__ = [
     "write_report",
 ]
 
-_LAZY = {  # run, export_sae and SplicedModel import torch; the others need only results.json
+_LAZY = {  # run, export_sae and SplicedModel import torch; the others need pydantic and results.json
+    "EvaluateConfig": "config",
     "run": "runner",
     "export_sae": "export",
     "SplicedModel": "language_model",

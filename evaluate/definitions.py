@@ -120,6 +120,16 @@ JUDGE_DEFINITIONS = {  # results that "saecache interpret" has added to hold the
         "points latent × bucket, of the score with the middle of the bucket's percentiles; its interval "
         "draws latents (Probabilistic TopK, Figure 5 and Table 2)."
     ),
+    "recovered": (
+        "Synthetic caches only: the share of the known features that have a latent of their own, whose "
+        "decoder row has a |cosine| of 0.7 or more with the feature. Features and latents are matched one to "
+        "one, so that the sum of all |cosines| is largest. The mean |cosine| is over all features; it is 0 "
+        "where no latent is left (Sampled-SAE, bucket recovery rate)."
+    ),
+    "fidelity": (
+        "Synthetic caches only: Pearson's correlation of the frequencies of the recovered features with the "
+        "densities of their latents, and that of the logarithms of both (Sampled-SAE, activation fidelity)."
+    ),
     "uniqueness": (
         "Similarity of two latents of two SAEs: the mean of the cosine of their decoder directions and of "
         "that of the embeddings of their explanations. Every judged latent of A is given its most similar "

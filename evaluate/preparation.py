@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..common.devices import choose_device
-from ..common.errors import UsageError
+from ..common.errors import SaecacheError, UsageError
 from ..distributed import world
 from ..store import ActivationCache
 from ..train.foreign.building import imported_from
@@ -27,6 +27,7 @@ from .probing.texts import TextReader
 from .rows import MeasuredRows, RowGroups, choose_rows, group_rows, warn_of_few_rows
 from .sequences import ScoredSequences, choose_sequences
 from .splicing import find_models
+from .synthetic import GroundTruth, has_known_features, remake_ground_truth
 from .targets import Target
 
 
@@ -59,6 +60,7 @@ class Evaluation:
         view: how latents are shown; None if they are not.
         labelled: the labelled texts that ``reader`` reads; empty without probing.
         words: those of absorption; None without it.
+        truth: the features of a synthetic cache; None of another cache.
         warnings: what a reader of the results must know.
     """
 
@@ -76,6 +78,7 @@ class Evaluation:
     reader: TextReader | None
     labelled: list[LabelledTexts]
     words: LetterWords | None
+    truth: GroundTruth | None
     warnings: list[str]
     show_progress: bool
 
@@ -107,6 +110,12 @@ def prepare_evaluation(
     warnings += notes
     groups = group_rows(cache, rows)
     warnings += warn_of_few_rows(rows, groups, configs) + _warn_of_other_cache(cache, configs)
+    truth = None
+    if has_known_features(cache):
+        try:
+            truth = remake_ground_truth(cache)
+        except SaecacheError as error:  # the other figures do not need them
+            warnings.append(f"How many known features were recovered was not measured: {error}")
     if show_progress:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -141,6 +150,7 @@ def prepare_evaluation(
         reader=models.reader,
         labelled=labelled,
         words=words,
+        truth=truth,
         warnings=warnings,
         show_progress=show_progress,
     )

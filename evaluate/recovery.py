@@ -4,7 +4,6 @@
 Legend: N rows, d width, k features, F latents.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,35 +14,17 @@ from ..common.errors import UsageError
 from ..common.fvu import FVU
 from ..store.reading.reader import ActivationCache
 from ..train.sae import SAE
+from .results import BucketRecovery, Recovery
 from .synthetic import HOOK, GroundTruth, remake_ground_truth
 
 FOUND = 0.7  # a feature counts as found from this |cosine| with its latent on
 ENCODED_ROWS = 8192
 
 
-@dataclass(frozen=True, kw_only=True)
-class BucketRecovery:
-    """How many features of one bucket, or of all buckets, were found."""
-
-    num_features: int
-    recovered: float  # share with a matched latent of similarity FOUND or more
-    mean_similarity: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """How well an SAE matches the known features.
-
-    Attributes:
-        fidelity: correlation of the frequencies of recovered features with those of their latents, in [-1,
-            1]; None if fewer than 2 were recovered, or all are equally frequent.
-    """
+class HeldoutRecovery(Recovery):
+    """:class:`.Recovery`, with the figures of all held-out rows."""
 
     sae: str
-    overall: BucketRecovery
-    buckets: dict[str, BucketRecovery]
-    fidelity: float | None
-    fidelity_log: float | None  # of the logarithms, where rare features count as much as others
     l0: float
     fvu: float
     heldout_rows: int
@@ -72,7 +53,28 @@ def match_latents(directions: Tensor, W_dec: Tensor) -> tuple[Tensor, Tensor]:
     return latent_of, found
 
 
-def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> Recovery:
+def compare_with_features(sae: SAE, truth: GroundTruth, density_F: Tensor, num_rows: int) -> Recovery:
+    """Compare the decoder of ``sae`` with the features of a synthetic cache of the same width.
+
+    Args:
+        density_F: [F], share of ``num_rows`` rows on which each latent is active.
+    """
+    density_F = density_F.float().cpu()
+    latent_of, similarity = match_latents(truth.directions, sae.W_dec.cpu())
+    recovered = similarity >= FOUND
+    true, learned = truth.frequency[recovered], density_F[latent_of[recovered]]
+    return Recovery(
+        overall=_of(torch.ones_like(recovered), recovered, similarity),
+        buckets={
+            bucket.name: _of(truth.bucket == i, recovered, similarity)
+            for i, bucket in enumerate(truth.config.buckets)
+        },
+        fidelity=correlation(true, learned),
+        fidelity_log=correlation(true.log(), learned.clamp_min(1 / num_rows).log()),
+    )
+
+
+def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None = None) -> HeldoutRecovery:
     """Compare ``sae`` with the features of the synthetic ``cache``, on its held-out rows.
 
     Args:
@@ -81,35 +83,20 @@ def measure_recovery(sae: SAE, cache: ActivationCache, truth: GroundTruth | None
     Raises:
         UsageError: the cache is not synthetic or has no held-out rows; the SAE is of another width.
     """
-    truth = truth or remake_ground_truth(cache)
-    if sae.cfg.d_model != truth.config.width or cache.num_rows("heldout") == 0:
+    truth, num_rows = truth or remake_ground_truth(cache), cache.num_rows("heldout")
+    if sae.cfg.d_model != truth.config.width or num_rows == 0:
         raise UsageError(
             f"SAE {sae.cfg.name} has width {sae.cfg.d_model}, {cache.path} has {truth.config.width} and "
-            f"{cache.num_rows('heldout')} held-out rows: the widths must agree, and there must be such rows"
+            f"{num_rows} held-out rows: the widths must agree, and there must be such rows"
         )
-    latent_of, similarity = match_latents(truth.directions, sae.W_dec.cpu())
-    recovered = similarity >= FOUND
-    density, l0, fvu = _on_heldout(sae, cache)
-    buckets = {
-        bucket.name: _of(truth.bucket == i, recovered, similarity)
-        for i, bucket in enumerate(truth.config.buckets)
-    }
-    true, learned = truth.frequency[recovered], density[latent_of[recovered]]
-    return Recovery(
-        sae=sae.cfg.name,
-        overall=_of(torch.ones_like(recovered), recovered, similarity),
-        buckets=buckets,
-        fidelity=correlation(true, learned),
-        fidelity_log=correlation(true.log(), learned.clamp_min(1 / cache.num_rows("heldout")).log()),
-        l0=l0,
-        fvu=fvu,
-        heldout_rows=cache.num_rows("heldout"),
-    )
+    density_F, l0, fvu = _on_heldout(sae, cache)
+    found = compare_with_features(sae, truth, density_F, num_rows)
+    return HeldoutRecovery(**dict(found), sae=sae.cfg.name, l0=l0, fvu=fvu, heldout_rows=num_rows)
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
     """Pearson's correlation of two tensors [n]; None where it is not defined."""
-    if a.numel() < 2 or float(a.std()) == 0 or float(b.std()) == 0:
+    if a.numel() < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
         return None
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 

@@ -32,6 +32,7 @@ from .preparation import Evaluation, Models, prepare_evaluation
 from .probing.absorption import measure_absorption
 from .probing.sparse_probing import probe_labelled
 from .probing.texts import TextReader
+from .recovery import compare_with_features
 from .results import (
     AbsorptionResult,
     CacheSummary,
@@ -44,6 +45,7 @@ from .results import (
 )
 from .rows import MeasuredRows
 from .splicing import measure_costs, name_at, parts_for
+from .synthetic import HOOK as SYNTHETIC_HOOK
 from .targets import Place, Target, choose_output, find_targets_of
 
 _SOFTWARE = ("saecache", "torch", "numpy", "transformers")
@@ -201,6 +203,10 @@ def _measure_wave(wave: Sequence[Target], evaluation: Evaluation, group: Group) 
                     result = result.model_copy(
                         update={"latents_dir": _relative(folder, evaluation.out.parent)}
                     )
+                truth, cfg, codes = evaluation.truth, one.sae.cfg, one.measures.codes
+                if truth is not None and cfg.shape == "autoencoder" and cfg.hook == SYNTHETIC_HOOK:
+                    recovery = compare_with_features(one.sae, truth, codes.density(), codes.num_rows)
+                    result = result.model_copy(update={"recovery": recovery})
                 results.append(result)
             return results
 

@@ -152,6 +152,11 @@ def write_synthetic(config: SyntheticConfig, out: Path | str) -> Manifest:
         return writer.finalize(provenance={"synthetic": observed}, commit_first=False)
 
 
+def has_known_features(cache: ActivationCache) -> bool:
+    """Whether :func:`write_synthetic` has written the cache."""
+    return isinstance(cache.manifest.identity.get("synthetic"), dict)
+
+
 def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
     """Make the features of a synthetic cache again from its settings.
 
@@ -159,10 +164,9 @@ def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
         UsageError: the cache is not a synthetic one.
         SaecacheError: this version of torch draws other random numbers than the one that wrote the cache.
     """
-    found = cache.manifest.identity.get("synthetic")
-    if not isinstance(found, dict):
+    if not has_known_features(cache):
         raise UsageError(f"{cache.path} has no known features: 'saecache synthetic' makes caches that do")
-    truth = GroundTruth(SyntheticConfig.model_validate(found))
+    truth = GroundTruth(SyntheticConfig.model_validate(cache.manifest.identity["synthetic"]))
     probe: Any = cache.provenance.get("synthetic", {}).get("probe")
     if probe is None or not torch.allclose(torch.tensor(probe), torch.tensor(_probe(truth)), atol=1e-3):
         raise SaecacheError(

@@ -52,6 +52,10 @@ OTHER_PROGRAMS = {"torchrun", "export", "make", "srun", "if", "pip"}
 # Small enough for a second each; they come after the page's own settings.
 SMALL = {
     "harvest": ["num_tokens=1_500", "batch_size=8", "tokens.context=64", "heldout_fraction=0.3"],
+    "synthetic": [
+        *("num_rows=2_000", "width=32", "coherence=0.6", "heldout_fraction=0.3"),
+        "buckets=[{name: rare, num_features: 24, frequency: 0.05, scale: 1.0}]",
+    ],
     "train": ["num_latents=192", "batch_rows=128", "steps=4", "log.heldout_every_steps=null"],
     "interpret": [
         *("num_latents=4", "windows={tokens: 4, least: 1, explain: 10, score: 10, per_prompt: 20}"),

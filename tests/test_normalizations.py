@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.export.comparison import make_random_rows
-from saecache.evaluate.export.saelens import SAELens
+from saecache.evaluate.export.formats.saelens import SAELens
 from saecache.evaluate.export.space import choose_space
 from saecache.store import ActivationCache, CacheWriter, StorageConfig, open_cache
 from saecache.store.normalization import KINDS, Kind
@@ -119,19 +119,20 @@ def test_an_export_knows_what_its_library_is_handed_in(cache: ActivationCache, k
     """v = factor * y: of raw rows, of rows that the library normalizes first, or refused."""
     sae = make_sae(cache, kind)
     settings: dict[str, Any] = {"format_name": "saelens", "normalized_input": False}
+    able, unable = {"saelens": SAELens.steps}, {"saelens": frozenset(), "other": SAELens.steps}
     if KINDS[kind].row_factor is not None and kind != "rms_norm":  # whose step SAELens has
         with pytest.raises(UsageError, match="no such step: use --normalized-input"):
-            choose_space(sae, steps=SAELens.steps, **settings)
-        given = choose_space(sae, steps=SAELens.steps, **settings | {"normalized_input": True})
+            choose_space(sae, steps=able, **settings)
+        given = choose_space(sae, steps=able, **settings | {"normalized_input": True})
         assert given.factor == 1 and make_random_rows(sae, given).isfinite().all()
         return
-    space = choose_space(sae, steps=SAELens.steps, **settings)
+    space = choose_space(sae, steps=able, **settings)
     v = make_random_rows(sae, space).double()
     y = sae.normalizer.apply(v.float())[0]
     if space.step is not None:
-        with pytest.raises(UsageError, match="use --format saelens"):
-            choose_space(sae, steps=frozenset(), **settings)
-        given = choose_space(sae, steps=frozenset(), **settings | {"normalized_input": True})
+        with pytest.raises(UsageError, match="use --format other, which has it"):
+            choose_space(sae, steps=unable, **settings)
+        given = choose_space(sae, steps=unable, **settings | {"normalized_input": True})
         assert given.factor == 1 and make_random_rows(sae, given).isfinite().all()
     if space.step == "standardize":
         v = (v - v.mean(1, keepdim=True)) / v.std(1, keepdim=True)

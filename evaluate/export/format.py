@@ -1,7 +1,7 @@
 """The interface of a format: which SAEs it can hold, how it is written, how its library computes with it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,13 +36,19 @@ class Written:
 
 
 class Format(ABC):
-    """The files of one library. Subclasses hold no state."""
+    """The files of one library. Subclasses hold no state.
 
-    name: ClassVar[str]
+    Attributes:
+        forms: the rules that the library has for autoencoders.
+        transcoder_forms, cross_layer_forms: those that it has for transcoders and cross-layer transcoders.
+        steps: what the library can do to each row first; with the advice for a user whose export is refused
+            because this step gives other numbers there than here.
+    """
+
     forms: ClassVar[frozenset[Form]]
-    transcoder_forms: ClassVar[frozenset[Form]] = frozenset()  # rules that it has for transcoders
-    cross_layer_forms: ClassVar[frozenset[Form]] = frozenset()  # and for cross-layer transcoders
-    steps: ClassVar[frozenset[Step]] = frozenset()  # what the library can do to each row first
+    transcoder_forms: ClassVar[frozenset[Form]] = frozenset()
+    cross_layer_forms: ClassVar[frozenset[Form]] = frozenset()
+    steps: ClassVar[Mapping[Step, str]] = {}
 
     @abstractmethod
     def write(self, what: Exportable, folder: Path) -> Written:

@@ -15,23 +15,17 @@ from ...store.durable import write_bytes
 from ...train import SAE
 from ..rows import choose_rows
 from ..targets import Place, Target, check_belongs, find_targets
-from .circuit_tracer import CircuitTracer
 from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
-from .dictionary_learning import DictionaryLearning
 from .format import Exportable, Format, Forward, Written
+from .formats import load_formats
 from .metadata import find_provenance
 from .new_folder import check_new, new_folder
 from .rules import Form, Rule, choose_rule
-from .saelens import SAELens
 from .space import Space, choose_space
-from .sparsify import Sparsify
 
 REPORT_FILE = "saecache-export.json"
 CACHED_ROWS = 8192  # held-out rows that an export is compared on
 LATENT_FORMATS = ("delphi", "neuronpedia")  # see latent_formats.py
-FORMATS: dict[str, Format] = {
-    each.name: each for each in (SAELens(), DictionaryLearning(), Sparsify(), CircuitTracer())
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +73,7 @@ def export_sae(
 
     Args:
         sae_dir: the SAE's folder, that of a run with one SAE, or a URL.
-        format: ``saelens``, ``dictionary_learning``, ``sparsify`` or ``circuit_tracer``.
+        format: the name of a file in ``formats/``, as ``saelens``.
         cache: the cache the SAE was trained from; it also names the text, the context and BOS.
         normalized_input: the rows handed in will be normalized already, as the cache normalizes them.
 
@@ -87,17 +81,18 @@ def export_sae(
         UsageError: no SAE there, an unknown format or one that cannot hold it, ``out`` exists, another cache.
         SaecacheError: the export does not compute what the SAE does, or cannot be written.
     """
-    chosen = FORMATS.get(format)
-    if chosen is None:
+    formats = load_formats()
+    if format not in formats:
         raise UsageError(
-            f"unknown format {format!r}: expected one of {', '.join(FORMATS)}, or for latents one of "
+            f"unknown format {format!r}: expected one of {', '.join(formats)}, or for latents one of "
             f"{', '.join(LATENT_FORMATS)}"
         )
     target = find_one(sae_dir)
     sae = target.load()
     rule = choose_rule(sae)
-    _check_held(sae, rule, chosen)
-    space = choose_space(sae, format_name=format, steps=chosen.steps, normalized_input=normalized_input)
+    able, chosen = _find_able(sae, rule, format), formats[format]
+    steps = {name: each.steps for name, each in able.items()}
+    space = choose_space(sae, format_name=format, steps=steps, normalized_input=normalized_input)
     if not rule.exact and cache is None:
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) selects by {sae.cfg.inference!r}, which {format} "
@@ -117,8 +112,9 @@ def export_sae(
         written = chosen.write(what, folder)
         limits = choose_limits(rule.exact)
         comparisons = list(_comparisons(what, written, chosen.read(folder), opened))
+        who, advice = f"{format}'s {written.architecture}", _advice(rule, space, chosen)
         for comparison in comparisons:
-            check(comparison, limits, who=f"{format}'s {written.architecture}", advice=_advice(rule, space))
+            check(comparison, limits, who=who, advice=advice)
         export = Export(
             path=path,
             format=format,
@@ -158,30 +154,35 @@ def find_one(folder: Place) -> Target:
     return targets[0]
 
 
-def _check_held(sae: SAE, rule: Rule, chosen: Format) -> None:
-    shape = sae.cfg.shape
+def _find_able(sae: SAE, rule: Rule, wanted: str) -> dict[str, Format]:
+    """The formats that can hold an SAE, by name.
+
+    Raises:
+        UsageError: the one called ``wanted`` cannot.
+    """
+    formats, shape = load_formats(), sae.cfg.shape
     if shape == "crosscoder":
         raise UsageError(
             f"SAE {sae.cfg.name} is a crosscoder of {sae.cfg.hook}, and none of the formats "
-            f"{', '.join(FORMATS)} holds crosscoders; share its own folder instead"
+            f"{', '.join(formats)} holds crosscoders; share its own folder instead"
         )
-    able = [name for name, each in FORMATS.items() if rule.form in _forms_of(each, shape)]
-    if chosen.name in able:
-        return
+    able = {name: each for name, each in formats.items() if rule.form in _forms_of(each, shape)}
+    if wanted in able:
+        return able
     if shape != "autoencoder":
         raise UsageError(
             f"SAE {sae.cfg.name} is a {shape} that finds its codes by {sae.cfg.inference!r}, and "
-            f"{chosen.name} has no {shape}s of that rule"
+            f"{wanted} has no {shape}s of that rule"
             f"{': use --format ' + ' or '.join(able) if able else ', nor has another format'}"
         )
-    if not chosen.forms:
+    if not formats[wanted].forms:
         raise UsageError(
-            f"SAE {sae.cfg.name} is an autoencoder, and {chosen.name} holds cross-layer transcoders only: "
+            f"SAE {sae.cfg.name} is an autoencoder, and {wanted} holds cross-layer transcoders only: "
             f"use --format {' or '.join(able)}"
         )
     raise UsageError(
-        f"SAE {sae.cfg.name} ({sae.cfg.kind}) finds its codes by {sae.cfg.inference!r}, and {chosen.name} "
-        f"holds {', '.join(sorted(chosen.forms))} only: use --format {' or '.join(able)}"
+        f"SAE {sae.cfg.name} ({sae.cfg.kind}) finds its codes by {sae.cfg.inference!r}, and {wanted} "
+        f"holds {', '.join(sorted(formats[wanted].forms))} only: use --format {' or '.join(able)}"
     )
 
 
@@ -208,14 +209,9 @@ def _comparisons(
         )
 
 
-def _advice(rule: Rule, space: Space) -> str:
+def _advice(rule: Rule, space: Space, chosen: Format) -> str:
     if not rule.exact:
         return "Its own rule and this one select too differently on these rows."
-    if space.step == "rms_norm":
-        return "SAELens divides a row by its norm, so that a row of zeros becomes NaN: leave such rows out."
-    if space.step == "standardize":
-        return (
-            "SAELens adds 1e-5 to the standard deviation of a row, which shows where rows are small: "
-            "--normalized-input exports an SAE of rows that you normalize yourself."
-        )
+    if space.step is not None:
+        return chosen.steps[space.step]
     return "Nothing is known that would explain it: please report it, with the SAE."

@@ -20,6 +20,7 @@ any                nothing (normalized input)    y                  1
 The rows of a cross-layer transcoder have a number f for each hook, by which the format scales its weights.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -48,11 +49,14 @@ class Space:
         return (bias.double() * self.factor).float()
 
 
-def choose_space(sae: SAE, *, format_name: str, steps: frozenset[Step], normalized_input: bool) -> Space:
+def choose_space(
+    sae: SAE, *, format_name: str, steps: Mapping[str, Collection[Step]], normalized_input: bool
+) -> Space:
     """Choose the rows that the export takes as input.
 
     Args:
-        steps: those that the format can make its library take.
+        steps: those that a format can make its library take, by the name of the format, for ``format_name``
+            and every other format that can hold the SAE.
         normalized_input: the rows handed in will be normalized already, as the SAE's cache normalizes them.
 
     Raises:
@@ -79,9 +83,10 @@ def choose_space(sae: SAE, *, format_name: str, steps: frozenset[Step], normaliz
     if factor is not None and sae.normalizer.starts_from == "raw":
         return Space(rows="raw", factor=1 / factor)
     step: Step | None = "rms_norm" if kind == "rms_norm" else None if factor is None else "standardize"
-    if step is None or step not in steps:
+    if step is None or step not in steps[format_name]:
         own = "its own norm" if sae.normalizer.starts_from == "raw" else "its own mean and norm"
-        other = "" if step is None else "--format saelens, which has it, or "
+        able = [name for name, own_steps in steps.items() if step in own_steps]
+        other = f"--format {' or '.join(able)}, which has it, or " if able else ""
         raise UsageError(
             f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows normalized by {kind!r}, each with "
             f"{own}, and the {format_name} format has no such step: use {other}"

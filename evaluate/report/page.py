@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ...common.outputs import check_file_output
 from ...store.durable import write_bytes
+from ..known_features import make_recovery_table
 from .comparison import describe_cache_of, make_overlap, make_table, model_name
 from .data import ReportData, gather
 from .explanations import describe_explanations, list_unique
@@ -33,6 +34,7 @@ _SECTIONS = {
     "density": "Density",
     "features": "Features per token",
     "calibration": "Calibration",
+    "known": "Known features",
     "overlap": "Overlap",
     "unique": "Unique latents",
     "latents": "Latents",
@@ -86,7 +88,9 @@ def render(data: ReportData, *, served: bool) -> str:
     figures, overlap = make_figures(entries), make_overlap(data.measured, entries)
     unique = list_unique(data.measured, [entry.name for entry in entries])
     present = {*_ALWAYS, *(figure.section for figure in figures)}
-    present |= {name for name, there in (("overlap", overlap), ("unique", unique)) if there}
+    known = make_recovery_table([(entry.name, entry.result.recovery) for entry in entries])
+    optional = {"known": known, "overlap": overlap, "unique": unique}
+    present |= {name for name, there in optional.items() if there}
     script = "".join(_resource(name) for name in _SCRIPTS)
     template = _environment().from_string(_resource("report.html.j2"))
     return template.render(
@@ -100,6 +104,7 @@ def render(data: ReportData, *, served: bool) -> str:
             {"index": index, "cells": cells, "where": entry.result.sae_dir}
             for index, (entry, cells) in enumerate(zip(entries, rows, strict=True))
         ],
+        known=known,
         overlap=overlap,
         unique=unique,
         definitions=list((first.definitions | _definitions(data)).items()),

@@ -33,6 +33,8 @@ from .metrics import ZipfFit as ZipfFit
 from .metrics import ZipfLaw as ZipfLaw
 from .record import Record as Record
 from .record import spread_records as spread_records
+from .recovery import BucketRecovery as BucketRecovery
+from .recovery import Recovery as Recovery
 from .texts import AbsorptionResult as AbsorptionResult
 from .texts import LetterAbsorption as LetterAbsorption
 from .texts import ProbingAccuracy as ProbingAccuracy

@@ -18,6 +18,7 @@ from .metrics import (
     ZipfLaw,
 )
 from .record import Record
+from .recovery import Recovery
 from .texts import AbsorptionResult, ProbingResult
 
 FORMAT_VERSION = 1
@@ -43,7 +44,8 @@ class SaeResult(Record):
     is the folder of all latents, relative to that of the results file; None if there is none. The report
     draws ``calibration`` where a judge has filled it in. ``target`` is the hook that a transcoder predicts
     from ``hook``; ``hooks`` are those of a crosscoder, or of a cross-layer transcoder. ``weights_sha256``
-    is of all tensors of the SAE; None in results of version 0.2.0.
+    is of all tensors of the SAE; None in results of version 0.2.0. ``recovery`` is of autoencoders on a
+    synthetic cache.
     """
 
     name: str
@@ -74,6 +76,7 @@ class SaeResult(Record):
     target: str | None = None
     hooks: list[HookResult] = Field(default_factory=list)
     weights_sha256: str | None = None
+    recovery: Recovery | None = None
 
     @property
     def place(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..sae import CONFIG_FILE, SAE
+from ..sae import SAE
 from . import dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
 
 
@@ -20,8 +20,8 @@ class ForeignFormat:
 
 
 FORMATS = {
-    "saelens": ForeignFormat(saelens.from_saelens, (saelens.WEIGHTS_FILE,), CONFIG_FILE),
-    "sparsify": ForeignFormat(sparsify.from_sparsify, (sparsify.WEIGHTS_FILE,), CONFIG_FILE),
+    "saelens": ForeignFormat(saelens.from_saelens, (saelens.WEIGHTS_FILE,), saelens.CONFIG_FILE),
+    "sparsify": ForeignFormat(sparsify.from_sparsify, (sparsify.WEIGHTS_FILE,), sparsify.CONFIG_FILE),
     "dictionary_learning": ForeignFormat(
         dictionary_learning.from_dictionary_learning,
         (dictionary_learning.WEIGHTS_FILE, dictionary_learning.SAFE_WEIGHTS_FILE),

@@ -12,7 +12,7 @@ from torch import device as Device  # noqa: N812
 
 from ...common.errors import UsageError
 from ...store.untrusted_files import read_object
-from ..sae import CONFIG_FILE, SAE
+from ..sae import SAE
 from ..variants.base.variant import Variant
 from ..variants.gated import Gated
 from ..variants.jumprelu import JumpReLU
@@ -31,7 +31,7 @@ from .building import (
 from .hook_names import from_transformer_lens
 from .tensor_files import Layout, TensorFile, open_tensors, read_parts
 
-WEIGHTS_FILE = "sae_weights.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 _MATRICES: dict[str, tuple[str, Layout]] = {
     "W_enc": ("W_enc", "DF"),
     "W_dec": ("W_dec", "FD"),

@@ -10,13 +10,13 @@ from torch import device as Device  # noqa: N812
 from ...common.errors import UsageError
 from ...store.normalization import Normalizer
 from ...store.untrusted_files import read_object
-from ..sae import CONFIG_FILE, SAE
+from ..sae import SAE
 from ..variants.topk import TopK
 from .building import Origin, build_sae, text_or_none, whole_number
 from .hook_names import from_module
 from .tensor_files import Layout, open_tensors, read_parts
 
-WEIGHTS_FILE = "sae.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
 RUN_FILE = "config.json"  # of the run, in the folder above
 _TENSORS: dict[str, tuple[str, Layout]] = {
     "W_enc": ("encoder.weight", "FD"),

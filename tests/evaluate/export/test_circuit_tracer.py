@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.export import export_sae
-from saecache.evaluate.export.runner import FORMATS
+from saecache.evaluate.export.formats import load_formats
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.sparse_rows import sparse_rows
@@ -92,7 +92,7 @@ def test_the_export_computes_what_the_sae_does(
     assert (export.architecture, export.feature_factor) == ("CrossLayerTranscoder", 1.0)
     assert [one.rows for one in export.comparisons] == ["random", "heldout"]
     assert all(one.fvu is None and one.fvu_exported is None for one in export.comparisons)
-    loading = FORMATS["circuit_tracer"].loading(export.path)
+    loading = load_formats()["circuit_tracer"].loading(export.path)
     assert "import torch; " in loading and "torch.float32" in loading
     for one in export.comparisons:
         assert one.mask_difference < 1e-4 and one.feature < 2e-6 and one.reconstruction < 2e-6 and one.l0 > 1

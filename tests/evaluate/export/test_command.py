@@ -64,7 +64,7 @@ def test_with_the_cache_it_does_not_ask_for_the_cache(
 def test_bad_usage(trained: Trained, tmp_path: Path) -> None:
     folder, out = str(trained("relu", "scale")), str(tmp_path / "out")
     for arguments, told in (
-        ([folder, "--format", "sparsify", "--out", out], "use --format saelens or dictionary_learning"),
+        ([folder, "--format", "sparsify", "--out", out], "use --format dictionary_learning or saelens"),
         ([str(tmp_path), "--format", "saelens", "--out", out], "no SAE in"),
         ([folder, "--out", out], "Missing option '--format'"),
     ):

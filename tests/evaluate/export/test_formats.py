@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.export import Export, export_sae
-from saecache.evaluate.export.runner import FORMATS
+from saecache.evaluate.export.formats import load_formats
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
 from saecache.train.variants import VARIANTS
@@ -19,8 +19,9 @@ from saecache.train.variants import VARIANTS
 from .conftest import D_MODEL, FEW, HOOK, LATENTS, Trained, free_relu
 
 D, F = D_MODEL, LATENTS
-HOLDING = [name for name, each in FORMATS.items() if each.forms]  # autoencoders
-ARCHITECTURES = {  # kind: in SAELens, in dictionary_learning, in sparsify
+HOLDING = [name for name, each in load_formats().items() if each.forms]  # autoencoders
+COLUMNS = ("saelens", "dictionary_learning", "sparsify")
+ARCHITECTURES = {  # kind: its class in the format of each column
     "relu": ("standard", "AutoEncoder", None),
     "gated": ("gated", "GatedAutoEncoder", None),
     "jumprelu": ("jumprelu", "JumpReluAutoEncoder", None),
@@ -101,11 +102,11 @@ def test_every_kind_is_exported_or_refused(
         with contextlib.suppress(SaecacheError):
             assert export_sae(folder, format_name, out, cache=cache).architecture in SHAPES
         return
-    expected = ARCHITECTURES[kind][HOLDING.index(format_name)]
+    expected = ARCHITECTURES[kind][COLUMNS.index(format_name)]
     if expected is None:
         with pytest.raises(UsageError, match=rf"SAE {kind} \({kind}\) finds its codes by") as error:
             export_sae(folder, format_name, out, cache=cache)
-        assert "sparsify holds topk only: use --format saelens or dictionary_learning" in str(error.value)
+        assert "sparsify holds topk only: use --format dictionary_learning or saelens" in str(error.value)
         assert not out.exists()
         return
     export = export_sae(folder, format_name, out, cache=cache)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.export import export_sae
-from saecache.evaluate.export.runner import FORMATS
+from saecache.evaluate.export.formats import format_names
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
@@ -58,7 +58,7 @@ def test_the_libraries_compute_what_we_do(trained: Trained, cache: ActivationCac
         kinds = sorted(VARIANTS) if normalization in OF_EVERY_KIND else FEW
         folders |= {f"{kind}.{normalization}": trained(kind, normalization) for kind in kinds}
     for name, folder in folders.items():
-        for format_name in FORMATS:
+        for format_name in format_names():
             case = cases / f"{name}.{format_name}"
             try:
                 write_case(folder, format_name, cache, case)

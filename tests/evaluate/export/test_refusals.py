@@ -11,10 +11,10 @@ import torch
 
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.export import export_sae
+from saecache.evaluate.export.formats.saelens import SAELens
+from saecache.evaluate.export.formats.sparsify import Sparsify
 from saecache.evaluate.export.new_folder import new_folder
 from saecache.evaluate.export.rules import choose_rule
-from saecache.evaluate.export.saelens import SAELens
-from saecache.evaluate.export.sparsify import Sparsify
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.sparse_rows import write_sparse_cache
 from saecache.train import SAE, Pairs, load_sae
@@ -33,9 +33,7 @@ def changed(folder: Path, out: Path, **tensors: torch.Tensor) -> Path:
 
 
 def test_unknown_format_lists_the_known(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match="unknown format 'onnx': expected one of saelens, dictionary_learning"
-    ):
+    with pytest.raises(UsageError, match="unknown format 'onnx': expected one of circuit_tracer, dictionary"):
         export_sae(trained("topk", "scale"), "onnx", tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import UsageError
 from saecache.evaluate.export import export_sae
-from saecache.evaluate.export.runner import FORMATS
+from saecache.evaluate.export.formats import format_names
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.sparse_rows import sparse_rows
@@ -136,7 +136,7 @@ def test_the_libraries_compute_what_we_do(
 ) -> None:
     cases = tmp_path / "cases"
     for name, folder in saes.items():
-        for format_name in FORMATS:
+        for format_name in format_names():
             sae, case = load_sae(folder), cases / f"{name}.{format_name}"
             unit = sae.normalizer.kind == "unit" and not (format_name == "saelens" and " plain" in name)
             try:

@@ -25,16 +25,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from ...common.errors import UsageError
-from ...common.hook_names import parse_hook
-from ...store.durable import write_bytes
-from ...train import SAE
-from ...train.foreign.hook_names import TRANSFORMER_LENS
-from ...train.sae_config import HookRows
-from ...train.sae_hooks import encoded_hooks
-from ...train.tensor_file import read_tensors, write_tensors
-from .format import Exportable, Format, Forward, Written
-from .rules import Form
+from ....common.errors import UsageError
+from ....common.hook_names import parse_hook
+from ....store.durable import write_bytes
+from ....train import SAE
+from ....train.foreign.hook_names import TRANSFORMER_LENS
+from ....train.sae_config import HookRows
+from ....train.sae_hooks import encoded_hooks
+from ....train.tensor_file import read_tensors, write_tensors
+from ..format import Exportable, Format, Forward, Written
+from ..rules import Form
 
 CONFIG_FILE = "config.yaml"
 _HOOKS = {**TRANSFORMER_LENS, "mlp_in": "mlp.hook_in"}  # within a block
@@ -43,7 +43,6 @@ _HOOKS = {**TRANSFORMER_LENS, "mlp_in": "mlp.hook_in"}  # within a block
 class CircuitTracer(Format):
     """The folder of a cross-layer transcoder that circuit-tracer loads."""
 
-    name: ClassVar[str] = "circuit_tracer"
     forms: ClassVar[frozenset[Form]] = frozenset()
     cross_layer_forms: ClassVar[frozenset[Form]] = frozenset({"relu", "threshold"})
 
@@ -90,6 +89,9 @@ class CircuitTracer(Format):
             "import torch; from circuit_tracer.transcoder.cross_layer_transcoder import load_clt; "
             f"clt = load_clt({str(folder)!r}, dtype=torch.float32)"
         )
+
+
+FORMAT = CircuitTracer()
 
 
 def _fold(sae: SAE, *, raw: bool) -> list[dict[str, Tensor]]:

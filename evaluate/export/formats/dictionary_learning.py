@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...store.durable import fsync_file, write_bytes
-from ...train.foreign.tensor_files import open_tensors
-from ...train.variants.matryoshka import MatryoshkaBatchTopK
-from .format import Exportable, Format, Forward, Written
-from .metadata import make_notes
-from .rules import Form, integer_k
+from ....store.durable import fsync_file, write_bytes
+from ....train.foreign.dictionary_learning import CONFIG_FILE, WEIGHTS_FILE
+from ....train.foreign.tensor_files import open_tensors
+from ....train.variants.matryoshka import MatryoshkaBatchTopK
+from ..format import Exportable, Format, Forward, Written
+from ..metadata import make_notes
+from ..rules import Form, integer_k
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
 TINY = 1e-30
 _TRAINERS = {  # dict_class -> trainer_class; only readers of the config look at it
     "AutoEncoder": "StandardTrainer",
@@ -38,7 +38,6 @@ _TRAINERS = {  # dict_class -> trainer_class; only readers of the config look at
 class DictionaryLearning(Format):
     """The folder that dictionary_learning writes for a trained dictionary."""
 
-    name: ClassVar[str] = "dictionary_learning"
     forms: ClassVar[frozenset[Form]] = frozenset({"relu", "topk", "threshold", "gated"})
 
     def write(self, what: Exportable, folder: Path) -> Written:
@@ -64,6 +63,9 @@ class DictionaryLearning(Format):
             "from dictionary_learning.utils import load_dictionary; "
             f"sae, config = load_dictionary({str(folder)!r}, device='cpu')"
         )
+
+
+FORMAT = DictionaryLearning()
 
 
 def _class_of(what: Exportable) -> str:

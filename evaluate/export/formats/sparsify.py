@@ -11,20 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...common.errors import UsageError
-from ...store.durable import write_bytes
-from ...train.tensor_file import read_tensors, write_tensors
-from .format import Exportable, Format, Forward, Written
-from .rules import Form, integer_k
-from .transcoder import fold_transcoder
-
-CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae.safetensors"
+from ....common.errors import UsageError
+from ....store.durable import write_bytes
+from ....train.foreign.sparsify import CONFIG_FILE, WEIGHTS_FILE
+from ....train.tensor_file import read_tensors, write_tensors
+from ..format import Exportable, Format, Forward, Written
+from ..rules import Form, integer_k
+from ..transcoder import fold_transcoder
 
 
 class Sparsify(Format):
     """The folder that ``SparseCoder.load_from_disk`` of sparsify loads."""
 
-    name: ClassVar[str] = "sparsify"
     forms: ClassVar[frozenset[Form]] = frozenset({"topk"})
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset({"topk"})
 
@@ -63,6 +61,9 @@ class Sparsify(Format):
         return f"from sparsify import SparseCoder; sae = SparseCoder.load_from_disk({str(folder)!r})"
 
 
+FORMAT = Sparsify()
+
+
 def _tensors(what: Exportable) -> dict[str, Tensor]:
     """sparsify's names; a transcoder's decoder has the shape of its encoder there.
 
@@ -76,8 +77,7 @@ def _tensors(what: Exportable) -> dict[str, Tensor]:
     elif sae.cfg.d_decoded != sae.cfg.d_model:
         raise UsageError(
             f"SAE {sae.cfg.name} predicts rows of width {sae.cfg.d_decoded} from rows of width "
-            f"{sae.cfg.d_model}, and sparsify has one width for both: use --format saelens, if its rule "
-            "allows it"
+            f"{sae.cfg.d_model}, and sparsify has one width for both: share its own folder instead"
         )
     else:
         weights = fold_transcoder(sae, what.space)

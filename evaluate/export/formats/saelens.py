@@ -7,6 +7,7 @@ latent. Its ``layer_norm`` divides by std + 1e-5, which makes small rows smaller
 """
 
 import json
+from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,17 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...store.durable import write_bytes
-from ...train.tensor_file import read_tensors, write_tensors
-from ...train.variants.matryoshka import MatryoshkaBatchTopK
-from .format import Exportable, Format, Forward, Written
-from .metadata import make_notes
-from .rules import Form, integer_k
-from .space import Step
-from .transcoder import fold_transcoder
+from ....store.durable import write_bytes
+from ....train.foreign.saelens import CONFIG_FILE, WEIGHTS_FILE
+from ....train.tensor_file import read_tensors, write_tensors
+from ....train.variants.matryoshka import MatryoshkaBatchTopK
+from ..format import Exportable, Format, Forward, Written
+from ..metadata import make_notes
+from ..rules import Form, integer_k
+from ..space import Step
+from ..transcoder import fold_transcoder
 
 SAE_LENS_VERSION = "6.54.12"  # without it SAELens reads the files as those of version 5
-CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 EPS = 1e-5
 _ARCHITECTURES: dict[Form, str] = {
     "relu": "standard",
@@ -40,10 +41,14 @@ _TRANSCODERS: dict[Form, str] = {"relu": "{}transcoder", "threshold": "jumprelu_
 class SAELens(Format):
     """The folder that SAELens 6 loads with ``SAE.load_from_disk``."""
 
-    name: ClassVar[str] = "saelens"
     forms: ClassVar[frozenset[Form]] = frozenset(_ARCHITECTURES)
     transcoder_forms: ClassVar[frozenset[Form]] = frozenset(_TRANSCODERS)
-    steps: ClassVar[frozenset[Step]] = frozenset(_NORMALIZATIONS)
+    steps: ClassVar[Mapping[Step, str]] = {
+        "standardize": "SAELens adds 1e-5 to the standard deviation of a row, which shows where rows are "
+        "small: --normalized-input exports an SAE of rows that you normalize yourself.",
+        "rms_norm": "SAELens divides a row by its norm, so that a row of zeros becomes NaN: leave such rows "
+        "out.",
+    }
 
     def write(self, what: Exportable, folder: Path) -> Written:
         sae, target = what.sae, what.sae.cfg.target
@@ -92,6 +97,9 @@ class SAELens(Format):
 
     def loading(self, folder: Path) -> str:
         return f"from sae_lens import SAE; sae = SAE.load_from_disk({str(folder)!r})"
+
+
+FORMAT = SAELens()
 
 
 def _transcoder(what: Exportable) -> str:
