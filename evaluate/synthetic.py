@@ -5,7 +5,7 @@ Legend: n rows or directions, d width, k features, b rows of a block.
 
 from collections.abc import Iterator
 from hashlib import sha256
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.errors import SaecacheError, UsageError
 from ..common.frozen import FrozenModel
+from ..common.validation import validate
 from ..store.config import StorageConfig
 from ..store.manifest import Manifest
 from ..store.reading.reader import ActivationCache, open_cache
@@ -27,6 +28,9 @@ PROBED = 8  # so many numbers of the first direction are stored with the cache
 MOST_ITERATIONS = 3000
 STEP, MOMENTUM = 0.02, 0.9
 MARGIN = 0.95  # cosines above this share of the target are pushed down
+# A cache may come from anybody. What its features take to be made again is bounded:
+MOST_REMADE = 16_384  # features, whose cosines are 1 GiB
+MOST_WORK = 1 << 40  # multiplications, some minutes on a laptop
 
 
 class FeatureBucket(FrozenModel):
@@ -88,10 +92,11 @@ class GroundTruth:
         bucket: int64 [k], into ``config.buckets``.
     """
 
-    def __init__(self, config: SyntheticConfig) -> None:
+    def __init__(self, config: SyntheticConfig, most_work: float = inf) -> None:
         self.config = config
+        seed = _seed(config.seed, "directions")
         self.directions = low_coherence_directions(
-            config.num_features, config.width, config.coherence, _seed(config.seed, "directions")
+            config.num_features, config.width, config.coherence, seed, most_work
         )
         self.frequency = config.per_feature([bucket.frequency for bucket in config.buckets])
         self.scale = config.per_feature([bucket.scale for bucket in config.buckets])
@@ -161,14 +166,21 @@ def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
     """Make the features of a synthetic cache again from its settings.
 
     Raises:
-        UsageError: the cache is not a synthetic one.
+        UsageError: the cache is not a synthetic one, its settings contradict it, or its features take more
+            than :data:`MOST_REMADE` and :data:`MOST_WORK` allow.
         SaecacheError: this version of torch draws other random numbers than the one that wrote the cache.
     """
     if not has_known_features(cache):
         raise UsageError(f"{cache.path} has no known features: 'saecache synthetic' makes caches that do")
-    truth = GroundTruth(SyntheticConfig.model_validate(cache.manifest.identity["synthetic"]))
-    probe: Any = cache.provenance.get("synthetic", {}).get("probe")
-    if probe is None or not torch.allclose(torch.tensor(probe), torch.tensor(_probe(truth)), atol=1e-3):
+    origin, width = f"{cache.path}: identity.synthetic", cache.hooks.get(HOOK)
+    config = validate(SyntheticConfig, cache.manifest.identity["synthetic"], origin)
+    if config.width != width or config.num_features > MOST_REMADE:
+        raise UsageError(
+            f"{origin} says {config.num_features:,} features of width {config.width:,}; expected at most "
+            f"{MOST_REMADE:,} of width {width}"
+        )
+    truth, facts = GroundTruth(config, MOST_WORK), cache.provenance.get("synthetic")
+    if not _is_probe(facts.get("probe") if isinstance(facts, dict) else None, truth):
         raise SaecacheError(
             f"{cache.path}: the features cannot be made again: torch draws other random numbers here than "
             "where the cache was written; write it again with 'saecache synthetic'"
@@ -186,6 +198,17 @@ def _probe(truth: GroundTruth) -> list[float]:
     return numbers
 
 
+def _is_probe(values: Any, truth: GroundTruth) -> bool:
+    """Whether a cache's ``values`` are those of these features, up to the rounding of another machine."""
+    expected = _probe(truth)
+    if not isinstance(values, list) or len(values) != len(expected):
+        return False
+    return all(
+        isinstance(value, float) and abs(value - own) < 1e-3
+        for value, own in zip(values, expected, strict=True)
+    )
+
+
 def mutual_coherence(directions: Tensor) -> float:
     """The largest |cosine| of two of ``directions`` [n, d], rows of norm 1."""
     return float(_cosines(directions).abs().max())
@@ -197,10 +220,15 @@ def least_coherence(num: int, width: int) -> float:
 
 
 @torch.no_grad()
-def low_coherence_directions(num: int, width: int, target: float, seed: int) -> Tensor:
+def low_coherence_directions(
+    num: int, width: int, target: float, seed: int, most_work: float = inf
+) -> Tensor:
     """Make ``num`` unit vectors with mutual coherence of at most ``target``: float32 [n, d].
 
     They start at random. Gradient steps then lower the squares of what the |cosines| exceed the target by.
+
+    Args:
+        most_work: multiplications after which it gives up.
 
     Raises:
         UsageError: the target is below Welch's bound, or was not reached.
@@ -214,7 +242,8 @@ def low_coherence_directions(num: int, width: int, target: float, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     found = _unit(torch.randn(num, width, generator=generator))
     velocity = torch.zeros_like(found)
-    for _ in range(MOST_ITERATIONS):
+    iterations = int(min(MOST_ITERATIONS, max(1.0, most_work / (2 * num * num * width))))
+    for _ in range(iterations):
         cosines = _cosines(found)
         if float(cosines.abs().max()) <= target:
             return found

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,41 @@ def test_other_random_numbers_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(synthetic, "low_coherence_directions", lambda *_: torch.eye(20, 16))
     with pytest.raises(SaecacheError, match="other random numbers here"):
         remake_ground_truth(open_cache(tmp_path / "cache"))
+
+
+FEW = {"coherence": 0.45, "buckets": SMALL["buckets"]}
+
+
+def of_one_bucket(num_features: int) -> dict[str, Any]:
+    return {"coherence": 0.26, "buckets": [SMALL["buckets"][0] | {"num_features": num_features}]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "match"),
+    [
+        ({"width": "x"}, {}, "width"),
+        ({"width": 32}, {}, "1,024 features of width 32; expected at most 16,384 of width 16"),
+        (of_one_bucket(10**12), {}, "expected at most 16,384 of width 16"),
+        (of_one_bucket(3000), {}, "came down to"),
+        (FEW, {}, "draws other random numbers"),
+        (FEW, {"synthetic": []}, "draws other random numbers"),
+        (FEW, {"synthetic": {"probe": {"a": 1}}}, "draws other random numbers"),
+        (FEW, {"synthetic": {"probe": [0.5, "x"]}}, "draws other random numbers"),
+        (FEW, {"synthetic": {"probe": [None] * 8}}, "draws other random numbers"),
+    ],
+)
+def test_settings_of_a_foreign_cache_are_not_believed(
+    settings: dict[str, Any], facts: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "MOST_WORK", 1 << 30)  # for those that would take minutes
+    cache: Any = SimpleNamespace(
+        path="cache",
+        hooks={HOOK: 16},
+        manifest=SimpleNamespace(identity={"synthetic": {"width": 16} | settings}),
+        provenance=facts,
+    )
+    with pytest.raises(SaecacheError, match=match):
+        remake_ground_truth(cache)
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
