@@ -172,7 +172,7 @@ def remake_ground_truth(cache: ActivationCache) -> GroundTruth:
     """
     if not has_known_features(cache):
         raise UsageError(f"{cache.path} has no known features: 'saecache synthetic' makes caches that do")
-    origin, width = f"{cache.path}: identity.synthetic", cache.hooks.get(HOOK)
+    origin, width = f"{cache.path}: identity.synthetic", cache.d_model(HOOK) if HOOK in cache.hooks else None
     config = validate(SyntheticConfig, cache.manifest.identity["synthetic"], origin)
     if config.width != width or config.num_features > MOST_REMADE:
         raise UsageError(

@@ -1,42 +1,20 @@
 """Formats results as a table for the terminal."""
 
 from ..common.tables import format_columns
-from .results import Results, SaeResult
+from .results import Results
+from .table_figures import choose_figures
 
-_COLUMNS = (
-    "SAE",
-    "kind",
-    "latents",
-    "L0",
-    "FVU",
-    "MSE",
-    "cosine",
-    "alive",
-    "dead",
-    "dying",
-    ">10 %",
-    "nearest",
-    "CE rec.",
-    "KL score",
-    "top-1",
-)
-
-
-_PROBED = ("probe k=1", "k=5", "all")
-_ABSORBED = ("absorbed",)
 _MOST_PAIRS = 10
 
 
 def format_table(results: Results) -> str:
     """One line per SAE, and a last line that says on which rows and tokens they were measured."""
-    probed = any(sae.probing for sae in results.saes)
-    absorbed = any(sae.absorption is not None for sae in results.saes)
-    several = len({sae.place for sae in results.saes}) > 1
-    heads = (*_COLUMNS, *(_PROBED if probed else ()), *(_ABSORBED if absorbed else ()))
-    rows = [heads, *(_row(sae, probed, absorbed) for sae in results.saes)]
-    if several:
-        places = ("hook", *(sae.place for sae in results.saes))
-        rows = [(*row[:2], place, *row[2:]) for row, place in zip(rows, places, strict=True)]
+    figures = [figure for figure in choose_figures(results.saes) if figure.in_terminal]
+    num_text = 3 if len({sae.place for sae in results.saes}) > 1 else 2
+    rows = [(*("SAE", "kind", "hook")[:num_text], *(figure.short or figure.label for figure in figures))]
+    for sae in results.saes:
+        values = [figure.show(figure.read(sae).value, missing="-") for figure in figures]
+        rows.append((*(sae.name, sae.kind, sae.place)[:num_text], *values))
     cache = results.cache
     numbers = sorted({cache.rows if sae.rows is None else sae.rows for sae in results.saes})
     split = "held-out" if cache.split == "heldout" else "TRAINING"
@@ -55,7 +33,7 @@ def format_table(results: Results) -> str:
         if sae.absorption is not None and sae.absorption.refused
     ]
     lines = [
-        format_columns(rows, num_text=3 if several else 2),
+        format_columns(rows, num_text=num_text),
         f"measured on {'; '.join(measured)}",
         *dict.fromkeys(refused),
     ]
@@ -88,32 +66,6 @@ def _overlap_lines(results: Results) -> list[str]:
     left_out = len(ordered) - _MOST_PAIRS
     rest = [f"and {left_out} pairs more in the results file"] if left_out > 0 else []
     return ["", format_columns(rows, num_text=2), *rest]
-
-
-def _row(sae: SaeResult, probed: bool, absorbed: bool) -> tuple[str, ...]:
-    codes, normalized, cost = sae.codes, sae.normalized, sae.language_model
-    cells = [
-        sae.name,
-        sae.kind,
-        f"{sae.num_latents:,}",
-        f"{codes.l0:.1f}",
-        _number(normalized.fvu),
-        f"{normalized.mse:.3g}",
-        f"{normalized.cosine:.4f}",
-        f"{100 * codes.alive_share:.1f} %",
-        f"{codes.dead:,}",
-        "-" if codes.dying is None else f"{codes.dying:,}",
-        f"{100 * codes.dense_share:.2f} %",
-        "-" if sae.collapse is None else f"{sae.collapse.nearest_cosine:.3f}",
-        _number(None if cost is None else cost.ce_recovered),
-        _number(None if cost is None else cost.kl_score),
-        _number(None if cost is None else cost.top1_sae),
-    ]
-    if probed:
-        cells += [_number(sae.probe_accuracy(k)) for k in ("1", "5", None)]
-    if absorbed:
-        cells.append(_number(None if sae.absorption is None else sae.absorption.absorption_fraction))
-    return tuple(cells)
 
 
 def _number(value: float | None) -> str:

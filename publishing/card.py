@@ -8,6 +8,7 @@ import yaml
 
 from ..common.printable import printable
 from ..evaluate.results import Results, SaeResult
+from ..evaluate.table_figures import choose_figures
 from ..train.run_files import RECIPE_FILE
 from ..train.sae_config import SAEConfig
 
@@ -90,40 +91,18 @@ def _usage(cfg: SAEConfig, url: str) -> list[str]:
 
 
 def _results(result: SaeResult, results: Results) -> list[str]:
-    codes, normalized, cost = result.codes, result.normalized, result.language_model
-    rows: list[tuple[str, float | int | None, str, str, Mapping[str, tuple[float, float]]]] = [
-        ("active latents a row (L0)", codes.l0, ".2f", "l0", codes.intervals),
-        ("FVU, normalized rows", normalized.fvu, ".4f", "fvu", normalized.intervals),
-        ("FVU, raw rows", result.raw.fvu, ".4f", "fvu", result.raw.intervals),
-        ("cosine", normalized.cosine, ".4f", "cosine", normalized.intervals),
-        ("dead latents", codes.dead, ",d", "dead", codes.intervals),
-        (
-            "latents on over 10 % of rows",
-            codes.dense_share,
-            ".2%",
-            "dense_share",
-            codes.intervals,
-        ),
-    ]
-    if cost is not None:
-        rows += [
-            ("CE loss recovered", cost.ce_recovered, ".4f", "ce_recovered", cost.intervals),
-            ("KL score", cost.kl_score, ".4f", "kl_score", cost.intervals),
-            ("top-1 agreement", cost.top1_sae, ".4f", "top1_sae", cost.intervals),
-        ]
     lines = [
         "## Results",
         "",
         f"![Results]({PLOT_NAME})",
         "",
-        "| figure | value | 95 % interval |",
-        "|---|---|---|",
+        "| figure | value | 95 % interval | what it is |",
+        "|---|---|---|---|",
     ]
-    for label, value, form, name, intervals in rows:
-        shown = "–" if value is None else format(value, form)
-        interval = intervals.get(name)
-        between = "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-        lines.append(f"| {label} | {shown} | {between} |")
+    for figure in choose_figures([result]):
+        found = figure.read(result)
+        lines.append(f"| {figure.label} | {figure.show(found.value)} | {found.between} | {figure.help} |")
+    cost = result.language_model
     scored = f"; {cost.num_tokens:,} tokens for CE and KL" if cost else ""
     split = results.cache.split.replace("heldout", "held-out")
     return [

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..results import CacheSummary, MeanScore, Results, SaeResult
+from ..results import CacheSummary, Results, SaeResult
+from ..table_figures import TableFigure, choose_figures
 from .training import Curves
 
 
@@ -42,130 +43,43 @@ class TableCell:
     interval: str = ""
 
 
-_COLUMNS = (
+_NAMES = (
     TableColumn(label="SAE", help="name of the variant", css="text"),
     TableColumn(label="kind", help="kind of SAE", css="text"),
     TableColumn(label="hook", help="where in the model", css="text"),
-    TableColumn(label="latents", help="number of latents"),
-    TableColumn(label="L0", help="mean number of active latents per token"),
-    TableColumn(label="FVU", help="fraction of variance unexplained, normalized rows"),
-    TableColumn(label="FVU raw", help="fraction of variance unexplained, raw activations"),
-    TableColumn(label="MSE", help="mean squared error per coordinate, normalized rows"),
-    TableColumn(label="cosine", help="mean cosine between row and reconstruction", first="descending"),
-    TableColumn(
-        label="CE recovered",
-        help="share of the cross-entropy lost by zero ablation that is recovered",
-        first="descending",
-    ),
-    TableColumn(label="KL score", help="1 - KL with the SAE / KL with zero ablation", first="descending"),
-    TableColumn(
-        label="top-1",
-        help="share of tokens with the clean model's most likely next token",
-        first="descending",
-    ),
-    TableColumn(label="alive", help="share of latents that fire on the measured rows", first="descending"),
-    TableColumn(label="dead", help="latents that never fire on the measured rows"),
-    TableColumn(label="dying", help="alive latents that are far below Zipf's law at the end of the ranks"),
-    TableColumn(label="> 10 %", help="share of latents that fire on more than 10 % of rows"),
-    TableColumn(label="Zipf R²", help="of the fit to log densities", first="descending"),
-    TableColumn(label="nearest", help="mean cosine of a decoder direction with its nearest other"),
-    TableColumn(
-        label="probe k=1", help="accuracy of probes of labelled texts that see one latent", first="descending"
-    ),
-    TableColumn(
-        label="k=5", help="accuracy of probes of labelled texts that see five latents", first="descending"
-    ),
-    TableColumn(label="absorbed", help="share of first letters that other latents have absorbed"),
-    TableColumn(
-        label="detection",
-        help="how well a judge finds active windows by the explanations; 0.5 is chance",
-        first="descending",
-    ),
-    TableColumn(
-        label="fuzzing",
-        help="how well a judge tells right highlights by the explanations; 0.5 is chance",
-        first="descending",
-    ),
 )
-
-
-_OPTIONAL = {
-    *("top-1", "dying", "Zipf R²", "nearest", "probe k=1", "k=5", "absorbed", "detection", "fuzzing"),
-}
 
 
 def make_table(entries: Sequence[ReportEntry]) -> tuple[list[TableColumn], list[list[TableCell]]]:
     """Columns and rows of the table of results; the hook is a column only if there are several, and a figure
     that is not always measured only if an SAE has it.
     """
-    rows = [_table_row(entry) for entry in entries]
-    several_hooks = len({entry.result.place for entry in entries}) > 1
-    absent = {
-        column.label
-        for i, column in enumerate(_COLUMNS)
-        if column.label in _OPTIONAL and not any(row[i].value for row in rows)
-    }
-    if not several_hooks:
-        absent.add("hook")
-    shown = [i for i, column in enumerate(_COLUMNS) if column.label not in absent]
-    return [_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
-
-
-def _table_row(entry: ReportEntry) -> list[TableCell]:
-    result = entry.result
-    codes, normalized, cost = result.codes, result.normalized, result.language_model
-    error = None if cost is None else cost.ce_recovered_standard_error
-    return [
-        TableCell(text=entry.name, value=entry.name),
-        TableCell(text=result.kind, value=result.kind),
-        TableCell(text=result.place, value=result.place),
-        _cell(result.num_latents, ",d"),
-        _cell(codes.l0, ".2f", interval=codes.intervals.get("l0")),
-        _cell(normalized.fvu, ".4f", interval=normalized.intervals.get("fvu")),
-        _cell(result.raw.fvu, ".4f", interval=result.raw.intervals.get("fvu")),
-        _cell(normalized.mse, ".3g", interval=normalized.intervals.get("mse")),
-        _cell(normalized.cosine, ".4f", interval=normalized.intervals.get("cosine")),
-        _cell(
-            None if cost is None else cost.ce_recovered,
-            ".4f",
-            "" if error is None else f"{error:.1g}",
-            None if cost is None else cost.intervals.get("ce_recovered"),
-        ),
-        _cell(
-            None if cost is None else cost.kl_score,
-            ".4f",
-            interval=None if cost is None else cost.intervals.get("kl_score"),
-        ),
-        _cell(
-            None if cost is None else cost.top1_sae,
-            ".4f",
-            interval=None if cost is None else cost.intervals.get("top1_sae"),
-        ),
-        TableCell(text=f"{100 * codes.alive_share:.1f} %", value=str(codes.alive_share)),
-        _cell(codes.dead, ",d"),
-        _cell(codes.dying, ",d"),
-        TableCell(text=f"{100 * codes.dense_share:.2f} %", value=str(codes.dense_share)),
-        _cell(None if result.zipf is None else result.zipf.log.r2, ".4f"),
-        _cell(None if result.collapse is None else result.collapse.nearest_cosine, ".3f"),
-        _cell(result.probe_accuracy("1"), ".4f"),
-        _cell(result.probe_accuracy("5"), ".4f"),
-        _cell(None if result.absorption is None else result.absorption.absorption_fraction, ".4f"),
-        _judged(None if result.interpretation is None else result.interpretation.detection),
-        _judged(None if result.interpretation is None else result.interpretation.fuzzing),
+    figures = choose_figures([entry.result for entry in entries])
+    num_names = 3 if len({entry.result.place for entry in entries}) > 1 else 2
+    columns = [
+        TableColumn(
+            label=figure.label,
+            help=figure.help,
+            first="descending" if figure.higher_is_better else "ascending",
+        )
+        for figure in figures
     ]
+    rows = []
+    for entry in entries:
+        names = (entry.name, entry.result.kind, entry.result.place)[:num_names]
+        cells = [_cell(figure, entry.result) for figure in figures]
+        rows.append([*(TableCell(text=name, value=name) for name in names), *cells])
+    return [*_NAMES[:num_names], *columns], rows
 
 
-def _judged(score: MeanScore | None) -> TableCell:
-    return _cell(None, "") if score is None else _cell(score.mean, ".3f", interval=score.interval)
-
-
-def _cell(
-    value: float | None, form: str, error: str = "", interval: tuple[float, float] | None = None
-) -> TableCell:
-    if value is None:
-        return TableCell(text="–", value="")
-    words = "" if interval is None else f"95 %: {interval[0]:.4g} to {interval[1]:.4g}"
-    return TableCell(text=format(value, form), value=repr(value), error=error, interval=words)
+def _cell(figure: TableFigure, result: SaeResult) -> TableCell:
+    found = figure.read(result)
+    return TableCell(
+        text=figure.show(found.value),
+        value="" if found.value is None else repr(found.value),
+        error="" if found.error is None else f"{found.error:.1g}",
+        interval=found.between and f"95 %: {found.between}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,8 @@ def test_settings_of_a_foreign_cache_are_not_believed(
     monkeypatch.setattr(synthetic, "MOST_WORK", 1 << 30)  # for those that would take minutes
     cache: Any = SimpleNamespace(
         path="cache",
-        hooks={HOOK: 16},
+        hooks=[HOOK],
+        d_model=lambda hook: 16,
         manifest=SimpleNamespace(identity={"synthetic": {"width": 16} | settings}),
         provenance=facts,
     )

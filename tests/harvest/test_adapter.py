@@ -89,7 +89,7 @@ def test_identity_is_of_the_files(tmp_path: Path) -> None:
 
 def check_inspect(cache: ActivationCache, folder: Path, tmp_path: Path) -> None:
     """The command reads the adapted model, wherever both are now."""
-    sae = make_sae(cache.hooks["mlp_out.2"], "none", "mlp_out.2")
+    sae = make_sae(cache.d_model("mlp_out.2"), "none", "mlp_out.2")
     facts = {"model": cache.manifest.identity["model"]}
     SAE(sae.cfg.model_copy(update={"cache": facts}), dict(sae.named_buffers())).save(tmp_path / "sae")
     command = ["inspect", str(tmp_path / "sae"), "some words", "--model", str(folder), "--device", "cpu"]

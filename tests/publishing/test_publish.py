@@ -85,8 +85,8 @@ def test_the_card(hub: Any, measured: Path, tmp_path: Path) -> None:
         and "topk" in metadata["tags"]
     )
     result = next(sae for sae in read_results(measured / "results.json").saes if sae.name == "topk_k4")
-    assert f"| FVU, normalized rows | {result.normalized.fvu:.4f} |" in text
-    assert f"| active latents a row (L0) | {result.codes.l0:.2f} |" in text
+    assert f"| FVU | {result.normalized.fvu:.4f} |" in text
+    assert f"| L0 | {result.codes.l0:.1f} |" in text
     assert load_sae(measured / "topk_k4").cfg.cache["fingerprint"] in text
     assert f'saecache.load_sae("{URL}")' in text
     recipe = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
