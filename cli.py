@@ -11,6 +11,7 @@ from .commands import (
     browse,
     cache,
     doctor,
+    evaluate,
     export,
     import_sae,
     inspect,
@@ -19,6 +20,7 @@ from .commands import (
     recipes,
     sharing,
     stages,
+    train,
     variants,
 )
 from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
@@ -43,9 +45,9 @@ app = _group(
 cache_app = _group("Look at caches, check them, share them, cut and join them.")
 
 add_command(app, "harvest", stages.harvest, interrupted=RESUMES, several=True)
-add_command(app, "train", stages.train, interrupted=RESUMES, several=True)
+add_command(app, "train", train.train, interrupted=RESUMES, several=True)
 add_command(app, "synthetic", stages.synthetic)
-add_command(app, "evaluate", stages.evaluate, several=True)
+add_command(app, "evaluate", evaluate.evaluate, several=True)
 add_command(app, "interpret", interpret.interpret, interrupted=RESUMES)
 add_command(app, "report", stages.report)
 add_command(app, "browse", browse.browse)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..common.errors import UsageError
-from ..common.untrusted_files import read_regular
-from ..store.untrusted import check_depth, parse_json
+from ..common.regular_files import read_regular
+from ..store.untrusted_json import check_depth, parse_json
 from .config import AdapterConfig
 from .hub import download_model_files
 from .model_files import check_safetensors, files_explained

@@ -13,7 +13,7 @@ from ..store.identity import canonical_json
 from ..store.remote import is_url
 from ..store.remote.bucket_pieces import BucketPieces
 from ..store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from ..store.untrusted import describe_invalid
+from ..store.untrusted_json import describe_invalid
 from ..store.writing.journal import WORK_FOLDER, damaged_journal, journal_path, parse_journal
 from ..store.writing.spills import WINDOW_BYTES
 from .config import HarvestConfig

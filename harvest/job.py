@@ -23,7 +23,7 @@ from ..store import (
 from ..store.remote import is_url
 from ..store.remote.opening import read_manifest_at
 from ..store.remote.team import find_cache, team_locations
-from ..store.untrusted import describe_invalid
+from ..store.untrusted_json import describe_invalid
 from ..store.writing.helper import HelperWriter, SharedCacheWriter, commit_together
 from ..store.writing.journal import WORK_FOLDER, damaged_journal
 from .batch_size import settle_batch_size

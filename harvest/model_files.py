@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import SaecacheError, UsageError
-from ..common.untrusted_files import open_regular, read_regular
-from ..store.untrusted import check_depth, parse_json
+from ..common.regular_files import open_regular, read_regular
+from ..store.untrusted_json import check_depth, parse_json
 from .hub import download_model_files
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from .reading.chunks import ShardedChunks
 from .reading.mapped_shards import ShardFiles
 from .remote.opening import open_remote
 from .remote.urls import is_url
-from .untrusted import check_no_links
+from .untrusted_json import check_no_links
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
 _LONGEST_VALUE = 100

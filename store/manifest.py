@@ -28,7 +28,7 @@ from .layout import (
     TokensKind,
     check_hook_names,
 )
-from .untrusted import check_depth
+from .untrusted_json import check_depth
 
 FORMAT_VERSION = 2
 NEEDS_SAECACHE = {2: "0.1.0"}  # format version -> the first saecache that reads it; version 1 does not say

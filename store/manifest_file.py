@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
-from ..common.untrusted_files import read_regular
+from ..common.regular_files import read_regular
 from ..common.versions import package_version
 from .identity import sha256_of_json
 from .manifest import FORMAT_VERSION, MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES, Manifest
-from .untrusted import check_no_links, describe_invalid, parse_json
+from .untrusted_json import check_no_links, describe_invalid, parse_json
 
 PULL_FOLDER = ".pulling"  # in a folder that a pull from object storage has not finished
 

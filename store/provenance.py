@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .layout import PROVENANCE_GROUP
-from .untrusted import check_depth, read_json
+from .untrusted_json import check_depth, read_json
 
 PROVENANCE = f"{PROVENANCE_GROUP}/zarr.json"
 

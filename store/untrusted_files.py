@@ -1,6 +1,6 @@
 """Open a small file which may come from anybody: a config, a run's records, an SAE's cfg.
 
-Only a regular file is opened (:mod:`..common.untrusted_files`). It is read up to a limit, and its JSON may
+Only a regular file is opened (:mod:`..common.regular_files`). It is read up to a limit, and its JSON may
 hold only what every later step can work with.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from ..common.counts import format_bytes
 from ..common.errors import UsageError
-from ..common.untrusted_files import NOT_REGULAR, open_regular
-from .untrusted import MAX_DEPTH, MAX_METADATA_BYTES, parse_json
+from ..common.regular_files import NOT_REGULAR, open_regular
+from .untrusted_json import MAX_DEPTH, MAX_METADATA_BYTES, parse_json
 
 MAX_LINE_BYTES = 1 << 20  # of a file with one JSON object per line
 
@@ -130,9 +130,9 @@ def parse_object(content: bytes, *, allow_nan: bool = False) -> dict[str, Any]:
         allow_nan: take NaN and numbers beyond float64 too, for a reader that handles them itself.
 
     Raises:
-        ValueError: as :func:`.untrusted.parse_json`; or it is not an object, is nested more than
-            :data:`.untrusted.MAX_DEPTH` levels deep, or holds a number beyond float64 or text that is not
-            Unicode.
+        ValueError: as :func:`.untrusted_json.parse_json`; or it is not an object, is nested more than
+            :data:`.untrusted_json.MAX_DEPTH` levels deep, or holds a number beyond float64 or text that is
+            not Unicode.
     """
     value = parse_json(content, allow_nan=allow_nan)
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ from .layout import PROVENANCE_GROUP, SPLITS, ArraySpec, Layout
 from .manifest import FileInfo, Manifest
 from .manifest_file import load_manifest
 from .reading.sharded_array import ShardedArray
-from .untrusted import check_no_links, read_json
+from .untrusted_json import check_no_links, read_json
 from .writing.publish import nested_metadata, root_metadata
 
 _BLOCK_ROWS = 1 << 20

@@ -17,7 +17,7 @@ from ..store.remote.failures import MissingObjectError
 from ..store.remote.places import open_remote_folder
 from ..store.remote.remote_folder import RemoteFolder
 from ..store.remote.retries import Patience
-from ..store.untrusted import parse_json
+from ..store.untrusted_json import parse_json
 from .sae import CONFIG_FILE, WEIGHTS_FILE
 
 MANIFEST_NAME = "saecache.json"

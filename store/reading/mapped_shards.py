@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import CorruptCacheError, SaecacheError
-from ...common.untrusted_files import open_regular
+from ...common.regular_files import open_regular
 from ..layout import ArraySpec, index_size
 from ..shard_file import CRC_BYTES, check_all_stored, parse_index
 

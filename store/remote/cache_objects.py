@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import CorruptCacheError, IncompleteCacheError, UsageError
-from ...common.untrusted_files import read_regular
+from ...common.regular_files import read_regular
 from ..manifest import MAX_MANIFEST_BYTES, FileInfo, Manifest
 from ..manifest_file import check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
-from ..untrusted import MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
+from ..untrusted_json import MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
 from .failures import MissingObjectError, RemoteChangedError
 from .remote_folder import RemoteFolder

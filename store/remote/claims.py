@@ -18,7 +18,7 @@ from typing import Literal
 
 from ...common.errors import CorruptCacheError, UsageError
 from ..manifest import MAX_MANIFEST_BYTES, Manifest
-from ..untrusted import parse_json
+from ..untrusted_json import parse_json
 from .bucket_pieces import remove_pieces
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root
 from .failures import MissingObjectError, RemoteChangedError

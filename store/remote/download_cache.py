@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from ...common.errors import DiskFullError, SaecacheError
-from ...common.untrusted_files import open_regular_descriptor, read_regular
+from ...common.regular_files import open_regular_descriptor, read_regular
 from ..disk_space import is_full
 from ..durable import write_all
 from .pinned_file import PinnedFile, pin_file, remove_unless_pinned, rename_and_pin

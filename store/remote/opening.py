@@ -8,7 +8,7 @@ from ...common.errors import SaecacheError
 from ..manifest import FileInfo, Manifest
 from ..manifest_file import load_manifest
 from ..provenance import PROVENANCE, provenance_facts
-from ..untrusted import MAX_METADATA_BYTES, parse_json
+from ..untrusted_json import MAX_METADATA_BYTES, parse_json
 from .cache_objects import Root, changes_explained, read_root
 from .download_cache import DownloadCache
 from .download_cache_settings import check_limit, open_download_cache

@@ -18,7 +18,7 @@ from ...common.errors import CorruptCacheError, UsageError
 from ..disk_space import check_room, disk_explained
 from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
 from ..manifest_file import PULL_FOLDER
-from ..untrusted import check_no_links
+from ..untrusted_json import check_no_links
 from ..writing.output import inspect_output
 from .cache_objects import (
     PROVENANCE,

@@ -19,7 +19,7 @@ from ...common.tables import align_columns
 from ..identity import fingerprint
 from ..layout import TOP_FOLDERS
 from ..manifest import Manifest
-from ..untrusted import describe_invalid
+from ..untrusted_json import describe_invalid
 from ..writing.journal import JOURNAL, WORK_FOLDER, Journal, parse_journal
 from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, find_root
 from .claims import read_claim

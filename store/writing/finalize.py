@@ -24,7 +24,7 @@ from ..manifest import HookInfo, Manifest
 from ..reading.sharded_array import ShardedArray
 from ..shard_file import CHUNKS_IN_FLIGHT, ShardWriter
 from ..statistics import exact_quantiles
-from ..untrusted import describe_invalid
+from ..untrusted_json import describe_invalid
 from .blocks import Block
 from .journal import Journal, damaged_journal
 from .lanes import Lanes, choose_lanes

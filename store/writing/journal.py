@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from ...common.counts import StoredCount
 from ...common.errors import CorruptCacheError
 from ...common.frozen import FrozenModel
-from ...common.untrusted_files import read_regular
+from ...common.regular_files import read_regular
 from ..durable import write_bytes
 from ..layout import TokensKind
 from ..manifest import MAX_MANIFEST_BYTES
-from ..untrusted import check_depth, describe_invalid, parse_json
+from ..untrusted_json import check_depth, describe_invalid, parse_json
 from .blocks import MAX_BUCKETS
 from .pieces import Piece
 from .spill import SpillLengths

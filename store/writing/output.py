@@ -10,11 +10,11 @@ import filelock
 
 from ...common.errors import CorruptCacheError, UsageError
 from ...common.outputs import check_folder_output, take_lock
-from ...common.untrusted_files import read_regular
+from ...common.regular_files import read_regular
 from ..durable import fsync_folder, make_folder, write_bytes
 from ..layout import TOP_FOLDERS
 from ..manifest import MANIFEST_ATTRIBUTE, MAX_MANIFEST_BYTES
-from ..untrusted import parse_json
+from ..untrusted_json import parse_json
 from .journal import WORK_FOLDER, journal_path
 
 _UNCOMMITTED = f"{WORK_FOLDER}/uncommitted"

@@ -13,7 +13,7 @@ from ..encoding.records import RecordLayout
 from ..identity import canonical_json, differences
 from ..layout import TokensKind
 from ..manifest_file import load_manifest
-from ..untrusted import describe_invalid
+from ..untrusted_json import describe_invalid
 from .blocks import Block, choose_buckets
 from .finalize import Finalizer
 from .journal import (

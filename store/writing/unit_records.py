@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...common.untrusted_files import read_regular
+from ...common.regular_files import read_regular
 from ...distributed.group import Group
 from ..durable import make_folders, write_bytes
 from ..layout import ArraySpec, Layout
 from ..manifest import MAX_MANIFEST_BYTES, FileInfo
-from ..untrusted import parse_json
+from ..untrusted_json import parse_json
 from .journal import WORK_FOLDER
 from .pieces import PieceStore
 

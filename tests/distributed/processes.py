@@ -26,7 +26,9 @@ SECONDS = 4 * DEADLINE_SECONDS  # until processes count as stuck: several start 
 
 _IMPORTS = [
     "saecache.cli",
+    "saecache.commands.evaluate",
     "saecache.commands.stages",
+    "saecache.commands.train",
     "saecache.distributed.launch",
     "saecache.evaluate.runner",
     "saecache.harvest.job",

@@ -37,7 +37,7 @@ from saecache.store.layout import ArraySpec
 from saecache.store.manifest import Manifest
 from saecache.store.manifest_file import load_manifest, parse_manifest
 from saecache.store.shard_file import crc32c, parse_index
-from saecache.store.untrusted import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, parse_json
+from saecache.store.untrusted_json import MAX_DEPTH, MAX_METADATA_BYTES, check_depth, parse_json
 
 EXAMPLES = 5000 if os.environ.get("SAECACHE_LONG_TESTS") else 300
 fuzz = settings(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from saecache.common.errors import SaecacheError
-from saecache.common.untrusted_files import open_regular, read_regular
+from saecache.common.regular_files import open_regular, read_regular
 from saecache.store import (
     CacheWriter,
     CorruptCacheError,
@@ -31,7 +31,7 @@ from saecache.store.derived.heldout import find_heldout_positions
 from saecache.store.info import largest_rows, read_provenance
 from saecache.store.manifest_file import load_manifest, parse_manifest
 from saecache.store.remote.team import list_caches
-from saecache.store.untrusted import parse_json
+from saecache.store.untrusted_json import parse_json
 
 from ..killing import DEADLINE_SECONDS
 from .test_hostile import copied, little_memory, sealed, values, values_of  # noqa: F401 - some are fixtures

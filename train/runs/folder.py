@@ -15,8 +15,8 @@ from ...common.validation import validate
 from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
 from ...store.reading.reader import ActivationCache
-from ...store.untrusted import check_no_links
 from ...store.untrusted_files import read_object
+from ...store.untrusted_json import check_no_links
 from ..run_files import LOCK_FILE, METRICS_FILE, RECIPE_FILE, RUN_FILE
 from ..sae import SAE_FOLDER
 from .checkpoint import FAILURE_FILE

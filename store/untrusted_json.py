@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ..common.errors import CorruptCacheError
 from ..common.printable import printable
-from ..common.untrusted_files import read_regular
+from ..common.regular_files import read_regular
 
 MAX_METADATA_BYTES = 16 << 20  # of one array or group, or of the provenance
 MAX_DEPTH = 64
