@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UsageError
-from .model_files import files_explained
+from ..store.untrusted_model import files_explained
 from .packing import EXCLUDED, MESSAGE_ROLE, Role
 from .text_config import MESSAGE_ROLES, ChatConfig
 
