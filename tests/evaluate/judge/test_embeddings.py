@@ -85,7 +85,7 @@ def test_code_beside_an_encoder_never_runs(
         "class EvilConfig(PretrainedConfig):\n    model_type = 'evil'\n"
     )
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks
-    with pytest.raises(UsageError, match=r"(?s)embeddings\.path=.*cannot be loaded .*comes with it is not run"):
+    with pytest.raises(UsageError, match=r"(?s)embeddings\.path=.*cannot be loaded .*with it is not run"):
         SentenceEncoder(folder, CPU)
     assert not mark.exists()
 
