@@ -35,6 +35,7 @@ _CHECKED_SEQUENCES = 4
 class SplicedModel(Protocol):
     """A causal language model one of whose activations can be replaced. ``harvest.LanguageModel`` is one.
 
+    It may have ``vocabulary``, the number of token ids that it embeds, which the cache's are compared with.
     It may have ``length_matters = False``: no activation depends on how many positions follow. Then it does
     not run on padding. It may have ``resumed_at(ids, hook)``: :meth:`logits_with` as a function of
     ``replace``, whose calls share what is the same for all.
@@ -171,9 +172,10 @@ def check_model(
         The median relative distance of the activations at each hook; it is the rounding of the stored dtype.
 
     Raises:
-        UsageError: they differ by far more.
+        UsageError: they differ by far more, or a token id is none of the model's.
     """
     mismatch, cut = {}, not length_matters(model)
+    _check_ids(model, cache, sequences)
     for hook in dict.fromkeys(hooks):
         seen: list[Tensor] = []
         stored = []
@@ -184,6 +186,17 @@ def check_model(
             stored.append(cache.rows(hook, one.rows[one.spliced], split=split, normalization="none"))
         mismatch[hook] = _check_activations(torch.cat(seen), torch.cat(stored), hook, cache)
     return mismatch
+
+
+def _check_ids(model: SplicedModel, cache: ActivationCache, sequences: ScoredSequences) -> None:
+    inner = model.model if isinstance(model, ModelBeside) else model
+    vocabulary, largest = getattr(inner, "vocabulary", None), int(sequences.ids.max(initial=0))
+    if vocabulary is not None and largest >= vocabulary:
+        raise UsageError(
+            f"{cache.path} has the token id {largest}, and the model embeds {vocabulary} (0 to "
+            f"{vocabulary - 1}): the cache is of another model, or damaged ('saecache cache verify "
+            f"{cache.path}')"
+        )
 
 
 def _replacement(sae: Spliced, batch: ScoredSequences) -> Replacement:

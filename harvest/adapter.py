@@ -12,9 +12,10 @@ from torch import nn
 from ..common.errors import UsageError
 from ..common.regular_files import read_regular
 from ..store.untrusted_json import check_depth, parse_json
+from ..store.untrusted_model import files_explained
 from .config import AdapterConfig
 from .hub import download_model_files
-from .model_files import check_safetensors, files_explained
+from .model_files import check_safetensors
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MOST_CONFIG_BYTES = 1 << 22

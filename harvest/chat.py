@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UsageError
-from .model_files import files_explained
+from ..common.regular_files import read_regular
+from ..store.untrusted_model import files_explained
 from .packing import EXCLUDED, MESSAGE_ROLE, Role
 from .text_config import MESSAGE_ROLES, ChatConfig
 
 _MARK = "\ue000{}\ue001"  # characters of private use, which no template treats in a special way
-_MARKS = re.compile("\ue000([0-9]+)\ue001")
+_MARKS = re.compile("\ue000([0-9]{1,9})\ue001")
 _DATE_FORMAT = re.compile(r"strftime_now\(\s*(?:\"([^\"\\]*)\"|'([^'\\]*)')\s*\)")
 _MOST_TEMPLATE_BYTES = 1 << 20
 _MOST_SKELETONS = 4096
@@ -53,9 +54,10 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         text = _read_template(tokenizer, settings.template)
-        self._sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
         self._settings = settings
-        self._template = _with_fixed_date(text, settings.date)
+        with files_explained("text.chat: the chat template cannot be used"):
+            self._sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
+            self._template = _with_fixed_date(text, settings.date)
         self._skeletons: dict[tuple[tuple[str, bool], ...], list[str]] = {}
         keep = MESSAGE_ROLES if settings.roles == "all" else settings.roles
         self._role_of = {
@@ -143,6 +145,8 @@ class ChatTemplate:
             for number, message in enumerate(messages)
         ]
         pieces = _MARKS.split(self._apply(marked, where))
+        if any(int(mark) >= len(messages) for mark in pieces[1::2]):  # a mark of the template's own
+            raise self._changed(where, len(messages) - 1, messages)
         if plain and len(self._skeletons) < _MOST_SKELETONS:
             self._skeletons[key] = pieces
         return pieces
@@ -160,6 +164,7 @@ class ChatTemplate:
                 add_generation_prompt=False,
                 **self._settings.template_arguments,
             )
+            text.encode("utf-8")  # what the tokenizer does
         return text
 
     def _changed(self, where: str, number: int, messages: Sequence[dict[str, Any]]) -> UsageError:
@@ -226,9 +231,8 @@ def _read_template(tokenizer: Any, place: str | None) -> str:
     if place is not None:
         path = Path(place).expanduser()
         try:
-            if path.stat().st_size > _MOST_TEMPLATE_BYTES:
-                raise ValueError(f"it has more than {_MOST_TEMPLATE_BYTES} bytes")
-            return path.read_text("utf-8")
+            text = read_regular(path, _MOST_TEMPLATE_BYTES).decode("utf-8")
+            return text.replace("\r\n", "\n").replace("\r", "\n")
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"text.chat.template={place!r} cannot be read as a chat template: {error}"

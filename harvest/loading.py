@@ -13,10 +13,11 @@ from torch import nn
 
 from ..common.errors import UsageError
 from ..store.layout import MAX_WIDTH
+from ..store.untrusted_model import files_explained
 from .adapter import AdapterFiles, put_in
 from .config import DeviceMap, Quantization
 from .hook_points import check_layers
-from .model_files import ModelFiles, check_small_files, files_explained
+from .model_files import ModelFiles, check_small_files
 
 _MOST_LAYERS = 10_000  # a model is built, block by block, before its weights are compared with it
 

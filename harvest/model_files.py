@@ -1,18 +1,16 @@
 """A model's name -> its files here: configuration and tokenizer first, weights when they are needed."""
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import SaecacheError, UsageError
+from ..common.errors import UsageError
 from ..common.regular_files import open_regular, read_regular
-from ..store.untrusted_json import check_depth, parse_json
+from ..store.untrusted_json import parse_json
+from ..store.untrusted_model import MOST_JSON_BYTES, SMALL_FILES, check_model_folder, files_explained
 from .hub import download_model_files
 
 if TYPE_CHECKING:
@@ -20,10 +18,6 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "builtin:demo"
 _PACKAGE = "package:"
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-_MOST_SMALL_BYTES = 1 << 28  # of a tokenizer; those of today have up to 40 MB
-_MOST_JSON_BYTES = 1 << 24
-_LONGEST_WORDS = 1000
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -79,7 +73,7 @@ def locate_model(name: str, revision: str | None = None, *, trust_remote_code: b
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model.name={name!r}: there is no such folder")
-    patterns = [*_SMALL_FILES, *(["*.py"] if trust_remote_code else [])]
+    patterns = [*SMALL_FILES, *(["*.py"] if trust_remote_code else [])]
     folder = download_model_files(name, revision, patterns)
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {name!r} has no config.json on the hub: not a transformers model")
@@ -205,7 +199,7 @@ def _weight_names(folder: Path) -> list[str]:
     if not index.is_file():
         return [_WEIGHTS]
     try:
-        names = set(parse_json(read_regular(index, _MOST_JSON_BYTES))["weight_map"].values())
+        names = set(parse_json(read_regular(index, MOST_JSON_BYTES))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is not a safetensors index: {error!r}") from None
     if any(not isinstance(name, str) or set(name) & set("/\\\0") for name in names):
@@ -226,45 +220,6 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_small_files(files: ModelFiles) -> None:
-    """Look at the files beside the weights before libraries read them, who trust their sizes.
-
-    Raises:
-        UsageError: one is no regular file or larger than any, or the configuration is no JSON object.
-    """
-    if files.gguf_file is not None:
-        return
-    for pattern in _SMALL_FILES:
-        for path in sorted(files.folder.glob(pattern)):
-            with files_explained(f"{path} cannot be used"), open_regular(path) as file:
-                if os.fstat(file.fileno()).st_size > _MOST_SMALL_BYTES:
-                    raise ValueError(f"more than {_MOST_SMALL_BYTES} bytes")
-    for name in ("config.json", "generation_config.json"):
-        path = files.folder / name
-        if path.exists():
-            with files_explained(f"model {files.name!r}: its {name} cannot be used", f": {path}"):
-                value = json.loads(read_regular(path, _MOST_JSON_BYTES))  # Infinity stands in some
-                check_depth(value, name)
-                if not isinstance(value, dict):
-                    raise ValueError("expected a JSON object")
-
-
-@contextmanager
-def files_explained(problem: str, advice: str = "") -> Iterator[None]:
-    """The one border for exceptions of libraries that read a model's files: each becomes a UsageError.
-
-    Which exceptions they raise for which damage is nowhere said, and a panic of the Rust ones is none of
-    ``Exception``.
-
-    Args:
-        problem: what cannot be done, with the place of the file.
-        advice: comes after the library's own words.
-    """
-    try:
-        yield
-    except (SaecacheError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        words = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{problem} ({words[:_LONGEST_WORDS]}){advice}") from None
+    """Look at the files beside the weights; errors as :func:`check_model_folder`."""
+    if files.gguf_file is None:
+        check_model_folder(files.folder, files.name)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import SaecacheError, UsageError
+from ..store.untrusted_model import files_explained
 from .chat import ChatTemplate
 from .config import TokensConfig
-from .model_files import ModelFiles, check_small_files, files_explained, locate_model_of
+from .model_files import ModelFiles, check_small_files, locate_model_of
 from .packing import PackingRule, Role, TokenDocument
 from .sources.source import Content, Conversation, Document, num_characters
 

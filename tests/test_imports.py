@@ -118,3 +118,18 @@ def test_nothing_stored_is_unpickled_or_evaluated() -> None:
                     assert node.func.id not in {"eval", "exec"}, path
                 if isinstance(node, ast.Call):
                     assert ast.unparse(node.func) not in {"torch.load", "np.load"}, f"{path} loads pickles"
+
+
+def test_every_loading_by_transformers_says_whether_it_trusts_code() -> None:
+    """Without ``trust_remote_code`` transformers asks on the terminal, where a pipe may answer "yes"."""
+    calls = [
+        (path, node)
+        for package in LAYERS
+        for path in source_files(package)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and re.fullmatch(r"Auto\w+\.from_pretrained", ast.unparse(node.func))
+    ]
+    assert len(calls) >= 5
+    for path, call in calls:
+        said = any(keyword.arg == "trust_remote_code" for keyword in call.keywords)
+        assert said, f"{path}, line {call.lineno} leaves trust_remote_code out"

@@ -65,7 +65,9 @@ def find_module(model_folder: str, hook: str) -> tuple[str, int]:
     if len(parts) != 3 or parts[2] != "hook_resid_post":
         raise SystemExit(f"expected an SAE of blocks.L.hook_resid_post, got {hook}")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(model_folder, trust_remote_code=False)
+        )
     layers = model.config.num_hidden_layers
     lists = [
         name

@@ -92,7 +92,7 @@ def make_gpt2(folder: Path, *, width: int, layers: int, heads: int, context: int
     """GPT-2 with random weights, and the tokenizer of the embedded model."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL_PATH, trust_remote_code=False)
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=max(context, 1024), **ids)
     GPT2LMHeadModel(config).save_pretrained(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...common.errors import UsageError
 from ...store.untrusted_files import read_text
+from ...store.untrusted_model import files_explained
 from .chat import Message
 from .config import InterpretConfig, Price
 
@@ -102,14 +103,17 @@ def load_counter(place: str | None) -> tuple[CountTokens, str]:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(read_text(path, _MAX_TOKENIZER_BYTES))
+        content = read_text(path, _MAX_TOKENIZER_BYTES)
     except FileNotFoundError:
         raise UsageError(f"tokenizer={place}: there is no file {path}") from None
-    except UsageError:
-        raise
-    except Exception as error:  # noqa: BLE001  # tokenizers raises no other class
-        raise UsageError(f"tokenizer={place} is no tokenizer.json: {str(error)[:200]}") from None
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"counted by {place}"
+    with files_explained(f"tokenizer={place} is no tokenizer.json"):
+        tokenizer = Tokenizer.from_str(content)
+
+    def count(text: str) -> int:
+        with files_explained(f"tokenizer={place} cannot read {text[:80]!r}", "; name another one, or none"):
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return count, f"counted by {place}"
 
 
 def count_messages(messages: Sequence[Message], count: CountTokens) -> int:

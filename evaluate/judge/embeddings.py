@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import UsageError
 from ...store.untrusted_files import read_object
+from ...store.untrusted_model import check_model_folder, files_explained
 from .calls import Answer, Call, Caller, Unanswered, split
 from .cost import CountTokens
 from .failures import EndpointError, RefusedRequestError
@@ -102,20 +103,28 @@ class SentenceEncoder:
         self._first_token = _pools_first_token(folder)
         from transformers import AutoModel, AutoTokenizer
 
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UsageError(f"embeddings.path={folder} cannot be loaded: {str(error)[:300]}") from None
-        self._model.eval().to(device)
-        self._device = device
+        check_model_folder(folder, self.name)
+        self._place, self._device = f"embeddings.path={folder}", device
+        with files_explained(f"{self._place} cannot be loaded", "; code that comes with it is not run"):
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            self._model = AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+            self._model.eval().to(device)
+        self.embed(["a text"])  # before the judge is asked, which takes hours
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of length 1, float32 [n, E]; each depends on its own text only, up to rounding."""
+        """Vectors of length 1, float32 [n, E]; each depends on its own text only, up to rounding.
+
+        Raises:
+            UsageError: the encoder cannot embed them.
+        """
         import torch
 
         parts = []
-        with torch.no_grad():
+        with files_explained(f"{self._place} cannot embed texts"), torch.no_grad():
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 batch = self._tokenizer(
                     list(texts[start : start + TEXTS_AT_ONCE]),

@@ -19,6 +19,7 @@ NAMES = (
     "fuzzing.user.j2", "repair_explanation.j2", "repair_score.j2",
 )  # fmt: skip
 _MAX_BYTES = 1 << 20
+_MAX_WORDS = 300  # of Jinja, which repeats names however long
 _SAMPLE = Example(text="a text", highlighted="a <<text>>", tokens=[("text", 10)])
 
 
@@ -76,11 +77,16 @@ class Prompts:
 
     def _render(self, name: str, **values: object) -> str:
         try:
-            return self._jinja.get_template(name).render(values).strip()
-        except (TemplateError, ArithmeticError, TypeError, ValueError, AttributeError, LookupError) as error:
+            text = self._jinja.get_template(name).render(values).strip()
+            text.encode("utf-8")  # a request cannot hold half a character
+            return text
+        except (  # ValueError is a UnicodeEncodeError too; the last three are of what is nested too deeply
+            TemplateError, ArithmeticError, TypeError, ValueError, AttributeError, LookupError,
+            RecursionError, SyntaxError, MemoryError,
+        ) as error:  # fmt: skip
             raise UsageError(
-                f"the prompt {name} cannot be used: {error}. It may use 'examples' (each with text, "
-                "highlighted and tokens), 'explanation' and the filter one_line"
+                f"the prompt {name} cannot be used: {str(error)[:_MAX_WORDS]}. It may use 'examples' (each "
+                "with text, highlighted and tokens), 'explanation' and the filter one_line"
             ) from None
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import UsageError
 from ...store import ActivationCache
 
 _TOKENS_AT_ONCE = 1 << 20
@@ -64,8 +65,21 @@ class Passages:
         return np.repeat(self.document, np.diff(self.ptr))
 
     def find(self, token_index: Ints) -> Ints:
-        """The offset of each token, all of which the text holds."""
-        return np.searchsorted(self.token_index, token_index)
+        """The offset of each token, all of which the text holds.
+
+        Raises:
+            UsageError: it lacks one.
+        """
+        offset = np.searchsorted(self.token_index, token_index)
+        held = offset < len(self)
+        held[held] = self.token_index[offset[held]] == token_index[held]
+        if not held.all():
+            raise UsageError(
+                f"{int((~held).sum()):,} of {len(held):,} rows of the cache stand on padding (a token id "
+                "below 0), so that latents have no text there: harvest again, or evaluate without latents "
+                "(num_latents=0, all_latents=false)"
+            )
+        return offset
 
 
 def find_passages(cache: ActivationCache, token_index: Ints) -> Passages:

@@ -4,17 +4,20 @@ import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...common.errors import UsageError
+from ...common.validation import MAX_PROBLEMS, MAX_SHOWN
 from ...store.untrusted_files import MAX_LINE_BYTES, open_file, parse_object
 from .config import ProbingConfig
 
 MIN_TEXTS = 25  # of a class: with fewer, an accuracy says nothing
 TEST_SHARE = 0.2  # of a file's texts, which has no split of its own
+_MAX_COLUMNS = 1000  # of a CSV file, each of whose records is a mapping of all of them
 _SUFFIXES = (".jsonl", ".ndjson", ".csv")
 
 
@@ -91,14 +94,20 @@ def load_labelled(source: str, config: ProbingConfig, seed: int) -> LabelledText
 def _check_classes(source: str, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
     counts = Counter({label: len(train[label]) + len(test.get(label, ())) for label in train})
     if len(counts) < 2:
-        raise UsageError(f"{source}: a probe needs at least 2 classes, got {', '.join(counts) or 'none'}")
-    few = [f"{label} ({count})" for label, count in counts.items() if count < MIN_TEXTS]
+        raise UsageError(f"{source}: a probe needs at least 2 classes, got {_shown(counts) or 'none'}")
+    few = [f"{label[:MAX_SHOWN]} ({count})" for label, count in counts.items() if count < MIN_TEXTS]
     if few or not all(test.get(label) and train[label] for label in counts):
         raise UsageError(
             f"{source}: every class needs at least {MIN_TEXTS} different texts, for training and for "
-            f"testing; too few of {', '.join(few) or 'the test split'}. Leave these classes out, or add "
+            f"testing; too few of {_shown(few) or 'the test split'}. Leave these classes out, or add "
             "texts."
         )
+
+
+def _shown(names: Iterable[str]) -> str:
+    """As many of ``names``, and as much of each, as a message can show."""
+    first = [name[: MAX_SHOWN + 20] for name in islice(names, MAX_PROBLEMS + 1)]
+    return ", ".join([*first[:MAX_PROBLEMS], *["..."] * (len(first) > MAX_PROBLEMS)])
 
 
 def _distinct(records: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -133,13 +142,18 @@ def _read_file(path: Path, config: ProbingConfig) -> Iterator[tuple[str, str]]:
         raise UsageError(f"probing.data: there is no file {path}") from None
 
 
-def _read_jsonl(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _lines(path: Path, file: Any) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file, each with where it is."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        place = f"{path}, line {number}"
         if len(line) > MAX_LINE_BYTES:
-            raise UsageError(f"{place}: longer than {MAX_LINE_BYTES:,} bytes")
+            raise UsageError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+        yield f"{path}, line {number}", line
+
+
+def _read_jsonl(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, line in _lines(path, file):
         if line.strip():
             try:
                 yield place, parse_object(line)
@@ -149,8 +163,13 @@ def _read_jsonl(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _read_csv(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        lines = (line.decode("utf-8") for line in file)
+        lines = (line.decode("utf-8") for _, line in _lines(path, file))
         rows = csv.DictReader((line.removeprefix("\ufeff") for line in lines), strict=True)
+        if (columns := len(rows.fieldnames or ())) > _MAX_COLUMNS:
+            raise UsageError(
+                f"{path} has {columns:,} columns, expected at most {_MAX_COLUMNS:,}: leave out those that "
+                "are neither the text nor the label"
+            )
         for record in rows:
             yield f"{path}, line {rows.line_num}", record
     except UnicodeDecodeError as error:

@@ -188,7 +188,9 @@ class DemoTraining:
 
     def card(self) -> str:
         """The model card, with the losses of the model as saved: read back from `out`, in float32."""
-        model = AutoModelForCausalLM.from_pretrained(self.out, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            self.out, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         by_name = {
             name: document_loss(
                 model, self.tokenizer, text, self.unigram, context_tokens=self.settings.context_tokens

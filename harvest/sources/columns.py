@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ...common.errors import UsageError
+from ...common.validation import MAX_PROBLEMS, MAX_SHOWN
 from ..chat import ChatTemplate
 from ..packing import PackingRule
 from ..text_config import MESSAGE_ROLES, ChatConfig, FilesText, HubText, PretokenizedConfig
@@ -82,7 +83,7 @@ class TextColumn:
             raise UsageError(
                 f"{where}: column {self.name!r} holds {type(value).__name__}, expected text{hint}"
             )
-        return value
+        return _encodable(value, where)
 
 
 class ChatColumn:
@@ -117,7 +118,7 @@ class ChatColumn:
         if settings.role_key not in found:
             raise UsageError(
                 f"{where} has no {settings.role_key!r}; it has: "
-                f"{', '.join(sorted(map(str, found))) or 'nothing'}. Set "
+                f"{', '.join(_shown(sorted(map(str, found)))) or 'nothing'}. Set "
                 "text.chat.role_key and text.chat.content_key to the names that these messages use"
             )
         role, content = found.pop(settings.role_key), found.pop(settings.content_key, "")
@@ -132,7 +133,7 @@ class ChatColumn:
                 f"{where}: {settings.content_key!r} is {type(content).__name__}, expected text (images and "
                 "other parts are not supported)"
             )
-        return {**found, "role": role, "content": content}
+        return {**found, "role": role, "content": _encodable(content, where)}
 
 
 class TokenIdsColumn:
@@ -158,7 +159,10 @@ class TokenIdsColumn:
         return {"column": self.name, "pretokenized": {"tokenizer": self._tokenizer}}
 
     def read(self, value: object, where: str) -> Content:
-        ids = np.asarray([] if value is None else value)
+        try:
+            ids = np.asarray([] if value is None else value)
+        except (ValueError, OverflowError):  # lists of several lengths in it
+            ids = np.empty((0, 0))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(
                 f"{where}: column {self.name!r} holds {type(value).__name__}, expected a list of token ids"
@@ -174,7 +178,28 @@ class TokenIdsColumn:
 
 def missing_column(where: str, column: Column, found: Any) -> UsageError:
     """The error for data without the configured column."""
-    names = ", ".join(sorted(map(str, found))) or "none"
+    names = ", ".join(_shown(sorted(map(str, found)))) or "none"
     return UsageError(
         f"{where} has no column {column.name!r}; it has: {names}. Set {column.setting} to one of them"
     )
+
+
+def _shown(names: list[str]) -> list[str]:
+    """As many of ``names``, and as much of each, as a message can show."""
+    return [name[:MAX_SHOWN] for name in names[:MAX_PROBLEMS]] + ["..."] * (len(names) > MAX_PROBLEMS)
+
+
+def _encodable(text: str, where: str) -> str:
+    """``text``, which a tokenizer can read: JSON may hold one half of a character that UTF-16 writes as two.
+
+    Raises:
+        UsageError: it does.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: character {error.start} is half a character (\\u{ord(text[error.start]):04x}), which "
+            "no text has; mend or remove this record"
+        ) from None
+    return text

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...common.errors import UsageError
+from ...store.untrusted_model import files_explained
 from .columns import Column, missing_column
 from .source import Content
+
+_DAMAGED, _ADVICE = "cannot be read as Parquet", ": make, copy or download it again"
 
 
 class FileFormat(Protocol):
@@ -65,7 +68,7 @@ class JsonLinesFormat:
     def _read(self, line: str, where: str) -> Content:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not valid JSON: {error}; mend or remove this line") from None
         if not isinstance(record, dict):
             raise UsageError(f"{where}: expected a JSON object, got {type(record).__name__}")
@@ -84,7 +87,8 @@ class ParquetFormat:
         return int(self._open(path).metadata.num_rows)
 
     def check(self, path: Path) -> None:
-        names = self._open(path).schema_arrow.names
+        with files_explained(f"{path} {_DAMAGED}", _ADVICE):
+            names = self._open(path).schema_arrow.names
         if self.column.name not in names:
             raise missing_column(str(path), self.column, names)
 
@@ -92,25 +96,23 @@ class ParquetFormat:
         self.check(path)
         file = self._open(path)
         row = 0
-        for group in range(file.num_row_groups):
-            group_rows = file.metadata.row_group(group).num_rows
-            if row + group_rows <= skip:
-                row += group_rows
-                continue
-            for batch in file.iter_batches(1024, row_groups=[group], columns=[self.column.name]):
-                for value in batch.column(0).to_pylist():
-                    if row >= skip:
-                        yield self.column.read(value, f"{path}, row {row}")
-                    row += 1
+        with files_explained(f"{path} {_DAMAGED}", _ADVICE):
+            for group in range(file.num_row_groups):
+                group_rows = file.metadata.row_group(group).num_rows
+                if row + group_rows <= skip:
+                    row += group_rows
+                    continue
+                for batch in file.iter_batches(1024, row_groups=[group], columns=[self.column.name]):
+                    for value in batch.column(0).to_pylist():
+                        if row >= skip:
+                            yield self.column.read(value, f"{path}, row {row}")
+                        row += 1
 
     def _open(self, path: Path) -> Any:
-        import pyarrow
         import pyarrow.parquet
 
-        try:
+        with files_explained(f"{path} is not a Parquet file"):
             return pyarrow.parquet.ParquetFile(path)
-        except pyarrow.ArrowException as error:
-            raise UsageError(f"{path} is not a Parquet file: {error}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -4,6 +4,7 @@ See ``writing/pieces.py``. They go with the claim of the harvest, before it does
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ _JOURNAL = "journal.json"
 _RUN = "run"  # says which run writes the journal
 _ROWS, _DONE = "rows", "done"  # the first parts of the keys of pieces and of records
 _RECORDS_AT_ONCE = 8
+_RECORD = re.compile(r"[0-9a-z][0-9a-z._]{0,99}\.json")  # names of records become names of files here
 
 
 class BucketPieces:
@@ -91,7 +93,7 @@ class BucketPieces:
     def read_records(self, known: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         there = (info.key for info in self._folder.objects(must_show=_JOURNAL))
         names = [key.partition("/")[2] for key in there if key.startswith(f"{_DONE}/")]
-        wanted = [name for name in names if name not in known and name == Path(name).name]
+        wanted = [name for name in names if name not in known and _RECORD.fullmatch(name)]
         with ThreadPoolExecutor(_RECORDS_AT_ONCE, "saecache-records") as threads:
             contents = threads.map(
                 lambda name: self._folder.get(f"{_DONE}/{name}", MAX_MANIFEST_BYTES), wanted

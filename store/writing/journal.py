@@ -57,8 +57,9 @@ class Journal(_Counts):
 
     @model_validator(mode="after")
     def _parts_are_not_the_larger(self) -> "Journal":
-        if self.lengths().rows < 0:
-            raise ValueError("parts and pieces: more rows than in all")
+        rest = self.lengths()
+        if rest.rows < 0 or rest.sequences < 0:
+            raise ValueError("parts and pieces: more rows or sequences than in all")
         return self
 
     def lengths(self, part: int = 0) -> SpillLengths:

@@ -11,14 +11,15 @@ the rows per bucket of each block, and then the crc32c of the bucket's rows in `
 in few requests, and checked.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...common.errors import CorruptCacheError
 from ...common.frozen import FrozenModel
@@ -36,6 +37,25 @@ class Piece(FrozenModel):
     rows: Annotated[int, Field(ge=0, le=2**48)]
     sequences: Annotated[int, Field(ge=0, le=2**48)]
     digests: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+    @model_validator(mode="after")
+    def _rows_are_in_blocks(self) -> Self:
+        if self.rows and not self.blocks:
+            raise ValueError("rows in no block")
+        return self
+
+    def digest(self, file: str) -> str:
+        """The sha256 of a file that is read whole.
+
+        Raises:
+            CorruptCacheError: the journal does not say it.
+        """
+        if file not in self.digests:
+            raise CorruptCacheError(
+                f"the journal has no sha256 of the {file} of piece {self.name}: it is damaged; remove the "
+                "unfinished cache to start again"
+            )
+        return self.digests[file]
 
 
 class Extent(NamedTuple):
@@ -126,8 +146,7 @@ class PieceIndex:
 
     def __init__(self, piece: Piece, num_hooks: int, num_buckets: int, path: Path, store: PieceStore) -> None:
         shape = (piece.blocks, 2 + num_hooks, num_buckets + 1)
-        size = 4 * int(np.prod(shape, dtype=np.int64))
-        store.fetch(piece.name, "index", path, size, piece.digests["index"])
+        store.fetch(piece.name, "index", path, 4 * math.prod(shape), piece.digest("index"))
         self.piece = piece
         self._table = np.memmap(path, "<u4", "r", shape=shape)
         self.bucket_rows = self._table[:, 0].sum(axis=0, dtype=np.int64)

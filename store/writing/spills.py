@@ -144,7 +144,7 @@ class PieceSpills:
                 path = self._folder / piece.name
                 self._folder.mkdir(exist_ok=True)
                 size = 4 * context * piece.sequences
-                self._store.fetch(piece.name, name, path, size, piece.digests[name])
+                self._store.fetch(piece.name, name, path, size, piece.digest(name))
                 found.append(_read_sequences(path, context, low - first, high - low))
                 path.unlink()
             first += piece.sequences

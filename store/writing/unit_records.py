@@ -139,7 +139,7 @@ class UnitRecords:
             saved = parse_json(read_regular(record, MAX_MANIFEST_BYTES))
             files = [FileInfo.model_validate(values) for values in saved["files"]]
             extra = None if saved["extra"] is None else np.array(saved["extra"], np.float64).tolist()
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return None
         return (files, extra) if all(file.path in self._paths and self._has(file) for file in files) else None
 

@@ -224,6 +224,14 @@ def test_another_model_is_refused(cache, sequences) -> None:
         measure(Wider(), cache, sequences, {"a": (HOOK, lambda x: x)})
 
 
+def test_token_ids_beyond_the_vocabulary_are_refused(cache, sequences) -> None:
+    class Smaller(TinyModel):
+        vocabulary = 3
+
+    with pytest.raises(UsageError, match=r"has the token id \d+, and the model embeds 3 \(0 to 2\)"):
+        measure(Smaller(), cache, sequences, {"a": (HOOK, lambda x: x)})
+
+
 def test_rows_that_nothing_follows_cannot_be_scored(tmp_path, model) -> None:
     from saecache.store import CacheWriter, open_cache
 

@@ -1,9 +1,11 @@
 """Chats: which tokens are whose, which become rows, and what is refused before the model is loaded."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,6 +291,37 @@ def test_templates_that_cannot_be_used(
     paths = write_chats(tmp_path / "chats.jsonl", [[{"role": "system", "content": "Be brief."}]])
     with pytest.raises(UsageError, match=match):
         run(make_chat({}, paths), tmp_path / "cache")
+
+
+HOSTILE = [{"role": "user", "content": "x", "name": "\ud800"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        ("\ud800", CHATS[1]),
+        ("{{ '\\ud800' }}", CHATS[1]),
+        ("\ue00077\ue001", CHATS[1]),
+        ("{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}", HOSTILE),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", CHATS[1]),
+    ],
+)  # fmt: skip
+def test_hostile_templates_and_messages(
+    chat_model: Path, template: str, messages: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UsageError, match=r"the chat template (cannot|does not)"):
+        tokenizer = SimpleNamespace(
+            backend_tokenizer=tokenizer_with(chat_model, None).backend_tokenizer,
+            get_chat_template=lambda: template,
+            apply_chat_template=tokenizer_with(chat_model, None).apply_chat_template,
+        )
+        ChatTemplate(tokenizer, ChatConfig()).encode([("here", messages)])
+
+
+def test_a_template_that_is_no_file(chat_model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match=r"cannot be read as a chat template: .*not a regular file"):
+        ChatTemplate(tokenizer_with(chat_model, None), ChatConfig(template=str(tmp_path / "fifo")))
 
 
 def test_settings_that_cannot_be() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from saecache.common.errors import UsageError
 from saecache.harvest.sources import TextSource, open_source
+from saecache.harvest.sources.columns import ModelSide, TokenIdsColumn
 from saecache.harvest.sources.stdlib import StdlibSource
-from saecache.harvest.text_config import BuiltinText, FilesText
+from saecache.harvest.text_config import BuiltinText, FilesText, PretokenizedConfig
 
 TEXTS = ["one", "", "three\nlines\r\nhere", "vier – fünf", "6" * 5000, "seven", "eight"]
 
@@ -152,6 +153,47 @@ def test_bad_line_is_named(tmp_path: Path) -> None:
 def test_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no")
     bad(tmp_path, r"a\.parquet is not a Parquet file", paths=str(tmp_path))
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_a_parquet_file_with_damaged_pages(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {i} " * 20 for i in range(2000)]}), path)
+    content = bytearray(path.read_bytes())
+    at = int(place * len(content))
+    content[at : at + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    bad(tmp_path, r"a\.parquet (cannot be read as|is not a) Parquet", paths=str(tmp_path))
+
+
+def test_a_parquet_file_with_text_that_is_none(tmp_path: Path) -> None:
+    parts = [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    array = pa.Array.from_buffers(pa.string(), 1, parts)
+    pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    bad(tmp_path, r"a\.parquet cannot be read as Parquet", paths=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"text": "a\\ud800b"}', r"character 1 is half a character \(\\ud800\), which no text has"),
+        ('{"' + "x" * 10**6 + '": 1}', "has no column 'text'; it has: x"),
+        ("{" + ", ".join(f'"{i}": 1' for i in range(10**5)) + "}", "has no column 'text'; it has: 0"),
+    ],
+)
+def test_a_hostile_line_is_named(tmp_path: Path, line: str, match: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "x"}}\n{line}\n')
+    with pytest.raises(UsageError, match=rf"a\.jsonl:2:? {match}") as caught:
+        open_source(FilesText(paths=(str(tmp_path),))).identity()
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize("value", [[[1], [1, 2]], [[1, 2]], [10**30], {"a": 1}, "1", [1.5], [True]])
+def test_token_ids_that_are_none(value: object) -> None:
+    column = TokenIdsColumn(PretokenizedConfig(tokenizer="unknown"), ModelSide(None, "", 100))
+    with pytest.raises(UsageError, match=r"here: column '\w+' holds \w+, expected a list of token ids"):
+        column.read(value, "here")
 
 
 @pytest.mark.parametrize("prefix", [b"good \xc3\xa4 ", b"x" * ((1 << 22) - 1)])

@@ -101,6 +101,14 @@ def test_info_of_a_cache_whose_norms_are_damaged(tmp_path: Path, cache_path: Pat
     assert "of E|x|^2 is in 1 of" in done.stdout  # the other hook's
 
 
+def test_long_names_do_not_widen_every_line(cache_path: Path) -> None:
+    manifest, long = read_manifest(cache_path), "x" * 100_000
+    manifest = manifest.model_copy(update={"counts": {long: 1}})
+    shown = describe(manifest, {long: {str(i): i for i in range(100)}, "short": 1})
+    assert max(len(label) for label, _ in shown) == 200
+    assert ("short", "1") in shown and shown[-2][0] == "x" * 197 + "..."
+
+
 def test_provenance_is_never_needed(tmp_path: Path) -> None:
     assert read_provenance(tmp_path) == {}
     (tmp_path / "provenance").mkdir()

@@ -21,6 +21,7 @@ PATHS_AT_ONCE = 500
 SAMPLE_BYTES = 512
 _JSON = {"Content-Type": "application/json"}
 _LFS = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
+_NUMBER = re.compile(r"[0-9]{1,18}")  # "²" is a digit too, and int() takes no number of any length
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEXT = re.compile(r"<([^>]+)>\s*;\s*rel=\"?next\"?")
 
@@ -195,8 +196,8 @@ class HubApi:
         self, href: str, header: dict[str, str], parts: Iterable[bytes], size: int, sha256: str, what: str
     ) -> None:
         """Send a file in the parts that the Hub named, and then say that it is complete."""
-        addresses = [header[number] for number in sorted((n for n in header if n.isdigit()), key=int)]
-        chunk = int(header["chunk_size"]) if header["chunk_size"].isdigit() else 0
+        addresses = [header[number] for number in sorted(filter(_NUMBER.fullmatch, header), key=int)]
+        chunk = int(header["chunk_size"]) if _NUMBER.fullmatch(header["chunk_size"]) else 0
         if chunk <= 0 or len(addresses) != -(-size // chunk):
             raise UnreadableAnswerError(f"{what}: the parts that the Hub names do not fit the file")
         blocks, tags = _Blocks(iter(parts)), []

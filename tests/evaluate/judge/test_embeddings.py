@@ -1,6 +1,9 @@
 """The local sentence encoder against its formula, on a tiny BERT made here."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,51 @@ def test_what_is_no_encoder_is_refused(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04pickles")  # never opened
     with pytest.raises(UsageError, match="cannot be loaded"):
         SentenceEncoder(tmp_path, CPU)
+
+
+def test_code_beside_an_encoder_never_runs(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "encoder", ignore=shutil.ignore_patterns("1_Pooling"))
+    auto_map = {"AutoModel": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    (folder / "config.json").write_text(json.dumps({"auto_map": auto_map, "model_type": "evil"}))
+    mark = tmp_path / "owned"
+    (folder / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w')\n"
+        "from transformers import PretrainedConfig\n"
+        "class EvilConfig(PretrainedConfig):\n    model_type = 'evil'\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks
+    with pytest.raises(UsageError, match=r"(?s)embeddings\.path=.*cannot be loaded .*with it is not run"):
+        SentenceEncoder(folder, CPU)
+    assert not mark.exists()
+
+
+def _change(folder: Path, name: str, **values: object) -> None:
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        lambda folder: _change(folder, "config.json", num_attention_heads=0),
+        lambda folder: _change(folder, "config.json", vocab_size=-1),
+        lambda folder: _change(folder, "config.json", hidden_size="16"),
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        lambda folder: _change(folder, "tokenizer_config.json", pad_token=None),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"),
+        lambda folder: ((folder / "vocab.json").mkdir(), None)[1],
+    ],
+)  # fmt: skip
+def test_a_damaged_encoder_is_refused_when_it_is_loaded(
+    bert: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "encoder", ignore=shutil.ignore_patterns("1_Pooling"))
+    damage(folder)
+    with pytest.raises(UsageError, match=re.escape(str(folder)) + r"|'encoder'"):
+        SentenceEncoder(folder, CPU)
 
 
 def test_saes_are_compared_by_a_local_encoder(ask: Ask, run_folder: Path, bert: Path) -> None:

@@ -1,5 +1,6 @@
 """What the judge reads: the text of windows, highlights, and prompts in files."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,12 +124,21 @@ def test_prompts_of_a_folder_replace_the_shipped_ones(tmp_path: Path) -> None:
         ("fuzzing.user.j2", "{{ 1 / 0 }}", "fuzzing.user.j2 cannot be used"),
         ("fuzzing.user.j2", "{{ examples.__class__.__mro__ }}", "fuzzing.user.j2 cannot be used"),
         ("fuzzing.user.j2", "{% include '/etc/passwd' %}", "fuzzing.user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{% include 'fuzzing.user.j2' %}", "fuzzing.user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{% import 'fuzzing.user.j2' as x %}", "fuzzing.user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{% extends 'fuzzing.user.j2' %}", "fuzzing.user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{% for a in [1] %}" * 100 + "{% endfor %}" * 100, "user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{{ " + "(" * 20_000 + ")" * 20_000 + " }}", "user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{{ '\\ud800' }}", "fuzzing.user.j2 cannot be used"),
+        ("fuzzing.user.j2", "{{ " + "x" * 10**6 + " }}", "fuzzing.user.j2 cannot be used"),
     ],
 )  # fmt: skip
 def test_bad_prompts_are_refused_before_work(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         Prompts(tmp_path)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_folder_without_prompts(tmp_path: Path) -> None:
@@ -158,6 +168,19 @@ def test_tokens_are_counted_by_bytes_or_by_a_tokenizer(tmp_path: Path, tokenizer
     ):
         with pytest.raises(UsageError, match=message):
             load_counter(str(place))
+
+
+def test_a_tokenizer_that_fails_is_told_in_words(tmp_path: Path) -> None:
+    place = tmp_path / "tokenizer.json"
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    place.write_text(json.dumps({"version": "1.0", "model": words}))
+    count, _ = load_counter(str(place))
+    with pytest.raises(UsageError, match=r"tokenizer=.*tokenizer.json cannot read 'b'"):
+        count("b")
+    pairs = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    place.write_text(json.dumps({"version": "1.0", "model": pairs | {"continuing_subword_prefix": "#" * 99}}))
+    with pytest.raises(UsageError, match=r"tokenizer=.*tokenizer.json (cannot read|is no tokenizer.json)"):
+        load_counter(str(place))[0]("ab")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.evaluate.latents.candidates import (
     ActivationHistograms,
     SmallestPerLatent,
     draw_priorities,
     rank_within_groups,
 )
+from saecache.evaluate.latents.passages import Passages
 from saecache.evaluate.latents.table import EMPTY
 
 LATENTS, TOKENS = 7, 400
@@ -89,3 +91,16 @@ def test_histograms_of_any_order(block: int) -> None:
 def test_ranks_within_groups() -> None:
     assert rank_within_groups(np.array([3, 3, 1, 1, 1, 3])).tolist() == [0, 1, 0, 1, 2, 0]
     assert rank_within_groups(np.array([], dtype=int)).tolist() == []
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(2, [0]), (2, [1, 3]), (0, [1])])
+def test_rows_on_padding_have_no_text(length: int, wanted: list[int]) -> None:
+    one = np.zeros(min(length, 1), dtype=np.int64)
+    ptr = np.unique([0, length])
+    passages = Passages(
+        context=4, ids=np.arange(length, dtype=np.int32), ptr=ptr, sequence=one, position=one + 1,
+        document=one.astype(np.int32),
+    )  # fmt: skip
+    assert passages.find(np.arange(1, 1 + length)).tolist() == list(range(length))
+    with pytest.raises(UsageError, match=r"1 of \d rows of the cache stand on padding"):
+        passages.find(np.asarray(wanted))

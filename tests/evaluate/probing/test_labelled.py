@@ -78,6 +78,30 @@ def test_bad_jsonl_is_refused(content: str, message: str, tmp_path: Path) -> Non
         load_labelled(str(tmp_path / "t.jsonl"), CONFIG, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "text,label," + "," * 100_000 + "\nx,y\n" * 10, "columns, expected at most 1,000"),
+        ("t.csv", "text,label\n" + "x" * (1 << 21), "line 2: longer than 1,048,576 bytes"),
+        ("t.csv", "y" * (1 << 21), "line 1: longer than 1,048,576 bytes"),
+        ("t.jsonl", json.dumps({"text": "x", "label": "y" * 10**6}), "at least 2 classes, got y"),
+        (
+            "t.jsonl",
+            "".join(json.dumps({"text": f"{i}", "label": f"{i}" + "y" * 1000}) + "\n" for i in range(1000)),
+            "too few of 0y",
+        ),
+    ],
+    ids=range(5),
+)
+def test_hostile_files_are_refused_at_once_and_in_few_words(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_labelled(str(tmp_path / name), CONFIG, 0)
+    assert len(str(caught.value)) < 5000
+
+
 def test_bad_csv_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"text,label\n\xff\xfe,1\n")
     with pytest.raises(UsageError, match=r"not UTF-8"):

@@ -1,5 +1,6 @@
 """The Hugging Face Hub as a place for caches, against a local server (``hub_server.py``)."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -563,6 +564,42 @@ def test_an_answer_that_would_fill_the_memory_is_refused(pushed: HubServer, api_
             open_remote_folder(URL, replace(QUICK, max_retries=0)).objects()
 
     right_or_refused(look)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"chunk_size": "²"},
+        {"chunk_size": "9" * 5000},
+        {"²": "x"},
+        {"9" * 5000: "x"},
+        {"chunk_size": "-1"},
+        "x",
+    ],
+)
+def test_parts_of_an_upload_that_are_no_numbers(
+    hub: HubServer, api_proxy: Proxy, cache_path: Path, header: Any
+) -> None:
+    hub.multipart_over, hub.chunk_bytes = 2000, 1500
+
+    def altered(_method: str, path: str, answer: Answer) -> Answer:
+        if not path.endswith("/objects/batch"):
+            return answer
+        status, headers, body = answer
+        values = json.loads(body)
+        for upload in (one["actions"]["upload"] for one in values["objects"] if "actions" in one):
+            if "header" in upload:
+                upload["header"] = {**upload["header"], **header} if isinstance(header, dict) else header
+        body = json.dumps(values).encode()
+        return status, [pair for pair in headers if pair[0].lower() != "content-length"], body
+
+    api_proxy.rewrite = altered
+
+    def push() -> None:
+        with contextlib.suppress(RemoteError):
+            Push(cache_path, URL, patience=QUICK).run()
+
+    right_or_refused(push)
 
 
 def test_an_upload_to_nowhere_is_refused(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:

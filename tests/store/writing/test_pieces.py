@@ -1,13 +1,16 @@
 """A cache whose rows wait in object storage: the bytes are those of one whose rows wait in its folder."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from saecache.common.errors import SaecacheError
 from saecache.store import CacheWriter, CorruptCacheError, StorageConfig, UsageError
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.bucket_pieces import BucketPieces, remove_pieces
@@ -138,6 +141,76 @@ def test_a_journal_of_another_cache_is_refused(tmp_path: Path, source: Any, plac
     place.put(".harvest/journal.json", b'{"version": 2}')
     with pytest.raises(CorruptCacheError, match="damaged or of another version"):
         writer_of(tmp_path / "e", source, place)
+
+
+def committed(tmp_path: Path, source: Any, place: RemoteFolder) -> dict[str, Any]:
+    """The values of the journal of an unfinished cache in the bucket."""
+    writer = writer_of(tmp_path / "c", source, place)
+    (_, arrays), *_ = source.batches(7)
+    writer.write_sequences(**arrays)
+    writer.commit()
+    writer.close()
+    return json.loads(place.get(".harvest/journal.json", 1 << 20))
+
+
+@pytest.mark.parametrize("values", [
+    {"sequences": 10**6}, {"rows": 10**6}, {"digests": {}}, {"blocks": 2**48}, {"blocks": 0},
+])  # fmt: skip
+def test_a_journal_with_impossible_pieces_is_refused(
+    tmp_path: Path, source: Any, place: RemoteFolder, values: dict[str, Any]
+) -> None:
+    journal = committed(tmp_path, source, place)
+    journal["pieces"][0] |= values
+    place.put(".harvest/journal.json", json.dumps(journal).encode())
+    with pytest.raises(SaecacheError), writer_of(tmp_path / "d", source, place) as writer:
+        writer.finalize()
+
+
+@pytest.mark.parametrize("digests", [{"index"}, {"ids", "document"}])
+def test_a_piece_whose_sums_are_not_all_there_is_refused(
+    tmp_path: Path, source: Any, place: RemoteFolder, digests: set[str]
+) -> None:
+    journal = committed(tmp_path, source, place)
+    piece = journal["pieces"][0]
+    piece["digests"] = {name: sha256 for name, sha256 in piece["digests"].items() if name in digests}
+    place.put(".harvest/journal.json", json.dumps(journal).encode())
+    with (
+        pytest.raises(CorruptCacheError, match="journal has no sha256 of the"),
+        writer_of(tmp_path / "d", source, place) as writer,
+    ):
+        writer.finalize()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a\0b.json", "x" * 300 + ".json", "train.token.0", "é.json"]
+)
+def test_records_with_names_of_nothing_are_left_out(name: str) -> None:
+    class Folder:
+        def objects(self, must_show: str) -> list[Any]:
+            return [SimpleNamespace(key=key) for key in (f"done/{name}", "done/train.token.0.json")]
+
+        def get(self, key: str, most: int) -> bytes:
+            return b"{}"
+
+    pieces = BucketPieces.__new__(BucketPieces)
+    pieces._folder = Folder()  # type: ignore[assignment]
+    assert [found for found, _ in pieces.read_records(frozenset())] == ["train.token.0.json"]
+
+
+@pytest.mark.parametrize("extra", ["[1" + "0" * 400 + "]", "[[1], [1, 2]]", '"x"', "{}"])
+def test_a_record_with_impossible_sums_counts_as_none(
+    tmp_path: Path, source: Any, place: RemoteFolder, cache_path: Path, contents: Contents, extra: str
+) -> None:
+    """The unit is done again, in a folder as in a bucket."""
+    writer = writer_of(tmp_path / "c", source, place)
+    for _, arrays in source.batches(7):
+        writer.write_sequences(**arrays)
+    done = tmp_path / "c" / ".writing" / "done"
+    done.mkdir(parents=True)
+    for record in ("train.token.0", "train.hook.0.0"):
+        (done / f"{record}.json").write_text(f'{{"files": [], "extra": {extra}}}')
+    writer.finalize()
+    assert contents(tmp_path / "c") == contents(cache_path)
 
 
 def test_pieces_that_no_commit_counts_are_removed(
