@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,12 @@ def test_templates_that_cannot_be_used(
     paths = write_chats(tmp_path / "chats.jsonl", [[{"role": "system", "content": "Be brief."}]])
     with pytest.raises(UsageError, match=match):
         run(make_chat({}, paths), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("place", ["~nobody_of_this_name/x", "x" * 5000, "a\0b", "\ud800"])
+def test_a_template_at_a_place_that_cannot_be(place: str) -> None:
+    with pytest.raises(UsageError, match="cannot be read as a chat template"):
+        ChatTemplate(SimpleNamespace(backend_tokenizer=True), ChatConfig.model_construct(template=place))
 
 
 def test_settings_that_cannot_be() -> None:
