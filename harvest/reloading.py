@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from ..common.validation import validate
 from .adapter import AdapterFiles, locate_adapter
 from .config import AdapterConfig, Quantization
 from .loading import Loading, read_model_settings
@@ -106,9 +107,13 @@ def _find_adapter(
         return None
     revision = recorded.get("revision") if place is None else None
     files = locate_adapter(
-        AdapterConfig(
-            name=place or known or str(recorded.get("name")),
-            revision=revision if isinstance(revision, str) else None,
+        validate(
+            AdapterConfig,
+            {
+                "name": place or known or str(recorded.get("name")),
+                "revision": revision if isinstance(revision, str) else None,
+            },
+            f"the adapter of {origin}",
         )
     )
     if files.sha256 != recorded.get("sha256"):
