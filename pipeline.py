@@ -41,6 +41,7 @@ def evaluate(
     with_model: bool = True,
 ) -> "Results":
     """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
+    from .common.devices import choose_device
     from .common.outputs import check_file_output
     from .distributed import world
     from .evaluate import run
@@ -59,6 +60,7 @@ def evaluate(
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)
     model, beside = None, {}
+    choose_device(config.device)
     if with_model and _names_model(cache):
         try:
             model = load_model_of(cache, name=config.model_folder, device=config.device)

@@ -192,7 +192,8 @@ def _print_derived(result: "Derived", as_json: bool) -> None:
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
     print_pairs([("cache", str(result.path)), *describe_cache(result.path)])
-    print_next(train_words(result.path, result.manifest.hooks))
+    manifest = result.manifest
+    print_next(train_words(result.path, manifest.hooks, manifest.train_rows))
 
 
 def _advance(bar: "tqdm[Any]", done: int) -> None:

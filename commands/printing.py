@@ -11,6 +11,8 @@ import typer
 
 from ..common.hook_names import NAMED_HOOKS, parse_hook
 
+RECIPE_BATCH_ROWS = 4096  # of the recipe that train_words names
+
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
 ]
@@ -44,9 +46,11 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
-def train_words(cache: str | Path, hooks: Collection[str]) -> list[str]:
-    """The words of a command that trains on a cache with these hooks."""
+def train_words(cache: str | Path, hooks: Collection[str], train_rows: int) -> list[str]:
+    """The words of a command that trains on a cache with these hooks and so many training rows."""
     choice = ["--set", f"hook={suggest_hook(hooks)}"] if len(hooks) > 1 else []
+    if 0 < train_rows < RECIPE_BATCH_ROWS:  # a dozen steps or so, to try it
+        choice += ["--set", f"batch_rows={max(1, train_rows // 16)}"]
     return ["saecache", "train", "topk", "--cache", str(cache), *choice]
 
 

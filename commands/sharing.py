@@ -85,6 +85,8 @@ def cache_ls(
     """List the caches below a place: model, hooks, dataset, rows, size, and whether they are complete."""
     from ..store.remote.team import format_listing, list_caches
 
+    if not is_url(place) and not Path(place).is_dir():
+        raise UsageError(f"there is no folder {place}: give a folder of caches, or a URL as s3://bucket/team")
     url = place if is_url(place) else Path(place).absolute().as_uri()
     found = list_caches(url)
     if as_json:
@@ -164,5 +166,6 @@ def _tell(result: "TransferResult", as_json: bool, target: str) -> None:
     if not result.dry_run:
         from ..store.manifest_file import load_manifest
 
-        hooks = load_manifest(Path(result.cache)).hooks
-        print_next(["saecache", "cache", "info", target], train_words(target, hooks))
+        manifest = load_manifest(Path(result.cache))
+        train = train_words(target, manifest.hooks, manifest.train_rows)
+        print_next(["saecache", "cache", "info", target], train)

@@ -59,7 +59,8 @@ def harvest(
     if result.reused:
         typer.echo(f"{result.path} holds this cache already; nothing to do.")
     print_pairs(describe_cache(result.path))
-    print_next(train_words(result.path, result.manifest.hooks))
+    manifest = result.manifest
+    print_next(train_words(result.path, manifest.hooks, manifest.train_rows))
 
 
 def synthetic(

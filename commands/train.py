@@ -52,10 +52,10 @@ def train(
             typer.echo(f"{result.run_dir} is finished already; nothing to do.")
         if result.saes:
             typer.echo(_train_table(result))
-            if diverged := [name for name, line in result.last_lines.items() if line.get("fvu", 0) > 1]:
+            if worse := [name for name, line in result.last_lines.items() if _last_fvu(line) > 1]:
                 typer.echo(
-                    f"warning: FVU of {', '.join(diverged)} is above 1, worse than the mean row: lower the "
-                    "learning rate",
+                    f"warning: FVU of {', '.join(worse)} is above 1, worse than the mean row: train "
+                    "longer, or lower the learning rate if the loss has risen",
                     err=True,
                 )
             beside = [f"beside.{name}={place}" for name, place in settings.beside.items()]
@@ -65,6 +65,12 @@ def train(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         count = f"{len(result.failed)} of {len(result.failed) + len(result.saes)}"
         raise SaecacheError(f"{count} variants failed: {reasons}")
+
+
+def _last_fvu(line: dict[str, Any]) -> float:
+    """The FVU on held-out rows at the end, where it was measured; else the mean over the last interval."""
+    found = line.get("heldout_fvu", line.get("fvu"))
+    return found if isinstance(found, int | float) else 0.0
 
 
 def _train_table(result: "TrainResult") -> str:

@@ -106,19 +106,22 @@ def _find_adapter(
             raise UsageError(f"{origin} was harvested without an adapter: leave out adapter={place!r}")
         return None
     revision = recorded.get("revision") if place is None else None
-    files = locate_adapter(
-        validate(
-            AdapterConfig,
-            {
-                "name": place or known or str(recorded.get("name")),
-                "revision": revision if isinstance(revision, str) else None,
-            },
-            f"the adapter of {origin}",
-        )
+    config = validate(
+        AdapterConfig,
+        {
+            "name": place or known or str(recorded.get("name")),
+            "revision": revision if isinstance(revision, str) else None,
+        },
+        f"the adapter of {origin}",
     )
+    elsewhere = "If it is elsewhere now, give its place as adapter=... (of a command: --adapter)"
+    try:
+        files = locate_adapter(config)
+    except UsageError as error:
+        raise UsageError(f"the adapter of {origin} cannot be opened again: {error}. {elsewhere}") from None
     if files.sha256 != recorded.get("sha256"):
         raise UsageError(
             f"{files.folder} is not the adapter of {origin}: it has sha256 {files.sha256}, expected "
-            f"{recorded.get('sha256')!s:.80}. If it is elsewhere now, give its place as adapter=..."
+            f"{recorded.get('sha256')!s:.80}. {elsewhere}"
         )
     return files

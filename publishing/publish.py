@@ -79,9 +79,11 @@ def publish_sae(
         files = PublishedFiles.of(out, str(sae.cfg.cache.get("fingerprint", "")))
         write_bytes(out / MANIFEST_NAME, files.to_json())
         sizes = {name: (out / name).stat().st_size for name in [*files.files, MANIFEST_NAME]}
-        place = open_remote_folder(url, patience, create=True)
-        sent = [] if preview else _send(place, out, files, replace=replace, notes=notes)
-    return Published(place.url, sae.cfg.name, files.fingerprint, sizes, sent, notes)
+        sent = []
+        if preview is None:
+            place = open_remote_folder(url, patience, create=True)
+            sent = _send(place, out, files, replace=replace, notes=notes)
+    return Published(str(parse_url(url)), sae.cfg.name, files.fingerprint, sizes, sent, notes)
 
 
 def _find_results(run: Path, named: Path | str | None, sae_dir: Path, sae: SAE) -> tuple[Results, SaeResult]:

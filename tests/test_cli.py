@@ -21,9 +21,11 @@ import saecache as saecache_package
 from saecache.cli import app, cache_app
 from saecache.commands.border import RESUMES, add_command, message_of
 from saecache.commands.escaping import EscapingStream
-from saecache.commands.printing import print_json, shell_line, suggest_hook, train_words
+from saecache.commands.printing import RECIPE_BATCH_ROWS, print_json, shell_line, suggest_hook, train_words
 from saecache.common.errors import CorruptCacheError, SaecacheError, UsageError
 from saecache.common.progress import progress_bar
+from saecache.configs import load_config
+from saecache.train import TrainConfig
 
 COMMANDS = [
     *([str(command.name)] for command in app.registered_commands),
@@ -356,5 +358,7 @@ def test_next_commands_survive_a_shell() -> None:
 )
 def test_next_trains_on_the_residual_stream_in_the_middle(hooks: list[str], chosen: str) -> None:
     assert suggest_hook(hooks) == chosen
-    assert train_words("c", hooks)[-2:] == ["--set", f"hook={chosen}"]
-    assert "--set" not in train_words("c", hooks[:1])
+    assert train_words("c", hooks, 10_000)[-2:] == ["--set", f"hook={chosen}"]
+    assert "--set" not in train_words("c", hooks[:1], RECIPE_BATCH_ROWS)
+    assert load_config(TrainConfig, "topk", kinds=("train",)).batch_rows == RECIPE_BATCH_ROWS
+    assert train_words("c", hooks[:1], 509)[-2:] == ["--set", "batch_rows=31"]

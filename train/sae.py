@@ -189,7 +189,7 @@ class SAE(nn.Module):
         if x.dim() != 2:
             raise UsageError(
                 f"SAE {self.cfg.name} expects [rows, {self.cfg.d_model}], got {tuple(x.shape)}: "
-                "x.flatten(0, -2) makes rows of sequences"
+                + ("x[None] is one row" if x.dim() == 1 else "x.flatten(0, -2) makes rows of sequences")
             )
         if space == "raw":
             normalized: tuple[Tensor, Any] = self.normalizer.apply(x.float())

@@ -13,6 +13,7 @@ from ...common.versions import package_version
 from ...store import ActivationCache, open_cache
 from ...store.durable import write_bytes
 from ...train import SAE
+from ...train.foreign.exported import REPORT_FILE
 from ..rows import choose_rows
 from ..targets import Place, Target, check_belongs, find_targets
 from .comparison import Comparison, check, choose_limits, compare, make_random_rows, read_cached_rows
@@ -23,7 +24,6 @@ from .new_folder import check_new, new_folder
 from .rules import Form, Rule, choose_rule
 from .space import Space, choose_space
 
-REPORT_FILE = "saecache-export.json"
 CACHED_ROWS = 8192  # held-out rows that an export is compared on
 LATENT_FORMATS = ("delphi", "neuronpedia")  # see latent_formats.py
 

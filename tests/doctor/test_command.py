@@ -123,7 +123,7 @@ def test_a_signal_prints_what_was_done_and_removes_temporary_files(
     [
         (["--device", "cuda:9"], "device='cuda:9' cannot be used here"),
         (["--set", "limit_second=3"], "did you mean 'limit_seconds'"),
-        (["--set", "cpu.rows=0"], "cpu.rows: must be greater than or equal to 1"),
+        (["--set", "cpu.rows=0"], "cpu.rows: must be greater than 0"),
         (["--json", "there/is/a/file"], "a file, not a folder"),
         (["--set", "folder=there"], "is a file"),
     ],

@@ -94,7 +94,7 @@ def check_inspect(cache: ActivationCache, folder: Path, tmp_path: Path) -> None:
     SAE(sae.cfg.model_copy(update={"cache": facts}), dict(sae.named_buffers())).save(tmp_path / "sae")
     command = ["inspect", str(tmp_path / "sae"), "some words", "--model", str(folder), "--device", "cpu"]
     refused = CliRunner().invoke(app, command)
-    assert refused.exit_code == 2 and "no such folder" in refused.stderr
+    assert refused.exit_code == 2 and "elsewhere now, give its place as adapter=" in refused.stderr
     done = CliRunner().invoke(app, [*command, "--json", "--adapter", str(tmp_path / "moved")])
     assert done.exit_code == 0, done.output
     model = load_model_of(cache, adapter=str(tmp_path / "moved"), device="cpu")

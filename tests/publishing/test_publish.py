@@ -254,7 +254,9 @@ def test_the_command(hub: Any, measured: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         return done
 
-    preview = invoke(str(measured / "topk_k4"), URL, "--preview", str(tmp_path / "preview"))
+    with pytest.MonkeyPatch.context() as offline:  # a preview asks nobody
+        offline.setenv("HF_HUB_OFFLINE", "1")
+        preview = invoke(str(measured / "topk_k4"), URL, "--preview", str(tmp_path / "preview"))
     assert hub.repositories == {} and {p.name for p in (tmp_path / "preview").iterdir()} == FILES
     assert "states no licence" in preview.stderr
     shown = json.loads(invoke(str(measured / "topk_k4"), URL, "--license", "mit", "--json").stdout)

@@ -24,6 +24,7 @@ from ..sae_config import SAEConfig
 from ..tensor_file import check_values, sha256_of
 from ..variants.base.variant import Variant
 from ..variants.jumprelu import PARAMETER, JumpReLU
+from .exported import exported_normalizer
 from .tensor_files import TensorFile
 
 FOLD_ROWS = 8192  # of W_enc, in float64
@@ -33,13 +34,20 @@ IMPORTED = "imported"  # key of cfg.training that tells SAEs of other libraries 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where an SAE comes from. ``hook`` is in our words, ``facts`` are what its format says beside it."""
+    """Where an SAE comes from.
+
+    Attributes:
+        hook: in our words.
+        facts: what its format says beside it.
+        notes: what ``saecache export`` wrote into its config; None if it did not, or could not.
+    """
 
     format: str
     architecture: str
     hook: str
     model: str | None
     facts: Mapping[str, Any]
+    notes: Any = None
 
 
 def subtract_b_dec_before_encoding(parts: dict[str, Tensor]) -> None:
@@ -133,10 +141,15 @@ def build_sae(
 ) -> SAE:
     """Build the SAE. A threshold below 0 becomes 0, because the other libraries cut at 0 as well.
 
+    Args:
+        normalizer: of the rows that the library's files ask for; an export of ours with normalized rows names
+            another one.
+
     Raises:
         UsageError: a number is not finite, or a name cannot be shown.
     """
     num_latents, d_model = parts["W_enc"].shape
+    normalizer = exported_normalizer(origin.notes, file.path.parent, d_model) or normalizer
     if THRESHOLD in parts:
         parts[THRESHOLD] = parts[THRESHOLD].clamp_min(0.0)
         if isinstance(variant, JumpReLU):

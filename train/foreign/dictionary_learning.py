@@ -109,6 +109,7 @@ def from_dictionary_learning(
         hook=hook or _hook(trainer, config.get("buffer")),
         model=text_or_none(trainer, "lm_name"),
         facts={},
+        notes=config.get("saecache"),
     )
     return build_sae(variant, parts, Normalizer("none", d_model), origin, file).to(device)
 

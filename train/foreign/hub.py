@@ -13,6 +13,7 @@ from ...store.remote.hub.address import HubRepository, parse_hub_path
 from ...store.remote.places import open_remote_folder
 from ..published import fetch_sae, read_published
 from ..sae import CONFIG_FILE, WEIGHTS_FILE
+from .exported import REPORT_FILE
 from .formats import FORMATS
 
 PREFIX = "hf://"
@@ -61,7 +62,7 @@ def download_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    files = {CONFIG_FILE, WEIGHTS_FILE, "config.json"}
+    files = {CONFIG_FILE, WEIGHTS_FILE, REPORT_FILE, "config.json"}
     files |= {file for each in FORMATS.values() for file in (*each.weights, each.config) if file}
     patterns = [f"{inside}/{file}" if inside else file for file in sorted(files)]
     try:

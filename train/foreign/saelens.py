@@ -93,6 +93,7 @@ def from_saelens(
         hook=hook or from_transformer_lens(text_or_none(metadata, "hook_name") or "unknown"),
         model=text_or_none(metadata, "model_name"),
         facts={"normalize_activations": normalize, "scaling_factor": scaling_factor},
+        notes=metadata.get("saecache"),
     )
     return build_sae(variant, parts, normalizer, origin, file).to(device)
 

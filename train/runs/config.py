@@ -201,13 +201,22 @@ def _check_names(variants: Sequence[Variant]) -> None:
         name = variant.run_name
         if (other := by_name.setdefault(name.lower(), variant)) is variant:
             continue
-        setting = grid.first_difference(variant, other)
-        if setting is None:
+        settings = grid.differing_settings([variant, other])
+        if not settings:
             raise ValueError(f"two variants are called {name} and are the same: leave one out")
-        if setting == "name":
+        if settings[0] == "name":
             raise ValueError(f"two variants are called {name} and {other.run_name}: give different names")
-        example = f"{name}_{setting.rpartition('.')[2]}{{{setting}}}"
+        example = _name_for_grid(
+            [one for one in variants if (one.kind, one.name) == (variant.kind, variant.name)]
+        )
         raise ValueError(
-            f"two variants are called {name}: they differ in {setting}, which the name does not show; "
+            f"two variants are called {name}: they differ in {settings[0]}, which the name does not show; "
             f"give different names; in a grid, put the setting in braces (name: {example!r})"
         )
+
+
+def _name_for_grid(variants: Sequence[Variant]) -> str:
+    """A name with braces that is another one for each of these variants, which have the same ``name``."""
+    settings = grid.differing_settings(variants)
+    shown = [f"{setting.rpartition('.')[2]}{{{setting}}}" for setting in settings]
+    return "_".join([variants[0].name or variants[0].kind, *shown])

@@ -109,7 +109,10 @@ def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> Ru
     )
     if (out / RUN_FILE).exists():
         found = _read(out / RUN_FILE)
-        different = differences(_by_name({"config": found.config, "cache": found.cache}), _by_name(identity))
+        before, now = ({**each, "checkpoint": None} for each in (found.config, identity["config"]))
+        different = differences(
+            _by_name({"config": before, "cache": found.cache}), _by_name({**identity, "config": now})
+        )  # how often a checkpoint is saved changes no SAE
         if different:
             shown = [f"{line:.{MAX_SHOWN}}" for line in different[:MAX_LINES]]
             listed = "\n".join(

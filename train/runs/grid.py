@@ -4,7 +4,7 @@ A setting whose type is a list (``betas``, ``prefixes``) does not expand. The fi
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, product
 from math import prod
 from typing import Any, get_args, get_origin
@@ -36,11 +36,11 @@ def expand(entries: Any) -> Any:
     return expanded
 
 
-def first_difference(a: BaseModel, b: BaseModel) -> str | None:
-    """The first setting, as ``key.sub``, in which two variants differ; None when they are equal."""
-    first, second = dict(_leaves(a.model_dump())), dict(_leaves(b.model_dump()))
-    paths = [path for path in {**first, **second} if first.get(path) != second.get(path)]
-    return paths[0] if paths else None
+def differing_settings(variants: Iterable[BaseModel]) -> list[str]:
+    """The settings, as ``key.sub``, that are not the same in all variants."""
+    every = [dict(_leaves(variant.model_dump())) for variant in variants]
+    paths = dict.fromkeys(path for leaves in every for path in leaves)
+    return [path for path in paths if any(leaves.get(path) != every[0].get(path) for leaves in every)]
 
 
 def _expand_entry(entry: Any, i: int) -> Iterator[Any]:

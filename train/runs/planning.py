@@ -126,7 +126,9 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
         kept = (
             "of the cache" if config.sink_ratio is None else f"that sink_ratio={config.sink_ratio:g} leaves"
         )
-        problems.append(f"batch_rows={config.batch_rows} is more than the {rows} training rows {kept}")
+        problems.append(
+            f"batch_rows={config.batch_rows} is more than the {rows} training rows {kept}: lower batch_rows"
+        )
         raise UsageError(_listed(problems))
     steps = num_steps(config, rows)
     if steps < 1:

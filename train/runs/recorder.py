@@ -23,6 +23,7 @@ from ..sae import SAE
 from ..sae_config import FORMAT_OF_SEVERAL_HOOKS, FORMAT_VERSION, SAEConfig
 from ..sae_hooks import name_of, normalization_of
 from .calibration import calibrated_on, rows_for_calibration
+from .checkpoint import FOLDER as CHECKPOINTS
 from .checkpoint import prune, record_failure, save_checkpoint
 from .config import TrainConfig
 from .display import Display
@@ -46,6 +47,7 @@ class Recorder:
         self.jobs = {job.name: job for job in plan.own_jobs}
         self.step_rows = config.batch_rows * config.accumulate_batches
         self.shown: list[dict[str, Any]] = []  # the lines of an interval that has just ended
+        self.logged: list[dict[str, Any]] = []  # those of the last one that ended
         self.everyone, self.group = plan.layout.everyone, plan.layout.grid
 
     @contextmanager
@@ -75,7 +77,7 @@ class Recorder:
     def _advance(self, trainees: Sequence[Trainee]) -> None:
         def figures() -> list[dict[str, Any]]:
             if self.everyone.size > 1:  # the processes do not ask at the same time
-                return self.shown
+                return self.logged
             running = (trainee for trainee in trainees if int(trainee.interval.steps))  # none that has failed
             return self.shown or [self._figures(trainee) for trainee in running]
 
@@ -95,7 +97,7 @@ class Recorder:
         for tracker in self.trackers:
             for line in lines:
                 tracker.write(line)
-        self.shown = lines
+        self.shown = self.logged = lines
         if step == self.plan.num_steps:
             self._advance(trainees)
 
@@ -115,7 +117,9 @@ class Recorder:
         reason = f"{error} in step {step + 1} (batch {batch} of epoch {epoch})"
         self.group.on_first(lambda: record_failure(self.out / trainee.name, step, reason))
         log = logger.error if self.group.is_first else logger.debug
-        log("variant %s stopped: %s; its last checkpoint is kept", trainee.name, reason)
+        kept = "its last checkpoint is kept; " * (self.out / trainee.name / CHECKPOINTS).is_dir()
+        advice = "lower optimizer.learning_rate, and give another --out"
+        log("variant %s stopped: %s; %s%s", trainee.name, reason, kept, advice)
 
     def sae(self, trainee: Trainee, step: int) -> SAE:
         """The SAE after ``step`` steps; it shares the trainee's tensors."""

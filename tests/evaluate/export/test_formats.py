@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from saecache.evaluate.export import Export, export_sae
 from saecache.evaluate.export.formats import load_formats
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import load_sae
+from saecache.train.foreign.exported import REPORT_FILE
 from saecache.train.variants import VARIANTS
 
 from .conftest import D_MODEL, FEW, HOOK, LATENTS, Trained, free_relu
@@ -132,6 +134,51 @@ def test_every_kind_is_exported_or_refused(
     assert all(t.dtype in (torch.float32, torch.int32, torch.int64) for t in tensors_of(export).values())
 
 
+def check_reading_back(export: Export, folder: Path, cache: ActivationCache) -> None:
+    """An export of an SAE of normalized rows is read as such, and not as one of raw rows."""
+    back, sae, x = load_sae(export.path), load_sae(folder), cache.rows(HOOK, range(100), "heldout", "none")
+    assert back.normalizer == sae.normalizer
+    torch.testing.assert_close(back(x, input="raw"), sae(x, input="raw"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("format_name", ["dictionary_learning", "sparsify", "saelens"])
+def test_normalized_rows_are_remembered(
+    format_name: str, trained: Trained, cache: ActivationCache, tmp_path: Path
+) -> None:
+    folder = trained("topk", "unit")
+    export = export_sae(folder, format_name, tmp_path / "out", cache=cache, normalized_input=True)
+    check_reading_back(export, folder, cache)
+    if format_name != "sparsify":  # whose config has no room for it
+        (export.path / REPORT_FILE).unlink()
+        check_reading_back(export, folder, cache)
+
+
+@pytest.mark.parametrize(
+    ("notes", "match"),
+    [
+        ({"rows": "normalized"}, "takes normalized rows, but not which"),
+        (
+            {"rows": "normalized", "cfg": {"normalization": {"kind": "x", "d_model": 1, "scale": 1}}},
+            "not which",
+        ),
+        (
+            {"rows": "normalized", "cfg": {"normalization": {"kind": "unit", "d_model": 3, "scale": 1}}},
+            "width 3",
+        ),
+        ({"rows": "normalized", "cfg": [1]}, "not which"),
+    ],
+)
+def test_foreign_notes_are_not_believed(
+    notes: dict[str, Any], match: str, trained: Trained, cache: ActivationCache, tmp_path: Path
+) -> None:
+    export = export_sae(
+        trained("topk", "unit"), "sparsify", tmp_path / "out", cache=cache, normalized_input=True
+    )
+    (export.path / REPORT_FILE).write_text(json.dumps(notes))
+    with pytest.raises(UsageError, match=match):
+        load_sae(export.path)
+
+
 def test_the_table_is_of_kinds_that_there_are() -> None:
     assert set(ARCHITECTURES) <= set(VARIANTS)
 
@@ -150,6 +197,7 @@ def test_the_other_normalizations(
         )
         assert (other.rows, other.feature_factor) == ("normalized", 1)
         assert all(c.feature < 2e-6 for c in other.comparisons)
+        check_reading_back(other, trained(kind, normalization), cache)
     if normalization == "unit_scale":
         assert export.feature_factor == 1 / load_sae(trained(kind, normalization)).normalizer.scale != 1
     if normalization == "none":

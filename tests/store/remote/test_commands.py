@@ -87,6 +87,7 @@ def test_json_is_all_there_is_on_stdout(team: str, cache_path: Path, tmp_path: P
         (["pull", "somewhere", "s3://team/x"], "pull takes a URL and then a folder"),
         (["rm", "somewhere"], "remove the folder somewhere with your own tools"),
         (["info", "s3://team/nothing-here"], "there is nothing there"),
+        (["ls", "no/such/folder"], "there is no folder no/such/folder: give a folder of caches"),
         (["ls", "s3://no-such-bucket"], "there is no such bucket"),
         (["ls", "s3://key:hunter2@bucket"], "come from the environment"),
         (["pull", "https://example.com/x", "dir"], "set AWS_ENDPOINT_URL"),

@@ -66,7 +66,11 @@ def test_lists_ask_for_every_combination(variant: dict[str, Any], expected: list
         ),
         (
             [{"kind": "topk", "optimizer": {"learning_rate": [0.1, 0.2]}}],
-            r"name: 'topk_k32_learning_rate\{optimizer.learning_rate\}'",
+            r"name: 'topk_learning_rate\{optimizer.learning_rate\}'",
+        ),
+        (
+            [{"kind": "topk", "k": [4, 8], "seed": [0, 1], "optimizer": {"learning_rate": [0.1, 0.2]}}],
+            r"name: 'topk_seed\{seed\}_learning_rate\{optimizer.learning_rate\}_k\{k\}'",
         ),
         ([{"kind": "topk", "k": []}], "variants.0.k: an empty list gives no variant"),
         ([{"kind": "topk", "k": [4], "name": "a{q}"}], r"names 'q', but this variant only sets k, kind"),

@@ -113,6 +113,8 @@ def test_another_config_or_cache_is_refused_and_named(
         run(make_config(TOPK), other, tmp_path / "run")
     quiet = make_config(TOPK, log={"every_steps": 2, "progress": True})
     assert run(quiet, cache, tmp_path / "run").reused  # how a run is shown does not make it another
+    often = make_config(TOPK, checkpoint={"every_steps": 1, "keep": 3})
+    assert run(often, cache, tmp_path / "run").reused  # nor does what a preempted machine needs
 
 
 def test_a_run_of_version_0_1_is_still_the_same_run(
