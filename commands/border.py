@@ -17,8 +17,9 @@ from typing import Any
 import typer
 
 from ..common.errors import SaecacheError
-from ..common.printable import printable
+from ..common.printable import printable, shortened
 from ..distributed.environment import find_placement
+from .escaping import escaped_output
 
 DEBUG_VARIABLE = "SAECACHE_DEBUG"
 RESUMES = "interrupted; what was done is saved: the same command continues"
@@ -58,7 +59,7 @@ def add_command(
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            with _with_others() if several else nullcontext():
+            with escaped_output(), _with_others() if several else nullcontext():
                 function(*args, **kwargs)
         except typer.Exit:
             raise
@@ -131,7 +132,7 @@ def message_of(error: BaseException) -> str | None:
     It may quote the files of others: what would control the terminal is escaped.
     """
     text = _words_of(error)
-    return None if text is None else printable(text, keep="\n")
+    return None if text is None else shortened(printable(text, keep="\n"))
 
 
 def _words_of(error: BaseException) -> str | None:

@@ -77,7 +77,7 @@ def _train_table(result: "TrainResult") -> str:
     """One line per SAE: the figures of the last log line of its run, and its folder."""
     from ..common.tables import format_columns
 
-    figures = {"loss": ".4g", "fvu": ".4f", "heldout_fvu": ".4f", "l0": ".1f", "dead": ",d"}
+    figures = {"loss": ".4g", "fvu": ".4f", "heldout_fvu": ".4f", "l0": ".1f", "dead": ",.0f"}
     large = ".4g"  # from 10 on, where a run has diverged
     heads = ["SAE", "folder", "steps", "loss", "FVU", "held-out FVU", "L0", "dead"]
     rows = []

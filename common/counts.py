@@ -33,6 +33,9 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 PositiveCount = Annotated[Count, Field(gt=0)]
 
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+"""What torch's generators and ours take."""
+
 StoredCount = Annotated[int, Field(ge=0, le=2**48)]
 """A count in a file, which may come from anybody: products of two such numbers do not overflow."""
 

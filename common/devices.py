@@ -31,12 +31,15 @@ def choose_device(name: str, *, float64: bool = False, local_rank: int | None = 
     if name == "auto":
         return torch.device(next(one for one in _available() if one != "mps" or not float64))
     try:
-        return torch.empty(0, device=name, dtype=torch.float64 if float64 else torch.float32).device
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        device = torch.empty(0, device=name, dtype=torch.float64 if float64 else torch.float32).device
+        if device.type == "meta":
+            raise TypeError("its tensors hold no numbers")
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"device={name!r} cannot be used here: {reason}; available: {', '.join(_available())}"
         ) from None
+    return device
 
 
 @cache

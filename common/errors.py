@@ -1,10 +1,18 @@
 """The failures a user can meet, each with a name. ``exit_status`` is what the command line returns for it."""
 
+from .printable import shortened
+
 
 class SaecacheError(Exception):
-    """A failure that is told to the user as one message, without a stack trace."""
+    """A failure that is told to the user as one message, without a stack trace.
+
+    The message may quote the files of others, which may hold megabytes: it is shortened.
+    """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class UsageError(SaecacheError, ValueError):

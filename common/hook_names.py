@@ -25,4 +25,5 @@ def block_of(hook: str) -> str | None:
 
 def by_number(name: str) -> list[tuple[int, str]]:
     """The key that sorts ``resid_post.2`` before ``resid_post.10``: one order, however hooks were listed."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]

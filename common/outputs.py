@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .lookups import exists, is_folder, why_impossible
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -17,7 +18,7 @@ def check_file_output(path: Path) -> None:
         UsageError: a folder has that name, a file stands where a folder above it should be, or nothing may be
             written there.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise UsageError(f"{path} is a folder, and a file is to be written: give the name of a file in it")
     _check_writable(path, _folder_above(path, path.absolute().parent))
 
@@ -38,17 +39,22 @@ def check_no_file(path: Path) -> Path:
     Raises:
         UsageError: it is a file, or a file stands where a folder above it should be.
     """
-    if path.exists() and not path.is_dir():
+    if exists(path) and not is_folder(path):
         raise UsageError(f"{path} is a file; --out must name a folder")
     return _folder_above(path, path.absolute())
 
 
 def _folder_above(path: Path, folder: Path) -> Path:
     """``folder``, or the nearest folder above it that exists."""
-    while not folder.exists():
+    missing = [path.name]
+    while not exists(folder):
+        missing.append(folder.name)
         folder = folder.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    for place in (path, *(folder / name for name in missing)):
+        if reason := why_impossible(place):
+            raise UsageError(f"cannot write {str(path)!r}: {reason}; choose another name")
     return folder
 
 

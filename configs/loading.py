@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ..common.errors import UsageError
+from ..common.lookups import exists, is_file, is_folder
 from ..common.validation import unknown_key, validate
 from ..store.untrusted_files import read_text
 from .overrides import apply_override
@@ -119,16 +120,16 @@ def setting_names(package: str, class_name: str) -> set[str]:
 
 def _read(name_or_path: str | Path, kinds: tuple[str, ...]) -> tuple[str, str]:
     path = Path(name_or_path)
-    if path.is_file():
+    if is_file(path):
         return read_text(path, MAX_BYTES), str(path)
     try:
         recipe = find_recipe(str(name_or_path), kinds)
     except UsageError as error:
         what = (
             "a folder, not a file"
-            if path.is_dir()
+            if is_folder(path)
             else "no regular file"
-            if path.exists()
+            if exists(path)
             else "not a file here"
         )
         raise UsageError(f"{str(name_or_path)!r} is {what}, and {error}") from None

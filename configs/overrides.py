@@ -59,7 +59,8 @@ def _list_at(values: Any, key: str) -> list[Any]:
 
 
 def _list_index(target: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    is_number = part.isascii() and part.isdigit() and len(part) < 20  # int() refuses ², and 5000 digits
+    if not is_number or int(part) >= len(target):
         items = "the list there is empty" if not target else f"its items are 0 to {len(target) - 1}"
         raise UsageError(
             f"--set {where}: {part!r} is no item of a list; {items}, and {len(target)}=VALUE appends one"

@@ -58,7 +58,7 @@ class EvaluateConfig(FrozenModel):
     codes_on_disk: Count = Field(500_000_000, ge=1)
     """Codes that are kept on disk, 8 bytes each, while latents are looked at; rows after these are left out.
     """
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Chooses the shown latents, their contexts and the scored sequences."""
     model_folder: str | None = None
     """Where the cache's language model is now, if it was harvested from a folder that is elsewhere or has

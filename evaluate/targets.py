@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..common.errors import UsageError
+from ..common.lookups import is_file
 from ..store import ActivationCache
 from ..store.remote import is_url
 from ..train import SAE, load_sae
@@ -118,7 +119,7 @@ def choose_output(places: Sequence[Place] | Sequence[Target]) -> Path:
             f"{folder} is a folder of {theirs}, and nothing is written into it: say where the results go, "
             "with --out FILE.json"
         )
-    is_sae = (folder / CONFIG_FILE).is_file()
+    is_sae = is_file(folder / CONFIG_FILE)
     return (
         folder.resolve().parent if is_sae and folder.resolve().name == SAE_FOLDER else folder
     ) / RESULTS_FILE

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..common.errors import UsageError
+from ..common.lookups import expanded, is_folder
 from ..common.regular_files import read_regular
 from ..store.untrusted_json import check_depth, parse_json
 from ..store.untrusted_model import files_explained
@@ -52,8 +53,8 @@ def locate_adapter(config: AdapterConfig) -> AdapterFiles:
     """
     if find_spec("peft") is None:
         raise UsageError(f"model.adapter={config.name!r} needs peft: pip install 'saecache[peft]'")
-    folder, revision = Path(config.name).expanduser(), None
-    if folder.is_dir():
+    folder, revision = expanded(config.name), None
+    if is_folder(folder):
         if config.revision is not None:
             raise UsageError(
                 f"model.adapter.revision={config.revision!r} has no effect on {config.name!r}, which is a "

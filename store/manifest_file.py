@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..common.errors import CorruptCacheError, IncompleteCacheError, UsageError
+from ..common.lookups import exists, is_folder
 from ..common.regular_files import read_regular
 from ..common.versions import package_version
 from .identity import sha256_of_json
@@ -28,9 +29,9 @@ def load_manifest(path: Path | str) -> Manifest:
     """
     path = Path(path)
     root = path / "zarr.json"
-    if not path.is_dir():
+    if not is_folder(path):
         raise UsageError(f"no cache at {path}: there is no such folder")
-    if not root.exists():
+    if not exists(root):
         if (path / ".writing").is_dir():
             raise IncompleteCacheError(
                 f"the cache at {path} is unfinished: run the command that writes it again, "

@@ -9,7 +9,7 @@ from and its factor, and both directions follow: start = y / factor, and x = u *
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..common.errors import UsageError
 
 Start = Literal["raw", "unit"]
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Normalizer:
     """One normalization of rows of width ``d_model``; ``scale`` is used only by kinds that need E|x|^2.
 
     Raises:
-        UsageError: there is no such kind, or ``scale`` is not a positive number.
+        UsageError: there is no such kind, or ``scale`` is not a positive number, nor its inverse, in float32.
     """
 
     kind: str
@@ -83,8 +84,11 @@ class Normalizer:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"normalization {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if not (isfinite(self.scale) and self.scale > 0):
-            raise UsageError(f"normalization scale must be a positive number, got {self.scale}")
+        if not SMALLEST_SCALE <= self.scale <= 1 / SMALLEST_SCALE:  # NaN is not
+            raise UsageError(
+                f"normalization scale must be a positive number that float32 rows can be multiplied with and "
+                f"divided by, from {SMALLEST_SCALE:.3g} to {1 / SMALLEST_SCALE:.3g}, got {self.scale}"
+            )
 
     @classmethod
     def of_mean_square(cls, kind: str, d_model: int, mean_square: float) -> "Normalizer":

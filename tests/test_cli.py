@@ -2,22 +2,28 @@
 
 import ast
 import errno
+import io
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import saecache as saecache_package
 from saecache.cli import app, cache_app
-from saecache.commands.border import RESUMES, message_of
-from saecache.commands.printing import RECIPE_BATCH_ROWS, shell_line, suggest_hook, train_words
-from saecache.common.errors import UsageError
+from saecache.commands.border import RESUMES, add_command, message_of
+from saecache.commands.escaping import EscapingStream
+from saecache.commands.printing import RECIPE_BATCH_ROWS, print_json, shell_line, suggest_hook, train_words
+from saecache.common.errors import CorruptCacheError, SaecacheError, UsageError
+from saecache.common.progress import progress_bar
 from saecache.configs import load_config
 from saecache.train import TrainConfig
 
@@ -215,7 +221,8 @@ def test_errors_of_the_system_and_of_libraries_are_messages() -> None:
 FAILING = """
 import sys, typer
 from saecache.commands.border import add_command, note_interrupts
-from saecache.common.errors import UsageError
+from saecache.common.errors import CorruptCacheError, SaecacheError, UsageError
+from saecache.common.progress import progress_bar
 app = typer.Typer()
 @app.callback()
 def nothing(): pass
@@ -232,6 +239,75 @@ def failing(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", FAILING.format(body=body)]
     environment = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("kind", [SaecacheError, UsageError, CorruptCacheError])
+def test_a_message_of_any_length_is_shortened(kind: type[SaecacheError]) -> None:
+    error = kind("begins " + "\x01" * 1_000_000 + " ends")
+    for told in (str(error), str(message_of(error)), str(UsageError(f"b: {error}"))):
+        assert len(told) < 10_000
+        assert "begins" in told and " characters were cut here " in told and told.endswith(" ends")
+    assert len(str(message_of(OSError("\x01" * 1_000_000)))) < 10_000
+    assert str(kind("x" * 9000)) == "x" * 9000
+
+
+CONTROLS = "a\x1b]0;owned\x07b\x9b2J\u202ec\ud800"
+ESCAPED = r"a\x1b]0;owned\x07b\x9b2J\u202ec\ud800"
+
+
+@pytest.mark.parametrize("how", ["echo", "echo to stderr", "print", "log", "bar"])
+def test_a_command_prints_nothing_that_controls_the_terminal(how: str) -> None:
+    def command() -> None:
+        match how:
+            case "echo":
+                typer.echo(f"{CONTROLS}\té\nx\rnext")
+            case "echo to stderr":
+                typer.echo(CONTROLS, err=True)
+            case "print":
+                print("warning:", CONTROLS, file=sys.stderr)
+            case "log":
+                logging.getLogger("saecache").warning("a checkpoint is not used (%s)", CONTROLS)
+            case _:
+                with progress_bar(CONTROLS, "row", 2) as bar, progress_bar("inner", "row", 2) as inner:
+                    bar.update(2)
+                    inner.update(2)
+
+    group = typer.Typer()
+    add_command(group, "x", command)
+    with logging_as_in_a_process():
+        result = CliRunner().invoke(group, [])
+    assert result.exit_code == 0, result.exception
+    printed = result.stdout + result.stderr
+    assert ESCAPED in printed
+    assert not set(printed.replace("\x1b[A", "")) & set("\x1b\x07\x9b\u202e\ud800")
+    if how == "echo":
+        assert result.stdout == f"{ESCAPED}\té\nx\\rnext\n"
+    if how == "bar":
+        assert "\r" in printed and "\n\r" in printed and "\x1b[A" in printed and "100%" in printed
+
+
+@contextmanager
+def logging_as_in_a_process() -> Iterator[None]:
+    """Without the handlers of pytest, so that the last resort writes to stderr."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+
+
+def test_json_of_a_command_stays_json() -> None:
+    group, document = typer.Typer(), {"name": f"{CONTROLS}é\n", "n": [1, 2]}
+    add_command(group, "x", lambda: print_json(document))
+    assert json.loads(CliRunner().invoke(group, []).stdout) == document
+
+
+def test_a_terminal_without_unicode_gets_escapes() -> None:
+    raw = io.BytesIO()
+    stream = EscapingStream(io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    assert stream.write("é\x1b\n") == 3
+    assert raw.getvalue() == rb"\xe9\x1b" + b"\n"
 
 
 def test_stack_traces_on_demand() -> None:

@@ -5,12 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from saecache.common.errors import UsageError
+from saecache.common.validation import validate
 from saecache.configs import list_recipes, load_config
+from saecache.configs.overrides import apply_override
 from saecache.configs.yaml_text import MAX_BYTES, parse_yaml
 from saecache.evaluate import EvaluateConfig
+from saecache.evaluate.judge.config import InterpretConfig
 from saecache.train import TrainConfig
+from saecache.train.runs.zipf_values import with_zipf
+from saecache.train.variants.base.variant import Plan
+from saecache.train.variants.feature_choice import FeatureChoice, zipf_problems
 
 from .hostile import CASES, in_its_place, mutated, replace_with, right_or_refused
 
@@ -108,3 +115,45 @@ def test_infinite_settings(setting: str, tmp_path: Path) -> None:
     path.write_text(f"variants: [{{kind: topk}}]\nnum_latents: 99\n{setting}\n")
     with pytest.raises(UsageError, match="finite number"):
         load_config(TrainConfig, path)
+
+
+TOPK = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 99, "steps": 1}
+
+
+@pytest.mark.parametrize("seed", [10**26, -(10**26), 1 << 64])
+def test_seeds_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(UsageError, match=r"seed: .*less than"):
+        validate(TrainConfig, {**TOPK, "seed": abs(seed)}, "it")
+    with pytest.raises(UsageError, match=r"variants\.0\.seed: "):
+        validate(TrainConfig, {**TOPK, "variants": [{"kind": "topk", "k": 4, "seed": seed}]}, "it")
+    for model in (EvaluateConfig, InterpretConfig):
+        with pytest.raises(UsageError, match="seed: "):
+            validate(model, {"seed": seed}, "it")
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), -1, 0, (1 << 64) - 1])
+def test_seeds_that_generators_take(seed: int) -> None:
+    validate(TrainConfig, {**TOPK, "seed": seed}, "it")
+    torch.Generator().manual_seed(seed)
+
+
+def test_a_feature_choice_without_any_weight() -> None:
+    variant = {"kind": "feature_choice", "k": 4, "zipf": {"alpha": 700, "beta": 20}}
+    with pytest.raises(UsageError, match="take a smaller alpha"):
+        validate(TrainConfig, {**TOPK, "variants": [variant]}, "it")
+    fitting = validate(TrainConfig, {**TOPK, "variants": [variant | {"zipf": {}}]}, "it")
+    with pytest.raises(UsageError, match="take a smaller alpha"):
+        with_zipf(fitting, 700.0, 20.0)
+
+
+def test_a_feature_choice_whose_last_latents_have_no_weight() -> None:
+    steep = FeatureChoice(k=4, zipf={"alpha": 2e4, "beta": 0})
+    (problem,) = zipf_problems(steep.zipf, 4, Plan(d_model=8, num_latents=99, batch_rows=64, num_steps=1))
+    assert "set zipf.alpha to less" in problem
+
+
+@pytest.mark.parametrize("index", ["²", "1" * 5000, "-1", "٣", ""])
+def test_an_index_that_is_none(index: str) -> None:
+    for key in (f"a.{index}", f"a.{index}.b"):
+        with pytest.raises(UsageError, match="is no item of a list"):
+            apply_override({"a": [{}, {}]}, f"{key}=1")

@@ -390,3 +390,12 @@ def test_what_cannot_be_attached_of_several_hooks(language_model, width: int) ->
     crosscoder = SAE(cfg, dict(single.named_buffers()))
     with pytest.raises(UsageError, match="is a crosscoder"), crosscoder.attach(model):
         pass
+
+
+def test_a_hook_of_any_length_makes_a_message_that_can_be_read(language_model, width: int) -> None:
+    with (
+        pytest.raises(UsageError) as caught,
+        make_sae(width).attach(language_model.model, hook="x" * 1_000_000),
+    ):
+        pass
+    assert len(str(caught.value)) < 10_000

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from ..common.errors import UsageError
+from ..common.lookups import exists, is_folder
 from ..common.memory import check_memory
+from ..common.printable import is_name_of_file
 from ..common.validation import validate
 from ..store.untrusted_files import read_object
 from .foreign.formats import FORMATS, find_format, load_foreign
@@ -31,10 +33,11 @@ def find_saes(place: str | Path) -> list[Path]:
     folder = find_folder(place)
     if find_format(folder) is not None:
         return [folder]
-    for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/"):
+    there = is_folder(folder)
+    for pattern in ("", f"{SAE_FOLDER}/", f"*/{SAE_FOLDER}/") if there else ():
         if found := sorted(path.parent for path in folder.glob(pattern + CONFIG_FILE)):
             return found
-    what = f"it has no {CONFIG_FILE}" if folder.is_dir() else "there is no such folder"
+    what = f"it has no {CONFIG_FILE}" if there else "there is no such folder"
     raise UsageError(
         f"no SAE in {folder}: {what}; expected an SAE folder (with {CONFIG_FILE} and {WEIGHTS_FILE}), a "
         f"run folder (with NAME/{SAE_FOLDER}/{CONFIG_FILE}), or a folder of {', '.join(FORMATS)}"
@@ -66,7 +69,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """
     folder = find_sae(folder)
     weights = folder / WEIGHTS_FILE
-    if not weights.exists():
+    if not exists(weights):
         if (foreign := load_foreign(folder, device)) is not None:
             return foreign
         raise UsageError(f"no SAE in {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} there")
@@ -102,11 +105,13 @@ def _read_config(folder: Path) -> SAEConfig:
             f"{', '.join(VARIANTS)}. The kind's file belongs into train/variants/"
         )
     cfg = validate(SAEConfig, values, str(path))
-    for name in ("name", "hook"):  # are shown in a terminal
-        if not getattr(cfg, name).isprintable():
-            raise UsageError(
-                f"{path}: {name} holds characters that cannot be shown: {getattr(cfg, name)!r:.80}"
-            )
+    if not cfg.hook.isprintable():  # is shown in a terminal
+        raise UsageError(f"{path}: hook holds characters that cannot be shown: {cfg.hook!r:.80}")
+    if not is_name_of_file(cfg.name):  # is shown as well, and exports name folders after it
+        raise UsageError(
+            f"{path}: name={cfg.name!r:.80} cannot be the name of an SAE: expected one that a folder can "
+            "have, without / and \\; change it in the file"
+        )
     try:
         check_hooks(cfg)
     except UsageError as error:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import SaecacheError, UsageError
+from ...common.printable import is_name_of_file
 from ...store.durable import write_bytes
 from ..latents.table import Latents
 from ..results import Interpretation
@@ -35,6 +36,9 @@ class NeuronpediaNames:
 
     ``explanation_type`` and ``explanation_model`` are names that its tables of ways to explain and of models
     hold; None where they hold none.
+
+    Raises:
+        UsageError: ``model_id`` or ``source_set`` cannot be the name of a folder.
     """
 
     model_id: str
@@ -45,6 +49,15 @@ class NeuronpediaNames:
     description: str
     explanation_type: str | None = None
     explanation_model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model_id", "source_set"):  # folders of the bundle are called so
+            text = getattr(self, name)
+            if not is_name_of_file(text):
+                raise UsageError(
+                    f"{name}={text!r:.80} cannot be the name of a folder: expected a name as Neuronpedia "
+                    "has them, as gpt2-small, without / and \\"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...common.errors import SaecacheError, UsageError
+from ...common.lookups import exists, is_link
 from ...common.outputs import check_folder_output, take_lock
 from ...store.disk_space import check_room, disk_explained
 from ...store.durable import TEMPORARY_SUFFIX, fsync_folder, make_folder
@@ -23,7 +24,7 @@ def check_new(out: Path | str, needed_bytes: int) -> Path:
     if is_url(out):
         raise UsageError(f"--out must name a folder, got the URL {out}: copy the folder there afterwards")
     path = Path(out)
-    if path.exists() or path.is_symlink():
+    if exists(path) or is_link(path):
         raise UsageError(f"{path} exists, and nothing is overwritten: give another --out, or remove it")
     check_folder_output(path)
     check_room(path, needed_bytes, "choose another --out")

@@ -135,7 +135,7 @@ class InterpretConfig(FrozenModel):
     price: Price | None = None
     tokenizer: str | None = None
     """A tokenizer.json, or a folder with one, that counts the judge's tokens; None: four bytes a token."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Chooses the latents and their windows."""
     device: str = "auto"
     """Where SAEs and a local sentence encoder run: cpu, cuda, cuda:1, mps, or auto."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...common.lookups import is_folder
 from ...store.untrusted_files import read_text
 from ...store.untrusted_model import files_explained
 from .chat import Message
@@ -99,7 +100,7 @@ def load_counter(place: str | None) -> tuple[CountTokens, str]:
             f"counted as one for {BYTES_PER_TOKEN} bytes",
         )
     path = Path(place)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    path = path / "tokenizer.json" if is_folder(path) else path
     from tokenizers import Tokenizer
 
     try:

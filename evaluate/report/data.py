@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UsageError
+from ...common.lookups import is_file
 from ...train.run_files import METRICS_FILE, RESULTS_FILE
 from ..latents.folder import read_latents
 from ..results import Results, SaeResult, read_results
@@ -65,7 +66,7 @@ def gather(run_dirs: Sequence[Path], results: Path | None, most_latents: int | N
 
 
 def _results_of(run: Path) -> Path:
-    return run if run.suffix == ".json" and run.is_file() else run / RESULTS_FILE
+    return run if run.suffix == ".json" and is_file(run) else run / RESULTS_FILE
 
 
 def _latents(

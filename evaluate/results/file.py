@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ...common.errors import UsageError
+from ...common.lookups import is_file
 from ...store.durable import write_bytes
 from ...store.untrusted_files import read_object
 from .evaluation import FORMAT_VERSION, Results
@@ -59,7 +60,7 @@ def read_fitted_zipf(place: str) -> ZipfFit:
         UsageError: no such file or SAE, or no law was fitted to it.
     """
     path, colon, name = place.rpartition(":")
-    if not colon or Path(place).is_file():
+    if not colon or is_file(place):
         path, name = place, ""
     results = read_results(Path(path))
     found = [sae for sae in results.saes if sae.name == name or not name]

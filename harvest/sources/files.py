@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UsageError
+from ...common.lookups import exists, expanded
 from ..text_config import FilesText
 from .columns import Column
 from .formats import FileFormat, JsonLinesFormat, ParquetFormat, TextFormat
@@ -105,8 +106,8 @@ class FilesSource:
 def _matching(config: FilesText) -> list[Path]:
     found: set[Path] = set()
     for pattern in config.paths:
-        named = Path(pattern).expanduser()  # a name with brackets in it may be no pattern
-        there = named.exists()
+        named = expanded(pattern)  # a name with brackets in it may be no pattern
+        there = exists(named)
         matched = [named] if there else [Path(name) for name in glob.glob(str(named), recursive=True)]  # noqa: PTH207
         files = [path for path in matched if path.is_file()]
         for folder in matched:

@@ -55,8 +55,9 @@ def parse_url(text: str) -> ObjectUrl:
         parts = urlsplit(text)
     except ValueError:
         raise UsageError(f"this {scheme}:// URL cannot be read: brackets are not part of a bucket") from None
-    if any(ord(c) < 32 for c in text):  # urlsplit drops some of them
-        raise UsageError(f"control characters cannot be part of a {scheme}:// URL")
+    # urlsplit drops some control characters; lone surrogates cannot be sent.
+    if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        raise UsageError(f"control characters and lone surrogates cannot be part of a {scheme}:// URL")
     if "@" in parts.netloc or parts.query or parts.fragment or _hides_credentials(text):
         raise UsageError(  # without the text: it may hold a secret
             f"a {scheme}:// URL is a bucket and a path: credentials and options come from the environment, "

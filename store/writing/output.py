@@ -9,6 +9,7 @@ from typing import Literal
 import filelock
 
 from ...common.errors import CorruptCacheError, UsageError
+from ...common.lookups import exists, is_file, is_folder
 from ...common.outputs import check_folder_output, take_lock
 from ...common.regular_files import read_regular
 from ..durable import fsync_folder, make_folder, write_bytes
@@ -29,9 +30,9 @@ def inspect_output(path: Path | str) -> OutputState:
     when its manifest is there and its journal is gone. ``foreign`` is anything that is not ours.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         return "absent"
-    if not path.is_dir():
+    if not is_folder(path):
         return "foreign"
     names = {entry.name for entry in path.iterdir()}
     if not names:
@@ -57,7 +58,7 @@ def claim_output(path: Path) -> filelock.BaseFileLock:
     """
     state = inspect_output(path)
     for parent in path.absolute().parents:
-        if (parent / "zarr.json").is_file() and inspect_output(parent) == "complete":
+        if is_file(parent / "zarr.json") and inspect_output(parent) == "complete":
             raise UsageError(f"{path} is inside the cache {parent}: choose a folder outside it")
     if state == "complete":
         raise UsageError(f"{path} already holds a finished cache: open it, or choose another folder")

@@ -53,3 +53,9 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(
     chosen = choose_device(name, local_rank=local_rank)
     assert chosen == torch.device(expected or {"auto": "cuda"}.get(name, name))
     assert current == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("name", ["hpu", "privateuseone", "meta", "meta:0", "", "a\0b", "\ud800"])
+def test_names_of_torch_that_are_no_device_to_work_on(name: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be used here: (?s:.)*; available: .*cpu"):
+        choose_device(name)

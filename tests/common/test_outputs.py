@@ -62,3 +62,12 @@ def test_a_fifo_as_a_lock_file_makes_nobody_wait(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / ".lock")], timeout=DEADLINE_SECONDS, check=True
     )
+
+
+@pytest.mark.parametrize("check", [check_file_output, check_folder_output])
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300, "a\0b", "\ud800"])
+@pytest.mark.parametrize("below", ["", "new", "x" * 300])
+def test_names_that_no_file_can_have(check, name: str, below: str, tmp_path: Path) -> None:
+    for path in (tmp_path / below / name, tmp_path / name / below):
+        with pytest.raises(UsageError, match=r"cannot write '.*: .*; choose another name"):
+            check(path)

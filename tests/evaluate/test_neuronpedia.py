@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,12 @@ def test_bad_input_is_refused(measured: tuple[Path, Path], cache: ActivationCach
     assert json.loads(done.stdout)["source"] == "tiny/0-topk"
     wrong = saecache("export", sae_dir, "--format", "saelens", "--out", tmp_path / "b", "--creator", "me")
     assert wrong.returncode == 2 and "--creator has no effect with --format saelens" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["a/../../../../pwned", "..", ".", "/tmp", "a\\b", "", "x" * 300, "a\x1b[2J"]
+)
+@pytest.mark.parametrize("field", ["model_id", "source_set"])
+def test_names_that_are_no_folder_are_refused(field: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{field}=.* cannot be the name of a folder"):
+        replace(NAMES, **{field: name})

@@ -324,6 +324,12 @@ def test_a_template_that_is_no_file(chat_model: Path, tmp_path: Path) -> None:
         ChatTemplate(tokenizer_with(chat_model, None), ChatConfig(template=str(tmp_path / "fifo")))
 
 
+@pytest.mark.parametrize("place", ["~nobody_of_this_name/x", "x" * 5000, "a\0b", "\ud800"])
+def test_a_template_at_a_place_that_cannot_be(place: str) -> None:
+    with pytest.raises(UsageError, match="cannot be read as a chat template"):
+        ChatTemplate(SimpleNamespace(backend_tokenizer=True), ChatConfig.model_construct(template=place))
+
+
 def test_settings_that_cannot_be() -> None:
     def text(**settings: Any) -> Any:
         values = {

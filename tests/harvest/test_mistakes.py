@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import BadActivationError, UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, job
-from saecache.harvest.model_files import locate_model
+from saecache.harvest.model_files import locate_model, locate_model_of
 from saecache.harvest.runner import run
 
 MakeConfig = Callable[..., HarvestConfig]
@@ -236,3 +237,35 @@ def test_a_gguf_file_that_is_not_there_or_cannot_be_read(
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"is a file; expected the folder of a saved model"):
         locate_model(str(tmp_path / "model.bin"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "~nobody_of_this_name/a", "x" * 5000, "./" + "x" * 300, "a/" + "x" * 5000, "a\0b", "\ud800",
+        "package:__main__/x", "package:encodings/" + "x" * 5000, "package:numpy/a\0b", "x" * 5000 + ".gguf",
+        "\ud800/x", "a\0.gguf", "~nobody_of_this_name/a.gguf",
+    ],
+)  # fmt: skip
+def test_names_that_no_model_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for where in ({"provenance": {"model_folder": name}}, {"facts": {"name": name}}):
+        with pytest.raises(UsageError, match=r"cannot be opened again(?s:.)* model_folder=FOLDER"):
+            locate_model_of(NamedModel(**where))
+
+
+@pytest.mark.parametrize("revision", [{"a": 1}, 5, ["x"], True, "\ud800", "x" * 5000])
+def test_revisions_that_are_none(revision: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="cannot be opened again"):
+        locate_model_of(NamedModel(facts={"name": "org/none", "revision": revision}))
+
+
+class NamedModel:
+    """As much of a cache as names its model."""
+
+    path = "cache"
+
+    def __init__(self, facts: dict[str, object] | None = None, provenance: dict[str, object] | None = None):
+        self.manifest = SimpleNamespace(identity={"model": facts or {"name": "moved"}})
+        self.provenance = provenance or {}

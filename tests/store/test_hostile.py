@@ -449,3 +449,13 @@ def test_any_altered_shard_is_read_as_it_was_or_refused(data: st.DataObject, tmp
         assert np.array_equal(ShardedArray(tmp_path, SPEC)[:], rows)
     except CorruptCacheError as error:
         assert "a/c/0/0" in str(error)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300, "a\0b", "\ud800"])
+def test_a_name_that_no_folder_can_have(name: str) -> None:
+    for use in (open_cache, verify_cache, inspect_output):
+        if use is inspect_output:
+            assert inspect_output(name) == "absent"
+            continue
+        with pytest.raises(UsageError, match="there is no such folder"):
+            use(name)

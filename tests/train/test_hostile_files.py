@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saecache.commands.train import _train_table
 from saecache.common.errors import SaecacheError, UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import folder_bytes
@@ -216,12 +217,19 @@ def test_linked_files_are_read(trained: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"variant": {"kind": "batch_topk"} | dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 0)}, "and more"),
-        ({"name": "\x1b[2J"}, "name holds characters that cannot be shown"),
+        ({"name": "\x1b[2J"}, "cannot be the name of an SAE"),
+        ({"name": "a/../../../b"}, "cannot be the name of an SAE"),
+        ({"name": ".."}, "cannot be the name of an SAE"),
+        ({"name": "a\\b"}, "cannot be the name of an SAE"),
+        ({"name": ""}, "cannot be the name of an SAE"),
+        ({"name": "x" * 300}, "cannot be the name of an SAE"),
         ({"kind": "topk"}, "kind is 'topk', and the rest says 'batch_topk'"),
         ({"inference": "topk"}, "inference is 'topk', and the rest says 'threshold'"),
         ({"normalization": {"kind": "none", "d_model": 12, "scale": 1.0}}, "d_model is 12, and"),
         ({"normalization": {"d_model": 24}}, "normalization"),
         ({"normalization": {"kind": "none", "d_model": 24, "scale": "wide"}}, "normalization"),
+        ({"normalization": {"kind": "scale", "d_model": 24, "scale": 1e-46}}, "normalization scale"),
+        ({"normalization": {"kind": "scale", "d_model": 24, "scale": 1e39}}, "normalization scale"),
         ({"k": -1}, "k: must be greater"),
         ({"num_latents": 0}, "num_latents: must be greater"),
         ({"variant": {"kind": "batch_topk", "k": 49}}, "k=49 of 48 latents"),
@@ -480,3 +488,39 @@ def test_a_refused_checkpoint_does_not_push_out_a_good_one(
 
     prune(out / NAME, keep=1, step=3)
     assert saved_steps(out / NAME) == [3, 6, 8]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300, "a\0b", "\ud800", "~nobody_of_this_name/x"])
+def test_a_name_that_no_folder_can_have(
+    name: str, config: TrainConfig, cache: ActivationCache, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="there is no such folder"):
+        load_sae(name)
+    with pytest.raises(UsageError, match="there is no such folder"):
+        run(config.model_copy(update={"init": name, "num_latents": None}), cache, tmp_path / "run")
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize("value", ["x", None, True, [1], {}, HUGE])
+@pytest.mark.parametrize("key", ["loss", "fvu", "heldout_fvu", "l0", "dead"])
+def test_what_is_no_number_is_no_figure_of_a_finished_run(
+    key: str, value: Any, finished: Callable[[], Path], cache: ActivationCache, config: TrainConfig
+) -> None:
+    out = finished()
+    *lines, last = (out / "metrics.jsonl").read_text().splitlines()
+    values = json.loads(last)
+    (out / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({**values, key: value}), ""]))
+    result = run(config, cache, out)
+    assert result.last_lines[NAME] == {name: figure for name, figure in values.items() if name != key}
+    assert " - " in _train_table(result) or _train_table(result).endswith("-")
+
+
+def test_figures_of_other_types_are_shown(
+    finished: Callable[[], Path], cache: ActivationCache, config: TrainConfig
+) -> None:
+    out = finished()
+    values = {"variant": NAME, "step": 8, "loss": 10**300, "fvu": 10**300, "l0": -1, "dead": 2.5}
+    (out / "metrics.jsonl").write_text(json.dumps(values) + "\n")
+    assert "1e+300" in _train_table(run(config, cache, out))

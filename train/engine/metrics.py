@@ -5,6 +5,7 @@ Legend: D model width, F latents.
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,14 @@ def histogram_quantiles(histogram: Tensor, quantiles: Mapping[str, float]) -> di
     return {name: int((cumulative < q * total).sum()) for name, q in quantiles.items()}
 
 
+_NAMES = ("step", "variant")  # of a line, which every line has
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether ``value`` is a number that float64 holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 class MetricsFile:
     """``metrics.jsonl``: one JSON object per line. Lines are only appended; resuming cuts later ones off."""
 
@@ -132,12 +141,19 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def last_lines(self) -> dict[str, dict[str, Any]]:
-        """The last line of each variant; none of a run that never logged.
+        """The step, the variant and the figures of the last line of each variant; none of a run that never
+        logged.
+
+        What is not a finite number is no figure, and is left out: the file may have been edited.
 
         Raises:
             UsageError: a line is damaged.
         """
-        return {line["variant"]: line for _, line in self._lines()}
+        last = {line["variant"]: line for _, line in self._lines()}
+        return {
+            name: {key: value for key, value in line.items() if key in _NAMES or _is_figure(value)}
+            for name, line in last.items()
+        }
 
     def cut_after(self, step: int) -> None:
         """Drop the lines of later steps, and a line that a crash left unfinished.

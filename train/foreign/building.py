@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UsageError
+from ...common.printable import is_name_of_file
 from ...store.normalization import Normalizer
 from ..sae import SAE, THRESHOLD
 from ..sae_config import SAEConfig
@@ -194,7 +195,8 @@ def _name_of(path: Path) -> str:
     """A name for the SAE of a file: its folder, or the one above if that only says "checkpoints"."""
     folder = path.absolute().parent
     name = folder.parent.name if folder.name == "checkpoints" else folder.name
-    return "".join(c if c.isprintable() else "_" for c in name)[:MAX_NAME] or "sae"
+    name = "".join(c if c.isprintable() and c != "\\" else "_" for c in name)[:MAX_NAME]
+    return name if is_name_of_file(name) else "sae"
 
 
 def whole_number(config: Mapping[str, Any], key: str, path: Path, most: int | None = None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ...common.lookups import exists
 from ..sae import SAE
 from . import dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
 
@@ -39,8 +40,8 @@ FORMATS = {
 def find_format(folder: Path) -> str | None:
     """The format of the SAE in ``folder``; None if it holds none of another library."""
     for name, each in FORMATS.items():
-        config = each.config is None or (folder / each.config).exists()
-        if config and any((folder / weights).exists() for weights in each.weights):
+        config = each.config is None or exists(folder / each.config)
+        if config and any(exists(folder / weights) for weights in each.weights):
             return name
     return None
 

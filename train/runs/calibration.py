@@ -46,8 +46,8 @@ def calibrated(sae: SAE, x: Tensor, l0: float | None = None) -> SAE:
         latent_shards=sae.shards,
     )
     scores = rows.pre_activations(usable)
-    total = round(l0 * x.shape[0])
     most = x.shape[0] * sae.shards.add_up(usable.numel())
+    total = round(min(l0 * x.shape[0], most + 1.0))  # more than there are is refused below
     chosen = torch.cat(group.gather_rows(scores.largest_of_batch(min(total + 1, most)).value))
     largest = chosen[chosen > 0].sort(descending=True).values
     if not 0 < total <= largest.numel():

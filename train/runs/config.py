@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from ...common.counts import PositiveCount
+from ...common.counts import PositiveCount, Seed
 from ...common.frozen import FrozenModel
 from ...store.normalization import NORMALIZATIONS, NormalizationKind, is_invertible_alone
 from ..engine.optimizer import OptimizerConfig
@@ -127,7 +127,7 @@ class TrainConfig(FrozenModel):
     epochs: PositiveFloat | None = None  # give one of epochs,
     steps: PositiveCount | None = None  # steps,
     num_rows: PositiveCount | None = None  # and num_rows: how long to train
-    seed: int = 0
+    seed: Seed = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     initialisation: InitialisationConfig = InitialisationConfig()

@@ -24,6 +24,7 @@ from .base.variant import Plan, Variant
 from .base.zipf import ZipfAllotment
 
 RANK = "rank"
+MOST_BATCH_ROWS = 1 << 30  # more are no advice
 
 
 class FeatureChoice(Variant):
@@ -161,9 +162,12 @@ def zipf_problems(zipf: ZipfAllotment, k: int, plan: Plan) -> list[str]:
         )
     empty = int((zipf.rows(k, plan.num_latents, plan.batch_rows) == 0).sum())
     if zipf.rounding == "floor" and empty:
-        needed = -(-plan.batch_rows // float(zipf.expected_rows(k, plan.num_latents, plan.batch_rows)[-1]))
+        fewest = float(zipf.expected_rows(k, plan.num_latents, plan.batch_rows)[-1])
+        fix = "set zipf.alpha to less"
+        if fewest * MOST_BATCH_ROWS >= plan.batch_rows:
+            fix = f"set batch_rows to {-(-plan.batch_rows // fewest):.0f} or more"
         found.append(
             f"zipf: the last {empty} of {plan.num_latents} latents would get no row of a batch of "
-            f"{plan.batch_rows}: set batch_rows to {needed:.0f} or more, or zipf.rounding to carry"
+            f"{plan.batch_rows}: {fix}, or zipf.rounding to carry"
         )
     return found

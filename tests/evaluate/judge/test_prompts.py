@@ -164,6 +164,8 @@ def test_tokens_are_counted_by_bytes_or_by_a_tokenizer(tmp_path: Path, tokenizer
     (tmp_path / "bad.json").write_text("{}")
     for place, message in (
         (tmp_path / "none", "there is no file"),
+        (tmp_path / ("x" * 5000), "there is no file"),
+        (tmp_path / "a\0b", "there is no file"),
         (tmp_path / "bad.json", "is no tokenizer.json"),
     ):
         with pytest.raises(UsageError, match=message):

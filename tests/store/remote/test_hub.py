@@ -101,6 +101,9 @@ def test_urls(url: str, bucket: str, prefix: str) -> None:
         ("hf://datasets/a/b@x%20y/z", "cannot be a revision"),
         ("hf://datasets/a/b@../z", "cannot be a revision|'..'"),
         ("hf://user:secret@datasets/a/b", "credentials"),
+        ("hf://datasets/a/b/\ud800", "lone surrogates"),
+        ("s3://a/\ud800", "lone surrogates"),
+        ("file:///a/\ud800", "lone surrogates"),
     ],
 )
 def test_wrong_urls(url: str, message: str) -> None:

@@ -112,17 +112,19 @@ def test_contradictions_are_reported_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("l0", [95, 1e308])
 def test_an_l0_that_no_threshold_gives_is_reported(
     cache: ActivationCache,
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    l0: float,
 ) -> None:
     """If calibration fails at the end of a run, the SAE is saved without it."""
-    config = make_config(KINDS["batch_topk"], calibration={"l0": 95})
+    config = make_config(KINDS["batch_topk"], calibration={"l0": l0})
     result = run(config, cache, tmp_path / "run")
     sae = load_sae(result.saes["batch_topk_k4"])
-    assert "no threshold gives l0=95" in caplog.text
+    assert f"no threshold gives l0={l0:g}" in caplog.text
     assert caplog.records[-1].levelno == logging.ERROR
     assert "no threshold gives" in sae.cfg.training["calibration"]["failed"]
     (topk,) = run(make_config({"kind": "topk", "k": 4}), cache, tmp_path / "topk").saes.values()

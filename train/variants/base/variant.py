@@ -12,6 +12,7 @@ from typing import ClassVar
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from ....common.counts import Seed
 from ....common.frozen import FrozenModel
 from ....distributed.group import ALONE, Group
 from ...engine.optimizer import Optimizer, OptimizerOverrides
@@ -91,7 +92,7 @@ class Variant(FrozenModel, ABC):
     kind: str
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")
     num_latents: PositiveInt | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     optimizer: OptimizerOverrides = OptimizerOverrides()
 
     inference: ClassVar[str]

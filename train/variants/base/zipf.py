@@ -4,15 +4,17 @@ Mutual Choice & Feature Choice Sparse Autoencoders", equation 4 and Algorithm 1.
 Legend: B rows of a batch, F latents, k active latents per row, i rank of a latent by density, from 1.
 """
 
-from typing import Annotated, Literal
+from math import log10
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from ....common.frozen import FrozenModel
 
 GOLDEN_RATIO = 0.6180339887498949
+MOST_DECADES = 100  # of the first weight, up or down: sums and quotients stay far from float64's ends
 
 
 class Zipf(FrozenModel):
@@ -25,6 +27,18 @@ class Zipf(FrozenModel):
     alpha: NonNegativeFloat = 1.0
     beta: Annotated[float, Field(gt=-1)] = 6.8
     max_rows: PositiveInt | None = None  # m_max; null: all rows of the batch
+
+    @model_validator(mode="after")
+    def _weighs_every_latent(self) -> Self:
+        """Refuse a law under which even the weight of rank 1 is beyond what float64 can add and divide by."""
+        logarithm = -self.alpha * log10(1 + self.beta)
+        if not -MOST_DECADES <= logarithm <= MOST_DECADES:
+            raise ValueError(
+                f"alpha={self.alpha:g} and beta={self.beta:g} give the first latent the weight "
+                f"(1 + beta)^-alpha = 10^{logarithm:.3g}, beyond 10^±{MOST_DECADES}: take a smaller "
+                "alpha, or a beta nearer to 0"
+            )
+        return self
 
     def expected_rows(self, k: float, num_latents: int, num_rows: int) -> Tensor:
         """N_approx / (i + beta)^alpha with N_approx = B k / sum of the weights: float64 [F], descending.

@@ -53,3 +53,19 @@ def test_alpha_0_is_uniform() -> None:
 def test_impossible_laws_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         Zipf.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(700, 20), (1e308, 5), (1, 1e308), (1e308, -0.5), (8, -1 + 2**-53)]
+)
+def test_laws_whose_weights_float64_does_not_hold_are_refused(alpha: float, beta: float) -> None:
+    with pytest.raises(ValueError, match="take a smaller alpha"):
+        Zipf(alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(90, 10), (0, 1e308), (1e308, 0), (5, -1 + 2**-53), (0.3, 1e300)]
+)
+def test_laws_at_the_limits_have_counts(alpha: float, beta: float) -> None:
+    rows = Zipf(alpha=alpha, beta=beta).rows(8, 1000, 64)
+    assert 0 <= int(rows.min()) <= int(rows.max()) <= 64
