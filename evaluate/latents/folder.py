@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ...common.errors import UsageError
 from ...store.durable import make_folder, write_bytes
 from ...store.untrusted_files import open_file, read_object
+from ...store.untrusted_json import describe_invalid
 from .arrays import read_arrays, write_arrays
 from .table import ARRAYS, EMPTY, FORMAT_VERSION, NUM_FIFTHS, TOP, Latents, LatentsInfo
 
@@ -62,9 +63,7 @@ def _read(folder: Path) -> Latents:
     try:
         info = LatentsInfo.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        _refuse(folder, f"{INFO_FILE}: {first['msg']} at {where}")
+        _refuse(folder, f"{INFO_FILE}: {describe_invalid(error)}")
     if info.format_version != FORMAT_VERSION:
         raise UsageError(
             f"{folder} has format version {info.format_version}, expected {FORMAT_VERSION}; {_AGAIN}"
@@ -73,8 +72,9 @@ def _read(folder: Path) -> Latents:
         not 0 < info.num_latents < 1 << 40
         or not 0 < info.num_rows < 1 << 48
         or not 0 < info.context < 1 << 40
+        or not 0 <= info.radius < 1 << 40
     ):
-        _refuse(folder, f"{INFO_FILE}: its numbers of latents, rows and positions cannot be")
+        _refuse(folder, f"{INFO_FILE}: its numbers of latents, rows and positions, or its radius, cannot be")
     path = folder / ARRAYS_FILE
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -98,7 +98,7 @@ def _check(latents: Latents, folder: Path) -> None:
         ("vocabulary_ptr", latents.vocabulary_utf8),
     ):
         ptr = getattr(latents, name)
-        if ptr[0] != 0 or ptr[-1] != len(entries) or (np.diff(ptr) < 0).any():
+        if ptr[0] != 0 or ptr[-1] != len(entries) or (ptr[1:] < ptr[:-1]).any():  # differences may overflow
             _refuse(folder, f"{name} does not cut its {len(entries)} entries into pieces")
     for name, low, high in (
         ("context_token", 0, num_tokens),
@@ -116,8 +116,10 @@ def _check(latents: Latents, folder: Path) -> None:
     for name, array in latents.arrays().items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             _refuse(folder, f"{name} holds numbers that are not finite")
-    if (np.diff(latents.vocabulary) <= 0).any():
+    if (latents.vocabulary[1:] <= latents.vocabulary[:-1]).any():
         _refuse(folder, "vocabulary is not ascending")
+    if (latents.largest < 0).any() or (latents.histogram_end < latents.largest).any():
+        _refuse(folder, "largest is not between 0 and histogram_end")
     for name in ("text", "promoted", "suppressed"):
         ids = getattr(latents, name)
         if ids is not None and not np.isin(ids, latents.vocabulary).all():
@@ -130,6 +132,8 @@ def _check(latents: Latents, folder: Path) -> None:
     place = token + latents.activation_distance
     if (place < latents.passage_ptr[passage]).any() or (place >= latents.passage_ptr[passage + 1]).any():
         _refuse(folder, "activation_distance leaves the passage of its context")
+    radius = latents.info.radius
+    _check_range(latents, "activation_distance", -radius, radius + 1, folder)
 
 
 def _check_range(latents: Latents, name: str, low: int, high: int, folder: Path) -> None:
