@@ -4,14 +4,17 @@ What a judge has said stays where it still belongs to the SAE. Where it does not
 lack a measurement that the former ones hold, the former file is copied first.
 """
 
+import os
 import re
 from itertools import count
 from pathlib import Path
 
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
+from ..store.untrusted_files import read_file
 from .definitions import JUDGE_DEFINITIONS
 from .results import Interpretation, Results, SaeResult, read_results
+from .results.file import MAX_RESULTS_BYTES
 
 _SAME = ("kind", "hook", "target", "d_model", "num_latents", "k", "normalization")
 
@@ -21,8 +24,8 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
 
     An interpretation is taken over if the SAE is the same (its weights, or in results that do not hold their
     hash, its whole config) and the cache is, too. If any cannot be, if the former results hold SAEs or
-    measurements that the new ones lack, or if the file cannot be read, it is copied to another name beside
-    it, and a message says what is missing.
+    measurements that the new ones lack, it is copied to another name beside it, and a message says what is
+    missing. What cannot be read as results, and may be anything, is moved there.
 
     Returns:
         The results to write, and what to say to the user.
@@ -32,8 +35,9 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
     try:
         former = read_results(path)
     except UsageError as error:
-        aside = _set_aside(path, "unreadable")
-        return measured, [f"{error}. It was copied to {aside.name}, so that nothing in it is lost"]
+        aside = _find_aside(path, "unreadable")
+        path.rename(aside)
+        return measured, [f"{error}. It was moved to {aside.name}, so that nothing in it is lost"]
     measured, notes, unkept = _take_interpretations(former, measured)
     lacking = _measured_less(former, measured)
     if not unkept and not lacking:
@@ -156,13 +160,14 @@ def _why_not(name: str, measured: set[str], *, same_cache: bool) -> str:
 
 
 def _set_aside_dated(path: Path, former: Results, label: str) -> Path:
-    return _set_aside(path, f"{label}-" + re.sub(r"[^0-9T]", "", former.created[:19]))
-
-
-def _set_aside(path: Path, label: str) -> Path:
     """Copy the file to a name beside it that no file has yet; the file itself is replaced later."""
+    aside = _find_aside(path, f"{label}-" + re.sub(r"[^0-9T]", "", former.created[:19]))
+    write_bytes(aside, read_file(path, MAX_RESULTS_BYTES))
+    return aside
+
+
+def _find_aside(path: Path, label: str) -> Path:
+    """A name beside the file that no file has yet."""
     numbers = ("" if number == 0 else f"-{number}" for number in count())
     names = (path.with_name(f"{path.stem}.{label}{number}{path.suffix}") for number in numbers)
-    aside = next(name for name in names if not name.exists())
-    write_bytes(aside, path.read_bytes())
-    return aside
+    return next(name for name in names if not os.path.lexists(name))

@@ -5,6 +5,7 @@ README.md in this folder is the specification.
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -13,9 +14,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from ...common.errors import UsageError
+from ...common.outputs import check_file_output
 from ...store.durable import make_folder, write_bytes
 from ...store.untrusted_files import open_file, read_object
-from ...store.untrusted_json import describe_invalid
+from ...store.untrusted_json import check_writes_stay, describe_invalid
 from .arrays import read_arrays, write_arrays
 from .table import ARRAYS, EMPTY, FORMAT_VERSION, NUM_FIFTHS, TOP, Latents, LatentsInfo
 
@@ -29,6 +31,19 @@ def latents_folder(results: Path, name: str) -> Path:
     Characters that may not be in a file's name are written as %xx.
     """
     return results.with_name(f"{results.stem}.latents") / quote(name, safe="").replace(".", "%2E")
+
+
+def check_latents_output(results: Path, names: Iterable[str]) -> None:
+    """Make sure that the folders of latents of these SAEs can be written beside a results file.
+
+    Raises:
+        UsageError: a link leads to another place, something else stands there, or nothing may be written.
+    """
+    for name in names:
+        folder = latents_folder(results, name)
+        check_writes_stay(results.parent, [f"{folder.parent.name}/{folder.name}"], "give another --out")
+        for file in (INFO_FILE, ARRAYS_FILE):
+            check_file_output(folder / file)
 
 
 def write_latents(latents: Latents, folder: Path) -> None:

@@ -12,7 +12,15 @@ from saecache.common.errors import UsageError
 from saecache.evaluate import export_sae, run, write_report
 from saecache.evaluate.results import read_results
 
-from ..hostile import CASES, damaged_json, in_its_place, mutated, replace_with, right_or_refused
+from ..hostile import (
+    CASES,
+    check_nothing_outside,
+    damaged_json,
+    in_its_place,
+    mutated,
+    replace_with,
+    right_or_refused,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="FIFOs, and the peak of memory in /proc")
 
@@ -45,6 +53,24 @@ def test_any_value_in_a_line_of_metrics(measured: Path, tmp_path: Path) -> None:
         lines = [damaged_json(first, seed) + b"\n", *others]
         (measured / "metrics.jsonl").write_bytes(b"".join(lines))
         right_or_refused(lambda: write_report([measured], tmp_path / "report.html"))
+
+
+@in_its_place
+@pytest.mark.parametrize("place", ["results.json", "results.latents", "results.latents/topk_k4"])
+def test_something_else_where_an_evaluation_writes(place: str, what: str, run_dir: Path, cache) -> None:
+    """It is refused before the work, or moved aside; nothing is written through a link."""
+    replace_with(what, run_dir / place)
+    outside = run_dir.parent / "outside"
+    outside.mkdir()
+    if what == "a link out" and place != "results.json":
+        (run_dir / place).unlink()
+        (run_dir / place).symlink_to(outside)
+    done = right_or_refused(lambda: run([run_dir], cache, num_latents=0, show_progress=False))
+    check_nothing_outside(run_dir / place)
+    assert not list(outside.iterdir())
+    if done is not None:
+        assert what not in ("a FIFO", "a device")
+        assert read_results(run_dir / "results.json") == done
 
 
 @in_its_place
