@@ -24,7 +24,7 @@ from .remote.urls import is_url
 from .untrusted_json import check_no_links
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
-_LONGEST_VALUE = 100
+_LONGEST = 100  # label or value
 _SHOWN_QUANTILES = ("0.01", "0.25", "0.5", "0.75", "0.99", "1")
 _LARGEST = 0.001  # share of the rows whose |x|^2 is compared with that of all
 _SINK_SHARE = 0.1  # of E|x|^2 in them, from which on the setting against attention sinks is named
@@ -119,7 +119,8 @@ def describe(
     lines += [(printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
     lines += _flatten(source)
-    return lines + list(_flatten(provenance or {}))
+    lines += _flatten(provenance or {})
+    return [(_cut(label), value) for label, value in lines]
 
 
 def _describe_largest(largest: LargestRows | str) -> str:
@@ -133,8 +134,11 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Pairs of ``a.b`` and value for nested mappings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flatten(inner, f"{place}.{key}" if place else str(key))
+            yield from _flatten(inner, _cut(f"{place}.{key}" if place else str(key)))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        place, text = printable(place), printable(text)
-        yield place, text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+        yield printable(place), _cut(printable(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
