@@ -45,15 +45,15 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
     aside = _set_aside_dated(path, former, "judged" if unkept else "measured")
     if unkept:
         warning = (
-            f"What the judge said of {', '.join(unkept)} is not in these results. It stays in {aside.name}, "
-            "and the judge's answers stay stored."
+            f"What the judge said of {', '.join(unkept):.2000} is not in these results. It stays in "
+            f"{aside.name}, and the judge's answers stay stored."
         )
         notes.append(warning)
         measured = measured.model_copy(update={"warnings": [*measured.warnings, warning]})
     if lacking:
         notes.append(
-            f"{path.name} held {', '.join(lacking)}, which were not measured this time: the former file was "
-            f"copied to {aside.name}"
+            f"{path.name} held {', '.join(lacking):.2000}, which were not measured this time: the former "
+            f"file was copied to {aside.name}"
         )
     return measured, notes
 
@@ -86,7 +86,7 @@ def _take_interpretations(former: Results, measured: Results) -> tuple[Results, 
             "uniqueness": [pair for pair in former.uniqueness if {pair.a, pair.b} <= kept.keys()],
         }
     )
-    return taken, [f"kept what the judge said of {', '.join(kept)}"], unkept
+    return taken, [f"kept what the judge said of {', '.join(kept):.2000}"], unkept
 
 
 def _measured_less(former: Results, now: Results) -> list[str]:
@@ -132,8 +132,8 @@ def copy_if_judged_less(former: Results, now: Results, path: Path) -> str | None
         return None
     aside = _set_aside_dated(path, former, "judged")
     return (
-        f"these settings leave out {', '.join(lost)}, which the results held: the former file was copied to "
-        f"{aside.name}"
+        f"these settings leave out {', '.join(lost):.2000}, which the results held: the former file was "
+        f"copied to {aside.name}"
     )
 
 

@@ -193,8 +193,8 @@ def _check_measured(targets: Sequence[Target], measured: Results, path: Path, ca
     missing = [target.name for target in targets if target.name not in {sae.name for sae in measured.saes}]
     if missing:
         raise UsageError(
-            f"{path} has no results of {', '.join(missing)}; it has "
-            f"{', '.join(sae.name for sae in measured.saes)}. Measure them first with 'saecache "
+            f"{path} has no results of {', '.join(missing):.2000}; it has "
+            f"{', '.join(sae.name for sae in measured.saes):.2000}. Measure them first with 'saecache "
             "evaluate', or name their results with --results"
         )
     if measured.cache.fingerprint != cache.fingerprint:
