@@ -138,7 +138,6 @@ ABSORPTION = {"num_words": 1, "absorption_fraction": 0.1}
     [
         {"density__rank": [10**400], "density__density": [0.5]},
         {"num_latents": 10**400},
-        {"probing": [PROBING, PROBING], "absorption": ABSORPTION},
         {"codes__l0": 1e308, "normalized__fvu": -1e308, "normalized__mse": 5e-324},
         {"codes__intervals": {"l0": [9.0, -9.0]}, "normalized__intervals": {"fvu": [5.0, 1.0]}},
         {"codes__intervals": {"l0": [-1e308, 1e308]}},
@@ -166,6 +165,17 @@ def test_files_of_figures_that_cannot_be_drawn(name: str, value: Any, measured: 
     with warnings.catch_warnings(), suppress(UsageError):
         warnings.simplefilter("ignore")  # of matplotlib
         assert write_figures([measured], tmp_path / "figures")
+
+
+def test_a_mean_that_is_infinite(measured: Path, tmp_path: Path) -> None:
+    """One SAE among others, so that the figure is drawn."""
+    change(measured / "results.json", probing=[PROBING], absorption=ABSORPTION)
+    results = json.loads((measured / "results.json").read_text())
+    results["saes"][0] |= {"probing": [PROBING, PROBING]}
+    for sae in results["saes"][1:]:
+        sae["probing"][0]["sparse"]["1"]["accuracy"] = 0.5
+    (measured / "results.json").write_text(json.dumps(results))
+    assert right_or_refused(lambda: write_report([measured], tmp_path / "report.html")) is not None
 
 
 def test_saes_of_one_name(measured: Path) -> None:
