@@ -4,14 +4,17 @@ What a judge has said stays where it still belongs to the SAE. Where it does not
 lack a measurement that the former ones hold, the former file is copied first.
 """
 
+import os
 import re
 from itertools import count
 from pathlib import Path
 
 from ..common.errors import UsageError
 from ..store.durable import write_bytes
+from ..store.untrusted_files import read_file
 from .definitions import JUDGE_DEFINITIONS
 from .results import Interpretation, Results, SaeResult, read_results
+from .results.file import MAX_RESULTS_BYTES
 
 _SAME = ("kind", "hook", "target", "d_model", "num_latents", "k", "normalization")
 
@@ -21,8 +24,8 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
 
     An interpretation is taken over if the SAE is the same (its weights, or in results that do not hold their
     hash, its whole config) and the cache is, too. If any cannot be, if the former results hold SAEs or
-    measurements that the new ones lack, or if the file cannot be read, it is copied to another name beside
-    it, and a message says what is missing.
+    measurements that the new ones lack, it is copied to another name beside it, and a message says what is
+    missing. What cannot be read as results, and may be anything, is moved there.
 
     Returns:
         The results to write, and what to say to the user.
@@ -32,8 +35,9 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
     try:
         former = read_results(path)
     except UsageError as error:
-        aside = _set_aside(path, "unreadable")
-        return measured, [f"{error}. It was copied to {aside.name}, so that nothing in it is lost"]
+        aside = _find_aside(path, "unreadable")
+        path.rename(aside)
+        return measured, [f"{error}. It was moved to {aside.name}, so that nothing in it is lost"]
     measured, notes, unkept = _take_interpretations(former, measured)
     lacking = _measured_less(former, measured)
     if not unkept and not lacking:
@@ -41,15 +45,15 @@ def keep_earlier(measured: Results, path: Path) -> tuple[Results, list[str]]:
     aside = _set_aside_dated(path, former, "judged" if unkept else "measured")
     if unkept:
         warning = (
-            f"What the judge said of {', '.join(unkept)} is not in these results. It stays in {aside.name}, "
-            "and the judge's answers stay stored."
+            f"What the judge said of {', '.join(unkept):.2000} is not in these results. It stays in "
+            f"{aside.name}, and the judge's answers stay stored."
         )
         notes.append(warning)
         measured = measured.model_copy(update={"warnings": [*measured.warnings, warning]})
     if lacking:
         notes.append(
-            f"{path.name} held {', '.join(lacking)}, which were not measured this time: the former file was "
-            f"copied to {aside.name}"
+            f"{path.name} held {', '.join(lacking):.2000}, which were not measured this time: the former "
+            f"file was copied to {aside.name}"
         )
     return measured, notes
 
@@ -82,7 +86,7 @@ def _take_interpretations(former: Results, measured: Results) -> tuple[Results, 
             "uniqueness": [pair for pair in former.uniqueness if {pair.a, pair.b} <= kept.keys()],
         }
     )
-    return taken, [f"kept what the judge said of {', '.join(kept)}"], unkept
+    return taken, [f"kept what the judge said of {', '.join(kept):.2000}"], unkept
 
 
 def _measured_less(former: Results, now: Results) -> list[str]:
@@ -128,8 +132,8 @@ def copy_if_judged_less(former: Results, now: Results, path: Path) -> str | None
         return None
     aside = _set_aside_dated(path, former, "judged")
     return (
-        f"these settings leave out {', '.join(lost)}, which the results held: the former file was copied to "
-        f"{aside.name}"
+        f"these settings leave out {', '.join(lost):.2000}, which the results held: the former file was "
+        f"copied to {aside.name}"
     )
 
 
@@ -156,13 +160,14 @@ def _why_not(name: str, measured: set[str], *, same_cache: bool) -> str:
 
 
 def _set_aside_dated(path: Path, former: Results, label: str) -> Path:
-    return _set_aside(path, f"{label}-" + re.sub(r"[^0-9T]", "", former.created[:19]))
-
-
-def _set_aside(path: Path, label: str) -> Path:
     """Copy the file to a name beside it that no file has yet; the file itself is replaced later."""
+    aside = _find_aside(path, f"{label}-" + re.sub(r"[^0-9T]", "", former.created[:19]))
+    write_bytes(aside, read_file(path, MAX_RESULTS_BYTES))
+    return aside
+
+
+def _find_aside(path: Path, label: str) -> Path:
+    """A name beside the file that no file has yet."""
     numbers = ("" if number == 0 else f"-{number}" for number in count())
     names = (path.with_name(f"{path.stem}.{label}{number}{path.suffix}") for number in numbers)
-    aside = next(name for name in names if not name.exists())
-    write_bytes(aside, path.read_bytes())
-    return aside
+    return next(name for name in names if not os.path.lexists(name))

@@ -18,6 +18,7 @@ from ..train.sae_hooks import decoded_hooks, encoded_hooks
 from .config import EvaluateConfig
 from .language_model import SplicedModel, check_model
 from .latents.contexts import DecodeToken
+from .latents.folder import check_latents_output
 from .latents.logits import Unembedding
 from .latents.rows import find_latent_rows
 from .measure import LatentView
@@ -129,6 +130,8 @@ def prepare_evaluation(
             check_model(model, cache, [hook for hook in decoded if hook in own], sequences, rows.split)
     view = None
     if has_tokens and config.shows_latents:
+        if config.all_latents:
+            check_latents_output(out, configs)
         view = LatentView(
             rows=find_latent_rows(cache, rows, config.training_rows, config.seed),
             folder=out.absolute().parent,

@@ -96,16 +96,24 @@ def _find_results(run: Path, named: Path | str | None, sae_dir: Path, sae: SAE) 
         )
     results = read_results(path)
     for result in results.saes:
-        if (path.parent / result.sae_dir).resolve() == sae_dir.resolve():
+        if _is_place_of(path.parent, result.sae_dir, sae_dir):
             break
     else:
         listed = ", ".join(result.sae_dir for result in results.saes)
-        raise UsageError(f"{path} has no results of {sae_dir}; it has those of {listed}: measure again")
+        raise UsageError(f"{path} has no results of {sae_dir}; it has those of {listed:.2000}: measure again")
     if result.config.get("training") != sae.cfg.model_dump(mode="json")["training"] and result.config:
         raise UsageError(f"{path} was measured before {sae_dir} was trained: measure again")
     if result.is_of_weights(sae.weights_sha256()) is False:
         raise UsageError(f"{path} was measured on other weights than {sae_dir} has now: measure again")
     return results, result
+
+
+def _is_place_of(folder: Path, name: str, sae_dir: Path) -> bool:
+    """Whether ``folder / name``, a path of others, is ``sae_dir``."""
+    try:
+        return (folder / name).resolve() == sae_dir.resolve()
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL
+        return False
 
 
 def _write_files(
@@ -129,7 +137,14 @@ def _write_files(
     results, result = measured or (None, None)
     if results is not None and result is not None:
         others = [other for other in results.saes if other.hook == result.hook and other is not result]
-        write_bytes(out / PLOT_NAME, draw_plot(result, others).encode())
+        try:
+            plot = draw_plot(result, others)
+        except (ValueError, ArithmeticError) as error:
+            raise UsageError(
+                f"the results hold a number that cannot be drawn ({error}): measure again, or publish with "
+                "--without-results"
+            ) from None
+        write_bytes(out / PLOT_NAME, plot.encode())
         own = result.model_copy(update={"latents": [], "sae_dir": "."})  # contexts are text of others
         cache = results.cache.model_copy(update={"path": ""})
         alone = results.model_copy(update={"saes": [own], "cache": cache, "overlap": []})
@@ -146,7 +161,7 @@ def _write_files(
     write_bytes(out / CARD_NAME, card.encode())
     model = sae.cfg.cache.get("model_name")
     if isinstance(model, str) and Path(model).is_absolute():
-        notes.append(f"the model's name is a path of this machine, and the files say it: {model}")
+        notes.append(f"the model's name is a path of this machine, and the files say it: {model:.300}")
     if license_name is None:
         notes.append("the card states no licence: --license names one")
     return notes

@@ -24,7 +24,7 @@ from .remote.urls import is_url
 from .untrusted_json import check_no_links
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")
-_LONGEST_VALUE, _LONGEST_LABEL = 100, 200  # a column is as wide as the longest label of all lines
+_LONGEST = 100  # label or value
 _SHOWN_QUANTILES = ("0.01", "0.25", "0.5", "0.75", "0.99", "1")
 _LARGEST = 0.001  # share of the rows whose |x|^2 is compared with that of all
 _SINK_SHARE = 0.1  # of E|x|^2 in them, from which on the setting against attention sinks is named
@@ -116,12 +116,11 @@ def describe(
         lines.append((f"norms of {name}", ", ".join(shown).replace("%", " %")))
         if largest:
             lines.append((f"largest rows of {name}", _describe_largest(largest[name])))
-    lines += [
-        (_cut(printable(name), _LONGEST_LABEL), f"{count:,}") for name, count in manifest.counts.items()
-    ]
+    lines += [(printable(name), f"{count:,}") for name, count in manifest.counts.items()]
     source = {key: value for key, value in manifest.identity.items() if key not in _SHOWN_ELSEWHERE}
     lines += _flatten(source)
-    return lines + list(_flatten(provenance or {}))
+    lines += _flatten(provenance or {})
+    return [(_cut(label), value) for label, value in lines]
 
 
 def _describe_largest(largest: LargestRows | str) -> str:
@@ -135,11 +134,11 @@ def _flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Pairs of ``a.b`` and value for nested mappings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flatten(inner, _cut(f"{place}.{key}" if place else str(key), _LONGEST_LABEL))
+            yield from _flatten(inner, _cut(f"{place}.{key}" if place else str(key)))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield _cut(printable(place), _LONGEST_LABEL), _cut(printable(text), _LONGEST_VALUE)
+        yield printable(place), _cut(printable(text))
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

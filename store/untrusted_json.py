@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..common.errors import CorruptCacheError
+from ..common.errors import CorruptCacheError, UsageError
 from ..common.printable import printable
 from ..common.regular_files import read_regular
 
@@ -102,6 +102,25 @@ def check_no_links(root: Path, paths: Iterable[str]) -> None:
                     "followed (cp -rL)"
                 )
             place = place.rpartition("/")[0]
+
+
+def check_writes_stay(root: Path, paths: Iterable[str], otherwise: str) -> None:
+    """As :func:`check_no_links`, of a folder that is written to.
+
+    Args:
+        otherwise: what to do instead of copying the folder, as ``give another --out``.
+
+    Raises:
+        UsageError: naming the link.
+    """
+    try:
+        check_no_links(root, paths)
+    except CorruptCacheError as error:
+        place = str(error).partition(" is a link")[0]
+        raise UsageError(
+            f"{place} is a link, and a run writes only into its own folder: copy the run with its links "
+            f"followed (cp -rL), or {otherwise}"
+        ) from None
 
 
 def _parts(value: Any) -> Iterable[Any]:

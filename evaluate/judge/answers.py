@@ -13,6 +13,7 @@ from typing import Any
 from ...common.errors import UsageError
 from ...store.durable import write_bytes
 from ...store.untrusted_files import read_object
+from ...store.untrusted_json import check_writes_stay
 
 FORMAT_VERSION = 1
 _MAX_ENTRY_BYTES = 64 << 20
@@ -37,6 +38,21 @@ class AnswerFolder:
     @property
     def lock(self) -> Path:
         return self.folder / "lock"
+
+    def check(self) -> None:
+        """Make sure that answers can be stored in this folder, and nowhere else.
+
+        Raises:
+            UsageError: a link, or something that is no folder, stands where a folder of entries should be.
+        """
+        names = [f"{number:02x}" for number in range(256)]  # with which hashes begin
+        check_writes_stay(self.folder, names, "give another --answers")
+        for path in (self.folder / name for name in names):
+            if path.exists() and not path.is_dir():
+                raise UsageError(
+                    f"{path} is a file, and answers are stored in a folder of this name: remove it, or give "
+                    "another --answers"
+                )
 
     def get(
         self, request: Mapping[str, Any], fits: Callable[[Mapping[str, Any]], bool]
@@ -66,9 +82,20 @@ class AnswerFolder:
         return answer
 
     def put(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-        """Store ``answer``, durably, as a whole or not at all."""
+        """Store ``answer``, durably, as a whole or not at all.
+
+        Raises:
+            UsageError: something stands in its place that cannot be replaced.
+        """
         entry = {"format": FORMAT_VERSION, "request": request, "answer": answer, "sha256": _hash(answer)}
-        write_bytes(self.place(request), _canonical(entry))
+        path = self.place(request)
+        try:
+            write_bytes(path, _canonical(entry))
+        except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise UsageError(
+                f"cannot store an answer in {path}: {error.filename} stands there ({error.strerror}); remove "
+                "it, or give another --answers"
+            ) from None
 
     def place(self, request: Mapping[str, Any]) -> Path:
         """The file of the answer to ``request``."""

@@ -11,6 +11,7 @@ from ...common.errors import UsageError
 from ...common.outputs import check_file_output, check_folder_output, take_lock
 from ...store import ActivationCache
 from ...store.durable import make_folder
+from ...store.untrusted_json import check_writes_stay
 from ...train import SAE
 from ..definitions import JUDGE_DEFINITIONS
 from ..earlier_results import copy_if_judged_less
@@ -89,12 +90,16 @@ def interpret(
         EndpointError: the judge fails; what it answered is stored.
     """
     results = choose_output(targets) if results is None else results
-    answers = results.parent / ANSWERS_FOLDER if answers is None else answers
+    if answers is None:
+        check_writes_stay(results.parent, [ANSWERS_FOLDER], "give --answers FOLDER")
+        answers = results.parent / ANSWERS_FOLDER
     found = find_targets_of(targets, cache, other_cache=other_cache)
     measured = read_results(results)
     _check_measured(found, measured, results, cache)
     check_file_output(results)
     check_folder_output(answers)
+    folder = AnswerFolder(answers)
+    folder.check()
     rows = _heldout_rows(cache, config)
     prompts = Prompts(None if config.prompts is None else Path(config.prompts))
     count, counted_by = load_counter(config.tokenizer)
@@ -102,7 +107,6 @@ def interpret(
         raise UsageError("which judge? Give --endpoint URL, as http://127.0.0.1:8000/v1, and --model NAME")
     stop = threading.Event()
     with ExitStack() as stack:
-        folder = AnswerFolder(answers)
         caller = _caller(stack, config, folder, stop, config.endpoint.url, config.endpoint.key_variable)
         device = choose_device(config.device)
         encoder = _encoder(stack, config, folder, stop, count, found)
@@ -189,8 +193,8 @@ def _check_measured(targets: Sequence[Target], measured: Results, path: Path, ca
     missing = [target.name for target in targets if target.name not in {sae.name for sae in measured.saes}]
     if missing:
         raise UsageError(
-            f"{path} has no results of {', '.join(missing)}; it has "
-            f"{', '.join(sae.name for sae in measured.saes)}. Measure them first with 'saecache "
+            f"{path} has no results of {', '.join(missing):.2000}; it has "
+            f"{', '.join(sae.name for sae in measured.saes):.2000}. Measure them first with 'saecache "
             "evaluate', or name their results with --results"
         )
     if measured.cache.fingerprint != cache.fingerprint:

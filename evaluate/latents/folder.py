@@ -5,6 +5,7 @@ README.md in this folder is the specification.
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -13,8 +14,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from ...common.errors import UsageError
+from ...common.outputs import check_file_output
 from ...store.durable import make_folder, write_bytes
 from ...store.untrusted_files import open_file, read_object
+from ...store.untrusted_json import check_writes_stay, describe_invalid
 from .arrays import read_arrays, write_arrays
 from .table import ARRAYS, EMPTY, FORMAT_VERSION, NUM_FIFTHS, TOP, Latents, LatentsInfo
 
@@ -28,6 +31,19 @@ def latents_folder(results: Path, name: str) -> Path:
     Characters that may not be in a file's name are written as %xx.
     """
     return results.with_name(f"{results.stem}.latents") / quote(name, safe="").replace(".", "%2E")
+
+
+def check_latents_output(results: Path, names: Iterable[str]) -> None:
+    """Make sure that the folders of latents of these SAEs can be written beside a results file.
+
+    Raises:
+        UsageError: a link leads to another place, something else stands there, or nothing may be written.
+    """
+    for name in names:
+        folder = latents_folder(results, name)
+        check_writes_stay(results.parent, [f"{folder.parent.name}/{folder.name}"], "give another --out")
+        for file in (INFO_FILE, ARRAYS_FILE):
+            check_file_output(folder / file)
 
 
 def write_latents(latents: Latents, folder: Path) -> None:
@@ -62,9 +78,7 @@ def _read(folder: Path) -> Latents:
     try:
         info = LatentsInfo.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        _refuse(folder, f"{INFO_FILE}: {first['msg']} at {where}")
+        _refuse(folder, f"{INFO_FILE}: {describe_invalid(error)}")
     if info.format_version != FORMAT_VERSION:
         raise UsageError(
             f"{folder} has format version {info.format_version}, expected {FORMAT_VERSION}; {_AGAIN}"
@@ -73,8 +87,9 @@ def _read(folder: Path) -> Latents:
         not 0 < info.num_latents < 1 << 40
         or not 0 < info.num_rows < 1 << 48
         or not 0 < info.context < 1 << 40
+        or not 0 <= info.radius < 1 << 40
     ):
-        _refuse(folder, f"{INFO_FILE}: its numbers of latents, rows and positions cannot be")
+        _refuse(folder, f"{INFO_FILE}: its numbers of latents, rows and positions, or its radius, cannot be")
     path = folder / ARRAYS_FILE
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -98,7 +113,7 @@ def _check(latents: Latents, folder: Path) -> None:
         ("vocabulary_ptr", latents.vocabulary_utf8),
     ):
         ptr = getattr(latents, name)
-        if ptr[0] != 0 or ptr[-1] != len(entries) or (np.diff(ptr) < 0).any():
+        if ptr[0] != 0 or ptr[-1] != len(entries) or (ptr[1:] < ptr[:-1]).any():  # differences may overflow
             _refuse(folder, f"{name} does not cut its {len(entries)} entries into pieces")
     for name, low, high in (
         ("context_token", 0, num_tokens),
@@ -116,8 +131,10 @@ def _check(latents: Latents, folder: Path) -> None:
     for name, array in latents.arrays().items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             _refuse(folder, f"{name} holds numbers that are not finite")
-    if (np.diff(latents.vocabulary) <= 0).any():
+    if (latents.vocabulary[1:] <= latents.vocabulary[:-1]).any():
         _refuse(folder, "vocabulary is not ascending")
+    if (latents.largest < 0).any() or (latents.histogram_end < latents.largest).any():
+        _refuse(folder, "largest is not between 0 and histogram_end")
     for name in ("text", "promoted", "suppressed"):
         ids = getattr(latents, name)
         if ids is not None and not np.isin(ids, latents.vocabulary).all():
@@ -130,6 +147,8 @@ def _check(latents: Latents, folder: Path) -> None:
     place = token + latents.activation_distance
     if (place < latents.passage_ptr[passage]).any() or (place >= latents.passage_ptr[passage + 1]).any():
         _refuse(folder, "activation_distance leaves the passage of its context")
+    radius = latents.info.radius
+    _check_range(latents, "activation_distance", -radius, radius + 1, folder)
 
 
 def _check_range(latents: Latents, name: str, low: int, high: int, folder: Path) -> None:

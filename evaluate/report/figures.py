@@ -4,8 +4,9 @@ A figure is made of series, one for each SAE; coordinates are the numbers of the
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from math import exp, isfinite, log
+from math import exp, log
 
 from ...common.errors import UsageError
 from ..results import Histogram, ZipfFit
@@ -15,6 +16,7 @@ from .layers import make_layer_figures
 from .pareto import make_pareto_figures
 
 _DIGITS = 5
+_LARGEST = 1e100  # number in a figure
 
 
 def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
@@ -35,10 +37,32 @@ def make_figures(entries: Sequence[ReportEntry]) -> list[Figure]:
         ]
     except OverflowError as error:
         raise UsageError(f"the results hold a number that cannot be drawn ({error}): measure again") from None
-    for figure in figures:
-        for series in figure.series:
-            series.points[:] = [(x, y) for x, y in series.points if isfinite(x) and isfinite(y)]
+    figures = [_drawable(figure) for figure in figures]
     return [figure for figure in figures if any(series.points for series in figure.series)]
+
+
+def _drawable(figure: Figure) -> Figure:
+    """The figure without what no axis can show; a point goes with its interval."""
+    series = []
+    for one in figure.series:
+        intervals = [[v if _is_drawable(v) else None for v in interval] for interval in one.intervals]
+        there = [number for number, point in enumerate(one.points) if all(map(_is_drawable, point))]
+        series.append(
+            replace(
+                one,
+                points=[one.points[number] for number in there],
+                fit=[point for point in one.fit if all(map(_is_drawable, point))],
+                intervals=[intervals[number] for number in there if number < len(intervals)],
+                end=one.end if _is_drawable(one.end) else None,
+            )
+        )
+    front = [point for point in figure.front if all(map(_is_drawable, point))]
+    return replace(figure, series=series, front=front)
+
+
+def _is_drawable(value: float | None) -> bool:
+    """Whether it is a number of which differences and products are finite."""
+    return value is not None and -_LARGEST < value < _LARGEST
 
 
 def _training(entries: Sequence[ReportEntry]) -> list[Figure]:

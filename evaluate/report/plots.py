@@ -34,6 +34,7 @@ _STYLE = {
     "legend.fontsize": 7.5,
 }
 _DPI = 200
+_LONGEST_NAME = 100  # of a file: a title holds a hook, which results of others name
 
 
 def write_figures(
@@ -62,10 +63,15 @@ def write_figures(
     with matplotlib.rc_context(_STYLE):
         for figure in make_figures(data.entries):
             canvas = Canvas(figsize=(4.6, 3.3), layout="constrained")
-            _draw(canvas.add_subplot(), figure, names)
-            written += _save(
-                canvas, folder / f"{figure.section}-{_file_name(figure.title)}", _table(figure, names)
-            )
+            path = folder / f"{figure.section}-{_file_name(figure.title)}"
+            try:
+                _draw(canvas.add_subplot(), figure, names)
+                written += _save(canvas, path, _table(figure, names))
+            except (ValueError, ArithmeticError) as error:
+                raise UsageError(
+                    f"matplotlib cannot draw {path.name} ({error!s:.300}): the results hold numbers that "
+                    "contradict one another; measure again"
+                ) from None
         overlap = make_overlap(data.measured, data.entries)
         if overlap is not None:
             side = 1.6 + 0.45 * len(names)
@@ -110,7 +116,7 @@ def _draw(axes: "Axes", figure: Figure, names: Sequence[str]) -> None:
         axes.set_ylim(bottom=0)
     if figure.y.end is not None:
         axes.set_ylim(top=figure.y.end)
-    axes.set_title(figure.title, fontsize=9, loc="left")
+    axes.set_title(figure.title[:100].replace("$", r"\$"), fontsize=9, loc="left")
     axes.legend(ncols=1 if len(figure.series) <= 8 else 2)
 
 
@@ -200,4 +206,4 @@ def _plain(name: str) -> str:
 
 
 def _file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:_LONGEST_NAME]

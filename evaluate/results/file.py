@@ -1,5 +1,6 @@
 """``results.json``: writing and reading it."""
 
+from collections import Counter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -8,6 +9,7 @@ from ...common.errors import UsageError
 from ...common.lookups import is_file
 from ...store.durable import write_bytes
 from ...store.untrusted_files import read_object
+from ...store.untrusted_json import describe_invalid
 from .evaluation import FORMAT_VERSION, Results
 from .metrics import ZipfFit
 
@@ -35,14 +37,17 @@ def read_results(path: Path) -> Results:
     try:
         results = Results.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise UsageError(
-            f"{path} is not a results file of saecache evaluate ({first['msg']} at {where}); measure again"
+            f"{path} is not a results file of saecache evaluate ({describe_invalid(error)}); measure again"
         ) from None
     if results.format_version != FORMAT_VERSION:
         raise UsageError(
             f"{path} has format version {results.format_version}, expected {FORMAT_VERSION}; measure again"
+        )
+    if doubled := [name for name, count in Counter(sae.name for sae in results.saes).items() if count > 1]:
+        raise UsageError(
+            f"{path} holds several SAEs called {doubled[0]!r:.80}, and each needs a name of its own; measure "
+            "again"
         )
     return results
 
@@ -67,9 +72,10 @@ def read_fitted_zipf(place: str) -> ZipfFit:
     if len(found) != 1:
         names = ", ".join(sae.name for sae in results.saes)
         wanted = f"no SAE {name!r}" if name else f"{len(found)} SAEs"
-        raise UsageError(f"{path} holds {wanted}; name one of them, as {path}:NAME: {names}")
+        raise UsageError(f"{path} holds {wanted}; name one of them, as {path}:NAME: {names:.2000}")
     if found[0].zipf is None:
         raise UsageError(
-            f"{path}: no Zipf law was fitted to {found[0].name}, because fewer than 10 of its latents fired"
+            f"{path}: no Zipf law was fitted to {found[0].name:.80}, because fewer than 10 of its "
+            "latents fired"
         )
     return found[0].zipf.linear

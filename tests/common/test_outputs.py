@@ -33,6 +33,30 @@ def test_a_file_where_a_folder_should_be_and_the_reverse(tmp_path: Path) -> None
         check_file_output(tmp_path)
 
 
+def test_links_to_nothing_and_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "nothing").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("nothing", "loop"):
+        with pytest.raises(UsageError, match=rf"{name} is a link to nothing, .* remove it"):
+            check_folder_output(tmp_path / name)
+        for check in (check_file_output, check_folder_output):
+            with pytest.raises(UsageError, match=rf"{name} is a link to nothing, not a folder"):
+                check(tmp_path / name / "new" / "below")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"device is a FIFO, a socket or a device, .* remove it"):
+        check_file_output(tmp_path / "device")
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link"])
+def test_a_lock_that_is_no_file(what: str, tmp_path: Path) -> None:
+    if what == "a folder":
+        (tmp_path / "lock").mkdir()
+    else:
+        (tmp_path / "lock").symlink_to("elsewhere")
+    with pytest.raises(UsageError, match=r"cannot lock .*out: .*lock cannot be opened .* remove it"):
+        take_lock(tmp_path / "lock", tmp_path / "out", "give another --out")
+
+
 @pytest.mark.parametrize("check", [check_file_output, check_folder_output])
 def test_no_permission(check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(**_options: object) -> None:

@@ -194,6 +194,31 @@ def test_a_damaged_list_of_files_can_be_replaced(measured: Path, tmp_path: Path)
     assert load_sae(url).cfg.name == "topk_k4"
 
 
+@pytest.mark.parametrize("place", ["a\0b", "x" * 100_000, "loop/sae"])
+def test_a_place_of_an_sae_that_cannot_be(place: str, runs: Path, tmp_path: Path) -> None:
+    url = f"{(tmp_path / 'bucket').as_uri()}/sae"
+    (runs / "loop").symlink_to("loop")
+    values = json.loads((runs / "results.json").read_text())
+    other = next(sae for sae in values["saes"] if sae["name"] != "topk_k4")
+    values["saes"].sort(key=lambda sae: sae is not other)
+    other["sae_dir"] = place
+    (runs / "results.json").write_text(json.dumps(values))
+    assert publish_sae(runs / "topk_k4", url).name == "topk_k4"
+    with pytest.raises(UsageError, match=r"has no results of .*: measure again") as caught:
+        publish_sae(runs / "topk_k6", url, replace=True)
+    assert len(str(caught.value)) < 10_000
+
+
+@pytest.mark.parametrize("l0", [1.7e308, -1.0, 5e-324])
+def test_results_that_cannot_be_drawn(l0: float, runs: Path, tmp_path: Path) -> None:
+    values = json.loads((runs / "results.json").read_text())
+    for sae in values["saes"]:
+        sae["codes"]["l0"] = l0
+    (runs / "results.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=r"a number that cannot be drawn .*--without-results"):
+        publish_sae(runs / "topk_k4", f"{(tmp_path / 'bucket').as_uri()}/sae")
+
+
 def test_a_card_that_was_edited_there_stays(hub: Any, measured: Path) -> None:
     publish_sae(measured / "topk_k4", URL)
     open_remote_folder(URL).put("README.md", b"mine\n")

@@ -29,6 +29,15 @@ def test_describe(cache_path: Path, source: Any) -> None:
     assert all(len(value) <= 100 for value in lines.values())
 
 
+def test_long_names_of_others_are_cut(cache_path: Path) -> None:
+    """Labels are one column: the longest one sets the width of every line."""
+    long = "\x1b" * 100_000
+    manifest = read_manifest(cache_path).model_copy(update={"counts": {long: 1}})
+    lines = describe(manifest, {long: {"a": 1, "b": {long: 2}}})
+    assert max(len(label) for label, _ in lines) == 100
+    assert sum(label.startswith("\\x1b") for label, _ in lines) == 3
+
+
 def with_sinks(path: Path) -> None:
     """5,000 rows of norm about 5 (a mean of 2 in each entry), among them 3 of norm about 500."""
     x = np.random.default_rng(0).normal(size=(5000, 24)).astype(np.float32) + 2

@@ -1,14 +1,14 @@
 """The folder of a run: which run it holds, whether that is finished, and a lock against a second process."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...common.errors import CorruptCacheError, UsageError
+from ...common.errors import UsageError
 from ...common.frozen import FrozenModel
 from ...common.outputs import check_folder_output, take_lock
 from ...common.validation import validate
@@ -16,7 +16,7 @@ from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
 from ...store.reading.reader import ActivationCache
 from ...store.untrusted_files import read_object
-from ...store.untrusted_json import check_no_links
+from ...store.untrusted_json import check_writes_stay
 from ..run_files import LOCK_FILE, METRICS_FILE, RECIPE_FILE, RUN_FILE
 from ..sae import SAE_FOLDER
 from .checkpoint import FAILURE_FILE
@@ -104,9 +104,8 @@ def _read(path: Path) -> RunRecord:
 def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> RunRecord | None:
     """What run.json says; None for a folder that is absent or as good as empty."""
     files = {LOCK_FILE, RECIPE_FILE, RECIPE_FILE + TEMPORARY_SUFFIX, RUN_FILE, RUN_FILE + TEMPORARY_SUFFIX}
-    _check_no_links(
-        out, [*sorted(files), METRICS_FILE, *(f"{name}/{place}" for name in names for place in PLACES)]
-    )
+    places = (f"{name}/{place}" for name in names for place in PLACES)
+    check_writes_stay(out, [*sorted(files), METRICS_FILE, *places], "give another --out")
     if (out / RUN_FILE).exists():
         found = _read(out / RUN_FILE)
         before, now = ({**each, "checkpoint": None} for each in (found.config, identity["config"]))
@@ -126,18 +125,6 @@ def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> Ru
             f"{out} is not empty and holds no training run (found {foreign[0]}); give another --out"
         )
     return None
-
-
-def _check_no_links(out: Path, paths: Iterable[str]) -> None:
-    """A run writes into its own folder only: no file or folder of it may be a link."""
-    try:
-        check_no_links(out, paths)
-    except CorruptCacheError as error:
-        place = str(error).partition(" is a link")[0]
-        raise UsageError(
-            f"{place} is a link, and a run writes only into its own folder: copy the run with its links "
-            "followed (cp -rL), or give another --out"
-        ) from None
 
 
 def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:

@@ -1,6 +1,7 @@
 """The folder of answers: what is damaged or foreign in it is asked for again and never believed."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.common.errors import SaecacheError
+from saecache.common.errors import SaecacheError, UsageError
 from saecache.evaluate.judge.answers import AnswerFolder
 from saecache.evaluate.judge.calls import Call, Caller
 from saecache.evaluate.judge.chat import make_chat_call, read_explanation, read_marks
@@ -77,7 +78,28 @@ def test_what_stands_in_the_place_of_an_entry(answers: AnswerFolder, what: str) 
     if what != "a folder":
         answers.put(REQUEST, ANSWER)
         assert answers.get(REQUEST, fits) == ANSWER
+    else:
+        with pytest.raises(UsageError, match=r"cannot store an answer in .*stands there .* remove it"):
+            answers.put(REQUEST, ANSWER)
     check_nothing_outside(path)
+
+
+@in_its_place
+@pytest.mark.parametrize("place", ["judge_answers", "judge_answers/1e", "judge_answers/lock"])
+def test_what_stands_in_a_folder_of_answers(ask: Ask, run_folder: Path, place: str, what: str) -> None:
+    (run_folder / "judge_answers").mkdir()
+    replace_with(what, run_folder / place)
+    outside = run_folder / "outside"
+    outside.mkdir()
+    if what == "a link out":
+        (run_folder / place).unlink()
+        (run_folder / place).symlink_to(outside)
+    with bounded():
+        try:
+            ask(num_latents=1, calibration=None)
+        except UsageError as error:
+            assert re.search(r"--answers|remove it|must name a folder", str(error))
+    assert not list(outside.iterdir())
 
 
 def test_an_entry_of_another_form_is_absent_even_with_the_right_hash(tmp_path: Path) -> None:

@@ -108,6 +108,19 @@ def test_results_are_the_same_bytes_and_nothing_is_asked_again(
     assert len(judge.requests) == asked
 
 
+def test_names_of_saes_in_results_of_others(ask: Ask, run_folder: Path) -> None:
+    results = json.loads((run_folder / "results.json").read_text())
+    for name, message in (
+        ("x" * 100_000, "no results of plain; it has .*xxx"),
+        ("mixed", "several SAEs"),
+    ):
+        next(sae for sae in results["saes"] if sae["name"] != "mixed")["name"] = name
+        (run_folder / "results.json").write_text(json.dumps(results))
+        with pytest.raises(UsageError, match=message) as caught:
+            ask()
+        assert len(str(caught.value)) < 10_000
+
+
 def test_other_results_stay(ask: Ask, run_folder: Path) -> None:
     before = json.loads((run_folder / "results.json").read_text())
     ask("mixed")

@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_read_is_not_destroyed(run_folder: Path, word_cach
     path.write_text('{"format_version": 2}')
     evaluate([run_folder], word_cache, num_latents=0)
     assert (run_folder / "results.unreadable.json").read_text() == '{"format_version": 2}'
-    assert "It was copied to results.unreadable.json" in capsys.readouterr().err
+    assert "It was moved to results.unreadable.json" in capsys.readouterr().err
 
 
 def test_an_evaluation_during_an_interpretation_is_not_undone(

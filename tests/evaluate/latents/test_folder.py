@@ -56,6 +56,8 @@ DAMAGE = [
     ("context_ptr", lambda a: np.r_[a[:-1], a[-1] + 1], "context_ptr does not cut"),
     ("context_ptr", lambda a: np.r_[a[0], a[1] + 10**6, a[2:]], "context_ptr does not cut"),
     ("activation_ptr", lambda a: np.r_[1, a[1:]], "activation_ptr does not cut"),
+    ("activation_ptr", lambda a: np.r_[a[0], 2**63 - 1, -2, a[3:]], "activation_ptr does not cut"),
+    ("context_ptr", lambda a: np.r_[a[0], 2**63 - 1, -2, a[3:]], "context_ptr does not cut"),
     ("passage_ptr", lambda a: a - 1, "passage_ptr does not cut"),
     ("vocabulary_ptr", lambda a: a[::-1], "vocabulary_ptr does not cut"),
     ("context_token", lambda a: a + 10**6, "context_token has values outside"),
@@ -70,8 +72,12 @@ DAMAGE = [
     ("text", lambda a: a + 1000, "text has token ids that vocabulary does not have"),
     ("promoted", lambda a: a - 1000, "promoted has token ids that vocabulary does not have"),
     ("vocabulary", lambda a: a[::-1], "vocabulary is not ascending"),
+    ("vocabulary", lambda a: np.r_[a[:-2], 2**31 - 1, -(2**31)], "vocabulary is not ascending"),
     ("largest", lambda a: a * np.float32(np.nan), "largest holds numbers that are not finite"),
     ("activation_value", lambda a: a / 0, "activation_value holds numbers that are not finite"),
+    ("histogram_end", lambda a: -a, "largest is not between 0 and histogram_end"),
+    ("histogram_end", lambda a: a / 4, "largest is not between 0 and histogram_end"),
+    ("largest", lambda a: -a, "largest is not between 0 and histogram_end"),
     ("activation_distance", lambda a: a + 500, "activation_distance leaves the passage"),
     ("mean", lambda a: a.astype(np.int32), "array mean should be"),
     ("mean", lambda a: a[:-1], "array mean should be"),
@@ -101,6 +107,22 @@ def test_arrays_that_contradict_one_another(name, damage, message, latents, fold
     with pytest.raises(UsageError, match=message) as caught:
         read_latents(folder)
     assert "measure again with 'saecache evaluate'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"radius": -5}, "its numbers of latents, rows and positions, or its radius, cannot be"),
+        ({"radius": 1}, "activation_distance has values outside -1 to 1"),
+        ({"definitions": {"x" * 100_000: 1}}, "definitions.x+: Input should be a valid string"),
+    ],
+)
+def test_a_description_that_contradicts_the_arrays(values, message, folder) -> None:
+    info = json.loads((folder / "latents.json").read_text())
+    (folder / "latents.json").write_text(json.dumps(info | values))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_latents(folder)
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_unknown_array_a_changed_byte_and_a_later_version(latents, folder) -> None:
