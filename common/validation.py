@@ -1,6 +1,6 @@
 """Values from YAML or Python -> a frozen config, with errors that name the place, the mistake and the fix."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
@@ -46,8 +46,8 @@ _PHRASES = {  # parts of pydantic's messages -> plain words
 }
 
 
-def validate(model: type[ModelT], values: Mapping[str, Any], origin: str) -> ModelT:
-    """``values`` as ``model``.
+def validate(model: type[ModelT], values: Any, origin: str) -> ModelT:
+    """``values``, a mapping or a ``model`` already, as ``model``.
 
     Args:
         origin: what the values are from, for the message.

@@ -1,9 +1,11 @@
 """``saecache.harvest``: the entry. It says at once that something happens; torch is imported after that."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..common.validation import validate
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: HarvestConfig,
+    config: HarvestConfig | Mapping[str, Any],
     out: str | Path | None = None,
     *,
     extend: str | Path | None = None,
@@ -35,6 +37,7 @@ def run(
         SaecacheError: the run cannot go on; what was done is saved.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; what was done is saved.
     """
+    config = validate(HarvestConfig, config, "config")
     print(f"harvest: checking model {config.model.name}, text and output", file=sys.stderr, flush=True)
     from .job import harvest
 

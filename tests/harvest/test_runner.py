@@ -144,6 +144,15 @@ def test_sinks_are_judged_by_the_first_block(
     assert cut.manifest.counts["excluded_sink"] == dropped
 
 
+def test_settings_may_be_a_mapping(make_config: MakeConfig, tmp_path: Path) -> None:
+    settings = make_config().model_dump(mode="json")
+    assert run(settings, tmp_path / "cache").manifest == run(make_config(), tmp_path / "cache").manifest
+    with pytest.raises(UsageError, match="num_token: unknown key"):
+        run(settings | {"num_token": 2}, tmp_path / "cache")
+    with pytest.raises(UsageError, match="config is not a valid HarvestConfig"):
+        run("h.yaml", tmp_path / "cache")  # type: ignore[arg-type]
+
+
 def test_a_finished_cache_is_left_alone(make_config: MakeConfig, usual: ActivationCache) -> None:
     before = digests(usual.path)
     again = saecache.harvest(make_config(batch_size=1, commit_seconds=0.0), usual.path)

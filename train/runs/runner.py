@@ -16,6 +16,7 @@ from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
 from ...common.interrupts import stop_on_signals
 from ...common.memory import explain_out_of_memory
+from ...common.validation import validate
 from ...distributed import world
 from ...distributed.group import ALONE, Group
 from ...store.reading.reader import ActivationCache, open_cache
@@ -63,7 +64,9 @@ class TrainResult:
 
 
 def run(
-    config: TrainConfig, cache: ActivationCache | Path | str, out: Path | str | None = None
+    config: TrainConfig | Mapping[str, Any],
+    cache: ActivationCache | Path | str,
+    out: Path | str | None = None,
 ) -> TrainResult:
     """Train every variant of ``config`` on ``cache``; continue an unfinished run of both in ``out``.
 
@@ -75,11 +78,13 @@ def run(
         A variant whose loss or gradient is not finite stops without an exception, and is in ``failed``.
 
     Raises:
-        UsageError: the settings do not fit the cache, or ``out`` holds something else. Nothing is written.
+        UsageError: settings that cannot be or do not fit the cache, or ``out`` holds something else. Nothing
+            is written.
         CorruptCacheError: a shard of the cache is damaged.
         SaecacheError: the disk is full or gone. The same call continues once it is back.
         KeyboardInterrupt: it was stopped, and has saved a checkpoint.
     """
+    config = validate(TrainConfig, config, "config")
     cache = cache if isinstance(cache, ActivationCache) else open_cache(cache, group=world().everyone)
     cache = cache.with_beside(config.beside, world().everyone)
     if config.cache_rows is not None:

@@ -117,6 +117,15 @@ def test_another_config_or_cache_is_refused_and_named(
     assert run(often, cache, tmp_path / "run").reused  # nor does what a preempted machine needs
 
 
+def test_settings_may_be_a_mapping(cache: ActivationCache, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"variants": [TOPK], "steps": 2, "batch_rows": 64, "num_latents": 48}
+    assert list(run(settings, cache, tmp_path / "run").saes) == ["topk_k4"]
+    with pytest.raises(UsageError, match=r"steps_: unknown key \(did you mean 'steps'\?\)"):
+        run(settings | {"steps_": 2}, cache, tmp_path / "run")
+    with pytest.raises(UsageError, match="config is not a valid TrainConfig"):
+        run("topk", cache, tmp_path / "run")  # type: ignore[arg-type]
+
+
 def test_a_run_of_version_0_1_is_still_the_same_run(
     cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
