@@ -58,6 +58,11 @@ def _load_model(sae: "SAE", name: str | None, adapter: str | None, device: str) 
     from ..harvest.model_files import locate_model
     from ..harvest.reloading import load_recorded
 
+    if sae.cfg.cache.get("beside"):
+        raise UsageError(
+            f"SAE {sae.cfg.name} was trained on the caches of several models ({sae.cfg.hook}), and inspect "
+            "runs one: 'saecache evaluate' takes such SAEs"
+        )
     facts = sae.cfg.cache.get("model")
     facts = facts if isinstance(facts, Mapping) else {}
     place, revision = name or facts.get("name"), facts.get("revision")

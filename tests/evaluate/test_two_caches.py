@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from saecache.cli import app
 from saecache.common.errors import UsageError
 from saecache.evaluate.report import write_report
 from saecache.evaluate.results import read_results
@@ -124,3 +126,9 @@ def test_both_caches_are_asked_for(
         evaluate(
             [run], cache, beside={"tuned": str(cache.path)}, other_cache=True, out=out, show_progress=False
         )
+
+
+def test_inspect_runs_one_model(run: Path) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(run), "some words"])
+    assert done.exit_code == 2
+    assert "was trained on the caches of several models" in done.stderr
