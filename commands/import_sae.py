@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import UsageError
+from ..common.lookups import is_folder
 from .printing import JsonFlag, print_json, print_next, print_pairs
 
 
@@ -41,7 +42,8 @@ def import_sae(
     source = find_folder(sae)
     name = find_format(source)
     if name is None:
-        raise UsageError(f"no SAE of {', '.join(FORMATS)} in {sae}: give the folder that has its weights")
+        what = "give the folder that has its weights" if is_folder(source) else "there is no such folder"
+        raise UsageError(f"no SAE of {', '.join(FORMATS)} in {sae}: {what}")
     settings: dict[str, Any] = {"hook": hook}
     if scaling_factor is not None:
         if name != "saelens":

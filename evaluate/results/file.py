@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ...common.errors import UsageError
-from ...common.lookups import is_file
+from ...common.lookups import exists, is_file
 from ...store.durable import write_bytes
 from ...store.untrusted_files import read_object
 from ...store.untrusted_json import describe_invalid
@@ -31,9 +31,10 @@ def read_results(path: Path) -> Results:
     try:
         values = read_object(path, NO_RESULTS, MAX_RESULTS_BYTES)
     except FileNotFoundError:
-        raise UsageError(
-            f"no results at {path}: measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
-        ) from None
+        fix = f"measure first, with 'saecache evaluate {path.parent} --cache CACHE'"
+        if not exists(path.parent):
+            fix = "there is no such folder"
+        raise UsageError(f"no results at {path}: {fix}") from None
     try:
         results = Results.model_validate(values)
     except ValidationError as error:

@@ -59,6 +59,7 @@ def test_files_where_folders_should_be(run_dir: Path, cache, tmp_path: Path) -> 
     (tmp_path / "file").write_text("mine")
     for arguments, message in (
         (["evaluate", tmp_path / "file", "--cache", cache.path], "no SAE in .*file: there is no such folder"),
+        (["report", tmp_path / "no"], "no results at .*no/results.json: there is no such folder"),
         (["report", tmp_path / "file"], "no results at .*file/results.json: measure first"),
         (["synthetic", "--out", tmp_path / "file" / "x"], "cannot write .*x: .*file is a file, not a folder"),
     ):
