@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from forms import FORMS
 from probing import every_sae
-from run import parser
+from run import is_measured, parser
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -65,6 +65,9 @@ def some_of(words: LetterWords, file: Path) -> SomeWords:
 def main() -> None:
     settings = parser(__doc__).parse_args()
     results, form = settings.results / settings.form, FORMS[settings.form]
+    file = results / "absorption.json"
+    if is_measured(file):
+        return
     cache = open_cache(settings.cache)
     reader = text_reader(load_model_of(cache), cache)
     words = some_of(make_letter_words(reader, SEED), settings.runs / f"words-{WORDS}.safetensors")
@@ -90,7 +93,6 @@ def main() -> None:
         },
         "figures": arms,
     }
-    file = results / "absorption.json"
     write_bytes(file, (json.dumps({"absorption": content}, indent=1) + "\n").encode())
     print(f"absorption: {file}")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from arms import TUNED
 from forms import FORMS
-from run import parser, read
+from run import is_measured, parser, read
 
 from saecache import SAE, load_sae, open_cache
 from saecache.evaluate.probing.config import ProbingConfig
@@ -83,6 +83,9 @@ def every_sae(results: Path, runs: Path) -> Iterator[tuple[str, SAE]]:
 def main() -> None:
     settings = parser(__doc__).parse_args()
     results, form = settings.results / settings.form, FORMS[settings.form]
+    file = results / "probing.json"
+    if is_measured(file):
+        return
     cache = open_cache(settings.cache)
     saes = dict(every_sae(results, settings.runs))
     labelled = settings.runs / "labelled.jsonl"
@@ -114,7 +117,6 @@ def main() -> None:
         },
         "figures": arms,
     }
-    file = results / "probing.json"
     write_bytes(file, (json.dumps({"probing": content}, indent=1) + "\n").encode())
     print(f"probing: {file}")
 

@@ -185,5 +185,12 @@ def read(results: Path, section: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
+def is_measured(file: Path) -> bool:
+    """Whether a script's file of results is there, which it says: an interrupted run goes on after it."""
+    if file.is_file():
+        print(f"{file.stem}: {file}, measured before; remove it to measure again", flush=True)
+    return file.is_file()
+
+
 if __name__ == "__main__":
     main()

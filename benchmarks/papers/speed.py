@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from arms import PREFIX, TUNED
 from forms import FORMS
-from run import PAPER_ZIPF, parser
+from run import PAPER_ZIPF, is_measured, parser
 from sections import training_of
 
 from saecache import ActivationCache, open_cache
@@ -41,6 +41,9 @@ def seconds(config: TrainConfig, variant: Any, cache: ActivationCache, steps: in
 
 def main() -> None:
     settings = parser(__doc__).parse_args()
+    file = settings.results / settings.form / "speed.json"
+    if is_measured(file):
+        return
     torch.set_num_threads(1)
     load = round(os.getloadavg()[0], 1)
     cache, form = open_cache(settings.cache), FORMS[settings.form]
@@ -69,7 +72,6 @@ def main() -> None:
             for name, values in found.items()
         },
     }
-    file = settings.results / settings.form / "speed.json"
     write_bytes(file, (json.dumps({"speed": content}, indent=1) + "\n").encode())
     print(f"speed: {file}")
 
