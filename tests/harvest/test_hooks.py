@@ -262,7 +262,7 @@ def test_replacing_with_another_shape(neox: LanguageModel) -> None:
     [
         ("resid_post.4", r"tiny-neox has 4 blocks, numbered 0 to 3"),
         ("attn_out.17", r"4 blocks"),
-        ("resid_midd.1", r"expected resid_pre.L, .* Did you mean"),
+        ("resid_midd.1", r"expected resid_post.L, .* Did you mean"),
         ("gpt_neox.layers.1.mpl", r"Did you mean 'gpt_neox.layers.1.mlp'"),
         ("gpt_neox.layers", r"never fires"),
         ("gpt_neox.rotary_emb", r"expected a float tensor \[sequences, positions, width\]"),
