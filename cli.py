@@ -23,7 +23,7 @@ from .commands import (
     train,
     variants,
 )
-from .commands.border import INTERRUPTED, RESUMES, add_command, end_at_once, note_interrupts
+from .commands.border import INTERRUPTED_STATUS, RESUMES, add_command, end_at_once, note_interrupts
 
 
 def _group(text: str) -> typer.Typer:
@@ -94,7 +94,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as error:
-        if error.code == INTERRUPTED:
+        if error.code == INTERRUPTED_STATUS:
             end_at_once()
         raise
 

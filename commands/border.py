@@ -23,7 +23,7 @@ from .escaping import escaped_output
 
 DEBUG_VARIABLE = "SAECACHE_DEBUG"
 RESUMES = "interrupted; what was done is saved: the same command continues"
-INTERRUPTED = 130  # the exit status
+INTERRUPTED_STATUS = 130  # the exit status
 STARTS_AGAIN = "interrupted; nothing was saved: the same command starts again"
 
 _LIBRARIES = {  # the package that an error's class is from -> what a user calls it
@@ -72,7 +72,7 @@ def add_command(
             # A signal during an import can surface as any error of the half-imported library.
             if _interrupted or isinstance(error, KeyboardInterrupt):
                 typer.echo(interrupted, err=True)
-                raise typer.Exit(INTERRUPTED) from None
+                raise typer.Exit(INTERRUPTED_STATUS) from None
             told = message_of(error)
             if told is None:
                 raise
@@ -186,4 +186,4 @@ def end_at_once() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED_STATUS)

@@ -58,12 +58,15 @@ class ModelBeside:
     name: str
 
     def logits(self, ids: Tensor) -> Tensor:
+        """As :meth:`SplicedModel.logits`."""
         return self.model.logits(ids)
 
     def logits_with(self, ids: Tensor, hook: str, replace: Replacement) -> Tensor:
+        """As :meth:`SplicedModel.logits_with`, of NAME:HOOK."""
         return self.model.logits_with(ids, hook.removeprefix(f"{self.name}:"), replace)
 
     def resumed_at(self, ids: Tensor, hook: str) -> Callable[[Replacement], Tensor]:
+        """As :func:`resumed_at`, of NAME:HOOK."""
         return resumed_at(self.model, ids, hook.removeprefix(f"{self.name}:"))
 
 

@@ -21,22 +21,21 @@ def free_space(path: Path | str) -> tuple[Path, int]:
 
 
 def check_room(
-    path: Path,
-    needed_bytes: int,
-    otherwise: str = "choose another folder, or train from the URL without a copy",
+    path: Path | str, needed_bytes: int, *, otherwise: str, needed: str = "{} are to come"
 ) -> None:
     """Refuse work for which the disk has no room.
 
     Args:
+        needed: the message's words for ``needed_bytes``, with ``{}`` where their number stands.
         otherwise: what the user can do instead, for the message.
 
     Raises:
         UsageError: the file system of ``path``, which need not exist yet, has too little space.
     """
     existing, free = free_space(path)
-    if needed_bytes and needed_bytes + _SPARE_BYTES > free:
+    if needed_bytes > 0 and needed_bytes + _SPARE_BYTES > free:
         raise UsageError(
-            f"not enough disk space at {existing}: {format_bytes(needed_bytes)} are to come, "
+            f"not enough disk space at {existing}: {needed.format(format_bytes(needed_bytes))}, "
             f"{format_bytes(free)} are free; {otherwise}"
         )
 

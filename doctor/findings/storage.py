@@ -1,12 +1,12 @@
 """The disk of a folder, the places where saecache keeps files, and whether credentials are there."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ...common.counts import format_bytes
 from ...store.disk_space import free_space
 from ...store.remote.download_cache_settings import FOLDER_VARIABLE, default_folder
+from ...store.remote.services import SERVICES, Service, hugging_face_folder
 from ...store.remote.team import VARIABLE as TEAM_VARIABLE
 from ..notes import Notes
 from ..timing import timed
@@ -29,8 +29,8 @@ def describe_storage(notes: Notes, folder: Path, temporary: Path) -> None:
         notes.find(name, f"{show_path(place)} ({why}): {describe_size(place)}")
     team = [place for place in os.environ.get(TEAM_VARIABLE, "").replace(",", " ").split() if place]
     notes.find("team", f"{len(team)} locations in {TEAM_VARIABLE}" if team else f"{TEAM_VARIABLE} is not set")
-    for service, there in CREDENTIALS.items():
-        notes.find(f"credentials for {service}", there() or "none found")
+    for service in SERVICES.values():
+        notes.find(f"credentials for {service.title}", credentials_found(service))
 
 
 def measure_disk(notes: Notes, path: Path, num_bytes: int) -> None:
@@ -95,56 +95,11 @@ def show_path(path: Path) -> str:
 def hub_folder() -> Path:
     """Where the Hugging Face libraries keep what they download."""
     named = os.environ.get("HF_HUB_CACHE")
-    return Path(named) if named else _hugging_face() / "hub"
+    return Path(named) if named else hugging_face_folder() / "hub"
 
 
-def _hugging_face() -> Path:
-    named = os.environ.get("HF_HOME")
-    return (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    )
-
-
-def _present(variables: tuple[str, ...], files: Callable[[], tuple[Path, ...]]) -> Callable[[], str]:
-    """A function that names the variables and files that are there; never what they hold."""
-
-    def look() -> str:
-        found = [name for name in variables if os.environ.get(name)]
-        found += [show_path(path) for path in files() if path.is_file()]
-        return ", ".join(found)
-
-    return look
-
-
-CREDENTIALS: dict[str, Callable[[], str]] = {
-    "S3": _present(
-        (
-            "AWS_ACCESS_KEY_ID",
-            "AWS_PROFILE",
-            "AWS_WEB_IDENTITY_TOKEN_FILE",
-            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        ),
-        lambda: (Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser(),),
-    ),
-    "Google Cloud": _present(
-        ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"),
-        lambda: (Path("~/.config/gcloud/application_default_credentials.json").expanduser(),),
-    ),
-    "Azure": _present(
-        (
-            "AZURE_STORAGE_ACCOUNT_KEY",
-            "AZURE_STORAGE_SAS_TOKEN",
-            "AZURE_STORAGE_TOKEN",
-            "AZURE_CLIENT_SECRET",
-            "AZURE_FEDERATED_TOKEN_FILE",
-        ),
-        lambda: (),
-    ),
-    "Hugging Face": _present(
-        ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
-        lambda: (Path(os.environ.get("HF_TOKEN_PATH") or _hugging_face() / "token"),),
-    ),
-}
+def credentials_found(service: Service) -> str:
+    """The variables and files of ``service`` that are there; never what they hold."""
+    found = [name for name in service.variables if os.environ.get(name)]
+    found += [show_path(path) for path in service.files() if path.is_file()]
+    return ", ".join(found) or "none found"

@@ -22,7 +22,6 @@ PRODUCTS_OF_A_ROUND = 3  # about as many float32 products as a round of an avera
 SMALLEST_ROWS, TRIAL_SHARE = 256, 8  # one of so many rows is multiplied to see how long a product takes
 AT_A_TIME = {"cuda": 5}  # steps between two readings of the clock, so that a GPU is not waited for after each
 FIRST_KIND = "topk"
-DENSE_KINDS = ("relu", "gated", "jumprelu")  # half of the latents are active at first: slow, they come last
 PRODUCTS = {"product, float32": torch.float32, "product, bfloat16": torch.bfloat16}
 
 
@@ -39,7 +38,7 @@ def measure_steps(notes: Notes, sizes: Sizes, device: torch.device, backend: str
 
 
 def _measure_at(notes: Notes, sizes: Sizes, latents: int, device: torch.device, backend: str) -> None:
-    kinds = sorted(VARIANTS, key=lambda kind: (kind in DENSE_KINDS, kind != FIRST_KIND, kind))
+    kinds = sorted(VARIANTS, key=lambda kind: (is_dense(kind, sizes.k), kind != FIRST_KIND, kind))
     rows = affordable_rows(sizes, latents, device, notes.seconds_left() / len(kinds))
     if rows < sizes.rows:
         notes.leave_out(f"B = {sizes.rows:,} at F = {latents:,}", f"slow or busy: B = {rows:,} instead")
@@ -79,9 +78,14 @@ def _measure_kind(notes: Notes, kind: str, sizes: Sizes, latents: int, x: Tensor
     W_enc = trainee.parameters["W_enc"].clone()
     ways = {kind: timer(step_of(trainee, x), device)}
     ways |= {name: timer(product(x, W_enc, dtype), device) for name, dtype in PRODUCTS.items()}
-    warm_up = 1 if kind in DENSE_KINDS else WARM_UP
+    warm_up = 1 if is_dense(kind, k) else WARM_UP
     costs = take_turns(ways, sizes.rounds, warm_up, time_left=notes.time_left)
     return {name: [cost.seconds for cost in found] for name, found in costs.items()}
+
+
+def is_dense(kind: str, k: int) -> bool:
+    """Whether no rule fixes L0, so that half of the latents are active at first: slow, they come last."""
+    return make_variant(kind, k).expected_l0 is None
 
 
 def affordable_rows(sizes: Sizes, latents: int, device: torch.device, seconds_of_kind: float) -> int:

@@ -27,7 +27,7 @@ def check_new(out: Path | str, needed_bytes: int) -> Path:
     if exists(path) or is_link(path):
         raise UsageError(f"{path} exists, and nothing is overwritten: give another --out, or remove it")
     check_folder_output(path)
-    check_room(path, needed_bytes, "choose another --out")
+    check_room(path, needed_bytes, otherwise="choose another --out")
     return path
 
 

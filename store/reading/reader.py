@@ -230,8 +230,11 @@ class ActivationCache(CacheContents):
         sink_ratio: float | None = None,
         sink_hooks: Sequence[str] | None = None,
     ) -> int:
-        """How many batches an epoch has. With ``sink_ratio`` it needs ``hook`` or ``sink_hooks``, whose norms
-        it reads.
+        """How many batches an epoch has.
+
+        Raises:
+            UsageError: a number of rows that no epoch can have, or ``sink_ratio`` without ``hook`` or
+                ``sink_hooks``, whose norms are read then.
         """
         hooks = sink_hooks or ([] if hook is None else [hook])
         if sink_ratio is not None and not hooks:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UsageError
+from .services import aws_credentials_file
 
 if TYPE_CHECKING:
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -49,7 +50,7 @@ def s3_config() -> "tuple[S3Config, Boto3CredentialProvider | None]":
 
 def _open_profile(name: str | None, *, required: bool) -> Any:
     """The botocore session of a profile (``default`` unless named); None where there is none."""
-    credentials = Path(_first("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    credentials = aws_credentials_file()
     config = Path(_first("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
     if not name and not credentials.is_file() and not config.is_file():
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...common.errors import CorruptCacheError, SaecacheError, UsageError
 from .redirects import is_refused_redirect
+from .services import service_of
 
 
 class RemoteError(SaecacheError):
@@ -73,12 +74,6 @@ _NO_CREDENTIALS = re.compile(
 
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]+)</Code>|\"(?:code|reason)\": *\"([A-Za-z0-9.]+)\"")
 _CODE_OF_ONE = re.compile(r"\(code: ([A-Za-z0-9.]+)\)\s*$")  # of one of many objects that were to be removed
-_VARIABLES = {  # of the environment, that decide for one kind of store: the endpoint, the credentials
-    "s3": ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and the region"),
-    "gs": ("GOOGLE_BASE_URL", "GOOGLE_APPLICATION_CREDENTIALS"),
-    "hf": ("HF_ENDPOINT", "HF_TOKEN, or log in with 'hf auth login'"),
-    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
-}
 
 
 def parse_failure(error: BaseException) -> Failure:
@@ -142,24 +137,20 @@ def translate(error: BaseException, what: str, where: str, server: str) -> Saeca
 
 def _refusal(failure: Failure, name: str, what: str, where: str) -> str | None:
     """The words for what the user has to change, or None."""
-    endpoint, credentials = _VARIABLES.get(where.partition("://")[0], _VARIABLES["s3"])
+    service = service_of(where)
     code, status, text = failure.code, failure.status, failure.text
     if "External AWS credential provider" in text:  # that of a profile; what follows may quote secrets
         return f"{where}: the AWS profile gives no credentials any more; renew them ('aws sso login')"
     if code in _NO_BUCKET:
-        return f"{where}: there is no such bucket{name}; check the name, and {endpoint}"
+        return f"{where}: there is no such bucket{name}; check the name, and {service.endpoint}"
     if code in _EXPIRED:
         return f"{what} at {where}: the credentials have expired{name}; renew them and run again"
     if _NO_CREDENTIALS.search(text):
-        return (
-            f"{where}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE (for public buckets AWS_SKIP_SIGNATURE=true; for gs:// "
-            "GOOGLE_APPLICATION_CREDENTIALS, for az:// AZURE_STORAGE_ACCOUNT_NAME and a key)"
-        )
+        return f"{where}: no credentials were found; {service.login}"
     if code == "RequestTimeTooSkewed":
         return f"{where}: the server's clock and this machine's differ too much{name}; set the clock"
     if code in _WRONG_KEY or status == 401:
-        return f"{what} at {where}: the credentials were not accepted{name}; check {credentials}"
+        return f"{what} at {where}: the credentials were not accepted{name}; check {service.credentials}"
     if status == 407:
         return f"{what} at {where}: the proxy between here and there wants a login{name}; see HTTPS_PROXY"
     if status == 403 or code == "AccessDenied":
@@ -167,7 +158,7 @@ def _refusal(failure: Failure, name: str, what: str, where: str) -> str | None:
     if "Received redirect" in text:  # one without a place to go to
         return f"{where}: the bucket is in another region{name}; set AWS_REGION to its own"
     if status in (301, 302, 303, 307, 308):  # the library follows none for what is written
-        return f"{what} at {where}: the server redirects to another place{name}; check {endpoint}"
+        return f"{what} at {where}: the server redirects to another place{name}; check {service.endpoint}"
     if "builder error" in text:
-        return f"{where}: the endpoint is not a valid https:// URL; check {endpoint}"
+        return f"{where}: the endpoint is not a valid https:// URL; check {service.endpoint}"
     return None

@@ -73,7 +73,11 @@ class Pull(Transfer):
     def plan(self) -> TransferResult:
         """Compare both sides, and the disk with what is missing; nothing is written."""
         result = super().plan()
-        check_room(self.path, result.moved_bytes)
+        check_room(
+            self.path,
+            result.moved_bytes,
+            otherwise="choose another folder, or train from the URL without a copy",
+        )
         return result
 
     def _inspect(self) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...common.counts import format_bytes
 from ...common.errors import UsageError
 from ..config import StorageConfig
-from ..disk_space import free_space
+from ..disk_space import check_room
 from ..encoding.records import RecordLayout
 from ..layout import MAX_CHUNK_BYTES, Layout, TokensKind, choose_sequence_cut, choose_shard_rows
 from ..manifest import MAX_MANIFEST_BYTES
@@ -121,11 +121,10 @@ def check_disk_space(path: Path | str, planned: PlannedSize, *, already_bytes: i
     Raises:
         UsageError: the file system of ``path`` has less than ``planned.peak_bytes - already_bytes`` free.
     """
-    existing, free = free_space(path)
-    needed = planned.peak_bytes - already_bytes
-    if needed > free:
-        raise UsageError(
-            f"not enough disk space at {existing}: the cache needs {format_bytes(needed)} while it "
-            f"is written ({format_bytes(planned.final_bytes)} when finished), {format_bytes(free)} are free; "
-            "harvest fewer tokens or hooks, or choose another output folder"
-        )
+    finished = format_bytes(planned.final_bytes)
+    check_room(
+        path,
+        planned.peak_bytes - already_bytes,
+        needed=f"the cache needs {{}} while it is written ({finished} when finished)",
+        otherwise="harvest fewer tokens or hooks, or choose another output folder",
+    )

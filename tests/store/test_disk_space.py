@@ -17,4 +17,4 @@ def test_small_sizes_are_shown_in_their_unit(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match=r"needs 3 MiB while .* \(2 MiB when .*\), 4.88 KiB are free"):
         check_disk_space(tmp_path, PlannedSize(final_bytes=2 << 20, peak_bytes=3 << 20))
     with pytest.raises(UsageError, match=r"2 MiB are to come, 4.88 KiB are free"):
-        check_room(tmp_path, 2 << 20)
+        check_room(tmp_path, 2 << 20, otherwise="make room")

@@ -6,7 +6,7 @@ from ..pairs import Pairs
 from .base.batch_rule import BatchRule
 from .base.gradients import train_selected
 from .base.rows import Batch
-from .losses.auxk import AuxK
+from .losses.auxk import AuxK, auxk_terms
 
 
 class BatchTopK(BatchRule):
@@ -16,4 +16,4 @@ class BatchTopK(BatchRule):
     auxk: AuxK | None = AuxK()
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        train_selected(batch, codes, [] if self.auxk is None else [self.auxk.term(self.k)])
+        train_selected(batch, codes, auxk_terms(self.auxk, self.k))

@@ -15,7 +15,7 @@ from .base.batch_rule import BatchRule
 from .base.nested import Rings, train_nested
 from .base.rows import PART_ROWS, Batch
 from .base.variant import Plan
-from .losses.auxk import AuxK
+from .losses.auxk import AuxK, auxk_terms
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -66,8 +66,8 @@ class MatryoshkaBatchTopK(BatchRule):
             rings = rings_of(part, some, widths)
             found = train_nested(part, some, rings, weights, [f"mse_{size}" for size in widths])
             part.record(rings.pairs, found.squared[-1])
-            if self.auxk is not None:
-                self.auxk.term(self.k)(part, found.last)
+            for add in auxk_terms(self.auxk, self.k):
+                add(part, found.last)
 
 
 def rings_of(part: Batch, codes: Pairs, sizes: list[int]) -> Rings:

@@ -15,7 +15,7 @@ from .base.gradients import backpropagate, reconstruct
 from .base.nested import Rings, train_nested
 from .base.rows import Batch, Rows
 from .base.variant import Plan, Variant
-from .losses.auxk import AuxK
+from .losses.auxk import AuxK, auxk_terms
 
 
 class MultiTopK(Variant):
@@ -54,8 +54,8 @@ class MultiTopK(Variant):
             wide = part.pre_activations().largest_per_row(self.multiple * self.k)
             together = part.backend.nests and part.shards.is_whole and part.layers.num_layers == 1
             error = self._train_together(part, wide) if together else self._train_apart(part, wide)
-            if self.auxk is not None:
-                self.auxk.term(self.k)(part, error)
+            for add in auxk_terms(self.auxk, self.k):
+                add(part, error)
 
     def _train_apart(self, part: Batch, wide: Pairs) -> Tensor:
         """Train on the codes of k and of multiple * k, one after the other; return the error of k, [B, D]."""

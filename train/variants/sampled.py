@@ -15,7 +15,7 @@ from .base.batch_rule import BatchRule, hint_of, largest_of_batch
 from .base.gradients import train_selected
 from .base.rows import Batch, RandomStream, Rows
 from .base.variant import Plan
-from .losses.auxk import AuxK
+from .losses.auxk import AuxK, auxk_terms
 
 THRESHOLD_ROWS = 256  # rows of a batch on which the threshold is measured
 
@@ -78,7 +78,7 @@ class Sampled(BatchRule):
         return floor(self.pool_factor * self.k + 1e-6)
 
     def train(self, batch: Batch, codes: Pairs) -> None:
-        train_selected(batch, codes, [] if self.auxk is None else [self.auxk.term(self.k)])
+        train_selected(batch, codes, auxk_terms(self.auxk, self.k))
 
     def codes_for_threshold(self, batch: Batch, codes: Pairs) -> Pairs:
         if self.threshold_of == "pool" or self.pool_size() >= batch.shards.total:

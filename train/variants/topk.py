@@ -8,7 +8,7 @@ from ..pairs import Pairs
 from .base.gradients import train_selected
 from .base.rows import Batch, Rows
 from .base.variant import Variant
-from .losses.auxk import AuxK
+from .losses.auxk import AuxK, auxk_terms
 
 
 class TopK(Variant):
@@ -33,7 +33,7 @@ class TopK(Variant):
         return float(self.k)
 
     def forward_backward(self, batch: Batch) -> None:
-        train_selected(batch, self.encode(batch), [] if self.auxk is None else [self.auxk.term(self.k)])
+        train_selected(batch, self.encode(batch), auxk_terms(self.auxk, self.k))
 
     def encode(self, rows: Rows, *, as_trained: bool = False) -> Pairs:
         chosen = rows.pre_activations().largest_per_row(self.k)

@@ -16,9 +16,10 @@ from ...untrusted_json import parse_json
 from ..bucket import Bucket
 from ..failures import AccessError, MissingObjectError, RemoteError, UnreadableAnswerError
 from ..retries import LEAST_BODY_BYTES
+from ..services import SERVICES
 
 _MAX_ANSWER_BYTES = 32 << 20  # a listing of a thousand files takes some 300 kB
-_LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
+_LOGIN = SERVICES["hf"].login
 
 
 class MissingRepositoryError(AccessError):

@@ -1,5 +1,6 @@
 """Azure and GCS, as far as it goes without them: where requests go, and what is said of an answer."""
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from saecache.store.remote import open_remote_folder
-from saecache.store.remote.failures import AccessError
+from saecache.store.remote.failures import AccessError, translate
 
 from .conftest import QUICK
 
@@ -61,3 +62,19 @@ def test_a_plain_endpoint_is_asked_and_its_refusal_told_in_the_terms_of_the_stor
     with pytest.raises(AccessError, match=words) as told:
         open_remote_folder(url, QUICK).get("zarr.json", 100)
     assert "AWS_" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "words"),
+    [
+        ("s3://team/x", "http://169.254.169.254/latest/api/token", "AWS_PROFILE"),
+        ("gs://team/x", "http://metadata.google.internal/computeMetadata", "gcloud auth application-default"),
+        ("az://team/x", "http://169.254.169.254/metadata/identity", "AZURE_STORAGE_SAS_TOKEN.*az login"),
+    ],
+)
+def test_missing_credentials_are_told_in_the_terms_of_the_store(url: str, asked: str, words: str) -> None:
+    """The library asks the machine for a role where nothing else gives credentials. It named those of S3."""
+    told = translate(OSError(f"error sending request for url ({asked})"), "reading", url, "")
+    assert isinstance(told, AccessError)
+    assert re.search(f"no credentials were found; .*{words}", str(told))
+    assert ("AWS_" in str(told)) == url.startswith("s3://")

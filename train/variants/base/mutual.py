@@ -11,9 +11,9 @@ from ....common.frozen import FrozenModel
 from ...engine.schedule import in_steps
 from ...pairs import Pairs
 from ..losses.aux_zipf import AuxZipf
-from ..losses.auxk import AuxK
+from ..losses.auxk import AuxK, auxk_terms
 from ..losses.nfm import NFM, NFMInf, row_norms
-from .gradients import AuxiliaryLoss, train_selected
+from .gradients import train_selected
 from .prevalence import initial_prevalence, observe_prevalence, prevalence, window_seen
 from .rows import Batch
 from .variant import Plan
@@ -47,7 +47,7 @@ class MutualTerms(FrozenModel):
 
     def train_with_terms(self, batch: Batch, codes: Pairs, k: int) -> None:
         """Train on the selected ``codes`` (values above 0 only) of a rule with ``k`` codes per row."""
-        terms: list[AuxiliaryLoss] = [] if self.auxk is None else [self.auxk.term(k)]
+        terms = auxk_terms(self.auxk, k)
         if self.aux_zipf is not None and window_seen(batch, self.window_rows):
             every = batch.shards.gather(prevalence(batch.state))
             dying = batch.shards.among_own(self.aux_zipf.dying(every, k, batch.num_rows_of_all))

@@ -24,14 +24,15 @@ class AuxK(FrozenModel):
     coefficient: PositiveFloat = 1 / 32
     k: PositiveInt | None = None  # null: see choose_k
 
-    def term(self, codes_per_row: int) -> AuxiliaryLoss:
-        """The loss as a function of a part of the rows, for a rule with so many codes per row."""
-        return partial(self._add, codes_per_row=codes_per_row)
-
-    def _add(self, part: Batch, error: Tensor, *, codes_per_row: int) -> None:
+    def add(self, part: Batch, error: Tensor, *, codes_per_row: int) -> None:
         """Add the term for the rows of ``part``, whose main reconstruction has ``error`` [B, D]."""
         k, dead = (self.k, codes_per_row), part.dead_latents()
         reconstruct_leftover(part, error, dead, k=k, coefficient=self.coefficient, name="auxk")
+
+
+def auxk_terms(auxk: AuxK | None, codes_per_row: int) -> list[AuxiliaryLoss]:
+    """The loss, if configured, as a function of a part of the rows, whose rule keeps so many codes a row."""
+    return [] if auxk is None else [partial(auxk.add, codes_per_row=codes_per_row)]
 
 
 def reconstruct_leftover(
