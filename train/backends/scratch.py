@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from . import huge_pages
+
 _lock = threading.Lock()
 _free: dict[torch.device, list[Tensor]] = {}  # flat uint8 tensors that are not in use
 
@@ -45,4 +47,4 @@ def _take(device: torch.device, num_bytes: int) -> Tensor:
     if best is not None and best.numel() >= num_bytes:
         return best
     del best
-    return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    return huge_pages.empty_bytes(num_bytes, device)

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from ...common.frozen import FrozenModel
+from ..backends import huge_pages
 from ..backends.choice import backend_of
 from ..backends.plain.adam import TINY
 from ..backends.plain.products import total
@@ -74,8 +75,8 @@ class Optimizer:
         self.unsound = torch.zeros(
             (), dtype=torch.float64, device=next(iter(self.parameters.values())).device
         )
-        self.exp_avg = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.exp_avg = {name: huge_pages.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        self.exp_avg_sq = {name: huge_pages.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
     def global_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The global norm of the gradients that a step uses, float64 []; not finite if an entry is not."""

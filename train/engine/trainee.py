@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import SaecacheError
+from ..backends import huge_pages
 from ..backends.threads import torch_on_one_thread
 from ..latent_shards import agreed
 from ..selection.errors import NonFiniteError
@@ -85,7 +86,9 @@ class Trainee:
 
         self.parameters = parameters | own(variant.extra_parameters(plan))
         self.state = own(variant.initial_state(plan))
-        self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+        for tensor in self.parameters.values():
+            huge_pages.move(tensor)
+        self.gradients = {n: huge_pages.zeros_like(t) for n, t in self.parameters.items()}
         self.optimizer_config = variant.optimizer.applied_to(optimizer)
         self.owners = Owners(plan)
         self.optimizer = Optimizer(
