@@ -131,6 +131,8 @@ class SAE(nn.Module):
                     f"{list(codes.shape)}"
                 )
             return codes @ self.W_dec + self.b_dec
+        if codes.num_latents != self.shards.count:  # others are not rows of W_dec
+            raise UsageError(f"expected codes of {self.shards.count} latents, got {codes.num_latents}")
         return self.shards.decode(codes, self.W_dec, self.b_dec)
 
     @torch.no_grad()

@@ -112,6 +112,14 @@ def test_wrong_inputs_are_reported(folder: Path) -> None:
         sae.encode(torch.zeros(5, 24), input="cooked")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("num_latents", [47, 49])
+def test_pairs_of_another_number_of_latents_are_not_decoded(folder: Path, num_latents: int) -> None:
+    last = torch.tensor([num_latents - 1])
+    pairs = Pairs.from_rows(torch.tensor([0]), last, torch.ones(1), 1, num_latents)
+    with pytest.raises(UsageError, match=f"expected codes of 48 latents, got {num_latents}"):
+        load_sae(folder).decode(pairs)
+
+
 def test_forward_in_parts_and_in_half_precision(
     folder: Path, cache: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
