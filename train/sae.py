@@ -122,15 +122,17 @@ class SAE(nn.Module):
         skip connection.
 
         Raises:
-            UsageError: codes of another number of latents.
+            UsageError: codes of another number of latents, or weights of half precision.
         """
+        self._check_weights()
         if isinstance(codes, Tensor):
             if codes.shape[-1:] != (self.cfg.num_latents,):
                 raise UsageError(
                     f"expected codes [..., {self.cfg.num_latents}], one for each latent, got "
                     f"{list(codes.shape)}"
                 )
-            return codes @ self.W_dec + self.b_dec
+            with torch.autocast(self.W_dec.device.type, enabled=False):
+                return codes.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
         if codes.num_latents != self.shards.count:  # others are not rows of W_dec
             raise UsageError(f"expected codes of {self.shards.count} latents, got {codes.num_latents}")
         return self.shards.decode(codes, self.W_dec, self.b_dec)
@@ -200,7 +202,15 @@ class SAE(nn.Module):
             return x.float(), None
         raise UsageError(f"input must be 'normalized' or 'raw', got {space!r}")
 
+    def _check_weights(self) -> None:
+        if self.W_enc.dtype not in (torch.float32, torch.float64):
+            raise UsageError(
+                f"SAE {self.cfg.name} computes in float32, and its weights are {self.W_enc.dtype}: load it "
+                "again, or call sae.float(); sae(x) takes rows x of any floating-point type"
+            )
+
     def _check(self, x: Tensor) -> None:
+        self._check_weights()
         if not isinstance(x, Tensor):
             raise UsageError(
                 f"SAE {self.cfg.name} expects a tensor, got {type(x).__name__}: torch.as_tensor(x) makes one"

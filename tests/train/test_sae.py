@@ -138,3 +138,20 @@ def test_an_sae_is_a_module_without_trainable_parameters(folder: Path) -> None:
     assert set(sae.state_dict()) == {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
     assert not list(sae.parameters())
     assert not sae(torch.zeros(2, 24, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("number_type", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_refused(folder: Path, number_type: torch.dtype) -> None:
+    sae, x = load_sae(folder).to(number_type), torch.zeros(5, 24)
+    for call in (lambda: sae(x), lambda: sae.encode(x), lambda: sae.decode(torch.zeros(5, 48))):
+        with pytest.raises(UsageError, match=rf"its weights are {number_type}: load it again, or call"):
+            call()
+
+
+def test_dense_codes_of_any_type_are_decoded_in_float32(folder: Path) -> None:
+    sae = load_sae(folder)
+    codes = torch.rand(5, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = sae.decode(codes.float())
+    assert torch.equal(sae.decode(codes), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sae.decode(codes.float()), expected)
