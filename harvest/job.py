@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
+import torch
+
 from ..common.interrupts import stop_on_signals
 from ..distributed.group import ALONE, Group
 from ..distributed.launch import world
@@ -57,6 +59,7 @@ class HarvestResult:
     shuffle_seconds: float = 0.0
 
 
+@torch.inference_mode(False)  # its tensors could not change in the threads of a forward
 def harvest(
     config: HarvestConfig,
     out: str | Path | None,

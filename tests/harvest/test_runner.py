@@ -447,3 +447,11 @@ def test_a_tokenizer_of_another_model_is_told(
     settings.vocab_size = 100
     AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
     refused(make_config(folder), tmp_path / "cache", "embeds only 100 tokens: they do not belong together")
+
+
+def test_a_harvest_within_inference_mode_is_the_usual_one(
+    make_config: MakeConfig, usual: ActivationCache, tmp_path: Path
+) -> None:
+    with torch.inference_mode():
+        result = run(make_config(), tmp_path / "cache")
+    assert digests(result.path) == digests(Path(usual.path))

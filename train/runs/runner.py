@@ -63,6 +63,7 @@ class TrainResult:
     last_lines: dict[str, dict[str, Any]]  # of metrics.jsonl, by variant
 
 
+@torch.inference_mode(False)  # its tensors could not change in the threads of a step
 def run(
     config: TrainConfig | Mapping[str, Any],
     cache: ActivationCache | Path | str,

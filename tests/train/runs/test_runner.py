@@ -283,3 +283,14 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_later(
     again = run(make_config(TOPK), cache, tmp_path / "run")
     alone = run(make_config(TOPK), cache, tmp_path / "alone")
     assert folder_bytes(again.saes["topk_k4"]) == folder_bytes(alone.saes["topk_k4"])
+
+
+def test_a_run_within_inference_mode_is_the_usual_one(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(TOPK, BATCH_TOPK)
+    with torch.inference_mode():
+        within = run(config, cache, tmp_path / "within")
+    usual = run(config, cache, tmp_path / "usual")
+    for name, folder in usual.saes.items():
+        assert folder_bytes(within.saes[name]) == folder_bytes(folder)
