@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import UsageError
+from ..common.torch_defaults import torch_defaults
 from ..store.durable import write_bytes
 from .backends.plain.products import matmul
 from .backends.threads import torch_on_one_thread
@@ -223,6 +224,7 @@ class SAE(nn.Module):
                 "activations, or convert them with x.float()"
             )
 
+    @torch_defaults()
     @torch_on_one_thread()
     def _encode(self, x: Tensor, as_trained: bool, batch_number: int = 0) -> Pairs:
         tensors = dict(self.named_buffers())

@@ -265,7 +265,7 @@ class ActivationCache(CacheContents):
         reader = self._row_reader(hook, split, normalization)
         check_floating(dtype)
         numbers = check_row_numbers(reader.activations, indices)
-        out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype)
+        out = torch.empty(len(numbers), self.d_model(hook), dtype=dtype, device="cpu")
         chunks = numbers // self._layout.chunk_rows
         with download_ahead(reader.arrays, lambda size: np.unique(chunks // size).tolist()):
             reader.fill(out, numbers, BufferPool(), release=True)

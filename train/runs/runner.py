@@ -16,6 +16,7 @@ from ...common.counts import format_bytes
 from ...common.errors import SaecacheError, UsageError
 from ...common.interrupts import stop_on_signals
 from ...common.memory import explain_out_of_memory
+from ...common.torch_defaults import torch_defaults
 from ...common.validation import validate
 from ...distributed import world
 from ...distributed.group import ALONE, Group
@@ -63,6 +64,7 @@ class TrainResult:
     last_lines: dict[str, dict[str, Any]]  # of metrics.jsonl, by variant
 
 
+@torch_defaults()
 @torch.inference_mode(False)  # its tensors could not change in the threads of a step
 def run(
     config: TrainConfig | Mapping[str, Any],

@@ -294,3 +294,39 @@ def test_a_run_within_inference_mode_is_the_usual_one(
     usual = run(config, cache, tmp_path / "usual")
     for name, folder in usual.saes.items():
         assert folder_bytes(within.saes[name]) == folder_bytes(folder)
+
+
+@pytest.mark.parametrize("number_type", [torch.float64, torch.bfloat16])
+def test_the_default_number_type_changes_no_byte(
+    cache: ActivationCache,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    number_type: torch.dtype,
+) -> None:
+    config = make_config(TOPK, BATCH_TOPK)
+    usual = run(config, cache, tmp_path / "usual")
+    codes = load_sae(usual.saes["topk_k4"]).encode(cache.rows("resid", range(40)))
+    torch.set_default_dtype(number_type)
+    try:
+        other = run(config, cache, tmp_path / "other")
+        assert torch.get_default_dtype() == number_type
+        sae = load_sae(other.saes["topk_k4"])
+        assert torch.equal(sae.encode(cache.rows("resid", range(40))), codes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, folder in usual.saes.items():
+        assert folder_bytes(other.saes[name]) == folder_bytes(folder)
+
+
+def test_the_default_device_changes_no_byte(
+    cache: ActivationCache, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(TOPK, BATCH_TOPK, device="cpu")
+    usual = run(config, cache, tmp_path / "usual")
+    codes = load_sae(usual.saes["topk_k4"]).encode(cache.rows("resid", range(40)))
+    with torch.device("meta"):
+        other = run(config, cache, tmp_path / "other")
+        found = load_sae(other.saes["topk_k4"]).encode(cache.rows("resid", range(40)))
+    assert torch.equal(found, codes)
+    for name, folder in usual.saes.items():
+        assert folder_bytes(other.saes[name]) == folder_bytes(folder)
