@@ -15,6 +15,30 @@ from .planned_size import plan_layout
 SequenceArrays = dict[str, NDArray[np.int32]]  # "ids" and "document", those that exist
 
 
+def check_types(hooks: Any, heldout_fraction: Any, storage: Any, identity: Any) -> None:
+    """Refuse settings of another kind than a writer takes, before anything is written.
+
+    Raises:
+        UsageError: naming the argument, what was expected and what was given.
+    """
+    for name, value, kind, expected in (
+        ("hooks", hooks, Mapping, "a mapping {name: width}, as {'layer3': 768}"),
+        ("identity", identity, Mapping, "a mapping of facts, as {'source': 'my simulation'}"),
+        ("heldout_fraction", heldout_fraction, int | float | np.number, "a number in [0, 1)"),
+        (
+            "storage",
+            storage,
+            StorageConfig | None,
+            "a saecache.StorageConfig, as StorageConfig(dtype='float32')",
+        ),
+    ):
+        if not isinstance(value, kind):
+            raise UsageError(f"{name}: expected {expected}, got {value!r:.80}")
+    for hook in hooks:
+        if not isinstance(hook, str):
+            raise UsageError(f"hooks: expected names as texts, got {hook!r:.80}")
+
+
 def check_settings(
     hooks: Mapping[str, int], context: int, heldout_fraction: float, storage: StorageConfig
 ) -> None:
@@ -97,6 +121,11 @@ def check_activations(activations: Mapping[str, Any], hooks: Mapping[str, int], 
 
 def check_hooks(activations: Mapping[str, Any], hooks: Mapping[str, int]) -> None:
     """Refuse activations of other hooks."""
+    if not isinstance(activations, Mapping):
+        raise UsageError(
+            f"activations: expected a mapping {{hook: rows}} of hooks {sorted(hooks)}, got "
+            f"{type(activations).__name__}"
+        )
     if set(activations) != set(hooks):
         raise UsageError(f"activations: expected hooks {sorted(hooks)}, got {sorted(activations)}")
 
@@ -107,6 +136,11 @@ def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) ->
     Raises:
         UsageError: another shape or type.
     """
+    if not isinstance(activations, torch.Tensor | np.ndarray):
+        raise UsageError(
+            f"activations of {hook}: expected a numpy array or a torch tensor, got "
+            f"{type(activations).__name__}: numpy.asarray(x) makes an array"
+        )
     shape = tuple(activations.shape)
     if shape != (expected_rows, d_model):
         raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")

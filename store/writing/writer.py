@@ -15,12 +15,14 @@ from ..identity import canonical_json, fingerprint, whole_identity
 from ..layout import TokensKind
 from ..manifest import Manifest
 from ..manifest_file import load_manifest
+from ..reading.arguments import check_whole_numbers
 from .arguments import (
     SequenceArrays,
     check_activations,
     check_counts,
     check_hooks,
     check_settings,
+    check_types,
     row_arguments,
     sequence_arguments,
 )
@@ -82,9 +84,10 @@ class CacheWriter:
                 identity; another process is writing there.
         """
         self.path = Path(path)
-        self.hooks = dict(sorted(hooks.items()))  # their order is not part of the identity
-        self.context = context
-        self.seed = seed
+        check_types(hooks, heldout_fraction, storage, identity)
+        widths = check_whole_numbers(**{f"hooks: width of {hook}": width for hook, width in hooks.items()})
+        self.hooks = dict(sorted(zip(hooks, widths, strict=True)))  # their order is not part of the identity
+        self.context, self.seed = context, seed = check_whole_numbers(context=context, seed=seed)
         self.heldout_fraction = heldout_fraction
         self.storage = storage or StorageConfig()
         self._delivery, self._shared, self._pieces = delivery, shared, pieces

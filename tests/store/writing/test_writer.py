@@ -460,3 +460,46 @@ def test_a_damaged_journal_is_explained(tmp_path: Path) -> None:
     journal.write_text(json.dumps(values | {"version": 99}))
     with pytest.raises(Exception, match="damaged or of another version"):
         writer_of(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "0"}, "seed: expected a whole number, got '0'"),
+        ({"seed": 1.5}, "seed: expected a whole number, got 1.5"),
+        ({"context": 4.0}, "context: expected a whole number, got 4.0"),
+        ({"context": True}, "context: expected a whole number, got True"),
+        ({"hooks": ["h"]}, r"hooks: expected a mapping \{name: width\}.* got \['h'\]"),
+        ({"hooks": {"h": 6.0}}, "hooks: width of h: expected a whole number, got 6.0"),
+        ({"hooks": {3: 6}}, "hooks: expected names as texts, got 3"),
+        ({"identity": "mine"}, "identity: expected a mapping of facts.* got 'mine'"),
+        ({"heldout_fraction": "0.1"}, r"heldout_fraction: expected a number in \[0, 1\), got '0.1'"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        writer_of(tmp_path / "cache", **changes)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_numbers_of_numpy_are_settings_as_those_of_python(tmp_path: Path) -> None:
+    numbers = {"hooks": {HOOK: np.int64(6)}, "context": np.int64(4), "seed": np.int64(3)}
+    with writer_of(tmp_path / "numpy", **numbers) as writer:
+        writer.write_sequences(**sequences(8))
+    with writer_of(tmp_path / "python", seed=3) as same:
+        same.write_sequences(**sequences(8))
+    assert writer.fingerprint == same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("activations", "message"),
+    [
+        ({HOOK: [[1.0] * 6]}, r"activations of h: expected a numpy array or a torch tensor, got list"),
+        (torch.ones(2, 6), r"activations: expected a mapping \{hook: rows\} of hooks \['h'\], got Tensor"),
+    ],
+)
+def test_rows_of_another_kind_are_refused(tmp_path: Path, activations: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message), writer_of(tmp_path / "cache", context=1) as writer:
+        writer.write_rows(activations)
