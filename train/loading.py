@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.devices import choose_device
 from ..common.errors import UsageError
 from ..common.lookups import exists, is_folder
 from ..common.memory import check_memory
@@ -65,8 +66,10 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
 
     Raises:
         UsageError: no SAE there or several, an unknown kind, a newer format, a config that contradicts
-            itself, or weights that contradict the config, are not finite, or do not fit into memory.
+            itself, or weights that contradict the config, are not finite, or do not fit into memory; a
+            ``device`` that this machine does not have (``auto`` takes the fastest that is there).
     """
+    device = choose_device(str(device))
     folder = find_sae(folder)
     weights = folder / WEIGHTS_FILE
     if not exists(weights):

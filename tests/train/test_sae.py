@@ -155,3 +155,10 @@ def test_dense_codes_of_any_type_are_decoded_in_float32(folder: Path) -> None:
     assert torch.equal(sae.decode(codes), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(sae.decode(codes.float()), expected)
+
+
+def test_the_device_of_an_sae_is_named_as_that_of_a_run(folder: Path) -> None:
+    assert load_sae(folder, "auto").W_enc.device.type in ("cpu", "cuda", "mps")
+    assert load_sae(folder, torch.device("cpu")).W_enc.device.type == "cpu"
+    with pytest.raises(UsageError, match=r"device='gpu' cannot be used here: .*available: .*cpu"):
+        load_sae(folder, "gpu")
