@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ def attach(
             crosscoder, which reads several hooks at once; a cross-layer transcoder whose rule compares the
             latents of several layers.
     """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        advice = ": hand in its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise UsageError(
+            f"SAE {sae.cfg.name} attaches to a Hugging Face causal model, got {type(model).__name__}{advice}"
+        )
     change = _Change(dict(steer or {}), dict(add or {}), not (steer or add) if splice is None else splice)
     _check_latents(sae, change)
     if sae.cfg.hooks is not None and sae.cfg.targets is None:
@@ -128,9 +134,10 @@ class _Change:
 
 def _check_latents(sae: SAE, change: _Change) -> None:
     for latent, value in [*change.set_to.items(), *change.added.items()]:
-        if not 0 <= latent < sae.cfg.num_latents or not isfinite(value):
+        is_number = isinstance(latent, Integral) and not isinstance(latent, bool)
+        if not is_number or not 0 <= latent < sae.cfg.num_latents or not isfinite(value):
             raise UsageError(
-                f"latent {latent} to {value}: expected a latent from 0 to {sae.cfg.num_latents - 1} and a "
+                f"latent {latent!r} to {value}: expected a latent from 0 to {sae.cfg.num_latents - 1} and a "
                 "finite value"
             )
     if both := sorted(change.set_to.keys() & change.added.keys()):

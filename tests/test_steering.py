@@ -399,3 +399,21 @@ def test_a_hook_of_any_length_makes_a_message_that_can_be_read(language_model, w
     ):
         pass
     assert len(str(caught.value)) < 10_000
+
+
+@pytest.mark.parametrize("latent", ["3", 3.5, True])
+def test_latents_that_are_no_whole_numbers_are_refused(language_model, width: int, latent) -> None:
+    with (
+        pytest.raises(UsageError, match=f"latent {latent!r} to 0.5: expected a latent from 0 to 63"),
+        make_sae(width).attach(language_model.model, add={latent: 0.5}),
+    ):
+        pass
+
+
+def test_what_is_no_hugging_face_model_is_named(language_model, width: int) -> None:
+    for other, message in (
+        (language_model, "got LanguageModel: hand in its .model"),
+        (torch.nn.Linear(2, 2), "got Linear$"),
+    ):
+        with pytest.raises(UsageError, match=message), make_sae(width).attach(other):
+            pass
