@@ -23,15 +23,23 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind starts from, and its factor, which is the product of the three below."""
+    """What a kind starts from, and what it multiplies a row by: width_factor(D) * scale * row_factor(row).
+
+    Raises:
+        ValueError: a kind with ``mean_square``, whose scale alone settles E|y|^2, has another factor too.
+    """
 
     starts_from: Start
     width_factor: Callable[[int], float] = lambda d_model: 1.0
     # D -> E|y|^2 over the training rows, which one number for all rows, ``scale``, brings about. It needs the
-    # statistic E|x|^2; a kind without needs none.
+    # statistic E|x|^2; of a kind without it ``scale`` is 1.
     mean_square: Callable[[int], float] | None = None
     # Start rows [..., D] -> a factor for each row, [..., 1], finite and not 0.
     row_factor: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mean_square is not None and (self.width_factor(4) != 1 or self.row_factor is not None):
+            raise ValueError("a kind with mean_square has no other factor: its scale settles E|y|^2 alone")
 
 
 def _per_norm(x: Tensor) -> Tensor:

@@ -392,7 +392,9 @@ def test_predictions_by_hand() -> None:
     """The bytes of Adam, the operations of the screen, and a step that is the sum of its phases."""
     module: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "predictions.py"))
     steps, h100 = module["STEPS"], module["GPUS"][1]
-    assert steps.keys() == VARIANTS.keys()
+    assert steps.keys() == VARIANTS.keys(), (
+        "docs/predictions.py predicts a step of every kind: add it to STEPS"
+    )
     phases = {phase.name: phase for phase in steps["topk"](24_576)}
     assert phases["Adam"].bytes == (7 * 4 * 2 + 2) * 24_576 * 768
     assert phases["screening product"].tensor == 2 * 4096 * 24_576 * 768

@@ -62,7 +62,7 @@ def test_every_arm_can_be_trained(form: str, section: str) -> None:
         assert rates.pop("topk", 1e-3) == 1e-3
         assert set(rates.values()) == {3e-3}, "kinds that were not tried take BatchTopK's"
     if section == "rates":
-        assert set(rates) == set(VARIANTS), "all kinds"
+        assert set(rates) == set(VARIANTS), "all kinds are compared: add an arm in benchmarks/papers/arms.py"
         found = {name.rpartition("_k")[0].partition("_")[2] for name in arms}
         tuned = [name for one in TUNED for name in SECTIONS[one](chosen, ZIPF)]
         assert found == {name.rpartition("_k")[0].removeprefix(PREFIX) for name in tuned}

@@ -5,4 +5,11 @@ RECIPE_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"  # of 'saecache evaluate'
 LOCK_FILE = ".lock"
-RESERVED_NAMES = {RUN_FILE, RECIPE_FILE, METRICS_FILE, RESULTS_FILE, "tensorboard", "wandb"}
+TENSORBOARD_FOLDER, WANDB_FOLDER = "tensorboard", "wandb"
+ANSWERS_FOLDER = "judge_answers"  # of 'saecache interpret'
+_RESERVED_NAMES = {RUN_FILE, RECIPE_FILE, METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER, ANSWERS_FOLDER}
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the run itself, or what measures it, has files of this name, as ``results.latents``."""
+    return name in _RESERVED_NAMES or name.startswith(RESULTS_FILE.removesuffix("json"))

@@ -20,7 +20,7 @@ any                nothing (normalized input)    y                  1
 The rows of a cross-layer transcoder have a number f for each hook, by which the format scales its weights.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -28,6 +28,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...common.errors import UsageError
+from ...store import Normalizer
 from ...train import SAE
 from ...train.sae_hooks import all_hooks
 
@@ -65,11 +66,11 @@ def choose_space(
     kind, d_model = sae.normalizer.kind, sae.cfg.d_model
     parts = [part.normalizer for part in all_hooks(sae.cfg)]
     if sae.cfg.hooks is not None and not normalized_input:
-        if any(part.starts_from != "raw" or part.factor is None for part in parts):
+        if apart := [part for part in parts if part.starts_from != "raw" or part.factor is None]:
             raise UsageError(
-                f"SAE {sae.cfg.name} was trained on rows with their own mean and norm removed, and the "
-                f"{format_name} format has no such step: use --normalized-input, to hand in rows that you "
-                "normalize yourself"
+                f"SAE {sae.cfg.name} was trained on rows {_own(apart)}, and the {format_name} format has no "
+                "such step for several hooks: use --normalized-input, to hand in rows that you normalize "
+                "yourself"
             )
         return Space(rows="raw", factor=1.0)  # the format scales each hook for itself
     if normalized_input:
@@ -84,12 +85,18 @@ def choose_space(
         return Space(rows="raw", factor=1 / factor)
     step: Step | None = "rms_norm" if kind == "rms_norm" else None if factor is None else "standardize"
     if step is None or step not in steps[format_name]:
-        own = "its own norm" if sae.normalizer.starts_from == "raw" else "its own mean and norm"
         able = [name for name, own_steps in steps.items() if step in own_steps]
         other = f"--format {' or '.join(able)}, which has it, or " if able else ""
         raise UsageError(
-            f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows normalized by {kind!r}, each with "
-            f"{own}, and the {format_name} format has no such step: use {other}"
+            f"SAE {sae.cfg.name} ({sae.cfg.kind}) was trained on rows {_own([sae.normalizer])}, and the "
+            f"{format_name} format has no such step: use {other}"
             "--normalized-input, to hand in rows that you normalize yourself"
         )
     return Space(rows="raw", step=step, factor=1.0 if factor is None else sqrt(d_model - 1) / factor)
+
+
+def _own(normalizers: Sequence[Normalizer]) -> str:
+    """What normalizations that treat each row by itself do, in words."""
+    kinds = " and ".join(dict.fromkeys(repr(each.kind) for each in normalizers))
+    mean = "less its own mean, " if any(each.starts_from != "raw" for each in normalizers) else ""
+    return f"normalized by {kinds}, each {mean}by a number of its own"

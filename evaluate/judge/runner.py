@@ -13,6 +13,7 @@ from ...store import ActivationCache
 from ...store.durable import make_folder
 from ...store.untrusted_json import check_writes_stay
 from ...train import SAE
+from ...train.run_files import ANSWERS_FOLDER
 from ..definitions import JUDGE_DEFINITIONS
 from ..earlier_results import copy_if_judged_less
 from ..results import Results, Uniqueness, read_results, write_results
@@ -34,7 +35,6 @@ from .uniqueness import Encoder, compare_all
 from .window_text import Decode, WindowReader
 from .windows import cut_windows
 
-ANSWERS_FOLDER = "judge_answers"
 _DRY_URL = "http://127.0.0.1/v1"  # which a dry run without an endpoint never asks
 
 

@@ -41,11 +41,10 @@ class SaeResult(Record):
 
     ``rule`` says how its latents were selected: ``threshold`` (as at inference) or ``batch`` (as in
     training). ``rows`` are those that it was measured on; None in results of version 0.2.0. ``latents_dir``
-    is the folder of all latents, relative to that of the results file; None if there is none. The report
-    draws ``calibration`` where a judge has filled it in. ``target`` is the hook that a transcoder predicts
-    from ``hook``; ``hooks`` are those of a crosscoder, or of a cross-layer transcoder. ``weights_sha256``
-    is of all tensors of the SAE; None in results of version 0.2.0. ``recovery`` is of autoencoders on a
-    synthetic cache.
+    is the folder of all latents, relative to that of the results file; None if there is none. ``target`` is
+    the hook that a transcoder predicts from ``hook``; ``hooks`` are those of a crosscoder, or of a
+    cross-layer transcoder. ``weights_sha256`` is of all tensors of the SAE; None in results of version 0.2.0.
+    ``recovery`` is of autoencoders on a synthetic cache.
     """
 
     name: str

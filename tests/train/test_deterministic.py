@@ -85,7 +85,9 @@ def steps_of(name: str) -> Trainee:
 
 
 def test_all_kinds_are_here() -> None:
-    assert {name.split()[0] for name in SETTINGS} == set(VARIANTS)
+    assert {name.split()[0] for name in SETTINGS} == set(VARIANTS), (
+        "add settings of the kind to SETTINGS here"
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)

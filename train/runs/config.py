@@ -17,7 +17,7 @@ from ...common.frozen import FrozenModel
 from ...store.normalization import NORMALIZATIONS, NormalizationKind, is_invertible_alone
 from ..engine.optimizer import OptimizerConfig
 from ..engine.schedule import ScheduleConfig
-from ..run_files import RESERVED_NAMES
+from ..run_files import is_reserved
 from ..variants import AnyVariant
 from ..variants.base.variant import Variant
 from . import grid
@@ -60,8 +60,8 @@ class TargetConfig(FrozenModel):
         if not is_invertible_alone(kind):
             able = ", ".join(name for name in NORMALIZATIONS if is_invertible_alone(name))
             raise ValueError(
-                f"target.normalization {kind} divides every row by its own norm, which nobody knows of a row "
-                f"that is predicted: take one of {able}"
+                f"target.normalization {kind} multiplies every row by a number of its own, which "
+                f"nobody knows of a row that is predicted: take one of {able}"
             )
         return kind
 
@@ -177,7 +177,7 @@ class TrainConfig(FrozenModel):
                 "initialisation.decoder=zeros is for transcoders: set target.hook, or leave it out"
             )
         names = [variant.run_name.lower() for variant in self.variants]  # some file systems ignore case
-        if taken := sorted(RESERVED_NAMES.intersection(names)):
+        if taken := [name for name in names if is_reserved(name)]:
             raise ValueError(
                 f"a variant cannot be called {taken[0]}, which is a file of the run: give another name"
             )

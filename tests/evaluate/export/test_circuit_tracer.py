@@ -143,7 +143,7 @@ def compare_with_circuit_tracer(folder: Path, path: Path, cache: ActivationCache
     [
         ("unit_scale", "topk", "circuit_tracer", "has no cross-layer transcoders of that rule, nor has an"),
         ("unit_scale", "relu", "saelens", "no cross-layer transcoders of that rule: use --format circuit_tr"),
-        ("unit", "relu", "circuit_tracer", "their own mean and norm removed.*--normalized-input"),
+        ("unit", "relu", "circuit_tracer", "less its own mean, by a number of its own.*--normalized-input"),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused(

@@ -37,4 +37,6 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def test_all_kinds_are_here() -> None:
-    assert {name.split()[0] for name in SETTINGS} == VARIANTS.keys()
+    assert {name.split()[0] for name in SETTINGS} == VARIANTS.keys(), (
+        "add settings of the kind to SETTINGS here"
+    )

@@ -159,7 +159,7 @@ READINGS: dict[str, Callable[[int], Reading]] = {
 
 
 def test_all_kinds_have_a_budget() -> None:
-    assert BUDGETS.keys() == VARIANTS.keys()
+    assert BUDGETS.keys() == VARIANTS.keys(), "add what a step of the kind may cost to BUDGETS here"
 
 
 def scale_of(name: str) -> int:

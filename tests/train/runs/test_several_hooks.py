@@ -188,7 +188,7 @@ def test_what_cannot_be_read_together_is_refused(
         ({"initialisation": {"decoder": "zeros"}}, "is for transcoders"),
         (
             {"hook": "a", "target": {"hook": "b", "normalization": "unit"}},
-            "divides every row by its own norm, .* take one of none, scale, unit_scale",
+            "multiplies every row by a number of its own, .* take one of none, scale, unit_scale",
         ),
     ],
 )

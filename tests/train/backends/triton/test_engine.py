@@ -142,7 +142,7 @@ def update_and_compare(one: Trainee, other: Trainee) -> None:
 
 
 def test_all_kinds_are_here() -> None:
-    assert SETTINGS.keys() == VARIANTS.keys()
+    assert SETTINGS.keys() == VARIANTS.keys(), "add settings of the kind to SETTINGS here"
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
