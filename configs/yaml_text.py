@@ -11,8 +11,9 @@ import yaml
 MAX_BYTES = 1 << 16  # a thousand variants of a grid take a few lines; PyYAML reads some 100 KB a second
 MAX_VALUES = 20_000  # with every alias counted as often as it is used
 MAX_DEPTH = 32
+MAX_INTEGER_CHARACTERS = 1000  # Python prints no number of more than 4300 digits, which messages would
 
-_MERGE, _STRING = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+_MERGE, _STRING, _INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "str", "int"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -20,7 +21,8 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         ValueError: it is not YAML, stands for more than :data:`MAX_VALUES` values, is nested more than
-            :data:`MAX_DEPTH` levels deep, holds itself, or has a key that is no text or is there twice.
+            :data:`MAX_DEPTH` levels deep, holds itself, has a key that is no text or is there twice, or has a
+            whole number of more than :data:`MAX_INTEGER_CHARACTERS`.
     """
     try:
         loader = _Loader(text)
@@ -79,6 +81,17 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        node = super().compose_scalar_node(anchor)
+        if node.tag == _INTEGER and len(node.value) > MAX_INTEGER_CHARACTERS:
+            raise yaml.composer.ComposerError(
+                None,
+                None,
+                f"a whole number of more than {MAX_INTEGER_CHARACTERS} characters",
+                node.start_mark,
+            )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:

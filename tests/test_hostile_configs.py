@@ -79,6 +79,8 @@ def laughs(levels: int) -> str:
         ("1: 2", "the key '1' is no text"),
         ("a: 1\na: 2", "the key 'a' is there twice"),
         ("a: b\0", "unacceptable character"),
+        ("a: 0x" + "f" * 5000, "a whole number of more than 1000 characters"),
+        ("a: " + ":".join(["59"] * 3000), "a whole number of more than 1000 characters"),
     ],
 )
 def test_yaml_that_is_refused(text: str, message: str) -> None:
@@ -115,6 +117,15 @@ def test_infinite_settings(setting: str, tmp_path: Path) -> None:
     path.write_text(f"variants: [{{kind: topk}}]\nnum_latents: 99\n{setting}\n")
     with pytest.raises(UsageError, match="finite number"):
         load_config(TrainConfig, path)
+
+
+def test_numbers_that_python_does_not_print(tmp_path: Path) -> None:
+    path, huge = tmp_path / "config.yaml", "0x" + "f" * 5000
+    path.write_text(f"variants: [{{kind: topk, k: -{huge}}}]\nnum_latents: 99\nsteps: 1")
+    assert right_or_refused(lambda: load_config(TrainConfig, path)) is None
+    path.write_text("variants: [{kind: topk, k: 4}]\nnum_latents: 99\nsteps: 1")
+    overrides = [f"steps={huge}", "steps.a=1"]
+    assert right_or_refused(lambda: load_config(TrainConfig, path, overrides)) is None
 
 
 TOPK = {"variants": [{"kind": "topk", "k": 4}], "num_latents": 99, "steps": 1}
