@@ -18,6 +18,8 @@ from .address import HubRepository
 from .requests import BranchMovedError, HubRequests, origin
 
 PATHS_AT_ONCE = 500
+MAX_LISTED = 1 << 20  # entries of a listing; the Hub itself advises at most 100,000 files
+_FREE_PAGES, _LEAST_ENTRIES = 100, 10  # a page has 50 entries or more, but for the last
 SAMPLE_BYTES = 512
 _JSON = {"Content-Type": "application/json"}
 _LFS = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
@@ -87,9 +89,14 @@ class HubApi:
         query = urlencode({"recursive": str(recursive).lower(), "expand": str(not recursive).lower()})
         url: str | None = f"{self.requests.endpoint}{address}?{query}"
         asked: set[str] = set()
+        listed = 0
         while url is not None:
             if url in asked:
                 raise UnreadableAnswerError(f"{what}: the next page is said to be one that came before")
+            if listed > MAX_LISTED or len(asked) > _FREE_PAGES + listed // _LEAST_ENTRIES:
+                raise UnreadableAnswerError(
+                    f"{what}: {listed:,} entries on {len(asked):,} pages, and no end of them"
+                )
             asked.add(url)
             try:
                 answer = self.requests.ask("GET", url, what)
@@ -98,6 +105,7 @@ class HubApi:
             entries = answer.parse(what)
             if not isinstance(entries, list):
                 raise UnreadableAnswerError(f"{what}: the answer is no listing")
+            listed += len(entries)
             for entry in entries:
                 if isinstance(entry, dict) and entry.get("type") == "directory":
                     yield str(entry.get("path", ""))

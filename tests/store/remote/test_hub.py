@@ -555,6 +555,24 @@ def test_a_listing_without_end_is_refused(pushed: HubServer, api_proxy: Proxy) -
             listing()
 
 
+@pytest.mark.parametrize("content", [b"[]", json.dumps([{"type": "directory", "path": "a"}] * 100).encode()])
+def test_new_pages_without_end_are_refused(
+    content: bytes, pushed: HubServer, api_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+
+    def another(_method: str, path: str, answer: Answer) -> Answer:
+        link = f'<{api_proxy.url}{path.partition("?")[0]}?cursor={next(numbers)}>; rel="next"'
+        return (200, [("Link", link)], content) if "/tree/" in path else answer
+
+    api_proxy.rewrite = another
+    monkeypatch.setattr("saecache.store.remote.hub.api.MAX_LISTED", 1000)
+    place = open_remote_folder(URL, replace(QUICK, max_retries=0))
+    for listing in (place.objects, place.folders):
+        with pytest.raises(RemoteError, match="and no end of them"):
+            listing()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory in /proc")
 def test_an_answer_that_would_fill_the_memory_is_refused(pushed: HubServer, api_proxy: Proxy) -> None:
     def lists(_method: str, path: str, answer: Answer) -> Answer:
