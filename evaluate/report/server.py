@@ -5,9 +5,11 @@ itself; no path of a request reaches the file system.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import UsageError
 from .data import ReportData, gather
@@ -26,6 +28,11 @@ class PageServer(ThreadingHTTPServer):
         self.data = data
         self.page = render(data, served=True).encode("utf-8")
         super().__init__((ADDRESS, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that leaves before it has its answer is nothing to speak of; other errors are shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -91,6 +92,18 @@ def test_other_hosts_methods_and_half_requests(server) -> None:
         half.sendall(b"GET / HT")
         odd.sendall(b"\x00\xff\r\n\r\n")
         assert ask(server, "/parts/0/index")[0] == 200  # one that says nothing more keeps nobody waiting
+
+
+def test_a_browser_that_leaves_early_gives_no_stack_trace(server, capsys) -> None:
+    connection = socket.create_connection(server.server_address)
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: half of")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no end
+    connection.close()
+    assert ask(server, "/parts/0/index")[0] == 200
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(DEADLINE_SECONDS)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken(server, measured) -> None:
