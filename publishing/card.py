@@ -108,7 +108,7 @@ def _results(result: SaeResult, results: Results) -> list[str]:
     return [
         *lines,
         "",
-        f"Measured on {results.cache.rows:,} {split} rows{scored}. `results.json` has "
+        f"Measured on {results.cache.rows:,} {_plain(split)} rows{scored}. `results.json` has "
         "every figure and its definition.",
         "",
     ]

@@ -343,6 +343,15 @@ def test_an_sae_that_was_copied_by_hand_loads(hub: Any, measured: Path) -> None:
         fetch_sae("hf://me/copied")
 
 
+def test_a_split_of_others_cannot_break_the_card(runs: Path, tmp_path: Path) -> None:
+    values = json.loads((runs / "results.json").read_text())
+    values["cache"]["split"] = "train\n\n# Other\n<img src=x>"
+    (runs / "results.json").write_text(json.dumps(values))
+    publish_sae(runs / "topk_k4", URL, preview=tmp_path / "preview")
+    text = (tmp_path / "preview" / "README.md").read_text()
+    assert "\n# Other" not in text and "<img" not in text.replace("\\<img", "")
+
+
 def test_names_cannot_break_the_card(measured: Path) -> None:
     cfg = load_sae(measured / "topk_k4").cfg
     hostile = "a`b|c\n---\n# x <script>"
