@@ -240,7 +240,7 @@ def _tensor(storage: _Storage, offset: int, size: tuple[Any, ...], stride: tuple
     if (
         len(size) != len(stride)
         or len(size) > MAX_DIMENSIONS
-        or any(type(n) is not int or n < 0 for n in numbers)
+        or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers)
     ):
         raise ValueError("a tensor's sizes are no sizes")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

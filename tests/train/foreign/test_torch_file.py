@@ -176,6 +176,20 @@ def test_a_member_that_says_to_be_larger_than_the_file(name: str, tmp_path: Path
     right_or_refused(read)
 
 
+def test_a_stride_that_torch_cannot_hold(tmp_path: Path) -> None:
+    """Of an axis of one entry, so that no place in the storage depends on it."""
+    torch.save({"a": torch.zeros(4, 1)}, tmp_path / "t.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "t.pt") as archive,
+        zipfile.ZipFile(tmp_path / "u.pt", "w") as changed,
+    ):
+        for name in archive.namelist():
+            stride, huge = b"K\x01K\x01\x86", b"K\x01\x8a\x0a" + (1 << 70).to_bytes(10, "little") + b"\x86"
+            changed.writestr(name, archive.read(name).replace(stride, huge))
+    with pytest.raises(UsageError, match="a tensor's sizes are no sizes"):
+        open_tensors(tmp_path / "u.pt").read("a")
+
+
 def _with_size(archive: bytes, member: bytes, size: int) -> bytes:
     """The archive with another size of a member in its directory."""
     at = archive.rindex(member) - 46  # of the entry in the directory, which ends with the name
