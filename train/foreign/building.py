@@ -29,6 +29,7 @@ from .tensor_files import TensorFile
 
 FOLD_ROWS = 8192  # of W_enc, in float64
 MAX_NAME = 200  # characters of a hook, a model or an SAE
+MAX_WHOLE_NUMBER = 1 << 62  # of a config; products of two of them can still be printed
 IMPORTED = "imported"  # key of cfg.training that tells SAEs of other libraries from ours
 
 
@@ -206,7 +207,7 @@ def whole_number(config: Mapping[str, Any], key: str, path: Path, most: int | No
         UsageError: it is missing, something else, or more than ``most``.
     """
     value = config.get(key)
-    if type(value) is not int or value < 1 or (most is not None and value > most):
+    if type(value) is not int or not 1 <= value <= (MAX_WHOLE_NUMBER if most is None else most):
         limit = "" if most is None else f" of at most {most}"
         raise UsageError(f"{path}: {key} should be a positive whole number{limit}, got {value!r:.80}")
     return value

@@ -5,8 +5,9 @@ times s = sqrt(D) / mean norm of the training rows. The config has the threshold
 it is multiplied by s. s is folded into the weights: rows come as the model has them.
 """
 
+import sys
 from collections.abc import Mapping
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,6 @@ def _input_factor(config: Mapping[str, Any], d_model: int, path: Path) -> float:
 
 def _positive(config: Mapping[str, Any], key: str, path: Path) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise UsageError(f"{path}: {key} should be a positive number, got {value!r:.80}")
     return float(value)

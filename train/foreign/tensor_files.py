@@ -92,9 +92,14 @@ def read_parts(
         others: tensors that the file may have beside them, and that do not matter.
 
     Raises:
-        UsageError: a tensor is missing, of another shape, or holds no floats; the file has a tensor that is
-            not known here, which may change what the SAE computes; or they do not fit into memory.
+        UsageError: there is no latent, or rows of no width; a tensor is missing, of another shape, or holds
+            no floats; the file has a tensor that is not known here, which may change what the SAE computes;
+            or they do not fit into memory.
     """
+    if not (num_latents and d_model):
+        raise UsageError(
+            f"{file.path} has {num_latents} latents of width {d_model}; there is no such SAE: copy it again"
+        )
     sizes = {"F": num_latents, "D": d_model}
     for theirs, layout in wanted.values():
         shapes = [tuple(sizes[axis] for axis in one if axis in sizes) for one in layout.split(" or ")]
