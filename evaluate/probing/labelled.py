@@ -17,7 +17,7 @@ from .config import ProbingConfig
 
 MIN_TEXTS = 25  # of a class: with fewer, an accuracy says nothing
 TEST_SHARE = 0.2  # of a file's texts, which has no split of its own
-_MAX_COLUMNS = 1000  # of a CSV file, each of whose records is a mapping of all of them
+_MAX_COLUMNS = 1000  # of a CSV file
 _SUFFIXES = (".jsonl", ".ndjson", ".csv")
 
 
@@ -164,14 +164,16 @@ def _read_jsonl(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]
 def _read_csv(path: Path, file: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         lines = (line.decode("utf-8") for _, line in _lines(path, file))
-        rows = csv.DictReader((line.removeprefix("\ufeff") for line in lines), strict=True)
-        if (columns := len(rows.fieldnames or ())) > _MAX_COLUMNS:
+        rows = csv.reader((line.removeprefix("\ufeff") for line in lines), strict=True)
+        header: list[str] = next(filter(None, rows), [])
+        if len(header) > _MAX_COLUMNS:
             raise UsageError(
-                f"{path} has {columns:,} columns, expected at most {_MAX_COLUMNS:,}: leave out those that "
-                "are neither the text nor the label"
+                f"{path} has {len(header):,} columns, expected at most {_MAX_COLUMNS:,}: leave out those "
+                "that are neither the text nor the label"
             )
-        for record in rows:
-            yield f"{path}, line {rows.line_num}", record
+        for fields in filter(None, rows):
+            # A short record has its own fields only: the work is that of the bytes, not of the header.
+            yield f"{path}, line {rows.line_num}", dict(zip(header, fields, strict=False))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except csv.Error as error:

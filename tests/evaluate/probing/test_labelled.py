@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from saecache.common.errors import UsageError
 from saecache.evaluate.probing.config import ProbingConfig
 from saecache.evaluate.probing.labelled import HUB_SETS, MIN_TEXTS, load_labelled
+
+from ...hostile import right_or_refused
 
 CONFIG = ProbingConfig()
 
@@ -172,3 +175,15 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(UsageError, match=r"ag_news cannot be loaded.*no route.*give a JSONL or CSV file"):
         load_labelled("fancyzhx/ag_news", CONFIG, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory in /proc")
+def test_short_records_below_a_wide_header(tmp_path: Path) -> None:
+    header = ",".join(["label", "text", *(f"c{number}" for number in range(900))])
+    (tmp_path / "t.csv").write_text(f"{header}\n" + "a,b\n" * 250_000)
+
+    def read() -> None:
+        with pytest.raises(UsageError, match="at least 2 classes, got a"):
+            load_labelled(str(tmp_path / "t.csv"), CONFIG, 0)
+
+    right_or_refused(read)
