@@ -2,11 +2,15 @@
 
 import http.client
 import re
+import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
+from functools import partial
 from time import monotonic
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -70,7 +74,7 @@ class HubRequests:
         if token is not None:  # in a closure, so that nothing shows it
             value = f"Bearer {token}"
             self._authorize = lambda request: request.add_unredirected_header("Authorization", value)
-        self._opener = urllib.request.build_opener(_KeepMethod)
+        self._opener = urllib.request.build_opener(_KeepMethod, _InTime(bucket.patience.upload_seconds))
         self.has_token = token is not None
 
     def __repr__(self) -> str:
@@ -196,6 +200,55 @@ class HubRequests:
         return RemoteError(
             f"{what} at {self._where}: the server refused the request{name}", may_pass=status == 408
         )
+
+
+class _HeadInTime(http.client.HTTPConnection):
+    """A connection that ends where the head of an answer takes ``head_seconds``, however its bytes come.
+
+    A timeout of the socket is one of each byte, and a server may send "100 Continue" without end.
+    """
+
+    def __init__(self, *args: Any, head_seconds: float, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._head_seconds = head_seconds
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        late, sock = threading.Event(), self.sock
+
+        def end() -> None:
+            late.set()
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self._head_seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = super().getresponse()
+        finally:
+            timer.cancel()
+        if late.is_set():  # what came of the head passes for a whole one
+            answer.close()
+            raise TimeoutError
+        return answer
+
+
+class _SecureHeadInTime(_HeadInTime, http.client.HTTPSConnection):
+    pass
+
+
+class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections whose answers begin in time."""
+
+    def __init__(self, head_seconds: float) -> None:
+        super().__init__()
+        self._head_seconds = head_seconds
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_HeadInTime, head_seconds=self._head_seconds), req)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(_SecureHeadInTime, head_seconds=self._head_seconds), req)
 
 
 class _KeepMethod(urllib.request.HTTPRedirectHandler):

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -553,6 +554,32 @@ def test_a_listing_without_end_is_refused(pushed: HubServer, api_proxy: Proxy) -
     for listing in (open_remote_folder(URL, QUICK).objects, open_remote_folder(URL, QUICK).folders):
         with pytest.raises(RemoteError, match="next page is said to be one that came before"):
             listing()
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X: y\r\n"])
+def test_a_head_without_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes keep coming, so that no timeout of the socket ends it."""
+    patience = replace(QUICK, stall_seconds=0.5, upload_seconds=0.5, max_retries=0)
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(b"" if line.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\n")
+                    while not ended.wait(0.1):
+                        connection.sendall(line)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        stack.callback(ended.set)
+        threading.Timer(5, ended.set).start()  # so that a failure of this test ends
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(RemoteError, match="the connection"):
+            open_remote_folder(URL, patience).objects()
+        assert not ended.is_set()
 
 
 @pytest.mark.parametrize("content", [b"[]", json.dumps([{"type": "directory", "path": "a"}] * 100).encode()])
