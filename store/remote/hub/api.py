@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from threading import Lock
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote, urlencode
 
 from ....common.errors import CorruptCacheError, UsageError
@@ -108,7 +108,9 @@ class HubApi:
             listed += len(entries)
             for entry in entries:
                 if isinstance(entry, dict) and entry.get("type") == "directory":
-                    yield str(entry.get("path", ""))
+                    if not _is_path(path := entry.get("path")):
+                        raise UnreadableAnswerError(f"{what}: an entry of the listing is no folder")
+                    yield path
                 else:
                     yield _parse_file(entry, what)
             following = _NEXT.search(answer.headers.get("Link", ""))
@@ -265,7 +267,7 @@ def _parse_file(entry: Any, what: str) -> HubFile:
     large = isinstance(lfs, dict)
     sha256 = str(lfs.get("oid", "")).removeprefix("sha256:") if isinstance(lfs, dict) else None
     if (
-        not isinstance(path, str)
+        not _is_path(path)
         or not isinstance(size, int)
         or size < 0
         or not isinstance(oid, str)
@@ -279,6 +281,11 @@ def _parse_file(entry: Any, what: str) -> HubFile:
     except ValueError:
         modified = None
     return HubFile(path, size, oid, sha256, modified)
+
+
+def _is_path(path: Any) -> TypeGuard[str]:
+    """Whether it names something in the repository."""
+    return isinstance(path, str) and not {"", ".", ".."} & set(path.split("/"))
 
 
 def _field(value: Any, name: str, what: str) -> list[Any]:

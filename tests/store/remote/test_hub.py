@@ -556,6 +556,19 @@ def test_a_listing_without_end_is_refused(pushed: HubServer, api_proxy: Proxy) -
             listing()
 
 
+@pytest.mark.parametrize("path", ["", "..", "a//b", "/a", "a/../..", 5, None])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_paths_that_are_none_are_refused(path: Any, kind: str, pushed: HubServer, api_proxy: Proxy) -> None:
+    entry = {"type": kind, "path": path, "size": 3, "oid": "x"}
+
+    def lie(_method: str, asked: str, answer: Answer) -> Answer:
+        return (200, [], json.dumps([entry]).encode()) if "/tree/" in asked else answer
+
+    api_proxy.rewrite = lie
+    with pytest.raises(RemoteError, match=r"an entry of the listing is no (file|folder)"):
+        open_remote_folder(URL, replace(QUICK, max_retries=0)).folders()
+
+
 @pytest.mark.parametrize("line", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X: y\r\n"])
 def test_a_head_without_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes keep coming, so that no timeout of the socket ends it."""
