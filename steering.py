@@ -132,10 +132,13 @@ class _Change:
         return made
 
 
+def _is_whole_number(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check_latents(sae: SAE, change: _Change) -> None:
     for latent, value in [*change.set_to.items(), *change.added.items()]:
-        is_number = isinstance(latent, Integral) and not isinstance(latent, bool)
-        if not is_number or not 0 <= latent < sae.cfg.num_latents or not isfinite(value):
+        if not _is_whole_number(latent) or not 0 <= latent < sae.cfg.num_latents or not isfinite(value):
             raise UsageError(
                 f"latent {latent!r} to {value}: expected a latent from 0 to {sae.cfg.num_latents - 1} and a "
                 "finite value"

@@ -1,5 +1,7 @@
 """The command "saecache variants"."""
 
+import sys
+
 import typer
 
 from .printing import JsonFlag, print_json
@@ -14,7 +16,7 @@ def variants(as_json: JsonFlag = False) -> None:
         {
             "kind": kind,
             "package": "saecache" if kind in VARIANTS.built_in else variant.__module__.partition(".")[0],
-            "summary": (variant.__doc__ or "").strip().partition("\n")[0],
+            "summary": first_sentence(sys.modules[variant.__module__].__doc__ or variant.__doc__ or ""),
         }
         for kind, variant in sorted(VARIANTS.items())
     ]
@@ -27,3 +29,9 @@ def variants(as_json: JsonFlag = False) -> None:
         typer.echo(f"{line['kind']:{width}}  {package}{line['summary']}")
     for problem in problems.values():
         typer.echo(f"not usable: {problem}", err=True)
+
+
+def first_sentence(docstring: str) -> str:
+    """What a variant does, as the file's docstring begins."""
+    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    return paragraph.partition(". ")[0].removesuffix(".") + "."

@@ -31,7 +31,8 @@ def parse_count(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(parse_count)]
 """An int setting that may be written as 20k, 1.5M, 2B, 1e5, 20,000 or 20_000."""
 
-PositiveCount = Annotated[Count, Field(gt=0)]
+PositiveCount = Annotated[Count, Field(gt=0, lt=1 << 62)]
+"""One that int64 arithmetic and torch hold."""
 
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 """What torch's generators and ours take."""

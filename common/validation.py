@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import UsageError
+from .frozen import FrozenModel
+
+if TYPE_CHECKING:  # pydantic names it nowhere else
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Place = tuple[int | str, ...]
@@ -58,11 +64,30 @@ def validate(model: type[ModelT], values: Any, origin: str) -> ModelT:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = _problems(error.errors(include_url=False)[:MAX_DETAILS], model)
-        listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_PROBLEMS])
-        if error.error_count() > MAX_DETAILS or len(problems) > MAX_PROBLEMS:
-            listed += "\n  - and more"
-        raise UsageError(f"{origin} is not a valid {model.__name__}:\n{listed}") from None
+        raise _explained(error, model, origin) from None
+
+
+class _Explaining(ModelMetaclass):
+    """Explains what is wrong with a call. Pydantic makes the settings within others without one."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:  # noqa: N805 - it is the class of a class
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise _explained(error, cls, "what was given") from None  # type: ignore[arg-type]
+
+
+class Settings(FrozenModel, metaclass=_Explaining):
+    """Settings that people write in Python too: a wrong call raises the UsageError of :func:`validate`."""
+
+
+def _explained(error: ValidationError, model: type[BaseModel], origin: str) -> UsageError:
+    """One message that lists every problem."""
+    problems = _problems(error.errors(include_url=False)[:MAX_DETAILS], model)
+    listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_PROBLEMS])
+    if error.error_count() > MAX_DETAILS or len(problems) > MAX_PROBLEMS:
+        listed += "\n  - and more"
+    return UsageError(f"{origin} is not a valid {model.__name__}:\n{listed}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 
 from ..common.counts import Count
-from ..common.frozen import FrozenModel
+from ..common.validation import Settings
 from .probing.config import ProbingConfig
 
 
-class EvaluateConfig(FrozenModel):
+class EvaluateConfig(Settings):
     """What is measured, on how much, and how many latents are shown."""
 
     max_rows: Count = Field(500_000, ge=1)

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..common.counts import Count
 from ..common.frozen import FrozenModel
+from ..common.validation import Settings
 from ..store.config import StorageConfig
 from .text_config import TextConfig
 
@@ -100,7 +101,7 @@ class SelectionConfig(FrozenModel):
     )
 
 
-class HarvestConfig(FrozenModel):
+class HarvestConfig(Settings):
     """One harvest. ``num_tokens`` counts the positions run through the model, padding not counted."""
 
     model: ModelConfig

@@ -5,14 +5,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ..common.frozen import FrozenModel
+from ..common.validation import Settings
 from .encoding.codecs import Codec
 from .layout import ZARR_DTYPE, StoredDtype
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
-class StorageConfig(FrozenModel):
+class StorageConfig(Settings):
     """How the rows of a cache are stored, and how much memory the writer may use."""
 
     dtype: StoredDtype = Field(

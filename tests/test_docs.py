@@ -382,6 +382,13 @@ def test_costs_are_those_of_the_script() -> None:
     )
 
 
+def test_the_guide_says_when_to_take_each_kind() -> None:
+    _, _, after = (ROOT / "docs" / "guide.md").read_text("utf-8").partition("| variant | what it does |")
+    rows = [line.split("|")[1] for line in after.split("\n\n")[0].splitlines()[1:]]
+    missing = set(VARIANTS) - set(re.findall("`([a-z_]+)`", "".join(rows)))
+    assert not missing, f"add {missing} to the guide's table of variants"
+
+
 def test_devices_page_is_made_from_reports_and_predictions() -> None:
     page = (ROOT / "docs" / "devices.md").read_text("utf-8")
     fill = runpy.run_path(str(ROOT / "docs" / "fill_devices.py"))["fill"]

@@ -1,5 +1,6 @@
 """Every kind of normalization, and new ones: cache, Normalizer, SAE and exports agree."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,17 @@ def test_zero_rows_stay_zero(kind: str, tmp_path: Path) -> None:
         writer.write_rows({HOOK: np.zeros((8, WIDTH), np.float32)})
     zeros = open_cache(tmp_path / "c")
     assert not zeros.rows(HOOK, range(8), normalization=kind).any()
+
+
+def test_the_docs_say_what_every_kind_is() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    for page, column in (("guide.md", "| rows that the SAE sees |"), ("export.md", "| in SAELens |")):
+        _, _, after = (docs / page).read_text("utf-8").partition(column)
+        rows = [line.split("|")[1] for line in after.split("\n\n")[0].splitlines()[1:] if "|" in line]
+        assert set(KINDS) <= set(re.findall("`([a-z_]+)`", "".join(rows))), page
+
+
+def test_a_kind_has_one_thing_that_settles_its_mean_square() -> None:
+    """The two factors together gave rows of twice the length that was promised."""
+    with pytest.raises(ValueError, match="no other factor"):
+        Kind("raw", mean_square=float, width_factor=lambda d_model: 2.0)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ...common.counts import Count
 from ...common.frozen import FrozenModel
+from ...common.validation import Settings
 
 DECILES = 10
 
@@ -104,7 +105,7 @@ class Price(FrozenModel):
     completion_per_million: float = Field(ge=0)
 
 
-class InterpretConfig(FrozenModel):
+class InterpretConfig(Settings):
     """What a judge is asked about which latents, and how much that may cost."""
 
     endpoint: EndpointConfig = EndpointConfig()

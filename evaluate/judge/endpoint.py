@@ -19,6 +19,7 @@ from ...common.validation import suggest
 from ...store.untrusted_files import parse_object
 from .address import check_url, is_local, read_key
 from .config import EndpointConfig
+from .deadlines import in_time, keep_deadlines
 from .failures import CONTINUES, EndpointError, RefusedRequestError, Stopped
 from .pacing import Pace
 
@@ -67,12 +68,14 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         seconds = settings.timeout_seconds
-        self._client = httpx.Client(
-            headers=headers,
-            follow_redirects=False,
-            trust_env=not is_local(self.url),  # a proxy has no business with a server on this machine
-            timeout=httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds)),
-            limits=httpx.Limits(max_connections=settings.concurrency),
+        self._client = keep_deadlines(
+            httpx.Client(
+                headers=headers,
+                follow_redirects=False,
+                trust_env=not is_local(self.url),  # a proxy has no business with a server on this machine
+                timeout=httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds)),
+                limits=httpx.Limits(max_connections=settings.concurrency),
+            )
         )
 
     def close(self) -> None:
@@ -169,19 +172,19 @@ class Endpoint:
         """Status and content of one attempt; a status that may pass raises with what the server said."""
         if self._stop.is_set():
             raise Stopped
-        deadline = time.monotonic() + self._settings.timeout_seconds
         content = bytearray()
         try:
-            with self._client.stream(method, self.url + path, json=body) as response:
+            with (
+                in_time(self._settings.timeout_seconds),
+                self._client.stream(method, self.url + path, json=body) as response,
+            ):
                 for part in response.iter_bytes():
                     content += part
                     if len(content) > MAX_BODY_BYTES:
                         raise _PassingError(f"an answer of more than {MAX_BODY_BYTES >> 20} MiB")
-                    if time.monotonic() > deadline:
-                        raise _PassingError(f"no whole answer in {self._settings.timeout_seconds:g} s")
                 status, headers = response.status_code, response.headers
         except httpx.TimeoutException:
-            raise _PassingError(f"no answer in {self._settings.timeout_seconds:g} s") from None
+            raise _PassingError(f"no whole answer in {self._settings.timeout_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise _PassingError(self._clean(str(error)) or type(error).__name__) from None
         if 300 <= status < 400:

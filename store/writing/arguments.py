@@ -144,9 +144,9 @@ def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) ->
     shape = tuple(activations.shape)
     if shape != (expected_rows, d_model):
         raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")
-    is_tensor = isinstance(activations, torch.Tensor)
-    if not (activations.is_floating_point() if is_tensor else activations.dtype.kind == "f"):
-        raise UsageError(f"activations of {hook}: expected floating point numbers, got {activations.dtype}")
+    dtype = activations.dtype
+    if not (dtype.is_floating_point if isinstance(dtype, torch.dtype) else dtype.kind == "f"):
+        raise UsageError(f"activations of {hook}: expected floating point numbers, got {dtype}")
 
 
 def as_float32(activations: Any) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from pydantic import (
 
 from ...common.counts import PositiveCount, Seed
 from ...common.frozen import FrozenModel
+from ...common.validation import Settings
 from ...store.normalization import NORMALIZATIONS, NormalizationKind, is_invertible_alone
 from ..engine.optimizer import OptimizerConfig
 from ..engine.schedule import ScheduleConfig
@@ -99,7 +100,7 @@ class LogConfig(FrozenModel):
     wandb_project: str | None = None  # needs the extra saecache[wandb]
 
 
-class TrainConfig(FrozenModel):
+class TrainConfig(Settings):
     """The settings of a run that trains one or several SAEs together: each batch is read once for all.
 
     A list in the settings of a variant is a grid (see :mod:`.grid`): ``{kind: topk, k: [4, 8, 16]}``.
@@ -121,10 +122,10 @@ class TrainConfig(FrozenModel):
     expansion_factor: PositiveInt | None = None  # or this: latents = factor * width of the activations
     batch_rows: PositiveCount = 4096
     # Batches whose gradients, averaged, make one step. A rule that compares rows compares those of one batch.
-    accumulate_batches: PositiveInt = 1
+    accumulate_batches: PositiveCount = 1
     cache_rows: PositiveCount | None = None  # use only the first rows of the cache, a uniform sample of them
     sink_ratio: PositiveFloat | None = None  # leaves out rows of a norm above this multiple of the median
-    epochs: PositiveFloat | None = None  # give one of epochs,
+    epochs: Annotated[float, Field(gt=0, lt=1e12)] | None = None  # give one of epochs,
     steps: PositiveCount | None = None  # steps,
     num_rows: PositiveCount | None = None  # and num_rows: how long to train
     seed: Seed = 0

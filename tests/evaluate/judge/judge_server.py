@@ -249,6 +249,25 @@ def dripping(handler: Handler, _request: Request) -> bool:
     return True
 
 
+def dripping_head(handler: Handler, _request: Request) -> bool:
+    """Send a head without an end, one byte at a time."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    for _ in range(1000):
+        handler.wfile.write(b"a")
+        handler.wfile.flush()
+        time.sleep(0.05)
+    return True
+
+
+def promising(handler: Handler, _request: Request) -> bool:
+    """Say "100 Continue", as gateways do to keep a line open, without end."""
+    for _ in range(1000):
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler.wfile.flush()
+        time.sleep(0.05)
+    return True
+
+
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 

@@ -28,7 +28,9 @@ from .judge_server import (
     content,
     cut_body,
     dripping,
+    dripping_head,
     hang_up,
+    promising,
     serve,
     slow,
     status,
@@ -96,13 +98,16 @@ def test_patience_ends(connect: Connect, judge: Judge, code: int) -> None:
 def test_a_silent_server_is_given_up(connect: Connect, judge: Judge) -> None:
     judge.always = slow(DEADLINE_SECONDS)
     began = time.monotonic()
-    with pytest.raises(EndpointError, match=r"failed 2 times.*no answer in 0.3 s"):
+    with pytest.raises(EndpointError, match=r"failed 2 times.*no whole answer in 0.3 s"):
         ask(connect(timeout_seconds=0.3, max_retries=1))
     assert time.monotonic() - began < DEADLINE_SECONDS
 
 
-def test_a_body_without_end_is_given_up(connect: Connect, judge: Judge) -> None:
-    judge.always = dripping
+@pytest.mark.parametrize("endless", [dripping, dripping_head, promising])
+def test_an_answer_without_end_is_given_up(
+    connect: Connect, judge: Judge, endless: Callable[[Handler, Request], bool]
+) -> None:
+    judge.always = endless
     with pytest.raises(EndpointError, match=r"no whole answer in 3 s"):
         ask(connect(timeout_seconds=3, max_retries=0))
 

@@ -1,5 +1,6 @@
 """Trackers receive the metrics; stand-ins replace the packages."""
 
+import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -12,6 +13,7 @@ import pytest
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import metrics
 from saecache.train import TrainConfig, run
+from saecache.train.runs.trackers import open_trackers, wandb_id
 
 TOPK = {"kind": "topk", "k": 4}
 
@@ -55,7 +57,7 @@ def test_tensorboard_gets_every_number(
         cache,
         tmp_path / "run",
     )
-    assert recorded.named("SummaryWriter") == [((str(tmp_path / "run" / "tensorboard"),), {"purge_step": 0})]
+    assert recorded.named("SummaryWriter") == [((str(tmp_path / "run" / "tensorboard"),), {"purge_step": 1})]
     written = {(tag, step): value for (tag, value, step), _ in recorded.named("add_scalar")}
     lines = metrics(tmp_path / "run")
     assert [written["fvu/topk_k4", line["step"]] for line in lines] == [line["fvu"] for line in lines]
@@ -74,7 +76,38 @@ def test_wandb_gets_every_number(
     log = {"every_steps": 4, "progress": False, "wandb_project": "p"}
     run(make_config(TOPK, log=log), cache, tmp_path / "run")
     (_, options), *_ = recorded.named("init")
-    assert (options["project"], options["id"], options["resume"]) == ("p", "run", "allow")
+    assert (options["project"], options["name"], options["resume"]) == ("p", "run", "allow")
+    assert re.fullmatch("run-[0-9a-f]{8}", options["id"])
     logged = [values["topk_k4/fvu"] for (values,), _ in recorded.named("log")]
     assert logged == [line["fvu"] for line in metrics(tmp_path / "run")]
     assert len(recorded.named("finish")) == 1
+
+
+def test_a_resumed_run_keeps_the_points_of_its_checkpoint(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard hides what stands from ``purge_step`` on; the lines up to step 10 do not come again."""
+    recorded = Recorded()
+    stand_in(monkeypatch, "tensorboard")
+    stand_in(monkeypatch, "torch.utils.tensorboard", SummaryWriter=recorded.SummaryWriter)
+    open_trackers(make_config(TOPK, log={"tensorboard": True}), tmp_path, 10)
+    ((_, options),) = recorded.named("SummaryWriter")
+    assert options == {"purge_step": 11}
+
+
+def test_the_id_in_wandb_is_one_of_the_folder(tmp_path: Path) -> None:
+    """Two folders of one name were one run there, and so was a run that was begun anew."""
+    one, other = tmp_path / "a" / "my run", tmp_path / "b" / "my run"
+    for folder in (one, other):
+        folder.mkdir(parents=True)
+    first = wandb_id(one, 0)
+    assert first.startswith("my-run-") and wandb_id(one, 20) == first
+    assert wandb_id(other, 0) != first
+    assert wandb_id(one, 0) != first, "it begins anew"
+    (one / "wandb" / "saecache-id").write_text("../" * 30)
+    assert wandb_id(one, 20).startswith("my-run-"), "what is no id is not handed on"
+
+
+def test_a_run_of_version_0_2_0_goes_on_under_its_name(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert wandb_id(tmp_path / "run", 20) == "run"
