@@ -33,29 +33,45 @@ SHORT_DEMO = {"harvest": ["num_tokens=60000"], "train": ["epochs=1"], "evaluate"
 
 
 def evaluate(
-    targets: Sequence[Path | str],
-    cache_path: Path | str,
-    config: "EvaluateConfig",
+    targets: Sequence[Path | str] | Path | str,
+    cache: "ActivationCache | Path | str",
+    config: "EvaluateConfig | Mapping[str, Any]",
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     with_model: bool = True,
 ) -> "Results":
-    """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names."""
+    """Measure SAE or run folders on the cache's held-out rows, with the model that the cache names.
+
+    Args:
+        targets: the folders, or one.
+        cache: a folder, a URL, or an open cache.
+        config: the settings, or a mapping of them.
+        out: the results file; None: ``results.json`` in the folder of the SAEs.
+
+    Raises:
+        UsageError: no SAE there, SAEs of another cache, or settings or a place that cannot be used.
+    """
     from .common.devices import choose_device
     from .common.outputs import check_file_output
+    from .common.validation import validate
     from .distributed import world
-    from .evaluate import run
+    from .evaluate import EvaluateConfig, run
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
     from .harvest.tokenizer import load_tokenizer_of, show_token
     from .harvest.unembedding import read_unembedding
-    from .store import open_cache
+    from .store import ActivationCache, open_cache
 
-    out = out or choose_output(targets)  # this and the rest is looked at before a model is loaded
+    targets = [targets] if isinstance(targets, str | Path) else list(targets)
+    config = validate(
+        EvaluateConfig, config, "config"
+    )  # this and the rest is looked at before a model is loaded
+    out = choose_output(targets) if out is None else Path(out)
     found = find_targets(targets)
     check_file_output(out)
-    cache = open_cache(cache_path, beside=config.beside, group=world().everyone)
+    if not isinstance(cache, ActivationCache):
+        cache = open_cache(cache, beside=config.beside, group=world().everyone)
     find_targets_of(found, cache, other_cache=config.other_cache)
     for source in config.probing.data:
         load_labelled(source, config.probing, config.seed)

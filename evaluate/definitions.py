@@ -98,8 +98,8 @@ DEFINITIONS = {
     ),
     "latents": (
         "Shown latents are drawn with a fixed seed, one from each of equally large groups of alive latents "
-        "ordered by density, beside the densest. Contexts are the largest activations over the measured "
-        "rows, at most one per document and neighbourhood."
+        "ordered by density, beside the densest. Contexts are where the latent is most active on the "
+        "measured rows, at most one of each document (of each stretch of text if there are few documents)."
     ),
 }
 

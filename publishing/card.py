@@ -65,9 +65,10 @@ def _metadata(cfg: SAEConfig, results: Results | None, license_name: str | None)
     if isinstance(model, str) and _HUB_NAME.fullmatch(model):
         values["base_model"] = model
     text = results.cache.identity.get("text") if results else None
-    dataset = text.get("dataset") or text.get("name") if isinstance(text, Mapping) else None
-    if isinstance(text, Mapping) and text.get("kind") == "hub" and _HUB_NAME.fullmatch(str(dataset)):
-        values["datasets"] = [str(dataset)]
+    if isinstance(text, Mapping) and text.get("kind") == "hub":
+        dataset = str(text.get("dataset"))
+        if _HUB_NAME.fullmatch(dataset):
+            values["datasets"] = [dataset]
     values["tags"] = ["saecache", "sparse-autoencoder", "mechanistic-interpretability", cfg.kind]
     return values
 

@@ -42,7 +42,7 @@ def find_provenance(sae: SAE, cache: ActivationCache | None) -> Provenance:
     """Collect what the SAE's config says, and what its cache says if one is given."""
     identity: dict[str, Any] = {} if cache is None else cache.manifest.identity
     text, packing = (_mapping(identity.get(key)) for key in ("text", "packing"))
-    dataset = next((str(text[key]) for key in ("dataset", "name", "path") if text.get(key)), None)
+    dataset = next((str(text[key]) for key in ("dataset", "name") if text.get(key)), None)
     return Provenance(
         model=sae.cfg.cache.get("model_name") or _mapping(identity.get("model")).get("name"),
         hook=sae.cfg.hook,

@@ -21,7 +21,7 @@ from .table import Latents, LatentsInfo
 
 MLP_IN = "mlp_in."  # what the MLP of a block reads: the stream after a norm
 NO_MODEL = "No logit effects: the language model was not at hand."
-DEFINITIONS = {
+LATENT_DEFINITIONS = {
     "contexts": (
         "Top contexts: where the latent is most active, at most one of each document (of each stretch of "
         "text if there are few documents). Percentile contexts: from each fifth of its activations by size, "
@@ -107,7 +107,7 @@ def collect_latents(
             context=passages.context,
             logits=directions.note,
             definitions={
-                key: text.format(num_sampled=settings.num_sampled) for key, text in DEFINITIONS.items()
+                key: text.format(num_sampled=settings.num_sampled) for key, text in LATENT_DEFINITIONS.items()
             },
         ),
         fires=histograms.fires,

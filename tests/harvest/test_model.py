@@ -204,7 +204,11 @@ def test_a_model_whose_folder_moved_is_measured_where_it_is_now(
     with pytest.raises(UsageError, match=r"evaluate --set model_folder=FOLDER.*--no-model measures without"):
         evaluate([trained.run_dir], cache.path, settings)
     moved = settings.model_copy(update={"model_folder": str(tmp_path / "now")})
-    (found,) = evaluate([trained.run_dir], cache.path, moved).saes
+    as_people_call_it = evaluate(
+        str(trained.run_dir), cache, moved.model_dump(), out=str(tmp_path / "results.json")
+    )
+    (found,) = as_people_call_it.saes
+    assert (tmp_path / "results.json").exists()
     assert found.language_model is not None and found.language_model.num_tokens >= 20
     other = settings.model_copy(update={"model_folder": str(model_folder("llama"))})
     with pytest.raises(UsageError, match="sha256"):
