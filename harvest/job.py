@@ -7,7 +7,7 @@ over text, ``finishing`` shuffles and writes the arrays. A job that was stopped 
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -53,7 +53,7 @@ class HarvestResult:
     """
 
     path: Path | str
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     reused: bool
     harvest_seconds: float = 0.0
     shuffle_seconds: float = 0.0

@@ -76,6 +76,11 @@ class SAE(nn.Module):
         for name, tensor in {"threshold": None, **tensors}.items():
             self.register_buffer(name, tensor)
 
+    def extra_repr(self) -> str:
+        cfg = self.cfg
+        size = f"{cfg.num_latents:,} latents of rows of width {cfg.d_model}"
+        return f"{cfg.name!r}, {cfg.kind}, {size}, at {cfg.hook}"
+
     @torch.no_grad()
     def encode(
         self,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TRAIN_ARRAYS = SPLIT_FOLDER["train"] + "/"
 _FREE_DECODED_BYTES, _MOST_GROWTH = 64 << 20, 128  # of a compressed array that is decoded as a whole
+_HOOKS_SHOWN = 6
 
 
 class CacheContents:
@@ -60,6 +61,14 @@ class CacheContents:
             )
             for spec in self._layout.arrays()
         }
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} ({self.d_model(hook)})" for hook in self.hooks[:_HOOKS_SHOWN]]
+        more = ["..."] if len(self.hooks) > _HOOKS_SHOWN else []
+        return (
+            f"ActivationCache({str(self.path)!r}: {len(self):,} training and {self.num_rows('heldout'):,} "
+            f"held-out rows at {', '.join(hooks + more)})"
+        )
 
     def __len__(self) -> int:
         """Training rows."""

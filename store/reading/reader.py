@@ -86,6 +86,7 @@ class ActivationCache(CacheContents):
         Raises:
             UsageError: there are fewer rows.
         """
+        (rows,) = check_whole_numbers(rows=rows)
         if not 0 < rows <= len(self):
             raise UsageError(
                 f"expected to use from 1 to the {len(self)} training rows of {self.path}, got {rows}"

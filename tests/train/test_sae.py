@@ -162,3 +162,7 @@ def test_the_device_of_an_sae_is_named_as_that_of_a_run(folder: Path) -> None:
     assert load_sae(folder, torch.device("cpu")).W_enc.device.type == "cpu"
     with pytest.raises(UsageError, match=r"device='gpu' cannot be used here: .*available: .*cpu"):
         load_sae(folder, "gpu")
+
+
+def test_an_sae_says_what_it_is(folder: Path) -> None:
+    assert repr(load_sae(folder)).startswith("SAE('batch_topk_k3', batch_topk, 48 latents of rows of width ")

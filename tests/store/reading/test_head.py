@@ -64,3 +64,15 @@ def test_heads_of_heads_and_in_other_processes(cache_path: Path) -> None:
 def test_heads_that_cannot_be(cache_path: Path, rows: int) -> None:
     with pytest.raises(UsageError, match="expected to use from 1 to the"):
         open_cache(cache_path, rows=rows)
+
+
+def test_a_cache_says_what_it_is(cache_path: Path) -> None:
+    """In a notebook it was an address."""
+    shown = repr(open_cache(cache_path, rows=100))
+    assert str(cache_path) in shown and "100 training and" in shown and f"{HOOK} (" in shown
+
+
+@pytest.mark.parametrize("rows", ["10", 1.5])
+def test_rows_that_are_no_number_are_refused(cache_path: Path, rows: object) -> None:
+    with pytest.raises(UsageError, match="rows"):
+        open_cache(cache_path, rows=rows)  # type: ignore[arg-type]
