@@ -102,7 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
 
     def handle_request(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed: a store keeps nothing of such an upload
+            self.close_connection = True
+            return
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self.read_chunks()
         url = urlsplit(self.path)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ from saecache.testing.known_rows import cache_bytes
 
 from ...hostile import right_or_refused
 from .conftest import HOOK, PASSING, QUICK
-from .hub_server import READER, WRITER, HubServer
+from .hub_server import READER, SIGNATURE, WRITER, HubServer
 from .proxy import Answer, Proxy, running_proxy
 
 URL = "hf://datasets/team/rows"
@@ -480,6 +481,17 @@ def test_two_pushes_at_once(hub: HubServer, cache_path: Path, other_cache: Path,
     assert verify_remote(URL).ok
     assert open_cache(URL).fingerprint in outcomes
     assert UNFINISHED not in repository(hub).files("main")
+
+
+def test_the_stand_in_keeps_nothing_of_an_upload_that_is_cut(hub: HubServer) -> None:
+    """It kept what had come, and said from then on that the content was there: pushes ended with 422."""
+    address = urlsplit(hub.cdn)
+    with socket.create_connection((str(address.hostname), int(address.port or 0))) as client:
+        line = f"PUT /upload/{'a' * 64}?{SIGNATURE} HTTP/1.1"
+        client.sendall(f"{line}\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b""
+    assert hub.store == {}
 
 
 def test_killed_at_any_request_the_push_continues(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
