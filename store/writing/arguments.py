@@ -141,6 +141,10 @@ def check_rows(activations: Any, expected_rows: int, d_model: int, hook: str) ->
             f"activations of {hook}: expected a numpy array or a torch tensor, got "
             f"{type(activations).__name__}: numpy.asarray(x) makes an array"
         )
+    if isinstance(activations, np.ma.MaskedArray):  # whose masked values would be stored as if they were none
+        raise UsageError(
+            f"activations of {hook}: a cache keeps no mask: fill the masked values, or drop rows"
+        )
     shape = tuple(activations.shape)
     if shape != (expected_rows, d_model):
         raise UsageError(f"activations of {hook}: expected shape ({expected_rows}, {d_model}), got {shape}")

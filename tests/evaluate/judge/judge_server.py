@@ -239,30 +239,23 @@ def slow(seconds: float) -> Fault:
 
 def dripping(handler: Handler, _request: Request) -> bool:
     """Send a body without an end, one byte at a time."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
-    for _ in range(1000):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.05)
-    return True
+    return _go_on(handler, b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" ")
 
 
 def dripping_head(handler: Handler, _request: Request) -> bool:
     """Send a head without an end, one byte at a time."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
-    for _ in range(1000):
-        handler.wfile.write(b"a")
-        handler.wfile.flush()
-        time.sleep(0.05)
-    return True
+    return _go_on(handler, b"HTTP/1.1 200 OK\r\nX-Long: ", b"a")
 
 
 def promising(handler: Handler, _request: Request) -> bool:
     """Say "100 Continue", as gateways do to keep a line open, without end."""
+    return _go_on(handler, b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _go_on(handler: Handler, start: bytes, piece: bytes) -> bool:
+    handler.wfile.write(start)
     for _ in range(1000):
-        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        handler.wfile.write(piece)
         handler.wfile.flush()
         time.sleep(0.05)
     return True

@@ -497,6 +497,10 @@ def test_numbers_of_numpy_are_settings_as_those_of_python(tmp_path: Path) -> Non
     ("activations", "message"),
     [
         ({HOOK: [[1.0] * 6]}, r"activations of h: expected a numpy array or a torch tensor, got list"),
+        (
+            {HOOK: np.ma.masked_less(np.ones((2, 6), np.float32), 2)},
+            "activations of h: a cache keeps no mask",
+        ),
         (torch.ones(2, 6), r"activations: expected a mapping \{hook: rows\} of hooks \['h'\], got Tensor"),
     ],
 )
