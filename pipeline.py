@@ -63,10 +63,9 @@ def evaluate(
     from .harvest.unembedding import read_unembedding
     from .store import ActivationCache, open_cache
 
+    # all of this is looked at before a model is loaded
     targets = [targets] if isinstance(targets, str | Path) else list(targets)
-    config = validate(
-        EvaluateConfig, config, "config"
-    )  # this and the rest is looked at before a model is loaded
+    config = validate(EvaluateConfig, config, "config")
     out = choose_output(targets) if out is None else Path(out)
     found = find_targets(targets)
     check_file_output(out)

@@ -66,15 +66,16 @@ class Wandb:
 def wandb_id(run_dir: Path, first_step: int) -> str:
     """The id of the W&B run, which is in the run's folder: another run of the same name has another one."""
     path = run_dir / WANDB_FOLDER / _WANDB_ID
-    if first_step:
-        try:
-            found = read_regular(path, 64).decode("ascii", "replace")
-        except FileNotFoundError:  # it began with version 0.2.0, whose ids were names
+    try:
+        found = read_regular(path, 64).decode("ascii", "replace")
+    except FileNotFoundError:
+        if first_step:  # it began with version 0.2.0, whose ids were names
             return run_dir.name
-        except ValueError:  # not what was written there
-            found = ""
-        if _ID.fullmatch(found):
-            return found
+        found = ""
+    except ValueError:  # not what was written there
+        found = ""
+    if _ID.fullmatch(found):
+        return found
     made = re.sub(r"[^A-Za-z0-9_-]", "-", run_dir.name)[:48] + "-" + secrets.token_hex(4)
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, made.encode("ascii"))

@@ -103,7 +103,7 @@ def test_the_id_in_wandb_is_one_of_the_folder(tmp_path: Path) -> None:
     first = wandb_id(one, 0)
     assert first.startswith("my-run-") and wandb_id(one, 20) == first
     assert wandb_id(other, 0) != first
-    assert wandb_id(one, 0) != first, "it begins anew"
+    assert wandb_id(one, 0) == first, "it was killed before its first checkpoint"
     (one / "wandb" / "saecache-id").write_text("../" * 30)
     assert wandb_id(one, 20).startswith("my-run-"), "what is no id is not handed on"
 
