@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...common.regular_files import read_regular
 from ...store.durable import write_bytes
+from ...store.untrusted_json import check_writes_stay
 from ..run_files import TENSORBOARD_FOLDER, WANDB_FOLDER
 from .config import LogConfig, TrainConfig
 
@@ -64,7 +65,12 @@ class Wandb:
 
 
 def wandb_id(run_dir: Path, first_step: int) -> str:
-    """The id of the W&B run, which is in the run's folder: another run of the same name has another one."""
+    """The id of the W&B run, which is in the run's folder: another run of the same name has another one.
+
+    Raises:
+        UsageError: its place is a link, by which the run of somebody else would write elsewhere.
+    """
+    check_writes_stay(run_dir, [f"{WANDB_FOLDER}/{_WANDB_ID}"], "give another --out")
     path = run_dir / WANDB_FOLDER / _WANDB_ID
     try:
         found = read_regular(path, 64).decode("ascii", "replace")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from saecache.common.errors import UsageError
 from saecache.store.reading.reader import ActivationCache
 from saecache.testing.run_folders import metrics
 from saecache.train import TrainConfig, run
@@ -111,3 +112,12 @@ def test_the_id_in_wandb_is_one_of_the_folder(tmp_path: Path) -> None:
 def test_a_run_of_version_0_2_0_goes_on_under_its_name(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert wandb_id(tmp_path / "run", 20) == "run"
+
+
+def test_the_id_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "wandb").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a link"):
+        wandb_id(tmp_path / "run", 0)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
