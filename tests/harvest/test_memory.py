@@ -13,7 +13,8 @@ from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
 
 TOKENS = 40_000
-ROW_BYTES = 2 * 32 * 4  # two hooks in float32: what keeping all rows would take
+HOOKS = ["resid_pre.0", "gpt_neox.embed_in", "gpt_neox.emb_dropout", "gpt_neox.layers.0.input_layernorm"]
+ROW_BYTES = len(HOOKS) * 32 * 4  # in float32: what keeping all rows would take
 
 
 def private_bytes(process_id: int) -> int:
@@ -43,7 +44,7 @@ def test_peak_memory_of_8_times_the_tokens(
         config = make_config(
             text={"kind": "files", "paths": str(tmp_path / "text.jsonl")},
             tokens={"context": 64},
-            hooks=["resid_pre.0", "gpt_neox.embed_in"],  # hardly any forward, so that it is quick
+            hooks=HOOKS,  # hardly any forward, so that it is quick
             num_tokens=times * TOKENS,
             batch_size="auto",
             storage={"memory_bytes": 1 << 23},
