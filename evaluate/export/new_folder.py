@@ -46,6 +46,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         with disk_explained(out):
             make_folder(out.absolute().parent)
+            if is_link(temporary):  # out of the folder, in a folder of others: not what we have left
+                temporary.unlink()
             temporary.mkdir(exist_ok=True)
             lock = take_lock(temporary / LOCK_FILE, out, "give another --out")
             try:
@@ -66,5 +68,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != LOCK_FILE:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
             path.unlink()

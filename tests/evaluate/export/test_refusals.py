@@ -250,3 +250,24 @@ def test_two_at_a_time(trained: Trained, tmp_path: Path) -> None:
     ):
         (tmp_path / "late").mkdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["late", "out"]
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    """Formats of latents have folders in theirs."""
+    (tmp_path / ".out.tmp" / "layers.3").mkdir(parents=True)
+    (tmp_path / ".out.tmp" / "layers.3" / "0_1.safetensors").write_bytes(b"half")
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "mine").write_text("mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.tex").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".out.tmp").symlink_to(tmp_path / "elsewhere")
+    with new_folder(tmp_path / "run" / "out") as folder:
+        (folder / "mine").write_text("mine")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["thesis.tex"]
+    assert not (tmp_path / "run" / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["out", "mine"]
