@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import filelock
-
 from ...common.errors import CorruptCacheError, UsageError
+from ...common.outputs import take_lock
+from ...common.regular_files import read_regular
 from ..disk_space import check_room, disk_explained
 from ..durable import TEMPORARY_SUFFIX, fsync_folder, make_folder, write_bytes
+from ..manifest import MAX_MANIFEST_BYTES
 from ..manifest_file import PULL_FOLDER
-from ..untrusted_json import check_no_links
+from ..untrusted_json import MAX_METADATA_BYTES, check_no_links
 from ..writing.output import inspect_output
 from .cache_objects import (
     PROVENANCE,
@@ -84,6 +85,7 @@ class Pull(Transfer):
         finished = self._check_folder()
         check_no_links(self.path, [*self.root.keys, PULL_FOLDER])
         former = self.root if (self.path / ROOT).is_file() else self._former()
+        check_no_links(self.path, former.keys if former else ())  # some of which are removed
         self._trusted = {found.key: found.sha256 for found in former.shards()} if former else {}
         return finished and all(map(self._is_sound, self.root.metadata))
 
@@ -125,8 +127,9 @@ class Pull(Transfer):
     def _former(self) -> Root | None:
         """What an earlier pull into this folder, which was stopped, was of."""
         try:
-            return Root.parse((self.path / PULL_FOLDER / ROOT).read_bytes(), "the former pull")
-        except (OSError, UsageError, CorruptCacheError):
+            content = read_regular(self.path / PULL_FOLDER / ROOT, MAX_MANIFEST_BYTES)
+            return Root.parse(content, "the former pull")
+        except (OSError, ValueError, CorruptCacheError):
             return None
 
     def _remove_leftovers(self) -> None:
@@ -147,8 +150,8 @@ class Pull(Transfer):
 
     def _is_sound(self, key: str) -> bool:
         try:
-            self.root.checked(key, (self.path / key).read_bytes(), key)
-        except (OSError, CorruptCacheError):
+            self.root.checked(key, read_regular(self.path / key, MAX_METADATA_BYTES), key)
+        except (OSError, ValueError, CorruptCacheError):
             return False
         return True
 
@@ -157,11 +160,7 @@ class Pull(Transfer):
         """Hold the folder's lock; the folder of a pull goes when it ends well."""
         work = self.path / PULL_FOLDER
         make_folder(work)
-        lock = filelock.FileLock(work / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UsageError(f"another pull into {self.path} is under way: wait for it") from None
+        lock = take_lock(work / "lock", self.path, "choose another folder")
         try:
             yield
         except BaseException:

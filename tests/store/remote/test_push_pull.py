@@ -1,6 +1,8 @@
 """A cache goes to a real bucket and comes back: the same bytes, nothing moved twice, nothing half visible."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,51 @@ def test_folders_that_are_taken(
     with pytest.raises(CorruptCacheError, match="is a link"):
         Pull(pushed.url, tmp_path / "linked").run()
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_a_former_pull_left_is_not_removed_through_a_link(
+    cache_path: Path,
+    tmp_path: Path,
+    contents: Contents,
+    make_source: Callable[..., Any],
+    write_cache: Callable[..., Any],
+) -> None:
+    """The folder of a pull that was stopped may come from anybody."""
+    write_cache(tmp_path / "former", make_source(5, hooks={"theirs": 8}))
+    mine = contents(tmp_path / "former")
+    (tmp_path / "copy" / ".pulling").mkdir(parents=True)
+    (tmp_path / "copy" / ".pulling" / ROOT).write_bytes(mine[ROOT])
+    (tmp_path / "copy" / "rows").mkdir()
+    (tmp_path / "copy" / "rows" / "theirs").symlink_to(tmp_path / "former")
+    with pytest.raises(CorruptCacheError, match="theirs is a link"):
+        Pull(cache_path.as_uri(), tmp_path / "copy").run()
+    assert contents(tmp_path / "former") == mine
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.truncate(path, 1 << 40)], ids=["FIFO", "large"])
+def test_files_in_a_folder_of_others_are_not_waited_for(
+    make: Callable[[Path], None], cache_path: Path, tmp_path: Path, contents: Contents
+) -> None:
+    """Neither what a former pull was of, nor metadata of a copy."""
+    (tmp_path / "stopped" / ".pulling").mkdir(parents=True)
+    shutil.copytree(cache_path, tmp_path / "copy")
+    (tmp_path / "copy" / "rows" / ROOT).unlink()
+    for place in (tmp_path / "stopped" / ".pulling" / ROOT, tmp_path / "copy" / "rows" / ROOT):
+        if make is not os.mkfifo:
+            place.touch()
+        make(place)
+    for name in ("stopped", "copy"):
+        Pull(cache_path.as_uri(), tmp_path / name).run()
+        assert contents(tmp_path / name) == contents(cache_path)
+
+
+def test_the_lock_of_a_pull_is_no_link(cache_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy" / ".pulling").mkdir(parents=True)
+    (tmp_path / "copy" / ".pulling" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="lock cannot be opened as a file"):
+        Pull(cache_path.as_uri(), tmp_path / "copy").run()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_what_is_not_whole_is_said(team: str, cache_path: Path, tmp_path: Path) -> None:
