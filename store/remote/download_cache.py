@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 
 from ...common.errors import DiskFullError, SaecacheError
+from ...common.lookups import is_link
 from ...common.regular_files import open_regular_descriptor, read_regular
 from ..disk_space import is_full
 from ..durable import write_all
@@ -127,6 +128,7 @@ class DownloadCache:
                 used = self._remove_down_to(self.limit_bytes - size - (slack if size < slack else 0))
             reserved = exceed or used + size <= self.limit_bytes
             if reserved:
+                _remove_link(partial)
                 partial.touch()
                 os.close(open_regular_descriptor(partial))  # to write into a FIFO would wait for ever
             self._write_used(used + (size if reserved else 0))
@@ -167,7 +169,7 @@ class DownloadCache:
     def _files(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use, size, path) of every whole file."""
         for group in os.scandir(self.folder / "shards"):
-            for entry in os.scandir(group.path):
+            for entry in os.scandir(group.path) if group.is_dir() else ():
                 try:
                     found = entry.stat()
                 except FileNotFoundError:
@@ -178,7 +180,7 @@ class DownloadCache:
         """Path and final size of every download under way or abandoned."""
         for entry in os.scandir(self.folder / "partial"):
             size = entry.name.rpartition("-")[2]  # a temporary name has none: it is counted once
-            yield Path(entry.path), int(size) if size.isdigit() else 0
+            yield Path(entry.path), int(size) if size.isdecimal() else 0
 
     def _remove_abandoned(self) -> None:
         """Remove partial files of processes that were killed: nobody holds their locks."""
@@ -220,8 +222,15 @@ class DownloadCache:
 
     def _write_used(self, used: int) -> None:
         """After :meth:`_read_used`, which refuses what is no file."""
+        _remove_link(self.folder / "room")
         with (self.folder / "room").open("wb", buffering=0) as file:
             write_all(file, str(used).encode())
+
+
+def _remove_link(path: Path) -> None:
+    """Make sure that nothing is written through a link, which none of us has made."""
+    if is_link(path):
+        path.unlink()
 
 
 def _describe(error: OSError) -> str:

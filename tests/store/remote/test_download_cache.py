@@ -329,3 +329,27 @@ def test_a_record_of_bytes_that_is_no_number(local: DownloadCache) -> None:
         local.discard(digest(4))
         hold(local, 4)
         assert (local.folder / "room").read_bytes() == str(2 * SIZE).encode()
+
+
+@pytest.mark.parametrize("name", ["shards/.DS_Store", "partial/x-²"])
+def test_stray_files_in_the_folder_are_left_alone(local: DownloadCache, name: str) -> None:
+    hold(local, 1)
+    (local.folder / "room").unlink()  # the files are counted
+    (local.folder / name).write_bytes(b"stray")
+    assert hold(local, 4) == content(4)
+    assert local.used_bytes() == 2 * SIZE
+
+
+@pytest.mark.parametrize("name", ["room", f"partial/{digest(4)}-{SIZE}"])
+@pytest.mark.parametrize("there", [True, False], ids=["a file", "nothing"])
+def test_nothing_is_written_through_a_link(
+    local: DownloadCache, tmp_path: Path, name: str, there: bool
+) -> None:
+    """Several users may share the folder."""
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.write_bytes(b"mine")
+    (local.folder / name).symlink_to(elsewhere)
+    assert hold(local, 4) == content(4)
+    assert hold(local, 2) == content(2)
+    assert elsewhere.read_bytes() == b"mine" if there else not elsewhere.exists()
