@@ -2,10 +2,14 @@
 
 import asyncio
 import hashlib
+import os
+import re
+import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHA256_ATTRIBUTE = "sha256"
+_IMPOSSIBLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, or bytes that are no UTF-8
 _LISTED_AT_ONCE = 1000  # what S3 gives
 
 OnBytes = Callable[[int], None]
@@ -43,6 +48,27 @@ class ObjectInfo:
     sha256: str | None = None
 
 
+def _list_disk(folder: Path) -> tuple[list[str], list[ObjectInfo]]:
+    """As :meth:`ObjectRequests.list_folders_once`. The library fails at one odd name, or a loop of links.
+
+    What no object can be called, and links to nothing, are left out.
+    """
+    folders: list[str] = []
+    objects: list[ObjectInfo] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for entry in os.scandir(folder):
+            with suppress(OSError):  # a link to nothing, or removed meanwhile
+                found = entry.stat()
+                if _IMPOSSIBLE.search(entry.name):
+                    continue
+                if stat.S_ISDIR(found.st_mode):
+                    folders.append(entry.name)
+                else:
+                    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                    objects.append(ObjectInfo(entry.name, found.st_size, modified, None))
+    return sorted(folders), objects
+
+
 class ObjectRequests:
     """Each request of a :class:`RemoteFolder`, once: for use inside :meth:`repeat`. Threads may share it.
 
@@ -56,6 +82,11 @@ class ObjectRequests:
         self.bucket = bucket
         self.url = url
         self.prefix = prefix
+
+    @property
+    def disk(self) -> Path | None:
+        """The folder of this machine that a ``file://`` URL names."""
+        return None if self.bucket.stores_attributes else Path("/", self.prefix)
 
     def repeat(self, work: Callable[[], T]) -> T:
         """Every request goes through here: made again while its failures are of the kind that passes."""
@@ -222,6 +253,9 @@ class ObjectRequests:
 
     def list_folders_once(self) -> tuple[list[str], list[ObjectInfo]]:
         """(names of the folders, objects) directly here."""
+        if self.disk is not None:
+            with self.translated("listing"):
+                return _list_disk(self.disk)
         path = self.bucket.key(self.prefix) or None
         found = self._ask("listing", lambda store: obstore.list_with_delimiter_async(store, path))
         folders = [str(folder).rsplit("/", 1)[-1] for folder in found["common_prefixes"]]

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -66,16 +66,36 @@ def list_caches(url: str, *, patience: Patience | None = None) -> list[Listed]:
         AccessError: no such bucket, or no right to list it.
     """
     found: list[Listed] = []
+    known: dict[str, Listed | None] = {}  # by links a folder of this machine can have any number of names
     level = [open_remote_folder(url, patience)]
     pool = ThreadPoolExecutor(DEFAULT_CONCURRENCY, "saecache-list")
     try:
-        for _ in range(MAX_DEPTH + 1):
-            looked = list(pool.map(_look, level))
-            found += [listed for listed, _ in looked if listed is not None]
-            level = [place for _, below in looked for place in below]
+        for depth in range(MAX_DEPTH + 1):
+            new = {name: place for place in reversed(level) if (name := _real_name(place)) not in known}
+            looked = dict(zip(new, pool.map(_look_below if depth else _look, new.values()), strict=True))
+            known |= {name: listed for name, (listed, _) in looked.items()}
+            for place in level:
+                if (listed := known[_real_name(place)]) is not None:
+                    found.append(replace(listed, url=place.url))
+            level = [place for _, below in looked.values() for place in below]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # who stops this does not wait for a silent server
     return sorted(found, key=lambda listed: listed.url)
+
+
+def _real_name(place: RemoteFolder) -> str:
+    """What all names of a folder have in common; of an object store that is its URL."""
+    return place.url if place.disk is None else os.path.realpath(place.disk)
+
+
+def _look_below(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:
+    """As :func:`_look`; a folder of this machine that may not be listed does not hide the others."""
+    try:
+        return _look(place)
+    except AccessError as error:
+        if place.disk is None:
+            raise
+        return Listed(place.url, "unreadable", None, problem=str(error)), []
 
 
 def _look(place: RemoteFolder) -> tuple[Listed | None, list[RemoteFolder]]:

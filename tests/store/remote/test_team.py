@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,60 @@ def test_what_lies_beside_caches_does_not_hide_them(team: str, cache_path: Path)
     assert [one.state for one in list_caches(team, patience=PASSING)] == ["unfinished", "complete"]
     place.put("below/.harvest.json", b" " * ((16 << 20) + 1))
     assert [one.state for one in list_caches(team, patience=PASSING)] == ["unreadable", "complete"]
+
+
+def test_odd_names_and_loops_do_not_hide_caches(cache_path: Path, tmp_path: Path) -> None:
+    """One of them, anywhere below, ended the listing of a folder."""
+    shutil.copytree(cache_path, tmp_path / "deep" / "cache")
+    for folder in (tmp_path, tmp_path / "deep"):
+        (folder / "loop").symlink_to("loop")
+        (folder / "here").symlink_to(".")
+        (folder / "nothing").symlink_to("nowhere")
+        (folder / "two\nlines").mkdir()
+        (folder / os.fsdecode(b"\xff")).mkdir()
+    found = list_caches(tmp_path.as_uri(), patience=PASSING)
+    assert [(one.url, one.state) for one in found] == [(f"{tmp_path.as_uri()}/deep/cache", "complete")]
+    (tmp_path / "latest").symlink_to("deep/cache")  # another name for the cache
+    names = [one.url.rpartition("/")[2] for one in list_caches(tmp_path.as_uri(), patience=PASSING)]
+    assert names == ["cache", "latest"]
+
+
+def test_a_folder_of_many_names_is_looked_at_once(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty links made 17,000 folders."""
+    shutil.copytree(cache_path, tmp_path / "b" / "cache")
+    for name, other in ("ab", "ba"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        for number in range(20):
+            (tmp_path / name / str(number)).symlink_to(f"../{other}")
+    listings, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listings.append(path) or scandir(path))
+    found = list_caches(tmp_path.as_uri(), patience=PASSING)
+    assert [one.url for one in found] == [f"{tmp_path.as_uri()}/b/cache"]
+    assert len(listings) < 10
+
+
+def test_a_folder_that_may_not_be_listed_does_not_hide_caches(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lost+found on a disk."""
+    shutil.copytree(cache_path, tmp_path / "cache")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Any:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = {
+        one.url.rpartition("/")[2]: one.state for one in list_caches(tmp_path.as_uri(), patience=PASSING)
+    }
+    assert found == {"cache": "complete", "lost+found": "unreadable"}
+    with pytest.raises(AccessError, match="not allowed"):
+        list_caches((tmp_path / "lost+found").as_uri(), patience=PASSING)
 
 
 def test_what_a_manifest_says_does_not_steer_the_terminal() -> None:
