@@ -11,7 +11,7 @@ from ...common.errors import CorruptCacheError, UsageError
 from ..config import StorageConfig
 from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest
-from ..manifest_file import load_manifest
+from ..manifest_file import check_files, load_manifest
 from ..reading.reader import ActivationCache
 from ..remote.urls import is_url
 from ..writing.output import inspect_output
@@ -84,6 +84,7 @@ def derive(
             raise UsageError(
                 f"{out} holds a finished cache of another identity; choose another folder:\n{listed}"
             )
+        check_files(out, there)
         return Derived(path=out, manifest=there, reused=True)
     _check_room(out, derivation)
     rows = sum(part.train_rows + part.heldout_rows for part in derivation.parts)

@@ -262,6 +262,8 @@ class UnfinishedCache:
             )
         if self.has_manifest:  # all rows are in it, also those that were never spilled
             manifest = load_manifest(self._path)
+            if manifest.identity != identity:
+                raise damaged_journal(self._path, "the manifest beside it is of another cache")
             return journal.model_copy(update={"sequences": manifest.sequences, "tokens": manifest.tokens})
         if self._store is not None:
             write_journal(self._path, journal)

@@ -21,6 +21,7 @@ from saecache.store.derived import merging
 from saecache.store.derived.merging import merge_caches
 from saecache.store.derived.slicing import slice_cache
 from saecache.store.keys import is_heldout
+from saecache.store.writing.journal import Journal, write_journal
 
 Write = Callable[..., Any]
 HOOKS = {"resid_post.1": 24, "mlp_out.0": 17}
@@ -329,3 +330,24 @@ def test_documents_are_told_apart_across_blocks(monkeypatch: pytest.MonkeyPatch,
     assert len(whole) == 20  # each of 48 tokens, in three sequences
     monkeypatch.setattr(merging, "_BLOCK_TOKENS", 16)
     assert np.array_equal(merging.document_hashes(cache), whole)
+
+
+# Folders that something else has changed
+
+
+def test_a_finished_slice_that_lost_a_shard_is_not_called_done(cache_path: Path, tmp_path: Path) -> None:
+    manifest = slice_cache(open_cache(cache_path), tmp_path / "s", rows=100).manifest
+    (tmp_path / "s" / manifest.files[0].path).unlink()
+    with pytest.raises(CorruptCacheError, match="is missing: the cache is not whole"):
+        slice_cache(open_cache(cache_path), tmp_path / "s", rows=100)
+
+
+def test_a_manifest_beside_the_journal_of_another_cache_is_refused(cache_path: Path, tmp_path: Path) -> None:
+    wanted = slice_cache(open_cache(cache_path), tmp_path / "wanted", rows=100).manifest
+    slice_cache(open_cache(cache_path), tmp_path / "s", rows=50)
+    (tmp_path / "s" / ".writing").mkdir()
+    write_journal(
+        tmp_path / "s", Journal(identity=wanted.identity, num_buckets=1, progress={"replayed": [3, 0]})
+    )
+    with pytest.raises(CorruptCacheError, match="the manifest beside it is of another cache"):
+        slice_cache(open_cache(cache_path), tmp_path / "s", rows=100)
