@@ -1,6 +1,7 @@
 """A new cache from finished ones: what slices, merged and converted caches have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,5 +145,8 @@ def _check_room(out: Path, derivation: Derivation) -> None:
     layout = plan_layout(
         derivation.hooks, manifest.context, derivation.storage, tokens=manifest.tokens, **sizes
     )
-    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
+    done = 0
+    for file in out.rglob("*") if out.is_dir() else ():
+        with suppress(FileNotFoundError):  # of another process, which has removed it meanwhile
+            done += file.stat().st_size if file.is_file() else 0
     check_disk_space(out, PlannedSize.of_layout(layout), already_bytes=done)

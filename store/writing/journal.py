@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from ...common.counts import StoredCount
 from ...common.errors import CorruptCacheError
 from ...common.frozen import FrozenModel
+from ...common.lookups import exists
 from ...common.regular_files import read_regular
 from ..durable import write_bytes
 from ..layout import TokensKind
@@ -94,7 +95,7 @@ def read_journal(cache: Path) -> Journal | None:
         CorruptCacheError: it is damaged.
     """
     path = journal_path(cache)
-    if not path.is_file():
+    if not exists(path):
         return None
     try:
         return parse_journal(read_regular(path, MAX_MANIFEST_BYTES))

@@ -37,7 +37,7 @@ def inspect_output(path: Path | str) -> OutputState:
     names = {entry.name for entry in path.iterdir()}
     if not names:
         return "empty"
-    if journal_path(path).is_file() or names == {WORK_FOLDER}:
+    if journal_path(path).is_file() or (names == {WORK_FOLDER} and (path / WORK_FOLDER).is_dir()):
         return "incomplete"
     root = path / "zarr.json"
     if root.is_file():
@@ -79,7 +79,10 @@ def _check_only_files(path: Path) -> None:
     """Refuse links and FIFOs in an unfinished cache, which may come from anybody."""
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
-            mode = (Path(folder) / name).lstat().st_mode
+            try:
+                mode = (Path(folder) / name).lstat().st_mode
+            except FileNotFoundError:  # of another process, which writes here: the lock will say so
+                continue
             if stat.S_ISLNK(mode):
                 raise UsageError(
                     f"{Path(folder) / name} is a link: a cache is not written through links; remove it, or "

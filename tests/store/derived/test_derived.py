@@ -1,5 +1,6 @@
 """Slices and merged caches: the rows they should have, every guarantee kept, whatever interrupts them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from saecache.store import (
     CacheWriter,
     CorruptCacheError,
+    SaecacheError,
     StorageConfig,
     UsageError,
     inspect_output,
@@ -351,3 +353,31 @@ def test_a_manifest_beside_the_journal_of_another_cache_is_refused(cache_path: P
     )
     with pytest.raises(CorruptCacheError, match="the manifest beside it is of another cache"):
         slice_cache(open_cache(cache_path), tmp_path / "s", rows=100)
+
+
+@pytest.mark.parametrize("name", [".writing", ".writing/journal.json"])
+def test_what_stands_in_place_of_the_work_is_refused(cache_path: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "s" / ".writing").parent.mkdir()
+    if name == ".writing":
+        (tmp_path / "s" / name).touch()
+    else:
+        (tmp_path / "s" / name).mkdir(parents=True)
+    with pytest.raises(SaecacheError, match=r"holds something else than a cache|is damaged or of another"):
+        slice_cache(open_cache(cache_path), tmp_path / "s", rows=100)
+
+
+def test_files_that_another_process_removes_meanwhile(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that writes the same cache: the lock says so, not a file that is gone."""
+    (tmp_path / "s" / ".writing").mkdir(parents=True)
+    walk, rglob, is_file = os.walk, Path.rglob, Path.is_file
+
+    def listed_before(folder: Path) -> Any:
+        for place, folders, files in walk(folder):
+            yield place, folders, [*files, "journal.json.tmp"]
+
+    monkeypatch.setattr(os, "walk", listed_before)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.suffix == ".tmp" or is_file(path))
+    monkeypatch.setattr(Path, "rglob", lambda path, _: [*rglob(path, "*"), path / "journal.json.tmp"])
+    assert not slice_cache(open_cache(cache_path), tmp_path / "s", rows=100).reused
