@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..common.errors import UsageError
 from ..store import safetensors_header
-from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
+from ..store.durable import replacing_path
 from ..store.untrusted_files import open_file
 
 MAX_HEADER_BYTES = 1 << 20
@@ -67,20 +67,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    temporary.unlink(missing_ok=True)  # which may be a link out of the folder, in a folder of others
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    except SafetensorError as error:  # safetensors raises it for a full disk
-        raise OSError(f"cannot write {path}: {error}") from error
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(sha256_of, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        checksum = digest.result()
-    temporary.replace(path)
-    fsync_folder(path.parent)
+    with replacing_path(path) as temporary:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary
+            )
+        except SafetensorError as error:  # safetensors raises it for a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(sha256_of, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            checksum = digest.result()
     return checksum
 
 
