@@ -5,13 +5,27 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test papers papers-short stress stress-short stress-docs lint types check bench bench-docs device-docs hooks wheel clean
+.PHONY: demo test test-oldest papers papers-short stress stress-short stress-docs lint types check bench bench-docs device-docs hooks wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saecache demo --out $(DEMO)
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# The same with the oldest versions of all libraries that pyproject.toml allows. Their warnings about each other, and
+# about Python, are no errors. Only torch is the one of constraints.txt: the triton of older ones has another interpreter.
+OLDEST ?= $(VENV)-oldest
+OLD_WARNINGS = $(foreach kind,DeprecationWarning FutureWarning PendingDeprecationWarning,-W ignore::$(kind))
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(OLD_WARNINGS)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	(grep -v '^torch==' constraints-oldest.txt; grep -E '^(torch|triton)==' constraints.txt) > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt --editable ".[dev]"
+	@touch $@
 
 # Real commands against real S3 servers while the network breaks and processes are killed; docs/reliability.md shows a
 # result. Some hours; the short form takes some minutes. SEED=n makes other random choices.

@@ -45,3 +45,9 @@ def test_every_data_file_is_in_the_wheel() -> None:
 def test_the_pinned_torch_and_version_agree() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text("utf-8").split()
     assert PROJECT["project"]["version"] == saecache.__version__
+
+
+def test_the_oldest_versions_are_those_that_are_tested() -> None:
+    lines = (ROOT / "constraints-oldest.txt").read_text("utf-8").splitlines()
+    tested = {line.replace("==", ">=") for line in lines if not line.startswith("#")}
+    assert tested == set(PROJECT["project"]["dependencies"])

@@ -113,7 +113,7 @@ def test_tokens_of_contents_are_exact(chat_model: Path, messages: list[dict[str,
     markup = found[Role.TEMPLATE + EXCLUDED].replace("<s>", "")
     assert markup == "".join(f"{m['role']}\n\n" for m in messages)
     ids = template.encode([("here", messages)])[0][0]
-    assert ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    assert ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
 
 def test_one_role_is_a_list_of_one() -> None:

@@ -185,8 +185,9 @@ def test_module_paths(neox: LanguageModel) -> None:
     path = "gpt_neox.layers.2.mlp.dense_h_to_4h"
     assert neox.d_model(path) == 64
     assert torch.equal(neox.activations(IDS, [path])[path], by_hand(neox.model, path))
-    assert neox.d_model("lm_head") == 300  # outside the base model: the whole model runs
-    torch.testing.assert_close(neox.activations(IDS, ["lm_head"])["lm_head"], neox.logits(IDS))
+    head = "lm_head" if hasattr(neox.model, "lm_head") else "embed_out"  # as transformers 4 calls it
+    assert neox.d_model(head) == 300  # outside the base model: the whole model runs
+    torch.testing.assert_close(neox.activations(IDS, [head])[head], neox.logits(IDS))
 
 
 def test_the_forward_stops_after_the_last_hook(neox: LanguageModel) -> None:
