@@ -272,11 +272,11 @@ class _Api(_Handler):
             rest = path.removeprefix(folder).lstrip("/").split("/")
             for depth in range(1, len(rest)):
                 above = "/".join([*([folder] if folder else []), *rest[:depth]])
-                if depth == 1 or query.get("recursive") == ["true"]:
+                if depth == 1 or _is_true(query, "recursive"):
                     entries[above] = {"type": "directory", "path": above, "oid": "0" * 40, "size": 0}
-            if len(rest) == 1 or query.get("recursive") == ["true"]:
+            if len(rest) == 1 or _is_true(query, "recursive"):
                 entries[path] = _entry(path, blob)
-                if query.get("expand") == ["true"]:
+                if _is_true(query, "expand"):
                     entries[path]["lastCommit"] = {"id": "0" * 40, "title": "x", "date": DATE}
         start = int(query.get("cursor", ["0"])[0])
         page = [*entries.values()][start : start + self.hub.page_files]
@@ -376,6 +376,11 @@ class _Api(_Handler):
 
 def _is_binary(sample: bytes) -> bool:
     return b"\0" in sample or any(byte > 0xF4 for byte in sample)
+
+
+def _is_true(query: dict[str, list[str]], name: str) -> bool:
+    """Whether a client asks for something: huggingface_hub 0.x writes True."""
+    return query.get(name, [""])[0].lower() == "true"
 
 
 def _entry(path: str, blob: Blob) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -744,9 +743,6 @@ def test_an_api_that_redirects_elsewhere_gets_no_token(
 # ---- the server is one that huggingface_hub understands
 
 
-@pytest.mark.skipif(
-    huggingface_hub.__version__.startswith("0."), reason="reads only the first page of this server's listings"
-)
 def test_huggingface_hub_reads_what_we_write(pushed: HubServer, cache_path: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
