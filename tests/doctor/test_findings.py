@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from saecache.common.versions import package_version
 from saecache.doctor.findings import devices, machine, storage
 from saecache.doctor.notes import Notes
 
@@ -34,7 +35,7 @@ def found(notes: Notes) -> dict[str, str]:
 def test_the_machine(notes: Notes) -> None:
     machine.describe_machine(notes)
     facts = found(notes)
-    assert facts["torch"] == torch.__version__
+    assert facts["torch"] == package_version("torch")
     assert facts["processor"]
     assert "of" in facts["cores"]
     assert "available" in facts["memory"]

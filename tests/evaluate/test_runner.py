@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
+from saecache.common.versions import package_version
 from saecache.evaluate import format_table, run
 from saecache.evaluate.definitions import DEFINITIONS
 from saecache.evaluate.results import read_results
@@ -86,7 +87,7 @@ def test_the_results_file_is_what_run_returns(run_dir, cache, tmp_path) -> None:
     assert text["saes"][0]["language_model"] is None
     assert text["definitions"] == DEFINITIONS
     assert text["settings"]["max_rows"] == 500_000
-    assert text["software"]["torch"] == torch.__version__
+    assert text["software"]["torch"] == package_version("torch")
     assert [p.name for p in run_dir.iterdir() if "tmp" in p.name] == []
     elsewhere = tmp_path / "new" / "folder" / "results.json"
     run([run_dir / "topk_k4" / "sae"], cache, out=elsewhere, show_progress=False)

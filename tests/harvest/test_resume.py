@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saecache.common.errors import UsageError
+from saecache.common.versions import package_version
 from saecache.harvest import HarvestConfig, LanguageModel, reading
 from saecache.harvest.runner import run
 from saecache.store import CacheWriter, open_cache
@@ -173,7 +174,7 @@ def test_other_conditions_of_the_extended_cache_are_reported(
     base = Path(run(make_config(num_tokens=1500, **SINKS), tmp_path / "base").path)
     metadata = base / "provenance" / "zarr.json"
     text = metadata.read_text()
-    metadata.write_text(text.replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    metadata.write_text(text.replace(f'"torch": "{package_version("torch")}"', '"torch": "1.0"'))
     assert metadata.read_text() != text
     run(config, tmp_path / "new", extend=base)
     assert "was harvested under other conditions" in capsys.readouterr().err
