@@ -265,7 +265,7 @@ def test_two_pulls_into_one_folder(url: str, cache_path: Path, tmp_path: Path, c
         first = pool.submit(Pull(url, tmp_path / "copy", Traffic(2, None, hold)).run)
         try:
             assert started.wait(DEADLINE_SECONDS)
-            with pytest.raises(UsageError, match="another pull into"):
+            with pytest.raises(UsageError, match="copy is being written by another process"):
                 Pull(url, tmp_path / "copy").run()
         finally:
             go_on.set()
