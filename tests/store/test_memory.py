@@ -15,12 +15,16 @@ SETTINGS = ("--width", "256", "--memory-mib", "4", "--chunk-rows", "256", "--kep
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_eight_times_the_rows_in_the_same_memory(tmp_path: Path) -> None:
     peaks = []
-    for times in (1, 8):
-        folder = tmp_path / str(times)
+    for number, times in enumerate((1, 1, 1, 8)):  # of a short run a busy machine may miss the peak
+        folder = tmp_path / str(number)
         folder.mkdir()
         command = [sys.executable, PROBE, "--rows", str(ROWS * times), "--folder", folder, *SETTINGS]
         peaks.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    one, eight = peaks
+    *small, eight = peaks
+    one = {
+        part: {kind: max(peak[part][kind] for peak in small) for kind in ("anonymous", "mapped")}
+        for part in small[0]
+    }
     reading = ["read, epoch 0", "read, epoch 1", "read by number"]
     assert list(one) == ["write", "finalize", *reading, "convert", "read compressed"]
     for part in one:
