@@ -59,8 +59,8 @@ def evaluate(
     from .evaluate.probing.labelled import load_labelled
     from .evaluate.targets import choose_output, find_targets, find_targets_of
     from .harvest import load_model_of
-    from .harvest.tokenizer import load_tokenizer_of, show_token
-    from .harvest.unembedding import read_unembedding
+    from .harvest.model.tokenizer import load_tokenizer_of, show_token
+    from .harvest.model.unembedding import read_unembedding
     from .store import ActivationCache, open_cache
 
     # all of this is looked at before a model is loaded
@@ -123,7 +123,7 @@ def interpret(
     """Have a judge explain and score latents of SAE or run folders; the cache's model gives its tokenizer."""
     from .evaluate.judge import interpret as ask_judge
     from .evaluate.targets import choose_output, find_targets
-    from .harvest.tokenizer import load_tokenizer_of
+    from .harvest.model.tokenizer import load_tokenizer_of
     from .store import open_cache
 
     results = results or choose_output(targets)
@@ -148,7 +148,8 @@ def _names_model(cache: "ActivationCache") -> bool:
 def text_reader(model: "LanguageModel", cache: "ActivationCache") -> "TextReader":
     """The model for texts that are not in the cache; they begin as the cache's sequences do."""
     from .evaluate.probing.texts import TextReader
-    from .harvest.tokenizer import encode, list_vocabulary
+    from .harvest.model.tokenizer import list_vocabulary
+    from .harvest.text.tokenizing import encode
 
     packing = cache.manifest.identity.get("packing")
     bos_id = packing.get("bos_id") if isinstance(packing, Mapping) else None

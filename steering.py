@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .common.errors import UsageError
-from .harvest.hook_points import resolve_hook
-from .harvest.hooks import replaced, watched
-from .harvest.loading import num_layers_of
+from .harvest.model.hook_points import resolve_hook
+from .harvest.model.hooks import replaced, watched
+from .harvest.model.loading import num_layers_of
 from .train.layer_transcoder import make_layer_transcoder
 from .train.sae import SAE
 from .train.sae_config import SAETarget

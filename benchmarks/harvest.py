@@ -21,8 +21,8 @@ from saecache.doctor.measurements.harvest import bare_seconds, cut_after, make_g
 from saecache.harvest import HarvestConfig
 from saecache.harvest import run as harvest
 from saecache.harvest.builtin.stdlib_text import stdlib_documents
-from saecache.harvest.forward import choose_batch_size, cpu_block
-from saecache.harvest.model import LanguageModel
+from saecache.harvest.model.forward import choose_batch_size, cpu_block
+from saecache.harvest.model.language_model import LanguageModel
 
 CPU = torch.device("cpu")
 

@@ -55,8 +55,8 @@ def inspect(
 
 def _load_model(sae: "SAE", name: str | None, adapter: str | None, device: str) -> "LanguageModel":
     """The model that the SAE was trained on, with its adapter, checked by their hashes."""
-    from ..harvest.model_files import locate_model
-    from ..harvest.reloading import load_recorded
+    from ..harvest.model.files import locate_model
+    from ..harvest.model.reloading import load_recorded
 
     if sae.cfg.cache.get("beside"):
         raise UsageError(
@@ -88,7 +88,8 @@ def _describe_tokens(
     import numpy as np
     import torch
 
-    from ..harvest.tokenizer import encode, show_token
+    from ..harvest.model.tokenizer import show_token
+    from ..harvest.text.tokenizing import encode
     from ..train.sae_hooks import encoded_hooks
 
     (ids,) = encode(model.tokenizer, [text])

@@ -2,89 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from ..common.counts import Count
 from ..common.frozen import FrozenModel
 from ..common.validation import Settings
 from ..store.config import StorageConfig
-from .text_config import TextConfig
-
-DeviceMap = (
-    Literal["auto", "balanced", "balanced_low_0", "sequential"]
-    | dict[str, Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]]
-)
-Quantization = Literal["8bit", "4bit"]
-
-
-class AdapterConfig(FrozenModel):
-    """A PEFT adapter (LoRA and the like), which is put into the model's weights; needs the package peft."""
-
-    name: str = Field(min_length=1, description="hub name (org/adapter) or a local folder")
-    revision: str | None = Field(
-        default=None,
-        description="hub branch, tag or commit; None is the default branch, pinned by the first run",
-    )
-
-
-class ModelConfig(FrozenModel):
-    """Which language model."""
-
-    name: str = Field(
-        min_length=1,
-        description="hub name (org/model), a local folder, a .gguf file, 'builtin:demo', or "
-        "'package:<import name>/<path>' for a file that an installed Python package ships",
-    )
-    revision: str | None = Field(
-        default=None,
-        description="hub branch, tag or commit; None is the default branch, pinned by the first run",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="number type of the forward; 'auto' takes the fastest that is safe"
-    )
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
-    quantization: Quantization | None = Field(
-        default=None,
-        description="make the weights smaller when they are loaded, by bitsandbytes; leave it out for models "
-        "that are saved so",
-    )
-    adapter: AdapterConfig | None = Field(default=None, description="a PEFT adapter of the model")
-
-
-class TokensConfig(FrozenModel):
-    """How documents become sequences of ``context`` positions."""
-
-    context: Count = Field(ge=1, le=1 << 20, description="positions of a sequence")
-    packing: Literal["packed", "per_document"] = Field(
-        default="packed",
-        description="'packed' joins documents and cuts the stream; 'per_document' gives each document one "
-        "sequence, cut or padded",
-    )
-    bos: Literal["auto", "always", "never"] = Field(
-        default="auto",
-        description="begin every sequence with BOS; 'auto': if the tokenizer has one, and not where all text "
-        "is chats or token ids, which have their own",
-    )
-    separator: str = Field(
-        default="auto",
-        min_length=1,
-        description="after each packed document: 'eos', 'bos', 'none' or the text of one token; "
-        "'auto': 'eos' when packed, 'none' where all text is chats or token ids",
-    )
-    min_document_tokens: Count = Field(default=1, ge=1, description="shorter documents are left out")
-    max_document_tokens: Count | None = Field(
-        default=None, ge=1, description="longer documents are cut to this many tokens; None: no limit"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TokensConfig":
-        if self.packing == "per_document" and self.separator not in ("auto", "none"):
-            raise ValueError("separator has no effect with packing=per_document: leave it out")
-        if self.bos == "always" and self.context < 2:
-            raise ValueError("context must be at least 2 when every sequence begins with BOS")
-        if self.max_document_tokens is not None and self.max_document_tokens < self.min_document_tokens:
-            raise ValueError("max_document_tokens must not be below min_document_tokens")
-        return self
+from .model.config import DeviceMap, ModelConfig
+from .text.config import TextConfig, TokensConfig
 
 
 class SelectionConfig(FrozenModel):

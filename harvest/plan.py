@@ -16,19 +16,21 @@ from ..common.outputs import check_folder_output, check_no_file
 from ..distributed.launch import world
 from ..store.identity import fingerprint, whole_identity
 from ..store.keys import is_heldout
-from .adapter import AdapterFiles, locate_adapter
-from .conditions import recorded_attention, recorded_device
-from .config import AdapterConfig, HarvestConfig
-from .hook_points import expand_hooks
+from .config import HarvestConfig
 from .identity import Existing, check_extends, check_same, read_existing, settled_facts
-from .loading import Loading, check_model, num_layers_of, read_model_settings
-from .model import LanguageModel
-from .model_files import ModelFiles, fetch_weights, locate_model, weights_sha256
-from .numerics import resolve_dtype
-from .packing import PackingRule
-from .sources import ModelSide, TextSource, open_source
-from .text_config import needs_no_special_tokens
-from .tokenizer import load_tokenizer, packing_rule, tokenizer_sha256
+from .model.adapter import AdapterFiles, locate_adapter
+from .model.conditions import recorded_attention, recorded_device
+from .model.config import AdapterConfig
+from .model.files import ModelFiles, fetch_weights, locate_model, weights_sha256
+from .model.hook_points import expand_hooks
+from .model.language_model import LanguageModel
+from .model.loading import Loading, check_model, num_layers_of, read_model_settings
+from .model.numerics import resolve_dtype
+from .model.tokenizer import load_tokenizer, tokenizer_sha256
+from .text.config import needs_no_special_tokens
+from .text.packing import PackingRule
+from .text.sources import ModelSide, TextSource, open_source
+from .text.tokenizing import packing_rule
 
 HELDOUT_FRACTIONS = (0.01, 0.02, 0.05, 0.1)  # what 'auto' tries, until a document is held out
 

@@ -9,7 +9,7 @@ from ..common.validation import validate
 from .config import HarvestConfig
 
 if TYPE_CHECKING:
-    from .job import HarvestResult
+    from .job.phases import HarvestResult
 
 
 def run(
@@ -39,6 +39,6 @@ def run(
     """
     config = validate(HarvestConfig, config, "config")
     print(f"harvest: checking model {config.model.name}, text and output", file=sys.stderr, flush=True)
-    from .job import harvest
+    from .job.phases import harvest
 
     return harvest(config, out, extend=extend, scratch=scratch, force=force)

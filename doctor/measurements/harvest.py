@@ -18,8 +18,8 @@ from torch import nn
 from ...harvest import HarvestConfig
 from ...harvest import run as harvest
 from ...harvest.builtin import DEMO_MODEL_PATH
-from ...harvest.forward import choose_batch_size, cpu_block
-from ...harvest.model import LanguageModel
+from ...harvest.model.forward import choose_batch_size, cpu_block
+from ...harvest.model.language_model import LanguageModel
 from ..config import Sizes
 from ..notes import Notes
 from ..timing import ratios, timed, waiting_for

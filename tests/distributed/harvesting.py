@@ -99,7 +99,7 @@ def _work(rank: int, size: int, port: int, harvest: Harvest, mishap: Mishap | No
 
     from saecache.common.errors import SaecacheError
     from saecache.distributed import join_world
-    from saecache.harvest import feed, shared_folder
+    from saecache.harvest.job import feed, shared_folder
     from saecache.harvest.runner import run as run_harvest
     from saecache.store.derived import replay
     from saecache.store.writing import spills
@@ -133,7 +133,7 @@ def environment_of(rank: int, size: int, port: int, nodes: int = 1) -> dict[str,
 
 
 def _provoke(mishap: Mishap) -> None:
-    from saecache.harvest import reading
+    from saecache.harvest.job import reading
     from saecache.store.derived import replay
     from saecache.store.writing import spill
 

@@ -31,7 +31,7 @@ _IMPORTS = [
     "saecache.commands.train",
     "saecache.distributed.launch",
     "saecache.evaluate.runner",
-    "saecache.harvest.job",
+    "saecache.harvest.job.phases",
     "saecache.train.backends.compiled.backend",
     "saecache.train.runs.runner",
     "transformers.models.gpt_neox.modeling_gpt_neox",

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from saecache.harvest import HarvestConfig, job
+from saecache.harvest import HarvestConfig
 from saecache.harvest import run as run_here
+from saecache.harvest.job import phases
 from saecache.store.remote import open_remote_folder
 from saecache.store.remote.delivery import BucketDelivery
 from saecache.store.remote.failures import RemoteChangedError
@@ -176,7 +177,7 @@ def test_a_run_that_still_commits_while_another_one_begins(
 ) -> None:
     """Else the later one would go on in the text from one commit, and with the rows of another."""
     run(processes, 2, harvest, Mishap("kill", 1, steps=STEPS))
-    settle = job.settle_batch_size
+    settle = phases.settle_batch_size
 
     def meanwhile(*arguments: Any) -> None:
         settle(*arguments)
@@ -184,7 +185,7 @@ def test_a_run_that_still_commits_while_another_one_begins(
         later = journal.model_copy(update={"progress": journal.progress | {"tokens": 1}})
         open_remote_folder(harvest.out).put(".harvest/journal.json", journal_bytes(later))
 
-    monkeypatch.setattr(job, "settle_batch_size", meanwhile)
+    monkeypatch.setattr(phases, "settle_batch_size", meanwhile)
     with pytest.raises(RemoteChangedError, match="run the same command again"):
         run_here(harvest.config, harvest.out, scratch=harvest.scratch)
 

@@ -130,7 +130,7 @@ def test_identity_and_ablation_through_the_real_model(real_cache, language_model
 def test_probing_and_absorption_of_the_real_model(real_run, real_cache, tmp_path, monkeypatch) -> None:
     """Through the command, with texts that two words tell apart; the model is far too small to spell."""
     from saecache.cli import app
-    from saecache.harvest import tokenizer
+    from saecache.harvest.model import tokenizer
 
     words = tokenizer.list_vocabulary
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from saecache.harvest.model import LanguageModel
+from saecache.harvest.model.language_model import LanguageModel
 
 _spec = importlib.util.spec_from_file_location(
     "store_fuzzing", Path(__file__).parent.parent / "store" / "fuzzing.py"

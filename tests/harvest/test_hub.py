@@ -166,8 +166,8 @@ def ask(hub: Hub, home: Path, code: str, *arguments: object) -> Any:
 
 
 READ_DATASETS = """
-from saecache.harvest.text_config import HubText
-from saecache.harvest.sources import open_source
+from saecache.harvest.text.config import HubText
+from saecache.harvest.text.sources import open_source
 from saecache.common.errors import SaecacheError
 
 def read(start, pinned=None, **settings):
@@ -295,9 +295,9 @@ def test_a_missing_decompressor_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     import datasets
 
     from saecache.common.errors import UsageError
-    from saecache.harvest.sources import hub as hub_source
-    from saecache.harvest.sources.columns import TextColumn
-    from saecache.harvest.text_config import HubText
+    from saecache.harvest.text.config import HubText
+    from saecache.harvest.text.sources import hub as hub_source
+    from saecache.harvest.text.sources.columns import TextColumn
 
     def load_dataset(*_: object, **__: object) -> None:
         raise ValueError("Compression type zstd not supported")
@@ -312,9 +312,9 @@ def test_a_lost_connection_says_where_and_how_to_continue(monkeypatch: pytest.Mo
     import datasets
 
     from saecache.common.errors import SaecacheError
-    from saecache.harvest.sources import hub as hub_source
-    from saecache.harvest.sources.columns import TextColumn
-    from saecache.harvest.text_config import HubText
+    from saecache.harvest.text.config import HubText
+    from saecache.harvest.text.sources import hub as hub_source
+    from saecache.harvest.text.sources.columns import TextColumn
 
     def broken() -> Iterator[dict[str, str]]:
         yield {"text": "one"}

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from saecache.common.errors import BadActivationError, UsageError
-from saecache.harvest import HarvestConfig, LanguageModel, job
-from saecache.harvest.model_files import locate_model, locate_model_of
+from saecache.harvest import HarvestConfig, LanguageModel
+from saecache.harvest.job import phases
+from saecache.harvest.model.files import locate_model, locate_model_of
 from saecache.harvest.runner import run
 
 MakeConfig = Callable[..., HarvestConfig]
@@ -87,7 +88,7 @@ def test_text_that_changed_is_told_apart_from_other_settings(make_config: MakeCo
     file.write_text("".join(lines))
     config = make_config(text={"kind": "files", "paths": str(file)}, num_tokens=500)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(job, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(phases, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(config, tmp_path / "out")
     file.write_text("".join([*lines, json.dumps({"text": "one more"})]))
     with pytest.raises(
@@ -200,7 +201,7 @@ def test_no_sinks_no_warning(
 def test_the_first_line_does_not_wait_for_torch() -> None:
     program = """
 import sys
-sys.modules["saecache.harvest.job"] = None  # whatever is heavy begins there
+sys.modules["saecache.harvest.job.phases"] = None  # whatever is heavy begins there
 from saecache.harvest import HarvestConfig, run
 config = HarvestConfig.model_validate({
     "model": {"name": "builtin:demo"}, "text": {"kind": "builtin"}, "tokens": {"context": 8},
@@ -231,7 +232,7 @@ def test_a_gguf_file_that_is_not_there_or_cannot_be_read(
     with pytest.raises(UsageError, match="there is no such file here"):
         locate_model("org/model.gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("saecache.harvest.model_files.find_spec", lambda _name: None)
+    monkeypatch.setattr("saecache.harvest.model.files.find_spec", lambda _name: None)
     with pytest.raises(UsageError, match="pip install gguf accelerate"):
         locate_model(str(tmp_path / "model.gguf"))
     (tmp_path / "model.bin").write_bytes(b"x")

@@ -9,7 +9,7 @@ import pytest
 from saecache.configs import list_recipes, load_config
 from saecache.harvest import HarvestConfig
 from saecache.harvest.runner import run
-from saecache.harvest.text_config import HubText
+from saecache.harvest.text.config import HubText
 from saecache.store import open_cache
 
 STAND_IN = {  # hub name -> (class, its number of blocks, its longest sequence)

@@ -13,7 +13,7 @@ import torch
 import saecache
 from saecache.common.errors import BadActivationError, SaecacheError, UsageError
 from saecache.harvest import HarvestConfig, LanguageModel, load_model_of
-from saecache.harvest.destination import default_path
+from saecache.harvest.job.destination import default_path
 from saecache.harvest.runner import run
 from saecache.store import ActivationCache, open_cache
 from saecache.store.info import read_provenance
@@ -199,7 +199,7 @@ def unfinished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
 
 def run_interrupted(config: HarvestConfig, path: Path, after_batches: int) -> None:
     """A run that is stopped by Ctrl-C while the model works on a certain batch."""
-    from saecache.harvest import reading
+    from saecache.harvest.job import reading
 
     class Stopping(reading.ActivationReader):
         batches = 0
@@ -345,7 +345,7 @@ def test_nothing_saved_leaves_nothing(spoiled: Callable[[int], HarvestConfig], t
 def test_a_lost_source_keeps_what_was_done(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saecache.harvest.sources.files import FilesSource
+    from saecache.harvest.text.sources.files import FilesSource
 
     whole = run(make_config(num_tokens=3000), tmp_path / "whole")
     honest = FilesSource.documents
@@ -367,13 +367,13 @@ def test_a_lost_source_keeps_what_was_done(
 def test_out_of_memory_says_what_to_lower(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saecache.harvest import job, reading
+    from saecache.harvest.job import phases, reading
 
     def rows(*_):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(reading.ActivationReader, "rows", rows)
-    monkeypatch.setattr(job, "measure_first_block", lambda *_: {})
+    monkeypatch.setattr(phases, "measure_first_block", lambda *_: {})
     refused(make_config(), tmp_path / "cache", "lower it", SaecacheError)
 
 

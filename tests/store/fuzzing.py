@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from saecache.common.errors import SaecacheError
-from saecache.harvest.row_writer import Progress
+from saecache.harvest.job.row_writer import Progress
 from saecache.store import CacheWriter, StorageConfig, inspect_output, open_cache, verify_cache
 from saecache.store.info import describe, largest_rows, read_provenance
 from saecache.store.manifest_file import load_manifest

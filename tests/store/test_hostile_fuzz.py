@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saecache.harvest.row_writer import Progress
+from saecache.harvest.job.row_writer import Progress
 from saecache.store import CacheWriter, StorageConfig
 
 from .encodings import ENCODINGS

@@ -19,7 +19,7 @@ import saecache
 from saecache.evaluate import run as evaluate
 from saecache.evaluate.export import export_sae
 from saecache.harvest import LanguageModel
-from saecache.harvest.tokenizer import encode
+from saecache.harvest.text.tokenizing import encode
 from saecache.store import CacheWriter, open_cache
 from saecache.store.reading.reader import ActivationCache
 from saecache.train import TrainConfig, run

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from saecache.cli import app
 from saecache.evaluate.results import read_results
-from saecache.harvest.tokenizer import load_tokenizer_of
+from saecache.harvest.model.tokenizer import load_tokenizer_of
 from saecache.store import open_cache
 
 from .judge_server import Judge, saying
@@ -164,6 +164,8 @@ def test_bad_input_is_one_message(
 
 def test_a_tokenizer_of_another_model_is_refused(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(demo / "cache")
-    monkeypatch.setattr("saecache.harvest.tokenizer.tokenizer_sha256", lambda files, tokenizer: "0" * 64)
+    monkeypatch.setattr(
+        "saecache.harvest.model.tokenizer.tokenizer_sha256", lambda files, tokenizer: "0" * 64
+    )
     with pytest.raises(ValueError, match=r"the tokenizer in .* is not that of .*: expected sha256"):
         load_tokenizer_of(cache)

@@ -1,0 +1,1 @@
+"""A harvest at work: where it goes, its phases, the stream of sequences, the writers of rows."""

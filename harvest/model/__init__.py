@@ -1,0 +1,1 @@
+"""The language model of a harvest: its files, tokenizer and weights, hook points, and the forward to rows."""

@@ -1,0 +1,1 @@
+"""The text of a harvest: documents of many sources, chats, token ids, and how they become sequences."""
