@@ -9,7 +9,7 @@ push and of one pass over the training rows; what a provider asks for is in ``PR
 from dataclasses import dataclass
 
 from saecache.store.config import StorageConfig
-from saecache.store.remote.file_blocks import part_size
+from saecache.store.remote.places.file_blocks import part_size
 from saecache.store.writing.planned_size import plan_layout
 
 TOKENS = (100_000_000, 1_000_000_000, 10_000_000_000)

@@ -10,8 +10,8 @@ from ..common.versions import package_version
 from ..evaluate.results import Results, SaeResult, read_results
 from ..store.durable import write_bytes
 from ..store.remote import RemoteFolder, is_url, open_remote_folder
-from ..store.remote.retries import Patience
-from ..store.remote.urls import parse_url
+from ..store.remote.places.retries import Patience
+from ..store.remote.places.urls import parse_url
 from ..store.untrusted_files import read_text
 from ..train.loading import find_sae, load_sae
 from ..train.published import MANIFEST_NAME, SAE_FILES, PublishedFiles, read_published

@@ -20,7 +20,7 @@ from .provenance import read_provenance as read_provenance
 from .reading.chunks import ShardedChunks
 from .reading.mapped_shards import ShardFiles
 from .remote.opening import open_remote
-from .remote.urls import is_url
+from .remote.places.urls import is_url
 from .untrusted_json import check_no_links
 
 _SHOWN_ELSEWHERE = ("hooks", "context", "storage")

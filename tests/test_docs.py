@@ -37,7 +37,7 @@ from saecache.evaluate import EvaluateConfig
 from saecache.evaluate.judge import InterpretConfig
 from saecache.evaluate.report.server import make_server
 from saecache.harvest import HarvestConfig
-from saecache.store.remote.failures import AccessError
+from saecache.store.remote.places.failures import AccessError
 from saecache.train import TrainConfig
 from saecache.train.variants import VARIANTS
 from tests.evaluate.judge.judge_server import Judge, serve

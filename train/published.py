@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..store.remote.download_cache_settings import default_folder
-from ..store.remote.failures import MissingObjectError
-from ..store.remote.places import open_remote_folder
-from ..store.remote.remote_folder import RemoteFolder
-from ..store.remote.retries import Patience
+from ..store.remote.downloads.settings import default_folder
+from ..store.remote.places.by_url import open_remote_folder
+from ..store.remote.places.failures import MissingObjectError
+from ..store.remote.places.remote_folder import RemoteFolder
+from ..store.remote.places.retries import Patience
 from ..store.untrusted_json import parse_json
 from .sae import CONFIG_FILE, WEIGHTS_FILE
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ...common.counts import format_bytes
 from ...store.disk_space import free_space
-from ...store.remote.download_cache_settings import FOLDER_VARIABLE, default_folder
-from ...store.remote.services import SERVICES, Service, hugging_face_folder
+from ...store.remote.downloads.settings import FOLDER_VARIABLE, default_folder
+from ...store.remote.places.services import SERVICES, Service, hugging_face_folder
 from ...store.remote.team import VARIABLE as TEAM_VARIABLE
 from ..notes import Notes
 from ..timing import timed

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ...distributed.group import Group
-from ...store.remote.failures import RemoteChangedError
+from ...store.remote.places.failures import RemoteChangedError
 from ...store.writing.helper import HelperWriter, SharedCacheWriter
 from ...store.writing.journal import Journal
 from ..plan import HarvestPlan

@@ -14,7 +14,7 @@ from ..identity import OWN_KEYS, differences, whole_identity
 from ..manifest import Manifest
 from ..manifest_file import check_files, load_manifest
 from ..reading.reader import ActivationCache
-from ..remote.urls import is_url
+from ..remote.places.urls import is_url
 from ..writing.output import inspect_output
 from ..writing.planned_size import PlannedSize, check_disk_space, plan_layout
 from ..writing.writer import CacheWriter

@@ -14,7 +14,7 @@ from ...distributed.group import ALONE, Group
 from ..layout import SPLITS
 from ..manifest_file import check_files, load_manifest
 from ..normalization import KINDS
-from ..remote.urls import is_url
+from ..remote.places.urls import is_url
 from .arguments import check_floating, check_one_of, check_row_numbers, check_whole_numbers
 from .batches import BatchPlan
 from .contents import CacheContents

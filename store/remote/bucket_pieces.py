@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..manifest import MAX_MANIFEST_BYTES
 from ..writing.pieces import Extent, is_right
 from .cache_objects import HARVEST_WORK
-from .failures import MissingObjectError, RemoteChangedError, WrongBytesError
-from .remote_folder import RemoteFolder
+from .places.failures import MissingObjectError, RemoteChangedError, WrongBytesError
+from .places.remote_folder import RemoteFolder
 
 _JOURNAL = "journal.json"
 _RUN = "run"  # says which run writes the journal

@@ -19,8 +19,8 @@ from ..manifest_file import check_files, load_manifest, parse_manifest
 from ..provenance import PROVENANCE as PROVENANCE
 from ..untrusted_json import MAX_METADATA_BYTES, check_depth, check_no_links, parse_json
 from ..writing.publish import nested_metadata, root_metadata
-from .failures import MissingObjectError, RemoteChangedError
-from .remote_folder import RemoteFolder
+from .places.failures import MissingObjectError, RemoteChangedError
+from .places.remote_folder import RemoteFolder
 
 ROOT = "zarr.json"
 UNFINISHED = ".unfinished.json"

@@ -21,9 +21,9 @@ from ..manifest import MAX_MANIFEST_BYTES, Manifest
 from ..untrusted_json import parse_json
 from .bucket_pieces import remove_pieces
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root
-from .failures import MissingObjectError, RemoteChangedError
 from .inventory import Inventory
-from .remote_folder import RemoteFolder
+from .places.failures import MissingObjectError, RemoteChangedError
+from .places.remote_folder import RemoteFolder
 
 CLAIMS: tuple[str, ...] = (UNFINISHED, HARVEST_CLAIM)
 ELSEWHERE = "choose another URL, or remove that one first (saecache cache rm URL)"

@@ -15,10 +15,10 @@ from ..manifest import FileInfo
 from .bucket_pieces import BucketPieces
 from .cache_objects import HARVEST_CLAIM, ROOT, UNFINISHED, CacheObject, Root, find_root, small_objects
 from .claims import ELSEWHERE, Claim, HarvestedCache, claim_for_harvest, release_leftover
-from .failures import AccessError, RemoteChangedError
 from .inventory import Inventory
-from .places import open_remote_folder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import AccessError, RemoteChangedError
+from .places.retries import Patience
 
 UPLOADS_AT_ONCE = 4
 WAITING_AT_MOST = 8  # shards that are finished and not uploaded yet: they take room here

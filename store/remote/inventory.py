@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from .cache_objects import PROVENANCE, CacheObject
-from .object_requests import ObjectInfo, OnBytes, ignore_bytes
-from .remote_folder import RemoteFolder
+from .places.object_requests import ObjectInfo, OnBytes, ignore_bytes
+from .places.remote_folder import RemoteFolder
 
 
 class Inventory:

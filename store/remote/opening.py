@@ -10,14 +10,14 @@ from ..manifest_file import load_manifest
 from ..provenance import PROVENANCE, provenance_facts
 from ..untrusted_json import MAX_METADATA_BYTES, parse_json
 from .cache_objects import Root, changes_explained, read_root
-from .download_cache import DownloadCache
-from .download_cache_settings import check_limit, open_download_cache
-from .object_requests import OnBytes
-from .places import open_remote_folder
-from .remote_folder import RemoteFolder
-from .retries import Patience
+from .downloads.cache import DownloadCache
+from .downloads.settings import check_limit, open_download_cache
+from .places.by_url import open_remote_folder
+from .places.object_requests import OnBytes
+from .places.remote_folder import RemoteFolder
+from .places.retries import Patience
+from .places.urls import is_url
 from .shards import RemoteShards
-from .urls import is_url
 
 if TYPE_CHECKING:
     from ...distributed.group import Group

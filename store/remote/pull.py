@@ -31,9 +31,9 @@ from .cache_objects import (
     read_metadata,
     read_root,
 )
-from .failures import MissingObjectError
-from .places import open_remote_folder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import MissingObjectError
+from .places.retries import Patience
 from .transfer import Traffic, Transfer, TransferResult
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from ...common.errors import UsageError
 from .cache_objects import HARVEST_CLAIM, CacheObject, read_local
 from .claims import CLAIMS, ELSEWHERE, claim_for_cache, is_finished, read_claim, release_leftover
-from .failures import MissingObjectError
 from .inventory import Inventory
-from .places import open_remote_folder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import MissingObjectError
+from .places.retries import Patience
 from .transfer import Traffic, Transfer
 
 

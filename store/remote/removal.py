@@ -7,10 +7,10 @@ from ...common.errors import CorruptCacheError, UsageError
 from ..layout import TOP_FOLDERS
 from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, Root, find_root
 from .claims import CLAIMS, HarvestedCache, claim_for_cache, claim_for_harvest
-from .failures import RemoteChangedError
-from .object_requests import ObjectInfo
-from .places import open_remote_folder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import RemoteChangedError
+from .places.object_requests import ObjectInfo
+from .places.retries import Patience
 
 _MAX_ROUNDS = 5
 

@@ -7,7 +7,7 @@ from ...common.errors import CorruptCacheError
 from ..finite import check_finite
 from ..layout import ArraySpec, index_size
 from ..shard_file import check_all_stored, check_crc, decode_chunk, parse_index
-from .object_requests import ObjectRequests
+from .places.object_requests import ObjectRequests
 
 
 class ShardStream:

@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary, ref
 
 from ...common.errors import DiskFullError, UsageError
 from ..manifest import FileInfo, Manifest
-from .download_cache import DownloadCache
-from .download_cache_settings import ENOUGH_FILES
-from .object_requests import OnBytes
-from .pinned_file import PinnedFile
-from .schedule import Ahead, Schedule
+from .downloads.cache import DownloadCache
+from .downloads.pinned_file import PinnedFile
+from .downloads.schedule import Ahead, Schedule
+from .downloads.settings import ENOUGH_FILES
+from .places.object_requests import OnBytes
 from .transfer import StoppedError
 
 DOWNLOADS_AT_ONCE = 8

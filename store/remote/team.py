@@ -23,12 +23,12 @@ from ..untrusted_json import describe_invalid
 from ..writing.journal import JOURNAL, WORK_FOLDER, Journal, parse_journal
 from .cache_objects import HARVEST_CLAIM, HARVEST_WORK, ROOT, UNFINISHED, find_root
 from .claims import read_claim
-from .failures import AccessError, MissingObjectError
-from .places import open_remote_folder
-from .remote_folder import RemoteFolder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import AccessError, MissingObjectError
+from .places.remote_folder import RemoteFolder
+from .places.retries import Patience
+from .places.urls import is_url
 from .transfer import DEFAULT_CONCURRENCY
-from .urls import is_url
 
 VARIABLE = "SAECACHE_TEAM"
 MAX_DEPTH = 4  # folders below the prefix that are looked into

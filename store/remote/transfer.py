@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from ...common.errors import UsageError
 from .cache_objects import CacheObject, Root
-from .object_requests import OnBytes
-from .remote_folder import RemoteFolder
+from .places.object_requests import OnBytes
+from .places.remote_folder import RemoteFolder
 
 DEFAULT_CONCURRENCY = 8
 

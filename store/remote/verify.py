@@ -9,13 +9,13 @@ from ..manifest import FileInfo, Manifest
 from ..reading.sharded_array import ShardedArray
 from ..verify import VerifyReport, check_rows_in_place
 from .cache_objects import PROVENANCE, ROOT, CacheObject, read_metadata, read_root
-from .download_cache import DownloadCache
-from .failures import MissingObjectError
-from .object_requests import OnBytes, ignore_bytes
+from .downloads.cache import DownloadCache
 from .opening import fetch_from
-from .places import open_remote_folder
-from .remote_folder import RemoteFolder
-from .retries import Patience
+from .places.by_url import open_remote_folder
+from .places.failures import MissingObjectError
+from .places.object_requests import OnBytes, ignore_bytes
+from .places.remote_folder import RemoteFolder
+from .places.retries import Patience
 from .shard_stream import open_shard_stream
 from .shards import RemoteShards
 from .transfer import Traffic

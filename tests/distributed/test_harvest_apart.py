@@ -15,7 +15,7 @@ from saecache.harvest import run as run_here
 from saecache.harvest.job import phases
 from saecache.store.remote import open_remote_folder
 from saecache.store.remote.delivery import BucketDelivery
-from saecache.store.remote.failures import RemoteChangedError
+from saecache.store.remote.places.failures import RemoteChangedError
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.verify import verify_remote
 from saecache.store.writing.journal import Journal, journal_bytes, parse_journal

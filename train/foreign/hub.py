@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...common.errors import UsageError
 from ...store.remote import is_url
-from ...store.remote.hub.address import HubRepository, parse_hub_path
-from ...store.remote.places import open_remote_folder
+from ...store.remote.places.by_url import open_remote_folder
+from ...store.remote.places.hub.address import HubRepository, parse_hub_path
 from ..published import fetch_sae, read_published
 from ..sae import CONFIG_FILE, WEIGHTS_FILE
 from .exported import REPORT_FILE

@@ -24,7 +24,7 @@ from saecache.store.remote import ObjectInfo, Patience, RemoteFolder, open_remot
 from saecache.store.remote.cache_objects import HARVEST_CLAIM
 from saecache.store.remote.claims import Claim
 from saecache.store.remote.delivery import UPLOADS_AT_ONCE, WAITING_AT_MOST, BucketDelivery
-from saecache.store.remote.failures import AccessError, RemoteChangedError
+from saecache.store.remote.places.failures import AccessError, RemoteChangedError
 from saecache.store.remote.removal import Removal
 
 from ...killing import DEADLINE_SECONDS, killed_runs
@@ -160,7 +160,7 @@ def test_faults_that_stay_are_told_and_nothing_is_lost(
 ) -> None:
     """What is done stays done: the second run reads no text, and brings only what is missing."""
     quick = Patience(retry_seconds=1, first_retry_seconds=1, max_attempts=2)
-    monkeypatch.setattr("saecache.store.remote.places.Patience", lambda: quick)
+    monkeypatch.setattr("saecache.store.remote.places.by_url.Patience", lambda: quick)
     proxy.add("status", method="PUT", path="mlp_out.2/activations/c/3", status=status, code=code, times=9999)
     with pytest.raises(error, match=message):
         run(config, url)

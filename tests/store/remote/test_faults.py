@@ -12,8 +12,8 @@ import pytest
 from saecache.store import SaecacheError, UsageError, inspect_output
 from saecache.store.remote import Patience
 from saecache.store.remote.cache_objects import ROOT, find_root
-from saecache.store.remote.failures import AccessError, RemoteError
-from saecache.store.remote.places import open_remote_folder
+from saecache.store.remote.places.by_url import open_remote_folder
+from saecache.store.remote.places.failures import AccessError, RemoteError
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.transfer import Traffic

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from saecache.store import SaecacheError, inspect_output
-from saecache.store.remote import file_blocks
+from saecache.store.remote.places import file_blocks
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 

@@ -18,7 +18,7 @@ import pytest
 
 from saecache.store import IncompleteCacheError, inspect_output, verify_cache
 from saecache.store.remote.cache_objects import PROVENANCE, find_root
-from saecache.store.remote.places import open_remote_folder
+from saecache.store.remote.places.by_url import open_remote_folder
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.verify import verify_remote

@@ -21,8 +21,8 @@ from saecache.store.remote.cache_objects import (
     find_root,
     read_root,
 )
-from saecache.store.remote.failures import RemoteChangedError, RemoteError
-from saecache.store.remote.places import open_remote_folder
+from saecache.store.remote.places.by_url import open_remote_folder
+from saecache.store.remote.places.failures import RemoteChangedError, RemoteError
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal

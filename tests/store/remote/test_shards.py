@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from saecache.store.manifest import FileInfo
-from saecache.store.remote.download_cache import DownloadCache
-from saecache.store.remote.pinned_file import PinnedFile
+from saecache.store.remote.downloads.cache import DownloadCache
+from saecache.store.remote.downloads.pinned_file import PinnedFile
 from saecache.store.remote.shards import RemoteShards
 
 from ...killing import DEADLINE_SECONDS

@@ -25,10 +25,10 @@ from saecache.store.durable import write_all
 from saecache.store.manifest import FileInfo
 from saecache.store.normalization import NORMALIZATIONS
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
-from saecache.store.remote.download_cache import DownloadCache
-from saecache.store.remote.download_cache_settings import ENOUGH_FILES
-from saecache.store.remote.failures import AccessError, RemoteChangedError
+from saecache.store.remote.downloads.cache import DownloadCache
+from saecache.store.remote.downloads.settings import ENOUGH_FILES
 from saecache.store.remote.opening import open_remote
+from saecache.store.remote.places.failures import AccessError, RemoteChangedError
 from saecache.store.remote.shards import RemoteShards
 
 from ...killing import DEADLINE_SECONDS
@@ -332,7 +332,7 @@ def test_a_full_local_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_all(file, block)
 
-    monkeypatch.setattr("saecache.store.remote.file_blocks.write_all", write)
+    monkeypatch.setattr("saecache.store.remote.places.file_blocks.write_all", write)
     cache, rows = open_here(), open_cache(folder).rows(HOOK, range(0, 6000, 600))
     assert torch.equal(torch.cat([cache.rows(HOOK, [row]) for row in (0, 0)]), rows[[0, 0]])
     room = 1000

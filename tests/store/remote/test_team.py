@@ -12,8 +12,8 @@ import pytest
 from saecache.store import CacheWriter, open_cache
 from saecache.store.remote.cache_objects import ROOT, UNFINISHED
 from saecache.store.remote.claims import HarvestedCache, claim_for_harvest
-from saecache.store.remote.failures import AccessError
-from saecache.store.remote.places import open_remote_folder
+from saecache.store.remote.places.by_url import open_remote_folder
+from saecache.store.remote.places.failures import AccessError
 from saecache.store.remote.push import Push
 from saecache.store.remote.team import Listed, format_listing, list_caches
 

@@ -14,7 +14,7 @@ from saecache.common.errors import SaecacheError
 from saecache.store import CacheWriter, CorruptCacheError, StorageConfig, UsageError
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.bucket_pieces import BucketPieces, remove_pieces
-from saecache.store.remote.failures import RemoteChangedError
+from saecache.store.remote.places.failures import RemoteChangedError
 from saecache.store.writing import pieces, spills
 from saecache.store.writing.journal import parse_journal
 from saecache.store.writing.pieces import Extent, is_right

@@ -9,14 +9,14 @@ import pytest
 from saecache.store import SaecacheError, open_cache
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
 from saecache.store.remote.cache_objects import read_root
-from saecache.store.remote.failures import RemoteError
+from saecache.store.remote.places.failures import RemoteError
 from saecache.store.remote.push import Push
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.team import find_cache, list_caches
 
-from .conftest import PASSING
-from .proxy import Proxy
-from .test_commands import run
+from ..conftest import PASSING
+from ..proxy import Proxy
+from ..test_commands import run
 
 LISTINGS = "list-type"
 HASTY = replace(Patience(), max_retries=2, first_backoff_seconds=0.01)  # for what lasts and comes at once
@@ -54,7 +54,7 @@ def test_an_answer_of_nothing_that_lasts(proxy: Proxy, team: str, cache_path: Pa
 
 
 def test_the_commands_say_so(proxy: Proxy, team: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saecache.store.remote.places.Patience", lambda: HASTY)
+    monkeypatch.setattr("saecache.store.remote.places.by_url.Patience", lambda: HASTY)
     proxy.add("page", path=LISTINGS, times=10**6)
     for command in ("ls", "info"):
         told = run(command, team, status=1)

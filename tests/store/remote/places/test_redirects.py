@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saecache.store.remote import RemoteFolder, open_remote_folder
-from saecache.store.remote.failures import AccessError
+from saecache.store.remote.places.failures import AccessError
 
 SECRETS = ("x-amz-security-token", "authorization", "x-amz-server-side-encryption-customer-key")
 VERBS: dict[str, Callable[[RemoteFolder, Path], object]] = {

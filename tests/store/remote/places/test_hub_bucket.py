@@ -23,8 +23,8 @@ from saecache.store.remote.team import list_caches
 from saecache.store.remote.verify import verify_remote
 from saecache.testing.known_rows import cache_bytes
 
-from .conftest import HOOK, PASSING
-from .proxy import Answer, Proxy
+from ..conftest import HOOK, PASSING
+from ..proxy import Answer, Proxy
 
 SECRETS = ("authorization", "x-amz-security-token")
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, TypeGuard
 from urllib.parse import quote, urlencode
 
-from ....common.errors import CorruptCacheError, UsageError
+from .....common.errors import CorruptCacheError, UsageError
 from ..failures import MissingObjectError, RemoteError, UnreadableAnswerError, WrongBytesError
 from .address import HubRepository
 from .requests import BranchMovedError, HubRequests, origin

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ..manifest import FileInfo
+from ...manifest import FileInfo
 from .pinned_file import PinnedFile
 
 _MOST_OVERTAKEN = 16  # files

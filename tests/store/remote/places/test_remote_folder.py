@@ -15,14 +15,14 @@ import pytest
 
 from saecache.store import CorruptCacheError, UsageError
 from saecache.store.remote import RemoteFolder, is_url, open_remote_folder
-from saecache.store.remote.bucket import wait_for_answers
-from saecache.store.remote.failures import AccessError, MissingObjectError, RemoteError
-from saecache.store.remote.file_blocks import HashedParts, part_size
-from saecache.store.remote.urls import redact_url
+from saecache.store.remote.places.bucket import wait_for_answers
+from saecache.store.remote.places.failures import AccessError, MissingObjectError, RemoteError
+from saecache.store.remote.places.file_blocks import HashedParts, part_size
+from saecache.store.remote.places.urls import redact_url
 
-from ...killing import DEADLINE_SECONDS
-from .proxy import Answer, Proxy
-from .server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
+from ....killing import DEADLINE_SECONDS
+from ..proxy import Answer, Proxy
+from ..server import BUCKET, READER_KEY, READER_SECRET, SECRET_KEY
 
 Open = Callable[[str], RemoteFolder]
 CONTENT = os.urandom(300_000)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from saecache.store.remote.file_blocks import BlockWriter
+from saecache.store.remote.places.file_blocks import BlockWriter
 
 
 class Written(io.BytesIO):

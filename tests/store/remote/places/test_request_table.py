@@ -17,13 +17,13 @@ import pytest
 
 from saecache.store import CorruptCacheError, SaecacheError
 from saecache.store.remote import Patience, RemoteFolder, open_remote_folder
-from saecache.store.remote.failures import AccessError, RemoteError
-from saecache.store.remote.file_blocks import part_size
+from saecache.store.remote.places.failures import AccessError, RemoteError
+from saecache.store.remote.places.file_blocks import part_size
 
-from ...killing import DEADLINE_SECONDS
-from .conftest import PASSING, QUICK
-from .proxy import Proxy
-from .server import BUCKET, S3Server
+from ....killing import DEADLINE_SECONDS
+from ..conftest import PASSING, QUICK
+from ..proxy import Proxy
+from ..server import BUCKET, S3Server
 
 SMALL = b"small" * 1000
 BYTES = os.urandom(200_000)

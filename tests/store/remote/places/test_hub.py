@@ -28,20 +28,20 @@ from saecache.store.manifest_file import load_manifest
 from saecache.store.remote import open_remote_folder
 from saecache.store.remote.cache_objects import UNFINISHED, read_root
 from saecache.store.remote.delivery import BucketDelivery
-from saecache.store.remote.failures import AccessError, RemoteError
+from saecache.store.remote.places.failures import AccessError, RemoteError
+from saecache.store.remote.places.remote_folder import RemoteFolder
+from saecache.store.remote.places.urls import parse_url
 from saecache.store.remote.pull import Pull
 from saecache.store.remote.push import Push
-from saecache.store.remote.remote_folder import RemoteFolder
 from saecache.store.remote.removal import Removal
 from saecache.store.remote.team import list_caches
-from saecache.store.remote.urls import parse_url
 from saecache.store.remote.verify import verify_remote
 from saecache.testing.known_rows import cache_bytes
 
-from ...hostile import right_or_refused
-from .conftest import HOOK, PASSING, QUICK
-from .hub_server import READER, SIGNATURE, WRITER, HubServer
-from .proxy import Answer, Proxy, running_proxy
+from ....hostile import right_or_refused
+from ..conftest import HOOK, PASSING, QUICK
+from ..hub_server import READER, SIGNATURE, WRITER, HubServer
+from ..proxy import Answer, Proxy, running_proxy
 
 URL = "hf://datasets/team/rows"
 
@@ -618,7 +618,7 @@ def test_new_pages_without_end_are_refused(
         return (200, [("Link", link)], content) if "/tree/" in path else answer
 
     api_proxy.rewrite = another
-    monkeypatch.setattr("saecache.store.remote.hub.api.MAX_LISTED", 1000)
+    monkeypatch.setattr("saecache.store.remote.places.hub.api.MAX_LISTED", 1000)
     place = open_remote_folder(URL, replace(QUICK, max_retries=0))
     for listing in (place.objects, place.folders):
         with pytest.raises(RemoteError, match="and no end of them"):
@@ -730,8 +730,8 @@ def test_a_harvest_cannot_write_there(tmp_path: Path) -> None:
 def test_an_api_that_redirects_elsewhere_gets_no_token(
     hub: HubServer, api_proxy: Proxy, cdn_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saecache.store.remote.bucket import Bucket
-    from saecache.store.remote.hub.requests import HubRequests
+    from saecache.store.remote.places.bucket import Bucket
+    from saecache.store.remote.places.hub.requests import HubRequests
 
     hub.store["x" * 64] = b"{}"
     bucket = Bucket(parse_url(URL), QUICK)

@@ -6,7 +6,7 @@ Messages are made here. Nothing of the foreign text is passed on, because it may
 import re
 from dataclasses import dataclass
 
-from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ....common.errors import CorruptCacheError, SaecacheError, UsageError
 from .redirects import is_refused_redirect
 from .services import service_of
 

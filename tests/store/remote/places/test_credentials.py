@@ -10,10 +10,10 @@ import pytest
 
 from saecache.store import UsageError
 from saecache.store.remote import RemoteFolder, open_remote_folder
-from saecache.store.remote.credentials import s3_config
-from saecache.store.remote.failures import AccessError, RemoteError
+from saecache.store.remote.places.credentials import s3_config
+from saecache.store.remote.places.failures import AccessError, RemoteError
 
-from .server import ACCESS_KEY, SECRET_KEY, S3Server
+from ..server import ACCESS_KEY, SECRET_KEY, S3Server
 
 Files = Callable[..., None]
 CREDENTIALS = """

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import filelock
 
-from ...common.errors import DiskFullError, SaecacheError
-from ...common.lookups import is_link
-from ...common.regular_files import open_regular_descriptor, read_regular
-from ..disk_space import is_full
-from ..durable import write_all
+from ....common.errors import DiskFullError, SaecacheError
+from ....common.lookups import is_link
+from ....common.regular_files import open_regular_descriptor, read_regular
+from ...disk_space import is_full
+from ...durable import write_all
 from .pinned_file import PinnedFile, pin_file, remove_unless_pinned, rename_and_pin
 
 Fetch = Callable[[Path], None]  # writes the whole file to a path, its bytes checked against the manifest

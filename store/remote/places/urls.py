@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from ...common.errors import UsageError
+from ....common.errors import UsageError
 from .hub.address import parse_hub_path
 
 SCHEMES = ("s3", "gs", "az", "hf", "file", "memory")

@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ....common.errors import SaecacheError
-from ...untrusted_json import parse_json
+from .....common.errors import SaecacheError
+from ....untrusted_json import parse_json
 from ..bucket import Bucket
 from ..failures import AccessError, MissingObjectError, RemoteError, UnreadableAnswerError
 from ..retries import LEAST_BODY_BYTES

@@ -5,7 +5,7 @@ import sys
 import weakref
 from pathlib import Path
 
-from ...common.regular_files import open_regular_descriptor
+from ....common.regular_files import open_regular_descriptor
 
 if sys.platform != "win32":  # where a file that is open cannot be removed anyway
     import fcntl

@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from saecache.common.errors import DiskFullError
 from saecache.store import SaecacheError, UsageError
-from saecache.store.remote.download_cache import DownloadCache
-from saecache.store.remote.download_cache_settings import check_limit, default_folder, open_download_cache
+from saecache.store.remote.downloads.cache import DownloadCache
+from saecache.store.remote.downloads.settings import check_limit, default_folder, open_download_cache
 
-from ...killing import DEADLINE_SECONDS
-from ..test_sizes import no_waiting
+from ....killing import DEADLINE_SECONDS
+from ...test_sizes import no_waiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SIZE = 1000

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from saecache.store.remote import open_remote_folder
-from saecache.store.remote.failures import AccessError, translate
+from saecache.store.remote.places.failures import AccessError, translate
 
-from .conftest import QUICK
+from ..conftest import QUICK
 
 
 class Refusing(BaseHTTPRequestHandler):

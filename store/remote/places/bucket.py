@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
-from ...common.errors import CorruptCacheError, SaecacheError, UsageError
+from ....common.errors import CorruptCacheError, SaecacheError, UsageError
 from .credentials import s3_config
 from .failures import RemoteError, UnreadableAnswerError, parse_failure, translate
 from .hub.address import hub_endpoint, hub_token, parse_hub_path

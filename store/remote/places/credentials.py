@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...common.errors import UsageError
+from ....common.errors import UsageError
 from .services import aws_credentials_file
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ...common.errors import CorruptCacheError
-from ..durable import write_all
+from ....common.errors import CorruptCacheError
+from ...durable import write_all
 from .object_requests import OnBytes, ignore_bytes
 
 PART_BYTES = 8 << 20

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from ...common.errors import UsageError
-from ..config import GIB
-from .download_cache import DownloadCache
+from ....common.errors import UsageError
+from ...config import GIB
+from .cache import DownloadCache
 
 FOLDER_VARIABLE = "SAECACHE_CACHE_DIR"
 BYTES_VARIABLE = "SAECACHE_CACHE_BYTES"

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
-from ...common.errors import CorruptCacheError, SaecacheError, UsageError
-from ..durable import replacing
+from ....common.errors import CorruptCacheError, SaecacheError, UsageError
+from ...durable import replacing
 from .failures import (
     AccessError,
     MissingObjectError,

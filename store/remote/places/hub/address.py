@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from ....common.errors import UsageError
+from .....common.errors import UsageError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 EXPECTED = "expected hf://datasets/ORG/NAME[@REVISION][/path], or hf://ORG/NAME for a model"

@@ -1,0 +1,1 @@
+"""The downloads that are kept on this machine."""
