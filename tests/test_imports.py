@@ -24,6 +24,12 @@ LAYERS = {  # package -> the packages of ours it may import
     "testing": {"common", "store", "train"},
     "doctor": {"common", "store", "harvest", "train"},
 }
+ROOMS = {  # folder in a package -> what beside it in the same folder it may import
+    "harvest/text": {"builtin", "hub"},
+    "harvest/model": {"builtin", "hub", "text"},
+    "store/remote/downloads": set(),
+    "store/remote/places": set(),
+}
 
 
 def source_files(package: str) -> list[Path]:
@@ -56,6 +62,20 @@ def test_imports_run_downwards(package: str) -> None:
     assert source_files(package)
     for path in source_files(package):
         foreign = imported_packages(path) - LAYERS[package] - {package}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_what_stands_below_them(room: str) -> None:
+    assert source_files(room)
+    parent, _, name = ".".join(("saecache", *Path(room).parts)).rpartition(".")
+    for path in source_files(room):
+        beside = {
+            found.removeprefix(f"{parent}.").split(".")[0]
+            for found in imported_names(path)
+            if found.startswith(f"{parent}.")
+        }
+        foreign = beside - ROOMS[room] - {name}
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
 
 

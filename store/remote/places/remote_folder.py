@@ -32,7 +32,7 @@ _UNSUPPORTED = (NotSupportedError, NotImplementedError)
 
 
 class RemoteFolder(ObjectRequests):
-    """See :func:`.places.open_remote_folder`. Every method raises, beside what it says:
+    """See :func:`.by_url.open_remote_folder`. Every method raises, beside what it says:
 
     AccessError: credentials, rights or the bucket are wrong; at once, without retries.
     MissingObjectError: no such object.
@@ -40,7 +40,7 @@ class RemoteFolder(ObjectRequests):
     """
 
     reopen: "ClassVar[Callable[[str, Patience], RemoteFolder] | None]" = None
-    """Opens the place of a URL; :mod:`.places` sets it, which knows all kinds of places."""
+    """Opens the place of a URL; :mod:`.by_url` sets it, which knows all kinds of places."""
 
     def __repr__(self) -> str:
         return f"RemoteFolder({self.url!r})"
