@@ -14,7 +14,7 @@ from ..common.memory import available_memory
 from ..train.engine.optimizer import OptimizerConfig
 from ..train.engine.trainee import Trainee
 from ..train.runs.initialisation import initial_parameters
-from ..train.runs.planning import Memory
+from ..train.runs.sizes import Memory
 from ..train.variants import VARIANTS
 from ..train.variants.base.variant import Plan, Variant
 

@@ -12,6 +12,7 @@ from ...common.errors import UsageError
 from ...common.frozen import FrozenModel
 from ...common.outputs import check_folder_output, take_lock
 from ...common.validation import validate
+from ...store.disk_space import check_room
 from ...store.durable import TEMPORARY_SUFFIX, write_bytes
 from ...store.identity import differences
 from ...store.reading.reader import ActivationCache
@@ -56,25 +57,29 @@ def claim(
     config: TrainConfig,
     cache: ActivationCache,
     names: Collection[str],
+    needed_bytes: int,
     init: Mapping[str, Any] | None = None,
     row_groups: int = 1,
 ) -> Iterator[bool]:
     """Lock ``out`` for a run that is new or has the same config and cache; yield whether it is finished.
 
-    ``names`` are those of the folders of its SAEs. ``init`` identifies the SAE that the run starts from: its
-    path may change, its weights may not; so do those of the caches beside ``cache`` and their fingerprints.
-    ``row_groups`` is the number of processes that share the rows of a batch, on which the last bits depend.
+    ``names`` are those of the folders of its SAEs, which take ``needed_bytes`` at most. ``init`` identifies
+    the SAE that the run starts from: its path may change, its weights may not; so do those of the caches
+    beside ``cache`` and their fingerprints. ``row_groups`` is the number of processes that share the rows of
+    a batch, on which the last bits depend.
 
     Raises:
-        UsageError: another process uses the folder, or it holds another run (the message lists what differs)
-            or something else.
+        UsageError: another process uses the folder, it holds another run (the message lists what differs) or
+            something else, or the disk has too little room for the run.
     """
     beside = {name: other.fingerprint for name, other in cache.beside.items()}
     settings = _settings(config) | {"init": None if init is None else dict(init), "beside": beside}
     settings |= parallel_identity(row_groups)
     identity = {"config": settings, "cache": {"fingerprint": cache.fingerprint}}
     check_folder_output(out)
-    _check(out, names, identity)
+    before = _check(out, names, identity)
+    if not (before and before.finished):
+        _check_room(out, names, needed_bytes, config)
     out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out / LOCK_FILE, out, "give another --out")
     try:
@@ -125,6 +130,19 @@ def _check(out: Path, names: Collection[str], identity: Mapping[str, Any]) -> Ru
             f"{out} is not empty and holds no training run (found {foreign[0]}); give another --out"
         )
     return None
+
+
+def _check_room(out: Path, names: Collection[str], needed_bytes: int, config: TrainConfig) -> None:
+    """Refuse a run whose checkpoints would fill the disk; those that are there already have their room."""
+    places = [out / name / place for name in names for place in PLACES]
+    there = sum(path.stat().st_size for place in places for path in place.rglob("*") if path.is_file())
+    keep, saes = config.checkpoint.keep, f"{len(names)} SAE{'s' * (len(names) > 1)}"
+    check_room(
+        out,
+        needed_bytes - there,
+        needed=f"the run needs {{}} more for its checkpoints (of {saes}, {keep} kept and one being saved)",
+        otherwise="lower checkpoint.keep, train fewer SAEs at a time, or give another --out",
+    )
 
 
 def _write(out: Path, identity: Mapping[str, Any], *, finished: bool) -> None:

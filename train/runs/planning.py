@@ -6,19 +6,17 @@ from typing import Any
 
 import torch
 
-from ...common.counts import format_bytes
 from ...common.devices import choose_device
 from ...common.errors import UsageError
-from ...common.memory import check_memory
 from ...distributed import world
 from ...store.reading.reader import ActivationCache
 from ..engine.feed import num_steps, usable_rows
 from ..engine.reading import Source
-from ..latent_shards import LatentShards
 from ..variants.base.variant import Plan, Variant
 from .config import ExpectedCache, TrainConfig
 from .jobs import Job, choose_readings, encoded_by, make_jobs, predicted_by, problems_of_reading
 from .layout import Layout, layout_problems
+from .sizes import Memory, memory_problems, most_bytes_on_disk
 from .starting import Start
 from .trackers import missing_trackers
 
@@ -37,7 +35,8 @@ class RunPlan:
     rows: int  # training rows of an epoch
     num_steps: int
     jobs: tuple[Job, ...]
-    memory: "Memory"
+    memory: Memory
+    disk_bytes: int  # of the checkpoints and SAEs of all processes, at most
     init: Mapping[str, Any] | None = None
     layout: Layout = field(default_factory=Layout)
 
@@ -65,49 +64,6 @@ class RunPlan:
     def sources(self) -> tuple[Source, ...]:
         """All rows that this process reads, each once."""
         return sources_of(self.own_jobs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """The bytes that the tensors of all variants take as long as they train, float32."""
-
-    weights: int
-    gradients: int
-    moments: int  # two for each weight
-    batches: int = 0  # the rows of all hooks of a run with several: one batch in use, one being read
-
-    @classmethod
-    def of(cls, plans: Sequence[Plan], sources: Sequence[Source] = ()) -> "Memory":
-        """The matrices and biases of all SAEs; a kind's own tensors of [F] are not counted."""
-        weights = sum(4 * _num_weights(plan, plan.shards) for plan in plans)
-        updated = sum(4 * _num_weights(plan, plan.owners) for plan in plans)
-        batches = 0
-        if len(sources) > 1:
-            own = plans[0].own_rows
-            batches = 2 * 4 * (own.stop - own.start) * sum(source.width for source in sources)
-        return cls(weights=weights, gradients=weights, moments=2 * updated, batches=batches)
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.batches
-
-    def __str__(self) -> str:
-        batches = f", batches of several hooks {format_bytes(self.batches)}" if self.batches else ""
-        return (
-            f"weights {format_bytes(self.weights)}, gradients {format_bytes(self.gradients)}, moments "
-            f"{format_bytes(self.moments)}{batches}"
-        )
-
-
-def _num_weights(plan: Plan, shards: LatentShards) -> int:
-    """W_enc [F, D], W_dec [F, O], b_enc [F], b_dec [O]; b_in [D] and W_skip [O, D] of a transcoder.
-
-    Of the first three, those of the latents of this process in ``shards``. A cross-layer transcoder has W_enc
-    [F, D / L].
-    """
-    encoded, decoded = plan.d_model, plan.d_decoded
-    transcoder = 0 if plan.d_target is None else encoded + encoded * decoded * plan.skip
-    return shards.count * (plan.d_encoder + decoded + 1) + decoded + transcoder
 
 
 def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None = None) -> RunPlan:
@@ -162,6 +118,7 @@ def plan_run(config: TrainConfig, cache: ActivationCache, layout: Layout | None 
         num_steps=steps,
         jobs=jobs,
         memory=memory,
+        disk_bytes=most_bytes_on_disk((job.plan for job in jobs), config.checkpoint, steps),
         init=None if start is None else start.identity,
         layout=layout,
     )
@@ -175,28 +132,6 @@ def sources_of(jobs: Sequence[Job]) -> tuple[Source, ...]:
 def hooks_of(sources: Sequence[Source]) -> list[str]:
     """The hooks of ``sources``, each once."""
     return list(dict.fromkeys(source.hook for source in sources))
-
-
-def memory_problems(memory: Memory, plans: Sequence[Plan], device: torch.device) -> list[str]:
-    """The reasons why the tensors of the run do not fit into the memory that is available now.
-
-    Initial weights are drawn on the CPU, two matrices of one variant at a time, whatever the device.
-    """
-    largest = max(plans, key=lambda plan: plan.num_latents)
-    shape = f"{largest.num_latents:,} latents of width {largest.d_model}"
-    what = f"training {f'{len(plans)} variants of up to ' if len(plans) > 1 else ''}{shape} ({memory})"
-    fix = f"lower num_latents or expansion_factor{', or train fewer variants at a time' * (len(plans) > 1)}"
-    needs = [(memory.total, device, what)]
-    if device.type != "cpu":
-        drawn = 4 * largest.shards.count * (largest.d_encoder + largest.d_decoded)
-        needs.append((drawn, torch.device("cpu"), f"drawing the initial weights of {shape}"))
-    problems = []
-    for needed_bytes, place, who in needs:
-        try:
-            check_memory(needed_bytes, place, who, fix)
-        except UsageError as error:
-            problems.append(str(error))
-    return problems
 
 
 def too_many_active(variant: Variant, plan: Plan) -> list[str]:

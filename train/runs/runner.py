@@ -111,7 +111,7 @@ def run(
     try:
         with explain_out_of_memory(_how_to_save_memory(config)), ExitStack() as claims:
             names = [job.name for job in plan.jobs]
-            claimed = claim(out, config, cache, names, plan.init, row_groups)
+            claimed = claim(out, config, cache, names, plan.disk_bytes, plan.init, row_groups)
             finished = everyone.on_first(lambda: claims.enter_context(claimed))
             if not finished:
                 _train(config, cache, plan, out)
