@@ -10,8 +10,8 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
-def replacing_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` for a file to be written and synced, which becomes ``path`` when the block ends.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside ``path``, open for writing; it is synced and becomes ``path`` when the block ends.
 
     After an error in the block the file is removed.
     """
@@ -19,20 +19,14 @@ def replacing_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         temporary.unlink(missing_ok=True)  # which may be a link out of the folder, in a folder of others
-        yield temporary
+        with temporary.open("wb", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # which frees its bytes on a full disk
         raise
     fsync_folder(path.parent)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """As :func:`replacing_path`, with the file open for writing; it is synced when the block ends."""
-    with replacing_path(path) as temporary, temporary.open("wb", buffering=0) as file:
-        yield file
-        os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

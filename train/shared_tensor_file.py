@@ -1,27 +1,19 @@
 """One safetensors file, written and read by processes that share its latents: each has its own rows.
 
-The bytes are those that one process writes: ``safetensors`` puts the tensors in the order of their types
-(those below, the first one first) and then of their names, behind a header of JSON that spaces fill up to a
-multiple of 8 bytes.
+The bytes are those that one process writes.
 """
 
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..store import safetensors_header
 from ..store.durable import TEMPORARY_SUFFIX, fsync_folder
-from ..store.safetensors_header import HeaderEntry
 from . import tensor_file
 from .latent_shards import WITHOUT_LATENTS, LatentShards
-from .tensor_file import DTYPES, TensorInfo, damaged, read_header, sha256_of
-
-_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+from .tensor_file import TensorInfo, bytes_of, damaged, lay_out, read_header, sha256_of
 
 
 def write_tensors(
@@ -103,16 +95,8 @@ def whole_info(tensor: Tensor, shards: LatentShards, shared: bool) -> TensorInfo
     return TensorInfo(info.dtype, (shards.total, *info.shape[1:])) if shared else info
 
 
-def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
-    """The header of a file of such tensors, and where the bytes of each begin in the file."""
-    entries = [HeaderEntry(n, _CODES[info.dtype], info.shape, info.num_bytes) for n, info in infos.items()]
-    entries.sort(key=lambda entry: (_ORDER.index(entry.dtype), entry.name))
-    return safetensors_header.lay_out(entries)
-
-
 def _write_at(file: int, tensor: Tensor, start: int) -> None:
-    values = tensor.detach().cpu().contiguous().reshape(-1)
-    view = memoryview(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    view = bytes_of(tensor)
     while view:
         written = os.pwrite(file, view, start)
         view, start = view[written:], start + written

@@ -1,26 +1,31 @@
 """Write and read named tensors as a safetensors file, atomically and without a second copy in memory.
 
+The bytes are those that ``safetensors`` writes, which puts the tensors in the order of their types (those
+below, the first one first) and then of their names, behind a header of JSON that spaces fill up to a multiple
+of 8 bytes. Its own function writes a file that nobody but its owner may read, and a killed process leaves it.
+
 Files of others are read too. The header is checked before a byte of a tensor is read or memory is allocated
 for it: its length, its names, types and shapes, and that the tensors fill the file without gap or overlap.
 """
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from math import inf, isfinite
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..common.errors import UsageError
 from ..store import safetensors_header
-from ..store.durable import replacing_path
+from ..store.durable import append_early, replacing
+from ..store.safetensors_header import HeaderEntry
 from ..store.untrusted_files import open_file
 
 MAX_HEADER_BYTES = 1 << 20
@@ -37,6 +42,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,31 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
-    with replacing_path(path) as temporary:
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary
-            )
-        except SafetensorError as error:  # safetensors raises it for a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
-        with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(sha256_of, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            checksum = digest.result()
-    return checksum
+    header, offsets = lay_out({name: TensorInfo.of(tensor) for name, tensor in tensors.items()})
+    digest = hashlib.sha256()
+    try:
+        with replacing(path) as file, ThreadPoolExecutor(1) as pool:
+            in_order = (bytes_of(tensors[name]) for name in sorted(tensors, key=offsets.__getitem__))
+            for block in chain([memoryview(header)], in_order):
+                hashed = pool.submit(digest.update, block)
+                append_early(file, block)
+                hashed.result()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def lay_out(infos: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file of such tensors, and where the bytes of each begin in the file."""
+    entries = [HeaderEntry(n, _CODES[info.dtype], info.shape, info.num_bytes) for n, info in infos.items()]
+    entries.sort(key=lambda entry: (_ORDER.index(entry.dtype), entry.name))
+    return safetensors_header.lay_out(entries)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values, in the order of its axes; those of a CPU are not copied."""
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(values.view(torch.uint8).numpy().data if values.numel() else b"")
 
 
 def sha256_of(path: Path) -> str:

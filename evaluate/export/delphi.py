@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ...common.errors import SaecacheError, UsageError
 from ...common.progress import progress_bar
@@ -164,7 +164,7 @@ def _write_group(
         "activations": codes["value"].astype(np.float16),
         "tokens": windows.ids,
     }
-    save_file(tensors, module / f"{first}_{end - 1}.safetensors")
+    write_bytes(module / f"{first}_{end - 1}.safetensors", save(tensors))
 
 
 def _check(

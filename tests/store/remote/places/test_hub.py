@@ -495,7 +495,7 @@ def test_the_stand_in_keeps_nothing_of_an_upload_that_is_cut(hub: HubServer) -> 
 
 
 def test_killed_at_any_request_the_push_continues(hub: HubServer, api_proxy: Proxy, cache_path: Path) -> None:
-    script = Path(__file__).with_name("killed.py")
+    script = Path(__file__).parents[1] / "killed.py"
     command = [sys.executable, str(script), "push", str(cache_path), URL, "0"]
     for fatal in (2, 9, 40, 75, 120):
         hub.repositories.clear()

@@ -186,6 +186,8 @@ def test_what_lasts_ends_soon(place: Place, proxy: Proxy, verb: str, fault: dict
         assert str(error)
     else:
         assert right, "a fault may leave a verb alone, but not make it lie"
+    while not met.met and time.monotonic() - started < DEADLINE_SECONDS:
+        time.sleep(0.01)  # a proxy that was not at its turn meets it after the client has given up
     assert met.met
     assert time.monotonic() - started < DEADLINE_SECONDS  # a cell takes seconds, but for busy machines
 
